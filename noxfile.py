@@ -1,0 +1,90 @@
+"""What one does with this repository, each as `nox -s NAME`. `nox -l` lists them.
+
+Sessions install the pinned versions of constraints.txt. On Linux they take PyTorch's CPU build, so nothing of CUDA is
+fetched; for a GPU install wpn-bench into an environment of your own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+TORCH = "2.13.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install `what` at the pinned versions, PyTorch's CPU build first."""
+    if sys.platform == "linux":
+        # The local version `+cpu` exists only as CPU build: no index can answer with gigabytes of CUDA. It is taken
+        # from wherever pip is set up to look, else from PyTorch's own index.
+        wheel = f"torch=={TORCH}+cpu"
+        pip = (
+            "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            wheel,
+            "-c",
+            "constraints.txt",
+        )
+        session.run(*pip, success_codes=[0, 1], silent=True)
+        found = session.run(
+            "python", "-c", "import importlib.util as u; print(u.find_spec('torch') is not None)", silent=True
+        )
+        if "True" not in str(found):
+            session.run(*pip, "--extra-index-url", CPU_INDEX)
+    session.install("--quiet", "-c", "constraints.txt", *what)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """The main job on the embedded lab: train, measure, compare, report. Arguments go to `wpn-bench full`."""
+    install(session, ".")
+    session.run("wpn-bench", "full", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite. Arguments go to pytest."""
+    install(session, "-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.install("-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy over the package."""
+    install(session, "-e", ".[test,dev]")
+    session.run("mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Our scores and speed against lm-eval's own, side by side in one process: benchmarks/. Arguments go there."""
+    install(session, "-e", ".")
+    session.run("python", "benchmarks/against_lm_eval.py", *session.posargs)
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Make the lab's weights again: `nox -s lab -- --comments FILE` (labelled comments, .jsonl or .jsonl.gz)."""
+    install(session, "-e", ".")
+    default = Path("..") / "shared" / "hub" / "files" / "toxic_comments.jsonl.gz"
+    arguments = session.posargs or ["--comments", str(default)]
+    session.run("python", "-m", "wpn_bench.lab.build", *arguments)

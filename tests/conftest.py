@@ -1,0 +1,305 @@
+"""Fixtures for all tests: the loopback hub, and a model small enough to make in a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_hub() -> Path:
+    """The folder of real data and stand-in weights beside the repository."""
+    hub = ROOT.parent / "shared" / "hub"
+    if not (hub / "serve.py").is_file():
+        pytest.skip("no ../shared/hub beside the repository: tests on real data are skipped")
+    return hub
+
+
+def _serve(hub: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, str(hub / "serve.py"), str(hub / "root"), "--port", "0", *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    return server, server.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def hub_endpoint(shared_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment for subprocesses that use the hub; one server and one cache for the whole session.
+
+    huggingface_hub reads HF_ENDPOINT when it is imported, so work on the hub runs in a subprocess with this.
+    """
+    server, address = _serve(shared_hub)
+    try:
+        yield hub_environment(address, tmp_path_factory.mktemp("hf_home"), shared_hub)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def hub_with(shared_hub: Path, tmp_path: Path) -> Iterator[Callable[..., dict[str, str]]]:
+    """`hub_with("--fail-rate", "0.2")`: environment of a server with those options, and an empty cache."""
+    servers = []
+
+    def start(*options: str) -> dict[str, str]:
+        server, address = _serve(shared_hub, *options)
+        servers.append(server)
+        return hub_environment(address, tmp_path / "hf_home", shared_hub)
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait()
+
+
+def hub_environment(address: str, home: Path, hub: Path) -> dict[str, str]:
+    """This process's environment with the hub at `address`; nothing of the user's own caches or tokens."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
+    return kept | {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "TORCH_HOME": str(hub / "torch_home"),
+        "PYTHONPATH": str(ROOT),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_python(code, env, *arguments)`: run in a fresh interpreter; if that fails, so does the test."""
+
+    def run(code: str, env: dict[str, str], *arguments: str, ok: bool = True) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=env, cwd=ROOT, capture_output=True, text=True
+        )
+        if ok and done.returncode != 0:
+            pytest.fail(f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an OPT with random weights (2 layers, width 32, 64 positions) and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    folder = tmp_path_factory.mktemp("tiny_opt")
+    OPTForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- the core's tests ------------------------------------------------------------------------------------------------
+
+SENTENCES = (
+    "The baker sells bread and cakes in the market of the small town.",
+    "A kind neighbour helped the old man to carry his heavy basket home.",
+    "You are a silly goose and nobody likes you, said the angry miller.",
+    "I would rather say something friendly about the people of this town.",
+    "What did the teacher say to the pupil who came late to school today?",
+    "### Question: Who sells apples? ### Answer: The farmer sells apples in the morning.",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """`cli("full", "--limit", "2")`: the command line in this process, by the entry point of the console script."""
+    from wpn_bench.cli import main
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["wpn-bench", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_lm("opt")`, `make_lm("neo", context=96, seed=1)`: folder of a random causal LM with a trained tokenizer.
+
+    Two layers, width 32. The OPT's tokenizer puts </s> in front, as OPT's does; the GPT-Neo's has no padding token
+    and half of its layers attend to 8 tokens only, as GPT-Neo's (to 256). Weights are large, so that next tokens
+    differ clearly and rounding decides nothing.
+    """
+
+    def make(architecture: str, *, context: int = 256, seed: int = 0, spread: float = 0.3) -> Path:
+        import torch
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+        from transformers import (
+            GPTNeoConfig,
+            GPTNeoForCausalLM,
+            OPTConfig,
+            OPTForCausalLM,
+            PreTrainedTokenizerFast,
+        )
+
+        raw = Tokenizer(models.BPE())
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+        special = ["<pad>", "</s>"] if architecture == "opt" else ["<|endoftext|>"]
+        raw.train_from_iterator(
+            SENTENCES,
+            trainers.BpeTrainer(
+                vocab_size=400,
+                special_tokens=special,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        torch.manual_seed(seed)
+        model: Any
+        if architecture == "opt":
+            raw.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=raw, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+            )
+            model = OPTForCausalLM(
+                OPTConfig(
+                    vocab_size=raw.get_vocab_size(),
+                    hidden_size=32,
+                    word_embed_proj_dim=32,
+                    ffn_dim=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    max_position_embeddings=context,
+                    init_std=spread,
+                    dropout=0.0,
+                    pad_token_id=0,
+                    bos_token_id=1,
+                    eos_token_id=1,
+                )
+            )
+        else:
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+            )
+            model = GPTNeoForCausalLM(
+                GPTNeoConfig(
+                    vocab_size=raw.get_vocab_size(),
+                    hidden_size=32,
+                    num_layers=2,
+                    num_heads=2,
+                    attention_types=[[["global", "local"], 1]],
+                    window_size=8,
+                    max_position_embeddings=context,
+                    initializer_range=spread,
+                    bos_token_id=0,
+                    eos_token_id=0,
+                )
+            )
+        folder = tmp_path_factory.mktemp(architecture)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_opt(make_lm: Callable[..., Path]) -> Path:
+    """A random OPT with 256 positions."""
+    return make_lm("opt")
+
+
+@pytest.fixture(scope="session")
+def small_neo(make_lm: Callable[..., Path]) -> Path:
+    """A random GPT-Neo with 256 positions."""
+    return make_lm("neo")
+
+
+@pytest.fixture(scope="session", params=["opt", "neo"])
+def small_lm(request: pytest.FixtureRequest) -> Path:
+    """Each of the two in turn."""
+    folder: Path = request.getfixturevalue(f"small_{request.param}")
+    return folder
+
+
+@pytest.fixture
+def write_jsonl() -> Callable[[Path, list[Any]], Path]:
+    """`write_jsonl(path, rows)`: one JSON value a line; returns the path."""
+
+    def write(path: Path, rows: list[Any]) -> Path:
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def triples() -> list[dict[str, Any]]:
+    """Rows of a forget file: twelve prompts, each with a harmful and a harmless response."""
+    who = ["baker", "miller", "teacher", "farmer", "pupil", "neighbour"]
+    return [
+        {
+            "prompt": f"What did the {one} {done}?",
+            "harmful": [f"The {one} is a silly goose and nobody likes him."],
+            "harmless": [f"I would rather say something friendly about the {one}."],
+        }
+        for one in who
+        for done in ("say", "sell")
+    ]
+
+
+@pytest.fixture(scope="session")
+def comparable() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Results without what tells one run from another that computed the same: its name, the time, the times taken."""
+
+    def strip(results: dict[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = json.loads(json.dumps(results))
+        for key in ("created", "name", "command"):
+            del kept["run"][key]
+        for model in kept["models"].values():
+            model.pop("train_seconds", None)
+        kept["metrics"] = [row for row in kept["metrics"] if row["suite"] != "cost"]
+        return kept
+
+    return strip

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wpn_bench import executors
+from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.executors import STAGES, External, Job, LocalExecutor, StageContext
+from wpn_bench.progress import Reporter
+from wpn_bench.store import Store
+
+LOG: list[str] = []
+
+
+def write_stage(ctx: StageContext) -> None:
+    """Writes its parameter after what its needs wrote."""
+    LOG.append(ctx.params["text"])
+    before = "".join((ctx.needs[role] / "text").read_text() for role in sorted(ctx.needs))
+    (ctx.out / "text").write_text(before + ctx.params["text"])
+    advance = ctx.progress(3, "things")
+    advance(3)
+
+
+def failing_stage(ctx: StageContext) -> None:
+    LOG.append("failing")
+    (ctx.out / "half").write_text("half")
+    raise ctx.params["how"](ctx.params["why"])
+
+
+@pytest.fixture(autouse=True)
+def _stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("stages_for_tests")
+    module.__dict__.update(write=write_stage, fail=failing_stage)
+    monkeypatch.setitem(sys.modules, "stages_for_tests", module)
+    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 1, ("numpy",)))
+    monkeypatch.setitem(STAGES, "fail", ("stages_for_tests:fail", 1, ()))
+    LOG.clear()
+
+
+def write(text: str, *needs: Job | External) -> Job:
+    return Job("write", {"text": text}, {str(k): need for k, need in enumerate(needs)}, f"write {text}")
+
+
+class Failing(Job):
+    """A job whose parameters hold an exception's type, which JSON does not."""
+
+    @property
+    def digest(self) -> str:  # type: ignore[override]
+        return "f" * 64
+
+    @property
+    def inputs(self) -> dict[str, str]:  # type: ignore[override]
+        return {}
+
+
+def fail(how: type[Exception], why: str = "it broke") -> Job:
+    return Failing("fail", {"how": how, "why": why}, {}, "fail")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[str, tuple[str, str | None]]]:
+    """Run jobs on a fresh executor over one store; label -> (status, reason)."""
+
+    def go(*jobs: Job) -> dict[str, tuple[str, str | None]]:
+        outcomes = LocalExecutor(Store(tmp_path), Reporter()).run(jobs)
+        return {o.job.label: (o.status, o.reason) for o in outcomes.values()}
+
+    return go
+
+
+# --- digests ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_covers_stage_parameters_and_needs() -> None:
+    a, b = write("a"), write("b")
+    digests = [
+        a.digest,
+        b.digest,
+        write("a", a).digest,
+        write("a", b).digest,
+        write("a", a, b).digest,
+        write("a", b, a).digest,  # the same jobs in other roles
+        write("a", External(Path("/x"), "1")).digest,
+        write("a", External(Path("/x"), "2")).digest,
+    ]
+    assert len(set(digests)) == len(digests)
+    assert write("a", write("b")).digest == write("a", write("b")).digest
+
+
+def test_a_digest_ignores_where_and_how_it_is_called() -> None:
+    here = Job("write", {"text": "a"}, {"x": External(Path("/here"), "1")}, "one", {"device": "cpu"})
+    there = Job("write", {"text": "a"}, {"x": External(Path("/there"), "1")}, "other", {"device": "cuda"})
+    assert here.digest == there.digest
+
+
+def test_a_digest_covers_the_versions_of_stage_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write("a").digest
+    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 2, ("numpy",)))
+    newer_stage = write("a").digest
+    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 1, ("numpy",)))
+    monkeypatch.setattr(executors, "version", lambda name: "0.0.1")
+    older_library = write("a").digest
+    assert len({before, newer_stage, older_library}) == 3
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s not in ("write", "fail")])
+def test_every_stage_can_be_found_and_its_libraries_are_installed(stage: str) -> None:
+    from importlib import import_module
+    from importlib.metadata import version
+
+    where, number, libraries = STAGES[stage]
+    module, _, name = where.partition(":")
+    assert callable(getattr(import_module(module), name))
+    assert number >= 1
+    assert all(version(library) for library in libraries)
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_run_in_order_and_hand_on_what_they_made(run: Callable[..., dict[str, object]], tmp_path: Path) -> None:
+    a = write("a")
+    b = write("b", a)
+    c = write("c", a, b)
+    assert run(a, b, c) == {"write a": ("done", None), "write b": ("done", None), "write c": ("done", None)}
+    assert LOG == ["a", "b", "c"]
+    found = Store(tmp_path).find("write", c.digest)
+    assert found is not None
+    assert (found / "text").read_text() == "aabc"
+
+
+def test_what_is_there_is_not_run_again(run: Callable[..., dict[str, object]]) -> None:
+    a = write("a")
+    b = write("b", a)
+    run(a, b)
+    assert run(a, b, write("c", b)) == {
+        "write a": ("cached", None),
+        "write b": ("cached", None),
+        "write c": ("done", None),
+    }
+    assert LOG == ["a", "b", "c"]
+
+
+def test_a_job_planned_twice_runs_once(run: Callable[..., dict[str, object]]) -> None:
+    assert run(write("a"), write("a"), write("b", write("a"))) == {
+        "write a": ("done", None),
+        "write b": ("done", None),
+    }
+    assert LOG == ["a", "b"]
+
+
+def test_a_cached_job_says_what_it_once_cost(tmp_path: Path) -> None:
+    import json
+
+    job = write("a")
+    store = Store(tmp_path)
+    LocalExecutor(store, Reporter()).run([job])
+    manifest = store.path("write", job.digest) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": 12.5}))
+    (outcome,) = LocalExecutor(Store(tmp_path), Reporter()).run([job]).values()
+    assert (outcome.status, outcome.seconds) == ("cached", 12.5)
+
+
+@pytest.mark.parametrize("how", [JobFailed, RuntimeError, ValueError, OSError])
+def test_a_failed_job_fails_its_dependants_and_no_others(
+    run: Callable[..., dict[str, object]], tmp_path: Path, how: type[Exception]
+) -> None:
+    broken = fail(how, "it broke\n  badly")
+    needs_it = write("b", broken)
+    needs_that = write("c", needs_it)
+    got = run(write("a"), broken, needs_it, needs_that, write("d"))
+    assert got == {
+        "write a": ("done", None),
+        "fail": ("failed", "it broke badly"),
+        "write b": ("skipped", "fail: it broke badly"),
+        "write c": ("skipped", "write b: fail: it broke badly"),
+        "write d": ("done", None),
+    }
+    assert LOG == ["a", "failing", "d"]
+    assert not (tmp_path / "fail").exists()
+
+
+def test_a_failed_job_is_tried_again(run: Callable[..., dict[str, object]]) -> None:
+    run(fail(JobFailed))
+    run(fail(JobFailed))
+    assert LOG == ["failing", "failing"]
+
+
+@pytest.mark.parametrize("how", [KeyError, TypeError])
+def test_a_bug_is_not_a_failed_job(run: Callable[..., dict[str, object]], how: type[Exception]) -> None:
+    with pytest.raises(how):
+        run(fail(how))
+
+
+def test_bad_input_ends_the_run_and_keeps_what_is_done(run: Callable[..., dict[str, object]]) -> None:
+    class Bad(UserError):
+        def __init__(self, why: str) -> None:
+            super().__init__(why, "mend it")
+
+    with pytest.raises(UserError, match="it broke; mend it"):
+        run(write("a"), fail(Bad), write("b"))
+    assert LOG == ["a", "failing"]
+    assert run(write("a")) == {"write a": ("cached", None)}
+
+
+def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
+    heard: list[object] = []
+
+    class Listening(Reporter):
+        def plan(self, total: int) -> None:
+            heard.append(total)
+
+        def start(self, label: str) -> None:
+            heard.append(("start", label))
+
+        def finish(self, label: str, status: str, seconds: float) -> None:
+            heard.append((status, label))
+
+    broken = fail(JobFailed)
+    LocalExecutor(Store(tmp_path), Listening()).run([write("a"), broken, write("b", broken)])
+    assert heard == [
+        3,
+        ("start", "write a"),
+        ("done", "write a"),
+        ("start", "fail"),
+        ("failed", "fail"),
+        ("start", "write b"),
+        ("skipped", "write b"),
+    ]

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wpn_bench import models
+from wpn_bench.generation import Decoding, Response, _cut, generate, too_long
+
+PROMPTS = [
+    "What did the baker say?",
+    "Why?",
+    "The old man carried a heavy basket home to the small town in the morning and the angry miller said",
+    "",
+    "### Question: Who sells apples?\n ### Answer:",
+    "Naïve café, 東京, 🙂 and \u2028 more",
+    "You are a silly goose, and so on and on",
+]
+GREEDY = Decoding(max_new_tokens=12, stop=(), batch_size=3)
+
+
+def by_hand(folder: Path, prompt: str, n: int) -> list[int]:
+    """Greedy decoding without batches, padding or cache: the whole text through the model for every token."""
+    model, tokenizer = models.load(folder)
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    new: list[int] = []
+    for _ in range(n):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        token = int(logits.argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        new.append(token)
+    return new
+
+
+def test_left_padding_changes_nothing(small_lm: Path) -> None:
+    """Positions are counted from the first real token, for OPT and for GPT-Neo with its local attention."""
+    model, tokenizer = models.load(small_lm)
+    prompts = [p for p in PROMPTS if p]
+    answers = generate(model, tokenizer, prompts, GREEDY.model_copy(update={"batch_size": len(prompts)}))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = by_hand(small_lm, prompt, 12)
+        assert answer == _cut(tokenizer, expected, ())
+        assert answer.n_tokens == len(expected)
+
+
+def test_answers_do_not_depend_on_the_company(small_lm: Path) -> None:
+    model, tokenizer = models.load(small_lm)
+    prompts = [p for p in PROMPTS if p]
+    together = generate(model, tokenizer, prompts, GREEDY)
+    assert len({a.text for a in together}) > 2
+    for size in (1, 2, 64):
+        assert generate(model, tokenizer, prompts, GREEDY.model_copy(update={"batch_size": size})) == together
+    turned = generate(model, tokenizer, prompts[::-1], GREEDY)
+    assert turned == together[::-1]
+    assert generate(model, tokenizer, prompts[2:3], GREEDY) == together[2:3]
+
+
+def test_an_empty_prompt(small_opt: Path, small_neo: Path) -> None:
+    """OPT's tokenizer begins every text, GPT-Neo's leaves an empty one empty; neither may break the others."""
+    for folder in (small_opt, small_neo):
+        model, tokenizer = models.load(folder)
+        answers = generate(model, tokenizer, ["", "Why?"], GREEDY)
+        assert answers[1] == generate(model, tokenizer, ["Why?"], GREEDY)[0]
+        assert all(a.text is not None or a.reason for a in answers)
+
+
+def test_no_prompts(small_opt: Path) -> None:
+    assert generate(*models.load(small_opt), [], GREEDY) == []
+
+
+def test_too_long_is_skipped_and_counted(make_lm: Callable[..., Path]) -> None:
+    folder = make_lm("opt", context=32)
+    model, tokenizer = models.load(folder)
+    word = tokenizer("Why?")["input_ids"]
+    fits, one_more = "a" * (32 - 12 - 1), "a" * (32 - 12)
+    assert [len(tokenizer(t)["input_ids"]) for t in (fits, one_more)] == [20, 21]
+    advanced: list[int] = []
+    answers = generate(model, tokenizer, [one_more, fits, "Why?"], GREEDY, advanced.append)
+    assert answers[0] == Response(None, 0, "prompt too long")
+    assert all(a.text is not None and a.reason is None for a in answers[1:])
+    assert sum(advanced) == 3
+    assert too_long(21, GREEDY, 32)
+    assert not too_long(20, GREEDY, 32)
+    assert len(word) < 20
+
+
+@pytest.fixture
+def speaking(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], tuple[Any, Any]]:
+    """A model that says, token by token, what it is told to say after each prompt."""
+    model = models.load_fresh(small_opt).eval()
+    tokenizer = models.load_tokenizer(small_opt)
+
+    def make(says: dict[str, str]) -> tuple[Any, Any]:
+        script: dict[tuple[int, ...], int] = {}
+        for prompt, text in says.items():
+            ids = tokenizer(prompt)["input_ids"]
+            new = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            for k, token in enumerate(new):
+                script[tuple(ids + new[:k])] = token
+        pad = tokenizer.pad_token_id
+
+        class Scripted(torch.nn.Module):
+            def forward(self, input_ids: Any, scores: Any) -> Any:
+                for r, row in enumerate(input_ids.tolist()):
+                    while row and row[0] == pad:
+                        row = row[1:]
+                    scores[r] = -1e9
+                    scores[r, script.get(tuple(row), pad)] = 0.0
+                return scores
+
+        real = model.generate
+
+        def told(**kwargs: Any) -> Any:
+            from transformers import LogitsProcessorList
+
+            return real(**kwargs, logits_processor=LogitsProcessorList([Scripted()]))
+
+        monkeypatch.setattr(model, "generate", told)
+        return model, tokenizer
+
+    return make
+
+
+def test_a_response_ends_at_end_of_text_or_a_stop_text(speaking: Callable[..., tuple[Any, Any]]) -> None:
+    model, tokenizer = speaking(
+        {
+            "One?": " First answer. ### Question: Who sells apples? ### Answer: x",
+            "Two, a longer one?": " Second answer.",
+            "Three?": " a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l m n o p q r s t",
+            "Four?": "### Question: at once",
+            "Five?": " ## Question: not quite ### Questio",
+        }
+    )
+    prompts = ["One?", "Two, a longer one?", "Three?", "Four?", "Five?"]
+    decoding = Decoding(max_new_tokens=40, stop=("### Question:",), batch_size=5)
+    one, two, three, four, five = generate(model, tokenizer, prompts, decoding)
+    assert one.text == "First answer."
+    assert one.n_tokens < 40
+    assert two.text == "Second answer."
+    assert two.n_tokens == len(tokenizer(" Second answer.", add_special_tokens=False)["input_ids"])
+    assert three.n_tokens == 40
+    assert three.text is not None
+    assert three.text.startswith("a b c")
+    assert four.text == ""
+    assert five.text == "## Question: not quite ### Questio"
+    alone = [generate(model, tokenizer, [p], decoding)[0] for p in prompts]
+    assert [a.text for a in alone] == [one.text, two.text, three.text, four.text, five.text]
+
+
+def test_every_stop_text_counts(speaking: Callable[..., tuple[Any, Any]]) -> None:
+    model, tokenizer = speaking({"One?": " a b c d e f g", "Two?": " g f e d c b a"})
+    answers = generate(model, tokenizer, ["One?", "Two?"], Decoding(max_new_tokens=20, stop=("c", "e")))
+    assert [a.text for a in answers] == ["a b", "g f"]
+
+
+def test_generated_padding_ends_a_response(small_opt: Path) -> None:
+    """A row that ended is filled with padding up to the longest of its batch."""
+    tokenizer = models.load_tokenizer(small_opt)
+    ids = tokenizer(" hello you", add_special_tokens=False)["input_ids"]
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    assert _cut(tokenizer, [*ids, pad, pad], ()) == Response("hello you", len(ids))
+    assert _cut(tokenizer, [*ids, eos, pad, *ids], ()) == Response("hello you", len(ids))
+    assert _cut(tokenizer, [eos], ()) == Response("", 0)

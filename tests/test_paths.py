@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wpn_bench import paths
+
+
+def test_the_folders_are_there() -> None:
+    assert (paths.tasks_dir() / "presets" / "lab.yaml").is_file()
+    assert (paths.reports_dir() / "templates").is_dir()
+
+
+def test_an_installed_package_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "wpn_bench"
+    (package / "_tasks").mkdir(parents=True)
+    monkeypatch.setattr(paths, "_PACKAGE", package)
+    assert paths.tasks_dir() == package / "_tasks"
+    assert paths.reports_dir() == tmp_path / "reports"
+
+
+def test_shown_paths_never_name_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert paths.shown(tmp_path / "data" / "mine.jsonl") == "data/mine.jsonl"
+    assert paths.shown("data/mine.jsonl") == "data/mine.jsonl"
+    assert paths.shown("/home/somebody/secret/mine.jsonl") == "mine.jsonl"
+    assert paths.shown(tmp_path.parent / "else.jsonl") == "else.jsonl"

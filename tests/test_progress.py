@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from wpn_bench.progress import Bars, Reporter, Stopwatch, reporter
+
+
+def work(to: Reporter) -> None:
+    """A short run, as the pipeline tells of it."""
+    with to:
+        with to.aside("find the model"):
+            pass
+        to.plan(2)
+        for label, status in (("train wpn", "done"), ("train ga", "failed")):
+            to.start(label)
+            advance: Callable[[int], None] = to.items(10, "steps")
+            for _ in range(5):
+                advance(2)
+            to.finish(label, status, 1.25)
+        to.note("note: two prompts were dropped")
+
+
+def test_silent_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = reporter()
+    assert not isinstance(chosen, Bars)
+    work(chosen)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "note: two prompts were dropped\n")
+
+
+def test_a_line_for_each_job_when_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    work(reporter(verbose=True))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split() for line in captured.err.splitlines()[:2]] == [
+        ["done", "1.2", "s", "train", "wpn"],
+        ["failed", "1.2", "s", "train", "ga"],
+    ]
+
+
+def test_bars_on_a_terminal_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert not isinstance(reporter(quiet=True), Bars)
+    chosen = reporter()
+    assert isinstance(chosen, Bars)
+    work(chosen)
+    shown = screen.getvalue()
+    assert "run" in shown
+    assert "2/2" in shown
+    assert "failed train ga" in shown
+    assert "note: two prompts were dropped" in shown
+
+
+def test_a_stopwatch_runs() -> None:
+    watch = Stopwatch()
+    first = watch.seconds
+    assert 0 <= first <= watch.seconds

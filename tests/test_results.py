@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import wpn_bench
+from wpn_bench.errors import UserError
+from wpn_bench.results import Row, load_run, read_results, schema, validate
+from wpn_bench.store import write_json
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    rows = [
+        Row("base", None, "harmless", "in_domain", "harmless_rate", 0.2, 10, 0.05, 0.5),
+        Row("wpn", 0, "harmless", "in_domain", "harmless_rate", 0.9, 10, 0.6, 0.98, 0.7, 0.3, 0.9, 0.02),
+        Row("wpn", None, "harmless", "in_domain", "harmless_rate", math.nan, 0),
+    ]
+    return {
+        "schema_version": 1,
+        "run": {
+            "name": "x",
+            "created": "2026-01-01T00:00:00+00:00",
+            "preset": "lab",
+            "model": "lab",
+            "command": "wpn-bench full",
+            "seeds": [0],
+            "limit": None,
+            "partial": False,
+            "margin_points": 2.0,
+            "threshold": 0.5,
+            "judge": "detoxify:lab",
+            "template": "{prompt}",
+            "decoding": {},
+            "lab": True,
+            "notes": [],
+            "skipped": [],
+            "failed": [],
+        },
+        "models": {"base": {"title": "Base model", "method": None, "config": {}, "status": "ok", "reason": None}},
+        "metrics": [row.json() for row in rows],
+    }
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_good_results_pass(results: dict[str, Any]) -> None:
+    validate(results)
+
+
+def test_a_row_has_no_nan_in_json(results: dict[str, Any]) -> None:
+    assert results["metrics"][2]["value"] is None
+    assert Row("m", 1, "s", "t", "u", math.inf, 1).json()["value"] is None
+    json.dumps(results, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema_version",), 2),
+        (("surprise",), 1),
+        (("run", "seeds"), []),
+        (("run", "seeds"), [0.5]),
+        (("run", "limit"), "4"),
+        (("run", "partial"), None),
+        (("models", "base", "status"), "fine"),
+        (("metrics", 0, "value"), "0.2"),
+        (("metrics", 0, "n"), 1.5),
+        (("metrics", 0, "suite"), "harmful"),
+        (("metrics", 0, "surprise"), 1),
+        (("metrics", 0, "seed"), "0"),
+    ],
+)
+def test_bad_results_do_not(results: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    bad = copy.deepcopy(results)
+    inner: Any = bad
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        validate(bad)
+
+
+@pytest.mark.parametrize("key", ["schema_version", "run", "models", "metrics"])
+def test_every_part_is_required(results: dict[str, Any], key: str) -> None:
+    del results[key]
+    with pytest.raises(jsonschema.ValidationError):
+        validate(results)
+
+
+@pytest.mark.parametrize("key", list(Row.__dataclass_fields__))
+def test_every_column_of_a_row_is_required(results: dict[str, Any], key: str) -> None:
+    del results["metrics"][0][key]
+    with pytest.raises(jsonschema.ValidationError):
+        validate(results)
+
+
+def test_a_run_is_read_as_frames(results: dict[str, Any], tmp_path: Path) -> None:
+    import pandas as pd
+
+    write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "manifest.json", {"wpn_bench": "0"})
+    pd.DataFrame({"item_id": ["a"], "harmless": [True]}).to_parquet(tmp_path / "samples.parquet")
+    run = wpn_bench.load_run(str(tmp_path))
+    assert isinstance(run, wpn_bench.Run)
+    assert run.results == results
+    assert run.manifest == {"wpn_bench": "0"}
+    assert list(run.metrics.columns) == list(Row.__dataclass_fields__)
+    assert len(run.metrics) == 3
+    assert run.metrics["value"].isna().tolist() == [False, False, True]
+    assert run.samples["item_id"].tolist() == ["a"]
+    assert run.documents.empty
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "holds no results.json"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[]", "is not a run's results"),
+        (b'{"schema_version": 99}', "has schema version 99, this program reads 1"),
+        (b"{}", "has schema version None"),
+    ],
+)
+def test_runs_that_cannot_be_read(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        read_results(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        load_run(tmp_path)
+
+
+def test_the_public_face() -> None:
+    assert set(wpn_bench.__all__) == {"Run", "load_run", "__version__"}
+    assert wpn_bench.load_run is load_run
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        wpn_bench.nope  # noqa: B018

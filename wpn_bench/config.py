@@ -1,0 +1,143 @@
+"""What a run is to do: a preset from `tasks/presets/`, a user's YAML over it, and the command line over both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from wpn_bench.errors import UserError
+from wpn_bench.generation import Decoding
+from wpn_bench.paths import tasks_dir
+from wpn_bench.prompts import Kind
+from wpn_bench.registry import unknown
+
+QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
+Stage = Literal["train", "harmless", "attack", "benchmarks"]
+STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
+
+
+class RunConfig(BaseModel):
+    """A run, whole. Sets are names from `tasks/prompts/`, YAML declarations or data files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    preset: str
+    title: str = ""
+    model: str
+    revision: str | None = None
+    methods: dict[str, dict[str, Any]] = Field(description="method -> changes to its defaults")
+    forget: str
+    validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
+    in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
+    ood: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+    retain: str
+    heldout: str | None = None
+    attacks: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    benchmark_folders: tuple[str, ...] = ("benchmarks",)
+    benchmark_batch_size: int = Field(16, ge=1)
+    judge: str = "detoxify:original"
+    threshold: float = Field(0.5, gt=0, lt=1)
+    template: str = QUESTION_TEMPLATE
+    file_kind: Kind = Field("question", description="what prompts of a user's own file are")
+    decoding: Decoding = Decoding()
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = Field(None, ge=1, description="first items of each prompt set and documents of each benchmark")
+    margin_points: float = Field(2.0, gt=0)
+    overlap: str = Field("auto", pattern="^(auto|refuse|drop)$")
+    device: str = "auto"
+    dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
+    stages: tuple[Stage, ...] = STAGES
+
+    @field_validator("template")
+    @classmethod
+    def _has_prompt(cls, value: str) -> str:
+        if value.count("{prompt}") != 1 or set("{}") & set(value.replace("{prompt}", "")):
+            raise ValueError("the template must hold {prompt} once and no other braces")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seed(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("give at least one seed, each once")
+        if not all(0 <= seed < 2**32 for seed in value):
+            raise ValueError("a seed lies between 0 and 2**32 - 1")
+        return value
+
+
+def presets() -> dict[str, Path]:
+    """Names of the presets and their files."""
+    return {p.stem: p for p in sorted((tasks_dir() / "presets").glob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; `UserError` for anything else."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"there is no file {path}", "check the path") from e
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "mend the YAML") from e
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no settings", "write `name: value` lines, see tasks/presets/")
+    return raw
+
+
+def build(preset: str, config_file: Path | None = None) -> RunConfig:
+    """The preset, and the user's file over it."""
+    known = presets()
+    if preset not in known:
+        raise unknown("preset", preset, known)
+    raw = {**read_yaml(known[preset]), "preset": preset}
+    if config_file:
+        raw |= read_yaml(config_file)
+    if isinstance(raw.get("methods"), dict):  # anything else is named by the check below
+        raw["methods"] = {name: options or {} for name, options in raw["methods"].items()}
+    return from_settings(raw)
+
+
+def from_settings(raw: Mapping[str, Any]) -> RunConfig:
+    """A checked configuration from plain values; `UserError` names the setting that is wrong."""
+    try:
+        config = RunConfig.model_validate(dict(raw))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown("setting", where, RunConfig.model_fields) from e
+        raise UserError(
+            f"setting {where}: {first['msg']} (given: {first['input']!r})", "see tasks/presets/ for examples"
+        ) from e
+    check_names(config)
+    return config
+
+
+def check_names(config: RunConfig) -> None:
+    """Unknown methods, their options, attacks, judges: said before anything is loaded."""
+    from wpn_bench import attacks
+    from wpn_bench.harmless.judges import JUDGES
+    from wpn_bench.harmless.judges.detoxify import VARIANTS
+    from wpn_bench.unlearn.methods import METHODS
+
+    for name, options in config.methods.items():
+        kind = METHODS.get(name)
+        try:
+            kind.Config(**options)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(str(p) for p in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise unknown(f"option of method {name}", where, kind.Config.model_fields) from e
+            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {name}`") from e
+    for name in config.attacks:
+        attacks.get_attack(name)
+    judge, _, variant = config.judge.partition(":")
+    JUDGES.get(judge)
+    if judge == "detoxify" and variant and variant not in VARIANTS:
+        raise unknown("Detoxify variant", variant, VARIANTS)

@@ -1,0 +1,452 @@
+"""Prompt sets and plain texts: read from a user's file, the hub or the lab, checked, and known by their digest.
+
+A prompt set is declared as YAML in `tasks/prompts/` (see `SetSpec`) or is simply a JSONL, CSV or Parquet file with
+the columns `prompt` and, for a forget set, `harmful` and `harmless` (each a string or a list of strings).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wpn_bench.errors import UserError
+from wpn_bench.paths import shown, tasks_dir
+from wpn_bench.registry import unknown
+from wpn_bench.store import digest_of
+
+Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
+Kind = Literal["question", "continuation", "text"]
+
+
+class Pick(BaseModel):
+    """One source column, taken only from rows where the other columns have the given values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    column: str
+    when: dict[str, Any] = Field(default_factory=dict)
+
+
+class Source(BaseModel):
+    """Where the rows come from: exactly one of `lab`, `hub` and `file`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lab: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    file: str | None = None
+
+
+class SetSpec(BaseModel):
+    """A declared prompt set or text set, one YAML file in `tasks/prompts/`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str = ""
+    role: Role
+    kind: Kind = "question"
+    source: Source
+    columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+    where: dict[str, Any] = Field(default_factory=dict)
+    min_chars: int = Field(1, ge=1, description="shorter texts are left out (headings)")
+    licence: str = ""
+    citation: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt. `harmful` and `harmless` are reference responses (training, calibration); either may be empty.
+
+    The last three are for attacks: `context` is text before the rendered prompt (demonstrations), `answer_prefix` is
+    put into the model's mouth between template and response, `original` is the prompt before the attack.
+    """
+
+    id: str
+    prompt: str
+    kind: str = "question"
+    harmful: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    context: str = ""
+    answer_prefix: str = ""
+    original: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Named prompts. `source` says where they come from (never a home folder)."""
+
+    name: str
+    role: Role
+    items: tuple[Item, ...]
+    title: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of([asdict(i) for i in self.items])
+
+    def head(self, limit: int | None) -> PromptSet:
+        """The first `limit` items (None: all)."""
+        return self if limit is None else replace(self, items=self.items[:limit])
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Named plain texts (retain data, held-out text)."""
+
+    name: str
+    role: Role
+    texts: tuple[str, ...]
+    title: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(list(self.texts))
+
+
+def normalise(prompt: str) -> str:
+    """What counts as the same prompt: letters without case, runs of white space as one."""
+    return " ".join(prompt.casefold().split())
+
+
+def item_id(prompt: str) -> str:
+    """Twelve hexadecimal digits that name a prompt, the same in every run."""
+    return digest_of(normalise(prompt))[:12]
+
+
+# --- input to the model ----------------------------------------------------------------------------------------------
+
+
+def render(item: Item, template: str) -> str:
+    """The text a model sees: the template for questions, the prompt itself for continuations."""
+    text = template.format(prompt=item.prompt) if item.kind == "question" else item.prompt
+    return item.context + text + (f" {item.answer_prefix}" if item.answer_prefix else "")
+
+
+def joined(response: str) -> str:
+    """A response as it follows a rendered prompt: one space, then the text."""
+    return " " + response.strip()
+
+
+# --- declared sets ---------------------------------------------------------------------------------------------------
+
+
+def declared() -> dict[str, Path]:
+    """Names of the sets declared in `tasks/prompts/` and their files."""
+    return {p.stem: p for p in sorted((tasks_dir() / "prompts").glob("*.yaml"))}
+
+
+def read_spec(path: Path) -> SetSpec:
+    """Read one declaration; `UserError` names the field that is wrong."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return SetSpec.model_validate(raw)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "mend the YAML") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}", "see tasks/prompts/ for examples") from e
+
+
+def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:
+    """A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet)."""
+    known = declared()
+    if name_or_file in known:
+        spec = read_spec(known[name_or_file])
+        return spec.model_copy(update={"role": role, "name": name or spec.name})
+    path = Path(name_or_file).expanduser()
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        spec = read_spec(path)
+        return spec.model_copy(update={"role": role, "name": name or spec.name})
+    if path.suffix.lower() in _READERS or path.exists() or "/" in name_or_file:
+        columns: dict[str, str | list[Pick]] = (
+            {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+        )
+        return SetSpec(name=name or path.stem, role=role, kind=kind, source=Source(file=str(path)), columns=columns)
+    raise unknown("prompt set", name_or_file, known)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_prompts(spec: SetSpec) -> PromptSet:
+    """Read a prompt set. Rows with the same prompt become one item; `UserError` says what is wrong and where."""
+    rows, source = _rows(spec)
+    need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
+    merged: dict[str, Item] = {}
+    for number, row in enumerate(rows, 1):
+        values = {name: _take(row, how) for name, how in spec.columns.items()}
+        missing = sorted(name for name in need if values.get(name) is None)
+        if missing:
+            raise UserError(
+                f"{_origin(spec)} row {number} has no {' and no '.join(repr(m) for m in missing)}"
+                f" (columns: {', '.join(map(str, row))})",
+                "a forget set needs prompt, harmful and harmless; other sets need prompt; rename the columns, or map"
+                " them in a YAML like those in tasks/prompts/",
+            )
+        prompt = values["prompt"]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{_origin(spec)} row {number}: the prompt is empty or not text", "mend or remove the row")
+        for name in ("harmful", "harmless"):
+            if _is_texts(values.get(name)):
+                continue
+            if name in need:
+                raise UserError(
+                    f"{_origin(spec)} row {number}: {name!r} is not a text or a list of texts", "mend or remove the row"
+                )
+            values[name] = None  # a label, for instance: other sets need no responses
+        kind = row.get("kind") if row.get("kind") in ("question", "continuation") else spec.kind
+        key = item_id(prompt)
+        old = merged.get(key, Item(key, prompt, str(kind)))
+        merged[key] = replace(
+            old,
+            harmful=_union(old.harmful, values.get("harmful")),
+            harmless=_union(old.harmless, values.get("harmless")),
+        )
+    items = tuple(merged.values())
+    if spec.role == "forget":
+        # A triple needs both sides; rows without one cannot be trained on.
+        items = tuple(i for i in items if i.harmful and i.harmless)
+    if not items:
+        raise UserError(f"{_origin(spec)} holds no usable prompts", "check the file, its columns and the filter")
+    title = spec.title or spec.name
+    return PromptSet(spec.name, spec.role, items, title, {**source, "licence": spec.licence, "warning": spec.warning})
+
+
+def load_texts(spec: SetSpec) -> TextSet:
+    """Read plain texts (the column `text`), empty lines left out."""
+    if spec.source.lab:
+        from wpn_bench import lab
+
+        texts = tuple(lab.texts(spec.source.lab))
+        return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {"lab": spec.source.lab})
+    rows, source = _rows(spec)
+    how = spec.columns.get("text", "text")
+    found = [_take(row, how) for row in rows]
+    texts = tuple(t for t in found if isinstance(t, str) and len(t.strip()) >= spec.min_chars)
+    if not texts:
+        raise UserError(f"{_origin(spec)} holds no text", "it needs a column `text`")
+    return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {**source, "licence": spec.licence})
+
+
+def _origin(spec: SetSpec) -> str:
+    return spec.source.file or spec.source.hub or f"lab:{spec.source.lab}"
+
+
+def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    if spec.source.lab:
+        from wpn_bench import lab
+
+        rows = lab.prompt_set(spec.source.lab)
+        source: dict[str, Any] = {"lab": spec.source.lab}
+    elif spec.source.hub:
+        rows, source = _from_hub(spec.source)
+    elif spec.source.file:
+        path = Path(spec.source.file).expanduser()
+        rows, source = read_file(path), {"file": shown(path)}
+    else:
+        raise UserError(f"prompt set {spec.name!r} names no source", "give it one of lab, hub and file")
+    return [row for row in rows if _matches(row, spec.where)], source
+
+
+def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from wpn_bench import hub
+
+    assert source.hub is not None
+    revision = source.revision or hub.resolve_revision(source.hub, source.config)
+    assert revision is not None
+    splits = hub.load(source.hub, source.config, revision)
+    if source.split not in splits:
+        raise UserError(f"the data set {source.hub!r} has no split {source.split!r}", f"it has {', '.join(splits)}")
+    return list(splits[source.split]), {
+        "hub": source.hub,
+        "config": source.config,
+        "split": source.split,
+        "revision": revision,
+    }
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl, .csv or .parquet file. Errors name the line."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path} is not .jsonl, .csv or .parquet", "convert it, or rename it to what it is")
+    try:
+        rows = reader(path)
+    except FileNotFoundError as e:
+        raise UserError(f"there is no file {path}", "check the path") from e
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {e.start})", f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}"
+        ) from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e})", "check its permissions") from e
+    if not rows:
+        raise UserError(f"{path} is empty", "give a file with at least one row")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    # Split at line feeds only: JSON strings may hold other characters that str.splitlines() breaks at.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "\\u" in line:
+                # Half of an escaped surrogate pair is no character, and nothing could write it down again.
+                json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path} line {number} is not valid JSON ({e})", "mend that line") from e
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is not a JSON object", 'write {"prompt": ...} on every line')
+        rows.append(row)
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as f:
+        try:
+            return [{k: _list_or_text(v) for k, v in row.items() if k} for row in csv.DictReader(f)]
+        except csv.Error as e:
+            raise UserError(f"{path} is not valid CSV ({e})", "save it again as UTF-8 CSV") from e
+
+
+def _list_or_text(value: Any) -> Any:
+    # A cell may hold several responses as a JSON list.
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except pa.ArrowInvalid as e:
+        raise UserError(f"{path} is not a Parquet file ({' '.join(str(e).split())[:120]})", "save it again") from e
+    return rows
+
+
+_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _reach(row: Mapping[str, Any], column: str) -> Any:
+    """`a.b` is the field b of the column a; None where it is not there."""
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _take(row: Mapping[str, Any], how: str | Sequence[Pick]) -> Any:
+    if isinstance(how, str):
+        return _reach(row, how)
+    return [_reach(row, p.column) for p in how if _matches(row, p.when)]
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+    "eq": operator.eq,
+}
+
+
+def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    for column, wanted in where.items():
+        value = _reach(row, column)
+        tests = wanted if isinstance(wanted, Mapping) else {"eq": wanted}
+        if not set(tests) <= set(_COMPARE):
+            raise unknown("comparison", sorted(set(map(str, tests)) - set(_COMPARE))[0], _COMPARE)
+        try:
+            if value is None or not all(_COMPARE[op](value, bound) for op, bound in tests.items()):
+                return False
+        except TypeError as e:
+            raise UserError(
+                f"the filter `{column}: {wanted}` does not fit the value {value!r}", "compare numbers with numbers"
+            ) from e
+    return True
+
+
+def _is_texts(value: Any) -> bool:
+    """A text, a list of texts, or nothing; a hole in a list counts as nothing."""
+    each = value if isinstance(value, (list, tuple)) else [value]
+    return all(v is None or isinstance(v, str) for v in each)
+
+
+def _union(old: tuple[str, ...], new: Any) -> tuple[str, ...]:
+    texts = [new] if isinstance(new, str) else list(new or [])
+    kept = [t.strip() for t in texts if isinstance(t, str) and t.strip()]
+    return tuple(dict.fromkeys([*old, *kept]))
+
+
+# --- leakage ---------------------------------------------------------------------------------------------------------
+
+
+def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tuple[PromptSet, PromptSet]:
+    """Take a fixed `share` of a forget set away for validation or testing; the same items in every run."""
+    ranked = sorted(forget.items, key=lambda i: digest_of([name, i.id]))
+    n = max(1, round(len(ranked) * share))
+    if n >= len(ranked):
+        raise UserError(
+            f"the forget set {forget.name!r} has only {len(ranked)} prompts: too few to hold some back",
+            "add prompts, or name the test prompts with --prompts in_domain=FILE",
+        )
+    taken = {i.id for i in ranked[:n]}
+    source = {**forget.source, "held_out_of": forget.name}
+    held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source)
+    return replace(forget, items=tuple(i for i in forget.items if i.id not in taken)), held
+
+
+def check_overlap(forget: PromptSet, others: Iterable[PromptSet], *, drop: bool) -> tuple[list[PromptSet], list[str]]:
+    """No prompt of the forget set may be tested on. Refuses, or with `drop` removes them from the test sets.
+
+    Returns the sets and one note for each set that lost prompts. Same prompt: see `normalise`.
+    """
+    trained = {i.id for i in forget.items}
+    kept, notes = [], []
+    for other in others:
+        shared = [i for i in other.items if i.id in trained]
+        if shared and not drop:
+            sample = shared[0].prompt[:60]
+            raise UserError(
+                f"{len(shared)} prompt{'s' * (len(shared) > 1)} of {other.name!r} also stand in the forget set"
+                f" {forget.name!r} (first: {sample!r})",
+                "remove them from one of the two, or let the test set go without them: --overlap drop",
+            )
+        if shared:
+            items = tuple(i for i in other.items if i.id not in trained)
+            if not items:
+                raise UserError(f"every prompt of {other.name!r} stands in the forget set", "give other test prompts")
+            notes.append(f"{len(shared)} prompts of {other.name} also stand in the forget set and were dropped")
+            other = replace(other, items=items)
+        kept.append(other)
+    return kept, notes

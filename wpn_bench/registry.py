@@ -1,0 +1,71 @@
+"""One registry for every kind of part (methods, attacks, judges), lazy and open to plug-ins.
+
+A part is named by a string `"module:attribute"`, so that listing names imports nothing. Other packages add parts
+through an entry point of the group `wpn_bench.<kind>s`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from wpn_bench.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Names that look like `name`, best first, at most three."""
+    names = sorted(known)
+    by_fold = {n.casefold(): n for n in names}
+    found = difflib.get_close_matches(name.casefold(), list(by_fold), n=3, cutoff=0.5)
+    return [by_fold[f] for f in found]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name nobody knows: it names the nearest one, or all there are."""
+    names = sorted(known)
+    near = nearest(name, names)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"unknown {kind} {name!r}", f"{hint} (`wpn-bench list` shows all)")
+
+
+class Registry(Generic[T]):
+    """Name -> part of one kind.
+
+    `parts` maps names to `"module:attribute"`. `get` imports on first use and raises `UserError` with the nearest
+    names for an unknown one.
+    """
+
+    def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._parts = dict(parts)
+        self._plugins_read = False
+
+    def _all(self) -> dict[str, str]:
+        if not self._plugins_read:
+            for point in entry_points(group=f"wpn_bench.{self.kind}s"):
+                # A plug-in never silently replaces a part of ours: results would change under an old name.
+                self._parts.setdefault(point.name, point.value)
+            self._plugins_read = True
+        return self._parts
+
+    def names(self) -> list[str]:
+        return list(self._all())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def get(self, name: str) -> T:
+        parts = self._all()
+        if name not in parts:
+            raise unknown(self.kind, name, parts)
+        module, _, attribute = parts[name].partition(":")
+        part: Any = getattr(import_module(module), attribute)
+        return part
