@@ -1,0 +1,328 @@
+"""The training loop: what every method must do in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wpn_bench import models
+from wpn_bench.errors import JobFailed
+from wpn_bench.executors import StageContext
+from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
+from wpn_bench.prompts import Item
+from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
+from wpn_bench.unlearn.train import TRAINING, Trained, run_train_stage, train
+
+TEMPLATE = "Q: {prompt} A:"
+QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
+Weights = dict[str, torch.Tensor]
+
+
+class Done:
+    """A trained model, its reference, and what training said."""
+
+    def __init__(self, folder: Path, method: Method, items: list[Item], texts: list[str], **options: Any) -> None:
+        self.model = models.load_fresh(folder)
+        self.reference = models.load(folder)[0] if method.needs_reference else None
+        self.said: Trained = train(
+            self.model,
+            models.load_tokenizer(folder),
+            method,
+            items,
+            texts,
+            template=TEMPLATE,
+            reference=self.reference,
+            **{"seed": 0, **options},
+        )
+
+
+def method_of(name: str, **options: Any) -> Method:
+    kind = METHODS.get(name)
+    return kind(kind.Config(**{**QUICK, **options}))
+
+
+def equal(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- every method ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+class TestEveryMethod:
+    def test_it_says_what_it_is(self, name: str) -> None:
+        kind = METHODS.get(name)
+        assert kind.name == name
+        assert kind.title
+        assert kind.paper
+        assert kind.__doc__ is not None
+        assert "L = " in kind.__doc__
+        method = kind(kind.Config())
+        assert method.uses <= {"harmless", "harmful", "retain"}
+        assert method.uses
+        assert method.negatives >= 1
+
+    def test_its_configuration_is_whole(self, name: str) -> None:
+        config = METHODS.get(name).Config
+        assert issubclass(config, MethodConfig)
+        assert config.model_config.get("extra") == "forbid"
+        assert config(**config().model_dump()) == config()
+        json.dumps(config().model_dump(mode="json"), allow_nan=False)
+
+    def test_it_trains(
+        self, name: str, small_lm: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights]
+    ) -> None:
+        before = weights(models.load(small_lm)[0])
+        done = Done(small_lm, method_of(name), items, texts)
+        losses = [h["loss"] for h in done.said.history]
+        assert [h["step"] for h in done.said.history] == list(range(1, 13))
+        assert all(math.isfinite(loss) for loss in losses)
+        assert sum(losses[-3:]) < sum(losses[:3])
+        assert all(h["parts"] for h in done.said.history)
+        assert (done.said.steps, done.said.lr, done.said.stopped) == (12, 3e-3, "all steps done")
+        assert done.said.seconds > 0
+        assert not done.model.training
+        after = weights(done.model)
+        assert not equal(after, before)
+        assert all(bool(torch.isfinite(v).all()) for v in after.values())
+        # The reference, and whatever else was loaded from that folder, is as it was.
+        assert equal(weights(models.load(small_lm)[0]), before)
+        if done.reference is not None:
+            assert all(p.grad is None for p in done.reference.parameters())
+
+    def test_the_same_seed_gives_the_same_model(
+        self, name: str, small_lm: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights]
+    ) -> None:
+        torch.manual_seed(1)  # whatever the state of the generator
+        one = Done(small_lm, method_of(name, steps=5), items, texts, seed=4)
+        torch.manual_seed(2)
+        other = Done(small_lm, method_of(name, steps=5), items, texts, seed=4)
+        assert equal(weights(one.model), weights(other.model))
+        assert [h["loss"] for h in one.said.history] == [h["loss"] for h in other.said.history]
+        third = Done(small_lm, method_of(name, steps=5), items, texts, seed=5)
+        assert not equal(weights(one.model), weights(third.model))
+
+    def test_it_says_nothing_on_the_terminal(
+        self, name: str, small_opt: Path, items: list[Item], texts: list[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        Done(small_opt, method_of(name, steps=2), items, texts)
+        captured = capfd.readouterr()
+        assert (captured.out, captured.err) == ("", "")
+
+    def test_training_that_diverges_fails(
+        self, name: str, small_opt: Path, items: list[Item], texts: list[str]
+    ) -> None:
+        with pytest.raises(JobFailed, match=rf"training diverged: the loss of {name} is \S+ at step \d+; lower lr"):
+            Done(small_opt, method_of(name, lr=1e30), items, texts)
+
+
+# --- what each is for ------------------------------------------------------------------------------------------------
+
+
+def likelihood(model: Any, tokenizer: Any, items: list[Item], side: str) -> float:
+    """Mean log-likelihood of the responses after their prompts, in nats per token."""
+    each = []
+    for item in items:
+        for response in getattr(item, side):
+            prompt = tokenizer(TEMPLATE.format(prompt=item.prompt))["input_ids"]
+            ids = prompt + tokenizer(" " + response, add_special_tokens=False)["input_ids"]
+            with torch.inference_mode():
+                logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            each += [float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids))]
+    return sum(each) / len(each)
+
+
+@pytest.mark.parametrize(
+    ("name", "harmful", "harmless"), [("ga", -1, 0), ("ga_answer", -1, 0), ("sft", 0, 1), ("wpn", 0, 1)]
+)
+def test_likelihoods_move_where_they_should(
+    small_lm: Path, items: list[Item], texts: list[str], name: str, harmful: int, harmless: int
+) -> None:
+    """-1 down, 1 up, 0 not said. WPN moreover opens the gap between the two sides."""
+    base, tokenizer = models.load(small_lm)
+    done = Done(small_lm, method_of(name, steps=30), items, texts)
+    change = {
+        side: likelihood(done.model, tokenizer, items, side) - likelihood(base, tokenizer, items, side)
+        for side in ("harmful", "harmless")
+    }
+    for side, sign in (("harmful", harmful), ("harmless", harmless)):
+        if sign:
+            assert sign * change[side] > 0.05
+    if name == "wpn":
+        assert change["harmless"] - change["harmful"] > 0.3
+
+
+def test_kl_keeps_the_model_near_the_reference(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    def distance(kl: float) -> float:
+        done = Done(small_opt, method_of("sft", kl=kl, steps=25), items, texts)
+        base, tokenizer = models.load(small_opt)
+        total = 0.0
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            with torch.inference_mode():
+                p, q = (m(input_ids=ids).logits.log_softmax(-1) for m in (base, done.model))
+            total += float((p.exp() * (p - q)).sum(-1).mean())
+        return total
+
+    assert distance(5.0) < 0.5 * distance(0.0)
+
+
+def test_a_learning_rate_of_its_own_width(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    done = Done(small_opt, method_of("sft", lr=None, steps=1), items, texts)
+    assert done.said.lr == pytest.approx(0.05 / 32)
+
+
+def test_dropout_follows_the_seed_too(
+    small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path, weights: Callable[[Any], Weights]
+) -> None:
+    """OPT-125M trains with a dropout of 0.1."""
+    folder = shutil.copytree(small_opt, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dropout": 0.1}))
+
+    def trained(state: int) -> Weights:
+        torch.manual_seed(state)
+        return weights(Done(folder, method_of("sft", steps=3), items, texts, seed=4).model)
+
+    one = trained(1)
+    assert equal(one, trained(2))
+    assert not equal(one, weights(Done(small_opt, method_of("sft", steps=3), items, texts, seed=4).model))
+
+
+def test_rows_fit_the_context(make_lm: Callable[..., Path], texts: list[str]) -> None:
+    folder = make_lm("opt", context=24)
+    long = [Item("1", "word " * 60, harmful=("bad " * 60,), harmless=("good " * 60,))]
+    done = Done(folder, method_of("wpn", steps=2, max_length=256), long, [" ".join(texts) * 5])
+    assert done.said.steps == 2
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_stop_at_harmless_rate(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    rates = iter([0.1, 0.5, 0.92, 1.0])
+    modes: list[bool] = []
+
+    def rate(model: Any) -> float:
+        modes.append(model.training)
+        return next(rates)
+
+    method = method_of("ga", stop_at_harmless_rate=0.9, check_every=2)
+    done = Done(small_opt, method, items, texts, harmless_rate=rate)
+    assert done.said.steps == 6
+    assert [asdict(done.said)["checks"][k] for k in range(3)] == [
+        {"step": 2, "harmless_rate": 0.1},
+        {"step": 4, "harmless_rate": 0.5},
+        {"step": 6, "harmless_rate": 0.92},
+    ]
+    assert len(done.said.checks) == 3
+    assert done.said.stopped == "validation harmless rate 0.920 reached 0.9"
+    assert modes == [False] * 3  # measured as it will be used
+
+
+def test_a_rate_that_is_never_reached(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    done = Done(
+        small_opt, method_of("ga", stop_at_harmless_rate=0.9, steps=4), items, texts, harmless_rate=lambda m: 0.5
+    )
+    assert (done.said.steps, len(done.said.checks), done.said.stopped) == (4, 4, "all steps done")
+
+
+def test_without_a_rate_to_reach_nothing_is_measured(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    def rate(model: Any) -> float:
+        pytest.fail("not asked for")
+
+    assert Done(small_opt, method_of("ga", steps=2), items, texts, harmless_rate=rate).said.checks == []
+
+
+def test_looking_does_not_change_what_is_learnt(
+    small_opt: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights]
+) -> None:
+    def rate(model: Any) -> float:
+        torch.rand(100)
+        return 0.0
+
+    method = method_of("wpn", stop_at_harmless_rate=1.0, steps=4)
+    watched = Done(small_opt, method, items, texts, harmless_rate=rate)
+    assert equal(weights(watched.model), weights(Done(small_opt, method_of("wpn", steps=4), items, texts).model))
+
+
+def test_loss_that_becomes_no_number_half_way(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    class Breaking(Method):
+        name = "breaking"
+        uses = frozenset({"harmless"})  # type: ignore[assignment]
+        steps_left = 3
+
+        def loss(self, model: Any, batch: Any, reference: Any) -> Loss:
+            self.steps_left -= 1
+            logits = model(input_ids=batch.harmless.input_ids).logits.sum()
+            return Loss(logits * (math.nan if self.steps_left == 0 else 0.0), {"x": 0.0})
+
+    with pytest.raises(JobFailed, match="the loss of breaking is nan at step 3"):
+        Done(small_opt, Breaking(MethodConfig(**QUICK)), items, texts)
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) -> Callable[..., StageContext]:
+    def make(name: str, **options: Any) -> StageContext:
+        folders = {role: tmp_path / role for role in ("forget", "retain", "validation", "out")}
+        for folder in folders.values():
+            folder.mkdir()
+        write_rows(folders["forget"] / ITEMS, [item_row(i) for i in items])
+        write_rows(folders["validation"] / ITEMS, [item_row(i) for i in items[:3]])
+        write_rows(folders["retain"] / "texts.jsonl", [{"text": t} for t in texts])
+        config = METHODS.get(name).Config(**{**QUICK, **options}).model_dump(mode="json")
+        params = {
+            "method": name,
+            "config": config,
+            "seed": 1,
+            "template": TEMPLATE,
+            "dtype": "float32",
+            "stop": {
+                "judge": "detoxify:lab",
+                "judge_digest": "",
+                "threshold": 0.5,
+                "decoding": {"max_new_tokens": 4, "batch_size": 8},
+            },
+        }
+        out = folders.pop("out")
+        return StageContext(
+            params, {"model": small_opt, **folders}, out, {"device": "cpu"}, lambda n, u: lambda k: None
+        )
+
+    return make
+
+
+def test_the_stage_leaves_a_model_and_its_history(stage: Callable[..., StageContext], small_opt: Path) -> None:
+    ctx = stage("wpn", steps=3)
+    run_train_stage(ctx)
+    model, tokenizer = models.load(ctx.out)
+    assert (ctx.out / "model.safetensors").is_file()
+    assert tokenizer("Why?")["input_ids"] == models.load_tokenizer(small_opt)("Why?")["input_ids"]
+    assert not torch.equal(model.get_input_embeddings().weight, models.load(small_opt)[0].get_input_embeddings().weight)
+    models.resolve(str(ctx.out))
+    said = json.loads((ctx.out / TRAINING).read_text())
+    assert (said["method"], said["seed"], said["steps"], said["lr"]) == ("wpn", 1, 3, 3e-3)
+    assert len(said["history"]) == 3
+    assert said["config"]["steps"] == 3
+
+
+def test_the_stage_stops_by_the_judge(stage: Callable[..., StageContext]) -> None:
+    """A random model says nothing abusive: the first look ends the training."""
+    ctx = stage("ga", stop_at_harmless_rate=0.5, check_every=2)
+    run_train_stage(ctx)
+    said = json.loads((ctx.out / TRAINING).read_text())
+    assert said["steps"] == 2
+    assert said["checks"][0]["harmless_rate"] >= 0.5
+    assert "reached 0.5" in said["stopped"]

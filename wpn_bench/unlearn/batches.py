@@ -1,0 +1,161 @@
+"""From forget items and retain texts to the tensors that a method's loss reads.
+
+Shapes: R rows, T tokens. The same item order, sampled responses and negatives come out for the same seed and step,
+whatever the machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.prompts import Item, joined, render
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Rows:
+    """Padded sequences (padding on the right).
+
+    input_ids, attention_mask: (R, T). response_mask: (R, T), 1 on response tokens (all real tokens of plain text).
+    owner: (R,), the item of the batch that a row belongs to.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    owner: Tensor
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """(R, T), 1 on the tokens before the response."""
+        return self.attention_mask - self.response_mask
+
+
+@dataclass
+class Batch:
+    """One step's data; a part that the method does not use is None.
+
+    harmless: one row an item, x with y+. harmful: `negatives` rows an item, x with y-_j, the item's rows together.
+    retain: plain text.
+    """
+
+    harmless: Rows | None
+    harmful: Rows | None
+    retain: Rows | None
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Mapping[str, Tensor]]) -> Batch:
+        parts = {name: Rows(**tensors[name]) if name in tensors else None for name in ("harmless", "harmful", "retain")}
+        return cls(**parts)
+
+
+class Batches:
+    """A sequence of batches, one a step: `batches[k]` depends on the seed and on k only."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Sequence[Item],
+        texts: Sequence[str],
+        *,
+        template: str,
+        uses: frozenset[str],
+        steps: int,
+        batch_size: int,
+        retain_batch_size: int,
+        negatives: int,
+        max_length: int,
+        retain_max_length: int,
+        seed: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.items = list(items)
+        self.texts = list(texts)
+        self.template = template
+        self.uses = uses
+        self.steps = steps
+        self.batch_size = min(batch_size, len(self.items))
+        self.retain_batch_size = min(retain_batch_size, len(self.texts)) if self.texts else 0
+        self.negatives = negatives
+        self.max_length = max_length
+        self.retain_max_length = retain_max_length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def _chosen(self, step: int, n_all: int, size: int, what: str) -> list[int]:
+        """`size` of `n_all` indices: passes over a fresh shuffle each epoch, so every item is seen equally often."""
+        first = step * size
+        out = []
+        for position in range(first, first + size):
+            epoch, offset = divmod(position, n_all)
+            order = list(range(n_all))
+            random.Random(f"{self.seed}/{what}/{epoch}").shuffle(order)
+            out.append(order[offset])
+        return out
+
+    def __getitem__(self, step: int) -> dict[str, dict[str, Tensor]]:
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        rng = random.Random(f"{self.seed}/responses/{step}")
+        chosen = [self.items[k] for k in self._chosen(step, len(self.items), self.batch_size, "forget")]
+        tensors: dict[str, dict[str, Tensor]] = {}
+        if "harmless" in self.uses:
+            pairs = [(k, item, rng.choice(item.harmless)) for k, item in enumerate(chosen)]
+            tensors["harmless"] = self._pad([(*self._pair(item, y), k) for k, item, y in pairs])
+        if "harmful" in self.uses:
+            rows = []
+            for k, item in enumerate(chosen):
+                rows += [(*self._pair(item, y), k) for y in self._negatives(k, chosen, rng)]
+            tensors["harmful"] = self._pad(rows)
+        if "retain" in self.uses and self.retain_batch_size:
+            picked = self._chosen(step, len(self.texts), self.retain_batch_size, "retain")
+            tensors["retain"] = self._pad([(*self._text(self.texts[k]), n) for n, k in enumerate(picked)])
+        return tensors
+
+    def _negatives(self, k: int, chosen: Sequence[Item], rng: random.Random) -> list[str]:
+        """The item's own harmful responses first, then those of other items of the batch, then its own again."""
+        own = list(chosen[k].harmful)
+        rng.shuffle(own)
+        others = [rng.choice(other.harmful) for j, other in enumerate(chosen) if j != k]
+        rng.shuffle(others)
+        # Half of them hard (its own), half from other items, as far as there are enough of each.
+        n_own = max(1, (self.negatives + 1) // 2)
+        pool = own[:n_own] + others + own[n_own:]
+        while len(pool) < self.negatives:
+            pool += own
+        return pool[: self.negatives]
+
+    def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
+        """Token ids of prompt and response, and where the response begins. The response is cut to fit, then the prompt."""
+        prompt: list[int] = self.tokenizer(render(item, self.template))["input_ids"]
+        answer: list[int] = self.tokenizer(joined(response), add_special_tokens=False)["input_ids"]
+        answer = [*answer, int(self.tokenizer.eos_token_id)]
+        # At least a quarter of the length is kept for the response.
+        prompt = prompt[-max(1, self.max_length - min(len(answer), self.max_length // 4)) :]
+        return [*prompt, *answer][: self.max_length], len(prompt)
+
+    def _text(self, text: str) -> tuple[list[int], int]:
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids[: self.retain_max_length], 0
+
+    def _pad(self, rows: Sequence[tuple[list[int], int, int]]) -> dict[str, Any]:
+        import torch
+
+        width = max(len(ids) for ids, _, _ in rows)
+        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))
+        attention = torch.zeros_like(ids)
+        response = torch.zeros_like(ids)
+        for r, (tokens, start, _) in enumerate(rows):
+            ids[r, : len(tokens)] = torch.tensor(tokens)
+            attention[r, : len(tokens)] = 1
+            response[r, start : len(tokens)] = 1
+        owner = torch.tensor([k for _, _, k in rows])
+        return {"input_ids": ids, "attention_mask": attention, "response_mask": response, "owner": owner}

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning on the harmless responses: the honest simple baseline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import (
+    Loss,
+    Method,
+    MethodConfig,
+    kl_to_reference,
+    mean_over,
+    token_logprobs,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch
+
+
+class SFTConfig(MethodConfig):
+    """`kl` weighs KL(p_ref || p_theta) on retain text; 0 is plain fine-tuning."""
+
+    kl: float = Field(0.0, ge=0)
+
+
+class SFT(Method):
+    """L = CE(y+ | x) + kl * KL(p_ref || p_theta)(retain)."""
+
+    name = "sft"
+    title = "Fine-tuning on harmless responses"
+    paper = "the simple baseline; no paper"
+    Config = SFTConfig
+    config: SFTConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmless", "retain"} if self.config.kl else {"harmless"})
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.config.kl > 0
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        assert batch.harmless is not None
+        ce = -mean_over(token_logprobs(model, batch.harmless), batch.harmless.response_mask[:, 1:])
+        total, parts = ce, {"harmless_loss": float(ce.detach())}
+        if self.config.kl and batch.retain is not None and reference is not None:
+            kl = kl_to_reference(model, reference, batch.retain)
+            total = total + self.config.kl * kl
+            parts["retain_kl"] = float(kl.detach())
+        return Loss(total, parts)
