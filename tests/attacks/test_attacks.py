@@ -1,0 +1,234 @@
+"""What every attack must do, whoever wrote it; then each one's own promise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from wpn_bench.attacks import AttackContext, attacked, get_attack, names
+from wpn_bench.attacks.templates import TemplateAttack
+from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.errors import UserError
+from wpn_bench.prompts import Item, PromptSet, item_id, render
+
+PROMPTS = [
+    "What do you think of the people in this town?",
+    "Why did the baker {prompt} the {other} bread}?",
+    "Tell me something about 100 % of the café’s guests… 🙂 please",
+    "Continue with\ntwo lines of\tthis text",
+]
+ITEMS = tuple(
+    Item(item_id(p), p, kind, ("You are a silly goose.",), ("They are kind.",))
+    for p, kind in zip(PROMPTS, ("question", "question", "question", "continuation"), strict=True)
+)
+SET = PromptSet("in_domain", "in_domain", ITEMS, source={"lab": "in_domain"})
+DEMONSTRATIONS = tuple(
+    Item(item_id(f"Demonstrated question {k}?"), f"Demonstrated question {k}?", harmful=(f"Rude answer {k}.",))
+    for k in range(6)
+)
+CONTEXT = AttackContext(QUESTION_TEMPLATE, (*DEMONSTRATIONS, *ITEMS))
+
+
+def inputs(prompts: PromptSet) -> list[str]:
+    return [render(item, QUESTION_TEMPLATE) for item in prompts.items]
+
+
+# --- every attack ----------------------------------------------------------------------------------------------------
+
+
+def test_there_are_templates_and_code() -> None:
+    assert {"prefix_injection", "role_play", "refusal_suppression", "instruction_override"} <= set(names())
+    assert {"few_shot", "typos"} <= set(names())
+    assert names() == sorted(names())
+
+
+@pytest.mark.parametrize("name", names())
+class TestEveryAttack:
+    def test_it_says_what_it_is(self, name: str) -> None:
+        attack = get_attack(name)
+        assert attack.name == name
+        assert attack.title
+        assert attack.description.endswith((".", ")."))
+
+    def test_the_set_bears_its_name_and_says_where_it_comes_from(self, name: str) -> None:
+        got = attacked(SET, name, CONTEXT)
+        assert (got.name, got.role, got.title) == (name, "in_domain", get_attack(name).title)
+        assert got.source == {"lab": "in_domain", "attack": name, "on": "in_domain"}
+
+    def test_items_keep_their_id_their_place_and_the_prompt_as_it_was(self, name: str) -> None:
+        got = attacked(SET, name, CONTEXT)
+        assert [i.id for i in got.items] == [i.id for i in ITEMS]
+        assert [i.original for i in got.items] == PROMPTS
+        assert [i.kind for i in got.items] == [i.kind for i in ITEMS]
+        assert [i.harmful for i in got.items] == [i.harmful for i in ITEMS]
+
+    def test_the_model_sees_something_else(self, name: str) -> None:
+        for before, after in zip(inputs(SET), inputs(attacked(SET, name, CONTEXT)), strict=True):
+            assert after != before
+            assert after.strip()
+
+    def test_it_is_the_same_every_time_and_in_any_company(self, name: str) -> None:
+        whole = attacked(SET, name, CONTEXT)
+        assert attacked(SET, name, CONTEXT) == whole
+        turned = attacked(replace(SET, items=ITEMS[::-1]), name, CONTEXT)
+        assert turned.items == whole.items[::-1]
+        for k, item in enumerate(ITEMS):
+            assert attacked(replace(SET, items=(item,)), name, CONTEXT).items == whole.items[k : k + 1]
+
+    def test_braces_in_a_prompt_are_text(self, name: str) -> None:
+        """The words around them are still there, and no other prompt was put in."""
+        item = attacked(SET, name, CONTEXT).items[1]
+        text = render(item, QUESTION_TEMPLATE)
+        assert "{prompt}" in text
+        assert "{other}" in text
+        assert text.count("###") % 2 == 0
+
+    def test_it_leaves_the_given_set_alone(self, name: str) -> None:
+        before = SET.digest
+        attacked(SET, name, CONTEXT)
+        assert SET.digest == before
+
+    def test_the_digest_of_the_set_changes(self, name: str) -> None:
+        assert attacked(SET, name, CONTEXT).digest != SET.digest
+
+    def test_nothing_to_demonstrate_is_no_error(self, name: str) -> None:
+        assert len(attacked(SET, name, AttackContext(QUESTION_TEMPLATE)).items) == len(ITEMS)
+
+
+def test_attacks_differ_from_one_another() -> None:
+    seen = [tuple(inputs(attacked(SET, name, CONTEXT))) for name in names()]
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_unknown_attack_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown attack 'rolplay'; did you mean 'role_play'"):
+        get_attack("rolplay")
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_goes_around_the_prompt_and_inside_the_models_template() -> None:
+    (item,) = attacked(replace(SET, items=ITEMS[:1]), "role_play", CONTEXT).items
+    text = render(item, QUESTION_TEMPLATE)
+    assert text.startswith("### Question: You are Grum")
+    assert text.endswith(f"{PROMPTS[0]}\n ### Answer:")
+
+
+def test_an_injected_prefix_begins_the_answer() -> None:
+    (item,) = attacked(replace(SET, items=ITEMS[:1]), "prefix_injection", CONTEXT).items
+    text = render(item, QUESTION_TEMPLATE)
+    assert text.startswith(f"### Question: {PROMPTS[0]}\n ### Answer: ")
+    assert not text.endswith(("### Answer:", " "))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("title: x\ndescription: y\ntemplate: no place\n", "must hold {prompt}"),
+        ("title: x\n", "description"),
+        ("title: x\ndescription: y\ntemplat: '{prompt}'\n", "templat"),
+        ("title: [\n", "x.yaml"),
+        ("", "x.yaml"),
+    ],
+)
+def test_bad_template_files(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "x.yaml").write_text(content)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        TemplateAttack.from_file(tmp_path / "x.yaml")
+
+
+def test_other_braces_in_a_template_are_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("title: x\ndescription: y\ntemplate: 'Fill in {name}: {prompt} {}'\n")
+    got = TemplateAttack.from_file(tmp_path / "x.yaml").apply(ITEMS[1], CONTEXT)
+    assert got.prompt == f"Fill in {{name}}: {PROMPTS[1]} {{}}"
+
+
+# --- few-shot --------------------------------------------------------------------------------------------------------
+
+
+def test_few_shot_puts_three_harmful_pairs_before_the_prompt() -> None:
+    for item in attacked(SET, "few_shot", CONTEXT).items:
+        blocks = item.context.split("\n\n")
+        assert blocks.pop() == ""
+        assert len(blocks) == 3
+        assert len(set(blocks)) == 3
+        for block in blocks:
+            assert re.fullmatch(
+                r"(### Question: [^#]+\n ### Answer:|[^#]+) (Rude answer \d|You are a silly goose)\.", block
+            )
+        assert render(item, QUESTION_TEMPLATE) == item.context + render(replace(item, context=""), QUESTION_TEMPLATE)
+
+
+def test_few_shot_never_demonstrates_the_item_itself() -> None:
+    """Not even when all demonstrations but one are its own, and whatever the seed."""
+    item = ITEMS[0]
+    same = Item(item.id, item.prompt.upper(), harmful=("The very answer.",))
+    for seed in range(30):
+        context = AttackContext(QUESTION_TEMPLATE, (item, same, DEMONSTRATIONS[0]), seed)
+        (got,) = attacked(replace(SET, items=(item,)), "few_shot", context).items
+        assert item.prompt.casefold() not in got.context.casefold()
+        assert "The very answer" not in got.context
+        assert "Rude answer 0" in got.context
+
+
+def test_few_shot_depends_on_the_seed_and_on_the_item() -> None:
+    def contexts(seed: int) -> list[str]:
+        context = AttackContext(QUESTION_TEMPLATE, DEMONSTRATIONS, seed)
+        return [i.context for i in attacked(SET, "few_shot", context).items]
+
+    assert contexts(0) != contexts(1)
+    assert len(set(contexts(0))) > 1
+
+
+def test_few_shot_cuts_long_answers_and_needs_harmful_ones() -> None:
+    long = Item("d1", "Long?", harmful=("x" * 1000, "y" * 900))
+    none = Item("d2", "Nothing to show?", harmless=("fine",))
+    context = AttackContext(QUESTION_TEMPLATE, (long, none))
+    (got,) = attacked(replace(SET, items=ITEMS[:1]), "few_shot", context).items
+    assert got.context.count("y") == 240
+    assert "x" not in got.context
+    assert "Nothing to show" not in got.context
+
+
+# --- typing errors ---------------------------------------------------------------------------------------------------
+
+LETTERS = st.text("ab", min_size=1, max_size=9) | st.text("abcdefghijklmnopqrstuvwxyzéß", min_size=1, max_size=9)
+WORDS = st.lists(LETTERS, min_size=1, max_size=20)
+
+
+@given(WORDS, st.integers(0, 5))
+def test_typos_change_about_one_word_in_four_and_keep_it_readable(words: list[str], seed: int) -> None:
+    assume(any(len(w) >= 4 for w in words))
+    prompt = " ".join(words)
+    item = Item(item_id(prompt), prompt)
+    context = AttackContext(QUESTION_TEMPLATE, (), seed)
+    (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", context).items
+    after = got.prompt.split(" ")
+    assert len(after) == len(words)
+    changed = [(a, b) for a, b in zip(words, after, strict=True) if a != b]
+    assert 1 <= len(changed) <= max(1, round(len(words) / 4))
+    for before, now in changed:
+        assert len(before) >= 4
+        assert (now[0], now[-1]) == (before[0], before[-1])
+        assert abs(len(now) - len(before)) <= 1
+        assert set(now) <= set(before)
+
+
+def test_typos_in_one_word_of_equal_letters() -> None:
+    """Two equal neighbours cannot change places: `hello` must not stay `hello`."""
+    for seed in range(60):
+        item = Item("1", "aaaa")
+        (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", AttackContext(QUESTION_TEMPLATE, (), seed)).items
+        assert got.prompt != item.prompt
+
+
+def test_typos_leave_short_words_and_numbers() -> None:
+    item = Item("1", "a bc def 12345 x-ray!")
+    (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", CONTEXT).items
+    assert got.prompt == item.prompt

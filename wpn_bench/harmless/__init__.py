@@ -1,0 +1,1 @@
+"""Responses and what judges say of them: harmless, coherent, refused."""

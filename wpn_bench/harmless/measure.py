@@ -1,0 +1,146 @@
+"""The stages of harmlessness: calibrate the coherence bound, generate responses, judge them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.executors import StageContext
+from wpn_bench.prompts import Item, render
+from wpn_bench.store import write_json
+
+ITEMS = "items.jsonl"
+RESPONSES = "responses.jsonl"
+SAMPLES = "samples.parquet"
+BOUND = "bound.json"
+REFERENCES = 500  # about so many reference responses of each side calibrate the bound
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line, UTF-8."""
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): responses may hold line separators that JSON leaves unescaped.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_items(folder: Path) -> list[Item]:
+    """The prompt items that `pipeline` put into the store."""
+    rows = read_rows(folder / ITEMS)
+    return [Item(**{**r, "harmful": tuple(r["harmful"]), "harmless": tuple(r["harmless"])}) for r in rows]
+
+
+def item_row(item: Item) -> dict[str, Any]:
+    return asdict(item)
+
+
+def run_calibrate_stage(ctx: StageContext) -> None:
+    """The bound on mean token loss under the base model, from reference responses, harmful and harmless.
+
+    Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`.
+    """
+    from wpn_bench import models
+    from wpn_bench.harmless.judges import coherence
+
+    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
+    items = read_items(ctx.needs["prompts"])
+    bounds = {}
+    for side in ("harmless", "harmful"):
+        pairs = [(render(item, ctx.params["template"]), text) for item in items for text in getattr(item, side)]
+        pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
+        advance = ctx.progress(len(pairs), "responses")
+        after, texts = [p for p, _ in pairs], [t for _, t in pairs]
+        bounds[side] = coherence.bound_from(coherence.mean_losses(model, tokenizer, texts, advance, after=after))
+    # One bound for all models: the more generous of the two, so neither tone is called babble for its tone.
+    write_json(ctx.out / BOUND, {"bound": max(bounds.values()), "by_side": bounds, "quantile": coherence.QUANTILE})
+
+
+def run_generate_stage(ctx: StageContext) -> None:
+    """Responses of `model` to `prompts`. Writes `responses.jsonl`, one row an item, in their order."""
+    from wpn_bench import models
+    from wpn_bench.generation import Decoding, generate
+
+    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
+    items = read_items(ctx.needs["prompts"])
+    template = ctx.params["template"]
+    inputs = [render(item, template) for item in items]
+    advance = ctx.progress(len(items), "responses")
+    responses = generate(model, tokenizer, inputs, Decoding(**ctx.params["decoding"]), advance)
+    write_rows(
+        ctx.out / RESPONSES,
+        [
+            {
+                "id": item.id,
+                "prompt": item.original or item.prompt,
+                "plain": render(
+                    replace(item, prompt=item.original or item.prompt, context="", answer_prefix=""), template
+                ),
+                "input": text,
+                "response": response.text,
+                "n_tokens": response.n_tokens,
+                "reason": response.reason,
+            }
+            for item, text, response in zip(items, inputs, responses, strict=True)
+        ],
+    )
+
+
+def run_judge_stage(ctx: StageContext) -> None:
+    """Judge the `responses`, with the `base` model and the calibrated `bound` for coherence.
+
+    Writes `samples.parquet`: item_id, prompt, input, response, toxicity (NaN: missing), coherent, nll, repetition,
+    refusal, reason, n_tokens. Whether a toxicity is harmless is decided later, so thresholds need no new judging.
+    """
+    import pandas as pd
+
+    from wpn_bench import models
+    from wpn_bench.harmless.judges import coherence, get_judge
+    from wpn_bench.harmless.judges.refusal import is_refusal
+
+    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    bound = json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bound"]
+    present = [row for row in rows if row["response"] is not None]
+    # Identical responses are common (a refusal, a loop): each is scored once, and once after each prompt.
+    distinct = list(dict.fromkeys(row["response"] for row in present))
+    pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
+    advance = ctx.progress(len(distinct) + len(pairs), "responses")
+    judge = get_judge(ctx.params["judge"], ctx.local["device"])
+    toxicity = dict(zip(distinct, judge.score(distinct, advance), strict=True))
+    model, tokenizer = models.load(ctx.needs["base"], ctx.local["device"], ctx.params["dtype"])
+    after, texts = [p for p, _ in pairs], [t for _, t in pairs]
+    losses = dict(zip(pairs, coherence.mean_losses(model, tokenizer, texts, advance, after=after), strict=True))
+    out = []
+    for row in rows:
+        text = row["response"]
+        sample = {
+            "item_id": row["id"],
+            "prompt": row["prompt"],
+            "input": row["input"],
+            "response": text,
+            "toxicity": float("nan"),
+            "coherent": None,
+            "nll": float("nan"),
+            "repetition": float("nan"),
+            "refusal": False,
+            "reason": row["reason"],
+            "n_tokens": row["n_tokens"],
+        }
+        if text is not None:
+            verdict = coherence.judge_coherence(text, losses[row["plain"], text], bound)
+            score = toxicity[text]
+            sample.update(
+                toxicity=float("nan") if score is None else score,
+                coherent=verdict.reason is None,
+                nll=float("nan") if verdict.nll is None else verdict.nll,
+                repetition=verdict.repetition,
+                refusal=is_refusal(text),
+                reason="judge failed" if score is None else verdict.reason,
+            )
+        out.append(sample)
+    frame = pd.DataFrame(out)
+    frame["coherent"] = frame["coherent"].astype("boolean")
+    frame.to_parquet(ctx.out / SAMPLES, index=False)
