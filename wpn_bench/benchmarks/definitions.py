@@ -1,0 +1,180 @@
+"""Task files (lm-eval's YAML format): find one, read what it says, digest all that decides a score.
+
+Reads the YAML itself, without lm-eval, so that listing and planning cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wpn_bench.errors import UserError
+from wpn_bench.paths import tasks_dir
+
+_PREFIXES = ("wpn_", "lab_")
+_PACKAGE = __name__.partition(".")[0]
+
+
+class _Function(str):
+    """The value of a `!function module.name` tag: the dotted name, not imported."""
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.add_constructor("!function", lambda loader, node: _Function(loader.construct_scalar(node)))
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One task or group as declared: its name, its merged fields, the files that decide a score."""
+
+    name: str
+    path: Path
+    fields: dict[str, Any]
+    sources: tuple[Path, ...]
+
+    @property
+    def is_group(self) -> bool:
+        return "group" in self.fields
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        found = self.fields.get("metadata")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contents of `sources`. Where they lie does not count."""
+        whole = hashlib.sha256()
+        for source in self.sources:
+            whole.update(hashlib.sha256(source.read_bytes()).digest())
+        return whole.hexdigest()
+
+
+def short_name(task: str) -> str:
+    """`wpn_arc_easy` and `lab_arc_easy` are both `arc_easy` in results, so a report has one set of names."""
+    for prefix in _PREFIXES:
+        if task.startswith(prefix):
+            return task.removeprefix(prefix)
+    return task
+
+
+def task_folders(names: Iterable[str | Path]) -> tuple[Path, ...]:
+    """Folders of task files: each name is a folder inside `tasks/` ("benchmarks", "lab") or a path.
+
+    Names rather than paths travel in job parameters: another machine has the same tasks in another place.
+    Raises `UserError` for a folder that is not there.
+    """
+    folders = []
+    for name in names:
+        shipped = tasks_dir() / name
+        folder = shipped if shipped.is_dir() else Path(name).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"there is no folder of tasks at {name}", "give a folder that holds lm-eval task YAMLs")
+        folders.append(folder.resolve())
+    return tuple(folders)
+
+
+@cache
+def read_folders(folders: tuple[Path, ...]) -> dict[str, Definition]:
+    """Tasks and groups declared in `folders`, by name; a later folder wins. Other YAML files are left out."""
+    found: dict[str, Definition] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                fields, files = _read(path)
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+                why = " ".join(str(e).split())[:160]
+                raise UserError(f"the task file {path} cannot be read ({why})", "mend the YAML") from e
+            name = fields.get("group") or fields.get("task")
+            if isinstance(name, str):
+                found[name] = Definition(name, path, fields, tuple(files))
+    return found
+
+
+def expand(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Replace groups (`wpn_nine`) by their tasks, each task once. Names not in `folders` pass through."""
+    known = read_folders(tuple(folders))
+    flat: list[str] = []
+    for name in names:
+        definition = known.get(name)
+        if definition is not None and definition.is_group:
+            members = [m["task"] if isinstance(m, dict) else m for m in definition.fields["task"]]
+            flat += expand(members, folders)
+        else:
+            flat.append(name)
+    return list(dict.fromkeys(flat))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """The fields of one file merged with those it includes, and every file that decides a score."""
+    fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(fields, dict):
+        return {}, []
+    merged: dict[str, Any] = {}
+    files = [path]
+    includes = fields.pop("include", [])
+    for name in includes if isinstance(includes, list) else [includes]:
+        base, more = _read(path.parent / name)
+        merged |= base
+        files += more
+    for module in sorted({f.rpartition(".")[0] for f in _functions(fields)}):
+        files += _module_files(module, path.parent)
+    return merged | fields, list(dict.fromkeys(files))
+
+
+def _functions(value: Any) -> Iterator[str]:
+    if isinstance(value, _Function):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _functions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _functions(inner)
+
+
+def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset()) -> list[Path]:
+    """The source of a helper module (beside the YAML, else ours) and of what it imports from this package.
+
+    Data that is made by code (the lab's) thereby changes a task's digest when that code changes.
+    """
+    if module in seen:
+        return []
+    path = beside / (module.replace(".", "/") + ".py")
+    if not path.is_file():
+        if module.partition(".")[0] != _PACKAGE:
+            return []  # a library: its version stands in the job's digest
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            return []
+        path = Path(spec.origin)
+    files = [path]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        imported: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            inside = [f"{node.module}.{a.name}" for a in node.names]
+            imported = [m for m in inside if m.startswith(f"{_PACKAGE}.") and _exists(m)] or [node.module]
+        elif isinstance(node, ast.Import):
+            imported = [a.name for a in node.names]
+        for name in imported:
+            if name.startswith(f"{_PACKAGE}."):
+                files += _module_files(name, beside, seen | {module})
+    return list(dict.fromkeys(files))
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

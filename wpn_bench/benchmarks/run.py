@@ -1,0 +1,388 @@
+"""Benchmarks through lm-eval (Gao et al., "A framework for few-shot language model evaluation"), zero shot.
+
+Measured: the share of documents answered right (`acc`), as lm-eval 0.4 computes it; for multiple choice,
+the choice with the highest summed log-likelihood is the answer. Scores equal those of `lm_eval` itself on
+the same task file, one task a call, with the same batch size. (`lm_eval --tasks a,b` batches documents of a
+and b together, which moves log-likelihoods in the last digits and, rarely, an answer.)
+
+The only importer of lm_eval. Its response cache is never used: it ignores which weights it speaks of.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench import hub
+from wpn_bench.benchmarks.definitions import (
+    Definition,
+    expand,
+    read_folders,
+    short_name,
+    task_folders,
+)
+from wpn_bench.errors import UserError
+from wpn_bench.hub import resolve_revision
+from wpn_bench.registry import nearest, unknown
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wpn_bench.executors import StageContext
+
+__all__ = [
+    "Document",
+    "TaskInfo",
+    "TaskResult",
+    "describe",
+    "evaluate_task",
+    "expand",
+    "prefetch",
+    "resolve_revision",
+    "run_benchmark_stage",
+    "short_name",
+    "task_folders",
+]
+
+Progress = Callable[[int | None, str], Callable[[int], None]]
+
+# What counts as accuracy, first found first taken; `acc_norm` is reported beside it, never in its place.
+_ACCURACIES = ("acc", "exact_match")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A benchmark before it is run.
+
+    short: its name in results. revision: commit of its data set (None: local data, or not asked for).
+    digest: SHA-256 of its definition, see `Definition`. chance: accuracy of a blind guess, 0 to 1 (None:
+    not declared).
+    """
+
+    name: str
+    short: str
+    title: str
+    dataset_path: str | None
+    dataset_name: str | None
+    revision: str | None
+    digest: str
+    chance: float | None
+    licence: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document's outcome.
+
+    doc_hash: lm-eval's, the same for the same data. target, prediction: texts of the choices; for tasks
+    without choices the prediction is the target if greedy decoding would write it, else None.
+    loglikelihoods: nats, one a choice.
+    """
+
+    doc_id: int
+    doc_hash: str
+    target: str
+    prediction: str | None
+    correct: bool
+    loglikelihoods: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """accuracy: share of the `n` documents answered right. metrics: all that lm-eval reports for the task."""
+
+    task: str
+    short: str
+    accuracy: float
+    n: int
+    metrics: Mapping[str, float]
+    documents: tuple[Document, ...] = field(repr=False)
+
+
+# --- before a run ---
+
+
+def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) -> TaskInfo:
+    """What a task is and which data it reads.
+
+    `resolve=False` asks no hub and leaves `revision` None. Raises `UserError` for an unknown task (with the
+    nearest names), for a group, and, when resolving, for data that is neither reachable nor cached.
+    """
+    definition = _definition(task, include_paths)
+    if definition.is_group:
+        raise UserError(f"{task!r} is a group of tasks", f"name its tasks: {', '.join(expand([task], include_paths))}")
+    fields, about = definition.fields, definition.metadata
+    path, name = fields.get("dataset_path"), fields.get("dataset_name")
+    from_code = "custom_dataset" in fields or "class" in fields
+    chance = about.get("chance")
+    return TaskInfo(
+        name=task,
+        short=short_name(task),
+        title=str(about.get("title", task)),
+        dataset_path=path,
+        dataset_name=name,
+        revision=resolve_revision(path, name) if resolve and path and not from_code else None,
+        digest=definition.digest,
+        chance=None if chance is None else float(chance),
+        licence=str(about.get("licence", "")),
+        citation=str(about.get("citation", "")),
+    )
+
+
+def prefetch(task: str, include_paths: Sequence[Path]) -> TaskInfo:
+    """Resolve a task's data and put it into the cache, so that it can be measured without network."""
+    info = describe(task, include_paths)
+    if info.dataset_path is not None and info.revision is not None:
+        hub.load(info.dataset_path, info.dataset_name, info.revision)
+    return info
+
+
+def _definition(task: str, include_paths: Sequence[Path]) -> Definition:
+    ours = read_folders(tuple(include_paths))
+    if task in ours:
+        return ours[task]
+    if task.startswith(("wpn_", "lab_")):
+        raise unknown("task", task, ours)  # a slip in one of our names: no need to read lm-eval's
+    theirs = _task_manager(tuple(include_paths), True).task_index
+    entry = theirs.get(task)
+    if entry is None or entry.yaml_path is None:
+        raise unknown("task", task, nearest(task, [*ours, *theirs]) or ours)
+    return read_folders((Path(entry.yaml_path).parent,))[task]
+
+
+# --- running ---
+
+
+def evaluate_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    include_paths: Sequence[Path],
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> TaskResult:
+    """Measure a model on one task.
+
+    limit: the first documents only. device: where the model is moved if it is not there. revision: commit
+    of the data set; None resolves it. progress: called with the number of requests (document x choice),
+    returns the function that is told of each n done. Raises `UserError` for an unknown task, for data that
+    cannot be had at that commit, and for a task that reports no accuracy.
+    """
+    import lm_eval
+
+    definition = _definition(task, include_paths)
+    model.to(device)
+    with _quiet(), hub.quiet():
+        loaded = _load_task(definition, include_paths, revision)
+        # `simple_evaluate` is these lines and: seeds for Python, numpy and torch (which would disturb the
+        # caller's; nothing here is random), and calls of git and pip to describe the machine (seconds, and
+        # git's complaints on stderr).
+        if loaded.get_config("num_fewshot") is None:
+            loaded.set_config(key="num_fewshot", value=0)
+        loaded.set_fewshot_seed(seed=1234)
+        results = lm_eval.evaluate(
+            lm=_language_model(model, tokenizer, batch_size, progress),
+            task_dict={"tasks": {task: loaded}},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    assert results is not None  # None on ranks other than 0 only, and this is one process
+    reported = results["results"][task]
+    metrics = {
+        name.partition(",")[0]: float(value)
+        for name, value in reported.items()
+        if name.endswith(",none") and isinstance(value, (int, float)) and "_stderr" not in name
+    }
+    accuracy = next((a for a in _ACCURACIES if a in metrics), None)
+    if accuracy is None:
+        known = ", ".join(sorted(metrics)) or "none"
+        raise UserError(f"the task {task!r} reports no accuracy (its metrics: {known})", "leave it out of --tasks")
+    documents = tuple(_document(loaded, sample, accuracy) for sample in results["samples"][task])
+    return TaskResult(task, short_name(task), metrics[accuracy], len(documents), metrics, documents)
+
+
+def run_benchmark_stage(ctx: StageContext) -> None:
+    """Stage `benchmark`. Needs `model` (a folder).
+
+    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype`; the definition's digest may stand there
+    too, for the job's digest. `ctx.local`: `include_paths` (names of folders in tasks/, or paths),
+    `device`. Writes `result.json` and `documents.parquet` (the fields of `Document`, in order of doc_id).
+    """
+    import pandas as pd
+
+    from wpn_bench import models
+    from wpn_bench.store import write_json
+
+    params = ctx.params
+    folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
+    device = models.pick_device(ctx.local.get("device", "auto"))
+    model, tokenizer = models.load(ctx.needs["model"], device, params.get("dtype", "float32"))
+    result = evaluate_task(
+        model,
+        tokenizer,
+        params["task"],
+        limit=params.get("limit"),
+        batch_size=params.get("batch_size", 16),
+        device=device,
+        include_paths=folders,
+        revision=params.get("revision"),
+        progress=ctx.progress,
+    )
+    summary = {
+        "task": result.task,
+        "short": result.short,
+        "accuracy": result.accuracy,
+        "n": result.n,
+        # JSON has no infinity: LAMBADA's perplexity under a broken model.
+        "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
+        "revision": params.get("revision"),
+    }
+    frame = pd.DataFrame([asdict(d) for d in result.documents]).sort_values("doc_id")
+    frame.to_parquet(ctx.out / "documents.parquet", index=False)
+    write_json(ctx.out / "result.json", summary)
+
+
+# --- lm-eval ---
+
+
+def _manager_key(task: str, include_paths: Sequence[Path]) -> tuple[tuple[Path, ...], bool]:
+    folders = tuple(include_paths)
+    return folders, task not in read_folders(folders)
+
+
+@cache
+def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
+    """Made once a process. Reading lm-eval's own 14,000 files takes ten seconds: only if one is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        return TaskManager(include_path=[str(f) for f in folders], include_defaults=with_defaults)
+
+
+def _load_task(definition: Definition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
+    """The task with its data, read at `revision` where the data is the hub's."""
+    manager = _task_manager(*_manager_key(definition.name, include_paths))
+    # Changes to a declared task go through a group of one: lm-eval's documented way.
+    member = {"task": definition.name, **_pinned(definition, revision)}
+    try:
+        loaded = manager.load({"group": "one", "task": [member]})
+    except (OSError, ValueError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise UserError(
+            f"the data of task {definition.name!r} cannot be read ({why})",
+            "check the network and the task file",
+        ) from e
+    task: Any = loaded["tasks"][definition.name]
+    return task
+
+
+def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
+    """Fields that make a task read its data at one commit; none for local data and data made by code."""
+    fields = definition.fields
+    path, name = fields.get("dataset_path"), fields.get("dataset_name")
+    if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):
+        return {}
+    commit = revision or resolve_revision(path, name)
+    options = {k: v for k, v in (fields.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
+    if options or commit is None:
+        return {"dataset_kwargs": {**options, "revision": commit}}
+
+    def at_commit(**_: Any) -> Any:
+        return hub.load(path, name, commit)
+
+    return {"custom_dataset": at_commit}
+
+
+def _language_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: Progress | None
+) -> Any:
+    from lm_eval.api.model import CacheHook
+    from lm_eval.models.huggingface import HFLM
+
+    class Told(CacheHook):
+        """lm-eval tells its cache of each answer; there is none here, so this is the place to count them."""
+
+        def __init__(self, advance: Callable[[int], None]) -> None:
+            super().__init__(None)
+            self.advance = advance
+
+        def add_partial(self, attr: str, req: Any, res: Any) -> None:
+            self.advance(1)
+
+    class Quiet(HFLM):
+        """HFLM with our progress in place of its bar. What it computes is left alone."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(self._announced(requests), disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(self._announced(requests), disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(self._announced(requests), disable_tqdm=True)
+
+        def _announced(self, requests: Any) -> Any:
+            if progress is not None:
+                self.set_cache_hook(Told(progress(len(requests), "requests")))
+            return requests
+
+    # lm-eval may give the tokenizer a padding token; the caller's stays as it is.
+    return Quiet(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+
+
+def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) -> Document:
+    correct = bool(float(sample[accuracy]) == 1.0)
+    answers = sample["filtered_resps"]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        lls = tuple(float(ll) for ll, _ in answers)
+        choices = task.doc_to_choice(sample["doc"])
+        best = max(range(len(choices)), key=lambda i: lls[i]) if not any(map(math.isnan, lls)) else None
+        prediction = None if best is None else choices[best].strip()
+        target = _gold(task, sample["doc"], choices).strip()
+    elif task.OUTPUT_TYPE == "loglikelihood":
+        lls = (float(answers[0][0]),)
+        target = str(sample["target"]).strip()
+        prediction = target if answers[0][1] else None
+    else:
+        lls = ()
+        target, prediction = str(sample["target"]), str(answers[0])
+    return Document(int(sample["doc_id"]), str(sample["doc_hash"]), target, prediction, correct, lls)
+
+
+def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:
+    """The right choice. Where the choices are contexts (WinoGrande), lm-eval's "text" is its index."""
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    first = gold[0] if isinstance(gold, list) else gold
+    return choices[first] if isinstance(first, int) else str(first)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no notes from lm-eval; errors are raised as ever."""
+    import lm_eval.api.task as task_module
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, task_module.tqdm
+    logger.setLevel(logging.ERROR)
+    # The one bar of lm-eval that has no switch: it counts prompts while they are built.
+    task_module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        task_module.tqdm = bar
