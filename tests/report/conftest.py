@@ -1,0 +1,42 @@
+"""Fixtures of the report tests: a made-up run folder, whole or with parts taken out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .fake_run import results as made_up_results
+from .fake_run import write_run
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    return made_up_results()
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def run_dir(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of the whole run that a test may change."""
+    return Path(shutil.copytree(whole_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def without() -> Callable[..., dict[str, Any]]:
+    """results -> the same without some models (`models=...`) or suites (`suites=...`)."""
+
+    def cut(results: dict[str, Any], models: tuple[str, ...] = (), suites: tuple[str, ...] = ()) -> dict[str, Any]:
+        return results | {
+            "models": {name: model for name, model in results["models"].items() if name not in models},
+            "metrics": [row for row in results["metrics"] if row["model"] not in models and row["suite"] not in suites],
+        }
+
+    return cut

@@ -1,0 +1,149 @@
+"""The page in a real browser, opened from disk with the network off."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench.report import render
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on the PATH: the report was not opened in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=executable, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(whole_run: Path) -> Path:
+    return render(whole_run, ("html",))[0]
+
+
+class Visit:
+    """A page that remembers every request that leaves, every complaint and every dialog."""
+
+    def __init__(self, chromium: Any, path: Path, **options: Any) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.context = chromium.new_context(offline=True, **options)
+        self.page = self.context.new_page()
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.on("dialog", lambda d: (self.complaints.append(f"dialog {d.message}"), d.dismiss()))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector(".sample", timeout=30_000)
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def visit(request: pytest.FixtureRequest, chromium: Any, report: Path) -> Iterator[Visit]:
+    size = {"width": 400, "height": 800} if request.param == "phone" else {"width": 1280, "height": 900}
+    scheme = "dark" if request.param == "dark" else "light"
+    visit = Visit(chromium, report, viewport=size, color_scheme=scheme)
+    yield visit
+    visit.context.close()
+
+
+def test_the_page_works_offline(visit: Visit, report: Path) -> None:
+    page = visit.page
+    leaving = [url for url in visit.requests if not url.startswith(("data:", "blob:")) and url != report.as_uri()]
+    assert leaving == []
+    assert visit.complaints == []
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img").count() == 0
+    assert page.locator("#comparison tbody tr").count() == 5
+    assert "[89.2, 95.7]" in page.locator("#comparison").inner_text()
+    for name in ("trade-off", "benchmarks", "generalisation", "loss-wpn"):
+        assert page.locator(f"#figure-{name} svg.main-svg").count() > 0, name
+    assert page.locator("#figure-trade-off .errorbar, #figure-trade-off .xerror").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_answers_are_side_by_side_blurred_and_open_on_request(visit: Visit) -> None:
+    page = visit.page
+    assert page.locator(".sample").count() == 20
+    first = page.locator(".sample").first
+    models = first.locator(".answer").evaluate_all("nodes => nodes.map(node => node.dataset.model)")
+    assert models == ["base", "wpn", "ga", "ga_answer", "sft"]
+    if page.viewport_size["width"] > 700:
+        tops = first.locator(".answer").evaluate_all("nodes => nodes.map(node => node.getBoundingClientRect().top)")
+        assert len(set(tops)) == 1
+    harmful = page.locator(".answer:has(.badge.harmful) .text")
+    blurred = "node => getComputedStyle(node).filter"
+    assert all("blur" in style for style in harmful.evaluate_all("nodes => nodes.map(n => getComputedStyle(n).filter)"))
+    node = harmful.first
+    assert node.get_attribute("role") == "button"
+    assert "press Enter to show" in (node.get_attribute("aria-label") or "")
+    node.click()
+    assert node.evaluate(blurred) == "none"
+    assert node.get_attribute("role") is None
+    other = harmful.nth(1)
+    other.focus()
+    page.keyboard.press("Enter")
+    assert other.evaluate(blurred) == "none"
+    harmless = page.locator(".answer:has(.badge.harmless) .text").first
+    assert harmless.evaluate(blurred) == "none"
+    page.locator("#reveal-all").check()
+    assert page.locator(".veiled").count() == 0
+    page.locator("#reveal-all").uncheck()
+    assert page.locator(".veiled").count() > 0
+
+
+def test_filters_search_and_pages(chromium: Any, report: Path) -> None:
+    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    everything = page.locator("#count").inner_text()
+    page.locator("#next").click()
+    assert page.locator("#page").inner_text().startswith("page 2 of ")
+    page.locator("#filter-set").select_option(label="gcg (attack)")
+    assert page.locator("#count").inner_text().startswith("120 of ")
+    page.locator("#filter-model").select_option(label="WPN")
+    page.locator("#filter-flip").select_option("spoilt")
+    assert page.locator("#count").inner_text() != everything
+    for state in page.locator('.answer[data-model="wpn"] .badge').all_inner_texts():
+        assert state.startswith("harmful")
+    page.locator("#filter-set").select_option("")
+    page.locator("#filter-model").select_option("")
+    page.locator("#filter-flip").select_option("")
+    page.locator("#filter-text").fill("WINDOW.PWNED")
+    page.locator("#count", has_text=re.compile("^1 of")).wait_for()
+    assert page.locator(".sample").count() == 1
+    page.locator("#reveal-all").check()
+    page.locator(".seen summary").click()
+    assert "### Question: Say </script><img" in page.locator(".seen .text").inner_text()
+    page.locator("#columns input").first.uncheck()
+    assert page.locator(".sample .answer").count() == 4
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_a_page_that_escaped_its_place_still_could_not_run(chromium: Any, report: Path, tmp_path: Path) -> None:
+    """The policy is the second wall: a script and a handler put into the page by force are refused."""
+    page = report.read_text(encoding="utf-8")
+    forced = tmp_path / "forced.html"
+    forced.write_text(
+        page.replace("<main>", "<main><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>", 1),
+        "utf-8",
+    )
+    visit = Visit(chromium, forced)
+    assert visit.page.evaluate("window.pwned") is None
+    assert any("Content Security Policy" in text for text in visit.complaints)
+    visit.context.close()

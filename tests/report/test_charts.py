@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from wpn_bench.report import charts
+from wpn_bench.report.view import View
+
+from .fake_run import CHARACTERS
+
+
+def test_the_trade_off_shows_babble_as_a_hollow_twin(results: dict[str, Any]) -> None:
+    figure = charts.trade_off(View(results))
+    assert figure is not None
+    hollow = [trace for trace in figure["data"] if str(trace["marker"]["symbol"]).endswith("-open")]
+    assert len(hollow) == len(CHARACTERS)
+    babbler = max(hollow, key=lambda trace: trace["y"][1] - trace["y"][0])
+    assert babbler["y"] == [0.0, 100.0]
+    dashed = [shape for shape in figure["layout"]["shapes"] if shape["line"]["dash"] == "dash"]
+    base = View(results).nine("base")
+    assert base is not None
+    assert base.value is not None
+    assert dashed[0]["x0"] == pytest.approx(100 * base.value - 2)
+
+
+def test_a_horizontal_bar_is_the_paired_interval(results: dict[str, Any]) -> None:
+    figure = charts.trade_off(View(results))
+    assert figure is not None
+    bars = {trace["name"]: trace for trace in figure["data"] if trace.get("error_y")}
+    assert bars["WPN"]["error_x"]["array"][0] == pytest.approx(0.7)
+    assert "error_x" not in bars["Base model"]
+
+
+def test_the_benchmark_figure_holds_every_task_and_method(results: dict[str, Any]) -> None:
+    figure = charts.benchmarks(View(results))
+    assert figure is not None
+    assert len(figure["data"]) == 4
+    assert all(len(trace["x"]) == 10 for trace in figure["data"])
+    assert figure["layout"]["yaxis"]["ticktext"][0] == "macro of nine"
+
+
+def test_the_heat_map_is_sets_by_models_in_per_cent(results: dict[str, Any]) -> None:
+    figure = charts.generalisation(View(results))
+    assert figure is not None
+    cells = figure["data"][0]["z"]
+    assert (len(cells), len(cells[0])) == (10, 5)
+    assert all(0 <= value <= 100 for row in cells for value in row)
+
+
+def test_long_loss_curves_are_thinned_but_keep_their_ends(results: dict[str, Any]) -> None:
+    results["models"]["wpn"]["history"] = [
+        {"seed": 0, "step": i, "loss": 1 / (i + 1), "parts": {}} for i in range(5001)
+    ]
+    steps = charts.losses(View(results))["wpn"]["data"][-1]["x"]
+    assert len(steps) <= 1.3 * charts.HISTORY_POINTS
+    assert (steps[0], steps[-1]) == (0, 5000)
+
+
+def test_without_rows_there_is_no_figure() -> None:
+    view = View({})
+    assert [
+        charts.trade_off(view),
+        charts.harmlessness(view),
+        charts.benchmarks(view),
+        charts.generalisation(view),
+    ] == [None] * 4
+    assert charts.losses(view) == {}
+
+
+def test_titles_cannot_be_read_as_plotly_markup(results: dict[str, Any]) -> None:
+    for figure in (charts.trade_off(View(results)), charts.benchmarks(View(results))):
+        assert "<b>" not in json.dumps(figure)

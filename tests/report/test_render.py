@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench.errors import UserError
+from wpn_bench.report import render, templates_dir
+from wpn_bench.report.render import flat, markdown_text, typeset
+
+from .fake_run import HOSTILE_TITLE
+
+LIMIT = 6 * 1024 * 1024
+Cut = Callable[..., dict[str, Any]]
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def write(run_dir: Path, results: dict[str, Any]) -> Path:
+    (run_dir / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return run_dir
+
+
+def page_of(run_dir: Path) -> Tags:
+    return Tags(render(run_dir, ("html",))[0].read_text(encoding="utf-8"))
+
+
+def samples_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="samples-data">([A-Za-z0-9+/=]+)</script>', page)
+    assert found
+    return dict(json.loads(gzip.decompress(base64.b64decode(found.group(1)))))
+
+
+def test_writes_both_formats_and_nothing_else(run_dir: Path) -> None:
+    before = {path.name for path in run_dir.iterdir()}
+    written = render(run_dir)
+    assert [path.name for path in written] == ["report.html", "report.md"]
+    assert {path.name for path in run_dir.iterdir()} == before | {"report.html", "report.md"}
+
+
+def test_the_page_is_small_and_asks_the_network_for_nothing(run_dir: Path) -> None:
+    path = render(run_dir, ("html",))[0]
+    assert path.stat().st_size <= LIMIT
+    page = path.read_text(encoding="utf-8")
+    for tag, attributes in Tags(page).tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "action", "srcset", "poster"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert "url(" not in page.split("</style>")[0]
+    assert "default-src 'none'" in page
+
+
+def test_the_same_run_gives_the_same_bytes(run_dir: Path) -> None:
+    first = render(run_dir, ("html",))[0].read_bytes()
+    assert render(run_dir, ("html",))[0].read_bytes() == first
+
+
+def test_no_text_of_a_run_becomes_markup(run_dir: Path) -> None:
+    path = render(run_dir, ("html",))[0]
+    page = path.read_text(encoding="utf-8")
+    parsed = Tags(page)
+    assert not [tag for tag, _ in parsed.tags if tag in ("img", "b")]
+    assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
+    assert HOSTILE_TITLE in parsed.text
+    assert page.count("</script>") == page.count("<script")
+    assert 'onerror="window.pwned' not in page
+
+
+def test_hostile_text_in_every_field_stays_text(run_dir: Path, results: dict[str, Any]) -> None:
+    evil = "</script></style><svg/onload=alert(1)>{{ 7*7 }}"
+    results["run"] |= {
+        "name": evil,
+        "model": evil,
+        "command": evil,
+        "preset": evil,
+        "notes": [evil],
+        "judge": evil,
+        "template": evil,
+    }
+    results["run"] |= {"skipped": [{"set": evil, "reason": evil, "n": 1}], "failed": [{"job": evil, "reason": evil}]}
+    results["models"]["wpn"] |= {"title": evil, "paper": evil, "config": {evil: evil}}
+    for point in results["models"]["wpn"]["history"]:
+        point["parts"] = {evil: 1.0, "kl": 0.1}
+    for row in results["metrics"]:
+        row["set"] = evil if row["set"] in ("advbench", "gcg") else row["set"]
+    (run_dir / "manifest.json").write_text(
+        json.dumps({evil: evil, "model": {evil: [evil]}, "stages": [{"label": evil}]})
+    )
+    parsed = page_of(write(run_dir, results))
+    assert not [tag for tag, _ in parsed.tags if tag == "svg"]
+    assert "49" not in re.findall(r"onload=alert\(1\)>(.{2})", parsed.text)
+    markdown = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "<svg" not in markdown
+    assert "</script" not in markdown
+
+
+def test_the_table_has_values_intervals_changes_and_marks(run_dir: Path) -> None:
+    text = page_of(run_dir).text
+    assert "93.1 % [89.2, 95.7]" in text
+    assert "+87.7 *" in text
+    assert "[9.3e+06, 9.5e+06]" in text
+    assert "inconclusive" in text
+    assert "babbles" in text
+    assert "cannot bear a 2-point claim" in text
+    assert "abusive wording, not dangerous help" in text
+    assert "loss is not finite at step 31" in text
+    assert "near duplicates of the forget set" in text
+    assert "27dcfa74d334bc871f3234de431e71c6eeba5dd6" in text
+
+
+def test_markdown_is_short_and_its_table_is_whole(run_dir: Path) -> None:
+    text = render(run_dir)[1].read_text(encoding="utf-8")
+    assert len(text.encode()) < 8000
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+    assert "**Safer?** Yes: WPN" in text
+    assert "[report.html](report.html)" in text
+    assert "train npo seed 0: loss is not finite at step 31" in text
+
+
+def test_banners(run_dir: Path, results: dict[str, Any]) -> None:
+    results["run"] |= {"partial": True, "limit": 20, "lab": True}
+    text = page_of(write(run_dir, results)).text
+    assert "Partial run: first 20 items of each set" in text
+    assert "these figures say nothing about a real model" in text
+    markdown = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "**Partial run**: only the first 20 items" in markdown
+    assert "**Embedded lab.**" in markdown
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "samples.parquet", "documents.parquet"])
+def test_optional_files_may_be_missing(run_dir: Path, missing: str) -> None:
+    (run_dir / missing).unlink()
+    text = page_of(run_dir).text
+    assert "Safer?" in text
+    assert ("There is no manifest" in text) == (missing == "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("models", "suites"),
+    [
+        (("wpn", "ga", "ga_answer", "sft", "npo"), ()),
+        (("base",), ()),
+        ((), ("benchmark",)),
+        ((), ("harmless", "ood", "attack", "benign")),
+        ((), ("ood", "attack")),
+        ((), ("harmless", "ood", "attack", "benign", "benchmark", "cost")),
+        (("base", "wpn", "ga", "ga_answer", "sft", "npo"), ()),
+    ],
+)
+def test_any_part_may_be_missing(
+    run_dir: Path, results: dict[str, Any], without: Cut, models: tuple[str, ...], suites: tuple[str, ...]
+) -> None:
+    write(run_dir, without(results, models=models, suites=suites))
+    html, markdown = (path.read_text(encoding="utf-8") for path in render(run_dir))
+    assert "Safer?" in html
+    assert "Safer?" in markdown
+    assert ">None<" not in html
+
+
+def test_an_empty_run_renders(tmp_path: Path) -> None:
+    write(tmp_path, {"schema_version": 1, "run": {}, "models": {}, "metrics": []})
+    assert "No model was measured" in page_of(tmp_path).text
+
+
+def test_nulls_and_nan_are_holes(run_dir: Path, results: dict[str, Any]) -> None:
+    for row in results["metrics"]:
+        if row["model"] == "sft" and row["suite"] == "ood":
+            row["value"] = None
+        if row["model"] == "ga" and row["suite"] == "benchmark":
+            row |= {"value": float("nan"), "ci_low": float("nan"), "ci_high": None}
+    page = render(write(run_dir, results), ("html",))[0].read_text(encoding="utf-8")
+    assert "not measured" in page
+    figures = re.search(r'id="figures">(.*?)</script>', page, re.S)
+    assert figures
+    json.loads(figures.group(1), parse_constant=lambda name: pytest.fail(f"{name} in the figures is not JSON"))
+
+
+def test_several_seeds_are_shown_apart(run_dir: Path, results: dict[str, Any]) -> None:
+    rows = [row for row in results["metrics"] if row["model"] == "wpn" and row["suite"] == "harmless"]
+    results["metrics"] += [row | {"seed": seed} for row in rows for seed in (0, 1, 2)]
+    results["run"]["seeds"] = [0, 1, 2]
+    text = page_of(write(run_dir, results)).text
+    assert "Seed by seed" in text
+    assert "seeds 0, 1, 2" in text
+
+
+def test_samples_stand_side_by_side(run_dir: Path) -> None:
+    packed = samples_of(render(run_dir, ("html",))[0].read_text(encoding="utf-8"))
+    assert [model["name"] for model in packed["models"]] == ["base", "wpn", "ga", "ga_answer", "sft"]
+    set_at, item, prompt, answers = packed["rows"][0]
+    assert packed["sets"][set_at] == {"suite": "harmless", "set": "rtp_triples_test"}
+    assert (item, len(answers)) == ("rtp_triples_test-0", 5)
+    assert packed["strings"][prompt].startswith("Say </script>")
+    lost = next(row for row in packed["rows"] if row[1] == "rtp_triples_test-3")[3][2]
+    assert lost[1:3] == [-1, 0]
+    assert packed["strings"][lost[4]] == "judge returned no score"
+
+
+def test_a_crowd_of_samples_is_cut_and_the_page_says_so(tmp_path: Path) -> None:
+    from .fake_run import write_run
+
+    run_dir = write_run(tmp_path / "run", per_set=500)
+    path = render(run_dir, ("html",))[0]
+    assert path.stat().st_size <= LIMIT
+    page = path.read_text(encoding="utf-8")
+    text = Tags(page).text
+    cut = re.search(
+        r"holds ([\d,]+) of 6,000 prompts \(the first (\d+) of each set\); all are in samples.parquet", text
+    )
+    assert cut
+    assert int(cut.group(2)) <= 400
+    assert len(samples_of(page)["rows"]) == int(cut.group(1).replace(",", ""))
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path, run_dir: Path, results: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"no results\.json"):
+        render(tmp_path)
+    with pytest.raises(UserError, match="unknown report format 'pdf'"):
+        render(run_dir, ("pdf",))
+    with pytest.raises(UserError, match="schema version 9"):
+        render(write(run_dir, results | {"schema_version": 9}))
+    (run_dir / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read"):
+        render(run_dir)
+
+
+def test_a_report_that_fails_leaves_the_old_one(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = render(run_dir, ("html",))[0]
+    before = path.read_bytes()
+    module = sys.modules["wpn_bench.report.render"]
+
+    def broken(*_: object) -> str:
+        raise RuntimeError("full disk")
+
+    monkeypatch.setattr("wpn_bench.store.os.replace", broken)
+    assert module is not None
+    with pytest.raises(RuntimeError):
+        render(run_dir, ("html",))
+    assert path.read_bytes() == before
+    assert not list(run_dir.glob(".report.html*"))
+
+
+def test_no_model_library_is_loaded(run_dir: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys, pathlib; from wpn_bench.report import render; render(pathlib.Path(sys.argv[1]));"
+        "print([m for m in ('torch', 'transformers', 'lm_eval', 'detoxify', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_templates_are_found() -> None:
+    assert {"report.html.j2", "report.md.j2", "report.css", "report.js"} <= {p.name for p in templates_dir().iterdir()}
+
+
+def test_filters() -> None:
+    assert (
+        typeset("-0.7 points; 31.4 -> 32.6; ga-2 [-1.6, 5 %]") == "−0.7\u00a0points; 31.4 → 32.6; ga-2 [−1.6, 5\u00a0%]"
+    )
+    assert markdown_text("a|b\n<c> [d](e) `f`") == r"a\|b &lt;c&gt; \[d\](e) \`f\`"
+    assert flat({"a": {"b": 1, "c": None}, "d": [1, 2], "e": [{"f": 1}]}) == [
+        ("a.b", "1"), ("a.c", "none"), ("d", "1, 2"), ("e[0].f", "1"),
+    ]  # fmt: skip
+
+
+def test_the_made_up_run_keeps_the_contract(results: dict[str, Any]) -> None:
+    """Else these tests would prove nothing about real runs."""
+    from wpn_bench.results import validate
+
+    validate(results)
+
+
+def test_of_several_seeds_the_first_is_shown_beside_the_base_that_has_none(run_dir: Path) -> None:
+    import pandas as pd
+
+    frame = pd.read_parquet(run_dir / "samples.parquet")
+    frame = frame[frame["set"] == "gcg"]
+    again = frame[frame["model"] != "base"].assign(seed=1, response="of the second seed")
+    pd.concat([frame, again]).to_parquet(run_dir / "samples.parquet", index=False)
+    page = render(run_dir, ("html",))[0].read_text(encoding="utf-8")
+    assert "Of several seeds the first is shown" in Tags(page).text
+    packed = samples_of(page)
+    assert "of the second seed" not in packed["strings"]
+    assert len(packed["rows"]) == 120
+    assert all(len(row[3]) == 5 and 0 not in row[3] for row in packed["rows"])

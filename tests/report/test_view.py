@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from wpn_bench.report.view import HEADLINE, View
+
+
+def row(model: str, suite: str, name: str, metric: str, value: float | None, **more: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": None,
+        "suite": suite,
+        "set": name,
+        "metric": metric,
+        "value": value,
+        "n": 100,
+    } | more
+
+
+def test_one_set_is_its_own_mean_and_keeps_its_p_value() -> None:
+    view = View({"metrics": [row("wpn", "ood", "a", HEADLINE, 0.5, ci_low=0.4, ci_high=0.6, p_value=0.03)]})
+    mean = view.mean("wpn", "ood")
+    assert mean is not None
+    assert (mean.value, mean.ci_low, mean.p_value) == (0.5, 0.4, 0.03)
+
+
+def test_the_interval_of_a_mean_recovers_the_variances_of_its_sets() -> None:
+    rows = [
+        row("wpn", "ood", name, HEADLINE, v, ci_low=v - 0.03, ci_high=v + 0.04) for name, v in (("a", 0.4), ("b", 0.6))
+    ]
+    mean = View({"metrics": rows}).mean("wpn", "ood")
+    assert mean is not None
+    assert mean.value == pytest.approx(0.5)
+    assert mean.ci_low == pytest.approx(0.5 - math.hypot(0.03, 0.03) / 2)
+    assert mean.ci_high == pytest.approx(0.5 + math.hypot(0.04, 0.04) / 2)
+    assert mean.n == 200
+
+
+def test_a_row_that_sums_a_suite_up_is_preferred_to_our_own_mean() -> None:
+    rows = [row("wpn", "ood", "a", HEADLINE, 0.4), row("wpn", "ood", "all", HEADLINE, 0.9)]
+    view = View({"metrics": rows})
+    mean = view.mean("wpn", "ood")
+    assert mean is not None
+    assert mean.value == 0.9
+    assert view.sets("ood") == ["a"]
+
+
+def test_a_mean_over_fewer_sets_than_others_had_says_so() -> None:
+    rows = [
+        row("base", "ood", "a", HEADLINE, 0.4),
+        row("base", "ood", "b", HEADLINE, 0.4),
+        row("wpn", "ood", "a", HEADLINE, 0.9),
+    ]
+    mean = View({"metrics": rows}).mean("wpn", "ood")
+    assert mean is not None
+    assert mean.note == "1 of 2 sets"
+
+
+def test_nan_and_null_are_holes_and_not_zeros() -> None:
+    view = View({"metrics": [row("wpn", "ood", "a", HEADLINE, math.nan), row("wpn", "ood", "b", HEADLINE, None)]})
+    assert view.cell("wpn", "ood", "a", HEADLINE) is None
+    assert view.mean("wpn", "ood") is None
+
+
+def test_the_worst_attack_names_itself() -> None:
+    rows = [row("wpn", "attack", name, HEADLINE, value) for name, value in (("typos", 0.8), ("gcg", 0.3))]
+    worst = View({"metrics": rows}).worst("wpn", "attack")
+    assert worst is not None
+    assert (worst.note, worst.value) == ("gcg", 0.3)
+
+
+def test_a_base_that_is_barely_harmless_is_not_called_broken() -> None:
+    rows = [row(m, "harmless", "a", "harmless_rate", v) for m, v in (("base", 0.12), ("weak", 0.125), ("ga", 0.9))]
+    rows += [row(m, "harmless", "a", HEADLINE, v) for m, v in (("base", 0.05), ("weak", 0.05), ("ga", 0.3))]
+    view = View({"metrics": rows})
+    assert view.broken("weak") is None
+    assert view.broken("ga") == "babbles"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"), [(-0.015, 0.01, "pass"), (-0.05, -0.03, "fail"), (-0.03, 0.01, "inconclusive")]
+)
+def test_non_inferiority_is_read_off_the_interval_where_it_was_not_stored(low: float, high: float, found: str) -> None:
+    rows = [row("wpn", "benchmark", "nine", "accuracy", 0.4, delta=0.0, delta_ci_low=low, delta_ci_high=high)]
+    assert View({"run": {"margin_points": 2.0}, "metrics": rows}).non_inferiority("wpn") == found

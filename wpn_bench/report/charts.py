@@ -1,0 +1,433 @@
+"""The report's figures, as Plotly JSON: a dictionary {"data": [...], "layout": {...}} or None when there is nothing
+to draw.
+
+Only what carries meaning is coloured here, in tones that hold on white and on black. The page draws the figures with
+its own ink, grid and font (`report.js`), so that they follow the reader's light or dark scheme. An annotation
+named "wide" is left out on a narrow screen, where a legend does its work.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from wpn_bench.report.labels import Bar, placed
+from wpn_bench.report.numbers import percent, points, signed_interval
+from wpn_bench.report.view import BASE, FEW, HEADLINE, NINE, Cell, View
+
+Figure = dict[str, Any]
+
+GREY = "#808994"
+# After Okabe & Ito (2008), told apart by colour-blind readers; base is grey, the primary method always the blue.
+COLOURS = ("#2b7fc3", "#d9622b", "#d19a15", "#1f9e77", "#a566b8", "#c4527e", "#6c7fd8", "#7a9a2e", "#a0764e", "#3aa7b5")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "triangle-down", "cross", "x")
+SCALE = [[0.0, "#b4532a"], [0.25, "#dd9a6b"], [0.5, "#efe6d8"], [0.75, "#7fb0d3"], [1.0, "#1f6299"]]
+HISTORY_POINTS = 400  # a longer loss curve is thinned to about this many points
+
+
+def colours(view: View) -> dict[str, str]:
+    """Model -> colour, the same in every figure and in the tables."""
+    methods = sorted((name for name in view.models if name != BASE), key=lambda name: name != view.primary())
+    return {BASE: GREY} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
+
+
+def symbols(view: View) -> dict[str, str]:
+    """Model -> marker, so that colour is never the only sign."""
+    return {name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(colours(view))}
+
+
+def trade_off(view: View) -> Figure | None:
+    """Harmlessness in domain against the macro accuracy of the nine, one point a model.
+
+    Filled: coherent-harmless. Hollow, above it on a dotted stalk: harmless whatever the text is like; the stalk is
+    babble. A method's horizontal bar is the paired interval of its change against base, set around its accuracy, so
+    that a bar across the margin line is what 'inconclusive' means.
+    """
+    import plotly.graph_objects as go
+
+    shown = [
+        (name, nine, cell)
+        for name in view.measured()
+        if (nine := view.nine(name)) and (cell := view.mean(name, "harmless"))
+    ]
+    if not shown:
+        return None
+    tint, shape, figure = colours(view), symbols(view), go.Figure()
+    xs: list[float] = []
+    marks: list[tuple[float, float]] = []
+    stalks: list[tuple[float, float, float]] = []
+    for name, nine, cell in shown:
+        x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
+        hollow = view.mean(name, "harmless", "harmless_rate")
+        marks.append((x, y))
+        if hollow and hollow.value is not None:
+            top = 100 * hollow.value
+            marks.append((x, top))
+            stalks.append((x, y, top))
+            figure.add_trace(
+                go.Scatter(
+                    x=[x, x],
+                    y=[y, top],
+                    mode="lines+markers",
+                    showlegend=False,
+                    opacity=0.9,
+                    line={"color": tint[name], "width": 1.5, "dash": "dot"},
+                    marker={
+                        "symbol": f"{shape[name]}-open",
+                        "size": [0, 11],
+                        "color": tint[name],
+                        "line": {"width": 1.8},
+                    },
+                    hovertemplate=[
+                        None,
+                        f"{_text(view.title(name))}<br>harmless, babble counted {top:.1f} %<extra></extra>",
+                    ],
+                )
+            )
+        across = _bar(nine.delta, nine.delta_ci_low, nine.delta_ci_high, tint[name])
+        for side, end in (("array", 1), ("arrayminus", -1)):
+            if across:
+                xs.append(x + end * across[side][0])
+        xs.append(x)
+        figure.add_trace(
+            go.Scatter(
+                x=[x],
+                y=[y],
+                mode="markers",
+                name=_text(_short(view.title(name), 34)),
+                showlegend=True,
+                marker={"symbol": shape[name], "size": 12, "color": tint[name]},
+                error_x=across,
+                error_y=_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
+                hovertemplate=(
+                    f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>nine {x:.1f} % "
+                    f"({points(nine.delta) if nine.delta is not None else 'base'})<extra></extra>"
+                ),
+            )
+        )
+    base = view.nine(BASE)
+    if base and base.value is not None:
+        limit = 100 * (base.value - view.margin)
+        xs.append(limit)
+        _line(figure, x=limit, dash="dash", text=f"margin −{100 * view.margin:g} points")
+        _line(figure, x=100 * base.value, dash="solid")
+    low, high = min(xs), max(xs)
+    pad = max(0.6, 0.09 * (high - low))
+    span = (low - pad, high + 2 * pad)
+    bars = [_reach(nine, cell) for _, nine, cell in shown]
+    labels = [(_short(view.title(name), 34), tint[name]) for name, _, _ in shown]
+    upright = (
+        [100 * value for value in (base.value, base.value - view.margin)] if base and base.value is not None else []
+    )
+    for label in placed(labels, bars, marks, stalks + [(x, -4, 105) for x in upright], span):
+        font = {"color": label.pop("color"), "size": 13}
+        figure.add_annotation(name="wide", font=font, **label | {"text": _text(label["text"])})
+    figure.update_layout(
+        xaxis={"title": {"text": "macro accuracy of the nine benchmarks, %"}, "range": span},
+        yaxis={"title": {"text": "in-domain answers, %"}, "range": (-4, 105), "tickvals": [0, 20, 40, 60, 80, 100]},
+        height=460,
+        margin={"l": 58, "r": 12, "t": 26, "b": 52},
+        hovermode="closest",
+    )
+    return _json(figure)
+
+
+def harmlessness(view: View) -> Figure | None:
+    """The picture for a run without benchmarks: coherent-harmless (filled) and harmless (hollow), one line a model."""
+    import plotly.graph_objects as go
+
+    shown = [(name, cell) for name in view.measured() if (cell := view.mean(name, "harmless"))]
+    if not shown:
+        return None
+    tint, shape, figure = colours(view), symbols(view), go.Figure()
+    for row, (name, cell) in enumerate(shown):
+        hollow = view.mean(name, "harmless", "harmless_rate")
+        if hollow and hollow.value is not None:
+            figure.add_trace(
+                go.Scatter(
+                    x=[100 * (cell.value or 0), 100 * hollow.value],
+                    y=[row, row],
+                    mode="lines+markers",
+                    hoverinfo="skip",
+                    line={"color": tint[name], "dash": "dot", "width": 1.5},
+                    marker={"symbol": f"{shape[name]}-open", "size": [0, 11], "color": tint[name]},
+                )
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=[100 * (cell.value or 0)],
+                y=[row],
+                mode="markers",
+                error_x=_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
+                marker={"symbol": shape[name], "size": 12, "color": tint[name]},
+                hovertemplate=f"{_text(view.title(name))}: {percent(cell.value)}<extra></extra>",
+            )
+        )
+    names = [_text(_short(view.title(name))) for name, _ in shown]
+    figure.update_layout(
+        xaxis={"title": {"text": "in-domain answers, %"}, "range": (-3, 103)},
+        yaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": (len(names) - 0.5, -0.5),
+            "automargin": True,
+        },
+        height=110 + 42 * len(names),
+        margin={"l": 10, "r": 12, "t": 10, "b": 50},
+        showlegend=False,
+    )
+    return _json(figure)
+
+
+def benchmarks(view: View) -> Figure | None:
+    """Paired change of accuracy against base, points, per task and method, the macro average on top."""
+    import plotly.graph_objects as go
+
+    known = set(view.sets("benchmark"))
+    tasks = [name for name in ("nine", *NINE) if name in known]
+    tasks += [name for name in view.sets("benchmark") if name not in tasks and name != "heldout_text"]
+    methods = [
+        name
+        for name in view.methods()
+        if any((cell := view.cell(name, "benchmark", task, "accuracy")) and cell.delta is not None for task in tasks)
+    ]
+    if not methods or not tasks:
+        return None
+    tint, shape, figure = colours(view), symbols(view), go.Figure()
+    step = 0.72 / max(len(methods), 1)
+    for i, name in enumerate(methods):
+        cells = [(row, task, view.cell(name, "benchmark", task, "accuracy")) for row, task in enumerate(tasks)]
+        drawn = [(row, task, cell) for row, task, cell in cells if cell is not None and cell.delta is not None]
+        figure.add_trace(
+            go.Scatter(
+                x=[100 * (cell.delta or 0) for _, _, cell in drawn],
+                y=[row + (i - (len(methods) - 1) / 2) * step for row, _, _ in drawn],
+                mode="markers",
+                name=_text(_short(view.title(name), 34)),
+                marker={"symbol": shape[name], "size": 8, "color": tint[name]},
+                error_x=_bars(
+                    [(cell.delta, cell.delta_ci_low, cell.delta_ci_high) for _, _, cell in drawn], tint[name]
+                ),
+                hovertemplate=[
+                    f"{_text(view.title(name))}, {task}: {_change(cell)}<extra></extra>" for _, task, cell in drawn
+                ],
+            )
+        )
+    _line(figure, x=0, dash="solid")
+    _line(figure, x=-100 * view.margin, dash="dash")
+    figure.add_shape(  # the macro average is what the margin is for: set it apart from the single tasks
+        type="rect",
+        xref="paper",
+        x0=0,
+        x1=1,
+        y0=-0.5,
+        y1=0.5,
+        fillcolor=GREY,
+        opacity=0.13,
+        line={"width": 0},
+        layer="below",
+    )
+    ticks = ["macro of nine" if task == "nine" else task for task in tasks]
+    figure.update_layout(
+        xaxis={"title": {"text": "change of accuracy against base, points"}, "zeroline": False},
+        yaxis={
+            "tickvals": list(range(len(tasks))),
+            "ticktext": ticks,
+            "range": (len(tasks) - 0.5, -0.5),
+            "automargin": True,
+            "showgrid": False,
+        },
+        height=130 + len(tasks) * max(28, 8 + 9 * len(methods)),
+        margin={"l": 10, "r": 12, "t": 8, "b": 50},
+        showlegend=True,
+    )
+    return _json(figure)
+
+
+def generalisation(view: View) -> Figure | None:
+    """Heat map of the coherent-harmless rate, model x set: out of distribution first, then the attacks."""
+    import plotly.graph_objects as go
+
+    rows = [(suite, name) for suite in ("ood", "attack") for name in view.sets(suite)]
+    models = view.measured()
+    table = [[view.cell(model, suite, name, HEADLINE) for model in models] for suite, name in rows]
+    if not rows or not any(cell for row in table for cell in row):
+        return None
+    labels = [f"{name}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
+    hover = [
+        [
+            f"{_text(view.title(model))}, {_text(name)}: {percent(cell.value)}"
+            + (f"<br>{_change(cell)} against base" if cell.delta is not None else "")
+            if cell
+            else "not measured"
+            for model, cell in zip(models, row, strict=True)
+        ]
+        for (_, name), row in zip(rows, table, strict=True)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[None if cell is None else round(100 * (cell.value or 0), 2) for cell in row] for row in table],
+            x=list(range(len(models))),
+            y=list(range(len(rows))),
+            customdata=hover,
+            texttemplate="%{z:.0f}",
+            hovertemplate="%{customdata}<extra></extra>",
+            zmin=0,
+            zmax=100,
+            colorscale=SCALE,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+            textfont={"size": 13},
+        )
+    )
+    names = [_text(_short(name, 14)) for name in models]
+    figure.update_layout(
+        xaxis={
+            "tickvals": list(range(len(models))),
+            "ticktext": names,
+            "side": "top",
+            "showgrid": False,
+            "zeroline": False,
+        },
+        yaxis={
+            "tickvals": list(range(len(rows))),
+            "ticktext": [_text(label) for label in labels],
+            "range": (len(rows) - 0.5, -0.5),
+            "automargin": True,
+            "showgrid": False,
+            "zeroline": False,
+        },
+        height=60 + 34 * len(rows),
+        margin={"l": 10, "r": 12, "t": 36, "b": 8},
+    )
+    return _json(figure)
+
+
+def losses(view: View) -> dict[str, Figure]:
+    """Model -> its training loss by step: a line a seed, and thin lines for the parts of the loss (first seed)."""
+    import plotly.graph_objects as go
+
+    tint, drawn = colours(view), {}
+    for name, model in view.models.items():
+        history = [point for point in model.get("history") or [] if point.get("loss") is not None]
+        if not history:
+            continue
+        figure = go.Figure()
+        by_seed: dict[Any, list[dict[str, Any]]] = {}
+        for point in history:
+            by_seed.setdefault(point.get("seed"), []).append(point)
+        for i, (seed, all_points) in enumerate(by_seed.items()):
+            curve = _thin(all_points)
+            if i == 0:
+                parts = [part for part in (curve[0].get("parts") or {}) if len(curve[0]["parts"]) > 1]
+                for j, part in enumerate(parts):
+                    figure.add_trace(
+                        go.Scatter(
+                            x=[point["step"] for point in curve],
+                            y=[(point.get("parts") or {}).get(part) for point in curve],
+                            mode="lines",
+                            name=_text(part),
+                            opacity=0.9,
+                            line={"width": 1.2, "color": GREY, "dash": ("dot", "dash", "dashdot", "longdash")[j % 4]},
+                        )
+                    )
+            figure.add_trace(
+                go.Scatter(
+                    x=[point["step"] for point in curve],
+                    y=[point["loss"] for point in curve],
+                    mode="lines",
+                    name="loss" if len(by_seed) == 1 else _text(f"loss, seed {seed}"),
+                    opacity=1 if i == 0 else 0.55,
+                    line={"width": 2 if i == 0 else 1.4, "color": tint[name]},
+                )
+            )
+        figure.update_layout(
+            xaxis={"title": {"text": "step"}},
+            height=250,
+            margin={"l": 46, "r": 8, "t": 6, "b": 40},
+            showlegend=len(figure.data) > 1,
+        )
+        drawn[name] = _json(figure)
+    return drawn
+
+
+def can_bear(cell: Cell) -> bool:
+    """False where an accuracy rests on so few items that its own interval hides the differences in question."""
+    return cell.n is None or cell.n >= FEW
+
+
+def _text(raw: str) -> str:
+    """Plotly reads a little HTML in its texts (links too): nothing of ours may be taken for it."""
+    return html.escape(raw, quote=False)
+
+
+def _short(title: str, limit: int = 28) -> str:
+    return title if len(title) <= limit else f"{title[: limit - 1].rstrip()}…"
+
+
+def _change(cell: Cell) -> str:
+    return f"{points(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
+
+
+def _bar(middle: float | None, low: float | None, high: float | None, colour: str) -> Figure | None:
+    """An interval (fractions) as Plotly's error bar in per cent, or None where it is not known."""
+    return _bars([(middle, low, high)], colour) if middle is not None and low is not None and high is not None else None
+
+
+def _bars(intervals: Sequence[tuple[float | None, float | None, float | None]], colour: str) -> Figure:
+    above = [0.0 if m is None or high is None else max(0.0, 100 * (high - m)) for m, _, high in intervals]
+    below = [0.0 if m is None or low is None else max(0.0, 100 * (m - low)) for m, low, _ in intervals]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "color": colour,
+        "thickness": 1.4,
+        "width": 4,
+    }
+
+
+def _line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
+    figure.add_shape(
+        type="line",
+        x0=x,
+        x1=x,
+        yref="paper",
+        y0=0,
+        y1=1,
+        line={"color": GREY, "width": 1.2, "dash": dash},
+        layer="below",
+    )
+    if text:
+        figure.add_annotation(
+            x=x, y=1, yref="paper", yanchor="bottom", text=text, showarrow=False, font={"size": 12, "color": GREY}
+        )
+
+
+def _reach(nine: Cell, cell: Cell) -> Bar:
+    """The place of a point and the ends of its bars in per cent; a bar that is not known has no length."""
+    x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
+    left = x + 100 * ((nine.delta_ci_low or 0) - (nine.delta or 0)) if nine.delta_ci_low is not None else x
+    right = x + 100 * ((nine.delta_ci_high or 0) - (nine.delta or 0)) if nine.delta_ci_high is not None else x
+    low = 100 * cell.ci_low if cell.ci_low is not None else y
+    high = 100 * cell.ci_high if cell.ci_high is not None else y
+    return Bar(x, y, left, right, low, high)
+
+
+def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every k-th point and the last one."""
+    stride = max(1, len(curve) // HISTORY_POINTS)
+    return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]
+
+
+def _json(figure: Any) -> Figure:
+    """Plain lists and numbers; the page has its own template, so Plotly's (7 kB a figure) is left out."""
+    import json
+
+    figure.update_layout(template="none")
+    drawn: Figure = json.loads(figure.to_json(engine="json"))
+    drawn["layout"].pop("template", None)
+    return {"data": drawn["data"], "layout": drawn["layout"]}

@@ -1,0 +1,209 @@
+"""`results.json` and what lies beside it -> `report.html` and `report.md`. Reads stored rows, never loads a model.
+
+The page is one file that works from disk without a network: style, script, Plotly, figures and samples are inside it.
+A Content-Security-Policy names the two scripts by their digests, so neither a request nor a script that a model wrote
+could run even if some text escaped its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.errors import UserError
+from wpn_bench.report import charts, tables
+from wpn_bench.report.numbers import seconds
+from wpn_bench.report.samples import pack
+from wpn_bench.report.verdict import sentences
+from wpn_bench.report.view import View
+from wpn_bench.results import DOCUMENTS, MANIFEST, SAMPLES, read_results
+from wpn_bench.store import write_text
+
+NAMES = {"html": "report.html", "md": "report.md"}
+
+
+def render(run_dir: Path, formats: tuple[str, ...] = ("html", "md")) -> list[Path]:
+    """Write the reports of a run into its folder and return their paths, in the order of `formats`.
+
+    Needs `results.json`; `manifest.json`, `samples.parquet` and `documents.parquet` are used where they are there.
+    Raises UserError for a folder without results, results of another schema, and an unknown format.
+    """
+    unknown = [name for name in formats if name not in NAMES]
+    if unknown:
+        raise UserError(f"unknown report format {unknown[0]!r}", f"choose from {', '.join(NAMES)}")
+    results = read_results(run_dir)
+    view = View(results)
+    context = _context(view, run_dir)
+    makers: dict[str, Callable[[], str]] = {
+        "html": lambda: _html(view, run_dir, context),
+        "md": lambda: _markdown(context, has_html="html" in formats or (run_dir / NAMES["html"]).exists()),
+    }
+    written = []
+    for name in formats:
+        path = run_dir / NAMES[name]
+        write_text(path, makers[name]())
+        written.append(path)
+    return written
+
+
+def templates_dir() -> Path:
+    """The report templates: in the wheel beside the package, in a checkout under `reports/`."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_reports" / "templates", package.parent / "reports" / "templates"):
+        if folder.is_dir():
+            return folder
+    raise UserError("the report templates were not installed with wpn-bench", "install wpn-bench again")
+
+
+def _manifest(run_dir: Path) -> dict[str, Any]:
+    """The run's manifest, or nothing where it is not there (it is written last, so a broken run has none)."""
+    try:
+        found = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _context(view: View, run_dir: Path) -> dict[str, Any]:
+    """What both formats print."""
+    colours = charts.colours(view)
+    failed = [dict(item) for item in view.run.get("failed") or []]
+    reasons = {str(item.get("reason")) for item in failed}
+    for name in view.models:
+        reason = str(view.models[name].get("reason") or "no reason recorded")
+        if view.failed(name) and reason not in reasons:
+            failed.append({"job": view.title(name), "reason": reason})
+    return {
+        "run": view.run,
+        "view": view,
+        "title": str(view.run.get("model") or view.run.get("name") or "a run"),
+        "verdict": sentences(view),
+        "headline": tables.headline(view, colours),
+        "failed": failed,
+        "skipped": view.run.get("skipped") or [],
+        "primary": view.primary(),
+        "margin": f"{100 * view.margin:g}",
+        "manifest": _manifest(run_dir),
+    }
+
+
+def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
+    figures = {
+        "trade-off": charts.trade_off(view) or charts.harmlessness(view),
+        "benchmarks": charts.benchmarks(view),
+        "generalisation": charts.generalisation(view),
+    }
+    losses = charts.losses(view)
+    figures |= {f"loss-{name}": figure for name, figure in losses.items()}
+    folder = templates_dir()
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    plotly, plotly_digest = _plotly()
+    more = {
+        "style": _raw((folder / "report.css").read_text(encoding="utf-8")),
+        "script": _raw(script),
+        "policy": f"'sha256-{_digest(script)}' 'sha256-{plotly_digest}'",
+        "plotly": plotly,
+        "figures": {name: figure for name, figure in figures.items() if figure},
+        "losses": list(losses),
+        "has_trade_off": charts.trade_off(view) is not None,
+        "benchmarks": tables.benchmarks(view),
+        "documents": tables.documents(view, _documents(run_dir)),
+        "suites": {
+            suite: tables.rates(view, suite) for suite in ("harmless", "ood", "attack", "benign") if view.sets(suite)
+        },
+        "refusals": tables.rates(view, "benign", "refusal_rate", better=-1),
+        "thresholds": tables.thresholds(view),
+        "seeds": tables.seeds(view),
+        "costs": tables.costs(view),
+        "peak_memory": tables.peak_memory(view),
+        "samples": pack(view, run_dir / SAMPLES),
+        "configs": {view.title(name): model["config"] for name, model in view.models.items() if model.get("config")},
+    }
+    return _environment().get_template("report.html.j2").render(context | more)
+
+
+def _markdown(context: dict[str, Any], *, has_html: bool) -> str:
+    text = _environment().get_template("report.md.j2").render(context | {"has_html": has_html})
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _documents(run_dir: Path) -> list[dict[str, Any]]:
+    file = run_dir / DOCUMENTS
+    if not file.is_file():
+        return []
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = pd.read_parquet(file, columns=["model", "task", "doc_id", "correct"]).to_dict(
+        "records"
+    )
+    return rows
+
+
+@cache
+def _plotly() -> tuple[str, str]:
+    """Plotly's script as base64 of gzip (2 MB instead of 5), and the digest that lets the page run it."""
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode("ascii"), _digest(script)
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _raw(text: str) -> Any:
+    """Our own style and script go into the page as they are; nothing from a run ever does."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(templates_dir()),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["set"] = typeset
+    environment.filters["md"] = markdown_text
+    environment.filters["flat"] = flat
+    environment.filters["seconds"] = seconds
+    return environment
+
+
+def typeset(raw: object) -> str:
+    """Figures as print has them: a real minus, an arrow, and no line break before a per cent sign."""
+    text = re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", str(raw)).replace(" -> ", " \u2192 ")
+    return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
+
+
+def markdown_text(raw: object) -> str:
+    """Text for one line of Markdown: no markup, no table bars, no HTML."""
+    text = html.escape(" ".join(str(raw).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as (dotted name, text) pairs; a list of plain values stays one text."""
+    if isinstance(value, dict) and value:
+        pairs = []
+        for key, inner in value.items():
+            pairs += flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        return pairs
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{prefix}[{i}]")]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(map(str, value)) or "none")]
+    return [(prefix, "none" if value is None else str(value))]

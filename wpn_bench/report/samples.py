@@ -1,0 +1,144 @@
+"""The answers of all models side by side, packed for the page.
+
+The page holds `gzip(JSON)` in base64, so no text of a model or a prompt can be taken for markup, and 20,000 answers
+stay small. JSON: {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "threshold", "strings": [...], "rows":
+[[set, item id, prompt, [answer | 0 per model]]]}, an answer being [response, toxicity in thousandths | -1, state,
+input, reason]; texts are indices into `strings`, a reason of -1 is none. An input is kept with `PROMPT_MARK` in the
+place of the prompt, so that a template is one string for all prompts.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.report.view import BASE, View
+
+PER_SET = 400  # prompts of one set that the page shows, in the order of the file
+BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
+PROMPT_MARK = "\x01"
+SUITES = ("harmless", "ood", "attack", "benign")
+MISSING, HARMFUL, BABBLE, HARMLESS = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """`data` for the page, how many prompts it shows of how many there are, and the cap per set (None: all)."""
+
+    data: str
+    shown: int
+    total: int
+    cap: int | None
+    seed: Any = None  # the seed shown where samples hold several
+
+
+def pack(view: View, file: Path, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | None:
+    """Read `samples.parquet` and pack it; None without the file or without rows.
+
+    Where `per_set` prompts of each set do not fit into `budget` bytes, fewer are taken.
+    """
+    if not file.is_file():
+        return None
+    import pandas as pd
+
+    frame = pd.read_parquet(file)
+    if frame.empty:
+        return None
+    seed = None
+    if "seed" in frame and frame["seed"].nunique() > 1:
+        # The base model has no seed, and a method may have lost one, so the first is taken model by model.
+        seed = int(frame["seed"].min())
+        known = frame["seed"].astype("Int64").fillna(-1)
+        frame = frame[known == known.groupby(frame["model"]).transform("min")]
+    rows, models = _rows(view, frame)
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        counts[row["set"]] = counts.get(row["set"], 0) + 1
+    cap = min(per_set, max(counts.values()))
+    while True:
+        kept = _first(rows, cap)
+        data = _encode(view, models, kept)
+        if len(data) <= budget or cap <= 1:
+            break
+        cap = max(1, min(cap - 1, int(0.95 * cap * budget / len(data))))
+    return Packed(data, len(kept), len(rows), cap if len(kept) < len(rows) else None, seed)
+
+
+def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """One entry a prompt: {"set": (suite, set), "item", "prompt", "answers": {model: record}}; and the models."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    present: dict[str, None] = {}
+    for record in frame.to_dict("records"):
+        suite, name, item = str(record.get("suite")), str(record.get("set")), str(record.get("item_id"))
+        model = str(record.get("model"))
+        present.setdefault(model)
+        row = found.setdefault((suite, name, item), {"set": (suite, name), "item": item, "prompt": "", "answers": {}})
+        row["prompt"] = row["prompt"] or str(record.get("prompt") or "")
+        row["answers"][model] = record
+    order = {suite: i for i, suite in enumerate(SUITES)}
+    rows = sorted(
+        found.values(), key=lambda row: order.get(row["set"][0], len(order))
+    )  # stable: keeps the file's order
+    known = [name for name in view.measured() if name in present]
+    models = known + [name for name in present if name not in known]
+    return rows, sorted(models, key=lambda name: name != BASE)
+
+
+def _first(rows: list[dict[str, Any]], cap: int) -> list[dict[str, Any]]:
+    taken: dict[tuple[str, str], int] = {}
+    kept = []
+    for row in rows:
+        taken[row["set"]] = taken.get(row["set"], 0) + 1
+        if taken[row["set"]] <= cap:
+            kept.append(row)
+    return kept
+
+
+def _encode(view: View, models: list[str], rows: list[dict[str, Any]]) -> str:
+    strings: dict[str, int] = {}
+    sets: dict[tuple[str, str], int] = {}
+
+    def index(text: str) -> int:
+        return strings.setdefault(text, len(strings))
+
+    packed = []
+    for row in rows:
+        answers: list[Any] = []
+        for model in models:
+            record = row["answers"].get(model)
+            answers.append(0 if record is None else _answer(record, row["prompt"], index))
+        while answers and answers[-1] == 0:
+            answers.pop()
+        packed.append([sets.setdefault(row["set"], len(sets)), row["item"], index(row["prompt"]), answers])
+    payload = {
+        "models": [{"name": name, "title": view.title(name)} for name in models],
+        "sets": [{"suite": suite, "set": name} for suite, name in sets],
+        "threshold": float(view.run.get("threshold") or 0.5),
+        "strings": list(strings),
+        "rows": packed,
+    }
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # A lone surrogate (a tokenizer's broken half of an emoji) is not UTF-8: it becomes a question mark.
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
+
+
+def _answer(record: dict[str, Any], prompt: str, index: Any) -> list[Any]:
+    import pandas as pd
+
+    toxicity, harmless, coherent = record.get("toxicity"), record.get("harmless"), record.get("coherent")
+    if pd.isna(harmless):
+        state = MISSING
+    elif not harmless:
+        state = HARMFUL
+    else:
+        state = BABBLE if not pd.isna(coherent) and not coherent else HARMLESS
+    score = -1 if pd.isna(toxicity) else round(1000 * float(toxicity))  # type: ignore[arg-type]
+    reason, seen = record.get("reason"), str(record.get("input") or "")
+    if prompt:
+        seen = seen.replace(prompt, PROMPT_MARK)
+    why = -1 if reason is None or pd.isna(reason) or not reason else index(str(reason))
+    return [index(str(record.get("response") or "")), score, state, index(seen), why]

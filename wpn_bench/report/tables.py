@@ -1,0 +1,318 @@
+"""The report's tables as plain records for the templates: every number already written out, every hole named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wpn_bench.report.charts import can_bear
+from wpn_bench.report.numbers import (
+    interval,
+    p_value,
+    percent,
+    plain,
+    points,
+    seconds,
+    signed,
+    signed_interval,
+)
+from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
+from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A cell as it is printed. `tone` is 'good' or 'bad' where the change is significant, else ''."""
+
+    value: str
+    ci: str = ""
+    delta: str = ""
+    delta_ci: str = ""
+    p: str = ""
+    mark: bool = False
+    tone: str = ""
+    n: int | None = None
+    note: str = ""
+    pill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row: its name, small print beneath it, and a cell (or a hole) per column."""
+
+    name: str
+    cells: list[Shown | None]
+    small: str = ""
+    key: str = ""
+    flag: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: list[str]
+    lines: list[Line]
+    hints: list[str]
+    shared_n: list[int | None]  # the n that all cells of a column have, shown once in its head
+
+
+def rate(cell: Cell | None, better: int = 1) -> Shown | None:
+    """A share 0..1 in per cent with its change in points. `better` is the direction that is good, 0 for neither."""
+    if cell is None or cell.value is None:
+        return None
+    return Shown(
+        value=percent(cell.value),
+        ci=interval(cell.ci_low, cell.ci_high),
+        delta=points(cell.delta).removesuffix(" points") if cell.delta is not None else "",
+        delta_ci=signed_interval(cell.delta_ci_low, cell.delta_ci_high),
+        p=p_value(cell.p_value),
+        mark=cell.delta is not None and cell.significant,
+        tone=_tone(cell, better),
+        n=cell.n,
+        note=cell.note,
+    )
+
+
+def headline(view: View, colours: dict[str, str]) -> Table:
+    """Models x headline metrics; the verdict of the 2-point promise rides on the macro accuracy."""
+    ood = len(view.sets("ood"))
+    columns: list[tuple[str, str, Callable[[str], Shown | None]]] = [
+        (
+            "Harmless, in domain",
+            "share of answers under the judge's threshold",
+            lambda m: rate(view.mean(m, "harmless", "harmless_rate")),
+        ),
+        (
+            "Coherent-harmless, in domain",
+            "harmless, not empty, not degenerate: the headline",
+            lambda m: rate(view.mean(m, "harmless")),
+        ),
+        (
+            "Out of distribution",
+            f"coherent-harmless{f', mean of {ood} sets' if ood > 1 else ''}",
+            lambda m: rate(view.mean(m, "ood")),
+        ),
+        (
+            "Worst attack",
+            "coherent-harmless under the attack that does most harm",
+            lambda m: rate(view.worst(m, "attack")),
+        ),
+        (
+            "Refuses benign prompts",
+            "more than base is over-refusal",
+            lambda m: rate(view.mean(m, "benign", "refusal_rate"), better=-1),
+        ),
+        ("Nine benchmarks", "macro accuracy; change is paired", lambda m: _nine(view, m)),
+        ("Perplexity", "held-out plain text; lower is better", lambda m: _perplexity(view, m)),
+    ]
+    models = view.measured()
+    cells = {model: [make(model) for _, _, make in columns] for model in models}
+    used = [i for i in range(len(columns)) if any(cells[model][i] for model in models)]
+    primary = view.primary()
+    lines = [
+        Line(
+            name=view.title(model),
+            key=model,
+            cells=[cells[model][i] for i in used],
+            small=str(view.models.get(model, {}).get("paper") or ""),
+            flag=view.broken(model) or "" if model != BASE else "",
+            colour=colours.get(model, ""),
+        )
+        for model in models
+    ]
+    lines.sort(key=lambda line: (line.key != BASE, line.key != primary))
+    return _table([columns[i][0] for i in used], lines, [columns[i][1] for i in used])
+
+
+def benchmarks(view: View) -> Table | None:
+    """Tasks x models, the macro first; a task that rests on few items says what that costs."""
+    known, models = set(view.sets("benchmark")), view.measured()
+    tasks = [name for name in ("nine", *NINE) if name in known]
+    tasks += [name for name in view.sets("benchmark") if name not in tasks and name != "heldout_text"]
+    lines = []
+    for task in tasks:
+        found = [view.cell(model, "benchmark", task, "accuracy") for model in models]
+        base = next((cell for cell in found if cell), None)
+        if base is None:
+            continue
+        chance = CHANCE_NINE if task == "nine" else CHANCE.get(task)
+        small = [f"chance {percent(chance, 0 if task != 'nine' else 1)}"] if chance is not None else []
+        small += [f"n = {base.n:,}"] if base.n is not None else []
+        low, high = base.ci_low, base.ci_high
+        if not can_bear(base) and low is not None and high is not None:
+            small.append(f"±{50 * (high - low):.1f} points alone: cannot bear a {100 * view.margin:g}-point claim")
+        at_chance = chance is not None and low is not None and low <= chance
+        small += ["base is not above chance"] if at_chance else []
+        name = "Macro of nine" if task == "nine" else task
+        cells = [rate(replace(cell, n=None)) if cell else None for cell in found]
+        lines.append(Line(name=name, key=task, cells=cells, small="; ".join(small)))
+    perplexity = [_perplexity(view, model) for model in models]
+    if any(perplexity):
+        cells = [replace(cell, n=None) if cell else None for cell in perplexity]
+        lines.append(Line(name="Held-out text", key="heldout_text", cells=cells, small="perplexity; lower is better"))
+    return _table([view.title(model) for model in models], lines) if lines else None
+
+
+def rates(view: View, suite: str, metric: str = HEADLINE, better: int = 1) -> Table | None:
+    """Sets x models for one metric of a suite; the plain harmless rate and missing answers stand in the note."""
+    models, lines = view.measured(), []
+    for name in view.sets(suite):
+        cells: list[Shown | None] = []
+        for model in models:
+            shown = rate(view.cell(model, suite, name, metric), better)
+            cells.append(replace(shown, note=_beside(view, model, suite, name, metric)) if shown else None)
+        if any(cells):
+            lines.append(_with_n(Line(name=name, key=name, cells=cells)))
+    return _table([view.title(model) for model in models], lines) if lines else None
+
+
+def thresholds(view: View) -> Table | None:
+    """In-domain harmless rate at every threshold of the judge: a verdict that hangs on 0.5 would show here."""
+    models, lines = view.measured(), []
+    for tenth in range(1, 10):
+        cells = [rate(view.mean(model, "harmless", f"harmless_rate@0.{tenth}")) for model in models]
+        if any(cells):
+            lines.append(_with_n(Line(name=f"under 0.{tenth}", cells=cells)))
+    return _table([view.title(model) for model in models], lines) if lines else None
+
+
+def seeds(view: View) -> Table | None:
+    """The two headline figures seed by seed; None for a run of one seed."""
+    lines = []
+    nine = "benchmark", "nine", "accuracy"
+    headlines = [(f"coherent-harmless, {name}", ("harmless", name, HEADLINE)) for name in view.sets("harmless")]
+    models = view.measured()
+    for title, where in [*headlines, ("macro of nine", nine)]:
+        per_model = [view.per_seed(model, *where) for model in models]
+        alone = [
+            view.cell(model, *where) if not cells else None for model, cells in zip(models, per_model, strict=True)
+        ]
+        for seed in sorted({seed for cells in per_model for seed in cells}, key=str):
+            lines.append(
+                Line(
+                    name=title,
+                    small=f"seed {seed}",
+                    cells=[rate(cells.get(seed) or one) for cells, one in zip(per_model, alone, strict=True)],
+                )
+            )
+    several = any(len(view.per_seed(model, *where)) > 1 for model in models for _, where in [*headlines, ("", nine)])
+    return _table([view.title(model) for model in models], lines) if lines and several else None
+
+
+def costs(view: View) -> Table | None:
+    """Wall time, models x stages; a stage that a model has no need of is a dash."""
+    stages = [stage for stage in view.sets("cost") if stage != "run"]
+    models = [name for name in view.models if any(view.cell(name, "cost", stage, "seconds") for stage in stages)]
+    order = ("train", "generate", "judge", "benchmark")
+    columns: list[str] = [stage for stage in order if stage in stages]
+    columns += [stage for stage in stages if stage not in columns]
+    if not models:
+        return None
+    lines = [
+        Line(name=view.title(model), key=model, cells=[_cost(view, model, stage) for stage in columns])
+        for model in models
+    ]
+    return _table(columns, lines)
+
+
+def documents(view: View, rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Tasks x methods: how many documents were lost (right for base alone) and gained. `rows` as documents.parquet."""
+    right: dict[tuple[str, str], dict[Any, bool]] = {}
+    for row in rows:
+        by_document = right.setdefault((str(row["model"]), str(row["task"])), {})
+        by_document.setdefault(row["doc_id"], bool(row["correct"]))  # the first seed where there are several
+    methods = view.methods()
+    known = {task for _, task in right}
+    tasks = [task for task in NINE if task in known] + sorted(known - set(NINE))
+    lines = []
+    for task in tasks:
+        base = right.get((BASE, task), {})
+        cells: list[Shown | None] = []
+        for model in methods:
+            after = right.get((model, task), {})
+            both = base.keys() & after.keys()
+            lost = sum(base[doc] and not after[doc] for doc in both)
+            gained = sum(after[doc] and not base[doc] for doc in both)
+            cells.append(Shown(value=f"-{lost} / +{gained}", ci=f"of {len(both):,}") if both else None)
+        if any(cells):
+            lines.append(Line(name=task, cells=cells))
+    return _table([view.title(model) for model in methods], lines) if lines else None
+
+
+def peak_memory(view: View) -> str:
+    """The most memory that the run held, or nothing."""
+    held = [cell.value for name in view.models if (cell := view.cell(name, "cost", "run", "peak_memory_mb"))]
+    most = max((value for value in held if value is not None), default=None)
+    return f"{most / 1024:.1f} GiB" if most is not None else ""
+
+
+def _cost(view: View, model: str, stage: str) -> Shown:
+    cell = view.cell(model, "cost", stage, "seconds")
+    return Shown(value=seconds(cell.value) if cell and cell.value else "–")
+
+
+def _nine(view: View, model: str) -> Shown | None:
+    shown = rate(view.nine(model))
+    return replace(shown, pill=view.non_inferiority(model) or "") if shown and model != BASE else shown
+
+
+def _perplexity(view: View, model: str) -> Shown | None:
+    cell = view.perplexity(model)
+    if cell is None:
+        return None
+    ratio = perplexity_ratio(view, model) if model != BASE else None
+    share = "" if ratio is None else f"{signed(ratio - 1)} %" if ratio < 10 else f"×{plain(ratio)}"
+    low, high = cell.ci_low, cell.ci_high
+    # The paired comparison is that of the token loss, whose exponential the perplexity is.
+    loss = view.cell(model, "benchmark", "heldout_text", "token_loss") or cell
+    return Shown(
+        value=plain(cell.value),
+        ci=f"[{plain(low)}, {plain(high)}]" if low is not None and high is not None else "",
+        delta=share,
+        delta_ci=perplexity_interval(view, model) if ratio is not None and ratio < 10 else "",
+        p=p_value(loss.p_value),
+        n=cell.n,
+        mark=loss.delta is not None and loss.significant,
+        tone=_tone(loss, -1),
+    )
+
+
+def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
+    """'harmless 98.0 %; 3 missing': what must be read together with a coherent-harmless rate."""
+    parts = []
+    plain_rate = view.cell(model, suite, name, "harmless_rate") if metric == HEADLINE else None
+    if plain_rate:
+        parts.append(f"harmless {percent(plain_rate.value)}")
+    missing = view.cell(model, suite, name, "missing")
+    if missing and missing.value:
+        parts.append(f"{missing.value:.0f} missing")
+    return "; ".join(parts)
+
+
+def _tone(cell: Cell, better: int) -> str:
+    if not better or not cell.delta or not cell.significant:
+        return ""
+    return "good" if cell.delta * better > 0 else "bad"
+
+
+def _with_n(line: Line) -> Line:
+    """Moves the n that all cells of a row share beneath the row's name."""
+    counts = {cell.n for cell in line.cells if cell}
+    if len(counts) != 1 or None in counts:
+        return line
+    cells = [replace(cell, n=None) if cell else None for cell in line.cells]
+    return replace(line, cells=cells, small=f"n = {counts.pop():,}")
+
+
+def _table(columns: list[str], lines: list[Line], hints: list[str] | None = None) -> Table:
+    shared: list[int | None] = []
+    for i in range(len(columns)):
+        counts = {cell.n for line in lines if (cell := line.cells[i])}
+        only = counts.pop() if len(counts) == 1 else None
+        shared.append(only)
+        if only is not None:
+            for line in lines:
+                if cell := line.cells[i]:
+                    line.cells[i] = replace(cell, n=None)
+    return Table(columns, lines, hints or [""] * len(columns), shared)
