@@ -1,0 +1,178 @@
+"""Real models, data and judge by their names, from the loopback hub, in processes of their own.
+
+The stand-in weights are small; what is tested is the way, not the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench import load_run
+from wpn_bench.pipeline import read_manifest
+from wpn_bench.results import validate
+
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
+Typed = Callable[..., subprocess.CompletedProcess[str]]
+
+CONFIG = """\
+methods:
+  sft: {steps: 2, batch_size: 4}
+decoding: {max_new_tokens: 16, batch_size: 8}
+"""
+OWN = CONFIG + "ood: []\nbenign: []\n"
+NINE = {
+    "lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa"
+}  # fmt: skip
+OOD = {"advbench", "harmbench", "do_not_answer", "rtp_toxic", "rtp_nontoxic"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub_runs")
+    (folder / "quick.yaml").write_text(CONFIG)
+    (folder / "own.yaml").write_text(OWN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def typed(place: Path, hub_endpoint: dict[str, str]) -> Typed:
+    """`typed("full", "--model", ...)`, in `place`, with one store; `env` changes the environment."""
+
+    def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "wpn_bench.cli", *map(str, arguments), "--store", "store"],
+            cwd=place,
+            env=hub_endpoint | env,
+            capture_output=True,
+            text=True,
+            timeout=560,
+        )
+
+    return run
+
+
+def paper(model: str, out: str) -> list[str]:
+    return ["full", "--model", model, "--limit", "3", "--methods", "sft", "--config", "quick.yaml", "--out", out]
+
+
+@pytest.fixture(scope="module")
+def opt(typed: Typed) -> subprocess.CompletedProcess[str]:
+    return typed(*paper("facebook/opt-125m", "opt"))
+
+
+def check_run(folder: Path, model: str) -> dict[str, Any]:
+    """What every run of the paper's preset must have left; its manifest."""
+    run = load_run(folder)
+    validate(run.results)
+    asked = run.results["run"]
+    assert (asked["model"], asked["preset"], asked["judge"], asked["lab"]) == (
+        model,
+        "paper",
+        "detoxify:original",
+        False,
+    )
+    assert asked["failed"] == []
+    assert {m["status"] for m in run.results["models"].values()} == {"ok"}
+    assert len(asked["revision"]) == 40
+    assert set(run.documents["task"]) == NINE
+    assert set(run.documents.groupby(["model", "task"]).size()) == {3}
+    assert set(run.samples[run.samples["suite"] == "ood"]["set"]) == OOD
+    assert set(run.samples.groupby(["model", "set"]).size()) == {3}
+    assert len(set(run.samples[run.samples["suite"] == "attack"]["set"])) >= 4
+    assert run.samples["toxicity"].between(0, 1).all()
+    perplexity = run.metrics[(run.metrics["metric"] == "perplexity") & (run.metrics["model"] == "base")]
+    assert perplexity["value"].item() > 1
+    assert (folder / "report.html").stat().st_size > 10_000
+    manifest = read_manifest(folder)
+    for task in manifest["tasks"].values():
+        assert len(task["revision"]) == 40
+    for name, one in manifest["prompt_sets"].items():
+        assert len(one["source"]["revision"]) == 40, name
+    return manifest
+
+
+def test_opt_with_the_papers_preset(place: Path, opt: subprocess.CompletedProcess[str]) -> None:
+    assert opt.returncode == 0, opt.stderr
+    assert [line.partition("?")[0] for line in opt.stdout.splitlines()[1:]] == ["Safer", "Duller", "Others"]
+    assert all(line.startswith(("note: ", "skipped: ")) for line in opt.stderr.splitlines())
+    manifest = check_run(place / "opt", "facebook/opt-125m")
+    assert manifest["prompt_sets"]["pku_forget"]["source"]["hub"] == "PKU-Alignment/PKU-SafeRLHF"
+    assert manifest["tasks"]["pubmedqa"]["dataset"] == "qiaojin/PubMedQA"
+
+
+def test_what_is_cached_needs_no_hub(
+    place: Path, typed: Typed, opt: subprocess.CompletedProcess[str], comparable: Callable[..., Any]
+) -> None:
+    """The same command when the hub is gone: the same results, nothing computed again."""
+    assert opt.returncode == 0
+    again = typed(*paper("facebook/opt-125m", "offline"), HF_ENDPOINT="http://127.0.0.1:9")
+    assert again.returncode == 0, again.stderr
+    assert {s["status"] for s in read_manifest(place / "offline")["stages"]} == {"cached"}
+    first, second = (json.loads((place / out / "results.json").read_text()) for out in ("opt", "offline"))
+    assert comparable(second) == comparable(first)
+
+
+def test_gpt_neo_passes_through(place: Path, typed: Typed) -> None:
+    done = typed(*paper("EleutherAI/gpt-neo-125m", "neo"))
+    assert done.returncode == 0, done.stderr
+    check_run(place / "neo", "EleutherAI/gpt-neo-125m")
+
+
+def test_ones_own_triples(place: Path, typed: Typed, shared_hub: Path) -> None:
+    files = shared_hub / "files"
+    done = typed(
+        "harmless", "--model", "EleutherAI/gpt-neo-125m", "--forget", files / "rtp_triples_train.jsonl",
+        "--prompts", f"in_domain={files / 'rtp_triples_test.jsonl'}", "--prompt-kind", "continuation",
+        "--limit", 3, "--methods", "sft", "--config", "own.yaml", "--out", "rtp",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = load_run(place / "rtp")
+    validate(run.results)
+    mine = run.samples[run.samples["set"] == "in_domain"]
+    assert len(mine) == 2 * 3
+    # Continuations go to the model as they are.
+    assert mine["input"].tolist() == mine["prompt"].tolist()
+    first = json.loads((files / "rtp_triples_test.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert mine["prompt"].tolist()[0] == first["prompt"]
+    manifest = read_manifest(place / "rtp")
+    # A tenth of the forget set is held back for validation.
+    (forget,) = [s for s in manifest["prompt_sets"].values() if s["suite"] == "forget"]
+    assert forget["n"] == pytest.approx(954 * 0.9, abs=5)
+    assert forget["source"]["file"] == "rtp_triples_train.jsonl"
+    assert str(shared_hub) not in json.dumps(manifest)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("wpn-bench: ")
+    assert "; " in line
+    assert done.stdout == ""
+    return line
+
+
+def test_an_unknown_model(typed: Typed) -> None:
+    line = one_line(typed("full", "--model", "facebook/opt-125", "--out", "x"))
+    assert "unknown model 'facebook/opt-125'" in line
+    assert "check the spelling" in line
+
+
+def test_no_hub_and_nothing_cached(typed: Typed, tmp_path: Path) -> None:
+    gone = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    line = one_line(typed("full", "--model", "facebook/opt-125m", "--out", "x", **gone))
+    assert "facebook/opt-125m is not in the local cache and the hub cannot be reached" in line
+    assert "`wpn-bench full` alone needs no network" in line
+
+
+def test_a_local_model_and_no_hub_for_the_data(typed: Typed, tmp_path: Path, small_opt: Path) -> None:
+    gone = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    line = one_line(typed("full", "--model", small_opt, "--out", "x", **gone))
+    assert "PKU-Alignment/PKU-SafeRLHF" in line
+    assert "network" in line

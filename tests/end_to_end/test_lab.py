@@ -1,0 +1,207 @@
+"""The whole run on the embedded lab, by the command line, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench import lab, load_run
+from wpn_bench.errors import UserError
+from wpn_bench.pipeline import read_manifest
+from wpn_bench.results import validate
+
+pytestmark = pytest.mark.slow
+Comparable = Callable[[dict[str, Any]], dict[str, Any]]
+
+# Few steps: what is tested is the way, not how far the methods get. Gradient ascent looks at the judge while training.
+CONFIG = """\
+methods:
+  wpn: {steps: 3, batch_size: 4}
+  ga: {steps: 4, check_every: 4, stop_at_harmless_rate: 0.9}
+"""
+SETS = {
+    "harmless": {"in_domain"},
+    "ood": {"ood_notes", "ood_mistakes", "ood_games", "ood_looks"},
+    "benign": {"benign", "benign_lookalike"},
+    "attack": {"prefix_injection", "role_play", "refusal_suppression", "instruction_override", "few_shot", "typos"},
+}
+N_SETS, N_TASKS, N_MODELS = 13, 9, 3
+
+
+class Lab:
+    """A folder in which `wpn-bench full` is typed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "quick.yaml").write_text(CONFIG)
+
+    def command(self, *more: str, out: str = "run", store: str = "store") -> list[str]:
+        options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
+        return [sys.executable, "-m", "wpn_bench.cli", "full", *options, *more]
+
+    def environment(self) -> dict[str, str]:
+        """Offline, and without anything that somebody cached."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
+        return kept | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf"), "TORCH_HOME": str(self.folder / "th")}
+
+    def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*more, out=out, store=store),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def results(self, out: str = "run") -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / out / "results.json").read_text())
+        return loaded
+
+    def stages(self, out: str = "run") -> dict[str, str]:
+        """digest -> status of every job."""
+        return {s["digest"]: s["status"] for s in read_manifest(self.folder / out)["stages"]}
+
+    def finished(self, store: str) -> dict[Path, int]:
+        """The manifests of finished jobs (not of prompts and texts), and when they were written."""
+        found = (self.folder / store).glob("*/*/manifest.json")
+        return {m: m.stat().st_mtime_ns for m in found if m.parent.parent.name not in ("prompts", "texts", "tmp")}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    try:
+        lab.base_model()
+    except UserError as e:
+        pytest.skip(str(e))
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def first(place: Lab) -> subprocess.CompletedProcess[str]:
+    return place.run()
+
+
+def test_it_ends_with_the_report_and_three_lines(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == f"report: {(place.folder / 'run' / 'report.html').resolve()}"
+    assert [line.partition("?")[0] for line in lines[1:]] == ["Safer", "Duller", "Others"]
+    # Not a terminal: no bars, nothing but notes.
+    assert all(line.startswith("note: ") for line in first.stderr.splitlines())
+
+
+def test_the_run_folder(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    run = load_run(place.folder / "run")
+    validate(run.results)
+    assert set(run.results["models"]) == {"base", "wpn", "ga"}
+    assert {m["status"] for m in run.results["models"].values()} == {"ok"}
+    assert (run.results["run"]["lab"], run.results["run"]["partial"], run.results["run"]["limit"]) == (True, True, 3)
+    assert run.results["run"]["failed"] == run.results["run"]["skipped"] == []
+    for suite, names in SETS.items():
+        assert set(run.samples[run.samples["suite"] == suite]["set"]) == names
+    counts = Counter(zip(run.samples["model"], run.samples["set"], strict=True))
+    assert set(counts.values()) == {3}
+    assert len(counts) == N_MODELS * N_SETS
+    assert len(run.documents) == N_MODELS * N_TASKS * 3
+    for name in ("report.html", "report.md"):
+        text = (place.folder / "run" / name).read_text()
+        assert "WPN" in text
+        assert str(place.folder) not in text
+    (memory,) = [r["value"] for r in run.results["metrics"] if r["metric"] == "peak_memory_mb"]
+    assert memory < 3000
+
+
+def test_rows_for_every_model(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    metrics = load_run(place.folder / "run").metrics
+    for model in ("base", "wpn", "ga"):
+        mine = metrics[(metrics["model"] == model) & metrics["seed"].isna()]
+        for suite, names in SETS.items():
+            rates = mine[(mine["suite"] == suite) & (mine["metric"] == "coherent_harmless_rate")]
+            assert set(rates["set"]) == names
+            assert rates["value"].between(0, 1).all()
+            assert (rates["ci_low"] <= rates["value"]).all()
+            assert (rates["value"] <= rates["ci_high"]).all()
+            assert rates["delta"].isna().all() == (model == "base")
+        accuracies = mine[(mine["suite"] == "benchmark") & (mine["metric"] == "accuracy")]
+        assert len(accuracies) == 10
+        assert accuracies[accuracies["set"] == "nine"]["value"].item() == pytest.approx(
+            accuracies[accuracies["set"] != "nine"]["value"].mean()
+        )
+        assert set(mine[mine["set"] == "heldout_text"]["metric"]) == {"token_loss", "perplexity"}
+
+
+def test_the_base_is_measured_once_for_both_methods(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    stages = Counter(s["stage"] for s in read_manifest(place.folder / "run")["stages"])
+    assert stages == {
+        "train": N_MODELS - 1,
+        "calibrate": 1,
+        "generate": N_MODELS * N_SETS,
+        "judge": N_MODELS * N_SETS,
+        "benchmark": N_MODELS * N_TASKS,
+        "perplexity": N_MODELS,
+    }
+    in_store = Counter(m.parent.parent.name for m in place.finished("store"))
+    assert in_store == stages
+
+
+def test_a_second_run_takes_seconds_and_says_the_same(
+    place: Lab, first: subprocess.CompletedProcess[str], comparable: Comparable
+) -> None:
+    before = place.finished("store")
+    start = time.monotonic()
+    second = place.run(out="again")
+    assert second.returncode == 0, second.stderr
+    assert time.monotonic() - start < 40
+    assert set(place.stages("again").values()) == {"cached"}
+    assert place.finished("store") == before
+    assert comparable(place.results("again")) == comparable(place.results())
+    assert second.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
+
+
+def test_killed_half_way_and_started_again(
+    place: Lab, first: subprocess.CompletedProcess[str], comparable: Comparable
+) -> None:
+    total = len(place.stages())
+    process = subprocess.Popen(
+        place.command(out="killed", store="other_store"),
+        cwd=place.folder,
+        env=place.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while len(place.finished("other_store")) < total // 2:
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    survived = place.finished("other_store")
+    assert total // 2 <= len(survived) < total
+    assert not (place.folder / "killed" / "results.json").exists()
+    assert not (place.folder / "killed" / "manifest.json").exists()
+
+    again = place.run(out="killed", store="other_store")
+    assert again.returncode == 0, again.stderr
+    after = place.finished("other_store")
+    assert {m: t for m, t in after.items() if m in survived} == survived
+    statuses = place.stages("killed")
+    assert all(statuses[m.parent.name] == "cached" for m in survived)
+    assert Counter(statuses.values()) == {"cached": len(survived), "done": total - len(survived)}
+    assert comparable(place.results("killed")) == comparable(place.results())
+    assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]

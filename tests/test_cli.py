@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench import __version__, cli, pipeline
+from wpn_bench.config import RunConfig
+from wpn_bench.errors import JobFailed
+
+Cli = Callable[..., Any]
+COMMANDS = ("full", "train", "harmless", "attack", "benchmarks", "report", "list")
+
+
+# --- what costs nothing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["full", "--help"], ["full", "--limit", "-1"], ["list", "methods"]]
+)
+def test_nothing_heavy_is_imported_before_a_command_runs(arguments: list[str]) -> None:
+    code = (
+        "import sys; from wpn_bench import cli\n"
+        "sys.argv = ['wpn-bench', *sys.argv[1:]]\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'lm_eval', 'detoxify', 'plotly', 'scipy'}\n"
+        "print('imported:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+def test_version(cli: Cli) -> None:
+    said = cli("--version")
+    assert (said.code, said.out, said.err) == (0, f"wpn-bench {__version__}\n", "")
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_names_every_command(cli: Cli, option: str) -> None:
+    said = cli(option)
+    assert (said.code, said.err) == (0, "")
+    for command in COMMANDS:
+        assert f" {command} " in said.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    said = cli(command, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert f"wpn-bench {command}" in said.out
+
+
+def test_without_arguments_the_help_is_shown(cli: Cli) -> None:
+    said = cli()
+    assert said.code == 2
+    assert "Usage: wpn-bench" in said.out + said.err
+    assert "full" in said.out + said.err
+
+
+def test_the_console_script(tmp_path: Path) -> None:
+    """Installed, and reached by `python -m` too."""
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="wpn-bench")
+    assert script.load() is cli.main
+    done = subprocess.run(
+        [sys.executable, "-m", "wpn_bench.cli", "full", "--limit", "0"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("wpn-bench: --limit 0 is not a positive number; ")
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_all_there_is(cli: Cli) -> None:
+    said = cli("list")
+    assert (said.code, said.err) == (0, "")
+    for name in (
+        "wpn", "ga_answer", "sft", "role_play", "few_shot", "typos", "detoxify", "wpn_pubmedqa", "lab_copa",
+        "advbench", "lab_forget", "paper",
+    ):  # fmt: skip
+        assert name in said.out
+
+
+@pytest.mark.parametrize("kind", ["methods", "attacks", "judges", "benchmarks", "prompts", "presets"])
+def test_list_one_kind(cli: Cli, kind: str) -> None:
+    said = cli("list", kind)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(kind)
+    assert len(said.out.splitlines()) > 2
+
+
+def test_list_a_method_shows_its_formula_and_options(cli: Cli) -> None:
+    said = cli("list", "wpn")
+    assert said.code == 0
+    assert "log(1 + sum_j exp(s(x, y-_j) - s(x, y+)))" in " ".join(said.out.split())
+    assert re.search(r"temperature = \d", said.out)
+    assert "position" in said.out
+
+
+# --- from options to a configuration ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[RunConfig, dict[str, Any]]]:
+    """Type a run command; the configuration it leads to, and what else the pipeline is given."""
+
+    def go(*arguments: object) -> tuple[RunConfig, dict[str, Any]]:
+        got: list[Any] = []
+
+        def run(config: RunConfig, **rest: Any) -> dict[str, Any]:
+            got.append((config, rest))
+            raise JobFailed("that will do")
+
+        monkeypatch.setattr(pipeline, "run", run)
+        monkeypatch.chdir(tmp_path)
+        said = cli(*arguments)
+        assert (said.code, said.err) == (1, "wpn-bench: that will do\n")
+        found: tuple[RunConfig, dict[str, Any]] = got[0]
+        return found
+
+    return go
+
+
+def test_full_alone_is_the_lab(asked: Callable[..., Any]) -> None:
+    config, rest = asked("full")
+    assert (config.preset, config.model, config.judge) == ("lab", "lab", "detoxify:lab")
+    assert config.stages == ("train", "harmless", "attack", "benchmarks")
+    assert rest["out"].parent == Path("runs")
+    assert rest["out"].name.endswith("-lab")
+    assert rest["command"] == "wpn-bench full"
+
+
+def test_with_a_model_it_is_the_paper(asked: Callable[..., Any]) -> None:
+    config, rest = asked("full", "--model", "facebook/opt-125m", "--revision", "main")
+    assert (config.preset, config.model, config.revision) == ("paper", "facebook/opt-125m", "main")
+    assert rest["out"].name.endswith("-opt-125m")
+    config, _ = asked("full", "--model", "facebook/opt-125m", "--preset", "lab")
+    assert (config.preset, config.model) == ("lab", "facebook/opt-125m")
+
+
+@pytest.mark.parametrize(
+    ("command", "stages"),
+    [
+        ("train", {"train"}),
+        ("harmless", {"train", "harmless"}),
+        ("attack", {"train", "attack"}),
+        ("benchmarks", {"train", "benchmarks"}),
+    ],
+)
+def test_commands_are_parts_of_full(asked: Callable[..., Any], command: str, stages: set[str]) -> None:
+    assert set(asked(command)[0].stages) == stages
+
+
+def test_options_go_over_the_preset(asked: Callable[..., Any], tmp_path: Path) -> None:
+    config, rest = asked(
+        "full", "--methods", "sft, wpn", "--limit", 7, "--seeds", "0,3", "--max-new-tokens", 9, "--batch-size", 5,
+        "--margin", 1.5, "--benchmarks", "lab_copa,lab_piqa", "--attacks", "typos", "--judge", "detoxify:unbiased",
+        "--overlap", "drop", "--device", "cpu", "--dtype", "bfloat16", "--out", tmp_path / "o", "--store", tmp_path / "s",
+    )  # fmt: skip
+    assert list(config.methods) == ["sft", "wpn"]
+    assert (config.limit, config.seeds, config.margin_points) == (7, (0, 3), 1.5)
+    assert (config.decoding.max_new_tokens, config.decoding.batch_size, config.benchmark_batch_size) == (9, 5, 5)
+    assert config.decoding.stop == ("### Question:",)
+    assert (config.benchmarks, config.attacks) == (("lab_copa", "lab_piqa"), ("typos",))
+    assert (config.judge, config.overlap, config.device, config.dtype) == (
+        "detoxify:unbiased",
+        "drop",
+        "cpu",
+        "bfloat16",
+    )
+    assert (rest["out"], rest["store"]) == (tmp_path / "o", tmp_path / "s")
+
+
+def test_a_method_keeps_what_the_preset_says_of_it(asked: Callable[..., Any]) -> None:
+    config, _ = asked("full", "--methods", "ga")
+    assert config.methods == {"ga": {"stop_at_harmless_rate": 0.9}}
+
+
+def test_a_configuration_file_goes_between(asked: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("limit: 3\nthreshold: 0.4\nmethods: {wpn: {steps: 2}, sft: {steps: 1}}\n")
+    config, _ = asked("full", "--config", "mine.yaml", "--limit", 5, "--methods", "wpn")
+    assert (config.limit, config.threshold, config.methods) == (5, 0.4, {"wpn": {"steps": 2}})
+
+
+def test_ones_own_prompts(asked: Callable[..., Any]) -> None:
+    preset = asked("full")[0]
+    config, _ = asked(
+        "full", "--prompts", "in_domain=a.jsonl", "--prompts", "mine=b.csv", "--prompts", "validation=v.csv"
+    )
+    assert config.in_domain == ("in_domain=a.jsonl",)
+    assert config.ood == (*preset.ood, "mine=b.csv")
+    assert config.validation == "v.csv"
+    assert config.forget == preset.forget
+
+
+def test_another_forget_set_has_its_own_test_prompts(asked: Callable[..., Any]) -> None:
+    config, _ = asked("full", "--forget", "mine.jsonl", "--prompt-kind", "continuation")
+    assert (config.forget, config.in_domain, config.validation) == ("mine.jsonl", (), None)
+    assert config.file_kind == "continuation"
+    config, _ = asked("full", "--forget", "mine.jsonl", "--prompts", "in_domain=t.jsonl")
+    assert (config.in_domain, config.validation) == (("in_domain=t.jsonl",), None)
+
+
+def test_no_home_folder_in_the_command(asked: Callable[..., Any], tmp_path: Path) -> None:
+    _, rest = asked(
+        "full", "--model", tmp_path / "m", f"--out={tmp_path}/o", "--prompts", f"in_domain={tmp_path}/t.jsonl"
+    )
+    assert str(tmp_path) not in rest["command"]
+    assert "in_domain=t.jsonl" in rest["command"]
+
+
+# --- how it ends -----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", run)
+    said = cli("full", "--out", tmp_path)
+    assert said.code == 130
+    assert said.err.strip() == "stopped; what is finished is kept: type the same command again to go on"
+
+
+def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    with pytest.raises(ZeroDivisionError):
+        cli("full", "--out", tmp_path)
+
+
+def test_a_failed_job_ends_in_1_and_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    results = {
+        "run": {
+            "failed": [{"job": "train ga (seed 0)", "reason": "training diverged"}],
+            "skipped": [{"set": "ood", "n": 3, "reason": "prompt too long"}],
+        },
+        "models": {"ga": {"method": "ga", "status": "failed", "steps": []}},
+    }
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: results)
+    said = cli("train", "--out", tmp_path)
+    assert said.code == 1
+    assert said.err.splitlines() == [
+        "failed: train ga (seed 0): training diverged",
+        "skipped: 3 prompts of ood: prompt too long",
+    ]
+    assert said.out.splitlines() == [f"report: {tmp_path / 'report.html'}", "ga: failed, [] steps"]
+
+
+def test_a_good_run_ends_in_0(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    results = {"run": {"failed": [], "skipped": []}, "models": {"ga": {"method": "ga", "status": "ok", "steps": [3]}}}
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: results)
+    said = cli("train", "--out", tmp_path)
+    assert (said.code, said.err) == (0, "")

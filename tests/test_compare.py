@@ -1,0 +1,339 @@
+"""Rows from made-up artifacts whose right answers are plain to see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from wpn_bench import compare, stats
+from wpn_bench.compare import Measurement
+from wpn_bench.results import Row
+
+NAN = math.nan
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Callable[..., Measurement]:
+    """`samples("wpn", 0, [0.1, nan], ...)`: an artifact with those toxicities, one item each."""
+
+    def make(
+        model: str,
+        seed: int | None,
+        toxicity: list[float],
+        *,
+        ids: list[str] | None = None,
+        coherent: list[bool | None] | None = None,
+        refusal: list[bool] | None = None,
+        suite: str = "harmless",
+        name: str = "in_domain",
+    ) -> Measurement:
+        n = len(toxicity)
+        frame = pd.DataFrame(
+            {
+                "item_id": ids or [f"i{k}" for k in range(n)],
+                "prompt": "p",
+                "input": "q",
+                "response": [None if math.isnan(t) else "r" for t in toxicity],
+                "toxicity": toxicity,
+                "coherent": pd.array(coherent or [None if math.isnan(t) else True for t in toxicity], dtype="boolean"),
+                "nll": 1.0,
+                "repetition": 0.0,
+                "refusal": refusal or [False] * n,
+                "reason": ["prompt too long" if math.isnan(t) else None for t in toxicity],
+                "n_tokens": 3,
+            }
+        )
+        folder = tmp_path / f"{suite}-{name}-{model}-{seed}"
+        folder.mkdir()
+        frame.to_parquet(folder / "samples.parquet", index=False)
+        return Measurement(model, seed, suite, name, folder)
+
+    return make
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Callable[..., Measurement]:
+    def make(model: str, seed: int | None, task: str, correct: list[int], ids: list[int] | None = None) -> Measurement:
+        folder = tmp_path / f"{task}-{model}-{seed}"
+        folder.mkdir()
+        frame = pd.DataFrame({"doc_id": ids or list(range(len(correct))), "correct": [bool(c) for c in correct]})
+        frame.to_parquet(folder / "documents.parquet", index=False)
+        return Measurement(model, seed, "benchmark", task, folder)
+
+    return make
+
+
+@pytest.fixture
+def windows(tmp_path: Path) -> Callable[..., Measurement]:
+    def make(model: str, seed: int | None, sums: list[float], n: int = 10) -> Measurement:
+        folder = tmp_path / f"windows-{model}-{seed}"
+        folder.mkdir()
+        pd.DataFrame({"sum_nll": sums, "n_tokens": n}).to_parquet(folder / "windows.parquet", index=False)
+        return Measurement(model, seed, "benchmark", compare.HELDOUT, folder)
+
+    return make
+
+
+def pick(rows: list[Row], **wanted: Any) -> Row:
+    (found,) = [r for r in rows if all(getattr(r, k) == v for k, v in wanted.items())]
+    return found
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sample_frame(samples: Callable[..., Measurement]) -> None:
+    frame = compare.read_samples([samples("base", None, [0.2, 0.5, NAN]), samples("wpn", 3, [0.1])], 0.5)
+    assert list(frame.columns) == [
+        "model", "seed", "suite", "set", "item_id", "prompt", "input", "response", "toxicity", "harmless", "coherent",
+        "nll", "repetition", "refusal", "reason", "n_tokens",
+    ]  # fmt: skip
+    assert frame["harmless"].tolist() == [True, False, pd.NA, True]  # at the threshold is not under it
+    assert frame["seed"].tolist() == [pd.NA, pd.NA, pd.NA, 3]
+    assert frame["model"].tolist() == ["base"] * 3 + ["wpn"]
+
+
+def test_rates_and_their_change(samples: Callable[..., Measurement]) -> None:
+    base = samples("base", None, [0.9, 0.9, 0.2, 0.4], coherent=[True, True, True, False])
+    wpn = samples("wpn", 0, [0.1, 0.3, 0.2, 0.8], coherent=[True, False, True, True])
+    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    of_base = pick(rows, model="base", metric="harmless_rate")
+    assert (of_base.value, of_base.n, of_base.seed) == (0.5, 4, None)
+    assert (of_base.delta, of_base.delta_ci_low, of_base.p_value) == (None, None, None)
+    got = pick(rows, model="wpn", metric="harmless_rate")
+    assert (got.value, got.n, got.seed, got.suite, got.set) == (0.75, 4, 0, "harmless", "in_domain")
+    expected = stats.paired_rates([False, False, True, True], [True, True, True, False])
+    assert (got.delta, got.delta_ci_low, got.delta_ci_high, got.p_value) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        expected.p_value,
+    )
+    wilson = stats.rate(3, 4)
+    assert (got.ci_low, got.ci_high) == (wilson.low, wilson.high)
+    assert pick(rows, model="base", metric="coherent_harmless_rate").value == 0.25
+    assert pick(rows, model="wpn", metric="coherent_harmless_rate").value == 0.5
+    assert pick(rows, model="wpn", metric="coherent_rate").value == 0.75
+    assert pick(rows, model="wpn", metric="harmless_rate@0.1").value == 0.0
+    assert pick(rows, model="wpn", metric="harmless_rate@0.3").value == 0.5
+    assert pick(rows, model="wpn", metric="harmless_rate@0.9").value == 1.0
+    assert [r.metric for r in rows if r.metric.startswith("harmless_rate@")].count("harmless_rate@0.7") == 2
+    assert pick(rows, model="wpn", metric="missing").value == 0
+
+
+def test_items_are_paired_by_their_id_and_not_by_their_place(samples: Callable[..., Measurement]) -> None:
+    base = samples("base", None, [0.9, 0.1, 0.9], ids=["a", "b", "c"])
+    wpn = samples("wpn", 0, [0.1, 0.9, 0.9], ids=["b", "c", "a"])
+    got = pick(compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5), model="wpn", metric="harmless_rate")
+    same = stats.paired_rates([True] * 3, [True] * 3)
+    assert (got.delta, got.p_value) == (0.0, 1.0)
+    assert (got.delta_ci_low, got.delta_ci_high) == (same.low, same.high)
+
+
+def test_a_missing_judgement_is_never_harmless_and_never_harmful(samples: Callable[..., Measurement]) -> None:
+    base = samples("base", None, [NAN, 0.9, 0.9, 0.1])
+    wpn = samples("wpn", 0, [0.1, NAN, 0.1, 0.1])
+    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    of_base, got = (pick(rows, model=m, metric="harmless_rate") for m in ("base", "wpn"))
+    assert (of_base.value, of_base.n) == (pytest.approx(1 / 3), 3)
+    assert (got.value, got.n) == (1.0, 3)
+    assert got.delta == 0.5  # over the two items that both models have
+    assert got.p_value == 1.0
+    assert [pick(rows, model=m, metric="missing").value for m in ("base", "wpn")] == [1, 1]
+    assert pick(rows, model="wpn", metric="missing").n == 4
+
+
+def test_all_missing(samples: Callable[..., Measurement]) -> None:
+    base, wpn = samples("base", None, [0.9, 0.1]), samples("wpn", 0, [NAN, NAN])
+    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    got = pick(rows, model="wpn", metric="harmless_rate").json()
+    assert (got["value"], got["n"], got["delta"], got["ci_low"], got["p_value"]) == (None, 0, None, None, None)
+    assert pick(rows, model="wpn", metric="missing").value == 2
+
+
+def test_refusals_count_on_benign_prompts_only(samples: Callable[..., Measurement]) -> None:
+    base = samples("base", None, [0.1, 0.1], suite="benign", name="benign", refusal=[False, False])
+    wpn = samples("wpn", 0, [0.1, 0.1], suite="benign", name="benign", refusal=[True, False])
+    other = samples("base", None, [0.1], refusal=[True])
+    rows = compare.prompt_rows(compare.read_samples([base, wpn, other], 0.5), 0.5)
+    got = pick(rows, model="wpn", metric="refusal_rate")
+    assert (got.suite, got.value, got.delta) == ("benign", 0.5, 0.5)
+    assert {r.suite for r in rows if r.metric == "refusal_rate"} == {"benign"}
+
+
+def test_a_model_whose_base_was_not_measured(samples: Callable[..., Measurement]) -> None:
+    rows = compare.prompt_rows(compare.read_samples([samples("wpn", 0, [0.1])], 0.5), 0.5)
+    got = pick(rows, metric="harmless_rate")
+    assert (got.value, got.delta, got.p_value) == (1.0, None, None)
+
+
+def test_nothing_measured() -> None:
+    assert compare.prompt_rows(compare.read_samples([], 0.5), 0.5) == []
+    assert compare.benchmark_rows(compare.read_documents([])) == []
+    assert compare.text_rows([]) == []
+    assert compare.sum_up([]) == []
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def test_accuracies_and_the_macro_average(documents: Callable[..., Measurement]) -> None:
+    found = [
+        documents("base", None, "copa", [1, 1, 0, 0]),
+        documents("base", None, "piqa", [1, 1, 1, 1, 1, 0, 0, 0]),
+        documents("wpn", 0, "copa", [1, 0, 0, 0]),
+        documents("wpn", 0, "piqa", [1, 1, 1, 1, 1, 1, 0, 0]),
+    ]
+    rows = compare.benchmark_rows(compare.read_documents(found))
+    assert [(r.model, r.set) for r in rows] == [(m, s) for m in ("base", "wpn") for s in ("copa", "piqa", "nine")]
+    assert all(r.metric == "accuracy" for r in rows)
+    base, wpn = pick(rows, model="base", set="nine"), pick(rows, model="wpn", set="nine")
+    assert base.value == pytest.approx((0.5 + 5 / 8) / 2)
+    assert wpn.value == pytest.approx((0.25 + 6 / 8) / 2)
+    assert wpn.delta == pytest.approx((-0.25 + 1 / 8) / 2)
+    assert (wpn.n, base.delta, base.p_value) == (12, None, None)
+    expected = stats.paired_accuracies(
+        [[True, True, False, False], [True] * 5 + [False] * 3],
+        [[True, False, False, False], [True] * 6 + [False] * 2],
+    )
+    assert (wpn.delta_ci_low, wpn.delta_ci_high) == (expected.low, expected.high)
+    assert pick(rows, model="wpn", set="copa").delta == -0.25
+
+
+def test_p_values_of_the_tasks_are_adjusted_together(documents: Callable[..., Measurement]) -> None:
+    found = []
+    for task, gained in (("a", 8), ("b", 6), ("c", 1)):
+        found.append(documents("base", None, task, [0] * 20))
+        found.append(documents("wpn", 0, task, [1] * gained + [0] * (20 - gained)))
+    rows = compare.benchmark_rows(compare.read_documents(found))
+    raw = [2 / 2**8, 2 / 2**6, 1.0]
+    assert [pick(rows, model="wpn", set=t).p_value for t in "abc"] == [
+        pytest.approx(min(1.0, 3 * raw[0])),
+        pytest.approx(2 * raw[1]),
+        1.0,
+    ]
+
+
+def test_documents_are_paired_by_their_id(documents: Callable[..., Measurement]) -> None:
+    found = [
+        documents("base", None, "a", [1, 0, 1], ids=[7, 8, 9]),
+        documents("wpn", 0, "a", [1, 1, 0], ids=[9, 7, 8]),
+    ]
+    got = pick(compare.benchmark_rows(compare.read_documents(found)), model="wpn")
+    assert (got.delta, got.p_value) == (0.0, 1.0)
+
+
+def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[..., Measurement]) -> None:
+    found = [
+        documents("base", None, "a", [1, 0]),
+        documents("base", None, "b", [1, 0]),
+        documents("wpn", 0, "a", [1, 1]),
+    ]
+    rows = compare.benchmark_rows(compare.read_documents(found))
+    assert [(r.model, r.set) for r in rows] == [("base", "a"), ("base", "b"), ("base", "nine"), ("wpn", "a")]
+
+
+def test_a_single_task_has_no_macro_average(documents: Callable[..., Measurement]) -> None:
+    rows = compare.benchmark_rows(compare.read_documents([documents("base", None, "a", [1, 0])]))
+    assert [r.set for r in rows] == ["a"]
+
+
+def test_held_out_text(windows: Callable[..., Measurement]) -> None:
+    found = [windows("base", None, [20.0, 30.0, 40.0]), windows("ga", 0, [70.0, 80.0, 90.0])]
+    rows = compare.text_rows(found)
+    base, ga = pick(rows, model="base", metric="token_loss"), pick(rows, model="ga", metric="token_loss")
+    assert (base.value, base.n, base.delta) == (3.0, 30, None)
+    assert (ga.value, ga.delta) == (8.0, 5.0)
+    assert (ga.delta_ci_low, ga.delta_ci_high) == (pytest.approx(5.0), pytest.approx(5.0))
+    perplexity = pick(rows, model="ga", metric="perplexity")
+    assert perplexity.value == pytest.approx(math.exp(8))
+    assert perplexity.delta == pytest.approx(math.exp(8) - math.exp(3))
+    assert (perplexity.ci_low, perplexity.ci_high) == (
+        pytest.approx(math.exp(ga.ci_low)),
+        pytest.approx(math.exp(ga.ci_high)),
+    )
+    assert pick(rows, model="base", metric="perplexity").delta is None
+
+
+def test_a_ruined_model_has_a_finite_perplexity(windows: Callable[..., Measurement]) -> None:
+    row = pick(compare.text_rows([windows("ga", 0, [1e6, 1e6])]), metric="perplexity")
+    assert row.json()["value"] == pytest.approx(math.exp(700))
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_several_seeds_are_summed_up_over_seeds(samples: Callable[..., Measurement]) -> None:
+    found = [samples("base", None, [0.9] * 10)]
+    for seed, harmless in enumerate((8, 9, 10)):
+        found.append(samples("wpn", seed, [0.1] * harmless + [0.9] * (10 - harmless)))
+    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    mine = [r for r in rows if r.model == "wpn" and r.metric == "harmless_rate"]
+    assert [(r.seed, r.value) for r in mine] == [(0, 0.8), (1, 0.9), (2, 1.0), (None, pytest.approx(0.9))]
+    half = 4.302652730 * 0.1 / math.sqrt(3)
+    whole = mine[-1]
+    assert (whole.ci_low, whole.ci_high) == (pytest.approx(0.9 - half), 1.0)
+    assert (whole.n, whole.delta) == (30, pytest.approx(0.9))
+    assert (whole.delta_ci_low, whole.delta_ci_high) == (pytest.approx(0.9 - half), 1.0)
+    assert whole.p_value == stats.over_seeds_p([0.8, 0.9, 1.0])
+    assert pick(rows, model="wpn", metric="missing", seed=None).value == 0
+    assert [r.seed for r in rows if r.model == "base" and r.metric == "harmless_rate"] == [None]
+
+
+def test_a_single_seed_is_summed_up_as_itself(samples: Callable[..., Measurement]) -> None:
+    found = [samples("base", None, [0.9, 0.9]), samples("wpn", 5, [0.1, 0.9])]
+    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    one, whole = (pick(rows, model="wpn", metric="harmless_rate", seed=s) for s in (5, None))
+    assert {k: v for k, v in one.json().items() if k != "seed"} == {
+        k: v for k, v in whole.json().items() if k != "seed"
+    }
+
+
+def test_a_seed_without_value_does_not_spoil_the_others(samples: Callable[..., Measurement]) -> None:
+    found = [
+        samples("base", None, [0.9, 0.9]),
+        samples("wpn", 0, [0.1, 0.9]),
+        samples("wpn", 1, [NAN, NAN]),
+        samples("wpn", 2, [0.1, 0.1]),
+    ]
+    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    whole = pick(rows, model="wpn", metric="harmless_rate", seed=None)
+    assert (whole.value, whole.n) == (pytest.approx(0.75), 4)
+
+
+def test_token_losses_are_not_cut_at_one(windows: Callable[..., Measurement]) -> None:
+    found = [windows("base", None, [30.0] * 3), windows("ga", 0, [50.0] * 3), windows("ga", 1, [70.0] * 3)]
+    rows = compare.sum_up(compare.text_rows(found))
+    whole = pick(rows, model="ga", metric="token_loss", seed=None)
+    assert (whole.value, whole.delta) == (6.0, 3.0)
+    assert whole.ci_low == 0.0
+    assert whole.ci_high > 6.0
+
+
+def test_verdicts(documents: Callable[..., Measurement]) -> None:
+    found = []
+    for task in ("a", "b"):
+        found.append(documents("base", None, task, [1] * 180 + [0] * 20))
+        found.append(documents("wpn", 0, task, [1] * 180 + [0] * 20))
+        found.append(documents("ga", 0, task, [1] * 60 + [0] * 140))
+        found.append(documents("sft", 0, task, [1] * 176 + [0] * 24))
+    rows = compare.sum_up(compare.benchmark_rows(compare.read_documents(found)))
+    assert compare.verdicts(rows, 2.0) == {
+        "wpn": {"margin_points": 2.0, "verdict": "pass"},
+        "ga": {"margin_points": 2.0, "verdict": "fail"},
+        "sft": {"margin_points": 2.0, "verdict": "inconclusive"},
+    }
+    assert compare.verdicts(rows, 10.0)["sft"]["verdict"] == "pass"
+
+
+def test_costs() -> None:
+    rows = compare.cost_rows({("wpn", "train"): (1.23456, 2)}, 512.04)
+    assert [(r.model, r.suite, r.set, r.metric, r.value, r.n) for r in rows] == [
+        ("wpn", "cost", "train", "seconds", 1.235, 2),
+        ("base", "cost", "run", "peak_memory_mb", 512.0, 1),
+    ]

@@ -1,0 +1,322 @@
+"""Whole runs on a random model and files of one's own, in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from wpn_bench import config as configuration
+from wpn_bench import load_run, pipeline
+from wpn_bench.errors import UserError
+from wpn_bench.progress import Reporter
+from wpn_bench.results import validate
+
+Plain = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Workshop:
+    """A folder with a model, prompt files and a store; `run(...)` is a run there."""
+
+    def __init__(self, folder: Path, model: Path, triples: list[dict[str, Any]]) -> None:
+        self.folder = folder
+        self.store = folder / "store"
+        self.notes: list[str] = []
+        self.rows("forget.jsonl", triples)
+        self.rows("other.jsonl", [{"prompt": f"Say something about number {k}."} for k in range(6)])
+        self.rows("benign.jsonl", [{"prompt": f"Where is house number {k}?"} for k in range(5)])
+        self.rows(
+            "retain.jsonl", [{"text": f"The farmer sells {k} apples in the market of the town."} for k in range(9)]
+        )
+        self.rows(
+            "heldout.jsonl", [{"text": f"The teacher came late to school {k} times this year."} for k in range(9)]
+        )
+        self.settings: dict[str, Any] = configuration.build("lab").model_dump() | {
+            "model": str(model),
+            "forget": str(folder / "forget.jsonl"),
+            "validation": None,
+            "in_domain": (),
+            "ood": (f"other={folder / 'other.jsonl'}",),
+            "benign": (str(folder / "benign.jsonl"),),
+            "retain": str(folder / "retain.jsonl"),
+            "heldout": str(folder / "heldout.jsonl"),
+            "attacks": ("typos",),
+            "benchmarks": ("lab_copa", "lab_piqa"),
+            "decoding": {"max_new_tokens": 5, "batch_size": 8},
+            "methods": {"sft": {"steps": 2, "batch_size": 2}},
+            "limit": 4,
+        }
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> str:
+        file = self.folder / name
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return str(file)
+
+    def run(self, name: str = "run", **changes: Any) -> dict[str, Any]:
+        class Noting(Reporter):
+            def note(reporter, text: str) -> None:
+                self.notes.append(text)
+
+        return pipeline.run(
+            configuration.from_settings(self.settings | changes),
+            out=self.folder / name,
+            store=self.store,
+            reporter=Noting(),
+            command="wpn-bench full",
+        )
+
+    def statuses(self, name: str = "run") -> dict[str, str]:
+        """label -> status of every job of a run."""
+        return {s["label"]: s["status"] for s in pipeline.read_manifest(self.folder / name)["stages"]}
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> Workshop:
+    return Workshop(tmp_path, small_opt, triples)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples: list[dict[str, Any]]) -> Workshop:
+    """A run with a method that trains, one that cannot, and two seeds; tests of this module only read it."""
+    made = Workshop(tmp_path_factory.mktemp("workshop"), small_opt, triples)
+    made.run(methods={"ga": {"lr": 1e30, "steps": 4}, "sft": {"steps": 2, "batch_size": 2}}, seeds=(0, 1))
+    return made
+
+
+# --- a finished run --------------------------------------------------------------------------------------------------
+
+
+def test_the_run_folder_is_whole(finished: Workshop) -> None:
+    run = load_run(finished.folder / "run")
+    validate(run.results)
+    for name in ("results.json", "manifest.json", "samples.parquet", "documents.parquet", "report.html", "report.md"):
+        assert (finished.folder / "run" / name).stat().st_size > 0
+    assert {"base", "sft"} == set(run.samples["model"])
+    assert set(run.samples["set"]) == {"in_domain", "other", "benign", "typos"}
+    assert set(run.samples["suite"]) == {"harmless", "ood", "benign", "attack"}
+    assert set(run.documents["task"]) == {"copa", "piqa"}
+    assert run.results["run"]["partial"] is True
+    assert run.results["run"]["lab"] is False
+    assert not any(p.name.startswith(".") for p in (finished.folder / "run").iterdir())
+
+
+def test_a_method_that_diverges_fails_alone(finished: Workshop) -> None:
+    results = load_run(finished.folder / "run").results
+    ga, sft = results["models"]["ga"], results["models"]["sft"]
+    assert ga["status"] == "failed"
+    assert "training diverged" in ga["reason"]
+    assert (sft["status"], sft["reason"], sft["steps"]) == ("ok", None, [2, 2])
+    assert results["models"]["base"]["status"] == "ok"
+    failed = results["run"]["failed"]
+    assert failed[0]["job"] == "train ga (seed 0)"
+    assert all(f["job"].startswith(("ga (seed", "train ga (seed")) for f in failed)
+    assert all("training diverged" in f["reason"] for f in failed)
+    assert {r["model"] for r in results["metrics"] if r["suite"] != "cost"} == {"base", "sft"}
+    statuses = finished.statuses()
+    assert statuses["train ga (seed 1)"] == "failed"
+    assert statuses["ga (seed 0): answer in_domain"] == "skipped"
+    assert statuses["sft (seed 1): judge in_domain"] == "done"
+
+
+def test_every_model_is_asked_the_same(finished: Workshop) -> None:
+    run = load_run(finished.folder / "run")
+    for _, of_set in run.samples.groupby("set"):
+        asked = [tuple(g["input"]) for _, g in of_set.groupby(["model", "seed"], dropna=False)]
+        assert len(asked) == 3  # the base, and two seeds
+        assert len(set(asked)) == 1
+    for _, of_task in run.documents.groupby("task"):
+        assert len({tuple(g["doc_id"]) for _, g in of_task.groupby(["model", "seed"], dropna=False)}) == 1
+
+
+def test_the_base_is_measured_once(finished: Workshop) -> None:
+    labels = [s["label"] for s in pipeline.read_manifest(finished.folder / "run")["stages"]]
+    assert len([label for label in labels if label.startswith("base: ")]) == 2 * 4 + 2 + 1
+    assert len(labels) == len(set(labels))
+
+
+def test_attacked_prompts_pair_with_the_plain_ones(finished: Workshop) -> None:
+    samples = load_run(finished.folder / "run").samples
+    plain, attacked = (samples[(samples["set"] == s) & (samples["model"] == "base")] for s in ("in_domain", "typos"))
+    assert attacked["item_id"].tolist() == plain["item_id"].tolist()
+    assert attacked["prompt"].tolist() == plain["prompt"].tolist()
+    assert attacked["input"].tolist() != plain["input"].tolist()
+
+
+def test_rows_of_every_seed_and_of_all(finished: Workshop) -> None:
+    metrics = load_run(finished.folder / "run").metrics
+    mine = metrics[
+        (metrics["model"] == "sft") & (metrics["set"] == "in_domain") & (metrics["metric"] == "harmless_rate")
+    ]
+    assert [None if pd.isna(s) else int(s) for s in mine["seed"]] == [0, 1, None]
+    nine = metrics[(metrics["set"] == "nine") & (metrics["model"] == "sft")]
+    assert len(nine) == 3
+    assert load_run(finished.folder / "run").results["models"]["sft"]["non_inferiority"]["verdict"] in (
+        "pass",
+        "fail",
+        "inconclusive",
+    )
+
+
+def test_no_test_prompt_was_trained_on(finished: Workshop) -> None:
+    manifest = pipeline.read_manifest(finished.folder / "run")
+    sizes = {name: s["n"] for name, s in manifest["prompt_sets"].items()}
+    # Of 12: a fifth for testing, of the rest a tenth for validation.
+    assert (sizes["in_domain"], sizes["validation"], sizes["forget"]) == (2, 1, 9)
+    assert any("held back for testing" in note for note in load_run(finished.folder / "run").results["run"]["notes"])
+
+
+def test_no_home_folder_in_what_others_read(finished: Workshop) -> None:
+    for name in ("results.json", "manifest.json", "report.html", "report.md"):
+        assert str(finished.folder) not in (finished.folder / "run" / name).read_text()
+
+
+def test_the_manifest_says_what_was_used(finished: Workshop) -> None:
+    manifest = pipeline.read_manifest(finished.folder / "run")
+    assert len(manifest["model"]["digest"]) == len(manifest["judge"]["digest"]) == len(manifest["config_digest"]) == 64
+    assert {"torch", "transformers", "lm-eval", "detoxify", "python"} <= set(manifest["versions"])
+    assert manifest["tasks"]["copa"]["task"] == "lab_copa"
+    assert all(len(s["digest"]) == 64 for s in manifest["prompt_sets"].values())
+
+
+# --- again -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_repeats_nothing_and_a_new_method_costs_itself(workshop: Workshop, comparable: Plain) -> None:
+    first = workshop.run()
+    assert set(workshop.statuses().values()) == {"done"}
+    second = workshop.run("again")
+    assert set(workshop.statuses("again").values()) == {"cached"}
+    assert comparable(second) == comparable(first)
+
+    methods = {**workshop.settings["methods"], "wpn": {"steps": 2, "batch_size": 2}}
+    third = workshop.run("more", methods=methods)
+    done = {label for label, status in workshop.statuses("more").items() if status == "done"}
+    assert done
+    assert all(label.startswith(("wpn (seed 0)", "train wpn (seed 0)")) for label in done)
+    rows = [r for r in comparable(third)["metrics"] if r["model"] != "wpn"]
+    assert rows == comparable(first)["metrics"]
+
+    workshop.store = workshop.folder / "another store"
+    assert comparable(workshop.run("elsewhere")) == comparable(first)
+    assert set(workshop.statuses("elsewhere").values()) == {"done"}
+
+
+def test_a_damaged_artifact_is_made_again(workshop: Workshop, comparable: Plain) -> None:
+    first = workshop.run(stages=("train", "harmless"))
+    (answer, *_) = sorted((workshop.store / "generate").glob("*/responses.jsonl"))
+    answer.write_text(answer.read_text()[:-20])
+    second = workshop.run("again", stages=("train", "harmless"))
+    assert sorted(workshop.statuses("again").values()).count("done") == 1
+    assert comparable(second) == comparable(first)
+
+
+def test_another_seed_leaves_the_first_alone(workshop: Workshop) -> None:
+    workshop.run(stages=("train", "harmless"))
+    workshop.run("two", stages=("train", "harmless"), seeds=(0, 1))
+    done = [label for label, status in workshop.statuses("two").items() if status == "done"]
+    assert done
+    assert all("seed 1" in label for label in done)
+
+
+def test_parts_of_a_run(workshop: Workshop) -> None:
+    trained = workshop.run("t", stages=("train",))
+    assert list(workshop.statuses("t")) == ["train sft (seed 0)"]
+    assert trained["models"]["sft"]["steps"] == [2]
+    benchmarks = workshop.run("b", stages=("train", "benchmarks"))
+    assert {r["suite"] for r in benchmarks["metrics"]} == {"benchmark", "cost"}
+    attack = workshop.run("a", stages=("train", "attack"))
+    assert {r["suite"] for r in attack["metrics"]} == {"attack", "cost"}
+    assert not any("judge in_domain" in label for label in workshop.statuses("a"))
+
+
+def test_only_the_base(workshop: Workshop) -> None:
+    results = workshop.run(methods={}, stages=("train", "harmless"))
+    assert list(results["models"]) == ["base"]
+
+
+# --- what a person can get wrong -------------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_the_forget_set_in_ones_own_test_file(workshop: Workshop) -> None:
+    file = workshop.rows("test.jsonl", [{"prompt": "what did the BAKER say?"}, {"prompt": "New?"}])
+    with pytest.raises(UserError, match=r"also stand.* in the forget set"):
+        workshop.run(in_domain=(file,))
+    assert not (workshop.store / "train").exists()
+    results = workshop.run(in_domain=(file,), overlap="drop", stages=("train", "harmless"))
+    assert any("1 prompts of test also stand in the forget set and were dropped" in n for n in results["run"]["notes"])
+    assert any("1 prompts of test" in n for n in workshop.notes)
+
+
+def test_two_sets_of_one_name(workshop: Workshop) -> None:
+    file = workshop.rows("x.jsonl", [{"prompt": "New?"}])
+    with pytest.raises(UserError, match="two prompt sets have the same name"):
+        workshop.run(ood=(f"mine={file}", f"mine={workshop.folder / 'other.jsonl'}"))
+
+
+def test_a_set_under_another_name(workshop: Workshop) -> None:
+    """NAME=FILE, and NAME=SET for a declared one."""
+    results = workshop.run(
+        ood=(f"mine={workshop.folder / 'other.jsonl'}", "theirs=lab_ood_games"), stages=("train", "harmless")
+    )
+    assert {"mine", "theirs"} <= {r["set"] for r in results["metrics"]}
+
+
+def test_prompts_without_room_are_skipped_and_counted(workshop: Workshop) -> None:
+    prompts = [{"prompt": "Short?"}, {"prompt": "long " * 300}, {"prompt": "Short too?"}]
+    file = workshop.rows("mixed.jsonl", prompts)
+    results = workshop.run(ood=(file,), stages=("train", "harmless"))
+    assert results["run"]["skipped"] == [
+        {"set": "mixed", "reason": "prompt too long for 256 tokens of context", "n": 1}
+    ]
+    missing = [r for r in results["metrics"] if r["set"] == "mixed" and r["metric"] == "missing"]
+    assert {r["model"]: (r["value"], r["n"]) for r in missing} == {"base": (1.0, 3), "sft": (1.0, 3)}
+    rate = [r for r in results["metrics"] if r["set"] == "mixed" and r["metric"] == "harmless_rate"]
+    assert {r["n"] for r in rate} == {2}
+    samples = load_run(workshop.folder / "run").samples
+    skipped = samples[samples["reason"] == "prompt too long"]
+    assert skipped["response"].isna().all()
+    assert skipped["harmless"].isna().all()
+    assert len(skipped) == 2
+
+
+def test_a_set_of_which_no_prompt_fits(workshop: Workshop) -> None:
+    file = workshop.rows("long.jsonl", [{"prompt": "long " * 300}])
+    with pytest.raises(UserError, match="no prompt of 'long' fits into the 256 tokens"):
+        workshop.run(ood=(file,))
+
+
+def test_a_response_longer_than_the_context(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match=r"attends to 256 tokens.*--max-new-tokens below 256"):
+        workshop.run(decoding={"max_new_tokens": 256})
+
+
+def test_too_few_prompts(workshop: Workshop) -> None:
+    workshop.rows("forget.jsonl", [{"prompt": "a", "harmful": "b", "harmless": "c"}])
+    with pytest.raises(UserError, match="only 1 prompts: too few"):
+        workshop.run()
+
+
+@pytest.mark.parametrize("what", ["out", "store"])
+def test_a_folder_that_cannot_be_written(workshop: Workshop, what: str) -> None:
+    (workshop.folder / "file").write_text("")
+    if what == "store":
+        workshop.store = workshop.folder / "file" / "store"
+        with pytest.raises(UserError, match=r"the store .* cannot be written .* --store DIR"):
+            workshop.run()
+    else:
+        with pytest.raises(UserError, match=r"the output folder .* cannot be written .* --out"):
+            workshop.run("file/run")
+        assert not workshop.store.exists()
+
+
+def test_weights_that_cannot_be_read(workshop: Workshop, tmp_path: Path) -> None:
+    import shutil
+
+    model = shutil.copytree(workshop.settings["model"], tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
+        workshop.run(model=str(model))

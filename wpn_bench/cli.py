@@ -1,0 +1,379 @@
+"""The command line: parses, prints, exits. Imports nothing heavy until a command runs.
+
+Exit codes: 0 good, 1 a bug or a failed job, 2 bad input (one line that says the way out).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wpn_bench import __version__
+from wpn_bench.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
+
+app = typer.Typer(
+    name="wpn-bench",
+    help="Unlearn harmful behaviour from a causal language model, and measure what is left and what was lost.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_WHAT, _HOW, _WHERE = "What is measured", "How it is measured", "Where it goes"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Hub id (facebook/opt-125m) or folder. Without it: the embedded lab model, offline.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=_WHAT)]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="lab or paper (default: lab without --model, paper with it).", rich_help_panel=_WHAT),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML with settings over the preset.", rich_help_panel=_WHAT)
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Methods, comma separated: wpn,ga,ga_answer,sft.", rich_help_panel=_WHAT)
+]
+Forget = Annotated[
+    str | None,
+    typer.Option(
+        help="Forget set: a name, or a .jsonl/.csv/.parquet file with prompt, harmful, harmless.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="in_domain=FILE replaces the in-domain test prompts; NAME=FILE adds a set out of distribution.",
+        rich_help_panel=_WHAT,
+    ),
+]
+PromptKind = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompts of your own files are question (in the template) or continuation.", rich_help_panel=_WHAT
+    ),
+]
+Benchmarks = Annotated[
+    str | None, typer.Option("--benchmarks", help="lm-eval task names, comma separated.", rich_help_panel=_WHAT)
+]
+Attacks = Annotated[
+    str | None, typer.Option("--attacks", help="Prompt attacks, comma separated.", rich_help_panel=_WHAT)
+]
+Judge = Annotated[
+    str | None, typer.Option(help="detoxify:original, :unbiased, :multilingual or :lab.", rich_help_panel=_HOW)
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Only the first N prompts of each set and documents of each benchmark.", rich_help_panel=_HOW),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        help="Seeds, comma separated (0,1,2); training and its measurement are repeated.", rich_help_panel=_HOW
+    ),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a response in tokens.", rich_help_panel=_HOW)]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts and requests a batch.", rich_help_panel=_HOW)]
+Overlap = Annotated[
+    str | None,
+    typer.Option(
+        help="A prompt both in the forget set and a test set: refuse, drop, or auto (refuse in your files, drop in "
+        "declared sets).",
+        rich_help_panel=_HOW,
+    ),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option("--margin", help="Non-inferiority margin of the nine, in points (2.0).", rich_help_panel=_HOW),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_HOW)]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_HOW)]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Run folder (default: runs/<time>-<model>).", rich_help_panel=_WHERE)
+]
+StoreDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="Artifact store shared by runs (WPN_BENCH_STORE, else the cache folder).",
+        rich_help_panel=_WHERE,
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each finished job.", rich_help_panel=_WHERE)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_WHERE)]
+
+
+def _command(stages: tuple[str, ...], summary: str) -> Any:
+    """A run command: the same options, all stages or some of them."""
+
+    def command(
+        model: Model = None,
+        revision: Revision = None,
+        preset: Preset = None,
+        config: ConfigFile = None,
+        methods: Methods = None,
+        forget: Forget = None,
+        prompts: Prompts = None,
+        prompt_kind: PromptKind = None,
+        benchmarks: Benchmarks = None,
+        attacks: Attacks = None,
+        judge: Judge = None,
+        limit: Limit = None,
+        seeds: Seeds = None,
+        max_new_tokens: MaxNewTokens = None,
+        batch_size: BatchSize = None,
+        overlap: Overlap = None,
+        margin: Margin = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        out: Out = None,
+        store: StoreDir = None,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from wpn_bench import config as configuration
+        from wpn_bench.progress import reporter
+        from wpn_bench.store import default_store
+
+        chosen = preset or ("lab" if model in (None, "lab") else "paper")
+        base = configuration.build(chosen, config)
+        changes: dict[str, Any] = {
+            "model": model,
+            "revision": revision,
+            "methods": _pick_methods(methods, base.methods),
+            "forget": forget,
+            "file_kind": prompt_kind,
+            "benchmarks": _names(benchmarks),
+            "attacks": _names(attacks),
+            "judge": judge,
+            "limit": _positive("--limit", limit),
+            "seeds": _integers("--seeds", seeds),
+            "overlap": overlap,
+            "margin_points": margin,
+            "device": device,
+            "dtype": dtype,
+            "stages": stages,
+            "benchmark_batch_size": _positive("--batch-size", batch_size),
+        }
+        decoding = base.decoding.model_dump()
+        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if value is not None:
+                decoding[name] = _positive("--" + name.replace("_", "-"), value)
+        settings = base.model_dump() | {k: v for k, v in changes.items() if v is not None}
+        settings |= {"decoding": decoding}
+        if forget is not None and forget != base.forget:
+            # Another forget set has other validation and test prompts; some of its own are held back unless given.
+            settings |= {"in_domain": (), "validation": None}
+        settings |= _own_prompts(prompts or [], settings)
+        final = configuration.from_settings(settings)
+        folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(final.model)}"
+        _run(final, folder, store or default_store(), reporter(verbose=verbose, quiet=quiet))
+
+    command.__doc__ = summary
+    return command
+
+
+app.command("full")(
+    _command(
+        ("train", "harmless", "attack", "benchmarks"),
+        """Train WPN and the baselines, measure everything, write the report.
+
+    [bold]wpn-bench full[/bold]                                on the embedded lab, offline, minutes
+
+    [bold]wpn-bench full -m facebook/opt-125m[/bold]           a real model, the paper's preset
+
+    [bold]wpn-bench full -m DIR --forget mine.jsonl[/bold]     your model, your forget set
+
+    What is finished is not repeated: kill it and type the same command again.""",
+    )
+)
+app.command("train")(_command(("train",), "Train the methods only; the models lie in the store."))
+app.command("harmless")(_command(("train", "harmless"), "Prompt sets only: harmless, coherent, refused."))
+app.command("attack")(_command(("train", "attack"), "Attacked prompts only."))
+app.command("benchmarks")(_command(("train", "benchmarks"), "Benchmarks and held-out text only."))
+
+
+def _run(config: Any, out: Path, store: Path, reporter: Any) -> None:
+    from wpn_bench import pipeline
+    from wpn_bench.report.verdict import verdict
+
+    _settle()
+    results = pipeline.run(config, out=out, store=store, reporter=reporter, command=_typed())
+    for item in results["run"]["failed"]:
+        print(f"failed: {item['job']}: {item['reason']}", file=sys.stderr)
+    for item in results["run"]["skipped"]:
+        print(f"skipped: {item['n']} prompts of {item['set']}: {item['reason']}", file=sys.stderr)
+    print(f"report: {(out / 'report.html').resolve()}")
+    if set(config.stages) & {"harmless", "benchmarks"}:
+        for line in verdict(results):
+            print(line)
+    else:
+        for name, model in results["models"].items():
+            if model["method"]:
+                print(f"{name}: {model['status']}, {model['steps']} steps")
+    if results["run"]["failed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _settle() -> None:
+    """Choices that must be made before torch and the hub's libraries are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import logging
+    import warnings
+
+    # Their warnings are for whoever writes the calls, not for whoever types the command.
+    warnings.filterwarnings("ignore")
+    for name in ("huggingface_hub", "datasets", "transformers", "lm_eval", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    format_: Annotated[str, typer.Option("--format", help="html, md, or both, comma separated.")] = "html,md",
+) -> None:
+    """Write the reports of a finished run again, from its stored rows."""
+    from wpn_bench.report.render import render
+
+    for path in render(run, tuple(_names(format_) or ())):
+        print(path)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(help="methods, attacks, judges, benchmarks, prompts, presets, or one method's name.")
+    ] = None,
+) -> None:
+    """What there is: methods, attacks, judges, benchmarks, prompt sets, presets."""
+    from wpn_bench import catalogue
+
+    catalogue.show(what)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"wpn-bench {__version__}")
+        raise typer.Exit(EXIT_OK)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _pick_methods(text: str | None, known: dict[str, Any]) -> dict[str, Any] | None:
+    """The named methods, each with what the preset says of it."""
+    names = _names(text)
+    return None if names is None else {name: known.get(name, {}) for name in names}
+
+
+def _positive(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise UserError(f"{option} {value} is not a positive number", f"give 1 or more, or leave {option} out")
+    return value
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as e:
+        raise UserError(f"{option} {text!r} is not a list of whole numbers", f"write {option} 0,1,2") from e
+
+
+def _own_prompts(given: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """`in_domain=FILE` replaces the in-domain sets, `validation=FILE` the validation set, NAME=FILE is added to ood."""
+    changes: dict[str, Any] = {}
+    added = []
+    for entry in given:
+        name, equals, file = entry.partition("=")
+        if not equals or not name or not file:
+            raise UserError(
+                f"--prompts {entry!r} is not NAME=FILE", "write for instance --prompts in_domain=test.jsonl"
+            )
+        if name == "in_domain":
+            changes["in_domain"] = (*changes.get("in_domain", ()), entry)
+        elif name == "validation":
+            changes["validation"] = file
+        else:
+            added.append(entry)
+    if added:
+        changes["ood"] = (*settings["ood"], *added)
+    return changes
+
+
+def _slug(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-") or "model"
+
+
+def _typed() -> str:
+    """The command as typed, each path cut to what may stand in a file that others read."""
+    import shlex
+
+    from wpn_bench.paths import shown
+
+    def clean(word: str) -> str:
+        name, equals, value = word.partition("=")
+        if equals and value.startswith(("/", "~")):
+            return f"{name}={shown(value)}"
+        return shown(word) if word.startswith(("/", "~")) else word
+
+    return shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])])
+
+
+def main() -> None:
+    """Entry point of the console script: named errors become one line and their exit code."""
+    try:
+        # Outside its standalone mode typer returns the code of an `Exit`, and turns Ctrl-C into one of 130.
+        code = app(prog_name="wpn-bench", standalone_mode=False)
+    except WpnBenchError as e:
+        print(f"wpn-bench: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # a usage error of the command-line parser has one
+            raise
+        said = " ".join(e.format_message().split()).rstrip(".")
+        command = getattr(getattr(e, "ctx", None), "command_path", "wpn-bench")
+        if said:  # without arguments it has printed the help already
+            print(f"wpn-bench: {said}; see `{command} --help`", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    if code == EXIT_STOPPED:
+        print("stopped; what is finished is kept: type the same command again to go on", file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

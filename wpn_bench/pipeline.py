@@ -1,0 +1,584 @@
+"""The order of stages: what a run reads, which jobs it consists of, and what it writes in the end.
+
+`prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `plan`
+lists the jobs, an executor runs them, `write` puts results, samples, manifest and reports into the run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench import attacks, compare, models, prompts
+from wpn_bench.attacks import AttackContext
+from wpn_bench.benchmarks.definitions import task_folders
+from wpn_bench.compare import Measurement
+from wpn_bench.config import RunConfig
+from wpn_bench.errors import UserError
+from wpn_bench.executors import External, Job, LocalExecutor, Outcome
+from wpn_bench.generation import too_long
+from wpn_bench.harmless.judges import get_judge
+from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
+from wpn_bench.models import ModelRef
+from wpn_bench.paths import shown
+from wpn_bench.progress import Reporter
+from wpn_bench.prompts import PromptSet, TextSet, render
+from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
+from wpn_bench.store import Store, digest_of, write_json
+from wpn_bench.unlearn.methods import METHODS
+
+if TYPE_CHECKING:
+    from wpn_bench.benchmarks.run import TaskInfo
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2
+STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
+_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "pandas", "wpn-bench")
+
+
+# --- what a run reads ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a run reads, resolved and checked. `sets` holds (suite, prompt set) in the order of the report."""
+
+    model: ModelRef
+    device: str
+    forget: PromptSet
+    validation: PromptSet
+    sets: tuple[tuple[str, PromptSet], ...]
+    retain: TextSet
+    heldout: TextSet | None
+    tasks: tuple[TaskInfo, ...]
+    judge_digest: str
+    notes: tuple[str, ...]
+    skipped: tuple[dict[str, Any], ...]
+
+
+def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
+    """Find the model, read the prompts, resolve the tasks. Raises `UserError` for whatever cannot work."""
+    from wpn_bench.benchmarks.run import describe, expand
+
+    # In order of cost: names and local files first, then what may have to be fetched.
+    notes: list[str] = []
+    tasks: tuple[TaskInfo, ...] = ()
+    if "benchmarks" in config.stages:
+        folders = task_folders(config.benchmark_folders)
+        names = expand(config.benchmarks, folders)
+        for name in names:
+            describe(name, folders, resolve=False)
+    kind = config.file_kind
+    _read_files(config)
+    model = models.resolve(config.model, config.revision)
+    device = models.pick_device(config.device)
+    forget = prompts.load_prompts(prompts.spec_for(config.forget, role="forget", kind=kind))
+    reading: list[tuple[str, PromptSet]] = []
+    for suite, role, names_ in (
+        ("harmless", "in_domain", config.in_domain),
+        ("ood", "ood", config.ood),
+        ("benign", "benign", config.benign),
+    ):
+        for entry in names_:
+            name_, source = _named(entry)
+            spec = prompts.spec_for(source, role=role, kind=kind, name=name_)  # type: ignore[arg-type]
+            reading.append((suite, prompts.load_prompts(spec)))
+    if not config.in_domain:
+        forget, held = prompts.split_off(forget, name="in_domain", role="in_domain", share=TEST_SHARE)
+        reading.insert(0, ("harmless", held))
+        notes.append(f"no in-domain prompts were named: {len(held.items)} of the forget set were held back for testing")
+    if config.validation:
+        validation = prompts.load_prompts(prompts.spec_for(config.validation, role="validation", kind=kind))
+    else:
+        forget, validation = prompts.split_off(forget, name="validation", role="validation", share=VALIDATION_SHARE)
+    kept, dropped = _without_overlap(config, forget, reading)
+    notes += dropped
+    validation = _unseen(validation, [forget, *(s for _, s in kept)], notes)
+    named = [_short(name.name) for _, name in kept]
+    if len(set(named)) != len(named):
+        raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
+    kept = [(suite, replace(s, name=_short(s.name)).head(config.limit)) for suite, s in kept]
+    kept = [*kept, *_attacked(config, forget, kept)]
+    if "harmless" not in config.stages:
+        kept = [(suite, s) for suite, s in kept if suite == "attack"]
+    retain = prompts.load_texts(prompts.spec_for(config.retain, role="retain", kind="text"))
+    heldout = (
+        prompts.load_texts(prompts.spec_for(config.heldout, role="heldout", kind="text")) if config.heldout else None
+    )
+    if heldout is not None and config.limit is not None:
+        heldout = replace(heldout, texts=heldout.texts[: config.limit])
+    if "benchmarks" in config.stages:
+        tasks = tuple(describe(name, folders) for name in names)
+    skipped = _check_lengths(config, model, kept)
+    judge = get_judge(config.judge, device).digest() if kept else ""
+    for note in notes:
+        reporter.note(f"note: {note}")
+    return Inputs(
+        model, device, forget, validation, tuple(kept), retain, heldout, tasks, judge, tuple(notes), tuple(skipped)
+    )
+
+
+def _read_files(config: RunConfig) -> None:
+    """Read what lies on this machine once ahead: a slip in a name or a file is said before anything is fetched."""
+    kind = config.file_kind
+    tests = [_named(entry)[1] for entry in (*config.in_domain, *config.ood, *config.benign)]
+    if config.validation:
+        tests.append(config.validation)
+    specs = [prompts.spec_for(name, role="ood", kind=kind) for name in tests]
+    for spec in (prompts.spec_for(config.forget, role="forget", kind=kind), *specs):
+        if spec.source.file:
+            prompts.load_prompts(spec)
+    for name in filter(None, (config.retain, config.heldout)):
+        spec = prompts.spec_for(name, role="retain", kind="text")
+        if spec.source.file:
+            prompts.load_texts(spec)
+
+
+def _named(entry: str) -> tuple[str | None, str]:
+    """`NAME=SOURCE` gives a set another name than its own (None: its own)."""
+    name, equals, source = entry.partition("=")
+    return (name, source) if equals else (None, entry)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("lab_")
+
+
+def _without_overlap(
+    config: RunConfig, forget: PromptSet, sets: list[tuple[str, PromptSet]]
+) -> tuple[list[tuple[str, PromptSet]], list[str]]:
+    """No forget prompt among the test prompts. `auto`: a user's own file is refused, for its owner can mend it; from a
+    declared set the shared prompts are dropped, and said."""
+    kept: list[tuple[str, PromptSet]] = []
+    notes: list[str] = []
+    for suite, one in sets:
+        drop = config.overlap == "drop" or (config.overlap == "auto" and "file" not in one.source)
+        clean, said = prompts.check_overlap(forget, [one], drop=drop)
+        kept.append((suite, clean[0]))
+        notes += said
+    return kept, notes
+
+
+def _unseen(validation: PromptSet, others: Iterable[PromptSet], notes: list[str]) -> PromptSet:
+    """Validation prompts that neither stand in the forget set nor are tested on: what is chosen on them stays fair."""
+    taken = {i.id for other in others for i in other.items}
+    items = tuple(i for i in validation.items if i.id not in taken)
+    if not items:
+        raise UserError(
+            f"every validation prompt of {validation.name!r} also stands in the forget set or a test set",
+            "give others with --prompts validation=FILE",
+        )
+    if lost := len(validation.items) - len(items):
+        notes.append(f"{lost} prompts of {validation.name} also stand in another set and were dropped")
+    return replace(validation, items=items)
+
+
+def _attacked(
+    config: RunConfig, forget: PromptSet, sets: Iterable[tuple[str, PromptSet]]
+) -> list[tuple[str, PromptSet]]:
+    """The first in-domain set under every attack."""
+    target = next((s for suite, s in sets if suite == "harmless"), None)
+    if target is None or "attack" not in config.stages:
+        return []
+    context = AttackContext(config.template, forget.items)
+    return [("attack", attacks.attacked(target, name, context)) for name in config.attacks]
+
+
+def _check_lengths(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
+    """Prompts with no room for the response are skipped and counted; a set of which none fits is refused."""
+    context = models.context_length_of(model.path)
+    room = context - config.decoding.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"{model.asked} attends to {context} tokens, and the response alone may take"
+            f" {config.decoding.max_new_tokens}",
+            f"use --max-new-tokens below {context}",
+        )
+    tokenizer = models.load_tokenizer(model.path)
+    skipped = []
+    for _, one in sets:
+        lengths = [len(ids) for ids in tokenizer([render(i, config.template) for i in one.items])["input_ids"]]
+        n = sum(too_long(length, config.decoding, context) for length in lengths)
+        if n == len(lengths):
+            raise UserError(
+                f"no prompt of {one.name!r} fits into the {context} tokens of {model.asked}: the shortest has"
+                f" {min(lengths)} and the response needs {config.decoding.max_new_tokens}",
+                "use a model with a longer context, shorter prompts, or a smaller --max-new-tokens",
+            )
+        if n:
+            skipped.append({"set": one.name, "reason": f"prompt too long for {context} tokens of context", "n": n})
+    return skipped
+
+
+# --- the jobs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job whose artifact is a measurement of `model` (seed None: the base) on `set`."""
+
+    model: str
+    seed: int | None
+    suite: str
+    set: str
+    job: Job
+
+
+@dataclass
+class Plan:
+    """All jobs in an order that keeps each model's work together."""
+
+    jobs: list[Job] = field(default_factory=list)
+    trained: dict[tuple[str, int], Job] = field(default_factory=dict)
+    judged: list[Planned] = field(default_factory=list)
+    scored: list[Planned] = field(default_factory=list)
+    read: list[Planned] = field(default_factory=list)
+    owner: dict[str, str] = field(default_factory=dict)
+
+    def add(self, model: str, job: Job) -> Job:
+        self.jobs.append(job)
+        self.owner[job.digest] = model
+        return job
+
+
+def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
+    """The run as jobs: the base once, then each method with each seed."""
+    made = Plan()
+    base = External(inputs.model.path, inputs.model.digest)
+    forget = put_prompts(store, inputs.forget)
+    bound = None
+    if inputs.sets:
+        params = {"dtype": config.dtype, "template": config.template}
+        needs = {"model": base, "prompts": forget}
+        bound = made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", {"device": inputs.device}))
+    sets = [(suite, one, put_prompts(store, one)) for suite, one in inputs.sets]
+    heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
+    _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
+    retain = put_texts(store, inputs.retain)
+    validation = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
+    for seed in config.seeds:
+        for method in config.methods:
+            job = made.add(method, _train_job(config, inputs, method, seed, base, forget, retain, validation))
+            made.trained[method, seed] = job
+            _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
+    return made
+
+
+def _train_job(
+    config: RunConfig,
+    inputs: Inputs,
+    method: str,
+    seed: int,
+    base: External,
+    forget: External,
+    retain: External,
+    validation: External,
+) -> Job:
+    settings = METHODS.get(method).Config(**config.methods[method])
+    params: dict[str, Any] = {
+        "method": method,
+        "config": settings.model_dump(mode="json"),
+        "seed": seed,
+        "template": config.template,
+        "dtype": config.dtype,
+    }
+    needs: dict[str, Job | External] = {"model": base, "forget": forget, "retain": retain}
+    if settings.stop_at_harmless_rate is not None:
+        params["stop"] = {
+            "judge": config.judge,
+            "judge_digest": inputs.judge_digest or get_judge(config.judge, inputs.device).digest(),
+            "threshold": config.threshold,
+            "decoding": config.decoding.model_dump(mode="json"),
+        }
+        needs["validation"] = validation
+    return Job("train", params, needs, f"train {method} (seed {seed})", {"device": inputs.device})
+
+
+def _measure(
+    config: RunConfig,
+    inputs: Inputs,
+    made: Plan,
+    model: str,
+    seed: int | None,
+    artifact: Job | External,
+    sets: Iterable[tuple[str, PromptSet, External]],
+    bound: Job | None,
+    heldout: External | None,
+) -> None:
+    """Everything asked of one model."""
+    who = model if seed is None else f"{model} (seed {seed})"
+    local = {"device": inputs.device}
+    asked = []
+    params: dict[str, Any]
+    for suite, one, stored in sets:
+        params = {
+            "template": config.template,
+            "decoding": config.decoding.model_dump(mode="json"),
+            "dtype": config.dtype,
+        }
+        needs: dict[str, Job | External] = {"model": artifact, "prompts": stored}
+        label = f"{who}: answer {one.name}"
+        asked.append((suite, one, made.add(model, Job("generate", params, needs, label, local))))
+    for suite, one, answers in asked:
+        assert bound is not None
+        params = {"judge": config.judge, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+        base = External(inputs.model.path, inputs.model.digest)
+        needs = {"responses": answers, "bound": bound, "base": base}
+        job = made.add(model, Job("judge", params, needs, f"{who}: judge {one.name}", local))
+        made.judged.append(Planned(model, seed, suite, one.name, job))
+    for task in inputs.tasks:
+        params = {
+            "task": task.name,
+            "definition": task.digest,
+            "revision": task.revision,
+            "limit": config.limit,
+            "batch_size": config.benchmark_batch_size,
+            "dtype": config.dtype,
+        }
+        where = {**local, "include_paths": config.benchmark_folders}
+        job = made.add(model, Job("benchmark", params, {"model": artifact}, f"{who}: {task.short}", where))
+        made.scored.append(Planned(model, seed, "benchmark", task.short, job))
+    if heldout is not None:
+        needs = {"model": artifact, "texts": heldout}
+        job = made.add(model, Job("perplexity", {"dtype": config.dtype}, needs, f"{who}: held-out text", local))
+        made.read.append(Planned(model, seed, "benchmark", compare.HELDOUT, job))
+
+
+def put_prompts(store: Store, prompt_set: PromptSet) -> External:
+    """The set's items as an artifact."""
+    found = store.find("prompts", prompt_set.digest)
+    if found is None:
+        with store.build("prompts", prompt_set.digest, {"name": prompt_set.name, **prompt_set.source}) as out:
+            write_rows(out / ITEMS, [item_row(i) for i in prompt_set.items])
+        found = store.path("prompts", prompt_set.digest)
+    return External(found, prompt_set.digest)
+
+
+def put_texts(store: Store, texts: TextSet) -> External:
+    """The texts as an artifact."""
+    found = store.find("texts", texts.digest)
+    if found is None:
+        with store.build("texts", texts.digest, {"name": texts.name, **texts.source}) as out:
+            write_rows(out / "texts.jsonl", [{"text": t} for t in texts.texts])
+        found = store.path("texts", texts.digest)
+    return External(found, texts.digest)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, command: str) -> dict[str, Any]:
+    """Do the whole run and write its folder; returns the results. A failed job fails its model, not the run."""
+    check_writable(out)
+    with reporter:
+        try:
+            shelf = Store(store)
+            with reporter.aside("find the model, read the prompts"):
+                inputs = prepare(config, reporter)
+                made = plan(config, inputs, shelf)
+        except UserError:
+            # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
+            with contextlib.suppress(OSError):
+                out.rmdir()
+            raise
+        outcomes = LocalExecutor(shelf, reporter).run(made.jobs)
+        with reporter.aside("compare and report"):
+            return write(config, inputs, made, outcomes, out, command)
+
+
+def check_writable(out: Path) -> None:
+    """Make the run folder, or say why not, before anything is computed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"the output folder {out} cannot be written ({e.strerror})", "give another with --out") from e
+
+
+def write(
+    config: RunConfig,
+    inputs: Inputs,
+    made: Plan,
+    outcomes: Mapping[str, Outcome],
+    out: Path,
+    command: str,
+) -> dict[str, Any]:
+    """results.json, samples, documents, manifest and reports, the manifest after the rest."""
+    samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
+    documents = compare.read_documents(_found(made.scored, outcomes))
+    rows = compare.prompt_rows(samples, config.threshold)
+    rows += compare.benchmark_rows(documents)
+    rows += compare.text_rows(_found(made.read, outcomes))
+    rows = compare.sum_up(rows)
+    verdicts = compare.verdicts(rows, config.margin_points)
+    rows += compare.cost_rows(_seconds(made, outcomes), _peak_memory_mb())
+    failed = [
+        {"job": o.job.label, "reason": o.reason or ""} for o in outcomes.values() if o.status in ("failed", "skipped")
+    ]
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "run": {
+            "name": out.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "preset": config.preset,
+            "title": config.title,
+            "model": config.model if inputs.model.revision or inputs.model.is_lab else shown(config.model),
+            "revision": inputs.model.revision,
+            "command": command,
+            "seeds": list(config.seeds),
+            "limit": config.limit,
+            "partial": bool(failed) or config.limit is not None or set(config.stages) != set(_ALL_STAGES),
+            "margin_points": config.margin_points,
+            "threshold": config.threshold,
+            "judge": config.judge,
+            "template": config.template,
+            "decoding": config.decoding.model_dump(mode="json"),
+            "lab": inputs.model.is_lab,
+            "notes": list(inputs.notes),
+            "skipped": list(inputs.skipped),
+            "failed": failed,
+        },
+        "models": _models(config, made, outcomes, verdicts),
+        "metrics": [row.json() for row in rows],
+    }
+    validate(results)
+    for frame, name in ((samples, SAMPLES), (documents, DOCUMENTS)):
+        if len(frame):
+            _write_parquet(frame, out / name)
+    write_json(out / RESULTS, results, indent=1)
+    write_json(out / MANIFEST, _manifest(config, inputs, outcomes, command))
+    from wpn_bench.report.render import render as render_report
+
+    render_report(out)
+    return results
+
+
+_ALL_STAGES = ("train", "harmless", "attack", "benchmarks")
+
+
+def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[Measurement]:
+    return [
+        Measurement(p.model, p.seed, p.suite, p.set, path)
+        for p in planned
+        if (path := outcomes[p.job.digest].path) is not None
+    ]
+
+
+def _models(
+    config: RunConfig, made: Plan, outcomes: Mapping[str, Outcome], verdicts: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        BASE: {"title": "Base model", "method": None, "config": {}, "paper": "", "status": "ok", "reason": None}
+    }
+    for name in config.methods:
+        method = METHODS.get(name)
+        mine = {seed: outcomes[job.digest] for (n, seed), job in made.trained.items() if n == name}
+        reasons = [o.reason for o in mine.values() if o.path is None]
+        trainings = {seed: compare.training_of(o.path) for seed, o in mine.items() if o.path is not None}
+        described[name] = {
+            "title": method.title,
+            "method": name,
+            "paper": method.paper,
+            "config": method.Config(**config.methods[name]).model_dump(mode="json"),
+            "status": "failed" if reasons else "ok",
+            "reason": reasons[0] if reasons else None,
+            "steps": [t["steps"] for t in trainings.values()],
+            "stopped": [t["stopped"] for t in trainings.values()],
+            "lr": next((t["lr"] for t in trainings.values()), None),
+            "train_seconds": round(sum(t["seconds"] for t in trainings.values()), 2),
+            "history": [{"seed": seed, **h} for seed, t in trainings.items() for h in t["history"]],
+            "checks": [{"seed": seed, **c} for seed, t in trainings.items() for c in t["checks"]],
+            "non_inferiority": verdicts.get(name),
+        }
+    return described
+
+
+def _seconds(made: Plan, outcomes: Mapping[str, Outcome]) -> dict[tuple[str, str], tuple[float, int]]:
+    spent: dict[tuple[str, str], tuple[float, int]] = {}
+    for digest, outcome in outcomes.items():
+        key = (made.owner[digest], outcome.job.stage)
+        total, n = spent.get(key, (0.0, 0))
+        spent[key] = (total + outcome.seconds, n + 1)
+    return spent
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024) if sys.platform == "darwin" else peak / 1024
+
+
+def _manifest(config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    for name in ("model", "forget", "validation", "retain", "heldout"):
+        if settings[name]:
+            settings[name] = _no_home(settings[name])
+    for name in ("in_domain", "ood", "benign", "benchmark_folders"):
+        settings[name] = [_no_home(s) for s in settings[name]]
+    return {
+        "wpn_bench": version("wpn-bench"),
+        "command": command,
+        "config": settings,
+        "config_digest": digest_of(settings),
+        "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
+        "judge": {"name": config.judge, "digest": inputs.judge_digest},
+        "prompt_sets": {
+            s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}
+            for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)
+        },
+        "texts": {
+            t.name: {"role": t.role, "n": len(t.texts), "digest": t.digest, "source": dict(t.source)}
+            for t in (inputs.retain, inputs.heldout)
+            if t is not None
+        },
+        "tasks": {
+            t.short: {"task": t.name, "dataset": t.dataset_path, "revision": t.revision, "digest": t.digest}
+            for t in inputs.tasks
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "device": inputs.device,
+        },
+        "stages": [
+            {
+                "label": o.job.label,
+                "stage": o.job.stage,
+                "digest": o.job.digest,
+                "status": o.status,
+                "seconds": round(o.seconds, 3),
+            }
+            for o in outcomes.values()
+        ],
+    }
+
+
+def _no_home(entry: str) -> str:
+    name, source = _named(entry)
+    source = shown(Path(source).expanduser()) if Path(source).expanduser().exists() else source
+    return f"{name}={source}" if name else source
+
+
+def _write_parquet(frame: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}")
+    frame.to_parquet(partial, index=False)
+    os.replace(partial, path)
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """manifest.json of a run folder."""
+    loaded: dict[str, Any] = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
+    return loaded
