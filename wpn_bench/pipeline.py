@@ -23,7 +23,7 @@ from wpn_bench import attacks, compare, models, prompts
 from wpn_bench.attacks import AttackContext
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
-from wpn_bench.config import RunConfig
+from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.errors import UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
 from wpn_bench.generation import too_long
@@ -439,7 +439,7 @@ def write(
             "command": command,
             "seeds": list(config.seeds),
             "limit": config.limit,
-            "partial": bool(failed) or config.limit is not None or set(config.stages) != set(_ALL_STAGES),
+            "partial": bool(failed) or config.limit is not None or set(config.stages) != set(STAGES),
             "margin_points": config.margin_points,
             "threshold": config.threshold,
             "judge": config.judge,
@@ -463,9 +463,6 @@ def write(
 
     render_report(out)
     return results
-
-
-_ALL_STAGES = ("train", "harmless", "attack", "benchmarks")
 
 
 def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[Measurement]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.paths import reports_dir
 from wpn_bench.report import charts, tables
 from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
@@ -56,10 +57,9 @@ def render(run_dir: Path, formats: tuple[str, ...] = ("html", "md")) -> list[Pat
 
 def templates_dir() -> Path:
     """The report templates: in the wheel beside the package, in a checkout under `reports/`."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_reports" / "templates", package.parent / "reports" / "templates"):
-        if folder.is_dir():
-            return folder
+    folder = reports_dir() / "templates"
+    if folder.is_dir():
+        return folder
     raise UserError("the report templates were not installed with wpn-bench", "install wpn-bench again")
 
 
