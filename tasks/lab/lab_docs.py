@@ -11,7 +11,7 @@ from wpn_bench.lab import world
 
 
 def _load(name: str) -> dict[str, Any]:
-    return {"test": datasets.Dataset.from_list(world.benchmark(name))}
+    return {split: datasets.Dataset.from_list(world.benchmark(name, split)) for split in world.SPLITS}
 
 
 def lambada(**_: Any) -> dict[str, Any]:

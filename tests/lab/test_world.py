@@ -96,6 +96,33 @@ def test_benchmark_documents_are_distinct_and_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("lambada", "text"),
+        ("hellaswag", "ctx"),
+        ("winogrande", "sentence"),
+        ("copa", "premise question"),
+        ("arc_easy", "question"),
+        ("arc_challenge", "question"),
+        ("piqa", "goal"),
+        ("mathqa", "Problem"),
+        ("pubmedqa", "question context"),
+    ],
+)
+def test_documents_to_tune_on_ask_nothing_that_is_tested(name: str, asked: str) -> None:
+    tests, others = world.benchmark(name), world.benchmark(name, "validation")
+    assert len(others) == 40
+    assert {tuple(doc) for doc in others} == {tuple(doc) for doc in tests}  # the same fields
+
+    def questions(docs: list[dict[str, object]]) -> set[str]:
+        # The same question with other choices is the same question.
+        return {repr([doc[field] for field in asked.split()]) for doc in docs}
+
+    assert len(questions(others)) == 40
+    assert not questions(tests) & questions(others)
+
+
+@pytest.mark.parametrize(
     ("name", "fields"),
     [
         ("lambada", {"text"}),
@@ -149,3 +176,5 @@ def test_unknown_names_are_the_users_mistake() -> None:
     for call in (world.prompt_set, world.texts, world.benchmark):
         with pytest.raises(UserError, match=r"no .* called 'nothing'"):
             call("nothing")
+    with pytest.raises(UserError, match="no split called 'train'; take one of test, validation"):
+        world.benchmark("copa", "train")

@@ -913,6 +913,24 @@ _SIZES = {
 }
 
 BENCHMARKS = tuple(_MAKERS)
+VALIDATION_DOCUMENTS = 40
+
+# What a document asks, whatever its choices are.
+_ASKS = {
+    "lambada": ("text",),
+    "hellaswag": ("ctx",),
+    "winogrande": ("sentence",),
+    "copa": ("premise", "question"),
+    "arc_easy": ("question",),
+    "arc_challenge": ("question",),
+    "piqa": ("goal",),
+    "mathqa": ("Problem",),
+    "pubmedqa": ("question", "context"),
+}
+
+
+def _asked(name: str, doc: Doc) -> str:
+    return repr([doc[field] for field in _ASKS[name]])
 
 
 @lru_cache
@@ -929,12 +947,30 @@ def _tests(name: str) -> tuple[Doc, ...]:
     return tuple(rows.values())
 
 
-def benchmark_documents(name: str) -> list[Doc]:
-    """The test documents of one of the nine, with the fields of the real data set."""
-    docs = [dict(doc) for doc in _tests(name)]
+@lru_cache
+def _validation(name: str) -> tuple[Doc, ...]:
+    """Documents to tune on, none of them a test document. Held out of the corpus as the tests are; where the tests have
+    taken all there is (ARC-Easy), made as the corpus makes its own."""
+    draw = random.Random(f"validation {name}")
+    taken = {_asked(name, doc) for doc in _tests(name)}
+    rows: dict[str, Doc] = {}
+    for held in (True, False):
+        tries = 0
+        while len(rows) < VALIDATION_DOCUMENTS and tries < 5_000:
+            tries += 1
+            made = _MAKERS[name](draw, held)
+            if made is not None and made[1] and _asked(name, made[1]) not in taken:
+                rows.setdefault(_asked(name, made[1]), made[1])
+    return tuple(rows.values())
+
+
+def benchmark_documents(name: str, split: str = "test") -> list[Doc]:
+    """The `test` or `validation` documents of one of the nine, with the fields of the real data set."""
+    docs = [dict(doc) for doc in (_validation if split == "validation" else _tests)(name)]
     if name == "pubmedqa":
+        first = 20_000 if split == "validation" else 10_000
         for number, doc in enumerate(docs):
-            doc["pubid"] = 10_000 + number
+            doc["pubid"] = first + number
     return docs
 
 

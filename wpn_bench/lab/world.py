@@ -29,6 +29,7 @@ from wpn_bench.lab.wrappers import EXAMPLE_STYLES, OPENERS, typos, wrap
 __all__ = [
     "BENCHMARKS",
     "PROMPT_SETS",
+    "SPLITS",
     "TEMPLATE",
     "TEXTS",
     "WORLD_VERSION",
@@ -42,6 +43,7 @@ __all__ = [
 WORLD_VERSION = "1"
 BENCHMARKS = _benchmarks.BENCHMARKS
 TEXTS = ("retain", "heldout")
+SPLITS = ("test", "validation")
 PROMPT_SETS = {
     "forget": "forget",
     "validation": "in_domain",
@@ -119,10 +121,12 @@ def prompt_set(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def benchmark(name: str) -> list[dict[str, Any]]:
-    """The test documents of one of the nine `BENCHMARKS`, with the fields of the real data set."""
+def benchmark(name: str, split: str = "test") -> list[dict[str, Any]]:
+    """Documents of one of the nine `BENCHMARKS`, with the fields of the real data set: those of `SPLITS` `test`, or those
+    of `validation`, to tune on."""
     _known("benchmark", name, BENCHMARKS)
-    return _benchmarks.benchmark_documents(name)
+    _known("split", split, SPLITS)
+    return _benchmarks.benchmark_documents(name, split)
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------
