@@ -14,16 +14,19 @@ from wpn_bench.unlearn.batches import Rows
 Row = tuple[list[int], int]  # token ids, and where the response begins
 
 
-def rows_of(rows: list[Row], *, extra_right: int = 0, pad: int = 0, owners: list[int] | None = None) -> Rows:
-    """Rows padded on the right to their common width, and `extra_right` columns further."""
+def rows_of(
+    rows: list[Row], *, extra_right: int = 0, left: bool = False, pad: int = 0, owners: list[int] | None = None
+) -> Rows:
+    """Rows padded on the right (or left) to their common width, and `extra_right` columns further."""
     width = max(len(ids) for ids, _ in rows) + extra_right
     ids = torch.full((len(rows), width), pad)
     attention, response = torch.zeros_like(ids), torch.zeros_like(ids)
     for r, (tokens, start) in enumerate(rows):
         for k, token in enumerate(tokens):
-            ids[r, k] = token
-            attention[r, k] = 1
-            response[r, k] = int(k >= start)
+            at = k + (width - len(tokens) if left else 0)
+            ids[r, at] = token
+            attention[r, at] = 1
+            response[r, at] = int(k >= start)
     return Rows(ids, attention, response, torch.tensor(owners or list(range(len(rows)))))
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+RANDOM_WORDS = 20  # of a retain text that stand for a random answer
+
 
 @dataclass
 class Rows:
@@ -42,17 +44,17 @@ class Batch:
     """One step's data; a part that the method does not use is None.
 
     harmless: one row an item, x with y+. harmful: `negatives` rows an item, x with y-_j, the item's rows together.
-    retain: plain text.
+    random: `random_answers` rows an item, x with the beginning of a retain text. retain: plain text.
     """
 
-    harmless: Rows | None
-    harmful: Rows | None
-    retain: Rows | None
+    harmless: Rows | None = None
+    harmful: Rows | None = None
+    retain: Rows | None = None
+    random: Rows | None = None
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Mapping[str, Tensor]]) -> Batch:
-        parts = {name: Rows(**tensors[name]) if name in tensors else None for name in ("harmless", "harmful", "retain")}
-        return cls(**parts)
+        return cls(**{name: Rows(**rows) for name, rows in tensors.items()})
 
 
 class Batches:
@@ -70,6 +72,7 @@ class Batches:
         batch_size: int,
         retain_batch_size: int,
         negatives: int,
+        random_answers: int = 0,
         max_length: int,
         retain_max_length: int,
         seed: int,
@@ -83,6 +86,7 @@ class Batches:
         self.batch_size = min(batch_size, len(self.items))
         self.retain_batch_size = min(retain_batch_size, len(self.texts)) if self.texts else 0
         self.negatives = negatives
+        self.random_answers = random_answers
         self.max_length = max_length
         self.retain_max_length = retain_max_length
         self.seed = seed
@@ -115,6 +119,12 @@ class Batches:
             for k, item in enumerate(chosen):
                 rows += [(*self._pair(item, y), k) for y in self._negatives(k, chosen, rng)]
             tensors["harmful"] = self._pad(rows)
+        if "random" in self.uses:
+            rows = []
+            for k, item in enumerate(chosen):
+                for text in rng.choices(self.texts, k=self.random_answers):
+                    rows.append((*self._pair(item, " ".join(text.split()[:RANDOM_WORDS])), k))
+            tensors["random"] = self._pad(rows)
         if "retain" in self.uses and self.retain_batch_size:
             picked = self._chosen(step, len(self.texts), self.retain_batch_size, "retain")
             tensors["retain"] = self._pad([(*self._text(self.texts[k]), n) for n, k in enumerate(picked)])

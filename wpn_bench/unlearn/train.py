@@ -68,6 +68,7 @@ def train(
         batch_size=config.batch_size,
         retain_batch_size=config.retain_batch_size,
         negatives=method.negatives,
+        random_answers=method.random_answers,
         max_length=min(config.max_length, context_length(model)),
         retain_max_length=min(config.retain_max_length, context_length(model)),
         seed=seed,

@@ -12,5 +12,13 @@ METHODS: Registry[type[Method]] = Registry(
         "ga": "wpn_bench.unlearn.methods.gradient_ascent:GradientAscent",
         "ga_answer": "wpn_bench.unlearn.methods.gradient_ascent:GradientAscentAnswer",
         "sft": "wpn_bench.unlearn.methods.sft:SFT",
+        "sft_kl": "wpn_bench.unlearn.methods.sft:SFTKL",
+        "grad_diff": "wpn_bench.unlearn.methods.grad_diff:GradDiff",
+        "llmu": "wpn_bench.unlearn.methods.llmu:LLMU",
+        "npo": "wpn_bench.unlearn.methods.npo:NPO",
+        "simnpo": "wpn_bench.unlearn.methods.simnpo:SimNPO",
+        "dpo": "wpn_bench.unlearn.methods.dpo:DPO",
+        "rmu": "wpn_bench.unlearn.methods.rmu:RMU",
+        "safe_unlearning": "wpn_bench.unlearn.methods.safe_unlearning:SafeUnlearning",
     },
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,12 +64,17 @@ class Method(ABC):
     @property
     @abstractmethod
     def uses(self) -> frozenset[str]:
-        """Which parts of a batch the loss reads: of `harmless`, `harmful`, `retain`."""
+        """Which parts of a batch the loss reads: of `harmless`, `harmful`, `random`, `retain`."""
 
     @property
     def negatives(self) -> int:
         """Harmful rows an item."""
         return 1
+
+    @property
+    def random_answers(self) -> int:
+        """Rows an item with a random answer."""
+        return 0
 
     @property
     def needs_reference(self) -> bool:
@@ -79,12 +86,73 @@ class Method(ABC):
         """The loss of one batch; `reference` is the frozen base model if `needs_reference`."""
 
 
-def token_logprobs(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """log p(token t | tokens before t), shape (R, T-1): column t is the token at t + 1."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision to float32, anything else as it is: a softmax over a vocabulary needs the digits."""
+    import torch
+
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
+    """(R, T-1), 1 where a token of `mask` (R, T; None: every real token) is predicted from a real token before it."""
+    kept = rows.attention_mask if mask is None else mask * rows.attention_mask
+    return kept[:, 1:] * rows.attention_mask[:, :-1]
+
+
+@contextmanager
+def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
+    """Within it, the model's head sees only the places where `keep` (R, T) is 1: its logits come out as (1, N, V).
+
+    The head is most of a small model's work (50,272 rows of OPT's vocabulary a token), and no loss reads it on
+    prompts and padding.
+    """
+    head = model.get_output_embeddings()
+    places = keep.bool()
+    handle = head.register_forward_pre_hook(lambda module, given: (given[0][places].unsqueeze(0), *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def forward(model: PreTrainedModel, rows: Rows, **options: Any) -> Any:
+    """The model's output on `rows`, padded on either side."""
+    options |= positions(rows)
+    return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **options)
+
+
+def positions(rows: Rows) -> dict[str, Tensor]:
+    """`position_ids` for rows padded on the left, counted from the first real token, which not every model does by
+    itself; nothing for rows padded on the right."""
+    if bool(rows.attention_mask[:, 0].all()):
+        return {}
+    return {"position_ids": (rows.attention_mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
+    """Logits (N, V), in row order, that predict the N tokens where `mask` (R, T-1) is 1 (column t: token t + 1)."""
     import torch.nn.functional as F
 
-    logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]
-    return -F.cross_entropy(logits.transpose(1, 2).float(), rows.input_ids[:, 1:], reduction="none")
+    with head_only_at(model, F.pad(mask, (0, 1))):
+        return at_least_float32(forward(model, rows).logits[0])
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` (N,) back to the places where `mask` (R, T-1) is 1, zero elsewhere."""
+    out = values.new_zeros(mask.shape)
+    out[mask.bool()] = values
+    return out
+
+
+def token_logprobs(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
+    """log p(token t | tokens before t), shape (R, T-1), where `mask` (of that shape) is 1; zero elsewhere.
+
+    Column t is the token at t + 1.
+    """
+    import torch.nn.functional as F
+
+    targets = rows.input_ids[:, 1:][mask.bool()]
+    return spread(-F.cross_entropy(logits_at(model, rows, mask), targets, reduction="none"), mask)
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
@@ -92,14 +160,40 @@ def mean_over(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None) -> Tensor:
+    """CE over the tokens of `mask` (R, T; None: every real token), the mean over them in nats; a scalar."""
+    kept = predicted(rows, mask)
+    return -mean_over(token_logprobs(model, rows, kept), kept)
+
+
+def response_logprobs(model: PreTrainedModel, rows: Rows) -> Responses:
+    """log p(y | x) of every row's response, summed over its tokens and as their mean."""
+    kept = predicted(rows, rows.response_mask)
+    total = token_logprobs(model, rows, kept).sum(1)
+    return Responses(total, total / kept.sum(1).clamp(min=1), kept.sum(1))
+
+
+@dataclass
+class Responses:
+    """`total` = sum_t log p(y_t | x, y_<t) and `mean` over the `n` tokens of each response; all (R,)."""
+
+    total: Tensor
+    mean: Tensor
+    n: Tensor
+
+    @property
+    def ce(self) -> Tensor:
+        """The usual token-level cross-entropy of all responses together; a scalar."""
+        return -self.total.sum() / self.n.sum().clamp(min=1)
+
+
 def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
     """KL(p_ref || p_theta) in nats, the mean over all predicted tokens of `rows`; a scalar."""
     import torch
     import torch.nn.functional as F
 
+    kept = predicted(rows)
     with torch.no_grad():
-        before = reference(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]
-        p = before.float().log_softmax(-1)
-    q = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1].float().log_softmax(-1)
-    kl = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-    return mean_over(kl, rows.attention_mask[:, 1:])
+        p = logits_at(reference, rows, kept).log_softmax(-1)
+    q = logits_at(model, rows, kept).log_softmax(-1)
+    return F.kl_div(q, p, reduction="sum", log_target=True) / kept.sum().clamp(min=1)

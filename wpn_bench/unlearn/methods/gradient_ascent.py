@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_over, token_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,8 +40,7 @@ class GradientAscent(Method):
 
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmful is not None
-        logp = token_logprobs(model, batch.harmful)
-        loss = mean_over(logp, batch.harmful.attention_mask[:, 1:])
+        loss = -cross_entropy(model, batch.harmful)
         return Loss(loss, {"harmful_log_likelihood": float(loss.detach())})
 
 
@@ -54,6 +53,5 @@ class GradientAscentAnswer(GradientAscent):
 
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmful is not None
-        logp = token_logprobs(model, batch.harmful)
-        loss = mean_over(logp, batch.harmful.response_mask[:, 1:])
+        loss = -cross_entropy(model, batch.harmful, batch.harmful.response_mask)
         return Loss(loss, {"harmful_log_likelihood": float(loss.detach())})

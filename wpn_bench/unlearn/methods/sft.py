@@ -10,9 +10,8 @@ from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
+    cross_entropy,
     kl_to_reference,
-    mean_over,
-    token_logprobs,
 )
 
 if TYPE_CHECKING:
@@ -46,10 +45,22 @@ class SFT(Method):
 
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmless is not None
-        ce = -mean_over(token_logprobs(model, batch.harmless), batch.harmless.response_mask[:, 1:])
+        ce = cross_entropy(model, batch.harmless, batch.harmless.response_mask)
         total, parts = ce, {"harmless_loss": float(ce.detach())}
         if self.config.kl and batch.retain is not None and reference is not None:
             kl = kl_to_reference(model, reference, batch.retain)
             total = total + self.config.kl * kl
             parts["retain_kl"] = float(kl.detach())
         return Loss(total, parts)
+
+
+class SFTKLConfig(SFTConfig):
+    kl: float = Field(1.0, ge=0)
+
+
+class SFTKL(SFT):
+    """L = CE(y+ | x) + KL(p_ref || p_theta)(retain): what remains of WPN without its contrastive term."""
+
+    name = "sft_kl"
+    title = "Fine-tuning with KL"
+    Config = SFTKLConfig

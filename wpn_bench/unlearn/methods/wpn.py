@@ -10,8 +10,13 @@ from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
+    at_least_float32,
+    forward,
+    head_only_at,
     kl_to_reference,
     mean_over,
+    predicted,
+    spread,
     token_logprobs,
 )
 
@@ -110,18 +115,20 @@ class WPN(Method):
 
     def _scores(self, model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
         """s(x, y) of each row, shape (R,), and the mean token loss of the responses, a scalar."""
-        response = rows.response_mask[:, 1:]
+        response = predicted(rows, rows.response_mask)
         if self.config.space == "output":
-            logp = token_logprobs(model, rows)
+            logp = token_logprobs(model, rows, response)
             scores = pool(logp, response, self.config.pooling)
         else:
             import torch.nn.functional as F
 
-            out = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True)
-            hidden = out.hidden_states[-1].float()
+            with head_only_at(model, F.pad(response, (0, 1))):
+                out = forward(model, rows, output_hidden_states=True)
+            hidden = at_least_float32(out.hidden_states[-1])
             of_prompt = pool(hidden, rows.prompt_mask, self.config.pooling)
             of_response = pool(hidden, rows.response_mask, self.config.pooling)
             scores = F.cosine_similarity(of_prompt, of_response, dim=-1)
-            targets = rows.input_ids[:, 1:]
-            logp = -F.cross_entropy(out.logits[:, :-1].transpose(1, 2).float(), targets, reduction="none")
+            targets = rows.input_ids[:, 1:][response.bool()]
+            logits = at_least_float32(out.logits[0])
+            logp = spread(-F.cross_entropy(logits, targets, reduction="none"), response)
         return scores / self.config.temperature, -mean_over(logp, response)

@@ -1,0 +1,64 @@
+"""DPO: direct preference optimisation, harmless responses preferred to harmful ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch
+
+
+class DPOConfig(MethodConfig):
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
+    alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
+
+
+class DPO(Method):
+    """L = -log sigmoid(beta ((log p_theta - log p_ref)(y+ | x) - (log p_theta - log p_ref)(y- | x))) + alpha * CE(retain).
+
+    log p summed over the response. As the paper writes it; open-unlearning multiplies the first term by 2 / beta.
+    """
+
+    name = "dpo"
+    title = "DPO"
+    paper = "Rafailov et al. 2023, Direct Preference Optimization, arXiv:2305.18290"
+    Config = DPOConfig
+    config: DPOConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmless", "harmful", *(["retain"] if self.config.alpha else [])})
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        import torch
+        import torch.nn.functional as F
+
+        assert batch.harmless is not None
+        assert batch.harmful is not None
+        assert reference is not None
+        with torch.no_grad():
+            chosen_before = response_logprobs(reference, batch.harmless).total
+            rejected_before = response_logprobs(reference, batch.harmful).total
+        chosen = response_logprobs(model, batch.harmless).total - chosen_before
+        rejected = response_logprobs(model, batch.harmful).total - rejected_before
+        total = preference = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
+        parts = {
+            "preference": float(preference.detach()),
+            "harmless_log_ratio": float(chosen.detach().mean()),
+            "harmful_log_ratio": float(rejected.detach().mean()),
+        }
+        if self.config.alpha and batch.retain is not None:
+            retain = cross_entropy(model, batch.retain)
+            total = total + self.config.alpha * retain
+            parts["retain_loss"] = float(retain.detach())
+        return Loss(total, parts)

@@ -1,0 +1,78 @@
+"""LLMU: gradient ascent on the harmful responses, random answers in their place, the normal text held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, forward, kl_to_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch, Rows
+
+
+class LLMUConfig(MethodConfig):
+    random_answers: int = Field(5, ge=1, description="K random answers an item")
+    ascent: float = Field(0.5, ge=0, description="weight of -CE(y- | x)")
+    random: float = Field(1.0, ge=0, description="weight of CE(random answers | x)")
+    normal: float = Field(1.0, ge=0, description="weight of the term on retain text")
+    variant: Literal["paper", "released"] = "paper"
+
+
+class LLMU(Method):
+    """L = ascent * -CE(y- | x) + random * mean_k CE(r_k | x) + normal * KL(p_ref || p_theta)(retain).
+
+    r_1..r_K: random answers; here beginnings of random retain texts (the authors take answers to other questions).
+    `paper` is as the paper writes it. `released` is as its code has it: the random-answer term also trains on the
+    question, and the "KL" is the cross-entropy -sum_v p_ref log p_theta, its mean over all places with the padding. The
+    code's stop rule (forget loss above 100) compares a negative loss and never fires; there is none here.
+    Released: AdamW at 2e-6, batch 2, 1,000 steps; here every method has the same data and steps unless tuned.
+    """
+
+    name = "llmu"
+    title = "LLMU"
+    paper = "Yao, Xu, Liu 2023, Large Language Model Unlearning, arXiv:2310.10683"
+    Config = LLMUConfig
+    config: LLMUConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmful", "random", "retain"})
+
+    @property
+    def random_answers(self) -> int:
+        return self.config.random_answers
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        assert batch.harmful is not None
+        assert batch.random is not None
+        assert batch.retain is not None
+        assert reference is not None
+        released = self.config.variant == "released"
+        ascent = -cross_entropy(model, batch.harmful, batch.harmful.response_mask)
+        random = cross_entropy(model, batch.random, None if released else batch.random.response_mask)
+        keep = cross_entropy_with_padding if released else kl_to_reference
+        normal = keep(model, reference, batch.retain)
+        total = self.config.ascent * ascent + self.config.random * random + self.config.normal * normal
+        parts = {"harmful_log_likelihood": ascent, "random_loss": random, "retain": normal}
+        return Loss(total, {name: float(value.detach()) for name, value in parts.items()})
+
+
+def cross_entropy_with_padding(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
+    """-sum_v p_ref(v) log p_theta(v), the mean over all places of `rows`, padding and the last token's among them."""
+    import torch
+
+    from wpn_bench.unlearn.methods.base import at_least_float32
+
+    with torch.no_grad():
+        p = at_least_float32(forward(reference, rows).logits).softmax(-1)
+    q = at_least_float32(forward(model, rows).logits).log_softmax(-1)
+    return -(p * q).sum(-1).mean()

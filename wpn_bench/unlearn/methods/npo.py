@@ -1,0 +1,59 @@
+"""NPO: negative preference optimisation, gradient ascent that stops pulling once a response is unlikely."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch
+
+
+class NPOConfig(MethodConfig):
+    beta: float = Field(0.1, gt=0, description="how soon a response counts as unlearned; towards 0 it is ascent")
+    alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
+
+
+class NPO(Method):
+    """L = -(2 / beta) log sigmoid(-beta (log p_theta(y- | x) - log p_ref(y- | x))) + alpha * CE(retain).
+
+    log p is summed over the response, as the paper writes it and its code releases it; there are copies with the mean.
+    The forget term is at least 0 and behaves like gradient ascent where p_theta = p_ref.
+    """
+
+    name = "npo"
+    title = "NPO"
+    paper = "Zhang, Lin, Bai, Mei 2024, Negative Preference Optimization, arXiv:2404.05868"
+    Config = NPOConfig
+    config: NPOConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmful", *(["retain"] if self.config.alpha else [])})
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        import torch
+        import torch.nn.functional as F
+
+        assert batch.harmful is not None
+        assert reference is not None
+        beta = self.config.beta
+        with torch.no_grad():
+            before = response_logprobs(reference, batch.harmful).total
+        ratio = response_logprobs(model, batch.harmful).total - before
+        total = forget = -(2 / beta) * F.logsigmoid(-beta * ratio).mean()
+        parts = {"forget": float(forget.detach()), "harmful_log_ratio": float(ratio.detach().mean())}
+        if self.config.alpha and batch.retain is not None:
+            retain = cross_entropy(model, batch.retain)
+            total = total + self.config.alpha * retain
+            parts["retain_loss"] = float(retain.detach())
+        return Loss(total, parts)

@@ -1,0 +1,90 @@
+"""RMU: push the inner states of harmful text towards a random direction, keep those of retain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, at_least_float32, mean_over, positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch, Rows
+
+DIRECTION_SEED = 7  # of u; one direction for all runs, so that seeds differ in the data's order alone
+
+
+class RMUConfig(MethodConfig):
+    """`layer` None: the same depth as layer 7 of 32, the papers' choice for 7 B models."""
+
+    layer: int | None = Field(None, ge=1, description="block whose output is steered, counted from 1")
+    coefficient: float = Field(2.0, gt=0, description="c, the length of the vector that harmful states are pushed to")
+    gamma: float = Field(1.0, ge=0, description="weight of the forget term")
+    alpha: float = Field(1.0, ge=0, description="weight of the retain term")
+
+
+class RMU(Method):
+    """L = gamma * MSE(h_l(y- | x), c u) + alpha * MSE(h_l(retain), h_l^ref(retain)), u a random unit vector.
+
+    h_l is the output of block l; the means are over tokens and dimensions. u has entries from U(0, 1) before it is
+    scaled to length 1. As open-unlearning: all weights are trained and the forget term reads the response's tokens (the
+    WMDP code trains three down-projections and reads whole documents, with c = 6.5 and alpha = 1200 for its 7 B model).
+    It writes nothing in place of what it removes.
+    """
+
+    name = "rmu"
+    title = "RMU"
+    paper = "Li et al. 2024, The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning, arXiv:2403.03218"
+    Config = RMUConfig
+    config: RMUConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmful", "retain"})
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        import torch
+
+        assert batch.harmful is not None
+        assert batch.retain is not None
+        assert reference is not None
+        forget_states = self._states(model, batch.harmful)
+        target = self.config.coefficient * direction(forget_states.shape[-1]).to(forget_states)
+        forget = _mse(forget_states, target, batch.harmful.response_mask)
+        with torch.no_grad():
+            before = self._states(reference, batch.retain)
+        retain = _mse(self._states(model, batch.retain), before, batch.retain.attention_mask)
+        total = self.config.gamma * forget + self.config.alpha * retain
+        return Loss(total, {"forget": float(forget.detach()), "retain": float(retain.detach())})
+
+    def _states(self, model: PreTrainedModel, rows: Rows) -> Tensor:
+        """(R, T, H) at the output of the steered block."""
+        depth = int(model.config.num_hidden_layers)
+        layer = self.config.layer or max(1, round(depth * 7 / 32))
+        out: Any = model.base_model(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
+            output_hidden_states=True,
+            **positions(rows),
+        )
+        return at_least_float32(out.hidden_states[min(layer, depth)])
+
+
+def direction(width: int) -> Tensor:
+    """u: (width,), of length 1, the same for every call."""
+    import torch
+
+    u = torch.rand(width, generator=torch.Generator().manual_seed(DIRECTION_SEED), dtype=torch.float64)
+    return u / u.norm()
+
+
+def _mse(states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    return mean_over(((states - target) ** 2).mean(-1), mask)

@@ -1,0 +1,60 @@
+"""Safe Unlearning: teach refusals, keep ordinary text, unlearn the harmful responses with a bounded loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch
+
+
+class SafeUnlearningConfig(MethodConfig):
+    benign: float = Field(1.0, ge=0, description="weight of CE on retain text")
+    refusal: float = Field(0.5, ge=0, description="weight of CE(y+ | x)")
+    unlearn: float = Field(0.3, ge=0, description="weight of the unlearning term")
+
+
+class SafeUnlearning(Method):
+    """L = benign * CE(retain) + refusal * CE(y+ | x) - unlearn * mean log sigmoid(-(lbar_theta - lbar_ref)(y- | x)).
+
+    lbar is the mean log-likelihood of a response's tokens. The ordinary data of the paper are benign instructions with
+    answers; here they are the retain text that all methods share.
+    """
+
+    name = "safe_unlearning"
+    title = "Safe Unlearning"
+    paper = "Zhang et al. 2024, From Theft to Bomb-Making: The Ripple Effect of Unlearning, arXiv:2407.02855"
+    Config = SafeUnlearningConfig
+    config: SafeUnlearningConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmless", "harmful", "retain"})
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        import torch
+        import torch.nn.functional as F
+
+        assert batch.harmless is not None
+        assert batch.harmful is not None
+        assert batch.retain is not None
+        assert reference is not None
+        benign = cross_entropy(model, batch.retain)
+        refusal = cross_entropy(model, batch.harmless, batch.harmless.response_mask)
+        with torch.no_grad():
+            before = response_logprobs(reference, batch.harmful).mean
+        ratio = response_logprobs(model, batch.harmful).mean - before
+        unlearn = -F.logsigmoid(-ratio).mean()
+        total = self.config.benign * benign + self.config.refusal * refusal + self.config.unlearn * unlearn
+        parts = {"retain_loss": benign, "harmless_loss": refusal, "unlearn": unlearn}
+        return Loss(total, {name: float(value.detach()) for name, value in parts.items()})

@@ -1,0 +1,53 @@
+"""SimNPO: NPO without a reference, by the mean log-likelihood."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from wpn_bench.unlearn.batches import Batch
+
+
+class SimNPOConfig(MethodConfig):
+    beta: float = Field(4.5, gt=0)
+    delta: float = Field(0.0, description="margin that the mean loss of a harmful response should pass, in nats a token")
+    gamma: float = Field(0.125, ge=0, description="weight of the forget term")
+    alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
+
+
+class SimNPO(Method):
+    """L = -gamma * (2 / beta) log sigmoid(beta (NLL(y- | x) / |y-| - delta)) + alpha * CE(retain).
+
+    beta, delta, gamma, alpha as open-unlearning releases it; the paper's own runs choose them per task.
+    """
+
+    name = "simnpo"
+    title = "SimNPO"
+    paper = "Fan et al. 2024, Simplicity Prevails: Rethinking Negative Preference Optimization, arXiv:2410.07163"
+    Config = SimNPOConfig
+    config: SimNPOConfig
+
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"harmful", *(["retain"] if self.config.alpha else [])})
+
+    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        import torch.nn.functional as F
+
+        assert batch.harmful is not None
+        beta = self.config.beta
+        nll = -response_logprobs(model, batch.harmful).mean
+        forget = -(2 / beta) * F.logsigmoid(beta * (nll - self.config.delta)).mean()
+        total = self.config.gamma * forget
+        parts = {"forget": float(forget.detach()), "harmful_loss": float(nll.detach().mean())}
+        if self.config.alpha and batch.retain is not None:
+            retain = cross_entropy(model, batch.retain)
+            total = total + self.config.alpha * retain
+            parts["retain_loss"] = float(retain.detach())
+        return Loss(total, parts)
