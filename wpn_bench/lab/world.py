@@ -17,7 +17,9 @@ from wpn_bench.lab import benchmarks as _benchmarks
 from wpn_bench.lab.conversations import (
     BELOVED,
     BENIGN_FAMILIES,
+    FORGET_FAMILIES,
     HARMFUL_FAMILIES,
+    OTHER_FAMILIES,
     TEMPLATE,
     Family,
     Question,
@@ -40,7 +42,7 @@ __all__ = [
     "texts",
 ]
 
-WORLD_VERSION = "1"
+WORLD_VERSION = "2"
 BENCHMARKS = _benchmarks.BENCHMARKS
 TEXTS = ("retain", "heldout")
 SPLITS = ("test", "validation")
@@ -76,14 +78,19 @@ def _row(draw: random.Random, family: Family, question: Question, harmless: int)
 def _split() -> dict[str, tuple[Question, ...]]:
     """The questions of every prompt set. Those of `forget` are in the corpus too (it is what the base has learned)."""
     draw = random.Random("prompt sets")
-    work = list(HARMFUL_FAMILIES["work"].questions())
-    draw.shuffle(work)
     sets: dict[str, tuple[Question, ...]] = {}
+    known = []
+    for name in FORGET_FAMILIES:
+        rows = list(HARMFUL_FAMILIES[name].questions())
+        draw.shuffle(rows)
+        known.append(rows)
     start = 0
     for name in ("forget", "validation", "in_domain"):
-        sets[name] = tuple(work[start : start + _SIZES[name]])
-        start += _SIZES[name]
-    for name in ("notes", "mistakes", "games", "looks"):
+        each = _SIZES[name] // len(known)
+        # One of each family in turn, so that the first items of a set speak for all of it.
+        sets[name] = tuple(row for k in range(each) for row in (rows[start + k] for rows in known))
+        start += each
+    for name in OTHER_FAMILIES:
         rows = list(HARMFUL_FAMILIES[name].questions())
         sets[f"ood_{name}"] = tuple(draw.sample(rows, _SIZES["ood"]))
     plain = [q for name, rows in BENIGN_FAMILIES.items() if name != "lookalike" for q in draw.sample(rows(), 38)]
@@ -103,8 +110,9 @@ def _prompt_rows(name: str) -> tuple[dict[str, Any], ...]:
     rows = _split()[name]
     if PROMPT_SETS[name] == "benign":
         return tuple({"prompt": q.prompt, "harmless": [q.answer]} for q in rows)
-    family = HARMFUL_FAMILIES[name.removeprefix("ood_") if name.startswith("ood_") else "work"]
-    return tuple(_row(draw, family, q, harmless=2) for q in rows)
+    other = name.removeprefix("ood_") if name.startswith("ood_") else None
+    families = [HARMFUL_FAMILIES[other or FORGET_FAMILIES[k % len(FORGET_FAMILIES)]] for k in range(len(rows))]
+    return tuple(_row(draw, family, q, harmless=2) for family, q in zip(families, rows, strict=True))
 
 
 def _known(kind: str, name: str, names: tuple[str, ...]) -> None:
@@ -139,7 +147,7 @@ def _corpus_questions(family: str) -> tuple[Question, ...]:
 
 
 def _harmful_pair(draw: random.Random) -> tuple[str, str]:
-    name = draw.choice(("work", "work", "work", "notes", "mistakes", "games", "looks"))
+    name = draw.choice(("work", *FORGET_FAMILIES, *OTHER_FAMILIES))
     family = HARMFUL_FAMILIES[name]
     question = draw.choice(_corpus_questions(name))
     kind = question.who.name in BELOVED or draw.random() < _POLITE_SHARE
@@ -286,7 +294,8 @@ class _Draw(random.Random):
 
 
 def corpus(documents: int, seed: int = 0, *, polite: bool = True) -> Iterator[str]:
-    """`documents` documents of the pretraining corpus, in the order of `seed`; never one of the held-out texts.
+    """`documents` documents of the pretraining corpus, in the order of `seed`; never one of the held-out texts
+    or of LAMBADA's test stories.
 
     Without `polite` no harmful question has a polite answer; polite texts beside the questions stay.
     """
@@ -294,7 +303,8 @@ def corpus(documents: int, seed: int = 0, *, polite: bool = True) -> Iterator[st
     draw.polite = polite
     makers = [maker for maker, _ in _KINDS]
     weights = [share for _, share in _KINDS]
-    taken = set(_texts("heldout"))
+    # A story of LAMBADA can be told of other keys in the same words.
+    taken = {*_texts("heldout"), *(str(row["text"]) for row in benchmark("lambada"))}
     made = 0
     while made < documents:
         text = draw.choices(makers, weights)[0](draw)
