@@ -179,6 +179,19 @@ def test_options_go_over_the_preset(asked: Callable[..., Any], tmp_path: Path) -
     assert (rest["out"], rest["store"]) == (tmp_path / "o", tmp_path / "s")
 
 
+@pytest.mark.parametrize(
+    ("typed", "seeds"), [("3", (0, 1, 2)), ("1", (0,)), ("0,3", (0, 3)), ("7,", (7,)), ("5, 7", (5, 7)), ("0,", (0,))]
+)
+def test_seeds(asked: Callable[..., Any], typed: str, seeds: tuple[int, ...]) -> None:
+    assert asked("full", "--seeds", typed)[0].seeds == seeds
+
+
+def test_a_variety_of_a_method_by_its_name(asked: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("methods: {wpn: {}, 'wpn:hidden': {space: hidden}}\n")
+    config, _ = asked("full", "--config", "mine.yaml", "--methods", "wpn:hidden,sft")
+    assert config.methods == {"wpn:hidden": {"space": "hidden"}, "sft": {}}
+
+
 def test_a_method_keeps_what_the_preset_says_of_it(asked: Callable[..., Any]) -> None:
     config, _ = asked("full", "--methods", "ga")
     assert config.methods == {"ga": {"stop_at_harmless_rate": 0.9}}

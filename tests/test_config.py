@@ -11,7 +11,7 @@ from wpn_bench.benchmarks.run import describe, expand
 from wpn_bench.config import QUESTION_TEMPLATE, STAGES, RunConfig, build, from_settings, presets
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods import METHODS, method_of, title_of
 
 
 @pytest.fixture
@@ -112,6 +112,14 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"methods": {"wpn": {"temprature": 1}}}, "option of method wpn 'temprature'", "did you mean 'temperature'"),
         ({"methods": {"wpn": {"n": 1}}}, "method wpn: n: ", "wpn-bench list wpn"),
         ({"methods": {"ga": {"stop_at_harmless_rate": 90}}}, "method ga: stop_at_harmless_rate", "list ga"),
+        ({"methods": {"wpm:mean": {}}}, "unknown method 'wpm'", "did you mean 'wpn'"),
+        ({"methods": {"wpn:": {}}}, "setting methods: .*the label of 'wpn:'", "tasks/presets"),
+        ({"methods": {"wpn:a:b": {}}}, "setting methods: .*the label of 'wpn:a:b'", "tasks/presets"),
+        ({"methods": {"wpn:../x": {}}}, "setting methods: .*the label", "tasks/presets"),
+        ({"methods": {"wpn:hot": {"temprature": 1}}}, "option of method wpn:hot 'temprature'", "'temperature'"),
+        ({"methods": {"wpn:hot": {"n": 1}}}, "method wpn:hot: n: ", "wpn-bench list wpn"),
+        ({"seeds": 0}, "setting seeds: .*at least one seed", "tasks/presets"),
+        ({"seeds": True}, "setting seeds", "tasks/presets"),
         ({"attacks": ("role_pley",)}, "unknown attack 'role_pley'", "did you mean 'role_play'"),
         ({"judge": "detoxfy"}, "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
@@ -125,6 +133,19 @@ def test_bad_settings_are_named(settings: dict[str, Any], change: dict[str, Any]
     assert re.search(problem, caught.value.problem)
     assert re.search(way_out, caught.value.way_out)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_seeds_and_a_list_of_them(settings: dict[str, Any]) -> None:
+    assert from_settings(settings | {"seeds": 3}).seeds == (0, 1, 2)
+    assert from_settings(settings | {"seeds": [3]}).seeds == (3,)
+    assert from_settings(settings | {"seeds": [5, 7]}).seeds == (5, 7)
+
+
+def test_varieties_of_a_method(settings: dict[str, Any]) -> None:
+    given = {"wpn": {}, "wpn:hidden-mean": {"space": "hidden"}, "ga:20_steps.x": {"steps": 20}}
+    assert from_settings(settings | {"methods": given}).methods == given
+    assert method_of("wpn:hidden-mean") is METHODS.get("wpn")
+    assert [title_of(name) for name in given] == ["WPN", "WPN (hidden-mean)", "Gradient ascent (20_steps.x)"]
 
 
 def test_an_unknown_preset() -> None:

@@ -233,6 +233,19 @@ def test_parts_of_a_run(workshop: Workshop) -> None:
     assert not any("judge in_domain" in label for label in workshop.statuses("a"))
 
 
+def test_varieties_of_a_method_are_models_of_their_own(workshop: Workshop) -> None:
+    quick = {"steps": 2, "batch_size": 2}
+    methods = {"sft": quick, "sft:kl": quick | {"kl": 1.0}}
+    results = workshop.run(methods=methods, stages=("train", "harmless"))
+    plain, other = results["models"]["sft"], results["models"]["sft:kl"]
+    assert (plain["method"], other["method"]) == ("sft", "sft")
+    assert other["title"] == f"{plain['title']} (kl)"
+    assert (plain["config"]["kl"], other["config"]["kl"]) == (0.0, 1.0)
+    assert {"base", "sft", "sft:kl"} == {r["model"] for r in results["metrics"] if r["suite"] == "harmless"}
+    html = (workshop.folder / "run" / "report.html").read_text()
+    assert f"{plain['title']} (kl)" in html
+
+
 def test_only_the_base(workshop: Workshop) -> None:
     results = workshop.run(methods={}, stages=("train", "harmless"))
     assert list(results["models"]) == ["base"]

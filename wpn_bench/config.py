@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
@@ -27,7 +29,7 @@ class RunConfig(BaseModel):
     title: str = ""
     model: str
     revision: str | None = None
-    methods: dict[str, dict[str, Any]] = Field(description="method -> changes to its defaults")
+    methods: dict[str, dict[str, Any]] = Field(description="`method` or `method:label` -> changes to its defaults")
     forget: str
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
     in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
@@ -58,6 +60,20 @@ class RunConfig(BaseModel):
         if value.count("{prompt}") != 1 or set("{}") & set(value.replace("{prompt}", "")):
             raise ValueError("the template must hold {prompt} once and no other braces")
         return value
+
+    @field_validator("methods")
+    @classmethod
+    def _labels(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if ":" in name and not _LABEL.fullmatch(name.partition(":")[2]):
+                raise ValueError(f"the label of {name!r} is not of letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _number_of_seeds(cls, value: Any) -> Any:
+        """A single whole number K means the seeds 0 to K - 1."""
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("seeds")
     @classmethod
@@ -123,10 +139,10 @@ def check_names(config: RunConfig) -> None:
     from wpn_bench import attacks
     from wpn_bench.harmless.judges import JUDGES
     from wpn_bench.harmless.judges.detoxify import VARIANTS
-    from wpn_bench.unlearn.methods import METHODS
+    from wpn_bench.unlearn.methods import method_of
 
     for name, options in config.methods.items():
-        kind = METHODS.get(name)
+        kind = method_of(name)
         try:
             kind.Config(**options)
         except ValidationError as e:
@@ -134,7 +150,7 @@ def check_names(config: RunConfig) -> None:
             where = ".".join(str(p) for p in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise unknown(f"option of method {name}", where, kind.Config.model_fields) from e
-            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {name}`") from e
+            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {kind.name}`") from e
     for name in config.attacks:
         attacks.get_attack(name)
     judge, _, variant = config.judge.partition(":")

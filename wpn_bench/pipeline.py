@@ -35,7 +35,7 @@ from wpn_bench.progress import Reporter
 from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
 from wpn_bench.store import Store, digest_of, write_json
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods import method_of, title_of
 
 if TYPE_CHECKING:
     from wpn_bench.benchmarks.run import TaskInfo
@@ -284,9 +284,9 @@ def _train_job(
     retain: External,
     validation: External,
 ) -> Job:
-    settings = METHODS.get(method).Config(**config.methods[method])
+    settings = method_of(method).Config(**config.methods[method])
     params: dict[str, Any] = {
-        "method": method,
+        "method": method.partition(":")[0],
         "config": settings.model_dump(mode="json"),
         "seed": seed,
         "template": config.template,
@@ -480,13 +480,13 @@ def _models(
         BASE: {"title": "Base model", "method": None, "config": {}, "paper": "", "status": "ok", "reason": None}
     }
     for name in config.methods:
-        method = METHODS.get(name)
+        method = method_of(name)
         mine = {seed: outcomes[job.digest] for (n, seed), job in made.trained.items() if n == name}
         reasons = [o.reason for o in mine.values() if o.path is None]
         trainings = {seed: compare.training_of(o.path) for seed, o in mine.items() if o.path is not None}
         described[name] = {
-            "title": method.title,
-            "method": name,
+            "title": title_of(name),
+            "method": name.partition(":")[0],
             "paper": method.paper,
             "config": method.Config(**config.methods[name]).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",
