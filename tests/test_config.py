@@ -51,6 +51,11 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         assert prompts.spec_for(text, role="retain", kind="text").kind == "text"
     folders = task_folders(chosen.benchmark_folders)
     tasks = expand(chosen.benchmarks, folders)
+    tuned_on = expand(chosen.tune_benchmarks, folders)
+    assert not set(tuned_on) & set(tasks)
+    assert all(describe(task, folders, resolve=False).title for task in tuned_on)
+    if chosen.tune_text:
+        assert prompts.spec_for(chosen.tune_text, role="validation", kind="text").role == "validation"
     assert len(tasks) == 9
     assert {describe(task, folders, resolve=False).short for task in tasks} == {
         "lambada",
@@ -120,6 +125,14 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"methods": {"wpn:hot": {"n": 1}}}, "method wpn:hot: n: ", "wpn-bench list wpn"),
         ({"seeds": 0}, "setting seeds: .*at least one seed", "tasks/presets"),
         ({"seeds": True}, "setting seeds", "tasks/presets"),
+        ({"tune": 0}, "setting tune: .*greater than or equal to 1", "tasks/presets"),
+        ({"tune_loss_bound": 0}, "setting tune_loss_bound: .*greater than 0", "tasks/presets"),
+        ({"tune_benchmarks": ("lab_copa",)}, "lab_copa is tested on, so it cannot be tuned on", "tasks/presets"),
+        ({"curve": {"steps": (0,)}}, "setting curve.steps: .*one above 0", "tasks/presets"),
+        ({"curve": {"steps": (-1, 5)}}, "setting curve.steps: ", "tasks/presets"),
+        ({"curve": {"steps": (5, 5)}}, "setting curve.steps: .*each once", "tasks/presets"),
+        ({"curve": {"methods": ("npo",)}}, "the curve is of 'npo', which is not among the methods", "tasks/presets"),
+        ({"curve": {"stpes": (5,)}}, "unknown setting 'curve.stpes'", "known|did you mean"),
         ({"attacks": ("role_pley",)}, "unknown attack 'role_pley'", "did you mean 'role_play'"),
         ({"judge": "detoxfy"}, "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),

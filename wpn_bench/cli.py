@@ -91,6 +91,16 @@ Seeds = Annotated[
         rich_help_panel=_HOW,
     ),
 ]
+Tune = Annotated[
+    int | None,
+    typer.Option(
+        "--tune", help="Trials of each method on validation data, the first its defaults.", rich_help_panel=_HOW
+    ),
+]
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Measure WPN and gradient ascent also while they train.", rich_help_panel=_HOW),
+]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a response in tokens.", rich_help_panel=_HOW)]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts and requests a batch.", rich_help_panel=_HOW)]
 Overlap = Annotated[
@@ -139,6 +149,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         judge: Judge = None,
         limit: Limit = None,
         seeds: Seeds = None,
+        tune: Tune = None,
+        curve: Curve = False,
         max_new_tokens: MaxNewTokens = None,
         batch_size: BatchSize = None,
         overlap: Overlap = None,
@@ -167,6 +179,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "judge": judge,
             "limit": _positive("--limit", limit),
             "seeds": _seeds(seeds),
+            "tune": _positive("--tune", tune),
             "overlap": overlap,
             "margin_points": margin,
             "device": device,
@@ -180,6 +193,12 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
                 decoding[name] = _positive("--" + name.replace("_", "-"), value)
         settings = base.model_dump() | {k: v for k, v in changes.items() if v is not None}
         settings |= {"decoding": decoding}
+        if methods is not None and settings["curve"] and (named := settings["curve"]["methods"]):
+            # A curve of a method that was not picked is not wanted either.
+            picked = [name for name in named if name in settings["methods"]]
+            settings["curve"] = {**settings["curve"], "methods": picked} if picked else None
+        if curve:
+            settings["curve"] = settings["curve"] or {}
         if forget is not None and forget != base.forget:
             # Another forget set has other validation and test prompts; some of its own are held back unless given.
             settings |= {"in_domain": (), "validation": None}

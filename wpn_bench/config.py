@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wpn_bench.errors import UserError
 from wpn_bench.generation import Decoding
@@ -19,6 +19,23 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
+
+
+class Curve(BaseModel):
+    """A curve over training steps: the first `limit` in-domain prompts and documents of each benchmark, measured after
+    each of `steps` (0 is the base). Steps beyond the end of a training are left out; its last step is always there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    methods: tuple[str, ...] = Field((), description="empty: the run's varieties of wpn and ga, else all its methods")
+    steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
+    limit: int = Field(60, ge=1)
+
+    @field_validator("steps")
+    @classmethod
+    def _some_step(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
+            raise ValueError("give steps of 0 and more, each once, and one above 0")
+        return tuple(sorted(value))
 
 
 class RunConfig(BaseModel):
@@ -49,6 +66,11 @@ class RunConfig(BaseModel):
     seeds: tuple[int, ...] = (0,)
     limit: int | None = Field(None, ge=1, description="first items of each prompt set and documents of each benchmark")
     margin_points: float = Field(2.0, gt=0)
+    tune: int | None = Field(None, ge=1, description="trials of each method; None: no tuning")
+    tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: the loss of text is bounded")
+    tune_text: str | None = Field(None, description="text to tune on; None: a tenth of the retain texts is held back")
+    tune_loss_bound: float = Field(0.1, gt=0, description="nats a token that a trial may cost of the text to tune on")
+    curve: Curve | None = Field(None, description="measure these methods while they train")
     overlap: str = Field("auto", pattern="^(auto|refuse|drop)$")
     device: str = "auto"
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
@@ -83,6 +105,21 @@ class RunConfig(BaseModel):
         if not all(0 <= seed < 2**32 for seed in value):
             raise ValueError("a seed lies between 0 and 2**32 - 1")
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> RunConfig:
+        if shared := set(self.tune_benchmarks) & set(self.benchmarks):
+            raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
+        if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
+            raise ValueError(f"the curve is of {lost[0]!r}, which is not among the methods (curve.methods)")
+        return self
+
+    def curve_methods(self) -> list[str]:
+        """The methods that are measured while they train."""
+        if self.curve is None:
+            return []
+        main = [name for name in self.methods if name.partition(":")[0] in ("wpn", "ga")]
+        return list(self.curve.methods or main or self.methods)
 
 
 def presets() -> dict[str, Path]:
@@ -127,6 +164,8 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
         where = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown("setting", where, RunConfig.model_fields) from e
+        if not where:  # settings that do not fit each other
+            raise UserError(first["msg"].removeprefix("Value error, "), "see tasks/presets/ for examples") from e
         raise UserError(
             f"setting {where}: {first['msg']} (given: {first['input']!r})", "see tasks/presets/ for examples"
         ) from e

@@ -64,6 +64,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, make_lm: Ca
     made.write("setting.yaml", "treshold: 0.4\n")
     made.write("option.yaml", "methods: {wpn: {temprature: 2}}\n")
     made.write("variant.yaml", "methods: {'wpn:a b': {}}\n")
+    made.write("tune.yaml", "tune_benchmarks: [lab_nine_validaton]\n")
+    made.write("tune_text.yaml", "tune_benchmarks: []\ntune_text: gone.jsonl\n")
     made.write("value.yaml", "threshold: 1.5\n")
     made.write("list.yaml", "- 1\n")
     made.write("template.yaml", 'template: "Question:"\n')
@@ -192,6 +194,10 @@ VALUES = [
     ("full --seeds 0", "--seeds 0 is not a number of seeds", "--seeds 0, for that seed alone"),
     ("full --seeds 1234", "--seeds 1234 is not a number of seeds \\(1 to 100\\)", "--seeds 1234, for that seed alone"),
     ("full --seeds ,", "--seeds ',' is not a list of whole numbers", "--seeds 0,1,2"),
+    ("full --tune 0", "--tune 0 is not a positive number", "leave --tune out"),
+    ("full --tune many", "Invalid value for '--tune'", "wpn-bench full --help"),
+    ("full --tune 2 --config {tune.yaml}", "unknown task 'lab_nine_validaton'", "did you mean 'lab_nine_validation'"),
+    ("full --tune 2 --config {tune_text.yaml}", "there is no file gone.jsonl", "check the path"),
     ("full --margin 0", "setting margin_points: .*greater than 0", "tasks/presets"),
     ("full --margin nan", "setting margin_points", "tasks/presets"),
     ("full --overlap maybe", "setting overlap: .*'maybe'", "tasks/presets"),
