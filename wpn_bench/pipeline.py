@@ -508,7 +508,7 @@ def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecut
         plans = {}
         for name in options:
             made = plans[name] = Plan()
-            who = f"tune {name}, trial {number + 1} of {config.tune}"
+            who = f"tune {name}, trial {number}/{(config.tune or 1) - 1}"
             train = replace(_train_job(trial, inputs, store, name, tuning.SEED), label=f"{who}: train")
             _measure(trial, seen, made, name, tuning.SEED, made.add(name, train), asked, known, texts, who)
         done = executor.run([job for made in plans.values() for job in made.jobs], announce=False)
