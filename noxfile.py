@@ -48,7 +48,7 @@ def install(session: nox.Session, *what: str) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """The main job on the embedded lab: train, measure, compare, report. Arguments go to `wpn-bench full`."""
-    install(session, ".")
+    install(session, ".[tune]")
     session.run("wpn-bench", "full", *session.posargs)
 
 

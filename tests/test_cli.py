@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wpn_bench import __version__, cli, pipeline
-from wpn_bench.config import RunConfig
+from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
 
 Cli = Callable[..., Any]
@@ -177,6 +177,37 @@ def test_options_go_over_the_preset(asked: Callable[..., Any], tmp_path: Path) -
         "bfloat16",
     )
     assert (rest["out"], rest["store"]) == (tmp_path / "o", tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("typed", "seeds"), [("3", (0, 1, 2)), ("1", (0,)), ("0,3", (0, 3)), ("7,", (7,)), ("5, 7", (5, 7)), ("0,", (0,))]
+)
+def test_seeds(asked: Callable[..., Any], typed: str, seeds: tuple[int, ...]) -> None:
+    assert asked("full", "--seeds", typed)[0].seeds == seeds
+
+
+def test_a_variety_of_a_method_by_its_name(asked: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("methods: {wpn: {}, 'wpn:hidden': {space: hidden}}\n")
+    config, _ = asked("full", "--config", "mine.yaml", "--methods", "wpn:hidden,sft")
+    assert config.methods == {"wpn:hidden": {"space": "hidden"}, "sft": {}}
+
+
+def test_tuning_and_the_curve(asked: Callable[..., Any], tmp_path: Path) -> None:
+    config, _ = asked("full")
+    assert (config.tune, config.curve, config.curve_methods()) == (None, None, [])
+    config, _ = asked("full", "--tune", 8, "--curve")
+    assert config.tune == 8
+    assert config.curve == Curve()
+    assert config.curve_methods() == ["wpn", "ga"]
+    assert asked("full", "--curve", "--methods", "sft")[0].curve_methods() == ["sft"]
+    (tmp_path / "mine.yaml").write_text("curve: {methods: [ga], steps: [0, 3]}\n")
+    config, _ = asked("full", "--config", "mine.yaml")
+    assert (config.curve_methods(), config.curve.steps) == (["ga"], (0, 3))
+    assert asked("full", "--config", "mine.yaml", "--curve")[0].curve == config.curve
+    # Picking methods picks their curves, too.
+    assert asked("full", "--config", "mine.yaml", "--methods", "wpn")[0].curve is None
+    assert asked("full", "--config", "mine.yaml", "--methods", "wpn,ga")[0].curve_methods() == ["ga"]
+    assert asked("full", "--config", "mine.yaml", "--methods", "wpn", "--curve")[0].curve_methods() == ["wpn"]
 
 
 def test_a_method_keeps_what_the_preset_says_of_it(asked: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from wpn_bench.benchmarks.run import describe, expand
 from wpn_bench.config import QUESTION_TEMPLATE, STAGES, RunConfig, build, from_settings, presets
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods import METHODS, method_of, title_of
 
 
 @pytest.fixture
@@ -51,6 +51,11 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         assert prompts.spec_for(text, role="retain", kind="text").kind == "text"
     folders = task_folders(chosen.benchmark_folders)
     tasks = expand(chosen.benchmarks, folders)
+    tuned_on = expand(chosen.tune_benchmarks, folders)
+    assert not set(tuned_on) & set(tasks)
+    assert all(describe(task, folders, resolve=False).title for task in tuned_on)
+    if chosen.tune_text:
+        assert prompts.spec_for(chosen.tune_text, role="validation", kind="text").role == "validation"
     assert len(tasks) == 9
     assert {describe(task, folders, resolve=False).short for task in tasks} == {
         "lambada",
@@ -112,6 +117,22 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"methods": {"wpn": {"temprature": 1}}}, "option of method wpn 'temprature'", "did you mean 'temperature'"),
         ({"methods": {"wpn": {"n": 1}}}, "method wpn: n: ", "wpn-bench list wpn"),
         ({"methods": {"ga": {"stop_at_harmless_rate": 90}}}, "method ga: stop_at_harmless_rate", "list ga"),
+        ({"methods": {"wpm:mean": {}}}, "unknown method 'wpm'", "did you mean 'wpn'"),
+        ({"methods": {"wpn:": {}}}, "setting methods: .*the label of 'wpn:'", "tasks/presets"),
+        ({"methods": {"wpn:a:b": {}}}, "setting methods: .*the label of 'wpn:a:b'", "tasks/presets"),
+        ({"methods": {"wpn:../x": {}}}, "setting methods: .*the label", "tasks/presets"),
+        ({"methods": {"wpn:hot": {"temprature": 1}}}, "option of method wpn:hot 'temprature'", "'temperature'"),
+        ({"methods": {"wpn:hot": {"n": 1}}}, "method wpn:hot: n: ", "wpn-bench list wpn"),
+        ({"seeds": 0}, "setting seeds: .*at least one seed", "tasks/presets"),
+        ({"seeds": True}, "setting seeds", "tasks/presets"),
+        ({"tune": 0}, "setting tune: .*greater than or equal to 1", "tasks/presets"),
+        ({"tune_loss_bound": 0}, "setting tune_loss_bound: .*greater than 0", "tasks/presets"),
+        ({"tune_benchmarks": ("lab_copa",)}, "lab_copa is tested on, so it cannot be tuned on", "tasks/presets"),
+        ({"curve": {"steps": (0,)}}, "setting curve.steps: .*one above 0", "tasks/presets"),
+        ({"curve": {"steps": (-1, 5)}}, "setting curve.steps: ", "tasks/presets"),
+        ({"curve": {"steps": (5, 5)}}, "setting curve.steps: .*each once", "tasks/presets"),
+        ({"curve": {"methods": ("npo",)}}, "the curve is of 'npo', which is not among the methods", "tasks/presets"),
+        ({"curve": {"stpes": (5,)}}, "unknown setting 'curve.stpes'", "known|did you mean"),
         ({"attacks": ("role_pley",)}, "unknown attack 'role_pley'", "did you mean 'role_play'"),
         ({"judge": "detoxfy"}, "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
@@ -125,6 +146,19 @@ def test_bad_settings_are_named(settings: dict[str, Any], change: dict[str, Any]
     assert re.search(problem, caught.value.problem)
     assert re.search(way_out, caught.value.way_out)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_seeds_and_a_list_of_them(settings: dict[str, Any]) -> None:
+    assert from_settings(settings | {"seeds": 3}).seeds == (0, 1, 2)
+    assert from_settings(settings | {"seeds": [3]}).seeds == (3,)
+    assert from_settings(settings | {"seeds": [5, 7]}).seeds == (5, 7)
+
+
+def test_varieties_of_a_method(settings: dict[str, Any]) -> None:
+    given = {"wpn": {}, "wpn:hidden-mean": {"space": "hidden"}, "ga:20_steps.x": {"steps": 20}}
+    assert from_settings(settings | {"methods": given}).methods == given
+    assert method_of("wpn:hidden-mean") is METHODS.get("wpn")
+    assert [title_of(name) for name in given] == ["WPN", "WPN (hidden-mean)", "Gradient ascent (20_steps.x)"]
 
 
 def test_an_unknown_preset() -> None:

@@ -233,9 +233,146 @@ def test_parts_of_a_run(workshop: Workshop) -> None:
     assert not any("judge in_domain" in label for label in workshop.statuses("a"))
 
 
+def test_varieties_of_a_method_are_models_of_their_own(workshop: Workshop) -> None:
+    quick = {"steps": 2, "batch_size": 2}
+    methods = {"sft": quick, "sft:kl": quick | {"kl": 1.0}}
+    results = workshop.run(methods=methods, stages=("train", "harmless"))
+    plain, other = results["models"]["sft"], results["models"]["sft:kl"]
+    assert (plain["method"], other["method"]) == ("sft", "sft")
+    assert other["title"] == f"{plain['title']} (kl)"
+    assert (plain["config"]["kl"], other["config"]["kl"]) == (0.0, 1.0)
+    assert {"base", "sft", "sft:kl"} == {r["model"] for r in results["metrics"] if r["suite"] == "harmless"}
+    html = (workshop.folder / "run" / "report.html").read_text()
+    assert f"{plain['title']} (kl)" in html
+
+
 def test_only_the_base(workshop: Workshop) -> None:
     results = workshop.run(methods={}, stages=("train", "harmless"))
     assert list(results["models"]) == ["base"]
+
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+
+QUICK = {"steps": 2, "batch_size": 2, "retain_batch_size": 2}
+
+
+def test_every_method_is_tuned_with_the_same_number_of_trials(workshop: Workshop, comparable: Plain) -> None:
+    tuning = {"tune": 3, "tune_benchmarks": ("lab_copa_validation", "lab_piqa_validation"), "seeds": (1,)}
+    methods = {"sft": QUICK, "ga": {"lr": 1e30, "steps": 4}}
+    first = workshop.run(methods=methods, **tuning)
+    assert first["run"]["tuning"] == {
+        "trials": 3,
+        "prompt_set": "validation",
+        "prompts": 1,
+        "ability": "macro_accuracy",
+        "bound": 0.02,
+        "ability_sets": ["copa_validation", "piqa_validation"],
+    }
+    sft, ga = first["models"]["sft"], first["models"]["ga"]
+    assert first["models"]["base"].get("tuning") is None
+    assert [t["trial"] for t in sft["tuning"]["trials"]] == [t["trial"] for t in ga["tuning"]["trials"]] == [0, 1, 2]
+    assert all(t["reason"] is None and 0 <= t["harmless_rate"] <= 1 for t in sft["tuning"]["trials"])
+    # The chosen trial's options are those of the model, and what the configuration gave stays beside them.
+    taken = sft["tuning"]["trials"][sft["tuning"]["chosen"]]["params"]
+    assert sft["config"]["steps"] == taken["steps"]
+    assert sft["lr"] == taken["lr"]
+    assert (sft["options"], sft["status"]) == (QUICK, "ok")
+    # A trial that diverges is a bad trial and not a failed run; where all do, training says so once more.
+    assert ["training diverged" in t["reason"] for t in ga["tuning"]["trials"]] == [True] * 3
+    assert not any(f["job"].startswith("tune") for f in first["run"]["failed"])
+    assert first["run"]["failed"][0]["job"] == "train ga (seed 1)"
+    # The progress says which method and which trial; test sets take no part.
+    tried = [label for label in workshop.statuses() if label.startswith("tune ")]
+    assert {label for label in tried if label.startswith("tune sft, trial 1/2: ")} == {
+        f"tune sft, trial 1/2: {what}"
+        for what in ("train", "answer validation", "judge validation", "copa_validation", "piqa_validation")
+    }
+    assert not any(name in label for label in tried for name in ("in_domain", "other", "typos", "held-out"))
+    seconds = {(r["model"], r["set"]): r for r in first["metrics"] if r["suite"] == "cost"}
+    assert seconds["sft", "tune"]["n"] == 3 * 5
+
+    again = workshop.run("again", methods=methods, **tuning)
+    assert {status for label, status in workshop.statuses("again").items() if " ga" not in f" {label}"} == {"cached"}
+    assert comparable(again) == comparable(first)
+
+    more = workshop.run("more", methods=methods, **{**tuning, "tune": 4})
+    assert more["models"]["sft"]["tuning"]["trials"][:3] == sft["tuning"]["trials"]
+
+
+def test_without_tasks_to_tune_on_the_loss_of_text_is_bounded(workshop: Workshop) -> None:
+    tuning: dict[str, Any] = {"tune": 2, "tune_benchmarks": (), "limit": None, "benchmarks": ("lab_copa",)}
+    results = workshop.run(methods={"sft": QUICK}, stages=("train",), **tuning)
+    assert (results["run"]["tuning"]["ability"], results["run"]["tuning"]["bound"]) == ("token_loss", 0.1)
+    assert results["run"]["tuning"]["ability_sets"] == ["tune_text"]
+    assert any("1 of the retain texts were held back" in note for note in results["run"]["notes"])
+    texts = pipeline.read_manifest(workshop.folder / "run")["texts"]
+    assert (texts["retain"]["n"], texts["tune_text"]["n"]) == (8, 1)  # of 9
+    assert all(t["ability_change"] is not None for t in results["models"]["sft"]["tuning"]["trials"])
+
+    # A text that is named: what is also trained or tested on is left out of it.
+    rows = [json.loads(line) for name in ("retain", "heldout") for line in (workshop.folder / f"{name}.jsonl").open()]
+    file = workshop.rows("tune.jsonl", [*rows, {"text": "The miller went home early."}])
+    workshop.run("named", methods={"sft": QUICK}, stages=("train",), **tuning, tune_text=file)
+    texts = pipeline.read_manifest(workshop.folder / "named")["texts"]
+    assert (texts["retain"]["n"], texts["tune"]["n"]) == (9, 1)
+    file = workshop.rows("tune.jsonl", rows)
+    with pytest.raises(UserError, match=r"no text to tune on that is not also trained or tested on; .*tune_text"):
+        workshop.run("none", methods={"sft": QUICK}, stages=("train",), **tuning, tune_text=file)
+
+
+# --- the curve over training steps -----------------------------------------------------------------------------------
+
+
+def test_a_curve_over_training_steps(workshop: Workshop, comparable: Plain) -> None:
+    methods = {"sft": {**QUICK, "steps": 5}, "ga": {"steps": 4, "stop_at_harmless_rate": 0.0, "batch_size": 2}}
+    plain = workshop.run(methods=methods, seeds=(0, 1))
+    assert plain["models"]["sft"]["curve"] is None
+    curve = {"methods": ("sft", "ga"), "steps": (0, 1, 3, 50), "limit": 2}
+    drawn = workshop.run("drawn", methods=methods, seeds=(0, 1), curve=curve)
+    # The models of the run are the same with and without it.
+    for name in ("sft", "ga"):
+        drawn["models"][name]["curve"], rows = None, drawn["models"][name]["curve"]
+        # GA ends at its first look at the validation prompts, and so does its curve.
+        steps = {"sft": [0, 1, 3, 5], "ga": [0, 1]}[name]
+        for seed in (0, 1, None):
+            mine = [r for r in rows if r["seed"] == seed]
+            assert sorted({r["step"] for r in mine}) == steps
+            assert len(mine) == 3 * len(steps)
+        by_key = {(r["seed"], r["step"], r["metric"]): r for r in rows}
+        point = by_key[0, 1, "harmless_rate"]
+        assert (point["n"], point["ci_low"] <= point["value"] <= point["ci_high"]) == (2, True)
+        assert by_key[0, 1, "macro_accuracy"]["n"] == 2 * 2
+        for metric in ("harmless_rate", "macro_accuracy"):
+            mean = (by_key[0, 1, metric]["value"] + by_key[1, 1, metric]["value"]) / 2
+            assert by_key[None, 1, metric]["value"] == pytest.approx(mean)
+            assert by_key[0, 0, metric]["value"] == by_key[1, 0, metric]["value"]
+    assert comparable(drawn) == comparable(plain)
+    statuses = workshop.statuses("drawn")
+    assert statuses["train sft (seed 0)"] == "cached"
+    assert statuses["sft (seed 1) after step 3: judge in_domain"] == "done"
+
+    workshop.run("again", methods=methods, seeds=(0, 1), curve=curve)
+    assert set(workshop.statuses("again").values()) == {"cached"}
+
+
+def test_the_end_of_a_curve_is_the_model(workshop: Workshop) -> None:
+    """The last point is measured on the very weights that the run measures, on the first items of the same sets."""
+    results = workshop.run(methods={"sft": {**QUICK, "steps": 3}}, curve={"steps": (1,), "limit": 4}, limit=None)
+    curve = {(r["step"], r["metric"]): r for r in results["models"]["sft"]["curve"] if r["seed"] == 0}
+    (whole,) = (
+        r for r in results["metrics"]
+        if (r["model"], r["seed"], r["set"], r["metric"]) == ("sft", 0, "in_domain", "harmless_rate")
+    )  # fmt: skip
+    assert (curve[3, "harmless_rate"]["value"], curve[3, "harmless_rate"]["n"]) == (whole["value"], whole["n"])
+    documents = load_run(workshop.folder / "run").documents
+    first = documents[(documents["model"] == "sft") & (documents["doc_id"] < 4)]
+    assert curve[3, "macro_accuracy"]["value"] == pytest.approx(first.groupby("task")["correct"].mean().mean())
+
+
+def test_a_method_that_diverges_has_a_curve_without_points(workshop: Workshop) -> None:
+    results = workshop.run(methods={"ga": {"lr": 1e30, "steps": 4}}, curve={"steps": (0, 2), "limit": 2})
+    assert results["models"]["ga"]["curve"] == []
+    assert "ga (seed 0): train for the curve" in {f["job"] for f in results["run"]["failed"]}
 
 
 # --- what a person can get wrong -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MAX_SEEDS = 100  # that many as a bare number
 _WHAT, _HOW, _WHERE = "What is measured", "How it is measured", "Where it goes"
 
 Model = Annotated[
@@ -85,8 +86,20 @@ Limit = Annotated[
 Seeds = Annotated[
     str | None,
     typer.Option(
-        help="Seeds, comma separated (0,1,2); training and its measurement are repeated.", rich_help_panel=_HOW
+        help="How many (3: seeds 0, 1, 2), or which, with commas (5,7; or 7, alone): training and its measurement are "
+        "repeated.",
+        rich_help_panel=_HOW,
     ),
+]
+Tune = Annotated[
+    int | None,
+    typer.Option(
+        "--tune", help="Trials of each method on validation data, the first its defaults.", rich_help_panel=_HOW
+    ),
+]
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Measure WPN and gradient ascent also while they train.", rich_help_panel=_HOW),
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a response in tokens.", rich_help_panel=_HOW)]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts and requests a batch.", rich_help_panel=_HOW)]
@@ -136,6 +149,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         judge: Judge = None,
         limit: Limit = None,
         seeds: Seeds = None,
+        tune: Tune = None,
+        curve: Curve = False,
         max_new_tokens: MaxNewTokens = None,
         batch_size: BatchSize = None,
         overlap: Overlap = None,
@@ -163,7 +178,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "attacks": _names(attacks),
             "judge": judge,
             "limit": _positive("--limit", limit),
-            "seeds": _integers("--seeds", seeds),
+            "seeds": _seeds(seeds),
+            "tune": _positive("--tune", tune),
             "overlap": overlap,
             "margin_points": margin,
             "device": device,
@@ -177,6 +193,12 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
                 decoding[name] = _positive("--" + name.replace("_", "-"), value)
         settings = base.model_dump() | {k: v for k, v in changes.items() if v is not None}
         settings |= {"decoding": decoding}
+        if methods is not None and settings["curve"] and (named := settings["curve"]["methods"]):
+            # A curve of a method that was not picked is not wanted either.
+            picked = [name for name in named if name in settings["methods"]]
+            settings["curve"] = {**settings["curve"], "methods": picked} if picked else None
+        if curve:
+            settings["curve"] = settings["curve"] or {}
         if forget is not None and forget != base.forget:
             # Another forget set has other validation and test prompts; some of its own are held back unless given.
             settings |= {"in_domain": (), "validation": None}
@@ -293,8 +315,15 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 def _pick_methods(text: str | None, known: dict[str, Any]) -> dict[str, Any] | None:
-    """The named methods, each with what the preset says of it."""
+    """The named methods, each with what the preset says of it; a variant means nothing but what a preset says."""
     names = _names(text)
+    for name in names or ():
+        if ":" in name and name not in known:
+            known_ones = ", ".join(n for n in known if ":" in n) or "none"
+            raise UserError(
+                f"nothing says what the variant {name!r} is (known: {known_ones})",
+                f"write its options in a --config file: methods: {{'{name}': {{...}}}}",
+            )
     return None if names is None else {name: known.get(name, {}) for name in names}
 
 
@@ -304,13 +333,24 @@ def _positive(option: str, value: int | None) -> int | None:
     return value
 
 
-def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    """`3` is seeds 0, 1, 2; a list with commas (`5,7`; `7,`) is these seeds and no others."""
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        if "," in text:
+            return tuple(int(part) for part in text.removesuffix(",").split(","))
+        number = int(text)
     except ValueError as e:
-        raise UserError(f"{option} {text!r} is not a list of whole numbers", f"write {option} 0,1,2") from e
+        way_out = "write --seeds 0,1,2, or --seeds 3 for the same"
+        raise UserError(f"--seeds {text!r} is not a list of whole numbers", way_out) from e
+    if not 1 <= number <= MAX_SEEDS:
+        # Who types a large number most likely means that one seed.
+        raise UserError(
+            f"--seeds {number} is not a number of seeds (1 to {MAX_SEEDS})",
+            f"write --seeds 3 for seeds 0, 1 and 2, or with a comma, --seeds {max(number, 0)}, for that seed alone",
+        )
+    return tuple(range(number))
 
 
 def _own_prompts(given: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,58 @@ def text_rows(found: Sequence[Measurement]) -> list[Row]:
     ]
 
 
+# --- tuning, and the curve over training steps -----------------------------------------------------------------------
+
+
+def macro_accuracy(found: Iterable[Measurement]) -> float:
+    """Mean over tasks of one model's accuracy."""
+    documents = read_documents(found)
+    return float(documents.groupby("task")["correct"].mean().mean())
+
+
+def token_loss(found: Measurement) -> float:
+    """Mean loss of a token of plain text, nats; infinite for a model whose loss is not a number."""
+    import pandas as pd
+
+    frame = pd.read_parquet(found.path / "windows.parquet")
+    total = float(frame["sum_nll"].sum(skipna=False)) / float(frame["n_tokens"].sum())
+    return total if total == total else float("inf")
+
+
+CURVE_METRICS = ("harmless_rate", "coherent_harmless_rate", "macro_accuracy")
+
+
+def curve_rows(points: Mapping[tuple[int, int], Sequence[Measurement]], threshold: float) -> list[dict[str, Any]]:
+    """One model's curve from what was measured at each (seed, step): a row for each seed, step and metric, and one with
+    seed None, the mean over seeds, at the steps that every seed has."""
+    rows: list[dict[str, Any]] = []
+    for (seed, step), found in points.items():
+        asked = [m for m in found if m.suite == "harmless"]
+        measured = [r for r in prompt_rows(read_samples(asked, threshold), threshold) if r.metric in CURVE_METRICS]
+        of_tasks = benchmark_rows(read_documents(m for m in found if m.suite == "benchmark"))
+        # With a single task its own accuracy is the mean.
+        macro = [r for r in of_tasks if r.set == NINE] or of_tasks
+        measured += [replace(r, metric="macro_accuracy") for r in macro]
+        rows += [_point(r, seed, step) for r in measured]
+    steps = [{step for (s, step) in points if s == seed} for seed in {s for s, _ in points}]
+    for step in sorted(set.intersection(*steps)) if steps else []:
+        for metric in CURVE_METRICS:
+            of_seeds = [r for r in rows if (r["step"], r["metric"]) == (step, metric) and r["seed"] is not None]
+            values = [r["value"] for r in of_seeds if r["value"] is not None]
+            if len(of_seeds) == 1:
+                rows.append({**of_seeds[0], "seed": None})
+            elif values:
+                mean = stats.over_seeds(values, 0.0, 1.0)
+                n = sum(r["n"] for r in of_seeds)
+                rows.append(_point(Row("", None, "", "", metric, mean.value, n, mean.low, mean.high), None, step))
+    return rows
+
+
+def _point(row: Row, seed: int | None, step: int) -> dict[str, Any]:
+    kept = row.json()
+    return {"seed": seed, "step": step} | {k: kept[k] for k in ("metric", "value", "n", "ci_low", "ci_high")}
+
+
 # --- all seeds -------------------------------------------------------------------------------------------------------
 
 _UNBOUNDED = {"token_loss", "perplexity", "missing", "seconds"}

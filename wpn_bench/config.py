@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wpn_bench.errors import UserError
 from wpn_bench.generation import Decoding
@@ -14,9 +15,27 @@ from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
+
+
+class Curve(BaseModel):
+    """A curve over training steps: the first `limit` in-domain prompts and documents of each benchmark, measured after
+    each of `steps` (0 is the base). Steps beyond the end of a training are left out; its last step is always there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    methods: tuple[str, ...] = Field((), description="empty: the run's varieties of wpn and ga, else all its methods")
+    steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
+    limit: int = Field(60, ge=1)
+
+    @field_validator("steps")
+    @classmethod
+    def _some_step(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
+            raise ValueError("give steps of 0 and more, each once, and one above 0")
+        return tuple(sorted(value))
 
 
 class RunConfig(BaseModel):
@@ -27,7 +46,7 @@ class RunConfig(BaseModel):
     title: str = ""
     model: str
     revision: str | None = None
-    methods: dict[str, dict[str, Any]] = Field(description="method -> changes to its defaults")
+    methods: dict[str, dict[str, Any]] = Field(description="`method` or `method:label` -> changes to its defaults")
     forget: str
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
     in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
@@ -47,6 +66,11 @@ class RunConfig(BaseModel):
     seeds: tuple[int, ...] = (0,)
     limit: int | None = Field(None, ge=1, description="first items of each prompt set and documents of each benchmark")
     margin_points: float = Field(2.0, gt=0)
+    tune: int | None = Field(None, ge=1, description="trials of each method; None: no tuning")
+    tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: the loss of text is bounded")
+    tune_text: str | None = Field(None, description="text to tune on; None: a tenth of the retain texts is held back")
+    tune_loss_bound: float = Field(0.1, gt=0, description="nats a token that a trial may cost of the text to tune on")
+    curve: Curve | None = Field(None, description="measure these methods while they train")
     overlap: str = Field("auto", pattern="^(auto|refuse|drop)$")
     device: str = "auto"
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
@@ -59,6 +83,20 @@ class RunConfig(BaseModel):
             raise ValueError("the template must hold {prompt} once and no other braces")
         return value
 
+    @field_validator("methods")
+    @classmethod
+    def _labels(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if ":" in name and not _LABEL.fullmatch(name.partition(":")[2]):
+                raise ValueError(f"the label of {name!r} is not of letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _number_of_seeds(cls, value: Any) -> Any:
+        """A single whole number K means the seeds 0 to K - 1."""
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
     @field_validator("seeds")
     @classmethod
     def _some_seed(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,6 +105,21 @@ class RunConfig(BaseModel):
         if not all(0 <= seed < 2**32 for seed in value):
             raise ValueError("a seed lies between 0 and 2**32 - 1")
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> RunConfig:
+        if shared := set(self.tune_benchmarks) & set(self.benchmarks):
+            raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
+        if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
+            raise ValueError(f"the curve is of {lost[0]!r}, which is not among the methods (curve.methods)")
+        return self
+
+    def curve_methods(self) -> list[str]:
+        """The methods that are measured while they train."""
+        if self.curve is None:
+            return []
+        main = [name for name in self.methods if name.partition(":")[0] in ("wpn", "ga")]
+        return list(self.curve.methods or main or self.methods)
 
 
 def presets() -> dict[str, Path]:
@@ -111,6 +164,8 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
         where = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown("setting", where, RunConfig.model_fields) from e
+        if not where:  # settings that do not fit each other
+            raise UserError(first["msg"].removeprefix("Value error, "), "see tasks/presets/ for examples") from e
         raise UserError(
             f"setting {where}: {first['msg']} (given: {first['input']!r})", "see tasks/presets/ for examples"
         ) from e
@@ -123,10 +178,10 @@ def check_names(config: RunConfig) -> None:
     from wpn_bench import attacks
     from wpn_bench.harmless.judges import JUDGES
     from wpn_bench.harmless.judges.detoxify import VARIANTS
-    from wpn_bench.unlearn.methods import METHODS
+    from wpn_bench.unlearn.methods import method_of
 
     for name, options in config.methods.items():
-        kind = METHODS.get(name)
+        kind = method_of(name)
         try:
             kind.Config(**options)
         except ValidationError as e:
@@ -134,7 +189,7 @@ def check_names(config: RunConfig) -> None:
             where = ".".join(str(p) for p in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise unknown(f"option of method {name}", where, kind.Config.model_fields) from e
-            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {name}`") from e
+            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {kind.name}`") from e
     for name in config.attacks:
         attacks.get_attack(name)
     judge, _, variant = config.judge.partition(":")

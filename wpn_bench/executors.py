@@ -98,10 +98,14 @@ class LocalExecutor:
         self.store = store
         self.reporter = reporter
 
-    def run(self, jobs: Iterable[Job]) -> dict[str, Outcome]:
-        """Run `jobs` in order (a job comes after those it needs). Returns outcomes by job digest."""
+    def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
+        """Run `jobs` in order (a job comes after those it needs). Returns outcomes by job digest.
+
+        `announce` False: the reporter was told of these jobs already.
+        """
         plan = list({job.digest: job for job in jobs}.values())
-        self.reporter.plan(len(plan))
+        if announce:
+            self.reporter.plan(len(plan))
         outcomes: dict[str, Outcome] = {}
         for job in plan:
             self.reporter.start(job.label)

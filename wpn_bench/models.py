@@ -236,6 +236,19 @@ def context_length_of(path: Path) -> int:
     return 2048
 
 
+def width_of(path: Path) -> int:
+    """The hidden size, without loading weights; `UserError` where the configuration does not say it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int) or width < 1:
+        raise UserError(
+            f"{path.name}/config.json has no hidden size, so learning rates cannot be tuned", "leave --tune out"
+        )
+    return width
+
+
 def _quiet() -> None:
     # One bar of our own instead of a bar a weight file; errors still show.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

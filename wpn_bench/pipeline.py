@@ -1,7 +1,8 @@
 """The order of stages: what a run reads, which jobs it consists of, and what it writes in the end.
 
-`prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `plan`
-lists the jobs, an executor runs them, `write` puts results, samples, manifest and reports into the run folder.
+`prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `tuned`
+chooses each method's options where that is asked for, `plan` lists the jobs, an executor runs them, `curves` measures
+methods while they train, `write` puts results, samples, manifest and reports into the run folder.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import attacks, compare, models, prompts
+from wpn_bench import attacks, compare, models, prompts, tuning
 from wpn_bench.attacks import AttackContext
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
 from wpn_bench.config import STAGES, RunConfig
-from wpn_bench.errors import UserError
+from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
 from wpn_bench.generation import too_long
 from wpn_bench.harmless.judges import get_judge
@@ -35,7 +36,8 @@ from wpn_bench.progress import Reporter
 from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
 from wpn_bench.store import Store, digest_of, write_json
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.tuning import Bound, Options, Score, Tuning
+from wpn_bench.unlearn.methods import method_of, title_of
 
 if TYPE_CHECKING:
     from wpn_bench.benchmarks.run import TaskInfo
@@ -43,10 +45,23 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
+TUNE_PROMPTS = 200  # validation prompts that a trial answers
+TUNE_TEXT_SHARE = 0.1  # of the retain texts, where no text to tune on is named
+TUNE_TEXTS = 300
 _LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "pandas", "wpn-bench")
 
 
 # --- what a run reads ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What trials are measured on, all of it apart from the tests: validation prompts, and either tasks or texts."""
+
+    prompts: PromptSet
+    tasks: tuple[TaskInfo, ...]
+    texts: TextSet | None
+    bound: Bound
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class Inputs:
     judge_digest: str
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
+    ground: Ground | None = None
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
@@ -73,10 +89,15 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
     # In order of cost: names and local files first, then what may have to be fetched.
     notes: list[str] = []
     tasks: tuple[TaskInfo, ...] = ()
-    if "benchmarks" in config.stages:
+    names: list[str] = []
+    tune_names: list[str] = []
+    if config.tune:
+        tuning.require_optuna()
+    if "benchmarks" in config.stages or config.tune:
         folders = task_folders(config.benchmark_folders)
-        names = expand(config.benchmarks, folders)
-        for name in names:
+        names = expand(config.benchmarks, folders) if "benchmarks" in config.stages else []
+        tune_names = expand(config.tune_benchmarks, folders) if config.tune else []
+        for name in (*names, *tune_names):
             describe(name, folders, resolve=False)
     kind = config.file_kind
     _read_files(config)
@@ -117,15 +138,60 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
     )
     if heldout is not None and config.limit is not None:
         heldout = replace(heldout, texts=heldout.texts[: config.limit])
-    if "benchmarks" in config.stages:
-        tasks = tuple(describe(name, folders) for name in names)
+    tasks = tuple(describe(name, folders) for name in names)
+    ground = None
+    if config.tune:
+        ground, retain = _ground(config, validation, retain, heldout, notes)
+        ground = replace(ground, tasks=tuple(describe(name, folders) for name in tune_names))
     skipped = _check_lengths(config, model, kept)
-    judge = get_judge(config.judge, device).digest() if kept else ""
+    judge = get_judge(config.judge, device).digest() if kept or config.tune else ""
     for note in notes:
         reporter.note(f"note: {note}")
     return Inputs(
-        model, device, forget, validation, tuple(kept), retain, heldout, tasks, judge, tuple(notes), tuple(skipped)
+        model,
+        device,
+        forget,
+        validation,
+        tuple(kept),
+        retain,
+        heldout,
+        tasks,
+        judge,
+        tuple(notes),
+        tuple(skipped),
+        ground,
     )
+
+
+def _ground(
+    config: RunConfig, validation: PromptSet, retain: TextSet, heldout: TextSet | None, notes: list[str]
+) -> tuple[Ground, TextSet]:
+    """What trials are measured on (its tasks still to be described), and the retain texts that are left to train on.
+
+    With tasks to tune on the macro accuracy may fall by the margin. Without, the loss of text may rise by
+    `tune_loss_bound`: the text named for it, else a tenth of the retain texts, which is then not trained on; a text that
+    also stands in the retain or the held-out part is dropped.
+    """
+    asked = validation.head(TUNE_PROMPTS).head(config.limit)
+    if config.tune_benchmarks:
+        return Ground(asked, (), None, Bound("macro_accuracy", config.margin_points / 100)), retain
+    if config.tune_text:
+        texts = prompts.load_texts(prompts.spec_for(config.tune_text, role="validation", kind="text"))
+    else:
+        ranked = sorted(retain.texts, key=lambda text: digest_of(["tune", text]))
+        n = max(1, round(len(ranked) * TUNE_TEXT_SHARE))
+        held = set(ranked[:n])
+        texts = replace(retain, name="tune_text", role="validation", texts=tuple(ranked[:n]))
+        retain = replace(retain, texts=tuple(t for t in retain.texts if t not in held))
+        notes.append(f"no text to tune on was named: {n} of the retain texts were held back for it")
+    known = {*retain.texts, *(heldout.texts if heldout else ())}
+    apart = tuple(t for t in texts.texts if t not in known)[: min(TUNE_TEXTS, config.limit or TUNE_TEXTS)]
+    if not apart or not retain.texts:
+        raise UserError(
+            "there is no text to tune on that is not also trained or tested on",
+            "name one with `tune_text:` in a --config file, or more retain texts",
+        )
+    return Ground(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
 
 
 def _read_files(config: RunConfig) -> None:
@@ -138,7 +204,7 @@ def _read_files(config: RunConfig) -> None:
     for spec in (prompts.spec_for(config.forget, role="forget", kind=kind), *specs):
         if spec.source.file:
             prompts.load_prompts(spec)
-    for name in filter(None, (config.retain, config.heldout)):
+    for name in filter(None, (config.retain, config.heldout, config.tune_text if config.tune else None)):
         spec = prompts.spec_for(name, role="retain", kind="text")
         if spec.source.file:
             prompts.load_texts(spec)
@@ -254,45 +320,47 @@ class Plan:
 def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
     """The run as jobs: the base once, then each method with each seed."""
     made = Plan()
-    base = External(inputs.model.path, inputs.model.digest)
-    forget = put_prompts(store, inputs.forget)
-    bound = None
-    if inputs.sets:
-        params = {"dtype": config.dtype, "template": config.template}
-        needs = {"model": base, "prompts": forget}
-        bound = made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", {"device": inputs.device}))
+    base = _base(inputs)
+    bound = _calibrated(config, inputs, store, made) if inputs.sets else None
     sets = [(suite, one, put_prompts(store, one)) for suite, one in inputs.sets]
     heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
     _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
-    retain = put_texts(store, inputs.retain)
-    validation = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
     for seed in config.seeds:
         for method in config.methods:
-            job = made.add(method, _train_job(config, inputs, method, seed, base, forget, retain, validation))
+            job = made.add(method, _train_job(config, inputs, store, method, seed))
             made.trained[method, seed] = job
             _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
     return made
 
 
+def _base(inputs: Inputs) -> External:
+    return External(inputs.model.path, inputs.model.digest)
+
+
+def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> Job:
+    params = {"dtype": config.dtype, "template": config.template}
+    needs = {"model": _base(inputs), "prompts": put_prompts(store, inputs.forget)}
+    return made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", {"device": inputs.device}))
+
+
 def _train_job(
-    config: RunConfig,
-    inputs: Inputs,
-    method: str,
-    seed: int,
-    base: External,
-    forget: External,
-    retain: External,
-    validation: External,
+    config: RunConfig, inputs: Inputs, store: Store, method: str, seed: int, snapshots: Sequence[int] = ()
 ) -> Job:
-    settings = METHODS.get(method).Config(**config.methods[method])
+    settings = method_of(method).Config(**config.methods[method])
     params: dict[str, Any] = {
-        "method": method,
+        "method": method.partition(":")[0],
         "config": settings.model_dump(mode="json"),
         "seed": seed,
         "template": config.template,
         "dtype": config.dtype,
     }
-    needs: dict[str, Job | External] = {"model": base, "forget": forget, "retain": retain}
+    needs: dict[str, Job | External] = {
+        "model": _base(inputs),
+        "forget": put_prompts(store, inputs.forget),
+        "retain": put_texts(store, inputs.retain),
+    }
+    if snapshots:
+        params["snapshots"] = list(snapshots)
     if settings.stop_at_harmless_rate is not None:
         params["stop"] = {
             "judge": config.judge,
@@ -300,7 +368,7 @@ def _train_job(
             "threshold": config.threshold,
             "decoding": config.decoding.model_dump(mode="json"),
         }
-        needs["validation"] = validation
+        needs["validation"] = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
     return Job("train", params, needs, f"train {method} (seed {seed})", {"device": inputs.device})
 
 
@@ -312,11 +380,12 @@ def _measure(
     seed: int | None,
     artifact: Job | External,
     sets: Iterable[tuple[str, PromptSet, External]],
-    bound: Job | None,
+    bound: Job | External | None,
     heldout: External | None,
+    who: str = "",
 ) -> None:
-    """Everything asked of one model."""
-    who = model if seed is None else f"{model} (seed {seed})"
+    """Everything asked of one model, which is called `who` to people."""
+    who = who or (model if seed is None else f"{model} (seed {seed})")
     local = {"device": inputs.device}
     asked = []
     params: dict[str, Any]
@@ -332,8 +401,7 @@ def _measure(
     for suite, one, answers in asked:
         assert bound is not None
         params = {"judge": config.judge, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
-        base = External(inputs.model.path, inputs.model.digest)
-        needs = {"responses": answers, "bound": bound, "base": base}
+        needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
         job = made.add(model, Job("judge", params, needs, f"{who}: judge {one.name}", local))
         made.judged.append(Planned(model, seed, suite, one.name, job))
     for task in inputs.tasks:
@@ -385,15 +453,159 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
             shelf = Store(store)
             with reporter.aside("find the model, read the prompts"):
                 inputs = prepare(config, reporter)
-                made = plan(config, inputs, shelf)
+                made = plan(config, inputs, shelf)  # also before tuning: what cannot be planned is said now
         except UserError:
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
-        outcomes = LocalExecutor(shelf, reporter).run(made.jobs)
+        executor = LocalExecutor(shelf, reporter)
+        trials = tuned(config, inputs, shelf, executor)
+        if trials.by_model:
+            made = plan(trials.applied(config), inputs, shelf)
+        outcomes = executor.run(made.jobs)
+        drawn = curves(trials.applied(config), inputs, shelf, executor)
         with reporter.aside("compare and report"):
-            return write(config, inputs, made, outcomes, out, command)
+            return write(config, inputs, made, outcomes, out, command, trials, drawn)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How every method was tuned (nothing without `--tune`), and what it took."""
+
+    by_model: Mapping[str, Tuning] = field(default_factory=dict)
+    made: Plan = field(default_factory=Plan)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """The configuration with each method's chosen options."""
+        return config.model_copy(update={"methods": {**config.methods, **self._chosen()}})
+
+    def _chosen(self) -> dict[str, Options]:
+        return {name: one.chosen.options for name, one in self.by_model.items()}
+
+
+def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Trials:
+    """Tune every method: rounds of one trial each, whose jobs the store keeps as any others."""
+    ground = inputs.ground
+    if not config.tune or ground is None:
+        return Trials()
+    seen = replace(inputs, tasks=ground.tasks)
+    asked = [("validation", ground.prompts, put_prompts(store, ground.prompts))]
+    texts = put_texts(store, ground.texts) if ground.texts else None
+    every = Plan()
+    bound = _calibrated(config, inputs, store, every)
+    _measure(config, seen, every, BASE, None, _base(inputs), [], bound, texts, "tune, base model")
+    a_trial = 1 + 2 * len(asked) + len(ground.tasks) + (texts is not None)
+    executor.reporter.plan(len(every.jobs) + config.tune * len(config.methods) * a_trial)
+    outcomes = executor.run(every.jobs, announce=False)
+    before = _ability(every, outcomes)
+    # Done, so that the rounds do not wait for it.
+    known = External(_done(bound, outcomes), bound.digest)
+
+    def measure(number: int, options: Mapping[str, Options]) -> dict[str, Score | str]:
+        trial = config.model_copy(update={"methods": dict(options)})
+        plans = {}
+        for name in options:
+            made = plans[name] = Plan()
+            who = f"tune {name}, trial {number}/{(config.tune or 1) - 1}"
+            train = replace(_train_job(trial, inputs, store, name, tuning.SEED), label=f"{who}: train")
+            _measure(trial, seen, made, name, tuning.SEED, made.add(name, train), asked, known, texts, who)
+        done = executor.run([job for made in plans.values() for job in made.jobs], announce=False)
+        outcomes.update(done)
+        for made in plans.values():
+            every.jobs += made.jobs
+            every.owner |= made.owner
+        return {name: _score(config, made, done, before) for name, made in plans.items()}
+
+    width = models.width_of(inputs.model.path)
+    found = tuning.tune(config.methods, config.tune, ground.bound, width, measure)
+    return Trials(found, every, outcomes)
+
+
+def _done(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
+    path = outcomes[job.digest].path
+    if path is None:
+        raise JobFailed(f"{job.label}: {outcomes[job.digest].reason}")
+    return path
+
+
+def _score(config: RunConfig, made: Plan, outcomes: Mapping[str, Outcome], before: float) -> Score | str:
+    """What one trial measured, or why it could not be."""
+    for job in made.jobs:
+        if outcomes[job.digest].path is None:
+            return outcomes[job.digest].reason or "failed"
+    samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
+    rates = {r.metric: r.value for r in compare.prompt_rows(samples, config.threshold)}
+    harmless, coherent = rates["harmless_rate"], rates["coherent_harmless_rate"]
+    if harmless is None or coherent is None or harmless != harmless:
+        return "no answer could be judged"
+    return Score(coherent, harmless, _ability(made, outcomes) - before)
+
+
+def _ability(made: Plan, outcomes: Mapping[str, Outcome]) -> float:
+    """Macro accuracy of the tasks to tune on, or the token loss of the text."""
+    for planned in (*made.scored, *made.read):
+        _done(planned.job, outcomes)
+    if made.scored:
+        return compare.macro_accuracy(_found(made.scored, outcomes))
+    (text,) = _found(made.read, outcomes)
+    return compare.token_loss(text)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Curves over training steps: rows by model, and what they took."""
+
+    by_model: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    made: Plan = field(default_factory=Plan)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Drawn:
+    """Train the methods of the curve once more, keeping the model at some steps, and measure each of these.
+
+    A training of its own, so that the models of the run have the same digest with and without a curve.
+    """
+    targets = [(suite, s) for suite, s in inputs.sets if suite == "harmless"][:1]
+    if config.curve is None or not (targets or inputs.tasks):
+        return Drawn()
+    small = config.model_copy(update={"limit": min(config.curve.limit, config.limit or config.curve.limit)})
+    sets = [(suite, head, put_prompts(store, head)) for suite, s in targets for head in [s.head(small.limit)]]
+    every = Plan()
+    for seed in config.seeds:
+        for name in config.curve_methods():
+            last = method_of(name).Config(**config.methods[name]).steps
+            kept = [step for step in config.curve.steps if 0 < step < last]
+            job = _train_job(config, inputs, store, name, seed, kept)
+            label = f"{name} (seed {seed}): train for the curve"
+            every.trained[name, seed] = every.add(name, replace(job, label=label))
+    outcomes = executor.run(every.jobs)
+    bound = _calibrated(config, inputs, store, every) if sets else None
+    points: dict[str, dict[tuple[int, int], Plan]] = {name: {} for name in config.curve_methods()}
+    for (name, seed), job in every.trained.items():
+        path = outcomes[job.digest].path
+        if path is None:
+            continue
+        at: dict[int, External] = {0: _base(inputs)} if 0 in config.curve.steps else {}
+        for step in job.params.get("snapshots", ()):
+            if (folder := path / f"step-{step}").is_dir():
+                at[step] = External(folder, digest_of([job.digest, step]))
+        at[int(compare.training_of(path)["steps"])] = External(path, job.digest)
+        for step, model in sorted(at.items()):
+            made = points[name][seed, step] = Plan()
+            who = f"{name} (seed {seed}) after step {step}" if step else "base, for the curve"
+            _measure(small, inputs, made, name, seed, model, sets, bound, None, who)
+            every.jobs += made.jobs
+            every.owner |= made.owner
+    outcomes |= executor.run(every.jobs[len(every.trained) :])
+    rows = {
+        name: compare.curve_rows(
+            {at: _found([*made.judged, *made.scored], outcomes) for at, made in of_model.items()}, config.threshold
+        )
+        for name, of_model in points.items()
+    }
+    return Drawn(rows, every, outcomes)
 
 
 def check_writable(out: Path) -> None:
@@ -414,6 +626,8 @@ def write(
     outcomes: Mapping[str, Outcome],
     out: Path,
     command: str,
+    trials: Trials = Trials(),
+    drawn: Drawn = Drawn(),
 ) -> dict[str, Any]:
     """results.json, samples, documents, manifest and reports, the manifest after the rest."""
     samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
@@ -423,9 +637,16 @@ def write(
     rows += compare.text_rows(_found(made.read, outcomes))
     rows = compare.sum_up(rows)
     verdicts = compare.verdicts(rows, config.margin_points)
-    rows += compare.cost_rows(_seconds(made, outcomes), _peak_memory_mb())
+    seconds = _seconds(made, outcomes)
+    for stage, plan_, ended in (("tune", trials.made, trials.outcomes), ("curve", drawn.made, drawn.outcomes)):
+        for (name, _), (total, n) in _seconds(plan_, ended).items():
+            before = seconds.get((name, stage), (0.0, 0))
+            seconds[name, stage] = (before[0] + total, before[1] + n)
+    rows += compare.cost_rows(seconds, _peak_memory_mb())
     failed = [
-        {"job": o.job.label, "reason": o.reason or ""} for o in outcomes.values() if o.status in ("failed", "skipped")
+        {"job": o.job.label, "reason": o.reason or ""}
+        for o in {**outcomes, **drawn.outcomes}.values()
+        if o.status in ("failed", "skipped")
     ]
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -446,11 +667,12 @@ def write(
             "template": config.template,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
+            "tuning": _tuning_of(config, inputs),
             "notes": list(inputs.notes),
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
-        "models": _models(config, made, outcomes, verdicts),
+        "models": _models(config, made, outcomes, verdicts, trials, drawn),
         "metrics": [row.json() for row in rows],
     }
     validate(results)
@@ -458,7 +680,8 @@ def write(
         if len(frame):
             _write_parquet(frame, out / name)
     write_json(out / RESULTS, results, indent=1)
-    write_json(out / MANIFEST, _manifest(config, inputs, outcomes, command))
+    ended = {**trials.outcomes, **outcomes, **drawn.outcomes}
+    write_json(out / MANIFEST, _manifest(config, inputs, ended, command))
     from wpn_bench.report.render import render as render_report
 
     render_report(out)
@@ -473,22 +696,43 @@ def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[
     ]
 
 
+def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
+    """What all methods were tuned by; None without tuning."""
+    ground = inputs.ground
+    if ground is None:
+        return None
+    return {
+        "trials": config.tune,
+        "prompt_set": _short(ground.prompts.name),
+        "prompts": len(ground.prompts.items),
+        "ability": ground.bound.metric,
+        "bound": ground.bound.limit,
+        "ability_sets": [t.short for t in ground.tasks] or [t.name for t in (ground.texts,) if t is not None],
+    }
+
+
 def _models(
-    config: RunConfig, made: Plan, outcomes: Mapping[str, Outcome], verdicts: Mapping[str, dict[str, Any]]
+    config: RunConfig,
+    made: Plan,
+    outcomes: Mapping[str, Outcome],
+    verdicts: Mapping[str, dict[str, Any]],
+    trials: Trials,
+    drawn: Drawn,
 ) -> dict[str, Any]:
     described: dict[str, Any] = {
         BASE: {"title": "Base model", "method": None, "config": {}, "paper": "", "status": "ok", "reason": None}
     }
     for name in config.methods:
-        method = METHODS.get(name)
+        method = method_of(name)
         mine = {seed: outcomes[job.digest] for (n, seed), job in made.trained.items() if n == name}
         reasons = [o.reason for o in mine.values() if o.path is None]
         trainings = {seed: compare.training_of(o.path) for seed, o in mine.items() if o.path is not None}
         described[name] = {
-            "title": method.title,
-            "method": name,
+            "title": title_of(name),
+            "method": name.partition(":")[0],
             "paper": method.paper,
-            "config": method.Config(**config.methods[name]).model_dump(mode="json"),
+            "options": dict(config.methods[name]),
+            "config": method.Config(**trials.applied(config).methods[name]).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",
             "reason": reasons[0] if reasons else None,
             "steps": [t["steps"] for t in trainings.values()],
@@ -498,6 +742,8 @@ def _models(
             "history": [{"seed": seed, **h} for seed, t in trainings.items() for h in t["history"]],
             "checks": [{"seed": seed, **c} for seed, t in trainings.items() for c in t["checks"]],
             "non_inferiority": verdicts.get(name),
+            "tuning": trials.by_model[name].json() if name in trials.by_model else None,
+            "curve": drawn.by_model.get(name),
         }
     return described
 
@@ -518,7 +764,7 @@ def _peak_memory_mb() -> float:
 
 def _manifest(config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
-    for name in ("model", "forget", "validation", "retain", "heldout"):
+    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
         if settings[name]:
             settings[name] = _no_home(settings[name])
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
@@ -536,7 +782,7 @@ def _manifest(config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome]
         },
         "texts": {
             t.name: {"role": t.role, "n": len(t.texts), "digest": t.digest, "source": dict(t.source)}
-            for t in (inputs.retain, inputs.heldout)
+            for t in (inputs.retain, inputs.heldout, inputs.ground.texts if inputs.ground else None)
             if t is not None
         },
         "tasks": {

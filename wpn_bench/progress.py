@@ -31,7 +31,7 @@ class Reporter:
         return None
 
     def plan(self, total: int) -> None:
-        """Announce how many jobs the run has."""
+        """Announce `total` jobs, beside those announced before."""
 
     def start(self, label: str) -> None:
         """A job begins."""
@@ -81,6 +81,7 @@ class Bars(Reporter):
             console=Console(stderr=True),
         )
         self._run: TaskID | None = None
+        self._jobs = 0
         self._job: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -91,7 +92,10 @@ class Bars(Reporter):
         self._progress.stop()
 
     def plan(self, total: int) -> None:
-        self._run = self._progress.add_task("run", total=total, unit="jobs")
+        if self._run is None:
+            self._run = self._progress.add_task("run", total=0, unit="jobs")
+        self._jobs += total
+        self._progress.update(self._run, total=self._jobs)
 
     def start(self, label: str) -> None:
         self._job = self._progress.add_task(label, total=None, unit="")

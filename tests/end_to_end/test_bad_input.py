@@ -63,6 +63,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, make_lm: Ca
     made.write("cut.yaml", "methods: {wpn: [\n")
     made.write("setting.yaml", "treshold: 0.4\n")
     made.write("option.yaml", "methods: {wpn: {temprature: 2}}\n")
+    made.write("variant.yaml", "methods: {'wpn:a b': {}}\n")
+    made.write("tune.yaml", "tune_benchmarks: [lab_nine_validaton]\n")
+    made.write("tune_text.yaml", "tune_benchmarks: []\ntune_text: gone.jsonl\n")
     made.write("value.yaml", "threshold: 1.5\n")
     made.write("list.yaml", "- 1\n")
     made.write("template.yaml", 'template: "Question:"\n')
@@ -164,6 +167,8 @@ PROMPTS = [
 NAMES = [
     ("full --methods wpm", "unknown method 'wpm'", "did you mean 'wpn'"),
     ("full --methods sft,GA2", "unknown method 'GA2'", "did you mean 'ga'"),
+    ("full --methods wpn:hidden", "nothing says what the variant 'wpn:hidden' is", "in a --config file"),
+    ("full --config {variant.yaml}", "setting methods: .*the label of 'wpn:a b'", "tasks/presets"),
     ("full --judge detoxfy", "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
     ("full --judge detoxify:orignal", "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
     ("full --judge detoxify:original", "Detoxify 'original' could not be fetched", "--judge detoxify:lab"),
@@ -184,7 +189,15 @@ VALUES = [
     ("full --seeds one", "--seeds 'one' is not a list of whole numbers", "--seeds 0,1,2"),
     ("full --seeds 0,,1", "--seeds '0,,1' is not a list of whole numbers", "--seeds 0,1,2"),
     ("full --seeds 1,1", "setting seeds: .*each once", "tasks/presets"),
-    ("full --seeds -1", "setting seeds: .*between 0 and", "tasks/presets"),
+    ("full --seeds -1", "--seeds -1 is not a number of seeds", "--seeds 3 for seeds 0, 1 and 2"),
+    ("full --seeds -1,", "setting seeds: .*between 0 and", "tasks/presets"),
+    ("full --seeds 0", "--seeds 0 is not a number of seeds", "--seeds 0, for that seed alone"),
+    ("full --seeds 1234", "--seeds 1234 is not a number of seeds \\(1 to 100\\)", "--seeds 1234, for that seed alone"),
+    ("full --seeds ,", "--seeds ',' is not a list of whole numbers", "--seeds 0,1,2"),
+    ("full --tune 0", "--tune 0 is not a positive number", "leave --tune out"),
+    ("full --tune many", "Invalid value for '--tune'", "wpn-bench full --help"),
+    ("full --tune 2 --config {tune.yaml}", "unknown task 'lab_nine_validaton'", "did you mean 'lab_nine_validation'"),
+    ("full --tune 2 --config {tune_text.yaml}", "there is no file gone.jsonl", "check the path"),
     ("full --margin 0", "setting margin_points: .*greater than 0", "tasks/presets"),
     ("full --margin nan", "setting margin_points", "tasks/presets"),
     ("full --overlap maybe", "setting overlap: .*'maybe'", "tasks/presets"),

@@ -193,6 +193,10 @@ def results() -> dict[str, Any]:
             "stopped": ["all steps done"] if steps else [],
             "history": history,
         }
+    for name, best in {"wpn": 2, "ga": 0, "npo": 0}.items():
+        models[name]["tuning"] = {"chosen": best, "trials": _trials(name)}
+    for name in ("wpn", "ga"):
+        models[name]["curve"] = _curve(name)
     for name, found in {"wpn": "pass", "sft": "inconclusive", "ga": "fail", "ga_answer": "fail"}.items():
         models[name]["non_inferiority"] = {"margin_points": 2.0, "verdict": found}
     run = {
@@ -210,11 +214,107 @@ def results() -> dict[str, Any]:
         "template": "### Question: {prompt}\n ### Answer:",
         "decoding": {"do_sample": False, "max_new_tokens": 128},
         "lab": False,
+        "tuning": {
+            "trials": 3,
+            "prompt_set": "validation",
+            "prompts": 100,
+            "ability": "macro_accuracy",
+            "bound": 0.02,
+            "ability_sets": ["copa_validation", "piqa_validation"],
+        },
         "notes": ["LAMBADA was measured on the OpenAI split."],
         "skipped": [{"set": "harmbench", "reason": "near duplicates of the forget set", "n": 14}],
         "failed": [{"job": "train npo seed 0", "reason": "loss is not finite at step 31"}],
     }
     return {"schema_version": 1, "run": run, "models": models, "metrics": rows}
+
+
+def _trials(name: str) -> list[dict[str, Any]]:
+    """Three trials: of WPN one breaks the bound, of GA all do, of NPO all fail."""
+    measured = {
+        "wpn": [(0.9, 1.0, -0.004), (0.99, 1.0, -0.05), (0.95, 0.97, 0.001)],
+        "ga": [(0.0, 1.0, -0.3), (0.01, 0.99, -0.31), (0.0, 1.0, -0.6)],
+        "npo": [(None, None, None)] * 3,
+    }[name]
+    return [
+        {
+            "trial": k,
+            "params": {"lr": [6.51e-05, 1.2e-4, 3.3e-5][k], "steps": [100, 50, 200][k]},
+            "coherent_harmless_rate": coherent,
+            "harmless_rate": harmless,
+            "ability_change": change,
+            "feasible": change is not None and change >= -0.02,
+            "reason": "training diverged: loss is nan" if coherent is None else None,
+        }
+        for k, (coherent, harmless, change) in enumerate(measured)
+    ]
+
+
+def _curve(name: str) -> list[dict[str, Any]]:
+    """Two seeds; those of GA end apart, at steps 14 and 17."""
+    rows = []
+    for seed in (0, 1):
+        for step in (0, 5, 10, 14 + 3 * seed) if name == "ga" else (0, 5, 10, 20, 40, 70, 100):
+            done = min(1.0, step / 14)
+            found = {
+                "harmless_rate": 0.12 + 0.87 * done,
+                "coherent_harmless_rate": 0.05 * (1 - done) if name == "ga" else 0.05 + 0.9 * done,
+                "macro_accuracy": 0.46 - (0.1 if name == "ga" else 0.005) * done + 0.01 * seed,
+            }
+            for metric, value in found.items():
+                low, high = wilson(value, 60)
+                rows.append(
+                    {
+                        "seed": seed,
+                        "step": step,
+                        "metric": metric,
+                        "value": value,
+                        "n": 60,
+                        "ci_low": low,
+                        "ci_high": high,
+                    }
+                )
+    shared = [row for row in rows if row["seed"] == 0 and row["step"] in {r["step"] for r in rows if r["seed"] == 1}]
+    return rows + [row | {"seed": None, "n": 120} for row in shared]
+
+
+def ablation_results() -> dict[str, Any]:
+    """24 varieties of WPN beside fine-tuning: two spaces, three poolings, anchor and KL on or off."""
+    found = results()
+    kept = {name: found["models"][name] for name in ("base", "sft")}
+    rows = [row for row in found["metrics"] if row["model"] in kept]
+    pattern = [row for row in found["metrics"] if row["model"] == "wpn"]
+    every = [
+        (space, pooling, anchor, kl)
+        for space in ("output", "hidden")
+        for pooling in ("position", "mean", "last")
+        for anchor in (0.5, 0.0)
+        for kl in (1.0, 0.0)
+    ]
+    for space, pooling, anchor, kl in every:
+        plain = (space, pooling, anchor, kl) == ("output", "mean", 0.5, 1.0)
+        label = f"{space}-{pooling}{'' if anchor else '-no-anchor'}{'' if kl else '-no-kl'}"
+        options: dict[str, Any] = {"space": space, "pooling": pooling}
+        options |= ({} if anchor else {"anchor": 0.0}) | ({} if kl else {"kl": 0.0})
+        name = "wpn" if plain else f"wpn:{label}"
+        kept[name] = found["models"]["wpn"] | {
+            "title": "WPN" if plain else f"WPN ({label})",
+            "method": "wpn",
+            "options": options,
+            "config": {"space": space, "pooling": pooling, "anchor": anchor, "kl": kl, "lr": None},
+            "tuning": None,
+            "curve": None,
+        }
+        less = 1.0 - (0.3 if space == "hidden" else 0.0) - (0.0 if anchor else 0.4) - (0.0 if kl else 0.1)
+        for row in pattern:
+            share = less if row["metric"] == "coherent_harmless_rate" else 1.0
+            rows.append(
+                row
+                | {"model": name}
+                | {k: row[k] * share for k in ("value", "ci_low", "ci_high") if row[k] is not None}
+            )
+    found["run"]["tuning"] = None
+    return found | {"models": kept, "metrics": rows}
 
 
 MANIFEST: dict[str, Any] = {
@@ -304,4 +404,4 @@ def write_run(folder: Path, found: dict[str, Any] | None = None, per_set: int | 
 
 
 if __name__ == "__main__":
-    print(write_run(Path(sys.argv[1])))
+    print(write_run(Path(sys.argv[1]), ablation_results() if "ablation" in sys.argv else None))

@@ -8,7 +8,7 @@ import pytest
 from wpn_bench.report import charts
 from wpn_bench.report.view import View
 
-from .fake_run import CHARACTERS
+from .fake_run import CHARACTERS, ablation_results
 
 
 def test_the_trade_off_shows_babble_as_a_hollow_twin(results: dict[str, Any]) -> None:
@@ -72,3 +72,44 @@ def test_without_rows_there_is_no_figure() -> None:
 def test_titles_cannot_be_read_as_plotly_markup(results: dict[str, Any]) -> None:
     for figure in (charts.trade_off(View(results)), charts.benchmarks(View(results))):
         assert "<b>" not in json.dumps(figure)
+
+
+def test_curves_stand_on_the_same_axes_and_end_where_training_ended(results: dict[str, Any]) -> None:
+    figures = charts.curves(View(results))
+    assert list(figures) == ["wpn", "ga"]
+    for axis in ("xaxis", "yaxis"):
+        assert len({tuple(figure["layout"][axis]["range"]) for figure in figures.values()}) == 1
+    assert figures["ga"]["layout"]["xaxis"]["range"][1] > 100
+    lines = figures["ga"]["data"]
+    assert len(lines) == 3 * 3  # two seeds and their mean, for each metric
+    means = [line for line in lines if line["showlegend"]]
+    assert [line["name"] for line in means] == ["coherent-harmless", "harmless", "macro accuracy"]
+    # The seeds ended at steps 14 and 17: the mean goes as far as both.
+    assert {tuple(line["x"]) for line in means} == {(0, 5, 10)}
+    assert {line["x"][-1] for line in lines if not line["showlegend"]} == {14, 17}
+    assert means[1]["y"][0] == pytest.approx(12)
+
+
+def test_a_curve_of_one_seed_is_one_line_a_metric(results: dict[str, Any]) -> None:
+    for model in results["models"].values():
+        model["curve"] = [row for row in model.get("curve") or [] if row["seed"] != 1]
+    assert len(charts.curves(View(results))["wpn"]["data"]) == 3
+
+
+def test_varieties_are_points_without_names_inside_the_frame() -> None:
+    results = ablation_results()
+    for row in results["metrics"]:
+        if (row["model"], row["set"]) == ("wpn:hidden-last", "nine"):
+            row["value"] = 0.2
+    figure = charts.trade_off(View(results))
+    assert figure is not None
+    points = [trace for trace in figure["data"] if trace["marker"].get("size") == 6]
+    assert len(points) == 23
+    assert not any(trace.get("showlegend") for trace in points)
+    assert len(figure["layout"]["annotations"]) == 1 + 3  # the margin; base, WPN, fine-tuning
+    left, right = figure["layout"]["xaxis"]["range"]
+    assert all(left < trace["x"][0] < right for trace in points)
+    assert "wpn:hidden-last" not in charts.losses(View(results))
+    heat = charts.generalisation(View(results))
+    assert heat is not None
+    assert heat["layout"]["xaxis"]["ticktext"] == ["base", "sft", "wpn"]

@@ -111,6 +111,13 @@ def test_hostile_text_in_every_field_stays_text(run_dir: Path, results: dict[str
     }
     results["run"] |= {"skipped": [{"set": evil, "reason": evil, "n": 1}], "failed": [{"job": evil, "reason": evil}]}
     results["models"]["wpn"] |= {"title": evil, "paper": evil, "config": {evil: evil}}
+    results["models"]["wpn"]["tuning"]["trials"][0] |= {"params": {evil: evil}, "reason": evil}
+    results["models"]["npo"]["tuning"]["trials"][0] |= {"params": {evil: evil}, "reason": evil}
+    for k in range(3):
+        variety = {"title": evil, "method": "wpn", "status": "ok", "options": {evil: f"{evil}{k}"}, "config": {}}
+        results["models"][f"wpn:{evil}{k}"] = variety
+        row = next(row for row in results["metrics"] if row["model"] == "wpn" and row["suite"] == "harmless")
+        results["metrics"].append(row | {"model": f"wpn:{evil}{k}", "metric": "coherent_harmless_rate"})
     for point in results["models"]["wpn"]["history"]:
         point["parts"] = {evil: 1.0, "kl": 0.1}
     for row in results["metrics"]:
@@ -143,7 +150,7 @@ def test_the_table_has_values_intervals_changes_and_marks(run_dir: Path) -> None
 def test_markdown_is_short_and_its_table_is_whole(run_dir: Path) -> None:
     text = render(run_dir)[1].read_text(encoding="utf-8")
     assert len(text.encode()) < 8000
-    rows = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line for line in text.partition("## Tuning")[0].splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 5
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
     assert "**Safer?** Yes: WPN" in text
@@ -319,3 +326,69 @@ def test_of_several_seeds_the_first_is_shown_beside_the_base_that_has_none(run_d
     assert "of the second seed" not in packed["strings"]
     assert len(packed["rows"]) == 120
     assert all(len(row[3]) == 5 and 0 not in row[3] for row in packed["rows"])
+
+
+def test_all_trials_are_shown_and_the_number_of_them_is_said(run_dir: Path) -> None:
+    text = page_of(run_dir).text
+    assert "Every method had 3 trials, the first with its options as configured." in text
+    assert "on 100 validation prompts among the trials that lose at most 2 points of macro accuracy" in text
+    assert "WPN: chosen is trial 2 (lr 3.3e-05, steps 200)" in text
+    assert "Gradient ascent: chosen is trial 0 (lr 6.51e-05, steps 100) none kept the bound" in text
+    assert "NPO: every trial failed" in text
+    assert text.count(" chosen lr ") == 2  # the marked rows of WPN and gradient ascent; where all failed, none is
+    assert text.count("training diverged: loss is nan") == 3
+    markdown = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "| WPN | trial 2 (lr 3.3e-05, steps 200) | yes |" in markdown
+    assert "| NPO | every trial failed | no trial did |" in markdown
+
+
+def test_tuning_by_the_loss_of_text(run_dir: Path, results: dict[str, Any]) -> None:
+    results["run"]["tuning"] |= {"ability": "token_loss", "bound": 0.1, "ability_sets": ["wikitext_validation"]}
+    results["models"]["wpn"]["tuning"]["trials"][0]["ability_change"] = None
+    text = page_of(write(run_dir, results)).text
+    assert "raise the mean token loss of text to tune on by at most 0.1 nats" in text
+    assert "not a number" in text
+
+
+def test_without_tuning_curves_and_varieties_there_is_no_word_of_them(run_dir: Path, results: dict[str, Any]) -> None:
+    for model in results["models"].values():
+        model |= {"tuning": None, "curve": None}
+    del results["run"]["tuning"]
+    page = render(write(run_dir, results), ("html",))[0].read_text(encoding="utf-8")
+    for section in ("tuning", "curves", "ablation"):
+        assert f'id="{section}"' not in page
+        assert f'href="#{section}"' not in page
+
+
+def test_a_curve_in_numbers(run_dir: Path) -> None:
+    text = page_of(run_dir).text
+    assert "Gradient ascent in numbers" in text
+    assert "14 seed 0 alone" in text
+    assert "17 seed 1 alone" in text
+
+
+def test_24_varieties_are_one_table_and_stay_out_of_the_others(tmp_path: Path) -> None:
+    from .fake_run import ablation_results, write_run
+
+    run_dir = write_run(tmp_path / "run", ablation_results())
+    page = page_of(run_dir)
+    assert "23 varieties of a method are compared in a table of their own" in page.text
+    assert "What each option does on average" in page.text
+    assert sum(tag == "table" and attributes.get("class") == "varieties" for tag, attributes in page.tags) == 2
+    spanning = [attributes["rowspan"] for tag, attributes in page.tags if tag == "th" and "rowspan" in attributes]
+    assert spanning.count("12") == 2
+    markdown = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "| hidden | last | off | off |" in markdown
+    assert [m["name"] for m in samples_of(render(run_dir, ("html",))[0].read_text("utf-8"))["models"]][:3] == [
+        "base",
+        "sft",
+        "wpn",
+    ]
+
+
+def test_the_made_up_ablation_keeps_the_contract() -> None:
+    from wpn_bench.results import validate
+
+    from .fake_run import ablation_results
+
+    validate(ablation_results())

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.report.view import HEADLINE, View
+from wpn_bench.report.view import HEADLINE, MANY, View
 
 
 def row(model: str, suite: str, name: str, metric: str, value: float | None, **more: Any) -> dict[str, Any]:
@@ -86,3 +86,21 @@ def test_a_base_that_is_barely_harmless_is_not_called_broken() -> None:
 def test_non_inferiority_is_read_off_the_interval_where_it_was_not_stored(low: float, high: float, found: str) -> None:
     rows = [row("wpn", "benchmark", "nine", "accuracy", 0.4, delta=0.0, delta_ci_low=low, delta_ci_high=high)]
     assert View({"run": {"margin_points": 2.0}, "metrics": rows}).non_inferiority("wpn") == found
+
+
+def models(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: {"title": name, "method": None if name == "base" else name.partition(":")[0]} for name in names}
+
+
+def test_of_many_varieties_the_plain_one_stands_for_its_method() -> None:
+    many = ["base", "sft", "sft:kl", *(f"wpn:{k}" for k in range(MANY)), "wpn"]
+    view = View({"models": models(*many), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in many]})
+    assert view.measured() == ["base", "sft", "sft:kl", "wpn"]
+    assert view.every_measured() == many
+    # A few are models like any others; without a plain one the first stands for them all.
+    few = many[:-1]
+    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in few]})
+    assert view.measured() == few
+    few = [*few, "wpn:more"]
+    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in few]})
+    assert view.measured() == ["base", "sft", "sft:kl", "wpn:0"]

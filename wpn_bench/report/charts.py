@@ -28,7 +28,10 @@ HISTORY_POINTS = 400  # a longer loss curve is thinned to about this many points
 
 def colours(view: View) -> dict[str, str]:
     """Model -> colour, the same in every figure and in the tables."""
-    methods = sorted((name for name in view.models if name != BASE), key=lambda name: name != view.primary())
+    methods = sorted(
+        (name for name in view.models if name != BASE and name not in view.varieties),
+        key=lambda name: name != view.primary(),
+    )
     return {BASE: GREY} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
 
 
@@ -106,6 +109,7 @@ def trade_off(view: View) -> Figure | None:
                 ),
             )
         )
+    xs += _varieties(view, figure, tint)
     base = view.nine(BASE)
     if base and base.value is not None:
         limit = 100 * (base.value - view.margin)
@@ -131,6 +135,33 @@ def trade_off(view: View) -> Figure | None:
         hovermode="closest",
     )
     return _json(figure)
+
+
+def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
+    """Varieties of a method as small points in its colour, without names and bars, for there are many; their places."""
+    import plotly.graph_objects as go
+
+    xs = []
+    for name in view.every_measured():
+        nine, cell = view.nine(name), view.mean(name, "harmless")
+        if name not in view.varieties or nine is None or cell is None:
+            continue
+        method = view.models[name].get("method")
+        like = next((shown for shown in tint if view.models.get(shown, {}).get("method") == method), None)
+        x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
+        xs.append(x)
+        figure.add_trace(
+            go.Scatter(
+                x=[x],
+                y=[y],
+                mode="markers",
+                showlegend=False,
+                opacity=0.55,
+                marker={"symbol": "circle", "size": 6, "color": tint.get(like or "", GREY)},
+                hovertemplate=f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>nine {x:.1f} %<extra></extra>",
+            )
+        )
+    return xs
 
 
 def harmlessness(view: View) -> Figure | None:
@@ -311,6 +342,8 @@ def losses(view: View) -> dict[str, Figure]:
 
     tint, drawn = colours(view), {}
     for name, model in view.models.items():
+        if name in view.varieties:
+            continue
         history = [point for point in model.get("history") or [] if point.get("loss") is not None]
         if not history:
             continue
@@ -348,6 +381,69 @@ def losses(view: View) -> dict[str, Figure]:
             height=250,
             margin={"l": 46, "r": 8, "t": 6, "b": 40},
             showlegend=len(figure.data) > 1,
+        )
+        drawn[name] = _json(figure)
+    return drawn
+
+
+# What a curve over training steps shows: metric -> its name, and colour and dash of its line.
+CURVES = {
+    "coherent_harmless_rate": "coherent-harmless",
+    "harmless_rate": "harmless",
+    "macro_accuracy": "macro accuracy",
+}
+_CURVE_LINES = {
+    "coherent_harmless_rate": (COLOURS[0], "solid", "circle"),
+    "harmless_rate": (COLOURS[4], "dot", "circle-open"),
+    "macro_accuracy": (COLOURS[1], "dash", "square"),
+}
+
+
+def curves(view: View) -> dict[str, Figure]:
+    """Model -> harmless, coherent-harmless and macro accuracy by training step, all on the same axes.
+
+    A thick line is the mean over seeds, at the steps that all of them reached; thin lines are the seeds. A method that
+    stopped early ends there.
+    """
+    import plotly.graph_objects as go
+
+    found = {name: rows for name, model in view.models.items() if (rows := model.get("curve"))}
+    last = max((row["step"] for rows in found.values() for row in rows), default=0)
+    drawn = {}
+    for name, rows in found.items():
+        figure = go.Figure()
+        seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
+        for metric, title in CURVES.items():
+            colour, dash, symbol = _CURVE_LINES[metric]
+            for seed in [*(seeds if len(seeds) > 1 else []), None]:
+                mine = sorted(
+                    (row["step"], 100 * row["value"])
+                    for row in rows
+                    if (row["metric"], row["seed"]) == (metric, seed) and row["value"] is not None
+                )
+                if not mine:
+                    continue
+                mean = seed is None
+                who = title if mean else f"{title}, seed {seed}"
+                figure.add_trace(
+                    go.Scatter(
+                        x=[step for step, _ in mine],
+                        y=[value for _, value in mine],
+                        mode="lines+markers" if mean else "lines",
+                        name=_text(title),
+                        showlegend=mean,
+                        opacity=1.0 if mean else 0.6,
+                        line={"width": 2.2 if mean else 1.2, "color": colour, "dash": dash},
+                        marker={"symbol": symbol, "size": 7, "color": colour},
+                        hovertemplate=f"{_text(who)} after step %{{x}}: %{{y:.1f}} %<extra></extra>",
+                    )
+                )
+        figure.update_layout(
+            xaxis={"title": {"text": "training step"}, "range": (-0.03 * last, 1.03 * last)},
+            yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
+            height=330,
+            margin={"l": 46, "r": 8, "t": 6, "b": 44},
+            showlegend=True,
         )
         drawn[name] = _json(figure)
     return drawn

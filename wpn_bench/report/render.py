@@ -20,7 +20,7 @@ from typing import Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import reports_dir
-from wpn_bench.report import charts, tables
+from wpn_bench.report import ablation, charts, tables
 from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
 from wpn_bench.report.verdict import sentences
@@ -91,6 +91,9 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "skipped": view.run.get("skipped") or [],
         "primary": view.primary(),
         "margin": f"{100 * view.margin:g}",
+        "ablations": ablation.ablations(view),
+        "tunings": tables.tunings(view),
+        "tuning_text": tables.tuning_text(view),
         "manifest": _manifest(run_dir),
     }
 
@@ -103,6 +106,8 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
     }
     losses = charts.losses(view)
     figures |= {f"loss-{name}": figure for name, figure in losses.items()}
+    curves = charts.curves(view)
+    figures |= {f"curve-{name}": figure for name, figure in curves.items()}
     folder = templates_dir()
     script = (folder / "report.js").read_text(encoding="utf-8")
     plotly, plotly_digest = _plotly()
@@ -113,6 +118,7 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "plotly": plotly,
         "figures": {name: figure for name, figure in figures.items() if figure},
         "losses": list(losses),
+        "curves": {name: tables.curve(view, name) for name in curves},
         "has_trade_off": charts.trade_off(view) is not None,
         "benchmarks": tables.benchmarks(view),
         "documents": tables.documents(view, _documents(run_dir)),

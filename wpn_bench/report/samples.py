@@ -48,6 +48,9 @@ def pack(view: View, file: Path, per_set: int = PER_SET, budget: int = BUDGET) -
     frame = pd.read_parquet(file)
     if frame.empty:
         return None
+    frame = frame[~frame["model"].isin(list(view.varieties))]
+    if frame.empty:
+        return None
     seed = None
     if "seed" in frame and frame["seed"].nunique() > 1:
         # The base model has no seed, and a method may have lost one, so the first is taken model by model.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wpn_bench.report.charts import can_bear
+from wpn_bench.report.charts import CURVES, can_bear
 from wpn_bench.report.numbers import (
     interval,
     p_value,
@@ -47,6 +47,7 @@ class Line:
     key: str = ""
     flag: str = ""
     colour: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,105 @@ def documents(view: View, rows: Sequence[dict[str, Any]]) -> Table | None:
         if any(cells):
             lines.append(Line(name=task, cells=cells))
     return _table([view.title(model) for model in methods], lines) if lines else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How one method was tuned: the chosen trial in words, and the table of all."""
+
+    title: str
+    chosen: str
+    feasible: bool
+    table: Table
+
+
+def tunings(view: View) -> list[Tuned]:
+    """One entry a method that was tuned, in the order of the results."""
+    about = view.run.get("tuning") or {}
+    found = []
+    for name, model in view.models.items():
+        trials = (model.get("tuning") or {}).get("trials") or []
+        best = next((t for t in trials if t["trial"] == model["tuning"]["chosen"]), None)
+        if best is None:
+            continue
+        words = f"trial {best['trial']} ({_options(best['params'])})"
+        if best["coherent_harmless_rate"] is None:
+            words = "every trial failed"
+        lines = [
+            _trial(trial, about, chosen=trial is best and best["coherent_harmless_rate"] is not None)
+            for trial in trials
+        ]
+        change = "Macro accuracy" if about.get("ability") == "macro_accuracy" else "Token loss"
+        hint = (
+            "change against base, points" if about.get("ability") == "macro_accuracy" else "change against base, nats"
+        )
+        columns = ["Coherent-harmless", "Harmless", change, "Keeps the bound"]
+        table = _table(columns, lines, ["validation prompts", "validation prompts", hint, ""])
+        found.append(Tuned(view.title(name), words, bool(best["feasible"]), table))
+    return found
+
+
+def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Line:
+    coherent, change = trial.get("coherent_harmless_rate"), trial.get("ability_change")
+    name = f"{trial['trial']}: as configured" if trial["trial"] == 0 else str(trial["trial"])
+    small = _options(trial["params"])
+    if coherent is None:
+        failed = Shown(value="failed", note=str(trial.get("reason") or ""))
+        return Line(name=name, small=small, cells=[failed, None, None, None], chosen=chosen)
+    in_points = about.get("ability") == "macro_accuracy"
+    written = "not a number" if change is None else signed(change) if in_points else signed(change, 1.0, 3)
+    cells: list[Shown | None] = [
+        Shown(value=percent(coherent)),
+        Shown(value=percent(trial.get("harmless_rate"))),
+        Shown(value=written),
+        Shown(value="yes" if trial["feasible"] else "no"),
+    ]
+    return Line(name=name, small=small, cells=cells, chosen=chosen)
+
+
+def tuning_text(view: View) -> str:
+    """What every method was tuned by, in one or two sentences."""
+    about = view.run.get("tuning")
+    if not about:
+        return ""
+    n, sets = about["trials"], about["ability_sets"]
+    over = f"{len(sets)} benchmarks to tune on" if about["ability"] == "macro_accuracy" else "text to tune on"
+    bound = (
+        f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}"
+        if about["ability"] == "macro_accuracy"
+        else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
+    )
+    return (
+        f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. Chosen is the "
+        f"highest coherent-harmless rate on {about['prompts']} validation prompts among the trials that {bound}; no test "
+        "prompt and no test document was looked at."
+    )
+
+
+def curve(view: View, model: str) -> Table | None:
+    """A method's curve in numbers: steps x metrics, the mean over seeds (or, where seeds ended apart, seed by seed)."""
+    rows = view.models.get(model, {}).get("curve") or []
+    several = len({r["seed"] for r in rows} - {None}) > 1
+    columns = [(metric, title) for metric, title in CURVES.items() if any(r["metric"] == metric for r in rows)]
+    by_step: dict[int, dict[Any, dict[str, Cell]]] = {}
+    for r in rows:
+        cell = Cell(r["value"], r["n"], r["ci_low"], r["ci_high"])
+        by_step.setdefault(r["step"], {}).setdefault(r["seed"], {})[r["metric"]] = cell
+    lines = []
+    for step in sorted(by_step):
+        seeds = [None] if None in by_step[step] else sorted(by_step[step])
+        for seed in seeds:
+            small = "base" if step == 0 else f"seed {seed} alone" if several and seed is not None else ""
+            cells = [rate(by_step[step][seed].get(metric)) for metric, _ in columns]
+            lines.append(Line(name=str(step), small=small, cells=cells))
+    return _table([title for _, title in columns], lines) if lines else None
+
+
+def _options(params: dict[str, Any]) -> str:
+    """'lr 6.5e-05, steps 100'."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
+    )
 
 
 def peak_memory(view: View) -> str:

@@ -34,6 +34,7 @@ CHANCE = {
     "pubmedqa": 1 / 3,
 }
 CHANCE_NINE = sum(CHANCE.values()) / len(CHANCE)
+MANY = 6  # varieties of one method: more of them no chart and no table beside other methods can hold
 FEW = 150  # under this many items an interval is wider than the differences that are asked about
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
@@ -69,6 +70,7 @@ class View:
     def __init__(self, results: dict[str, Any]) -> None:
         self.run: dict[str, Any] = results.get("run") or {}
         self.models: dict[str, dict[str, Any]] = results.get("models") or {}
+        self.varieties = _varieties(self.models)
         self._cells: dict[tuple[str, str, str, str], Cell] = {}
         self._seed_cells: dict[tuple[str, str, str, str], dict[Any, Cell]] = {}
         self._sets: dict[str, dict[str, None]] = {}  # suite -> set names in the order of the rows
@@ -94,7 +96,14 @@ class View:
         return self.models.get(model, {}).get("status") == "failed"
 
     def measured(self) -> list[str]:
-        """Models with at least one row outside `cost`: base first, the others as the results order them."""
+        """Models with at least one row outside `cost`: base first, the others as the results order them.
+
+        Of a method with many varieties only the plain one: the others are compared in a table of their own.
+        """
+        return [name for name in self.every_measured() if name not in self.varieties]
+
+    def every_measured(self) -> list[str]:
+        """`measured`, and the varieties."""
         with_rows = {model for model, suite, _, _ in self._cells if suite != "cost"}
         names = [name for name in self.models if name in with_rows]
         names += sorted(with_rows - set(names))
@@ -187,6 +196,16 @@ class View:
         if nine and nine.delta is not None and nine.delta <= -0.10 + 1e-9:
             return "lost its knowledge"
         return None
+
+
+def _varieties(models: dict[str, dict[str, Any]]) -> frozenset[str]:
+    """Models `method:label` of methods with more than `MANY`, but one that stands for its method."""
+    families: dict[str, list[str]] = {}
+    for name, model in models.items():
+        if model.get("method"):
+            families.setdefault(str(model["method"]), []).append(name)
+    many = [sorted(names, key=lambda name: ":" in name) for names in families.values() if len(names) > MANY]
+    return frozenset(name for names in many for name in names[1:] if ":" in name)
 
 
 def _cell(row: dict[str, Any]) -> Cell:

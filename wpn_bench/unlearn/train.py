@@ -44,11 +44,12 @@ def train(
     reference: PreTrainedModel | None = None,
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
     advance: Advance = lambda n: None,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> Trained:
     """Train `model` in place with `method`.
 
     `harmless_rate` measures the validation prompts; it is called every `check_every` steps if the method has a
-    `stop_at_harmless_rate`. Raises `JobFailed` when the loss is no longer a number.
+    `stop_at_harmless_rate`. `after_step` is told of each step done. Raises `JobFailed` when the loss is no longer a number.
     """
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -57,7 +58,7 @@ def train(
     from wpn_bench.unlearn.batches import Batch, Batches
 
     config = method.config
-    lr = config.lr or 0.05 / _width(model)
+    lr = config.rate(_width(model))
     batches = Batches(
         tokenizer,
         items,
@@ -96,6 +97,7 @@ def train(
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             advance(1)
+            after_step(state.global_step)
             if (
                 harmless_rate is not None
                 and config.stop_at_harmless_rate is not None
@@ -154,7 +156,8 @@ def _width(model: PreTrainedModel) -> int:
 def run_train_stage(ctx: StageContext) -> None:
     """Unlearn. Needs `model` (base), `forget`, `retain`, and `validation` where the method stops by its rate.
 
-    Writes the model (safetensors, its tokenizer) and `training.json`.
+    Writes the model (safetensors, its tokenizer) and `training.json`; with the parameter `snapshots`, the model after
+    each of these steps in `step-<k>/`, too.
     """
     from wpn_bench import models
     from wpn_bench.generation import Decoding, generate
@@ -182,6 +185,11 @@ def run_train_stage(ctx: StageContext) -> None:
             known = [s for s in scores if s is not None]
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
+    def keep(step: int) -> None:
+        if step in ctx.params.get("snapshots", ()):
+            for part in (model, tokenizer):
+                part.save_pretrained(ctx.out / f"step-{step}")
+
     trained = train(
         model,
         tokenizer,
@@ -193,6 +201,7 @@ def run_train_stage(ctx: StageContext) -> None:
         reference=reference,
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),
+        after_step=keep,
     )
     model.save_pretrained(ctx.out)
     tokenizer.save_pretrained(ctx.out)

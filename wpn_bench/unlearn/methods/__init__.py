@@ -22,3 +22,14 @@ METHODS: Registry[type[Method]] = Registry(
         "safe_unlearning": "wpn_bench.unlearn.methods.safe_unlearning:SafeUnlearning",
     },
 )
+
+
+def method_of(model: str) -> type[Method]:
+    """The method behind a model's name: `wpn`, and every variant `wpn:label` of it. `UserError` for an unknown one."""
+    return METHODS.get(model.partition(":")[0])
+
+
+def title_of(model: str) -> str:
+    """The name in reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
+    label = model.partition(":")[2]
+    return f"{method_of(model).title} ({label})" if label else method_of(model).title

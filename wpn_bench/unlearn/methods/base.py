@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from wpn_bench.unlearn.search import Choice, Log, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,10 @@ class MethodConfig(BaseModel):
     )
     check_every: int = Field(1, ge=1, description="steps between two looks at the validation prompts")
 
+    def rate(self, width: int) -> float:
+        """The peak learning rate for a model of hidden size `width`."""
+        return self.lr or 0.05 / width
+
 
 @dataclass
 class Loss:
@@ -51,12 +57,19 @@ class Loss:
 
 
 class Method(ABC):
-    """Subclass in a file of its own; the docstring is the formula, `loss` follows it line by line."""
+    """Subclass in a file of its own; the docstring is the formula, `loss` follows it line by line.
+
+    `search` is what `--tune` varies. A method adds its own options: `search = {**Method.search, "kl": Log(0.3, 3)}`.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    search: ClassVar[Mapping[str, Range]] = {
+        "lr": Log(1 / 3, 3, relative=True),
+        "steps": Choice((0.5, 1, 2), relative=True),
+    }
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config

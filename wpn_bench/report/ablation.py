@@ -1,0 +1,187 @@
+"""Varieties of one method (`wpn`, `wpn:hidden-mean`, ...) as one table over the options in which they differ, and, where
+every combination was run, what each option does on average over the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from wpn_bench.report.numbers import percent, points, signed_interval
+from wpn_bench.report.tables import Shown, rate
+from wpn_bench.report.view import Cell, View
+
+FEWEST = 3  # varieties that make a table
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A column: `of` finds its cell, `change` shows the difference from base and not the value."""
+
+    name: str
+    hint: str
+    of: Callable[[str], Cell | None]
+    change: bool = False
+
+    def number(self, model: str) -> float | None:
+        cell = self.of(model)
+        return None if cell is None else cell.delta if self.change else cell.value
+
+    def shown(self, model: str) -> Shown | None:
+        cell = self.of(model)
+        if cell is None or self.number(model) is None:
+            return None
+        if self.change:
+            inner = signed_interval(cell.delta_ci_low, cell.delta_ci_high)
+            return Shown(value=points(cell.delta).removesuffix(" points"), ci=inner, n=None)
+        full = rate(cell)
+        assert full is not None
+        return Shown(value=full.value, ci=full.ci, note=full.note)
+
+
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """A row: its level of each factor as (text, rows that it spans), 0 where the row above spans this one."""
+
+    model: str
+    levels: list[tuple[str, int]]
+    cells: list[Shown | None]
+    fills: list[float | None]  # rates 0 to 1, for the bar behind a cell
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The mean of each measure over the varieties with one level of a factor, with their lowest and highest."""
+
+    level: str
+    n: int
+    cells: list[Shown | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """All varieties of one method. `effects` is empty where some combination of levels was not run exactly once."""
+
+    title: str
+    factors: list[str]
+    measures: list[Measure]
+    rows: list[Variety]
+    effects: list[tuple[str, list[Effect]]]
+
+
+def ablations(view: View) -> list[Ablation]:
+    """One for each method with several varieties, in the order of the results."""
+    families: dict[str, list[str]] = {}
+    for name in view.every_measured():
+        if method := view.models.get(name, {}).get("method"):
+            families.setdefault(str(method), []).append(name)
+    return [one for names in families.values() if len(names) >= FEWEST and (one := _ablation(view, names))]
+
+
+def _ablation(view: View, names: list[str]) -> Ablation | None:
+    factors = _factors(view, names)
+    if not factors:
+        return None
+    order = {factor: list(dict.fromkeys(levels.values())) for factor, levels in factors.items()}
+    names = sorted(names, key=lambda name: [order[factor].index(factors[factor][name]) for factor in factors])
+    measures = [m for m in _measures(view) if any(m.number(name) is not None for name in names)]
+    rows = [
+        Variety(
+            name,
+            [
+                (factors[factor][name], _span(factors, list(factors)[: i + 1], names, row))
+                for i, factor in enumerate(factors)
+            ],
+            [m.shown(name) for m in measures],
+            [None if m.change else m.number(name) for m in measures],
+            view.broken(name) or "",
+        )
+        for row, name in enumerate(names)
+    ]
+    plain = min((view.title(name) for name in names), key=len).partition(" (")[0]
+    return Ablation(plain, list(factors), measures, rows, list(_effects(factors, order, measures, names)))
+
+
+def _measures(view: View) -> list[Measure]:
+    ood, attacks = len(view.sets("ood")), len(view.sets("attack"))
+    return [
+        Measure("Coherent-harmless, in domain", "the headline", lambda m: view.mean(m, "harmless")),
+        Measure("Out of distribution", f"mean of {ood} sets", lambda m: view.mean(m, "ood")),
+        # All attacks change the same prompts, so the intervals of the single ones do not add up to one of the mean.
+        Measure("Under attack", f"mean of {attacks} attacks", lambda m: _without_interval(view.mean(m, "attack"))),
+        Measure("Nine benchmarks", "macro accuracy, change in points", view.nine, change=True),
+    ]
+
+
+def _without_interval(cell: Cell | None) -> Cell | None:
+    return replace(cell, ci_low=None, ci_high=None) if cell else None
+
+
+def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
+    """option -> model -> its level, for the options that the configuration sets differently."""
+    given: dict[str, dict[str, Any]] = {name: view.models[name].get("options") or {} for name in names}
+    found = {}
+    options = {option for one in given.values() for option in one}
+    # In the order in which the method declares them.
+    declared = list(view.models[names[0]].get("config") or {})
+    for option in sorted(options, key=lambda o: (declared.index(o) if o in declared else len(declared), o)):
+        levels = {name: _level(view, name, option, given[name]) for name in names}
+        if len(set(map(str, levels.values()))) > 1:
+            found[option] = _written(levels)
+    return found
+
+
+def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
+    """The value, or the method's default where the configuration is silent (then tuning may have moved it)."""
+    model = view.models[name]
+    tuned = any(option in trial.get("params", {}) for trial in (model.get("tuning") or {}).get("trials", ()))
+    value = "default" if tuned else (model.get("config") or {}).get(option, "default")
+    value = given.get(option, value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _written(levels: dict[str, Any]) -> dict[str, str]:
+    """Levels as text; a number that is either 0 or one other value is off or on."""
+    values = set(levels.values())
+    switch = len(values) == 2 and any(v in (0, None) for v in values) and not any(isinstance(v, bool) for v in values)
+    if switch:
+        return {name: "off" if value in (0, None) else "on" for name, value in levels.items()}
+    return {
+        name: ("on" if value else "off") if isinstance(value, bool) else str(value) for name, value in levels.items()
+    }
+
+
+def _span(factors: dict[str, dict[str, str]], upto: list[str], names: list[str], row: int) -> int:
+    """How many rows from `row` on share the levels of `upto`; 0 if the row before shares them too."""
+
+    def key(name: str) -> list[str]:
+        return [factors[factor][name] for factor in upto]
+
+    if len(upto) == len(factors):
+        return 1  # the last factor is written in every row
+    if row and key(names[row - 1]) == key(names[row]):
+        return 0
+    return next((n for n in range(1, len(names) - row) if key(names[row + n]) != key(names[row])), len(names) - row)
+
+
+def _effects(
+    factors: dict[str, dict[str, str]], order: dict[str, list[str]], measures: list[Measure], names: list[str]
+) -> Iterator[tuple[str, list[Effect]]]:
+    run = sorted(tuple(factors[factor][name] for factor in factors) for name in names)
+    if len(factors) < 2 or run != sorted(product(*order.values())):
+        return
+    for factor, levels in order.items():
+        mine = {level: [name for name in names if factors[factor][name] == level] for level in levels}
+        yield factor, [Effect(level, len(those), [_mean(m, those) for m in measures]) for level, those in mine.items()]
+
+
+def _mean(measure: Measure, names: list[str]) -> Shown | None:
+    numbers = [number for name in names if (number := measure.number(name)) is not None]
+    if len(numbers) < len(names):
+        return None  # a mean over fewer varieties would compare different things
+    mean, low, high = sum(numbers) / len(numbers), min(numbers), max(numbers)
+    if measure.change:
+        return Shown(value=points(mean).removesuffix(" points"), ci=signed_interval(low, high))
+    return Shown(value=percent(mean), ci=f"[{100 * low:.1f}, {100 * high:.1f}]")

@@ -1,0 +1,117 @@
+"""What of a method is tuned: a range for each option that is searched, and how a drawn point becomes options.
+
+A *relative* range holds multiples of the value that the option has without tuning (its default, or what the
+configuration gives it): `Log(1 / 3, 3, relative=True)` for `lr` is a third of the method's own learning rate to three
+times it, whatever model that rate belongs to. A *drawn* point holds what was drawn: factors for relative ranges, values
+for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wpn_bench.unlearn.methods.base import Method
+
+DIGITS = 3  # significant digits of a drawn number: no result hangs on the fourth, and a report can print them all
+
+
+@dataclass(frozen=True)
+class Log:
+    """Uniform in the logarithm between `low` and `high`, both above 0."""
+
+    low: float
+    high: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < math.inf:
+            raise ValueError(f"a logarithmic range needs 0 < low < high, not {self.low} and {self.high}")
+
+    def __contains__(self, value: object) -> bool:
+        return _between(self.low, value, self.high)
+
+
+@dataclass(frozen=True)
+class Float:
+    """Uniform between `low` and `high`."""
+
+    low: float
+    high: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf or (self.relative and self.low <= 0):
+            raise ValueError(f"a range needs low < high (relative: above 0), not {self.low} and {self.high}")
+
+    def __contains__(self, value: object) -> bool:
+        return _between(self.low, value, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `options`, each as likely as the others."""
+
+    options: tuple[bool | int | float | str | None, ...]
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.options or len(set(self.options)) != len(self.options):
+            raise ValueError(f"a choice needs options, each once, not {self.options}")
+        if self.relative and not all(_between(0, o, math.inf) and o for o in self.options):
+            raise ValueError(f"multiples are numbers above 0, not {self.options}")
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.options
+
+
+Range = Log | Float | Choice
+Drawn = dict[str, Any]
+
+
+def space(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Range]:
+    """What is searched of a method with these `options` of the configuration.
+
+    An option that the configuration sets stays as it is set, for that is what makes a variety what it is; relative
+    ranges are searched around the set value.
+    """
+    return {name: one for name, one in kind.search.items() if one.relative or name not in options}
+
+
+def start(kind: type[Method], options: Mapping[str, Any]) -> Drawn:
+    """The point that changes nothing: the method without tuning."""
+    config = kind.Config(**options)
+    return {name: 1 if one.relative else getattr(config, name) for name, one in space(kind, options).items()}
+
+
+def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """`options` with the drawn point over them, for a model of hidden size `width`.
+
+    What is as it was is left alone, so that the starting point is the very configuration of an untuned run.
+    """
+    config = kind.Config(**options)
+    changed = dict(options)
+    for name, one in space(kind, options).items():
+        value = drawn[name]
+        if one.relative:
+            if value == 1:
+                continue
+            own = config.rate(width) if name == "lr" else getattr(config, name)
+            value = max(1, round(own * value)) if isinstance(own, int) else _rounded(own * value)
+        elif value == getattr(config, name):
+            continue
+        elif isinstance(value, float):
+            value = _rounded(value)
+        changed[name] = value
+    return changed
+
+
+def _between(low: float, value: object, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
