@@ -36,6 +36,7 @@ from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
 from wpn_bench.store import Store, digest_of, write_json
 from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
 if TYPE_CHECKING:
     from wpn_bench.benchmarks.run import TaskInfo
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
-_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "pandas", "wpn-bench")
+_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
 
 
 # --- what a run reads ------------------------------------------------------------------------------------------------
@@ -251,8 +252,8 @@ class Plan:
         return job
 
 
-def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
-    """The run as jobs: the base once, then each method with each seed."""
+def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = None) -> Plan:
+    """The run as jobs: the base once, then each method with each seed. `logs`: for training curves that are files."""
     made = Plan()
     base = External(inputs.model.path, inputs.model.digest)
     forget = put_prompts(store, inputs.forget)
@@ -268,7 +269,7 @@ def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
     validation = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
     for seed in config.seeds:
         for method in config.methods:
-            job = made.add(method, _train_job(config, inputs, method, seed, base, forget, retain, validation))
+            job = made.add(method, _train_job(config, inputs, method, seed, base, forget, retain, validation, logs))
             made.trained[method, seed] = job
             _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
     return made
@@ -283,11 +284,13 @@ def _train_job(
     forget: External,
     retain: External,
     validation: External,
+    logs: Path | None,
 ) -> Job:
-    settings = METHODS.get(method).Config(**config.methods[method])
+    settings = config.method_config(method)
     params: dict[str, Any] = {
         "method": method,
-        "config": settings.model_dump(mode="json"),
+        "code": code_of(METHODS.get(method)),
+        "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": seed,
         "template": config.template,
         "dtype": config.dtype,
@@ -301,7 +304,12 @@ def _train_job(
             "decoding": config.decoding.model_dump(mode="json"),
         }
         needs["validation"] = validation
-    return Job("train", params, needs, f"train {method} (seed {seed})", {"device": inputs.device})
+    local: dict[str, Any] = {
+        "device": inputs.device,
+        "config": settings.model_dump(include=set(NOT_IN_DIGEST)),
+        "curves": {"report_to": config.report_to, "name": f"{method}-seed{seed}", "folder": logs},
+    }
+    return Job("train", params, needs, f"train {method} (seed {seed})", local)
 
 
 def _measure(
@@ -385,7 +393,7 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
             shelf = Store(store)
             with reporter.aside("find the model, read the prompts"):
                 inputs = prepare(config, reporter)
-                made = plan(config, inputs, shelf)
+                made = plan(config, inputs, shelf, out.resolve() / "logs")
         except UserError:
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
             with contextlib.suppress(OSError):
@@ -488,7 +496,7 @@ def _models(
             "title": method.title,
             "method": name,
             "paper": method.paper,
-            "config": method.Config(**config.methods[name]).model_dump(mode="json"),
+            "config": config.method_config(name).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",
             "reason": reasons[0] if reasons else None,
             "steps": [t["steps"] for t in trainings.values()],
