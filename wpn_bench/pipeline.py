@@ -35,6 +35,7 @@ from wpn_bench.progress import Reporter
 from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
 from wpn_bench.store import Store, digest_of, write_json
+from wpn_bench.unlearn import preflight
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
@@ -80,9 +81,11 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         for name in names:
             describe(name, folders, resolve=False)
     kind = config.file_kind
+    preflight.check_report_to(config.report_to)
     _read_files(config)
     model = models.resolve(config.model, config.revision)
     device = models.pick_device(config.device)
+    preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
     forget = prompts.load_prompts(prompts.spec_for(config.forget, role="forget", kind=kind))
     reading: list[tuple[str, PromptSet]] = []
     for suite, role, names_ in (

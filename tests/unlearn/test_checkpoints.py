@@ -58,6 +58,13 @@ def test_a_damaged_one_is_passed_over_and_removed(tmp_path: Path, damage: str) -
     assert whole.exists()
 
 
+def test_sealed_again_after_a_change(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 10)
+    (folder / "weights").write_text("others")
+    seal(folder)
+    assert latest(tmp_path) == folder
+
+
 def test_all_damaged(tmp_path: Path) -> None:
     for step in (10, 20):
         (checkpoint(tmp_path, step) / "weights").unlink()

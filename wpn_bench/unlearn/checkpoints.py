@@ -18,7 +18,8 @@ KEEP = 2  # the newest, and one to fall back on
 
 def seal(folder: Path) -> None:
     """Declare the checkpoint whole, and remove all but the newest two."""
-    files = {str(p.relative_to(folder)): digest_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / SEAL]
+    files = {str(p.relative_to(folder)): digest_file(p) for p in found}
     write_json(folder / SEAL, files)
     for _, old in _found(folder.parent)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
