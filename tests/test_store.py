@@ -4,8 +4,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from wpn_bench.store import (
     default_store,
     digest_file,
     digest_of,
+    held,
     read_manifest,
     write_json,
     write_text,
@@ -231,3 +234,48 @@ def test_a_store_without_permission(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
         Store(tmp_path / "locked" / "store")
+
+
+# --- scratch ---------------------------------------------------------------------------------------------------------
+
+
+def test_scratch_is_of_one_job_and_is_not_made_for_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.scratch("train", D)
+    assert not folder.exists()
+    assert folder not in (store.scratch("train", "e" * 64), store.scratch("judge", D))
+    folder.mkdir(parents=True)
+    (folder / "half").touch()
+    assert store.find("train", D) is None
+    store.clear_scratch("train", D)
+    store.clear_scratch("train", D)
+    assert not folder.exists()
+
+
+def test_scratch_that_nobody_came_back_for_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old, new = store.scratch("train", "a" * 64), store.scratch("train", "b" * 64)
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    long_ago = time.time() - (store_module.SCRATCH_DAYS + 1) * 86400
+    os.utime(old, (long_ago, long_ago))
+    store.clear_scratch("judge", D)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "folder"
+    with held(folder) as mine:
+        assert mine
+        code = "import sys; from pathlib import Path; from wpn_bench.store import held\nwith held(Path(sys.argv[1])) as m: print(m)"
+        said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        assert said.stdout == "False\n"
+    with held(folder) as again:
+        assert again
+
+
+def test_a_folder_removed_by_its_holder_can_be_held_anew(tmp_path: Path) -> None:
+    with held(tmp_path / "s"):
+        shutil.rmtree(tmp_path / "s")
+        with held(tmp_path / "s") as anew:  # another lock file: the first lock is of no file any more
+            assert anew

@@ -133,7 +133,7 @@ class TestEveryMethod:
 
     def test_the_learning_rate_is_searched_around_its_own(self, name: str) -> None:
         kind = METHODS.get(name)
-        own = kind.Config().rate(WIDTH)
+        own = kind.Config().peak_lr(WIDTH)
         start = search.start(kind, {})
         high = search.configured(kind, {}, {**start, "lr": 3}, WIDTH)["lr"]
         assert high == pytest.approx(3 * own, rel=5e-3)

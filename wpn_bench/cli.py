@@ -29,6 +29,7 @@ app = typer.Typer(
 
 MAX_SEEDS = 100  # that many as a bare number
 _WHAT, _HOW, _WHERE = "What is measured", "How it is measured", "Where it goes"
+_TRAINED = "How it is trained (every method alike)"
 
 Model = Annotated[
     str | None,
@@ -48,7 +49,10 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with settings over the preset.", rich_help_panel=_WHAT)
 ]
 Methods = Annotated[
-    str | None, typer.Option(help="Methods, comma separated: wpn,ga,ga_answer,sft.", rich_help_panel=_WHAT)
+    str | None,
+    typer.Option(
+        "--methods", "--method", help="Methods, comma separated: wpn,ga,ga_answer,sft.", rich_help_panel=_WHAT
+    ),
 ]
 Forget = Annotated[
     str | None,
@@ -117,6 +121,49 @@ Margin = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_HOW)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_HOW)]
+Lora = Annotated[
+    int | None,
+    typer.Option(
+        "--lora",
+        metavar="RANK",
+        help="Train low-rank adapters of this rank (16 is usual) instead of all weights: a fraction of the memory of Adam. "
+        "The model that comes out has them merged in; they lie beside it in adapter/.",
+        rich_help_panel=_TRAINED,
+    ),
+]
+MixedPrecision = Annotated[
+    str | None,
+    typer.Option(
+        help="no, bf16 or fp16: forward and backward in half the bits, weights and losses in float32. Faster on a GPU; "
+        "bf16 wants an Ampere or newer, fp16 works on older ones.",
+        rich_help_panel=_TRAINED,
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-checkpointing",
+        help="Compute activations a second time in the backward pass instead of keeping them: a third slower, far less "
+        "memory, the same gradients.",
+        rich_help_panel=_TRAINED,
+    ),
+]
+Accumulation = Annotated[
+    int | None,
+    typer.Option(
+        help="Micro-batches an optimiser step: N times the items a step at the memory of one. To keep the items a step, "
+        "divide batch_size by N.",
+        rich_help_panel=_TRAINED,
+    ),
+]
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Training curves also go to tensorboard (RUN/logs), wandb, mlflow, ..., comma separated. What lies in the "
+        "store is not trained again, so it sends nothing.",
+        rich_help_panel=_TRAINED,
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder (default: runs/<time>-<model>).", rich_help_panel=_WHERE)
 ]
@@ -157,6 +204,11 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         margin: Margin = None,
         device: Device = None,
         dtype: Dtype = None,
+        lora: Lora = None,
+        mixed_precision: MixedPrecision = None,
+        gradient_checkpointing: GradientCheckpointing = False,
+        accumulation: Accumulation = None,
+        report_to: ReportTo = None,
         out: Out = None,
         store: StoreDir = None,
         verbose: Verbose = False,
@@ -168,7 +220,15 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
 
         chosen = preset or ("lab" if model in (None, "lab") else "paper")
         base = configuration.build(chosen, config)
+        training = {
+            "lora": _positive("--lora", lora),
+            "mixed_precision": mixed_precision,
+            "gradient_checkpointing": gradient_checkpointing or None,
+            "accumulation": _positive("--accumulation", accumulation),
+        }
         changes: dict[str, Any] = {
+            "training": base.training | {k: v for k, v in training.items() if v is not None},
+            "report_to": _names(report_to),
             "model": model,
             "revision": revision,
             "methods": _pick_methods(methods, base.methods),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,6 +15,9 @@ from wpn_bench.generation import Decoding
 from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
+
+if TYPE_CHECKING:
+    from wpn_bench.unlearn.methods.base import MethodConfig
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
@@ -47,6 +51,8 @@ class RunConfig(BaseModel):
     model: str
     revision: str | None = None
     methods: dict[str, dict[str, Any]] = Field(description="`method` or `method:label` -> changes to its defaults")
+    training: dict[str, Any] = Field({}, description="options of MethodConfig for every method, beneath its own")
+    report_to: tuple[str, ...] = Field((), description="where training curves go as well: tensorboard, wandb, ...")
     forget: str
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
     in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
@@ -75,6 +81,12 @@ class RunConfig(BaseModel):
     device: str = "auto"
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
     stages: tuple[Stage, ...] = STAGES
+
+    def method_config(self, name: str) -> MethodConfig:
+        """How `name` is trained: its defaults, `training` over them, its own options over both."""
+        from wpn_bench.unlearn.methods import method_of
+
+        return method_of(name).Config(**{**self.training, **self.methods[name]})
 
     @field_validator("template")
     @classmethod
@@ -179,20 +191,30 @@ def check_names(config: RunConfig) -> None:
     from wpn_bench.harmless.judges import JUDGES
     from wpn_bench.harmless.judges.detoxify import VARIANTS
     from wpn_bench.unlearn.methods import method_of
+    from wpn_bench.unlearn.methods.base import MethodConfig
 
-    for name, options in config.methods.items():
+    with _named("training option", "training", MethodConfig, "docs/training.md"):
+        MethodConfig(**config.training)
+    for name in config.methods:
         kind = method_of(name)
-        try:
-            kind.Config(**options)
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise unknown(f"option of method {name}", where, kind.Config.model_fields) from e
-            raise UserError(f"method {name}: {where}: {first['msg']}", f"see `wpn-bench list {kind.name}`") from e
+        with _named(f"option of method {name}", f"method {name}", kind.Config, f"`wpn-bench list {kind.name}`"):
+            config.method_config(name)
     for name in config.attacks:
         attacks.get_attack(name)
     judge, _, variant = config.judge.partition(":")
     JUDGES.get(judge)
     if judge == "detoxify" and variant and variant not in VARIANTS:
         raise unknown("Detoxify variant", variant, VARIANTS)
+
+
+@contextmanager
+def _named(kind: str, where: str, model: type[BaseModel], see: str) -> Iterator[None]:
+    """Options that `model` refuses, as a `UserError` that names the first of them."""
+    try:
+        yield
+    except ValidationError as e:
+        first = e.errors()[0]
+        option = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown(kind, option, model.model_fields) from e
+        raise UserError(f"{where}: {option}: {first['msg']}", f"see {see}") from e

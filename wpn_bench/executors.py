@@ -22,7 +22,7 @@ from wpn_bench.store import Store, digest_of, read_manifest
 # stage -> (function, version of its output, libraries whose version decides the output).
 # Raise the version when the same inputs would give another output.
 STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
-    "train": ("wpn_bench.unlearn.train:run_train_stage", 1, ("torch", "transformers")),
+    "train": ("wpn_bench.unlearn.train:run_train_stage", 2, ("torch", "transformers", "peft")),
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 2, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 2, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 3, ("torch", "transformers", "detoxify")),
@@ -71,13 +71,18 @@ class Job:
 
 @dataclass
 class StageContext:
-    """What a stage function gets: its parameters, the artifacts it needs, the folder to fill, a progress handle."""
+    """What a stage function gets: its parameters, the artifacts it needs, the folder to fill, a progress handle.
+
+    `scratch` (not made yet; None: nowhere) survives a crash and goes when the job is done or failed for good: a stage may
+    keep there what lets it go on.
+    """
 
     params: Mapping[str, Any]
     needs: Mapping[str, Path]
     out: Path
     local: Mapping[str, Any]
     progress: Callable[[int | None, str], Advance]
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,14 @@ class LocalExecutor:
             with self.store.build(job.stage, job.digest, job.inputs) as out:
                 module, _, name = STAGES[job.stage][0].partition(":")
                 stage = getattr(import_module(module), name)
-                stage(StageContext(job.params, needs, out, job.local, self.reporter.items))
+                scratch = self.store.scratch(job.stage, job.digest)
+                stage(StageContext(job.params, needs, out, job.local, self.reporter.items, scratch))
         except UserError:
             raise
         except (JobFailed, RuntimeError, ValueError, OSError) as e:
+            if isinstance(e, JobFailed):  # the same would happen again; short memory or a full disk may pass
+                self.store.clear_scratch(job.stage, job.digest)
             reason = " ".join(str(e).split())[:500] or type(e).__name__
             return Outcome(job, "failed", watch.seconds, None, reason)
+        self.store.clear_scratch(job.stage, job.digest)
         return Outcome(job, "done", watch.seconds, self.store.path(job.stage, job.digest))

@@ -37,7 +37,9 @@ from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
 from wpn_bench.store import Store, digest_of, write_json
 from wpn_bench.tuning import Bound, Options, Score, Tuning
+from wpn_bench.unlearn import preflight
 from wpn_bench.unlearn.methods import method_of, title_of
+from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
 if TYPE_CHECKING:
     from wpn_bench.benchmarks.run import TaskInfo
@@ -48,7 +50,7 @@ STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
 TUNE_PROMPTS = 200  # validation prompts that a trial answers
 TUNE_TEXT_SHARE = 0.1  # of the retain texts, where no text to tune on is named
 TUNE_TEXTS = 300
-_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "pandas", "wpn-bench")
+_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
 
 
 # --- what a run reads ------------------------------------------------------------------------------------------------
@@ -100,9 +102,11 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         for name in (*names, *tune_names):
             describe(name, folders, resolve=False)
     kind = config.file_kind
+    preflight.check_report_to(config.report_to)
     _read_files(config)
     model = models.resolve(config.model, config.revision)
     device = models.pick_device(config.device)
+    preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
     forget = prompts.load_prompts(prompts.spec_for(config.forget, role="forget", kind=kind))
     reading: list[tuple[str, PromptSet]] = []
     for suite, role, names_ in (
@@ -317,8 +321,8 @@ class Plan:
         return job
 
 
-def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
-    """The run as jobs: the base once, then each method with each seed."""
+def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = None) -> Plan:
+    """The run as jobs: the base once, then each method with each seed. `logs`: for training curves that are files."""
     made = Plan()
     base = _base(inputs)
     bound = _calibrated(config, inputs, store, made) if inputs.sets else None
@@ -327,7 +331,7 @@ def plan(config: RunConfig, inputs: Inputs, store: Store) -> Plan:
     _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
     for seed in config.seeds:
         for method in config.methods:
-            job = made.add(method, _train_job(config, inputs, store, method, seed))
+            job = made.add(method, _train_job(config, inputs, store, method, seed, logs=logs))
             made.trained[method, seed] = job
             _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
     return made
@@ -344,12 +348,19 @@ def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> 
 
 
 def _train_job(
-    config: RunConfig, inputs: Inputs, store: Store, method: str, seed: int, snapshots: Sequence[int] = ()
+    config: RunConfig,
+    inputs: Inputs,
+    store: Store,
+    method: str,
+    seed: int,
+    snapshots: Sequence[int] = (),
+    logs: Path | None = None,
 ) -> Job:
-    settings = method_of(method).Config(**config.methods[method])
+    settings = config.method_config(method)
     params: dict[str, Any] = {
         "method": method.partition(":")[0],
-        "config": settings.model_dump(mode="json"),
+        "code": code_of(method_of(method)),
+        "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": seed,
         "template": config.template,
         "dtype": config.dtype,
@@ -369,7 +380,12 @@ def _train_job(
             "decoding": config.decoding.model_dump(mode="json"),
         }
         needs["validation"] = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
-    return Job("train", params, needs, f"train {method} (seed {seed})", {"device": inputs.device})
+    local: dict[str, Any] = {
+        "device": inputs.device,
+        "config": settings.model_dump(include=set(NOT_IN_DIGEST)),
+        "curves": {"report_to": config.report_to, "name": f"{method}-seed{seed}", "folder": logs},
+    }
+    return Job("train", params, needs, f"train {method} (seed {seed})", local)
 
 
 def _measure(
@@ -453,7 +469,8 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
             shelf = Store(store)
             with reporter.aside("find the model, read the prompts"):
                 inputs = prepare(config, reporter)
-                made = plan(config, inputs, shelf)  # also before tuning: what cannot be planned is said now
+                # Also before tuning: what cannot be planned is said now.
+                made = plan(config, inputs, shelf, out.resolve() / "logs")
         except UserError:
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
             with contextlib.suppress(OSError):
@@ -732,7 +749,7 @@ def _models(
             "method": name.partition(":")[0],
             "paper": method.paper,
             "options": dict(config.methods[name]),
-            "config": method.Config(**trials.applied(config).methods[name]).model_dump(mode="json"),
+            "config": trials.applied(config).method_config(name).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",
             "reason": reasons[0] if reasons else None,
             "steps": [t["steps"] for t in trainings.values()],

@@ -7,12 +7,15 @@ through an entry point of the group `wpn_bench.<kind>s`.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from wpn_bench.errors import UserError
+from wpn_bench.store import digest_file, digest_of
 
 T = TypeVar("T")
 
@@ -31,6 +34,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = nearest(name, names)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {name!r}", f"{hint} (`wpn-bench list` shows all)")
+
+
+def source_digest(part: type) -> str | None:
+    """SHA-256 over the Python files of the package that `part` comes from; None for a part of wpn-bench itself.
+
+    The package is the outermost one that is no namespace; a module without one stands for itself.
+    """
+    names = part.__module__.split(".")
+    if names[0] == __name__.split(".")[0]:
+        return None
+    for depth in range(1, len(names) + 1):
+        file = getattr(sys.modules[".".join(names[:depth])], "__file__", None)
+        if file:
+            break
+    else:
+        return None
+    root = Path(file).parent if Path(file).stem == "__init__" else None
+    files = sorted(root.rglob("*.py")) if root else [Path(file)]
+    return digest_of({str(f.relative_to(root)) if root else f.name: digest_file(f) for f in files})
 
 
 class Registry(Generic[T]):

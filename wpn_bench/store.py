@@ -2,11 +2,13 @@
 
 Layout: `<store>/<stage>/<digest>/` holds the files of one artifact and, written last, `manifest.json` with the
 SHA-256 of each. An artifact is built in `<store>/tmp/` and moved into place by one rename, so a reader sees all of it
-or nothing. A file whose digest no longer fits makes the artifact absent, and it is computed again.
+or nothing. A file whose digest no longer fits makes the artifact absent, and it is computed again. What an unfinished
+stage wants to find again after a crash lies in `<store>/scratch/`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import platformdirs
 from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
+SCRATCH_DAYS = 30  # what nobody came back for in this time goes
 
 
 def canonical(value: Any) -> str:
@@ -136,11 +139,44 @@ class Store:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
+    def scratch(self, stage: str, digest: str) -> Path:
+        """A folder of the job that outlives a crash (the stage makes it, under `held`); `clear_scratch` removes it."""
+        return self.root / "scratch" / f"{stage}-{digest}"
+
+    def clear_scratch(self, stage: str, digest: str) -> None:
+        """Remove the job's scratch folder, and those that nobody came back for."""
+        shutil.rmtree(self.scratch(stage, digest), ignore_errors=True)
+        for folder in (self.root / "scratch").glob("*-*"):
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def _discard(self, folder: Path) -> None:
         # Renamed before it is removed, so that a half-removed artifact is never taken for a whole one.
         grave = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root / "tmp"))
         os.rename(folder, grave / "artifact")
         shutil.rmtree(grave, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Make `folder` and hold it against other processes; yields False if one of them holds it.
+
+    The lock is the kernel's, so it ends with the process however that ends.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder / "lock"
+        with lock.open("a") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            # Its former holder may have removed the folder since the file was opened: then this lock is of no file.
+            if lock.exists() and lock.stat().st_ino == os.fstat(f.fileno()).st_ino:
+                yield True
+                return
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

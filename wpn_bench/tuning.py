@@ -201,7 +201,7 @@ class _Search:
         """What people are shown: the values of the searched options, the learning rate as a number always."""
         config = self._kind.Config(**options)
         values = {name: getattr(config, name) for name in self._space}
-        return values | ({"lr": config.rate(self._width)} if "lr" in values else {})
+        return values | ({"lr": config.peak_lr(self._width)} if "lr" in values else {})
 
     def _distribution(self, one: Range) -> Any:
         kinds = self._optuna.distributions

@@ -20,39 +20,9 @@ from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
-from wpn_bench.unlearn.train import TRAINING, Trained, run_train_stage, train
+from wpn_bench.unlearn.train import TRAINING, run_train_stage
 
-TEMPLATE = "Q: {prompt} A:"
-QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
-Weights = dict[str, torch.Tensor]
-
-
-class Done:
-    """A trained model, its reference, and what training said."""
-
-    def __init__(self, folder: Path, method: Method, items: list[Item], texts: list[str], **options: Any) -> None:
-        self.model = models.load_fresh(folder)
-        self.reference = models.load(folder)[0] if method.needs_reference else None
-        self.said: Trained = train(
-            self.model,
-            models.load_tokenizer(folder),
-            method,
-            items,
-            texts,
-            template=TEMPLATE,
-            reference=self.reference,
-            **{"seed": 0, **options},
-        )
-
-
-def method_of(name: str, **options: Any) -> Method:
-    kind = METHODS.get(name)
-    return kind(kind.Config(**{**QUICK, **options}))
-
-
-def equal(a: Weights, b: Weights) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
+from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of
 
 # --- every method ----------------------------------------------------------------------------------------------------
 
@@ -121,7 +91,7 @@ class TestEveryMethod:
     def test_training_that_diverges_fails(
         self, name: str, small_opt: Path, items: list[Item], texts: list[str]
     ) -> None:
-        with pytest.raises(JobFailed, match=rf"training diverged: the loss of {name} is \S+ at step \d+; lower lr"):
+        with pytest.raises(JobFailed, match=rf"training diverged: the loss of {name} is \S+ at step \d+ .*; lower lr"):
             Done(small_opt, method_of(name, lr=1e30), items, texts)
 
 

@@ -99,7 +99,7 @@ def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[st
         if one.relative:
             if value == 1:
                 continue
-            own = config.rate(width) if name == "lr" else getattr(config, name)
+            own = config.peak_lr(width) if name == "lr" else getattr(config, name)
             value = max(1, round(own * value)) if isinstance(own, int) else _rounded(own * value)
         elif value == getattr(config, name):
             continue

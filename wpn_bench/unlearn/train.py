@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.errors import JobFailed
 from wpn_bench.executors import StageContext
-from wpn_bench.progress import Advance, Stopwatch
+from wpn_bench.progress import Advance
 from wpn_bench.prompts import Item
-from wpn_bench.store import write_json
+from wpn_bench.store import held, write_json
+from wpn_bench.unlearn.divergence import diverged
+from wpn_bench.unlearn.lora import ADAPTER, Adapters
 from wpn_bench.unlearn.methods.base import Method
 
 if TYPE_CHECKING:
@@ -32,6 +36,16 @@ class Trained:
     checks: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Curves:
+    """Where training curves go as well: services of transformers' `report_to`, the run's name there, a folder for those
+    that write files."""
+
+    report_to: tuple[str, ...] = ()
+    name: str = ""
+    folder: Path | None = None
+
+
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,28 +58,40 @@ def train(
     reference: PreTrainedModel | None = None,
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
     advance: Advance = lambda n: None,
-    after_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[int, Callable[[], PreTrainedModel]], None] = lambda step, current: None,
+    checkpoints: Path | None = None,
+    adapter: Path | None = None,
+    curves: Curves | None = None,
 ) -> Trained:
     """Train `model` in place with `method`.
 
     `harmless_rate` measures the validation prompts; it is called every `check_every` steps if the method has a
-    `stop_at_harmless_rate`. `after_step` is told of each step done. Raises `JobFailed` when the loss is no longer a number.
+    `stop_at_harmless_rate`. `after_step` is told of each step done and gets
+    a function that gives the model of then (with LoRA a copy with the adapters merged in). With a folder `checkpoints`,
+    training goes on from the newest whole checkpoint in it, to the same weights and history as if it had never been
+    interrupted (bit for bit on the CPU; the same settings are taken for granted). With LoRA the model has the adapters
+    merged in afterwards, and `adapter` is the folder to keep them in. Raises `JobFailed` when training diverges (see
+    `divergence.py`).
     """
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
 
     from wpn_bench.models import context_length
-    from wpn_bench.unlearn.batches import Batch, Batches
+    from wpn_bench.unlearn import checkpoints as kept
+    from wpn_bench.unlearn.batches import Batches
+    from wpn_bench.unlearn.loop import Record, UnlearnTrainer, Watch, half_precision, read_record
 
     config = method.config
-    lr = config.rate(_width(model))
+    curves = curves or Curves()
+    lr = config.peak_lr(_width(model))
     batches = Batches(
         tokenizer,
         items,
         texts,
         template=template,
         uses=method.uses,
-        steps=config.steps,
+        steps=config.steps * config.accumulation,
         batch_size=config.batch_size,
         retain_batch_size=config.retain_batch_size,
         negatives=method.negatives,
@@ -74,60 +100,35 @@ def train(
         retain_max_length=min(config.retain_max_length, context_length(model)),
         seed=seed,
     )
-    history: list[dict[str, Any]] = []
-    checks: list[dict[str, Any]] = []
-    stopped = ["all steps done"]
-
-    class UnlearnTrainer(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-            loss = method.loss(model, Batch.from_tensors(inputs), reference)
-            if not torch.isfinite(loss.total):
-                raise JobFailed(
-                    f"training diverged: the loss of {method.name} is {float(loss.total.detach())} at step"
-                    f" {self.state.global_step + 1}; lower lr (now {lr:.2g}) or the number of steps"
-                )
-            history.append(
-                {"step": self.state.global_step + 1, "loss": float(loss.total.detach()), "parts": loss.parts}
-            )
-            return loss.total
-
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return torch.utils.data.SequentialSampler(batches)
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            advance(1)
-            after_step(state.global_step)
-            if (
-                harmless_rate is not None
-                and config.stop_at_harmless_rate is not None
-                and state.global_step % config.check_every == 0
-            ):
-                model.eval()
-                rate = harmless_rate(model)
-                model.train()
-                checks.append({"step": state.global_step, "harmless_rate": rate})
-                if rate >= config.stop_at_harmless_rate:
-                    stopped[0] = f"validation harmless rate {rate:.3f} reached {config.stop_at_harmless_rate}"
-                    control.should_training_stop = True
-            return control
-
-    watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
+        if checkpoints is None or not stack.enter_context(held(checkpoints)):
+            # Nobody asked to go on later, or another process is at this very training.
+            checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        before = kept.latest(checkpoints)
+        record = read_record(before) if before else Record()
+        adapters = Adapters(model, config.lora, seed) if config.lora else None
+        stack.enter_context(_prepared(model, config.gradient_checkpointing))
+        stack.enter_context(half_precision([m for m in (model, reference) if m is not None], config.mixed_precision))
+        stack.enter_context(_environment(curves))
         arguments = TrainingArguments(
-            output_dir=scratch,
+            output_dir=str(checkpoints),
             max_steps=config.steps,
-            per_device_train_batch_size=1,  # one element of `batches` is a whole batch
+            per_device_train_batch_size=1,  # one element of `batches` is a whole micro-batch
+            gradient_accumulation_steps=config.accumulation,
             learning_rate=lr,
             lr_scheduler_type=config.schedule,
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             adam_beta2=config.beta2,
             max_grad_norm=config.grad_clip,
+            bf16=config.mixed_precision == "bf16",
+            fp16=config.mixed_precision == "fp16",
             seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
+            save_strategy="no",  # `Watch` says when
+            logging_strategy="steps" if curves.report_to else "no",
+            logging_steps=1,
+            report_to=list(curves.report_to),
+            run_name=curves.name or None,
             disable_tqdm=True,
             remove_unused_columns=False,
             use_cpu=model.device.type == "cpu",
@@ -136,29 +137,77 @@ def train(
         trainer = UnlearnTrainer(
             model=model,
             args=arguments,
-            train_dataset=batches,
-            data_collator=lambda rows: rows[0],
-            callbacks=[Watch()],
+            method=method,
+            reference=reference,
+            batches=batches,
+            record=record,
+            peak_lr=lr,
         )
-        # Its printer would put a line of metrics on standard output.
-        from transformers.trainer_callback import PrinterCallback
 
+        def told(step: int) -> None:
+            after_step(step, lambda: model if adapters is None else adapters.merged_copy())
+
+        watch = Watch(trainer, harmless_rate, config.save_every, advance, told)
+        trainer.add_callback(watch)
+        # Its printer would put a line of metrics on standard output.
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    model.eval()
-    return Trained(trainer.state.global_step, watch.seconds, lr, stopped[0], history, checks)
+        advance(len(record.history))
+        trainer.train(resume_from_checkpoint=str(before) if before else None)
+    steps = len(record.history)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise diverged(f"weights of {method.name} are no numbers any more", steps, lr, record.losses)
+    if adapters is not None:
+        if adapter is not None:
+            adapters.save(adapter)
+        adapters.merge()
+    model.requires_grad_(True).eval()
+    return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
 
 
 def _width(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "hidden_size", 0) or model.get_input_embeddings().weight.shape[1])
 
 
+@contextmanager
+def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
+    """The model as training wants it (no cache of keys and values, activations recomputed on demand), then as it was:
+    what training needs must not end up in the configuration that is saved."""
+    cache = model.config.use_cache
+    if recompute:
+        # transformers renames the pair; the old names end with version 6.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.config.use_cache = cache
+        if recompute:
+            disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+            disable()
+
+
+@contextmanager
+def _environment(curves: Curves) -> Iterator[None]:
+    """TensorBoard's callback takes its folder from the environment alone."""
+    name, before = "TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if curves.folder is None or before is not None:
+        yield
+        return
+    os.environ[name] = str(curves.folder / curves.name)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def run_train_stage(ctx: StageContext) -> None:
     """Unlearn. Needs `model` (base), `forget`, `retain`, and `validation` where the method stops by its rate.
 
-    Writes the model (safetensors, its tokenizer) and `training.json`; with the parameter `snapshots`, the model after
-    each of these steps in `step-<k>/`, too.
+    Writes the model (safetensors, its tokenizer), `training.json`, and with LoRA the adapter in `adapter/`; with the
+    parameter `snapshots`, the model after each of these steps in `step-<k>/`, too.
     """
+    import torch
+
     from wpn_bench import models
     from wpn_bench.generation import Decoding, generate
     from wpn_bench.harmless.judges import get_judge
@@ -168,10 +217,12 @@ def run_train_stage(ctx: StageContext) -> None:
 
     device, dtype = ctx.local["device"], ctx.params["dtype"]
     kind = METHODS.get(ctx.params["method"])
-    method = kind(kind.Config(**ctx.params["config"]))
-    model = models.load_fresh(ctx.needs["model"], device, dtype)
+    method = kind(kind.Config(**ctx.params["config"], **ctx.local.get("config", {})))
+    # Mixed precision keeps its weights in float32; what is saved has the type that was asked for.
+    trained_in = dtype if method.config.mixed_precision == "no" else "float32"
+    model = models.load_fresh(ctx.needs["model"], device, trained_in)
     tokenizer = models.load_tokenizer(ctx.needs["model"])
-    reference = models.load(ctx.needs["model"], device, dtype)[0] if method.needs_reference else None
+    reference = models.load(ctx.needs["model"], device, trained_in)[0] if method.needs_reference else None
     harmless_rate = None
     if method.config.stop_at_harmless_rate is not None:
         stop = ctx.params["stop"]
@@ -185,9 +236,11 @@ def run_train_stage(ctx: StageContext) -> None:
             known = [s for s in scores if s is not None]
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
-    def keep(step: int) -> None:
-        if step in ctx.params.get("snapshots", ()):
-            for part in (model, tokenizer):
+    snapshots = ctx.params.get("snapshots", ())
+
+    def keep(step: int, current: Callable[[], PreTrainedModel]) -> None:
+        if step in snapshots:
+            for part in (current(), tokenizer):
                 part.save_pretrained(ctx.out / f"step-{step}")
 
     trained = train(
@@ -202,8 +255,12 @@ def run_train_stage(ctx: StageContext) -> None:
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),
         after_step=keep,
+        # A snapshot left before a crash is gone with the folder it lay in, so such a training begins anew.
+        checkpoints=ctx.scratch if method.config.save_every and not snapshots else None,
+        adapter=ctx.out / ADAPTER,
+        curves=Curves(**ctx.local.get("curves", {})),
     )
-    model.save_pretrained(ctx.out)
+    model.to(getattr(torch, dtype)).save_pretrained(ctx.out)
     tokenizer.save_pretrained(ctx.out)
     write_json(
         ctx.out / TRAINING,

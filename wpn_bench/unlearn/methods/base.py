@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from wpn_bench.registry import source_digest
 
 from wpn_bench.unlearn.search import Choice, Log, Range
 
@@ -19,20 +21,40 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.batches import Batch, Rows
 
 
+# An adapter's B begins at zero and W moves by a product: the rate that suits it is an order of magnitude above the one
+# that suits W. Measured on the lab: docs/training.md.
+LORA_LR = 10.0
+
+
+class LoRAConfig(BaseModel):
+    """Low-rank adapters in place of all weights (Hu et al. 2021, arXiv:2106.09685): W + alpha / rank * B A.
+
+    `alpha` None means 2 * rank, so the scale of the update stays 2 at any rank. `target_modules` names linear modules by
+    the end of their names (`q_proj`); "all-linear" is every linear module but the output head.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class MethodConfig(BaseModel):
     """What every method's training has in common. A method adds its own fields and changes defaults.
 
     `lr` None means 0.05 / hidden size: 6.5e-5 at OPT-125M's width (768), 2e-5 at OPT-2.7B's (2560). Adam's step wants
-    to shrink with the width (Yang et al. 2022, "Tensor Programs V").
+    to shrink with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA it is ten times that (docs/training.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     steps: int = Field(100, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="forget items a step")
-    retain_batch_size: int = Field(8, ge=1, description="retain texts a step")
+    batch_size: int = Field(8, ge=1, description="forget items a micro-batch")
+    retain_batch_size: int = Field(8, ge=1, description="retain texts a micro-batch")
+    accumulation: int = Field(1, ge=1, description="micro-batches an optimiser step; their losses are averaged")
     max_length: int = Field(160, ge=8, description="tokens of a forget row, prompt and response")
     retain_max_length: int = Field(128, ge=8, description="tokens of a retain row")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 0.05 / hidden size")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 0.05 / hidden size, 0.5 with LoRA")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -42,10 +64,32 @@ class MethodConfig(BaseModel):
         None, ge=0, le=1, description="stop once the validation prompts' harmless rate reaches this"
     )
     check_every: int = Field(1, ge=1, description="steps between two looks at the validation prompts")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="forward and backward in this type, weights and losses in float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    lora: LoRAConfig | None = Field(
+        None, description="train low-rank adapters instead of all weights; a number is the rank"
+    )
+    save_every: int = Field(
+        50, ge=0, description="steps between checkpoints from which a killed training goes on; 0: none"
+    )
 
-    def rate(self, width: int) -> float:
-        """The peak learning rate for a model of hidden size `width`."""
-        return self.lr or 0.05 / width
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _rank_alone(cls, value: Any) -> Any:
+        """`lora: 16` is a rank, `lora: true` the defaults, `lora: false` none."""
+        if isinstance(value, bool):
+            return LoRAConfig() if value else None
+        return {"rank": value} if isinstance(value, int) else value
+
+    def peak_lr(self, width: int) -> float:
+        """`lr`, or the default at a hidden size of `width`."""
+        return self.lr or (LORA_LR if self.lora else 1.0) * 0.05 / width
+
+
+# Options that decide how training is carried out and not what comes out of it.
+NOT_IN_DIGEST = ("save_every",)
 
 
 @dataclass
@@ -70,6 +114,8 @@ class Method(ABC):
         "lr": Log(1 / 3, 3, relative=True),
         "steps": Choice((0.5, 1, 2), relative=True),
     }
+    # Raise it when the loss changes: models trained before are then no longer taken from the store.
+    version: ClassVar[int] = 1
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
@@ -97,6 +143,15 @@ class Method(ABC):
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         """The loss of one batch; `reference` is the frozen base model if `needs_reference`."""
+
+
+def code_of(method: type[Method]) -> dict[str, Any]:
+    """What of the method's code makes up the digest of a training: its `version`, and the source of a plug-in.
+
+    Our own methods raise `version` when their loss changes. A plug-in's author may forget to, or be at work on it, so a
+    method of another package is known by the digest of all Python files of that package too.
+    """
+    return {"version": method.version, "source": source_digest(method)}
 
 
 def at_least_float32(values: Tensor) -> Tensor:

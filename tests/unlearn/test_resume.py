@@ -1,0 +1,141 @@
+"""A training job that is killed by the kernel, through the executor and the store, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench import executors
+from wpn_bench.errors import JobFailed
+from wpn_bench.executors import External, Job, LocalExecutor
+from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
+from wpn_bench.progress import Reporter
+from wpn_bench.prompts import Item
+from wpn_bench.store import Store, read_manifest
+from wpn_bench.unlearn import checkpoints
+from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST
+
+from .training import QUICK, TEMPLATE
+
+CODE = """
+import json, sys
+from pathlib import Path
+from wpn_bench.executors import External, Job, LocalExecutor
+from wpn_bench.progress import Reporter
+from wpn_bench.store import Store
+said = json.loads(sys.argv[1])
+needs = {role: External(Path(path), role) for role, path in said["needs"].items()}
+job = Job("train", said["params"], needs, "train", said["local"])
+(outcome,) = LocalExecutor(Store(Path(said["store"])), Reporter()).run([job]).values()
+print(outcome.status, outcome.path)
+"""
+
+
+@pytest.fixture
+def said(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) -> dict[str, Any]:
+    """What the code above reads: a long training with many checkpoints."""
+    for role in ("forget", "retain"):
+        (tmp_path / role).mkdir()
+    write_rows(tmp_path / "forget" / ITEMS, [item_row(i) for i in items])
+    write_rows(tmp_path / "retain" / "texts.jsonl", [{"text": t} for t in texts])
+    config = METHODS.get("wpn").Config(**{**QUICK, "steps": 60, "save_every": 5})
+    return {
+        "store": str(tmp_path / "store"),
+        "params": {
+            "method": "wpn",
+            "config": config.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+            "seed": 1,
+            "template": TEMPLATE,
+            "dtype": "float32",
+        },
+        "needs": {"model": str(small_opt), **{role: str(tmp_path / role) for role in ("forget", "retain")}},
+        "local": {"device": "cpu", "config": config.model_dump(include=set(NOT_IN_DIGEST))},
+    }
+
+
+def run(said: dict[str, Any]) -> Path:
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(said)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    status, path = done.stdout.split()
+    assert status == "done"
+    return Path(path)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle(said: dict[str, Any], tmp_path: Path) -> None:
+    job, executor = in_process(said | {"store": str(tmp_path / "undisturbed")})
+    whole = executor.run([job])[job.digest].path
+    assert whole is not None
+    process = subprocess.Popen([sys.executable, "-c", CODE, json.dumps(said)], env=os.environ)
+    scratch = tmp_path / "store" / "scratch"
+    try:
+        deadline = time.monotonic() + 100
+        while not list(scratch.glob("train-*/checkpoint-*/seal.json")):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (folder,) = scratch.glob("train-*")
+    last = checkpoints.latest(folder)
+    assert last is not None
+    assert not (tmp_path / "store" / "train").exists()
+    # The training that goes on starts from it: were it trained from the start, this figure would be overwritten.
+    progress = json.loads((last / "progress.json").read_text())
+    progress["history"][0]["loss"] = 123.0
+    (last / "progress.json").write_text(json.dumps(progress))
+    checkpoints.seal(last)
+
+    made = run(said)
+    assert not list(scratch.glob("train-*"))
+    one, other = ((read_manifest(p) or {})["files"] for p in (whole, made))
+    assert one["model.safetensors"] == other["model.safetensors"]
+    first, second = (json.loads((p / "training.json").read_text()) for p in (whole, made))
+    assert second["history"][0]["loss"] == 123.0
+    assert second["history"][1:] == first["history"][1:]
+    assert len(second["history"]) == 60
+
+
+def in_process(said: dict[str, Any]) -> tuple[Job, LocalExecutor]:
+    needs: dict[str, Job | External] = {role: External(Path(p), role) for role, p in said["needs"].items()}
+    job = Job("train", said["params"], needs, "train", said["local"])
+    return job, LocalExecutor(Store(Path(said["store"])), Reporter())
+
+
+@pytest.mark.parametrize(("error", "kept"), [(RuntimeError("out of memory"), True), (JobFailed("diverged"), False)])
+def test_what_may_pass_keeps_its_checkpoints(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kept: bool
+) -> None:
+    """Short memory may be had later; a training that diverged would diverge again."""
+
+    def breaks(ctx: executors.StageContext) -> None:
+        assert ctx.scratch is not None
+        ctx.scratch.mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr("wpn_bench.unlearn.train.run_train_stage", breaks)
+    job, executor = in_process(said)
+    (outcome,) = executor.run([job]).values()
+    assert outcome.status == "failed"
+    assert executor.store.scratch("train", job.digest).exists() == kept
+
+
+def test_a_diverged_training_leaves_nothing(said: dict[str, Any]) -> None:
+    said["params"]["config"] |= {"lr": 1e30}
+    said["local"]["config"] = {"save_every": 1}
+    job, executor = in_process(said)
+    (outcome,) = executor.run([job]).values()
+    assert outcome.status == "failed"
+    assert "training diverged" in (outcome.reason or "")
+    assert not executor.store.scratch("train", job.digest).exists()

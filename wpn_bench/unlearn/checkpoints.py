@@ -1,0 +1,48 @@
+"""Checkpoints that a killed training goes on from. One counts only if it is whole, to the last byte.
+
+A folder `checkpoint-<step>` is filled by the trainer and sealed last with the SHA-256 of each of its files; one that
+lacks the seal, or no longer fits it, is as if it were not there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from wpn_bench.store import digest_file, write_json
+
+SEAL = "seal.json"
+KEEP = 2  # the newest, and one to fall back on
+
+
+def seal(folder: Path) -> None:
+    """Declare the checkpoint whole, and remove all but the newest two."""
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / SEAL]
+    files = {str(p.relative_to(folder)): digest_file(p) for p in found}
+    write_json(folder / SEAL, files)
+    for _, old in _found(folder.parent)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def latest(root: Path) -> Path | None:
+    """The newest whole checkpoint under `root`; damaged ones are removed on the way."""
+    for _, folder in _found(root):
+        if _is_whole(folder):
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def _found(root: Path) -> list[tuple[int, Path]]:
+    """Checkpoints, whole or not, the newest first."""
+    steps = [(p.name.removeprefix("checkpoint-"), p) for p in root.glob("checkpoint-*")]
+    return sorted(((int(step), p) for step, p in steps if step.isdecimal()), reverse=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return bool(files) and all(digest_file(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,213 @@
+"""`transformers.Trainer` with a method's loss in it. Imports torch and transformers: import it where training begins."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback
+
+from wpn_bench.progress import Advance, Stopwatch
+from wpn_bench.store import write_json
+from wpn_bench.unlearn import checkpoints
+from wpn_bench.unlearn.batches import Batch, Batches
+from wpn_bench.unlearn.divergence import OVERFLOWS, diverged, exploded
+from wpn_bench.unlearn.methods.base import Method
+
+PROGRESS = "progress.json"
+WEIGHTS = "trained.safetensors"
+
+
+@dataclass
+class Record:
+    """What training says of itself; a checkpoint carries it along."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = "all steps done"
+    seconds: float = 0.0
+
+    @property
+    def losses(self) -> list[float]:
+        return [h["loss"] for h in self.history]
+
+
+class UnlearnTrainer(Trainer):
+    """The trainer, with `method.loss` of each micro-batch, watched for divergence.
+
+    The loss of a step is the mean over its micro-batches, in `record.history` as in the gradient. Checkpoints hold the
+    trained weights (with LoRA the adapters alone) beside the trainer's own states and the record.
+    """
+
+    def __init__(
+        self, *, method: Method, reference: Any, batches: Batches, record: Record, peak_lr: float, **rest: Any
+    ) -> None:
+        self.method = method
+        self.reference = reference
+        self.batches = batches
+        self.record = record
+        self.peak_lr = peak_lr
+        self.overflows = 0
+        self._micro: list[tuple[float, dict[str, float]]] = []
+        super().__init__(train_dataset=batches, data_collator=lambda rows: rows[0], **rest)
+        clip = self.accelerator.clip_grad_norm_
+        self.accelerator.clip_grad_norm_ = lambda *args, **kwargs: self._watch_gradients(clip(*args, **kwargs))
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss = self.method.loss(model, Batch.from_tensors(inputs), self.reference)
+        value = float(loss.total.detach())
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss of {self.method.name} is {value}")
+        self._micro.append((value, loss.parts))
+        return (loss.total, None) if return_outputs else loss.total
+
+    def _watch_gradients(self, norm: Any) -> Any:
+        """The trainer reads the norm of all gradients off here, before they are clipped to it."""
+        if math.isfinite(float(norm)):
+            self.overflows = 0
+            return norm
+        # fp16 begins with a scale that overflows, and skips those steps.
+        self.overflows += 1
+        if self.accelerator.scaler is None or self.overflows > OVERFLOWS:
+            raise self._diverged(f"the gradient of {self.method.name} has norm {float(norm)}")
+        return norm
+
+    def end_of_step(self) -> None:
+        """Put the step's micro-batches together; raises `JobFailed` once the loss has run away."""
+        values = [value for value, _ in self._micro]
+        names = self._micro[0][1]
+        parts = {name: sum(p[name] for _, p in self._micro) / len(values) for name in names}
+        self._micro.clear()
+        self.record.history.append({"step": self.state.global_step, "loss": sum(values) / len(values), "parts": parts})
+        if exploded(self.record.losses):
+            raise self._diverged(f"the loss of {self.method.name} ran away", self.state.global_step)
+
+    def _diverged(self, what: str, step: int | None = None) -> Exception:
+        return diverged(what, step or self.state.global_step + 1, self.peak_lr, self.record.losses)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.record.history:
+            logs |= {f"loss/{name}": value for name, value in self.record.history[-1]["parts"].items()}
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        # `batches` has its order from the seed already.
+        return torch.utils.data.SequentialSampler(self.batches)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        with torch.no_grad():
+            for name, p in _trained(self.model):
+                p.copy_(weights[name])
+
+
+def _trained(model: Any) -> list[tuple[str, Any]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+class Watch(TrainerCallback):
+    """After each optimiser step: the record, the look at the validation prompts, the checkpoint."""
+
+    def __init__(
+        self,
+        trainer: UnlearnTrainer,
+        harmless_rate: Callable[[Any], float] | None,
+        save_every: int,
+        advance: Advance,
+        after_step: Callable[[int], None],
+    ) -> None:
+        self.trainer = trainer
+        self.harmless_rate = harmless_rate
+        self.save_every = save_every
+        self.advance = advance
+        self.after_step = after_step
+        self.clock = Stopwatch()
+        self.seconds_before = trainer.record.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of training, those before it was killed included."""
+        return self.seconds_before + self.clock.seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.trainer.end_of_step()
+        self.advance(1)
+        self.after_step(state.global_step)
+        config = self.trainer.method.config
+        goal = config.stop_at_harmless_rate
+        if self.harmless_rate is not None and goal is not None and state.global_step % config.check_every == 0:
+            rate = self._look()
+            self.trainer.record.checks.append({"step": state.global_step, "harmless_rate": rate})
+            if rate >= goal:
+                self.trainer.record.stopped = f"validation harmless rate {rate:.3f} reached {goal}"
+                control.should_training_stop = True
+        # No checkpoint of what is finished: going on from it would take one step too many.
+        due = self.save_every > 0 and state.global_step % self.save_every == 0
+        control.should_save = due and not control.should_training_stop
+        return control
+
+    def _look(self) -> float:
+        """The harmless rate of the model as it will be used; what is learnt next does not depend on having looked."""
+        assert self.harmless_rate is not None
+        model = self.trainer.model
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            model.eval()
+            rate = self.harmless_rate(model)
+            model.train()
+        return rate
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.record.seconds = self.seconds
+        write_json(folder / PROGRESS, asdict(self.trainer.record))
+        checkpoints.seal(folder)
+        return control
+
+
+def read_record(checkpoint: Path) -> Record:
+    """The record that a checkpoint carries."""
+    return Record(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def half_precision(models: Sequence[Any], kind: str) -> Iterator[None]:
+    """Within it, forward passes of `models` run in `kind` ("no": as they are); whole models answer in float32.
+
+    The trainer does so for the model it trains. But a loss may call the decoder and the output head by themselves, and the
+    reference must round as the model does, or the two would differ before anything is learnt.
+    """
+    if kind == "no":
+        yield
+        return
+    from accelerate.utils import convert_outputs_to_fp32
+
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float16
+    patched = []
+    try:
+        for model in models:
+            for part in (model, model.base_model, model.get_output_embeddings()):
+                if part is None or part in patched:
+                    continue
+                # One each: an autocast entered again within itself never ends.
+                forward = torch.autocast(model.device.type, dtype=dtype)(part.forward)
+                part.forward = convert_outputs_to_fp32(forward) if part is model else forward
+                patched.append(part)
+        yield
+    finally:
+        for part in patched:
+            vars(part).pop("forward", None)

@@ -1,0 +1,81 @@
+"""What training cannot do here, said before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.errors import UserError
+from wpn_bench.registry import unknown
+from wpn_bench.unlearn import lora
+
+if TYPE_CHECKING:
+    from wpn_bench.unlearn.methods.base import MethodConfig
+
+
+def check_report_to(names: Sequence[str]) -> None:
+    """Raise `UserError` for a service that transformers does not know or whose package is not installed."""
+    if not names:
+        return
+    from transformers.integrations import integration_utils as known
+
+    installed = known.get_available_reporting_integrations()
+    for name in names:
+        if name not in known.INTEGRATION_TO_CALLBACK:
+            raise unknown("service for training curves", name, known.INTEGRATION_TO_CALLBACK)
+        if name not in installed:
+            raise UserError(
+                f"--report-to {name}: its package is not installed", f"pip install {name}, or leave --report-to out"
+            )
+
+
+def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, dtype: str) -> None:
+    """Raise `UserError` if the model in `folder` cannot be trained with one of `settings` on `device`.
+
+    `dtype` is the type that the model is saved and measured in; without mixed precision it is trained in it as well.
+    """
+    for one in settings:
+        check_precision(one.mixed_precision, device, dtype)
+    if not any(one.gradient_checkpointing or one.lora for one in settings):
+        return
+    model_class, model_config = _architecture(folder)
+    if model_class is None:
+        return  # no causal language model: whoever loads it says so better
+    if any(one.gradient_checkpointing for one in settings) and not model_class.supports_gradient_checkpointing:
+        raise UserError(
+            f"{model_class.__name__} cannot compute activations a second time",
+            "leave --gradient-checkpointing out; a smaller batch_size with --accumulation saves memory, too",
+        )
+    for adapters in {one.lora: None for one in settings if one.lora}:
+        lora.check(model_class, model_config, adapters)
+
+
+def check_precision(kind: str, device: str, dtype: str) -> None:
+    """Raise `UserError` for a precision that `device` has not, or in which weights cannot be updated."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    if kind == "fp16" and not on_gpu:
+        raise UserError(
+            f"--mixed-precision fp16 needs a CUDA device, and this run is on {device}",
+            "use --mixed-precision bf16, or leave it out: on a CPU neither is faster",
+        )
+    if kind == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError("this GPU does not compute in bf16", "use --mixed-precision fp16")
+    if kind == "no" and dtype == "float16":
+        raise UserError(
+            "weights in float16 cannot be trained: Adam's steps are below what they resolve",
+            "add --mixed-precision fp16 (float32 weights while training), or use --dtype bfloat16 or float32",
+        )
+
+
+def _architecture(folder: Path) -> tuple[Any, Any]:
+    """The class and the configuration of the causal language model in `folder`; (None, None) where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
+    except (ValueError, OSError, KeyError):
+        return None, None
