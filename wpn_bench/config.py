@@ -54,6 +54,7 @@ class RunConfig(BaseModel):
     training: dict[str, Any] = Field({}, description="options of MethodConfig for every method, beneath its own")
     report_to: tuple[str, ...] = Field((), description="where training curves go as well: tensorboard, wandb, ...")
     forget: str
+    vet: bool = Field(True, description="drop harmless references of the forget set that the judge calls harmful")
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
     in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
     ood: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from wpn_bench.store import Store, digest_of, read_manifest
 # stage -> (function, version of its output, libraries whose version decides the output).
 # Raise the version when the same inputs would give another output.
 STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "vet": ("wpn_bench.unlearn.vet:run_vet_stage", 1, ("torch", "transformers", "detoxify")),
     "train": ("wpn_bench.unlearn.train:run_train_stage", 2, ("torch", "transformers", "peft")),
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 2, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 2, ("torch", "transformers")),

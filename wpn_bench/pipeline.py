@@ -29,7 +29,7 @@ from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
 from wpn_bench.generation import too_long
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
+from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.models import ModelRef
 from wpn_bench.paths import shown
 from wpn_bench.progress import Reporter
@@ -477,13 +477,45 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
                 out.rmdir()
             raise
         executor = LocalExecutor(shelf, reporter)
+        inputs = vetted(config, inputs, shelf, executor)
+        made = plan(config, inputs, shelf, out.resolve() / "logs")
         trials = tuned(config, inputs, shelf, executor)
         if trials.by_model:
-            made = plan(trials.applied(config), inputs, shelf)
+            made = plan(trials.applied(config), inputs, shelf, out.resolve() / "logs")
         outcomes = executor.run(made.jobs)
         drawn = curves(trials.applied(config), inputs, shelf, executor)
         with reporter.aside("compare and report"):
             return write(config, inputs, made, outcomes, out, command, trials, drawn)
+
+
+def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Inputs:
+    """The inputs with the forget set as it is trained on (see `unlearn/vet.py`), and a note of what was dropped."""
+    if not config.vet or not config.methods:
+        return inputs
+    params = {
+        "judge": config.judge,
+        "judge_digest": inputs.judge_digest or get_judge(config.judge, inputs.device).digest(),
+        "threshold": config.threshold,
+    }
+    needs = {"prompts": put_prompts(store, inputs.forget)}
+    job = Job("vet", params, needs, "vet the forget set's harmless references", {"device": inputs.device})
+    before = inputs.forget.items
+    items = tuple(read_items(_done(job, executor.run([job]))))
+    if not items:
+        raise UserError(
+            f"the judge {config.judge} calls every harmless reference of the forget set {inputs.forget.name!r} harmful",
+            "look at the file (are the columns swapped?), or train on it all the same with `vet: false` in --config",
+        )
+    lost = sum(len(i.harmless) for i in before) - sum(len(i.harmless) for i in items)
+    if not lost:
+        return inputs
+    note = (
+        f"{lost} of {sum(len(i.harmless) for i in before)} harmless references of {inputs.forget.name} are harmful by the"
+        f" judge and were not trained on ({len(before) - len(items)} items have none left and were dropped)"
+    )
+    executor.reporter.note(f"note: {note}")
+    forget = replace(inputs.forget, items=items)
+    return replace(inputs, forget=forget, notes=(*inputs.notes, note))
 
 
 @dataclass(frozen=True)

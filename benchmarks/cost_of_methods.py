@@ -1,0 +1,243 @@
+"""What an optimiser step of each method costs, against plain fine-tuning on the same tokens; and our DPO against TRL's.
+
+    python benchmarks/cost_of_methods.py                                        # the lab's base model and forget set
+    python benchmarks/cost_of_methods.py --model facebook/opt-125m --forget rtp_triples_train.jsonl --kind continuation
+    python benchmarks/cost_of_methods.py --trl                                  # also TRL's DPOTrainer (pip install trl)
+
+A method and its counterpart take steps in turn, in one process, on the same batches, each with its own AdamW: the
+counterpart computes cross-entropy on exactly the rows the method reads (harmless, harmful and random rows on their
+responses, retain rows whole). Medians of `--pairs` pairs after one to warm up. Peak memory: a process of its own for each,
+the high-water mark above what was held when training began. Prints one row a method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from wpn_bench import models, prompts
+from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.unlearn.batches import Batch, Batches
+from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods.base import Method, cross_entropy
+
+
+def peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Bench:
+    """The model, its data and batches for a method."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.ref = models.resolve(args.model, None)
+        self.base, self.tokenizer = models.load(self.ref.path, args.device, "float32")
+        lab = self.ref.is_lab
+        forget = args.forget or ("lab_forget" if lab else "pku_forget")
+        self.items = prompts.load_prompts(prompts.spec_for(forget, role="forget", kind=args.kind)).items
+        texts = prompts.spec_for("lab_retain" if lab else "wikitext_retain", role="retain", kind="text")
+        self.texts = prompts.load_texts(texts).texts
+
+    def batches(self, method: Method) -> list[Batch]:
+        config = method.config
+        made = Batches(
+            self.tokenizer,
+            self.items,
+            self.texts,
+            template=QUESTION_TEMPLATE,
+            uses=method.uses,
+            steps=self.args.pairs + 1,
+            batch_size=self.args.batch_size,
+            retain_batch_size=self.args.batch_size,
+            negatives=method.negatives,
+            random_answers=method.random_answers,
+            max_length=config.max_length,
+            retain_max_length=config.retain_max_length,
+            seed=0,
+        )
+        return [Batch.from_tensors(made[k]) for k in range(len(made))]
+
+    def stepper(self, loss: Callable[[Any, Batch], Any]) -> Callable[[Batch], float]:
+        """A function that takes one optimiser step on a batch and returns its seconds."""
+        import torch
+
+        model = models.load_fresh(self.ref.path, self.args.device, "float32")
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+        def step(batch: Batch) -> float:
+            began = time.perf_counter()
+            optimiser.zero_grad(set_to_none=True)
+            loss(model, batch).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            if self.args.device == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - began
+
+        return step
+
+
+def plain(model: Any, batch: Batch) -> Any:
+    """Cross-entropy on all rows of the batch."""
+    parts = [(rows, rows.response_mask) for rows in (batch.harmless, batch.harmful, batch.random) if rows is not None]
+    if batch.retain is not None:
+        parts.append((batch.retain, batch.retain.attention_mask))
+    return sum(cross_entropy(model, rows, mask) for rows, mask in parts)
+
+
+def cost(bench: Bench, name: str) -> dict[str, Any]:
+    kind = METHODS.get(name)
+    method = kind(kind.Config())
+    batches = bench.batches(method)
+    reference = bench.base if method.needs_reference else None
+    ours = bench.stepper(lambda model, batch: method.loss(model, batch, reference).total)
+    theirs = bench.stepper(plain)
+    times = [(ours(b), theirs(b)) for b in batches][1:]
+    tokens = [sum(int(r.attention_mask.sum()) for r in vars(b).values() if r is not None) for b in batches]
+    return {
+        "method": name,
+        "tokens": round(median(tokens)),
+        "seconds": median(t for t, _ in times),
+        "plain": median(t for _, t in times),
+        "ratio": median(a / b for a, b in times),
+    }
+
+
+def memory(args: argparse.Namespace, name: str) -> float:
+    """Peak memory above the start, of the method over that of its counterpart."""
+    above = []
+    for what in (name, f"plain:{name}"):
+        command = [sys.executable, __file__, "--only-memory", what, "--model", args.model, "--kind", args.kind]
+        command += ["--batch-size", str(args.batch_size), "--device", args.device]
+        command += ["--forget", args.forget] if args.forget else []
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        above.append(json.loads(done.stdout.splitlines()[-1])["above"])
+    return float(above[0] / above[1])
+
+
+def only_memory(args: argparse.Namespace) -> None:
+    args.pairs = 2
+    bench = Bench(args)
+    name = args.only_memory.removeprefix("plain:")
+    kind = METHODS.get(name)
+    method = kind(kind.Config())
+    batches = bench.batches(method)
+    if args.only_memory == name:
+        step = bench.stepper(
+            lambda model, batch: method.loss(model, batch, bench.base if method.needs_reference else None).total
+        )
+    else:
+        step = bench.stepper(plain)
+    before = peak_kib()
+    for batch in batches:
+        step(batch)
+    print(json.dumps({"above": max(1, peak_kib() - before)}))
+
+
+def against_trl(bench: Bench) -> tuple[float, float]:
+    """Seconds a step of our DPO and of TRL's, on the same pairs in the same batches, each in its own trainer."""
+    import tempfile
+
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from wpn_bench.prompts import joined, render
+    from wpn_bench.unlearn.train import train
+
+    kind = METHODS.get("dpo")
+    steps, size = bench.args.pairs * 2, bench.args.batch_size
+    config = kind.Config(steps=steps, batch_size=size, alpha=0.0, save_every=0)
+    items = [i for i in bench.items if i.harmless and i.harmful]
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt": render(i, QUESTION_TEMPLATE),
+                "chosen": joined(i.harmless[0]),
+                "rejected": joined(i.harmful[0]),
+            }
+            for i in (items * (1 + steps * size // len(items)))[: steps * size]
+        ]
+    )
+    ours, theirs = [], []
+    for _ in range(3):
+        model = models.load_fresh(bench.ref.path, bench.args.device, "float32")
+        began = time.perf_counter()
+        train(
+            model,
+            bench.tokenizer,
+            kind(config),
+            items,
+            bench.texts,
+            template=QUESTION_TEMPLATE,
+            seed=0,
+            reference=bench.base,
+        )
+        ours.append((time.perf_counter() - began) / steps)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = DPOTrainer(
+                model=models.load_fresh(bench.ref.path, bench.args.device, "float32"),
+                ref_model=bench.base,
+                args=DPOConfig(
+                    output_dir=scratch,
+                    per_device_train_batch_size=size,
+                    max_steps=steps,
+                    beta=config.beta,
+                    max_length=config.max_length,
+                    learning_rate=1e-5,
+                    report_to=[],
+                    save_strategy="no",
+                    logging_strategy="no",
+                    disable_tqdm=True,
+                    gradient_checkpointing=False,
+                    bf16=False,
+                    use_cpu=bench.args.device == "cpu",
+                ),
+                train_dataset=pairs,
+                processing_class=bench.tokenizer,
+            )
+            began = time.perf_counter()
+            trainer.train()
+            theirs.append((time.perf_counter() - began) / steps)
+    return median(ours), median(theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lab")
+    parser.add_argument("--forget")
+    parser.add_argument("--kind", default="question", choices=("question", "continuation"))
+    parser.add_argument("--methods", default=",".join(METHODS.names()))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trl", action="store_true")
+    parser.add_argument("--only-memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only_memory:
+        only_memory(args)
+        return
+    bench = Bench(args)
+    print("| method | tokens a step | s a step | plain fine-tuning, s | time ratio | peak memory ratio |")
+    print("|---|---|---|---|---|---|")
+    for name in args.methods.split(","):
+        row = cost(bench, name)
+        print(
+            f"| {name} | {row['tokens']} | {row['seconds']:.3f} | {row['plain']:.3f} | {row['ratio']:.2f} |"
+            f" {memory(args, name):.2f} |",
+            flush=True,
+        )
+    if args.trl:
+        ours, theirs = against_trl(bench)
+        print(f"\nDPO, a step in the trainer: {ours:.3f} s; TRL's DPOTrainer {theirs:.3f} s; ratio {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()
