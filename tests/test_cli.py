@@ -103,6 +103,8 @@ def test_list_a_method_shows_its_formula_and_options(cli: Cli) -> None:
     assert "log(1 + sum_j exp(s(x, y-_j) - s(x, y+)))" in " ".join(said.out.split())
     assert re.search(r"temperature = \d", said.out)
     assert "position" in said.out
+    assert "--tune searches lr: 0.333 to 3 times its own, by its logarithm" in said.out
+    assert "--tune searches steps: 0.5 or 1 or 2 times its own" in said.out
 
 
 # --- from options to a configuration ---------------------------------------------------------------------------------

@@ -337,3 +337,58 @@ def test_costs() -> None:
         ("wpn", "cost", "train", "seconds", 1.235, 2),
         ("base", "cost", "run", "peak_memory_mb", 512.0, 1),
     ]
+
+
+# --- tuning, and the curve over training steps -----------------------------------------------------------------------
+
+
+def test_macro_accuracy_counts_each_task_once(documents: Callable[..., Measurement]) -> None:
+    found = [documents("wpn", 0, "copa", [1, 1, 0, 0]), documents("wpn", 0, "piqa", [1] * 10)]
+    assert compare.macro_accuracy(found) == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_token_loss_of_a_text_and_of_a_broken_model(windows: Callable[..., Measurement]) -> None:
+    assert compare.token_loss(windows("wpn", 0, [20.0, 40.0], n=10)) == pytest.approx(3.0)
+    assert compare.token_loss(windows("ga", 0, [20.0, NAN])) == math.inf
+    assert compare.token_loss(windows("ga", 1, [20.0, math.inf])) == math.inf
+
+
+def test_a_curve_has_a_mean_where_every_seed_has_a_point(
+    samples: Callable[..., Measurement], documents: Callable[..., Measurement]
+) -> None:
+    def at(seed: int, step: int, toxicity: list[float], coherent: list[bool], correct: list[int]) -> list[Measurement]:
+        name = f"{seed}-{step}"
+        asked = samples("wpn", seed, toxicity, coherent=list(coherent), name=name)
+        return [asked, *(documents("wpn", seed, f"{task}-{name}", correct) for task in ("copa", "piqa"))]
+
+    points = {
+        (0, 0): at(0, 0, [0.9, 0.9], [True, True], [1, 1]),
+        (0, 5): at(0, 5, [0.1, 0.1], [True, False], [1, 0]),
+        (1, 0): at(1, 0, [0.9, 0.9], [True, True], [1, 1]),
+        (1, 5): at(1, 5, [0.1, 0.9], [True, True], [0, 0]),
+        (1, 9): at(1, 9, [0.1, 0.1], [False, False], [0, 0]),
+    }
+    rows = {(r["seed"], r["step"], r["metric"]): r for r in compare.curve_rows(points, 0.5)}
+    assert len(rows) == 3 * (len(points) + 2)
+    value = {key: row["value"] for key, row in rows.items()}
+    assert (value[0, 5, "harmless_rate"], value[0, 5, "coherent_harmless_rate"]) == (1.0, 0.5)
+    assert (value[0, 5, "macro_accuracy"], rows[0, 5, "macro_accuracy"]["n"]) == (0.5, 4)
+    assert value[None, 5, "harmless_rate"] == pytest.approx(0.75)
+    expected = stats.over_seeds([1.0, 0.5], 0.0, 1.0)
+    assert (rows[None, 5, "harmless_rate"]["ci_low"], rows[None, 5, "harmless_rate"]["n"]) == (expected.low, 4)
+    assert (None, 9, "harmless_rate") not in rows
+
+
+def test_a_curve_of_one_seed_task_or_suite(
+    samples: Callable[..., Measurement], documents: Callable[..., Measurement]
+) -> None:
+    asked = {(3, 5): [samples("wpn", 3, [0.1, 0.9])]}
+    rows = compare.curve_rows(asked, 0.5)
+    assert {(r["seed"], r["metric"]) for r in rows} == {
+        (seed, metric) for seed in (3, None) for metric in ("harmless_rate", "coherent_harmless_rate")
+    }
+    (one, all_) = [r for r in rows if r["metric"] == "harmless_rate"]
+    assert one | {"seed": None} == all_
+    rows = compare.curve_rows({(3, 5): [documents("wpn", 3, "copa", [1, 0, 0])]}, 0.5)
+    assert [(r["metric"], r["value"]) for r in rows] == [("macro_accuracy", pytest.approx(1 / 3))] * 2
+    assert compare.curve_rows({}, 0.5) == []

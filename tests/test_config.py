@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
     assert chosen.preset == name
     assert chosen.title
     assert chosen.stages == STAGES
-    assert {"wpn", "ga", "ga_answer", "sft"} == set(chosen.methods)
+    assert {"wpn", "ga", "sft"} <= set(chosen.methods)
     for method, options in chosen.methods.items():
-        METHODS.get(method).Config(**options)
+        method_of(method).Config(**options)
     assert len(chosen.attacks) >= 4
     assert all(attacks.get_attack(attack).title for attack in chosen.attacks)
     assert len(chosen.ood) >= 2
@@ -69,6 +70,18 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         "pubmedqa",
     }
     assert get_judge(chosen.judge).title == "Detoxify"
+
+
+def test_the_ablation_is_every_combination_once() -> None:
+    chosen = build("ablation")
+    varieties = [METHODS.get("wpn").Config(**o) for n, o in chosen.methods.items() if n.partition(":")[0] == "wpn"]
+    found = [(v.space, v.pooling, v.anchor > 0, v.kl > 0) for v in varieties]  # type: ignore[attr-defined]
+    on_off = (True, False)
+    assert sorted(found) == sorted(product(("output", "hidden"), ("position", "mean", "last"), on_off, on_off))
+    # `wpn` is what WPN is by default, and nothing else differs between the varieties.
+    assert METHODS.get("wpn").Config(**chosen.methods["wpn"]) == METHODS.get("wpn").Config()
+    assert {key for o in chosen.methods.values() for key in o} == {"space", "pooling", "anchor", "kl"}
+    assert chosen.curve_methods() == ["wpn", "ga"]
 
 
 def test_the_defaults_are_the_protocols() -> None:

@@ -62,6 +62,25 @@ def test_bars_on_a_terminal_and_only_there(monkeypatch: pytest.MonkeyPatch) -> N
     assert "note: two prompts were dropped" in shown
 
 
+def test_jobs_that_are_announced_later_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning comes before the run and announces its own jobs: one bar counts them all."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with reporter() as bars:
+        for label, more in (("tune wpn, trial 0/1: train", 1), ("train wpn", 2)):
+            bars.plan(more)
+            bars.start(label)
+            bars.finish(label, "done", 1.0)
+    assert "2/3" in screen.getvalue()
+
+
 def test_a_stopwatch_runs() -> None:
     watch = Stopwatch()
     first = watch.seconds

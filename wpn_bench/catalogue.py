@@ -89,6 +89,8 @@ def show(what: str | None) -> None:
         )
         for name, field in method.Config.model_fields.items():
             console.print(f"  {name} = {field.default!r}  {field.description or ''}", markup=False, highlight=False)
+        for name, searched in method.search.items():
+            console.print(f"  --tune searches {name}: {searched}", markup=False, highlight=False)
         return
     if what is not None and what not in KINDS:
         near = nearest(what, [*KINDS, *METHODS])

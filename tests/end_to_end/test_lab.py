@@ -205,3 +205,43 @@ def test_killed_half_way_and_started_again(
     assert Counter(statuses.values()) == {"cached": len(survived), "done": total - len(survived)}
     assert comparable(place.results("killed")) == comparable(place.results())
     assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
+
+
+def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
+    (place.folder / "tuned.yaml").write_text(CONFIG + "curve: {steps: [0, 2], limit: 2}\n")
+    more = ("--config", "tuned.yaml", "--tune", "2", "--curve", "--seeds", "2", "--benchmarks", "lab_copa,lab_piqa")
+    first = place.run(*more, out="tuned", store="tuned_store")
+    assert first.returncode == 0, first.stderr
+    results = place.results("tuned")
+    validate(results)
+    assert (results["run"]["tuning"]["trials"], results["run"]["tuning"]["prompts"]) == (2, 3)
+    assert len(results["run"]["tuning"]["ability_sets"]) == 9
+    for name in ("wpn", "ga"):
+        model = results["models"][name]
+        chosen = model["tuning"]["trials"][model["tuning"]["chosen"]]
+        assert [t["trial"] for t in model["tuning"]["trials"]] == [0, 1]
+        assert {option: model["config"][option] for option in chosen["params"] if option != "lr"} == {
+            option: value for option, value in chosen["params"].items() if option != "lr"
+        }
+        assert model["lr"] == chosen["params"]["lr"]
+        assert {row["metric"] for row in model["curve"]} == {
+            "harmless_rate",
+            "coherent_harmless_rate",
+            "macro_accuracy",
+        }
+        for seed in (0, 1):
+            steps = {row["step"] for row in model["curve"] if row["seed"] == seed}
+            assert {0, 2} <= steps | {2}
+            assert max(steps) == model["steps"][seed]
+    # Gradient ascent keeps its stop rule in every trial.
+    assert results["models"]["ga"]["config"]["stop_at_harmless_rate"] == 0.9
+    html = (place.folder / "tuned" / "report.html").read_text()
+    for section in ("tuning", "curves"):
+        assert f'<section id="{section}">' in html
+
+    start = time.monotonic()
+    again = place.run(*more, out="tuned again", store="tuned_store")
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - start < 60
+    assert set(place.stages("tuned again").values()) == {"cached"}
+    assert comparable(place.results("tuned again")) == comparable(results)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wpn_bench.unlearn.methods.base import Method
 
+_TIMES = " times its own"
 DIGITS = 3  # significant digits of a drawn number: no result hangs on the fourth, and a report can print them all
 
 
@@ -30,6 +31,9 @@ class Log:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"a logarithmic range needs 0 < low < high, not {self.low} and {self.high}")
+
+    def __str__(self) -> str:
+        return f"{self.low:.3g} to {self.high:.3g}{_TIMES * self.relative}, by its logarithm"
 
     def __contains__(self, value: object) -> bool:
         return _between(self.low, value, self.high)
@@ -47,6 +51,9 @@ class Float:
         if not -math.inf < self.low < self.high < math.inf or (self.relative and self.low <= 0):
             raise ValueError(f"a range needs low < high (relative: above 0), not {self.low} and {self.high}")
 
+    def __str__(self) -> str:
+        return f"{self.low:.3g} to {self.high:.3g}{_TIMES * self.relative}"
+
     def __contains__(self, value: object) -> bool:
         return _between(self.low, value, self.high)
 
@@ -63,6 +70,9 @@ class Choice:
             raise ValueError(f"a choice needs options, each once, not {self.options}")
         if self.relative and not all(_between(0, o, math.inf) and o for o in self.options):
             raise ValueError(f"multiples are numbers above 0, not {self.options}")
+
+    def __str__(self) -> str:
+        return f"{' or '.join(map(str, self.options))}{_TIMES * self.relative}"
 
     def __contains__(self, value: object) -> bool:
         return value in self.options

@@ -103,7 +103,7 @@ class Loss:
 class Method(ABC):
     """Subclass in a file of its own; the docstring is the formula, `loss` follows it line by line.
 
-    `search` is what `--tune` varies. A method adds its own options: `search = {**Method.search, "kl": Log(0.3, 3)}`.
+    `search` is what `--tune` varies. A method adds its own options: `search: ClassVar = {**Method.search, "kl": Log(0.3, 3)}`.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from wpn_bench.unlearn.methods.base import (
     spread,
     token_logprobs,
 )
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,7 @@ class WPN(Method):
     title = "WPN"
     paper = "Chen, Wang, Sun, Chen 2024, WPN (ECAI 2024), arXiv:2408.09459 (abstract; details are this project's)"
     Config = WPNConfig
+    search: ClassVar = {**Method.search, "anchor": Log(0.2, 1.0), "kl": Log(0.3, 3.0)}
     config: WPNConfig
 
     @property
