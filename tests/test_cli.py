@@ -217,6 +217,40 @@ def test_a_method_keeps_what_the_preset_says_of_it(asked: Callable[..., Any]) ->
     assert config.methods == {"ga": {"stop_at_harmless_rate": 0.9}}
 
 
+def test_how_it_is_trained(asked: Callable[..., Any], tmp_path: Path) -> None:
+    assert asked("full")[0].training == {}
+    config, _ = asked(
+        "train", "--method", "wpn", "--lora", 16, "--mixed-precision", "bf16", "--gradient-checkpointing",
+        "--accumulation", 4, "--report-to", "tensorboard, wandb",
+    )  # fmt: skip
+    assert config.training == {
+        "lora": 16,
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "accumulation": 4,
+    }
+    assert list(config.methods) == ["wpn"]
+    assert config.report_to == ("tensorboard", "wandb")
+    (tmp_path / "mine.yaml").write_text("training: {lora: {rank: 4, dropout: 0.1}, accumulation: 2}\n")
+    config, _ = asked("full", "--config", "mine.yaml", "--accumulation", 8)
+    assert config.training == {"lora": {"rank": 4, "dropout": 0.1}, "accumulation": 8}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--lora", 0, "--lora 0 is not a positive number"),
+        ("--accumulation", -1, "--accumulation -1 is not a positive number"),
+        ("--mixed-precision", "fp8", "training: mixed_precision: "),
+    ],
+)
+def test_what_cannot_be_trained(cli: Cli, tmp_path: Path, option: str, value: object, problem: str) -> None:
+    said = cli("train", option, value, "--out", tmp_path / "x")
+    assert said.code == 2
+    assert said.err.startswith(f"wpn-bench: {problem}")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_configuration_file_goes_between(asked: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("limit: 3\nthreshold: 0.4\nmethods: {wpn: {steps: 2}, sft: {steps: 1}}\n")
     config, _ = asked("full", "--config", "mine.yaml", "--limit", 5, "--methods", "wpn")
@@ -291,7 +325,18 @@ def test_a_failed_job_ends_in_1_and_is_named(cli: Cli, monkeypatch: pytest.Monke
 
 
 def test_a_good_run_ends_in_0(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    results = {"run": {"failed": [], "skipped": []}, "models": {"ga": {"method": "ga", "status": "ok", "steps": [3]}}}
+    model = {
+        "method": "ga",
+        "status": "ok",
+        "steps": [3, 3],
+        "folder": {"0": "models/ga-seed0", "1": "models/ga-seed1"},
+    }
+    results = {"run": {"failed": [], "skipped": []}, "models": {"ga": model}}
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: results)
     said = cli("train", "--out", tmp_path)
     assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[1:] == [
+        "ga: ok, [3, 3] steps",
+        f"model: {tmp_path / 'models' / 'ga-seed0'}",
+        f"model: {tmp_path / 'models' / 'ga-seed1'}",
+    ]

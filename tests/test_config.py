@@ -146,6 +146,14 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"curve": {"steps": (5, 5)}}, "setting curve.steps: .*each once", "tasks/presets"),
         ({"curve": {"methods": ("npo",)}}, "the curve is of 'npo', which is not among the methods", "tasks/presets"),
         ({"curve": {"stpes": (5,)}}, "unknown setting 'curve.stpes'", "known|did you mean"),
+        ({"training": {"acumulation": 2}}, "training option 'acumulation'", "did you mean 'accumulation'"),
+        ({"training": {"temperature": 2}}, "training option 'temperature'", "known|did you mean"),
+        ({"training": {"accumulation": 0}}, "training: accumulation: .*greater than or equal to 1", "docs/training.md"),
+        ({"training": {"mixed_precision": "fp8"}}, "training: mixed_precision: ", "docs/training.md"),
+        ({"training": {"lora": {"rank": 0}}}, "training: lora.rank: ", "docs/training.md"),
+        ({"training": {"lora": {"rang": 4}}}, "training option 'lora.rang'", "known|did you mean"),
+        ({"training": {"lora": "big"}}, "training: lora: ", "docs/training.md"),
+        ({"methods": {"wpn": {"lora": 0}}}, "method wpn: lora.rank: ", "wpn-bench list wpn"),
         ({"attacks": ("role_pley",)}, "unknown attack 'role_pley'", "did you mean 'role_play'"),
         ({"judge": "detoxfy"}, "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
@@ -213,3 +221,16 @@ def test_a_configuration_does_not_change(settings: dict[str, Any]) -> None:
 def test_every_preset_file_holds_known_settings_only() -> None:
     for file in presets().values():
         assert set(config.read_yaml(file)) <= set(RunConfig.model_fields)
+
+
+def test_training_is_for_all_methods_and_beneath_their_own(settings: dict[str, Any]) -> None:
+    methods = {"wpn": {}, "ga": {"accumulation": 1}, "sft": {"lora": False, "lr": 0.1}}
+    chosen = from_settings(settings | {"methods": methods, "training": {"accumulation": 4, "lora": 8, "steps": 7}})
+    wpn, ga, sft = (chosen.method_config(name) for name in methods)
+    assert [c.accumulation for c in (wpn, ga, sft)] == [4, 1, 4]
+    assert [c.lora and c.lora.rank for c in (wpn, ga, sft)] == [8, 8, None]
+    assert [c.steps for c in (wpn, ga, sft)] == [7, 7, 7]
+    assert (sft.lr, ga.lr) == (0.1, None)
+    # What neither says is the method's own default.
+    assert (ga.batch_size, wpn.batch_size) == (32, 8)
+    assert type(ga) is METHODS.get("ga").Config

@@ -15,6 +15,8 @@ from wpn_bench import load_run, pipeline
 from wpn_bench.errors import UserError
 from wpn_bench.progress import Reporter
 from wpn_bench.results import validate
+from wpn_bench.store import Store, digest_file
+from wpn_bench.unlearn.methods import METHODS
 
 Plain = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -120,6 +122,38 @@ def test_a_method_that_diverges_fails_alone(finished: Workshop) -> None:
     assert statuses["train ga (seed 1)"] == "failed"
     assert statuses["ga (seed 0): answer in_domain"] == "skipped"
     assert statuses["sft (seed 1): judge in_domain"] == "done"
+
+
+def test_the_models_lie_in_the_run_with_their_cards(finished: Workshop) -> None:
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = finished.folder / "run"
+    results, manifest = load_run(run).results, pipeline.read_manifest(run)
+    assert {p.name for p in (run / "models").iterdir()} == {"sft-seed0", "sft-seed1"}  # ga failed
+    sft = results["models"]["sft"]
+    assert sft["folder"] == {"0": "models/sft-seed0", "1": "models/sft-seed1"}
+    assert results["models"]["ga"]["folder"] == results["models"]["ga"]["digest"] == {}
+    assert len(set(sft["digest"].values())) == 2
+    for seed, folder in sft["folder"].items():
+        weights = run / folder / "model.safetensors"
+        assert sft["digest"][seed] == manifest["models"]["sft"][seed]["digest"] == digest_file(weights)
+        assert weights.stat().st_nlink == 2
+        text = (run / folder / "README.md").read_text()
+        assert str(finished.folder) not in text
+        assert sft["digest"][seed] in text
+        card = ModelCard(text)
+        rates = {e.dataset_name: e for e in card.data.eval_results or [] if e.metric_type == "coherent_harmless_rate"}
+        assert set(rates) == {"in_domain", "other", "typos"}
+        (row,) = [
+            r
+            for r in results["metrics"]
+            if (r["model"], r["seed"], r["set"], r["metric"])
+            == ("sft", int(seed), "in_domain", "coherent_harmless_rate")
+        ]
+        assert rates["in_domain"].metric_value == pytest.approx(row["value"], abs=1e-4)
+        assert AutoModelForCausalLM.from_pretrained(run / folder).config.model_type == "opt"
+        assert AutoTokenizer.from_pretrained(run / folder)("Why?")["input_ids"]
 
 
 def test_every_model_is_asked_the_same(finished: Workshop) -> None:
@@ -244,6 +278,50 @@ def test_varieties_of_a_method_are_models_of_their_own(workshop: Workshop) -> No
     assert {"base", "sft", "sft:kl"} == {r["model"] for r in results["metrics"] if r["suite"] == "harmless"}
     html = (workshop.folder / "run" / "report.html").read_text()
     assert f"{plain['title']} (kl)" in html
+
+
+def test_into_the_same_folder_again(workshop: Workshop) -> None:
+    workshop.run(stages=("train",), seeds=(0, 1))
+    results = workshop.run(stages=("train",))
+    models = workshop.folder / "run" / "models"
+    assert [p.name for p in models.iterdir()] == ["sft"]
+    assert workshop.statuses() == {"train sft (seed 0)": "cached"}
+    assert digest_file(models / "sft" / "model.safetensors") == results["models"]["sft"]["digest"]["0"]
+    # Somebody writes over the weights, and with them over the store's: both are made again.
+    (models / "sft" / "model.safetensors").write_bytes(b"broken")
+    again = workshop.run(stages=("train",))
+    assert workshop.statuses() == {"train sft (seed 0)": "done"}
+    assert again["models"]["sft"]["digest"] == results["models"]["sft"]["digest"]
+
+
+def test_with_lora_the_adapter_lies_beside_the_model(workshop: Workshop) -> None:
+    results = workshop.run(stages=("train",), training={"lora": {"rank": 2}})
+    assert results["models"]["sft"]["config"]["lora"]["rank"] == 2
+    assert results["models"]["sft"]["lr"] == pytest.approx(0.5 / 32)
+    folder = workshop.folder / "run" / "models" / "sft"
+    assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size < 20_000
+    assert pipeline.read_manifest(workshop.folder / "run")["config"]["training"] == {"lora": {"rank": 2}}
+
+
+def test_what_makes_another_training(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of a training: what comes out of it, not how it is carried out or watched."""
+
+    def digest(**changes: Any) -> str:
+        config = configuration.from_settings(workshop.settings | changes)
+        made = pipeline.plan(config, inputs, store, workshop.folder / "logs")
+        return made.trained["sft", 0].digest
+
+    inputs = pipeline.prepare(configuration.from_settings(workshop.settings), Reporter())
+    store = Store(workshop.store)
+    plain = digest()
+    assert digest(training={"save_every": 7}, report_to=("wandb",)) == plain
+    assert digest(training={"steps": 2}) == plain  # what it has of its own anyway
+    others = {digest(training={name: value}) for name, value in
+              {"accumulation": 2, "lora": 2, "mixed_precision": "bf16", "lr": 0.1}.items()}  # fmt: skip
+    assert len(others | {plain}) == 5
+    # A loss that changed says so.
+    monkeypatch.setattr(METHODS.get("sft"), "version", 2)
+    assert digest() != plain
 
 
 def test_only_the_base(workshop: Workshop) -> None:
@@ -429,6 +507,25 @@ def test_a_set_of_which_no_prompt_fits(workshop: Workshop) -> None:
 def test_a_response_longer_than_the_context(workshop: Workshop) -> None:
     with pytest.raises(UserError, match=r"attends to 256 tokens.*--max-new-tokens below 256"):
         workshop.run(decoding={"max_new_tokens": 256})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"training": {"mixed_precision": "fp16"}, "device": "cpu"}, "fp16 needs a CUDA device"),
+        ({"dtype": "float16"}, "weights in float16 cannot be trained"),
+        ({"training": {"lora": {"target_modules": ["query"]}}}, "LoRA finds nothing to adapt"),
+        ({"methods": {"sft": {"lora": {"target_modules": ["lm_head"]}}}}, "one and the same tensor"),
+        ({"report_to": ("tensorbord",)}, "did you mean 'tensorboard'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is(
+    workshop: Workshop, changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        workshop.run(**changes)
+    assert not (workshop.folder / "run").exists()
+    assert not list(workshop.store.glob("*/*/*"))
 
 
 def test_too_few_prompts(workshop: Workshop) -> None:

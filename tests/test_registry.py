@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from wpn_bench import registry
 from wpn_bench.errors import UserError
-from wpn_bench.registry import Registry, nearest, unknown
+from wpn_bench.registry import Registry, nearest, source_digest, unknown
 
 PARTS = {"ordered": "collections:OrderedDict", "counter": "collections:Counter", "broken": "no_such_module:thing"}
 
@@ -73,3 +77,87 @@ def test_the_registries_of_the_package_are_lazy(module: str) -> None:
     code = f"import {module}, sys; print(sorted({{'torch', 'transformers', 'pandas', 'detoxify'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", ["a_package_nobody_has:x", "collections:nothing"])
+def test_a_plug_in_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [EntryPoint("mine", value, group)])
+    parts: Registry[object] = Registry("part", PARTS)
+    module = value.partition(":")[0]
+    with pytest.raises(UserError, match=f"the part 'mine' of the plug-in {module} cannot be loaded .*; mend it or"):
+        parts.get("mine")
+
+
+# --- the digest of a plug-in's source ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package `outside` with a class in a module of a subpackage, and beside it a module and a namespace package."""
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    (tmp_path / "outside" / "__init__.py").write_text("")
+    (tmp_path / "outside" / "helper.py").write_text("x = 1\n")
+    (tmp_path / "outside" / "deep" / "__init__.py").write_text("")
+    (tmp_path / "outside" / "deep" / "part.py").write_text("class Part: pass\n")
+    (tmp_path / "outside" / "data.txt").write_text("data")
+    (tmp_path / "outside_alone.py").write_text("class Part: pass\n")
+    (tmp_path / "outside_space" / "mine").mkdir(parents=True)
+    (tmp_path / "outside_space" / "mine" / "__init__.py").write_text("class Part: pass\n")
+    (tmp_path / "outside_space" / "theirs.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [n for n in sys.modules if n.startswith("outside")]:
+        del sys.modules[name]
+
+
+def test_ours_has_none() -> None:
+    assert source_digest(Registry) is None
+
+
+def test_it_is_of_the_whole_package_and_of_its_code_alone(package: Path) -> None:
+    from importlib import import_module
+
+    part = import_module("outside.deep.part").Part
+    seen = [source_digest(part)]
+    (package / "outside" / "data.txt").write_text("others")
+    (package / "outside_alone.py").write_text("")
+    assert source_digest(part) == seen[0]
+    for name, text in (("helper.py", "x = 2\n"), ("deep/part.py", "class Part: ...\n"), ("new.py", "")):
+        (package / "outside" / name).write_text(text)
+        seen.append(source_digest(part))
+    assert None not in seen
+    assert len(set(seen)) == 4
+
+
+def test_it_does_not_depend_on_where_the_package_lies(package: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from importlib import import_module
+
+    module = import_module("outside.deep.part")
+    before = source_digest(module.Part)
+    copy = shutil.copytree(package / "outside", tmp_path_factory.mktemp("other") / "outside")
+    sys.modules["outside"].__file__ = str(copy / "__init__.py")
+    assert source_digest(module.Part) == before
+
+
+def test_a_module_alone_and_a_namespace(package: Path) -> None:
+    from importlib import import_module
+
+    alone, spaced = import_module("outside_alone").Part, import_module("outside_space.mine").Part
+    before = source_digest(alone), source_digest(spaced)
+    assert None not in before
+    (package / "outside_space" / "theirs.py").write_text("x = 2\n")  # another distribution's
+    assert (source_digest(alone), source_digest(spaced)) == before
+    (package / "outside_alone.py").write_text("class Part: ...\n")
+    (package / "outside_space" / "mine" / "__init__.py").write_text("class Part: ...\n")
+    after = source_digest(alone), source_digest(spaced)
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+
+
+def test_what_was_made_without_a_file_has_none() -> None:
+    part = type("Part", (), {"__module__": "nowhere_at_all"})
+    sys.modules["nowhere_at_all"] = types.ModuleType("nowhere_at_all")
+    try:
+        assert source_digest(part) is None
+    finally:
+        del sys.modules["nowhere_at_all"]

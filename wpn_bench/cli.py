@@ -309,6 +309,8 @@ def _run(config: Any, out: Path, store: Path, reporter: Any) -> None:
         for name, model in results["models"].items():
             if model["method"]:
                 print(f"{name}: {model['status']}, {model['steps']} steps")
+                for folder in model.get("folder", {}).values():
+                    print(f"model: {(out / folder).resolve()}")
     if results["run"]["failed"]:
         raise typer.Exit(EXIT_FAILED)
 

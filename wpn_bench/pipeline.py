@@ -20,13 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import attacks, compare, models, prompts, tuning
+from wpn_bench import attacks, compare, exports, models, prompts, tuning
 from wpn_bench.attacks import AttackContext
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
+from wpn_bench.exports import Export
 from wpn_bench.generation import too_long
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
@@ -697,6 +698,7 @@ def write(
         for o in {**outcomes, **drawn.outcomes}.values()
         if o.status in ("failed", "skipped")
     ]
+    made_models = exports.exports({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run": {
@@ -721,16 +723,18 @@ def write(
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
-        "models": _models(config, made, outcomes, verdicts, trials, drawn),
+        "models": _models(config, made, outcomes, verdicts, trials, drawn, made_models),
         "metrics": [row.json() for row in rows],
     }
     validate(results)
     for frame, name in ((samples, SAMPLES), (documents, DOCUMENTS)):
         if len(frame):
             _write_parquet(frame, out / name)
-    write_json(out / RESULTS, results, indent=1)
     ended = {**trials.outcomes, **outcomes, **drawn.outcomes}
-    write_json(out / MANIFEST, _manifest(config, inputs, ended, command))
+    manifest = _manifest(config, inputs, ended, command, made_models)
+    exports.write(out, made_models, results, manifest)
+    write_json(out / RESULTS, results, indent=1)
+    write_json(out / MANIFEST, manifest)
     from wpn_bench.report.render import render as render_report
 
     render_report(out)
@@ -767,6 +771,7 @@ def _models(
     verdicts: Mapping[str, dict[str, Any]],
     trials: Trials,
     drawn: Drawn,
+    models: Iterable[Export],
 ) -> dict[str, Any]:
     described: dict[str, Any] = {
         BASE: {"title": "Base model", "method": None, "config": {}, "paper": "", "status": "ok", "reason": None}
@@ -793,6 +798,8 @@ def _models(
             "non_inferiority": verdicts.get(name),
             "tuning": trials.by_model[name].json() if name in trials.by_model else None,
             "curve": drawn.by_model.get(name),
+            "digest": {str(m.seed): m.digest for m in models if m.method == name},
+            "folder": {str(m.seed): m.folder for m in models if m.method == name},
         }
     return described
 
@@ -811,19 +818,26 @@ def _peak_memory_mb() -> float:
     return peak / (1024 * 1024) if sys.platform == "darwin" else peak / 1024
 
 
-def _manifest(config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str) -> dict[str, Any]:
+def _manifest(
+    config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str, trained: Iterable[Export]
+) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
         if settings[name]:
             settings[name] = _no_home(settings[name])
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_no_home(s) for s in settings[name]]
+    by_method: dict[str, dict[str, Any]] = {}
+    for one in trained:
+        described = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
+        by_method.setdefault(one.method, {})[str(one.seed)] = described
     return {
         "wpn_bench": version("wpn-bench"),
         "command": command,
         "config": settings,
         "config_digest": digest_of(settings),
         "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
+        "models": by_method,
         "judge": {"name": config.judge, "digest": inputs.judge_digest},
         "prompt_sets": {
             s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}

@@ -65,13 +65,15 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
         self.kind = kind
         self._parts = dict(parts)
+        self._plugins: set[str] = set()
         self._plugins_read = False
 
     def _all(self) -> dict[str, str]:
         if not self._plugins_read:
             for point in entry_points(group=f"wpn_bench.{self.kind}s"):
                 # A plug-in never silently replaces a part of ours: results would change under an old name.
-                self._parts.setdefault(point.name, point.value)
+                if self._parts.setdefault(point.name, point.value) == point.value:
+                    self._plugins.add(point.name)
             self._plugins_read = True
         return self._parts
 
@@ -89,5 +91,13 @@ class Registry(Generic[T]):
         if name not in parts:
             raise unknown(self.kind, name, parts)
         module, _, attribute = parts[name].partition(":")
-        part: Any = getattr(import_module(module), attribute)
+        try:
+            part: Any = getattr(import_module(module), attribute)
+        except Exception as e:
+            if name not in self._plugins:
+                raise
+            raise UserError(
+                f"the {self.kind} {name!r} of the plug-in {module} cannot be loaded ({type(e).__name__}: {e})",
+                "mend it or uninstall it",
+            ) from e
         return part

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,9 @@ from wpn_bench import models
 from wpn_bench.errors import JobFailed
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.batches import Batch, Batches
+from wpn_bench.unlearn.loop import Record, UnlearnTrainer
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_over, token_logprobs
+from wpn_bench.unlearn.train import Curves
 
 from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of
 
@@ -338,3 +342,54 @@ def test_weights_lost_in_the_last_step(small_opt: Path, items: list[Item]) -> No
     """No loss follows that could tell."""
     with pytest.raises(JobFailed, match="weights of sft are no numbers any more at step 1"):
         Done(small_opt, method_of("sft", steps=1, lr=3e38, weight_decay=10.0), items, [])
+
+
+def test_overflows_of_fp16_are_skipped_steps_until_there_are_too_many() -> None:
+    from types import SimpleNamespace
+
+    trainer = object.__new__(UnlearnTrainer)
+    trainer.accelerator = SimpleNamespace(scaler=object())
+    trainer.method, trainer.state = Probe(MethodConfig()), SimpleNamespace(global_step=7)
+    trainer.record, trainer.peak_lr, trainer.overflows = Record(), 0.1, 0
+    for norm in [math.inf] * 20 + [1.0] + [math.nan] * 20:
+        assert trainer._watch_gradients(norm) is norm
+    with pytest.raises(JobFailed, match="the gradient of probe has norm inf at step 8"):
+        trainer._watch_gradients(math.inf)
+    trainer.accelerator.scaler = None
+    trainer.overflows = 0
+    with pytest.raises(JobFailed, match="has norm nan"):
+        trainer._watch_gradients(math.nan)
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_go_where_they_are_asked_for(
+    small_opt: Path, items: list[Item], texts: list[str], weights: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    logged: list[dict[str, Any]] = []
+    began: list[tuple[Any, Any]] = []
+
+    class Spy(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            began.append((args.run_name, os.environ.get("TENSORBOARD_LOGGING_DIR")))
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logged.append({"step": state.global_step, **logs})
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "spy", Spy)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    method = method_of("wpn", steps=3, accumulation=2)
+    done = Done(small_opt, method, items, texts, curves=Curves(("spy",), "wpn-seed0", tmp_path / "logs"))
+    assert began == [("wpn-seed0", str(tmp_path / "logs" / "wpn-seed0"))]
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    steps = [entry for entry in logged if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    for entry, kept in zip(steps, done.said.history, strict=True):
+        assert entry["loss"] == pytest.approx(kept["loss"], rel=1e-5)
+        assert {"grad_norm", "learning_rate", "loss/n_pair", "loss/harmless_loss", "loss/retain_kl"} <= set(entry)
+    # To be watched changes nothing.
+    assert equal(weights(done.model), weights(Done(small_opt, method, items, texts).model))

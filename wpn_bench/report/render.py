@@ -133,11 +133,11 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "samples": pack(view, run_dir / SAMPLES),
         "configs": {view.title(name): model["config"] for name, model in view.models.items() if model.get("config")},
     }
-    return _environment().get_template("report.html.j2").render(context | more)
+    return environment().get_template("report.html.j2").render(context | more)
 
 
 def _markdown(context: dict[str, Any], *, has_html: bool) -> str:
-    text = _environment().get_template("report.md.j2").render(context | {"has_html": has_html})
+    text = environment().get_template("report.md.j2").render(context | {"has_html": has_html})
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -173,7 +173,8 @@ def _raw(text: str) -> Any:
     return Markup(text)
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """Jinja over `reports/templates`, with the filters that its templates use."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(

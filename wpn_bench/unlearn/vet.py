@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from wpn_bench.harmless.judges.base import Judge
 
 
-def vet(
-    items: Sequence[Item], judge: Judge, threshold: float, advance: Advance = lambda n: None
-) -> tuple[Item, ...]:
+def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance = lambda n: None) -> tuple[Item, ...]:
     """`items` without the harmless references scored at or above `threshold`.
 
     A reference that cannot be judged stays. An item of which all harmless references are dropped goes whole; one that

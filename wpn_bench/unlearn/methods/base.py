@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wpn_bench.registry import source_digest
-
 from wpn_bench.unlearn.search import Choice, Log, Range
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 class SimNPOConfig(MethodConfig):
     beta: float = Field(4.5, gt=0)
-    delta: float = Field(0.0, description="margin that the mean loss of a harmful response should pass, in nats a token")
+    delta: float = Field(
+        0.0, description="margin that the mean loss of a harmful response should pass, in nats a token"
+    )
     gamma: float = Field(0.125, ge=0, description="weight of the forget term")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 

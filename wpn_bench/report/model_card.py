@@ -1,0 +1,171 @@
+"""The model card of a trained model: what the Hugging Face hub reads of it, and what a person should know who finds it.
+
+Made from the run's results and manifest alone, like the report.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from wpn_bench.report.numbers import interval, percent, plain, points, signed_interval
+from wpn_bench.report.render import environment
+from wpn_bench.unlearn.methods import METHODS
+
+TEMPLATE = "model_card.md.j2"
+
+# suite -> metrics that a card shows, with their names. A rate is a fraction.
+_SHOWN = {
+    "harmless": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
+    "ood": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
+    "attack": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
+    "benign": {"coherent_rate": "coherent rate", "refusal_rate": "refusal rate"},
+    "benchmark": {"accuracy": "accuracy", "perplexity": "perplexity"},
+}
+_SUITES = {
+    "harmless": "in domain",
+    "ood": "out of distribution",
+    "attack": "in-domain prompts under attack",
+    "benign": "harmless prompts",
+    "benchmark": "benchmarks and plain text",
+}
+_NAMES = {"nine": "macro average of the benchmarks", "heldout_text": "held-out text"}
+
+
+class Figure(NamedTuple):
+    """One metric of the model: `row` of results.json, and how it is named."""
+
+    row: dict[str, Any]
+    suite: str
+    dataset: str
+    metric: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Suite, data, metric, value with its interval, change against the base, number of items."""
+        row = self.row
+        if row["metric"] == "perplexity":
+            value, change = plain(row["value"]), ""
+            span = interval(row["ci_low"], row["ci_high"], 1.0, 2)
+        else:
+            value, span = percent(row["value"]), interval(row["ci_low"], row["ci_high"])
+            change = points(row["delta"]) if row["delta"] is not None else ""
+            change += f" {signed_interval(row['delta_ci_low'], row['delta_ci_high'])}" if change else ""
+        return _SUITES[self.suite], self.dataset, self.metric, f"{value} {span}".strip(), change.strip(), str(row["n"])
+
+
+def card(
+    results: dict[str, Any], manifest: dict[str, Any], training: dict[str, Any], model: str, seed: int, digest: str
+) -> str:
+    """The README.md of `model` trained with `seed`, whose weights have the SHA-256 `digest`; `training` is what training
+    left beside them.
+
+    Its front matter is what `huggingface_hub.ModelCard` reads. `base_model` stands there only for a base from the hub: of a
+    folder on somebody's disk only the last part of its name is given, in the text.
+    """
+    run, described = results["run"], results["models"][model]
+    figures = _figures(results, manifest, model, seed)
+    base = "the embedded lab's model" if run["lab"] else PurePath(str(run["model"])).name
+    settings = {k: v for k, v in described["config"].items() if v is not None}
+    kind = METHODS.get(model)
+    return str(
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            front_matter=_front_matter(run, manifest, model, figures),
+            name=f"{described['title']} on {base}",
+            base=run["model"] if run["revision"] else base,
+            run=run,
+            model=described,
+            formula=inspect.getdoc(kind) or "",
+            settings=settings,
+            training=training,
+            seed=seed,
+            digest=digest,
+            data=_data(manifest, kind(kind.Config(**described["config"])).uses, "stop_at_harmless_rate" in settings),
+            figures=[f.cells for f in figures],
+            manifest=manifest,
+            lora=bool(settings.get("lora")),
+        )
+    )
+
+
+def _figures(results: dict[str, Any], manifest: dict[str, Any], model: str, seed: int) -> list[Figure]:
+    found = []
+    for row in results["metrics"]:
+        shown = _SHOWN.get(row["suite"], {})
+        if row["model"] == model and row["seed"] == seed and row["metric"] in shown and row["value"] is not None:
+            name = _NAMES.get(row["set"], row["set"])
+            found.append(Figure(row, row["suite"], name, shown[row["metric"]]))
+    suites, sets = list(_SHOWN), list(dict.fromkeys(f.dataset for f in found))
+    names = [name for shown in _SHOWN.values() for name in shown]
+    return sorted(found, key=lambda f: (suites.index(f.suite), sets.index(f.dataset), names.index(f.row["metric"])))
+
+
+def _front_matter(run: dict[str, Any], manifest: dict[str, Any], model: str, figures: list[Figure]) -> str:
+    """YAML of the metadata. `model-index` is left out of a model that was not measured: the hub wants results in it."""
+    from huggingface_hub import ModelCardData
+
+    data: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["unlearning", "wpn-bench", model],
+    }
+    if run["revision"]:
+        data["base_model"] = run["model"]
+    trained_on = [s["source"].get("hub") for s in manifest["prompt_sets"].values() if s["suite"] == "forget"]
+    trained_on += [t["source"].get("hub") for t in manifest["texts"].values() if t["role"] == "retain"]
+    if hub := [name for name in trained_on if name]:
+        data["datasets"] = list(dict.fromkeys(hub))
+    if figures:
+        data["model_name"] = f"{PurePath(str(run['model'])).name}-{model}"
+        data["eval_results"] = [_eval_result(f, manifest) for f in figures]
+    text: str = ModelCardData(**data).to_yaml()
+    return text.strip()
+
+
+def _eval_result(figure: Figure, manifest: dict[str, Any]) -> Any:
+    from huggingface_hub import EvalResult
+
+    row = figure.row
+    where: dict[str, Any] = {"dataset_type": row["set"], "dataset_name": figure.dataset}
+    source = (manifest["prompt_sets"].get(row["set"]) or {}).get("source", {})
+    if source.get("hub") and row["suite"] != "attack":
+        where |= {"dataset_type": source["hub"], "dataset_config": source.get("config")}
+        where |= {"dataset_split": source.get("split"), "dataset_revision": source.get("revision")}
+    task = manifest["tasks"].get(row["set"])
+    if task and task["dataset"]:
+        where |= {"dataset_type": task["dataset"], "dataset_revision": task["revision"]}
+    return EvalResult(
+        task_type="text-generation",
+        task_name=_SUITES[figure.suite],
+        metric_type=row["metric"],
+        metric_name=figure.metric,
+        metric_value=round(row["value"], 4),
+        metric_args={"n": row["n"], "low": _round(row["ci_low"]), "high": _round(row["ci_high"])},
+        **where,
+    )
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _data(manifest: dict[str, Any], uses: frozenset[str], stops: bool) -> list[tuple[str, str, int]]:
+    """(what for, which, how many) of the data that training saw: retain texts only if the loss reads them, validation
+    prompts only if a stop rule looked at them."""
+    used = [("to forget", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "forget"]
+    if "retain" in uses:
+        used += [("to retain", n, t) for n, t in manifest["texts"].items() if t["role"] == "retain"]
+    if stops:
+        used += [("to stop by", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "validation"]
+    return [(what, _origin(name, entry["source"]), entry["n"]) for what, name, entry in used]
+
+
+def _origin(name: str, source: dict[str, Any]) -> str:
+    where = source.get("hub") or source.get("file") or ("embedded lab" if source.get("lab") else "")
+    revision = str(source.get("revision") or "")
+    text = f"{name} ({where}{' at ' + revision[:12] if revision else ''})" if where else name
+    return re.sub(r"\s+", " ", text)
