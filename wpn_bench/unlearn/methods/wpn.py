@@ -41,7 +41,7 @@ class WPNConfig(MethodConfig):
     pooling: Pooling = "mean"
     n: int = Field(3, ge=2, description="one positive and n - 1 negatives an item")
     temperature: float = Field(1.0, gt=0)
-    anchor: float = Field(0.5, ge=0, description="weight of the likelihood of the harmless response")
+    anchor: float = Field(1.0, ge=0, description="weight of the likelihood of the harmless response")
     kl: float = Field(1.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text")
 
 
