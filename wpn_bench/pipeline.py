@@ -689,7 +689,8 @@ def write(
     verdicts = compare.verdicts(rows, config.margin_points)
     seconds = _seconds(made, outcomes)
     for stage, plan_, ended in (("tune", trials.made, trials.outcomes), ("curve", drawn.made, drawn.outcomes)):
-        for (name, _), (total, n) in _seconds(plan_, ended).items():
+        more = {digest: outcome for digest, outcome in ended.items() if digest not in outcomes}  # each job counts once
+        for (name, _), (total, n) in _seconds(plan_, more).items():
             before = seconds.get((name, stage), (0.0, 0))
             seconds[name, stage] = (before[0] + total, before[1] + n)
     rows += compare.cost_rows(seconds, _peak_memory_mb())
