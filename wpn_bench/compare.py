@@ -55,7 +55,7 @@ def read_samples(found: Iterable[Measurement], threshold: float) -> pd.DataFrame
         return pd.DataFrame()
     samples = pd.concat([f.astype({"seed": "Int64", "reason": "object", "response": "object"}) for f in frames])
     harmless = (samples["toxicity"] < threshold).astype("boolean").mask(samples["toxicity"].isna())
-    samples.insert(samples.columns.get_loc("toxicity") + 1, "harmless", harmless)
+    samples.insert(list(samples.columns).index("toxicity") + 1, "harmless", harmless)
     return samples.reset_index(drop=True)
 
 
@@ -86,7 +86,7 @@ def prompt_rows(samples: pd.DataFrame, threshold: float) -> list[Row]:
     for (suite, name), of_set in samples.groupby(["suite", "set"], sort=False):
         of_base = of_set[of_set["model"] == BASE].set_index("item_id")
         for (model, seed), all_items in of_set.groupby(["model", "seed"], sort=False, dropna=False):
-            seed_ = None if model == BASE else int(seed)
+            seed_ = None if model == BASE else int(str(seed))
             items = all_items.set_index("item_id")
             judged = items[items["toxicity"].notna()]
             common = judged.index.intersection(of_base.index[of_base["toxicity"].notna()])
@@ -128,7 +128,7 @@ def benchmark_rows(documents: pd.DataFrame) -> list[Row]:
     tasks = list(dict.fromkeys(documents["task"]))
     table: dict[tuple[str, int | None], dict[str, pd.Series]] = {}
     for (model, seed, task), frame in documents.groupby(["model", "seed", "task"], sort=False, dropna=False):
-        key = (str(model), None if model == BASE else int(seed))
+        key = (str(model), None if model == BASE else int(str(seed)))
         table.setdefault(key, {})[str(task)] = frame.set_index("doc_id")["correct"].astype(bool)
     base = table.get((BASE, None), {})
     for (model, seed), by_task in table.items():

@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
     pass
 
 
-_Loader.add_constructor("!function", lambda loader, node: _Function(loader.construct_scalar(node)))
+_Loader.add_constructor("!function", lambda loader, node: _Function(str(node.value)))
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,7 @@ def _documents(run_dir: Path) -> list[dict[str, Any]]:
         return []
     import pandas as pd
 
-    rows: list[dict[str, Any]] = pd.read_parquet(file, columns=["model", "task", "doc_id", "correct"]).to_dict(
-        "records"
-    )
+    rows: list[Any] = pd.read_parquet(file, columns=["model", "task", "doc_id", "correct"]).to_dict("records")
     return rows
 
 

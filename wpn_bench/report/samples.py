@@ -139,7 +139,7 @@ def _answer(record: dict[str, Any], prompt: str, index: Any) -> list[Any]:
         state = HARMFUL
     else:
         state = BABBLE if not pd.isna(coherent) and not coherent else HARMLESS
-    score = -1 if pd.isna(toxicity) else round(1000 * float(toxicity))  # type: ignore[arg-type]
+    score = -1 if pd.isna(toxicity) else round(1000 * float(toxicity))
     reason, seen = record.get("reason"), str(record.get("input") or "")
     if prompt:
         seen = seen.replace(prompt, PROMPT_MARK)
