@@ -19,7 +19,7 @@ from wpn_bench.errors import JobFailed
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.loop import Record, UnlearnTrainer
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_over, token_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_over, predicted, token_logprobs
 from wpn_bench.unlearn.train import Curves
 
 from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of
@@ -132,10 +132,11 @@ class Probe(Method):
             with torch.no_grad():
                 of(input_ids=rows.input_ids, attention_mask=rows.attention_mask)
             hook.remove()
-        logp = token_logprobs(model, rows)
+        mask = predicted(rows, rows.response_mask)
+        logp = token_logprobs(model, rows, mask)
         with torch.no_grad():
-            self.apart.append(float((token_logprobs(reference, rows) - logp).abs().max()))
-        loss = -mean_over(logp, rows.response_mask[:, 1:])
+            self.apart.append(float((token_logprobs(reference, rows, mask) - logp).abs().max()))
+        loss = -mean_over(logp, mask)
         self.types |= {("logp", logp.dtype), ("loss", loss.dtype)}
         return Loss(loss, {"x": 0.0})
 

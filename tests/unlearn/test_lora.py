@@ -78,6 +78,8 @@ def test_every_method_trains_with_lora(
     for one, value in after.items():
         change = value - before[one]
         adapted = one.endswith("proj.weight") or ("fc" in one and one.endswith("weight"))
+        if name == "rmu":  # it steers the first block here, and what comes after is not trained
+            adapted = adapted and ".0." in one
         assert bool(change.any()) == adapted, one
         if adapted:
             assert int(torch.linalg.matrix_rank(change, atol=1e-5)) <= 4

@@ -37,7 +37,7 @@ class TestEveryMethod:
         assert kind.__doc__ is not None
         assert "L = " in kind.__doc__
         method = kind(kind.Config())
-        assert method.uses <= {"harmless", "harmful", "retain"}
+        assert method.uses <= {"harmless", "harmful", "random", "retain"}
         assert method.uses
         assert method.negatives >= 1
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from wpn_bench.report.numbers import interval, percent, plain, points, signed_interval
 from wpn_bench.report.render import environment
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"
 
@@ -69,7 +69,7 @@ def card(
     figures = _figures(results, manifest, model, seed)
     base = "the embedded lab's model" if run["lab"] else PurePath(str(run["model"])).name
     settings = {k: v for k, v in described["config"].items() if v is not None}
-    kind = METHODS.get(model)
+    kind = method_of(model)
     return str(
         environment()
         .get_template(TEMPLATE)
