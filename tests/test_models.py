@@ -10,7 +10,16 @@ import pytest
 
 from wpn_bench import models
 from wpn_bench.errors import UserError
-from wpn_bench.models import context_length, context_length_of, load, load_fresh, load_tokenizer, pick_device, resolve
+from wpn_bench.models import (
+    context_length,
+    context_length_of,
+    load,
+    load_fresh,
+    load_tokenizer,
+    pick_device,
+    resolve,
+    width_of,
+)
 
 
 @pytest.fixture
@@ -178,6 +187,13 @@ def test_dtype(small_opt: Path) -> None:
 def test_context_length(make_lm: Callable[..., Path], architecture: str) -> None:
     folder = make_lm(architecture, context=96)
     assert context_length(load_fresh(folder)) == context_length_of(folder) == 96
+
+
+def test_the_width_without_the_weights(small_lm: Path, folder: Path) -> None:
+    assert width_of(small_lm) == load_fresh(small_lm).get_input_embeddings().weight.shape[1] == 32
+    (folder / "config.json").write_text('{"model_type": "opt", "hidden_size": 0}')
+    with pytest.raises(UserError, match=r"has no hidden size.*leave --tune out"):
+        width_of(folder)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

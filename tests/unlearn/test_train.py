@@ -16,7 +16,7 @@ import torch
 from wpn_bench import models
 from wpn_bench.errors import JobFailed
 from wpn_bench.executors import StageContext
-from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
+from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
@@ -286,6 +286,32 @@ def test_the_stage_leaves_a_model_and_its_history(stage: Callable[..., StageCont
     assert (said["method"], said["seed"], said["steps"], said["lr"]) == ("wpn", 1, 3, 3e-3)
     assert len(said["history"]) == 3
     assert said["config"]["steps"] == 3
+
+
+def test_the_stage_leaves_the_model_as_it_was_after_some_steps(
+    stage: Callable[..., StageContext], small_opt: Path, weights: Callable[[Any], Weights]
+) -> None:
+    ctx = stage("sft", steps=4, schedule="constant")
+    ctx.params["snapshots"] = [1, 3]  # type: ignore[index]
+    run_train_stage(ctx)
+    found = {p.name: weights(models.load(p)[0]) for p in sorted(ctx.out.glob("step-*"))}
+    assert list(found) == ["step-1", "step-3"]
+    seen = [weights(models.load(small_opt)[0]), *found.values(), weights(models.load(ctx.out)[0])]
+    assert not any(equal(one, other) for k, one in enumerate(seen) for other in seen[:k])
+    # What is kept after step 3 is what a training of 3 such steps leaves, and keeping it changes nothing.
+    kind = METHODS.get("sft")
+    for steps, kept in ((3, found["step-3"]), (4, seen[-1])):
+        model = models.load_fresh(small_opt)
+        train(
+            model,
+            models.load_tokenizer(small_opt),
+            kind(kind.Config(**{**ctx.params["config"], "steps": steps})),
+            read_items(ctx.needs["forget"]),
+            [],
+            template=TEMPLATE,
+            seed=1,
+        )
+        assert equal(weights(model), kept)
 
 
 def test_the_stage_stops_by_the_judge(stage: Callable[..., StageContext]) -> None:
