@@ -43,7 +43,7 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=_WHAT)]
 Preset = Annotated[
     str | None,
-    typer.Option(help="lab or paper (default: lab without --model, paper with it).", rich_help_panel=_WHAT),
+    typer.Option(help="lab, paper or ablation (default: lab without --model, paper with it).", rich_help_panel=_WHAT),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with settings over the preset.", rich_help_panel=_WHAT)

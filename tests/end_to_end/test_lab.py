@@ -231,8 +231,8 @@ def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
         }
         for seed in (0, 1):
             steps = {row["step"] for row in model["curve"] if row["seed"] == seed}
-            assert {0, 2} <= steps | {2}
-            assert max(steps) == model["steps"][seed]
+            last = model["steps"][seed]
+            assert steps == {0, last} | ({2} if last > 2 else set())
     # Gradient ascent keeps its stop rule in every trial.
     assert results["models"]["ga"]["config"]["stop_at_harmless_rate"] == 0.9
     html = (place.folder / "tuned" / "report.html").read_text()
