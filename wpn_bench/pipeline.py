@@ -439,7 +439,7 @@ def write(
     failed = [
         {"job": o.job.label, "reason": o.reason or ""} for o in outcomes.values() if o.status in ("failed", "skipped")
     ]
-    made_models = exports.exports({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
+    made_models = exports.collect({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run": {
