@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {"wpn_bench": "0", "prompt_sets": {}, "texts": {}, "task
 
 
 def one_of(artifact: Path, seeds: tuple[int, ...] = (0,)) -> list[Export]:
-    return exports.exports({("sft", seed): artifact for seed in seeds}, seeds)
+    return exports.collect({("sft", seed): artifact for seed in seeds}, seeds)
 
 
 def test_the_digest_is_that_of_the_weights(artifact: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_digest_is_that_of_the_weights(artifact: Path) -> None:
 def test_folders_name_the_seed_where_there_are_several(artifact: Path) -> None:
     assert [e.folder for e in one_of(artifact, (0, 3))] == ["models/sft-seed0", "models/sft-seed3"]
     trained = {("sft", 0): artifact, ("sft", 1): None, ("my/method", 0): artifact}
-    assert [e.folder for e in exports.exports(trained, (0, 1))] == ["models/sft-seed0", "models/my-method-seed0"]
+    assert [e.folder for e in exports.collect(trained, (0, 1))] == ["models/sft-seed0", "models/my-method-seed0"]
 
 
 def test_weights_are_links_and_small_files_copies(artifact: Path, tmp_path: Path) -> None:

@@ -274,6 +274,18 @@ def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
         assert again
 
 
+def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
+    """Two runs may be at the same training; the one without the checkpoints may be done first."""
+    store = Store(tmp_path)
+    folder = store.scratch("train", D)
+    with held(folder):
+        code = "import sys; from pathlib import Path; from wpn_bench.store import Store\nStore(Path(sys.argv[1])).clear_scratch('train', 'd' * 64)"
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+        assert folder.exists()
+    store.clear_scratch("train", D)
+    assert not folder.exists()
+
+
 def test_a_folder_removed_by_its_holder_can_be_held_anew(tmp_path: Path) -> None:
     with held(tmp_path / "s"):
         shutil.rmtree(tmp_path / "s")

@@ -29,7 +29,7 @@ app = typer.Typer(
 
 MAX_SEEDS = 100  # that many as a bare number
 _WHAT, _HOW, _WHERE = "What is measured", "How it is measured", "Where it goes"
-_TRAINED = "How it is trained (every method alike)"
+_TRAINED = "How it is trained"
 
 Model = Annotated[
     str | None,
@@ -126,8 +126,8 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         metavar="RANK",
-        help="Train low-rank adapters of this rank (16 is usual) instead of all weights: a fraction of the memory of Adam. "
-        "The model that comes out has them merged in; they lie beside it in adapter/.",
+        help="Train low-rank adapters of this rank (16 is usual) instead of all weights, in every method: a fraction of "
+        "the memory of Adam. The model that comes out has them merged in; they lie beside it in adapter/.",
         rich_help_panel=_TRAINED,
     ),
 ]

@@ -41,7 +41,7 @@ class Export:
         return next(iter(weights.values())) if len(weights) == 1 else digest_of(weights)
 
 
-def exports(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]) -> list[Export]:
+def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]) -> list[Export]:
     """What there is to export of (method, seed) -> artifact (None: training failed). With several seeds the folders'
     names say which."""
     several = len(list(seeds)) > 1

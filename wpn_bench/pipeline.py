@@ -699,7 +699,7 @@ def write(
         for o in {**outcomes, **drawn.outcomes}.values()
         if o.status in ("failed", "skipped")
     ]
-    made_models = exports.exports({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
+    made_models = exports.collect({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run": {

@@ -144,12 +144,14 @@ class Store:
         return self.root / "scratch" / f"{stage}-{digest}"
 
     def clear_scratch(self, stage: str, digest: str) -> None:
-        """Remove the job's scratch folder, and those that nobody came back for."""
-        shutil.rmtree(self.scratch(stage, digest), ignore_errors=True)
+        """Remove the job's scratch folder, and those that nobody came back for; not what another process holds."""
+        mine = self.scratch(stage, digest)
         for folder in (self.root / "scratch").glob("*-*"):
             with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
-                    shutil.rmtree(folder, ignore_errors=True)
+                if folder == mine or time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
+                    with held(folder) as free:
+                        if free:
+                            shutil.rmtree(folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
         # Renamed before it is removed, so that a half-removed artifact is never taken for a whole one.

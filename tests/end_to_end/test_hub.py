@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from wpn_bench import load_run
 from wpn_bench.pipeline import read_manifest
 from wpn_bench.results import validate
+from wpn_bench.store import digest_file
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 Typed = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub_runs")
     (folder / "quick.yaml").write_text(CONFIG)
     (folder / "own.yaml").write_text(OWN)
+    (folder / "wpn.yaml").write_text("methods:\n  wpn: {steps: 2, batch_size: 2, retain_batch_size: 2}\n")
     return folder
 
 
@@ -147,6 +150,43 @@ def test_ones_own_triples(place: Path, typed: Typed, shared_hub: Path) -> None:
     assert forget["n"] == pytest.approx(954 * 0.9, abs=5)
     assert forget["source"]["file"] == "rtp_triples_train.jsonl"
     assert str(shared_hub) not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize("options", [(), ("--lora", "4")], ids=["full", "lora"])
+def test_train_leaves_a_model_that_transformers_loads(
+    place: Path,
+    typed: Typed,
+    options: tuple[str, ...],
+    hub_endpoint: dict[str, str],
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    out = "trained" + "".join(options)
+    done = typed(
+        "train", "--method", "wpn", "--model", "facebook/opt-125m", "--config", "wpn.yaml", *options, "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    folder = place / out / "models" / "wpn"
+    assert done.stdout.splitlines()[-1] == f"model: {folder.resolve()}"
+    code = (
+        "import sys; sys.modules['peft'] = sys.modules['wpn_bench'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, said = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "assert not said['missing_keys'] and not said['unexpected_keys'], said\n"
+        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('The town', return_tensors='pt')\n"
+        "print(type(model).__name__, model.generate(**ids, max_new_tokens=4, do_sample=False).shape[0])\n"
+    )
+    assert run_python(code, hub_endpoint, str(folder)).stdout.split() == ["OPTForCausalLM", "1"]
+    results, manifest = json.loads((place / out / "results.json").read_text()), read_manifest(place / out)
+    digest = digest_file(folder / "model.safetensors")
+    assert results["models"]["wpn"]["digest"] == {"0": digest}
+    assert manifest["models"]["wpn"]["0"]["digest"] == digest
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "facebook/opt-125m"
+    assert card.data.datasets == ["PKU-Alignment/PKU-SafeRLHF", "Salesforce/wikitext"]
+    assert digest in card.text
+    if options:
+        adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        assert (adapter["base_model_name_or_path"], adapter["r"]) == ("facebook/opt-125m", 4)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -108,7 +108,7 @@ def test_checkpointed_activations_change_nothing(
     recomputed = Done(with_dropout, method_of("wpn", steps=3, gradient_checkpointing=True), items, texts)
     assert recomputed.said.history == plain.said.history
     assert equal(weights(recomputed.model), weights(plain.model))
-    assert not recomputed.model.is_gradient_checkpointing
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in recomputed.model.modules())
     assert recomputed.model.config.use_cache is True
 
 
@@ -158,6 +158,30 @@ def test_bf16_computes_in_half_and_keeps_losses_and_weights_whole(small_lm: Path
     assert torch.equal(done.reference(input_ids=ids).logits, plain.eval()(input_ids=ids).logits)  # type: ignore[misc]
     assert not torch.is_autocast_enabled("cpu")
     assert "forward" not in {**vars(done.model), **vars(done.model.base_model)}
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": 2, "gradient_checkpointing": True}])
+def test_a_look_at_the_answers_is_in_full_precision(
+    small_lm: Path, items: list[Item], texts: list[str], more: dict[str, Any]
+) -> None:
+    """The model is asked as it will be used, and goes on training as before."""
+    from wpn_bench.generation import Decoding, generate
+
+    tokenizer = models.load_tokenizer(small_lm)
+    seen: list[Any] = []
+
+    def rate(model: Any) -> float:
+        answers = generate(model, tokenizer, ["Q: Why? A:"], Decoding(max_new_tokens=3, batch_size=1))
+        hook = model.get_output_embeddings().register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+        hook.remove()
+        return 0.0 if answers[0].text is not None else 1.0
+
+    goal = {"stop_at_harmless_rate": 1.0, "check_every": 2, "steps": 4, "mixed_precision": "bf16", **more}
+    looked = Done(small_lm, method_of("wpn", **goal), items, texts, harmless_rate=rate)
+    assert [c["harmless_rate"] for c in looked.said.checks] == [0.0, 0.0]
+    assert set(seen) == {torch.float32}
+    assert looked.said.history == Done(small_lm, method_of("wpn", **goal), items, texts).said.history
 
 
 def test_precisions_follow_one_another(small_opt: Path, items: list[Item], texts: list[str], weights: Copy) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +322,35 @@ def test_the_stage_stops_by_the_judge(stage: Callable[..., StageContext]) -> Non
     assert said["steps"] == 2
     assert said["checks"][0]["harmless_rate"] >= 0.5
     assert "reached 0.5" in said["stopped"]
+
+
+def test_the_stage_keeps_the_adapter_beside_the_model(stage: Callable[..., StageContext], small_opt: Path) -> None:
+    ctx = stage("sft", steps=2, lora={"rank": 2})
+    run_train_stage(ctx)
+    assert {p.name for p in (ctx.out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    merged, base = models.load_fresh(ctx.out).state_dict(), models.load_fresh(small_opt).state_dict()
+    assert merged.keys() == base.keys()
+    assert not torch.equal(merged["model.decoder.layers.0.fc1.weight"], base["model.decoder.layers.0.fc1.weight"])
+    # Settings of training leave no trace in what is saved.
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (ctx.out, small_opt))
+    assert ours == theirs
+
+
+def test_mixed_precision_trains_whole_weights_and_saves_what_was_asked_for(
+    stage: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    asked: list[str] = []
+    load_fresh = models.load_fresh
+
+    def noting(path: Path, device: str = "cpu", dtype: str = "float32") -> Any:
+        asked.append(dtype)
+        return load_fresh(path, device, dtype)
+
+    monkeypatch.setattr(models, "load_fresh", noting)
+    ctx = stage("sft", steps=2, mixed_precision="bf16")
+    run_train_stage(replace(ctx, params={**ctx.params, "dtype": "bfloat16"}))
+    assert asked == ["float32"]
+    assert {v.dtype for v in load_file(ctx.out / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((ctx.out / "config.json").read_text())["dtype"] == "bfloat16"

@@ -165,7 +165,7 @@ class Watch(TrainerCallback):
         assert self.harmless_rate is not None
         model = self.trainer.model
         devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _unpatched(model):
             model.eval()
             rate = self.harmless_rate(model)
             model.train()
@@ -200,9 +200,7 @@ def half_precision(models: Sequence[Any], kind: str) -> Iterator[None]:
     patched = []
     try:
         for model in models:
-            for part in (model, model.base_model, model.get_output_embeddings()):
-                if part is None or part in patched:
-                    continue
+            for part in _parts(model):
                 # One each: an autocast entered again within itself never ends.
                 forward = torch.autocast(model.device.type, dtype=dtype)(part.forward)
                 part.forward = convert_outputs_to_fp32(forward) if part is model else forward
@@ -211,3 +209,20 @@ def half_precision(models: Sequence[Any], kind: str) -> Iterator[None]:
     finally:
         for part in patched:
             vars(part).pop("forward", None)
+
+
+def _parts(model: Any) -> list[Any]:
+    """The model, its decoder, its output head: what a loss may call."""
+    parts = [model, model.base_model, model.get_output_embeddings()]
+    return [part for k, part in enumerate(parts) if part is not None and part not in parts[:k]]
+
+
+@contextmanager
+def _unpatched(model: Any) -> Iterator[None]:
+    """The model's own forward passes, as it has them once it is saved; generation looks at their signatures, too."""
+    patches = [(part, vars(part).pop("forward")) for part in _parts(model) if "forward" in vars(part)]
+    try:
+        yield
+    finally:
+        for part, forward in patches:
+            part.forward = forward
