@@ -20,7 +20,7 @@ from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
-from wpn_bench.unlearn.train import TRAINING, run_train_stage
+from wpn_bench.unlearn.train import TRAINING, run_train_stage, train
 
 from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of
 
