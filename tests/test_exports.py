@@ -66,6 +66,15 @@ def test_weights_are_links_and_small_files_copies(artifact: Path, tmp_path: Path
     assert [p.name for p in (tmp_path / "run" / "models").iterdir()] == ["sft"]
 
 
+def test_snapshots_of_earlier_steps_stay_in_the_store(artifact: Path, tmp_path: Path) -> None:
+    files = {**one_of(artifact)[0].files, "step-5/model.safetensors": "5" * 64}
+    one = Export("sft", 0, "models/sft", artifact, files)
+    exports.write(tmp_path / "run", [one], results(), PLAIN)
+    assert not (tmp_path / "run" / "models" / "sft" / "step-5").exists()
+    assert (tmp_path / "run" / "models" / "sft" / "adapter").is_dir()
+    assert one.digest == digest_file(artifact / "model.safetensors")
+
+
 def test_copies_where_links_cannot_be(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise OSError(18, "Invalid cross-device link")

@@ -65,13 +65,18 @@ def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest
         target = out / one.folder
         partial = target.with_name(f".{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in one.files:
+        for name in _of_the_model(one.files):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             _put(one.artifact / name, partial / name)
         _name_base(partial / ADAPTER / "adapter_config.json", results)
         write_text(partial / CARD, card(results, manifest, training_of(one.artifact), one.method, one.seed, one.digest))
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
+
+
+def _of_the_model(files: Iterable[str]) -> list[str]:
+    """Without the snapshots of earlier steps that an artifact may hold in folders beside it."""
+    return [name for name in files if "/" not in name or name.startswith(f"{ADAPTER}/")]
 
 
 def _left_before(out: Path) -> list[Path]:
