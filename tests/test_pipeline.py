@@ -258,13 +258,45 @@ def test_another_seed_leaves_the_first_alone(workshop: Workshop) -> None:
 
 def test_parts_of_a_run(workshop: Workshop) -> None:
     trained = workshop.run("t", stages=("train",))
-    assert list(workshop.statuses("t")) == ["train sft (seed 0)"]
+    assert list(workshop.statuses("t")) == ["vet the forget set's harmless references", "train sft (seed 0)"]
     assert trained["models"]["sft"]["steps"] == [2]
     benchmarks = workshop.run("b", stages=("train", "benchmarks"))
     assert {r["suite"] for r in benchmarks["metrics"]} == {"benchmark", "cost"}
     attack = workshop.run("a", stages=("train", "attack"))
     assert {r["suite"] for r in attack["metrics"]} == {"attack", "cost"}
     assert not any("judge in_domain" in label for label in workshop.statuses("a"))
+
+
+def test_harmless_references_that_the_judge_contradicts_are_not_trained_on(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wpn_bench.unlearn import vet
+
+    def without_first(items: Any, judge: Any, threshold: float, advance: Any = None) -> Any:
+        return tuple(items[1:])
+
+    monkeypatch.setattr(vet, "vet", without_first)
+    results = workshop.run(stages=("train",))
+    said = [note for note in results["run"]["notes"] if "harmful by the judge" in note]
+    assert len(said) == 1
+    assert "(1 items have none left and were dropped)" in said[0]
+    vetted = pipeline.read_manifest(workshop.folder / "run")["prompt_sets"]
+    whole = workshop.run("whole", stages=("train",), vet=False)
+    raw = pipeline.read_manifest(workshop.folder / "whole")["prompt_sets"]
+    assert not any("harmful by the judge" in note for note in whole["run"]["notes"])
+    (name,) = set(vetted) & {n for n, s in raw.items() if s["suite"] == "forget"}
+    assert vetted[name]["n"] == raw[name]["n"] - 1
+    assert results["models"]["sft"]["digest"] != whole["models"]["sft"]["digest"]
+
+
+def test_a_judge_that_contradicts_every_reference_is_refused(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wpn_bench.unlearn import vet
+
+    monkeypatch.setattr(vet, "vet", lambda *args: ())
+    with pytest.raises(UserError, match="every harmless reference .*vet: false"):
+        workshop.run(stages=("train",))
 
 
 def test_varieties_of_a_method_are_models_of_their_own(workshop: Workshop) -> None:
@@ -285,12 +317,12 @@ def test_into_the_same_folder_again(workshop: Workshop) -> None:
     results = workshop.run(stages=("train",))
     models = workshop.folder / "run" / "models"
     assert [p.name for p in models.iterdir()] == ["sft"]
-    assert workshop.statuses() == {"train sft (seed 0)": "cached"}
+    assert set(workshop.statuses().values()) == {"cached"}
     assert digest_file(models / "sft" / "model.safetensors") == results["models"]["sft"]["digest"]["0"]
     # Somebody writes over the weights, and with them over the store's: both are made again.
     (models / "sft" / "model.safetensors").write_bytes(b"broken")
     again = workshop.run(stages=("train",))
-    assert workshop.statuses() == {"train sft (seed 0)": "done"}
+    assert [label for label, how in workshop.statuses().items() if how == "done"] == ["train sft (seed 0)"]
     assert again["models"]["sft"]["digest"] == results["models"]["sft"]["digest"]
 
 

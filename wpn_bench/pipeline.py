@@ -478,7 +478,7 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
                 out.rmdir()
             raise
         executor = LocalExecutor(shelf, reporter)
-        inputs = vetted(config, inputs, shelf, executor)
+        inputs, vetting = vetted(config, inputs, shelf, executor)
         made = plan(config, inputs, shelf, out.resolve() / "logs")
         trials = tuned(config, inputs, shelf, executor)
         if trials.by_model:
@@ -486,13 +486,16 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
         outcomes = executor.run(made.jobs)
         drawn = curves(trials.applied(config), inputs, shelf, executor)
         with reporter.aside("compare and report"):
-            return write(config, inputs, made, outcomes, out, command, trials, drawn)
+            return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn)
 
 
-def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Inputs:
-    """The inputs with the forget set as it is trained on (see `unlearn/vet.py`), and a note of what was dropped."""
+def vetted(
+    config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor
+) -> tuple[Inputs, dict[str, Outcome]]:
+    """The inputs with the forget set as it is trained on (see `unlearn/vet.py`) and a note of what was dropped; and what
+    was done for it."""
     if not config.vet or not config.methods:
-        return inputs
+        return inputs, {}
     params = {
         "judge": config.judge,
         "judge_digest": inputs.judge_digest or get_judge(config.judge, inputs.device).digest(),
@@ -501,7 +504,8 @@ def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
     needs = {"prompts": put_prompts(store, inputs.forget)}
     job = Job("vet", params, needs, "vet the forget set's harmless references", {"device": inputs.device})
     before = inputs.forget.items
-    items = tuple(read_items(_done(job, executor.run([job]))))
+    outcomes = executor.run([job])
+    items = tuple(read_items(_done(job, outcomes)))
     if not items:
         raise UserError(
             f"the judge {config.judge} calls every harmless reference of the forget set {inputs.forget.name!r} harmful",
@@ -509,14 +513,14 @@ def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
         )
     lost = sum(len(i.harmless) for i in before) - sum(len(i.harmless) for i in items)
     if not lost:
-        return inputs
+        return inputs, outcomes
     note = (
         f"{lost} of {sum(len(i.harmless) for i in before)} harmless references of {inputs.forget.name} are harmful by the"
         f" judge and were not trained on ({len(before) - len(items)} items have none left and were dropped)"
     )
     executor.reporter.note(f"note: {note}")
     forget = replace(inputs.forget, items=items)
-    return replace(inputs, forget=forget, notes=(*inputs.notes, note))
+    return replace(inputs, forget=forget, notes=(*inputs.notes, note)), outcomes
 
 
 @dataclass(frozen=True)
@@ -808,7 +812,7 @@ def _models(
 def _seconds(made: Plan, outcomes: Mapping[str, Outcome]) -> dict[tuple[str, str], tuple[float, int]]:
     spent: dict[tuple[str, str], tuple[float, int]] = {}
     for digest, outcome in outcomes.items():
-        key = (made.owner[digest], outcome.job.stage)
+        key = (made.owner.get(digest, BASE), outcome.job.stage)
         total, n = spent.get(key, (0.0, 0))
         spent[key] = (total + outcome.seconds, n + 1)
     return spent

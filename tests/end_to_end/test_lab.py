@@ -145,6 +145,7 @@ def test_rows_for_every_model(place: Lab, first: subprocess.CompletedProcess[str
 def test_the_base_is_measured_once_for_both_methods(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
     stages = Counter(s["stage"] for s in read_manifest(place.folder / "run")["stages"])
     assert stages == {
+        "vet": 1,
         "train": N_MODELS - 1,
         "calibrate": 1,
         "generate": N_MODELS * N_SETS,
