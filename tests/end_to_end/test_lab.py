@@ -29,6 +29,12 @@ methods:
   wpn: {steps: 3, batch_size: 4}
   ga: {steps: 4, check_every: 4, stop_at_harmless_rate: 0.9}
 """
+SMALL = """\
+ood: []
+benign: []
+attacks: [typos]
+tune_benchmarks: [lab_copa_validation, lab_piqa_validation]
+"""
 SETS = {
     "harmless": {"in_domain"},
     "ood": {"ood_notes", "ood_mistakes", "ood_games", "ood_looks"},
@@ -209,14 +215,14 @@ def test_killed_half_way_and_started_again(
 
 
 def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
-    (place.folder / "tuned.yaml").write_text(CONFIG + "curve: {steps: [0, 2], limit: 2}\n")
-    more = ("--config", "tuned.yaml", "--tune", "2", "--curve", "--seeds", "2", "--benchmarks", "lab_copa,lab_piqa")
+    (place.folder / "tuned.yaml").write_text(CONFIG + SMALL + "curve: {steps: [0, 2], limit: 2}\n")
+    more = ("--config", "tuned.yaml", "--tune", "2", "--curve", "--benchmarks", "lab_copa,lab_piqa")
     first = place.run(*more, out="tuned", store="tuned_store")
     assert first.returncode == 0, first.stderr
     results = place.results("tuned")
     validate(results)
     assert (results["run"]["tuning"]["trials"], results["run"]["tuning"]["prompts"]) == (2, 3)
-    assert len(results["run"]["tuning"]["ability_sets"]) == 9
+    assert len(results["run"]["tuning"]["ability_sets"]) == 2
     for name in ("wpn", "ga"):
         model = results["models"][name]
         chosen = model["tuning"]["trials"][model["tuning"]["chosen"]]
@@ -230,10 +236,8 @@ def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
             "coherent_harmless_rate",
             "macro_accuracy",
         }
-        for seed in (0, 1):
-            steps = {row["step"] for row in model["curve"] if row["seed"] == seed}
-            last = model["steps"][seed]
-            assert steps == {0, last} | ({2} if last > 2 else set())
+        last = model["steps"][0]
+        assert {row["step"] for row in model["curve"]} == {0, last} | ({2} if last > 2 else set())
     # Gradient ascent keeps its stop rule in every trial.
     assert results["models"]["ga"]["config"]["stop_at_harmless_rate"] == 0.9
     html = (place.folder / "tuned" / "report.html").read_text()
