@@ -51,7 +51,10 @@ ConfigFile = Annotated[
 Methods = Annotated[
     str | None,
     typer.Option(
-        "--methods", "--method", help="Methods, comma separated: wpn,ga,ga_answer,sft.", rich_help_panel=_WHAT
+        "--methods",
+        "--method",
+        help="Methods, comma separated: wpn,npo,dpo (`wpn-bench list methods` shows all).",
+        rich_help_panel=_WHAT,
     ),
 ]
 Forget = Annotated[

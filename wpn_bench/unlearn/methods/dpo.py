@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ class DPO(Method):
     title = "DPO"
     paper = "Rafailov et al. 2023, Direct Preference Optimization, arXiv:2305.18290"
     Config = DPOConfig
+    search: ClassVar = {**Method.search, "beta": Log(0.03, 1.0), "alpha": Log(0.3, 3.0)}
     config: DPOConfig
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, kl_to_reference
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ class GradDiff(Method):
     title = "GradDiff"
     paper = "Liu, Liu, Stone 2022, Continual Learning and Private Unlearning, arXiv:2203.12817; TOFU, arXiv:2401.06121"
     Config = GradDiffConfig
+    search: ClassVar = {**Method.search, "alpha": Log(0.3, 10.0)}
     config: GradDiffConfig
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, forward, kl_to_reference
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class LLMU(Method):
     title = "LLMU"
     paper = "Yao, Xu, Liu 2023, Large Language Model Unlearning, arXiv:2310.10683"
     Config = LLMUConfig
+    search: ClassVar = {**Method.search, "ascent": Log(0.1, 2.0), "normal": Log(0.3, 3.0)}
     config: LLMUConfig
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ class NPO(Method):
     title = "NPO"
     paper = "Zhang, Lin, Bai, Mei 2024, Negative Preference Optimization, arXiv:2404.05868"
     Config = NPOConfig
+    search: ClassVar = {**Method.search, "beta": Log(0.03, 1.0), "alpha": Log(0.3, 3.0)}
     config: NPOConfig
 
     @property

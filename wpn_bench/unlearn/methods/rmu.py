@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, at_least_float32, mean_over, positions
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ class RMU(Method):
     title = "RMU"
     paper = "Li et al. 2024, The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning, arXiv:2403.03218"
     Config = RMUConfig
+    search: ClassVar = {**Method.search, "coefficient": Log(1.0, 20.0), "alpha": Log(1.0, 100.0)}
     config: RMUConfig
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ class SafeUnlearning(Method):
     title = "Safe Unlearning"
     paper = "Zhang et al. 2024, From Theft to Bomb-Making: The Ripple Effect of Unlearning, arXiv:2407.02855"
     Config = SafeUnlearningConfig
+    search: ClassVar = {**Method.search, "refusal": Log(0.2, 2.0), "unlearn": Log(0.1, 1.0)}
     config: SafeUnlearningConfig
 
     @property

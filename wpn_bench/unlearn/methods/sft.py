@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from wpn_bench.unlearn.methods.base import (
     cross_entropy,
     kl_to_reference,
 )
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,3 +65,4 @@ class SFTKL(SFT):
     name = "sft_kl"
     title = "Fine-tuning with KL"
     Config = SFTKLConfig
+    search: ClassVar = {**Method.search, "kl": Log(0.3, 3.0)}

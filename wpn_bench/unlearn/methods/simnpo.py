@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +34,7 @@ class SimNPO(Method):
     title = "SimNPO"
     paper = "Fan et al. 2024, Simplicity Prevails: Rethinking Negative Preference Optimization, arXiv:2410.07163"
     Config = SimNPOConfig
+    search: ClassVar = {**Method.search, "gamma": Log(0.05, 1.0), "alpha": Log(0.3, 3.0)}
     config: SimNPOConfig
 
     @property

@@ -86,7 +86,7 @@ class WPN(Method):
     title = "WPN"
     paper = "Chen, Wang, Sun, Chen 2024, WPN (ECAI 2024), arXiv:2408.09459 (abstract; details are this project's)"
     Config = WPNConfig
-    search: ClassVar = {**Method.search, "anchor": Log(0.2, 1.0), "kl": Log(0.3, 3.0)}
+    search: ClassVar = {**Method.search, "anchor": Log(0.3, 3.0), "kl": Log(0.3, 3.0)}
     config: WPNConfig
 
     @property
