@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,8 +29,33 @@ from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Method, cross_entropy
 
 
-def peak_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class Peak:
+    """The most memory held since it was made, above what was held then, in bytes: of the GPU where there is one, else
+    this process's (Linux: its high-water mark can be set back)."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = device
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = self._status("VmRSS")
+
+    def above(self) -> int:
+        import torch
+
+        now = torch.cuda.max_memory_allocated() if self.device == "cuda" else self._status("VmHWM")
+        return now - self.before
+
+    @staticmethod
+    def _status(name: str) -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+        raise SystemExit(f"/proc/self/status has no {name}")
 
 
 class Bench:
@@ -136,10 +161,10 @@ def only_memory(args: argparse.Namespace) -> None:
         )
     else:
         step = bench.stepper(plain)
-    before = peak_kib()
+    peak = Peak(args.device)
     for batch in batches:
         step(batch)
-    print(json.dumps({"above": max(1, peak_kib() - before)}))
+    print(json.dumps({"above": peak.above()}))
 
 
 def against_trl(bench: Bench) -> tuple[float, float]:
