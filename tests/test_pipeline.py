@@ -295,7 +295,7 @@ def test_a_judge_that_contradicts_every_reference_is_refused(
     from wpn_bench.unlearn import vet
 
     monkeypatch.setattr(vet, "vet", lambda *args: ())
-    with pytest.raises(UserError, match="every harmless reference .*vet: false"):
+    with pytest.raises(UserError, match=r"every harmless reference .*vet: false"):
         workshop.run(stages=("train",))
 
 
