@@ -75,7 +75,8 @@ def ran(typed: Typed) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(run: Path) -> dict[str, str]:
-    return {s["label"]: s["status"] for s in read_manifest(run)["stages"]}
+    """label -> status of every training of a run."""
+    return {s["label"]: s["status"] for s in read_manifest(run)["stages"] if s["stage"] == "train"}
 
 
 def test_it_is_listed(typed: Typed) -> None:
