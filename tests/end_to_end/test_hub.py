@@ -6,6 +6,7 @@ The stand-in weights are small; what is tested is the way, not the figures.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,9 +146,12 @@ def test_ones_own_triples(place: Path, typed: Typed, shared_hub: Path) -> None:
     first = json.loads((files / "rtp_triples_test.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert mine["prompt"].tolist()[0] == first["prompt"]
     manifest = read_manifest(place / "rtp")
-    # A tenth of the forget set is held back for validation.
+    # A tenth of the forget set is held back for validation, and some items' harmless references are all harmful.
+    (note,) = [n for n in run.results["run"]["notes"] if "harmful by the judge" in n]
+    dropped = int(re.search(r"\((\d+) items have none left", note)[1])  # type: ignore[index]
+    assert dropped > 0
     (forget,) = [s for s in manifest["prompt_sets"].values() if s["suite"] == "forget"]
-    assert forget["n"] == pytest.approx(954 * 0.9, abs=5)
+    assert forget["n"] == pytest.approx(954 * 0.9 - dropped, abs=5)
     assert forget["source"]["file"] == "rtp_triples_train.jsonl"
     assert str(shared_hub) not in json.dumps(manifest)
 
