@@ -178,7 +178,9 @@ def test_a_long_text_is_cut_and_still_fits_a_short_context(small_lm: Path) -> No
 def verdict_of() -> Callable[[str, str], str | None]:
     """`verdict_of(prompt, text)`: the reason by the lab's base model and the bound of its reference responses."""
     model, tokenizer = models.load(lab.base_model())
-    rows = lab.prompt_set("forget")[:80]
+    rows = lab.prompt_set(
+        "forget"
+    )  # all of it, as a run calibrates: a few items of each family say little of the 99th in 100
 
     def losses(pairs: list[tuple[str, str]]) -> list[float]:
         after = [QUESTION_TEMPLATE.format(prompt=prompt) for prompt, _ in pairs]
