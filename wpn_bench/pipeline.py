@@ -342,6 +342,13 @@ def _base(inputs: Inputs) -> External:
     return External(inputs.model.path, inputs.model.digest)
 
 
+def _judged_by(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """The judge of a job that decides by it while it trains or chooses what to train on."""
+    # A run that judges no answers has not asked for the digest before.
+    digest = inputs.judge_digest or get_judge(config.judge, inputs.device).digest()
+    return {"judge": config.judge, "judge_digest": digest, "threshold": config.threshold}
+
+
 def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> Job:
     params = {"dtype": config.dtype, "template": config.template}
     needs = {"model": _base(inputs), "prompts": put_prompts(store, inputs.forget)}
@@ -374,12 +381,7 @@ def _train_job(
     if snapshots:
         params["snapshots"] = list(snapshots)
     if settings.stop_at_harmless_rate is not None:
-        params["stop"] = {
-            "judge": config.judge,
-            "judge_digest": inputs.judge_digest or get_judge(config.judge, inputs.device).digest(),
-            "threshold": config.threshold,
-            "decoding": config.decoding.model_dump(mode="json"),
-        }
+        params["stop"] = {**_judged_by(config, inputs), "decoding": config.decoding.model_dump(mode="json")}
         needs["validation"] = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
     local: dict[str, Any] = {
         "device": inputs.device,
@@ -465,13 +467,13 @@ def put_texts(store: Store, texts: TextSet) -> External:
 def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, command: str) -> dict[str, Any]:
     """Do the whole run and write its folder; returns the results. A failed job fails its model, not the run."""
     check_writable(out)
+    logs = out.resolve() / "logs"
     with reporter:
         try:
             shelf = Store(store)
             with reporter.aside("find the model, read the prompts"):
                 inputs = prepare(config, reporter)
-                # Also before tuning: what cannot be planned is said now.
-                made = plan(config, inputs, shelf, out.resolve() / "logs")
+                plan(config, inputs, shelf, logs)  # what cannot be planned is said before anything is computed
         except UserError:
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
             with contextlib.suppress(OSError):
@@ -479,10 +481,8 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
             raise
         executor = LocalExecutor(shelf, reporter)
         inputs, vetting = vetted(config, inputs, shelf, executor)
-        made = plan(config, inputs, shelf, out.resolve() / "logs")
         trials = tuned(config, inputs, shelf, executor)
-        if trials.by_model:
-            made = plan(trials.applied(config), inputs, shelf, out.resolve() / "logs")
+        made = plan(trials.applied(config), inputs, shelf, logs)
         outcomes = executor.run(made.jobs)
         drawn = curves(trials.applied(config), inputs, shelf, executor)
         with reporter.aside("compare and report"):
@@ -496,13 +496,10 @@ def vetted(
     was done for it."""
     if not config.vet or not config.methods:
         return inputs, {}
-    params = {
-        "judge": config.judge,
-        "judge_digest": inputs.judge_digest or get_judge(config.judge, inputs.device).digest(),
-        "threshold": config.threshold,
-    }
     needs = {"prompts": put_prompts(store, inputs.forget)}
-    job = Job("vet", params, needs, "vet the forget set's harmless references", {"device": inputs.device})
+    job = Job(
+        "vet", _judged_by(config, inputs), needs, "vet the forget set's harmless references", {"device": inputs.device}
+    )
     before = inputs.forget.items
     outcomes = executor.run([job])
     items = tuple(read_items(_done(job, outcomes)))
@@ -573,7 +570,9 @@ def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecut
         return {name: _score(config, made, done, before) for name, made in plans.items()}
 
     width = models.width_of(inputs.model.path)
-    found = tuning.tune(config.methods, config.tune, ground.bound, width, measure)
+    # What `training` says of every method decides where the search begins (the rate of adapters, the steps).
+    given = {name: {**config.training, **options} for name, options in config.methods.items()}
+    found = tuning.tune(given, config.tune, ground.bound, width, measure)
     return Trials(found, every, outcomes)
 
 
@@ -629,7 +628,7 @@ def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
     every = Plan()
     for seed in config.seeds:
         for name in config.curve_methods():
-            last = method_of(name).Config(**config.methods[name]).steps
+            last = config.method_config(name).steps
             kept = [step for step in config.curve.steps if 0 < step < last]
             job = _train_job(config, inputs, store, name, seed, kept)
             label = f"{name} (seed {seed}): train for the curve"

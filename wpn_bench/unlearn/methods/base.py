@@ -216,10 +216,15 @@ def token_logprobs(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
 
     Column t is the token at t + 1.
     """
+    return logprobs_of(logits_at(model, rows, mask), rows, mask)
+
+
+def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
+    """The same from the logits (N, V) of the N tokens where `mask` is 1, where a loss needs more of the forward pass."""
     import torch.nn.functional as F
 
     targets = rows.input_ids[:, 1:][mask.bool()]
-    return spread(-F.cross_entropy(logits_at(model, rows, mask), targets, reduction="none"), mask)
+    return spread(-F.cross_entropy(logits, targets, reduction="none"), mask)
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, forward, kl_to_reference
+from wpn_bench.unlearn.methods.base import (
+    Loss,
+    Method,
+    MethodConfig,
+    at_least_float32,
+    cross_entropy,
+    forward,
+    kl_to_reference,
+)
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -71,8 +79,6 @@ class LLMU(Method):
 def cross_entropy_with_padding(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
     """-sum_v p_ref(v) log p_theta(v), the mean over all places of `rows`, padding and the last token's among them."""
     import torch
-
-    from wpn_bench.unlearn.methods.base import at_least_float32
 
     with torch.no_grad():
         p = at_least_float32(forward(reference, rows).logits).softmax(-1)

@@ -14,9 +14,9 @@ from wpn_bench.unlearn.methods.base import (
     forward,
     head_only_at,
     kl_to_reference,
+    logprobs_of,
     mean_over,
     predicted,
-    spread,
     token_logprobs,
 )
 from wpn_bench.unlearn.search import Log
@@ -130,7 +130,5 @@ class WPN(Method):
             of_prompt = pool(hidden, rows.prompt_mask, self.config.pooling)
             of_response = pool(hidden, rows.response_mask, self.config.pooling)
             scores = F.cosine_similarity(of_prompt, of_response, dim=-1)
-            targets = rows.input_ids[:, 1:][response.bool()]
-            logits = at_least_float32(out.logits[0])
-            logp = spread(-F.cross_entropy(logits, targets, reduction="none"), response)
+            logp = logprobs_of(at_least_float32(out.logits[0]), rows, response)
         return scores / self.config.temperature, -mean_over(logp, response)
