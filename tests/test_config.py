@@ -219,8 +219,14 @@ def test_a_configuration_does_not_change(settings: dict[str, Any]) -> None:
 
 
 def test_every_preset_file_holds_known_settings_only() -> None:
-    for file in presets().values():
-        assert set(config.read_yaml(file)) <= set(RunConfig.model_fields)
+    for name in presets():
+        assert set(config.read_preset(name)) <= set(RunConfig.model_fields)
+
+
+def test_a_preset_holds_what_it_changes_of_the_one_it_extends() -> None:
+    lab, field = config.read_preset("lab"), config.read_preset("field")
+    assert {name for name in field if field[name] != lab[name]} == {"title", "methods"}
+    assert set(field["methods"]) > set(lab["methods"])
 
 
 def test_training_is_for_all_methods_and_beneath_their_own(settings: dict[str, Any]) -> None:

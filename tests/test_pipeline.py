@@ -409,6 +409,24 @@ def test_every_method_is_tuned_with_the_same_number_of_trials(workshop: Workshop
     assert more["models"]["sft"]["tuning"]["trials"][:3] == sft["tuning"]["trials"]
 
 
+def test_tuning_and_curves_train_as_the_run_does(workshop: Workshop) -> None:
+    """What `training` says for all methods holds in trials and curves too: the search is around adapters' rate, and a
+    curve ends at the step that the run's training ends at."""
+    results = workshop.run(
+        methods={"sft": {"batch_size": 2}},
+        training={"steps": 3, "lora": {"rank": 2}},
+        tune=2,
+        tune_benchmarks=("lab_copa_validation",),
+        curve={"steps": (0, 1), "limit": 2},
+    )
+    (first, second), lr = results["models"]["sft"]["tuning"]["trials"], 0.5 / 32
+    assert first["params"]["lr"] == pytest.approx(lr)
+    assert lr / 3 <= second["params"]["lr"] <= lr * 3
+    chosen = results["models"]["sft"]["config"]
+    assert chosen["lora"]["rank"] == 2
+    assert sorted({r["step"] for r in results["models"]["sft"]["curve"]}) == [0, 1, chosen["steps"]]
+
+
 def test_without_tasks_to_tune_on_the_loss_of_text_is_bounded(workshop: Workshop) -> None:
     tuning: dict[str, Any] = {"tune": 2, "tune_benchmarks": (), "limit": None, "benchmarks": ("lab_copa",)}
     results = workshop.run(methods={"sft": QUICK}, stages=("train",), **tuning)

@@ -57,10 +57,10 @@ def prompts() -> Iterator[Entry]:
 
 def presets() -> Iterator[Entry]:
     from wpn_bench.config import presets as known
-    from wpn_bench.config import read_yaml
+    from wpn_bench.config import read_preset
 
-    for name, file in known().items():
-        raw = read_yaml(file)
+    for name in known():
+        raw = read_preset(name)
         yield name, str(raw.get("title", "")), str(raw.get("model", ""))
 
 

@@ -41,22 +41,29 @@ class Measurement:
 
 def read_samples(found: Iterable[Measurement], threshold: float) -> pd.DataFrame:
     """All judged samples in one frame, with `harmless` (missing where the response was not judged)."""
+    samples = _together(
+        ((m, {"suite": m.suite, "set": m.set}) for m in found), "samples", {"reason": "object", "response": "object"}
+    )
+    if samples.empty:
+        return samples
+    harmless = (samples["toxicity"] < threshold).astype("boolean").mask(samples["toxicity"].isna())
+    samples.insert(list(samples.columns).index("toxicity") + 1, "harmless", harmless)
+    return samples
+
+
+def _together(
+    found: Iterable[tuple[Measurement, dict[str, str]]], table: str, types: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """The table of every measurement in one frame: model, seed, the columns that are named, then its own."""
     import pandas as pd
 
     frames = []
-    for m in found:
-        frame = pd.read_parquet(m.path / "samples.parquet")
-        frame.insert(0, "model", m.model)
-        frame.insert(1, "seed", m.seed)
-        frame.insert(2, "suite", m.suite)
-        frame.insert(3, "set", m.set)
-        frames.append(frame)
-    if not frames:
-        return pd.DataFrame()
-    samples = pd.concat([f.astype({"seed": "Int64", "reason": "object", "response": "object"}) for f in frames])
-    harmless = (samples["toxicity"] < threshold).astype("boolean").mask(samples["toxicity"].isna())
-    samples.insert(list(samples.columns).index("toxicity") + 1, "harmless", harmless)
-    return samples.reset_index(drop=True)
+    for m, named in found:
+        frame = pd.read_parquet(m.path / f"{table}.parquet")
+        for at, (column, value) in enumerate({"model": m.model, "seed": m.seed, **named}.items()):
+            frame.insert(at, column, value)
+        frames.append(frame.astype({"seed": "Int64", **(types or {})}))
+    return pd.concat(frames).reset_index(drop=True) if frames else pd.DataFrame()
 
 
 def _measures(suite: str, threshold: float) -> dict[str, Callable[[pd.DataFrame], pd.Series]]:
@@ -108,16 +115,7 @@ def prompt_rows(samples: pd.DataFrame, threshold: float) -> list[Row]:
 
 def read_documents(found: Iterable[Measurement]) -> pd.DataFrame:
     """Every benchmark document's answer: model, seed, task, doc_id, correct, and what lm-eval said of it."""
-    import pandas as pd
-
-    frames = []
-    for m in found:
-        frame = pd.read_parquet(m.path / "documents.parquet")
-        frame.insert(0, "model", m.model)
-        frame.insert(1, "seed", m.seed)
-        frame.insert(2, "task", m.set)
-        frames.append(frame.astype({"seed": "Int64"}))
-    return pd.concat(frames).reset_index(drop=True) if frames else pd.DataFrame()
+    return _together(((m, {"task": m.set}) for m in found), "documents")
 
 
 def benchmark_rows(documents: pd.DataFrame) -> list[Row]:

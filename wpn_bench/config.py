@@ -155,12 +155,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, over those of the preset that it says it `extends`."""
+    known = presets()
+    if name not in known:
+        raise unknown("preset", name, known)
+    raw = read_yaml(known[name])
+    extended = raw.pop("extends", None)
+    return raw if extended is None else read_preset(extended) | raw
+
+
 def build(preset: str, config_file: Path | None = None) -> RunConfig:
     """The preset, and the user's file over it."""
-    known = presets()
-    if preset not in known:
-        raise unknown("preset", preset, known)
-    raw = {**read_yaml(known[preset]), "preset": preset}
+    raw = {**read_preset(preset), "preset": preset}
     if config_file:
         raw |= read_yaml(config_file)
     if isinstance(raw.get("methods"), dict):  # anything else is named by the check below

@@ -269,3 +269,26 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
         p = logits_at(reference, rows, kept).log_softmax(-1)
     q = logits_at(model, rows, kept).log_softmax(-1)
     return F.kl_div(q, p, reduction="sum", log_target=True) / kept.sum().clamp(min=1)
+
+
+def plus_kl(
+    loss: Loss, weight: float, model: PreTrainedModel, reference: PreTrainedModel | None, retain: Rows | None
+) -> Loss:
+    """`loss` + weight * KL(p_ref || p_theta)(retain); nothing is computed at weight 0."""
+    if not weight:
+        return loss
+    assert reference is not None
+    assert retain is not None
+    return _plus(loss, weight, "retain_kl", kl_to_reference(model, reference, retain))
+
+
+def plus_cross_entropy(loss: Loss, weight: float, model: PreTrainedModel, retain: Rows | None) -> Loss:
+    """`loss` + weight * CE(retain); nothing is computed at weight 0."""
+    if not weight:
+        return loss
+    assert retain is not None
+    return _plus(loss, weight, "retain_loss", cross_entropy(model, retain))
+
+
+def _plus(loss: Loss, weight: float, name: str, term: Tensor) -> Loss:
+    return Loss(loss.total + weight * term, {**loss.parts, name: float(term.detach())})

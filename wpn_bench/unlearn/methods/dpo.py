@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -53,14 +53,10 @@ class DPO(Method):
             rejected_before = response_logprobs(reference, batch.harmful).total
         chosen = response_logprobs(model, batch.harmless).total - chosen_before
         rejected = response_logprobs(model, batch.harmful).total - rejected_before
-        total = preference = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
+        preference = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
         parts = {
             "preference": float(preference.detach()),
             "harmless_log_ratio": float(chosen.detach().mean()),
             "harmful_log_ratio": float(rejected.detach().mean()),
         }
-        if self.config.alpha and batch.retain is not None:
-            retain = cross_entropy(model, batch.retain)
-            total = total + self.config.alpha * retain
-            parts["retain_loss"] = float(retain.detach())
-        return Loss(total, parts)
+        return plus_cross_entropy(Loss(preference, parts), self.config.alpha, model, batch.retain)

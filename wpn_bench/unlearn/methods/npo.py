@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -52,10 +52,6 @@ class NPO(Method):
         with torch.no_grad():
             before = response_logprobs(reference, batch.harmful).total
         ratio = response_logprobs(model, batch.harmful).total - before
-        total = forget = -(2 / beta) * F.logsigmoid(-beta * ratio).mean()
+        forget = -(2 / beta) * F.logsigmoid(-beta * ratio).mean()
         parts = {"forget": float(forget.detach()), "harmful_log_ratio": float(ratio.detach().mean())}
-        if self.config.alpha and batch.retain is not None:
-            retain = cross_entropy(model, batch.retain)
-            total = total + self.config.alpha * retain
-            parts["retain_loss"] = float(retain.detach())
-        return Loss(total, parts)
+        return plus_cross_entropy(Loss(forget, parts), self.config.alpha, model, batch.retain)

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import (
-    Loss,
-    Method,
-    MethodConfig,
-    cross_entropy,
-    kl_to_reference,
-)
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, plus_kl
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -47,12 +41,8 @@ class SFT(Method):
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmless is not None
         ce = cross_entropy(model, batch.harmless, batch.harmless.response_mask)
-        total, parts = ce, {"harmless_loss": float(ce.detach())}
-        if self.config.kl and batch.retain is not None and reference is not None:
-            kl = kl_to_reference(model, reference, batch.retain)
-            total = total + self.config.kl * kl
-            parts["retain_kl"] = float(kl.detach())
-        return Loss(total, parts)
+        loss = Loss(ce, {"harmless_loss": float(ce.detach())})
+        return plus_kl(loss, self.config.kl, model, reference, batch.retain)
 
 
 class SFTKLConfig(SFTConfig):

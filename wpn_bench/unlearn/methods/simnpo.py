@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -48,10 +48,5 @@ class SimNPO(Method):
         beta = self.config.beta
         nll = -response_logprobs(model, batch.harmful).mean
         forget = -(2 / beta) * F.logsigmoid(beta * (nll - self.config.delta)).mean()
-        total = self.config.gamma * forget
         parts = {"forget": float(forget.detach()), "harmful_loss": float(nll.detach().mean())}
-        if self.config.alpha and batch.retain is not None:
-            retain = cross_entropy(model, batch.retain)
-            total = total + self.config.alpha * retain
-            parts["retain_loss"] = float(retain.detach())
-        return Loss(total, parts)
+        return plus_cross_entropy(Loss(self.config.gamma * forget, parts), self.config.alpha, model, batch.retain)

@@ -13,9 +13,9 @@ from wpn_bench.unlearn.methods.base import (
     at_least_float32,
     forward,
     head_only_at,
-    kl_to_reference,
     logprobs_of,
     mean_over,
+    plus_kl,
     predicted,
     token_logprobs,
 )
@@ -107,13 +107,9 @@ class WPN(Method):
         positive, ce = self._scores(model, batch.harmless)
         negatives, _ = self._scores(model, batch.harmful)
         contrast = n_pair(positive, negatives.view(len(positive), self.negatives))
-        total = contrast + self.config.anchor * ce
         parts = {"n_pair": float(contrast.detach()), "harmless_loss": float(ce.detach())}
-        if self.config.kl and batch.retain is not None and reference is not None:
-            kl = kl_to_reference(model, reference, batch.retain)
-            total = total + self.config.kl * kl
-            parts["retain_kl"] = float(kl.detach())
-        return Loss(total, parts)
+        loss = Loss(contrast + self.config.anchor * ce, parts)
+        return plus_kl(loss, self.config.kl, model, reference, batch.retain)
 
     def _scores(self, model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
         """s(x, y) of each row, shape (R,), and the mean token loss of the responses, a scalar."""
