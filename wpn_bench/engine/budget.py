@@ -1,0 +1,121 @@
+"""How much goes into one pass: batches by tokens within a budget that is measured, halved when memory runs out.
+
+    budget = Budget.measured(model, device)
+    for_batches(order, tokens_of, budget, work)
+
+`work` is given positions and must not keep anything of a batch that fails: the same positions come again, in smaller
+batches, until all are done or one alone does not fit.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from wpn_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# On a processor a pass of this many tokens keeps the matrix products busy; more only pushes them out of the caches.
+CPU_TOKENS = 2048
+# Upper bound on an accelerator: beyond it a pass gains nothing and a failure loses much.
+ACCELERATOR_TOKENS = 65_536
+_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for what others hold
+
+
+class Budget:
+    """`tokens` a pass may hold; `halve` after a failure. One object serves all batches of a job, so that what was learned
+    stays learned."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = max(1, tokens)
+
+    @classmethod
+    def measured(cls, model: PreTrainedModel, head_rows: float = 1.0) -> Budget:
+        """From the memory that is free now and what a token takes in this model, `head_rows` of the tokens having logits."""
+        import torch
+
+        config = model.config
+        size = torch.finfo(model.dtype).bits // 8
+        width = int(getattr(config, "hidden_size", 768))
+        vocabulary = int(getattr(config, "vocab_size", 50_000))
+        layers = int(getattr(config, "num_hidden_layers", 12))
+        # Activations of one layer (the widest is the feed-forward's, about four widths; attention, residuals and
+        # normalised copies another eight), keys and values of all layers, logits and their float32 log-softmax.
+        a_token = size * width * (12 + 2 * layers) + head_rows * vocabulary * (size + 8)
+        most = CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS
+        return cls(min(most, int(_SHARE * free_memory(model.device.type) / a_token)))
+
+    def halve(self) -> None:
+        self.tokens = max(1, self.tokens // 2)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a pass may still take: of the accelerator, else of the machine (or the container it is in)."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        # What PyTorch holds and does not use is free to us too.
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    return int(psutil.virtual_memory().available)
+
+
+def for_batches(
+    order: Sequence[int],
+    tokens: Callable[[Sequence[int]], int],
+    budget: Budget,
+    work: Callable[[list[int]], None],
+    most: int | None = None,
+) -> None:
+    """Call `work` on consecutive parts of `order`, each of at most `budget.tokens` by `tokens` and `most` positions; one
+    position alone always goes. Memory that runs out halves the budget, and the part is cut anew.
+
+    Raises `UserError` where a single position does not fit into memory.
+    """
+    at = 0
+    while at < len(order):
+        end = at + 1
+        while end < len(order) and (most is None or end - at < most) and tokens(order[at : end + 1]) <= budget.tokens:
+            end += 1
+        part = list(order[at:end])
+        try:
+            work(part)
+        except Exception as e:
+            if not ran_out_of_memory(e):
+                raise
+            if len(part) == 1:
+                raise UserError(
+                    "the model and one text do not fit into memory", "take --dtype bfloat16, a smaller model or a GPU"
+                ) from e
+            budget.tokens = min(budget.tokens, max(tokens(part), 1))
+            budget.halve()
+            failed = True
+        else:
+            failed = False
+            at = end
+        if failed:
+            # Outside the handler: there the traceback still holds what did not fit.
+            _free()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it is memory that was short: PyTorch's own error, its allocator's on a processor, or Python's."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
