@@ -312,34 +312,37 @@ def _language_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: Progress | None
 ) -> Any:
     from lm_eval.api.model import CacheHook
-    from lm_eval.models.huggingface import HFLM
+
+    from wpn_bench.benchmarks.language_model import WpnHF
 
     class Told(CacheHook):
-        """lm-eval tells its cache of each answer; there is none here, so this is the place to count them."""
+        """lm-eval tells its cache of each answer; there is none here, so this is the place to count generated ones."""
 
         def __init__(self, advance: Callable[[int], None]) -> None:
             super().__init__(None)
             self.advance = advance
 
         def add_partial(self, attr: str, req: Any, res: Any) -> None:
-            self.advance(1)
+            if attr == "generate_until":
+                self.advance(1)
 
-    class Quiet(HFLM):
-        """HFLM with our progress in place of its bar. What it computes is left alone."""
+    class Quiet(WpnHF):
+        """With our progress in place of lm-eval's bars."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(self._announced(requests), disable_tqdm=True)
+            return super().loglikelihood(requests, disable_tqdm=True)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood_rolling(self._announced(requests), disable_tqdm=True)
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().generate_until(self._announced(requests), disable_tqdm=True)
-
-        def _announced(self, requests: Any) -> Any:
             if progress is not None:
                 self.set_cache_hook(Told(progress(len(requests), "requests")))
-            return requests
+            return super().generate_until(requests, disable_tqdm=True)
+
+        @contextmanager
+        def counting(self, total: int, disable: bool) -> Iterator[Callable[[int], object]]:
+            yield progress(total, "requests") if progress is not None else lambda n: None
 
     # lm-eval may give the tokenizer a padding token; the caller's stays as it is.
     return Quiet(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)

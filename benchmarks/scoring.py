@@ -1,0 +1,194 @@
+"""Log-likelihoods: our `wpn-hf` against lm-eval's `hf`, on the same requests, in turn, in one process.
+
+    python benchmarks/scoring.py                                               # the lab's nine, the lab's base model
+    python benchmarks/scoring.py --model facebook/opt-125m --tasks wpn_nine --limit 200
+    python benchmarks/scoring.py --shape facebook/opt-125m --tasks wpn_nine --limit 40    # its published shape, random weights
+
+lm-eval gets its best batch size of 1, 8, 16, 32, 64, found on a part of the requests of each task. Medians of `--pairs` pairs.
+
+Floor: the multiply-adds that any way to these numbers needs (each distinct beginning once, logits where they are read once);
+"could be" is those of lm-eval's batches over the floor, "share" how much of that ours reached. Tokenising counts for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from wpn_bench import models
+from wpn_bench.benchmarks import run
+from wpn_bench.benchmarks.definitions import expand, task_folders
+from wpn_bench.engine.tree import trees
+
+LAB = (
+    "lab_lambada,lab_hellaswag,lab_winogrande,lab_copa,lab_arc_easy,lab_arc_challenge,lab_piqa,lab_mathqa,lab_pubmedqa"
+)
+SIZES = (1, 8, 16, 32, 64)
+# As published; only shapes, no weights.
+SHAPES = {
+    "facebook/opt-125m": (768, 12, 12),
+    "facebook/opt-1.3b": (2048, 24, 32),
+    "facebook/opt-2.7b": (2560, 32, 32),
+}
+
+
+def random_shape(name: str, dtype: str, device: str) -> Any:
+    """An OPT of the published shape with random weights."""
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    width, layers, heads = SHAPES[name]
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=50_272,
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+    )
+    return OPTForCausalLM(config).to(device, getattr(torch, dtype)).eval()
+
+
+def requests_of(task: str, folders: list[Path], limit: int | None) -> list[Any]:
+    definition = run._definition(task, folders)
+    with run._quiet():
+        loaded = run._load_task(definition, folders, None)
+        loaded.set_config(key="num_fewshot", value=0)
+        loaded.build_all_requests(limit=limit, rank=0, world_size=1)
+    return list(loaded.instances)
+
+
+class Cost:
+    """Multiply-adds of a pass, from the model's shape."""
+
+    def __init__(self, model: Any) -> None:
+        self.head = model.get_output_embeddings().weight.numel()
+        inner = sum(
+            p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lm_head" not in n
+        )
+        self.token = inner
+        self.pair = 2 * model.config.hidden_size * model.config.num_hidden_layers  # scores and values of one pair
+
+    def of(self, tokens: float, pairs: float, logits: float) -> float:
+        return tokens * self.token + pairs * self.pair + logits * self.head
+
+
+def floor_and_theirs(
+    cost: Cost, encoded: list[tuple[list[int], list[int]]], size: int, max_length: int
+) -> tuple[float, float]:
+    inputs: dict[tuple[int, ...], int] = {}
+    for context, continuation in encoded:
+        tokens = tuple([*context, *continuation][-(max_length + 1) :][:-1])
+        inputs[tokens] = max(inputs.get(tokens, 0), len(continuation))
+    sequences = list(inputs)
+    (*forest,) = trees(sequences, 1 << 30, 1 << 30)
+    read = sum(
+        len({int(n) for k, path in tree.paths.items() for n in path[-inputs[sequences[k]] :]}) for tree in forest
+    )
+    pairs = sum(p + 1 for tree in forest for p in tree.positions)
+    least = cost.of(sum(map(len, forest)), pairs, read)
+    # lm-eval: one row a distinct input, longest first, every position through the head.
+    lengths = sorted(map(len, sequences), reverse=True)
+    theirs = 0.0
+    for at in range(0, len(lengths), size):
+        part = lengths[at : at + size]
+        cells = len(part) * part[0]
+        theirs += cost.of(cells, cells * (part[0] + 1) / 2, cells)
+    return least, theirs
+
+
+def timed(lm: Any, requests: list[Any]) -> tuple[float, list[tuple[float, bool]]]:
+    began = time.perf_counter()
+    answers = lm.loglikelihood(requests, disable_tqdm=True)
+    return time.perf_counter() - began, answers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lab")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape, with the tokenizer of the same name"
+    )
+    parser.add_argument("--tasks", default=LAB)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, help="lm-eval's batch size, instead of its best")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+
+    from lm_eval.models.huggingface import HFLM
+
+    from wpn_bench.benchmarks.language_model import WpnHF
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    model, tokenizer = models.load(models.resolve(options.shape or options.model).path, options.device, options.dtype)
+    if options.shape:
+        model = random_shape(options.shape, options.dtype, options.device)
+    cost = Cost(model)
+    folders = [Path(f) for f in task_folders(("benchmarks", "lab"))]
+    print(
+        "| task | requests | lm-eval `hf`, s (batch) | ours, s | faster | could be | share | max difference | same choice |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    ratios, equal = [], True
+    for task in expand(options.tasks.split(","), folders):
+        requests = requests_of(task, folders, options.limit)
+
+        def lm(kind: type, size: int) -> Any:
+            return kind(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=size)
+
+        part = requests[: max(64, len(requests) // 10)]
+        size = options.batch_size or min(SIZES, key=lambda s: min(timed(lm(HFLM, s), part)[0] for _ in range(2)))
+        theirs, ours = lm(HFLM, size), lm(WpnHF, size)
+        times = []
+        for k in range(options.pairs):
+            # Each goes first in every other pair.
+            pair = {}
+            for one in (theirs, ours) if k % 2 else (ours, theirs):
+                pair[one is ours], answers = timed(one, requests)
+                if one is ours:
+                    mine = answers
+                else:
+                    other = answers
+            times.append((pair[False], pair[True]))
+        encoded = [
+            ours._encode_pair(*r.args) if r.args[0] else ([ours.prefix_token_id], ours.tok_encode(r.args[1]))
+            for r in requests
+        ]
+        least, spent = floor_and_theirs(cost, encoded, size, ours.max_length)
+        apart = max(abs(a[0] - b[0]) for a, b in zip(mine, other, strict=True))
+        same = choices(requests, mine) == choices(requests, other)
+        equal &= same and apart <= 1e-3
+        faster = median(t / o for t, o in times)
+        ratios.append(faster)
+        print(
+            f"| {task} | {len(requests)} | {median(t for t, _ in times):.2f} ({size}) | {median(o for _, o in times):.2f} |"
+            f" {faster:.2f} | {spent / least:.2f} | {faster / (spent / least):.0%} | {apart:.1e} | {'yes' if same else 'NO'} |",
+            flush=True,
+        )
+    print(f"\ngeometric mean: {math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f} times as fast")
+    return 0 if equal else 1
+
+
+def choices(requests: list[Any], answers: list[tuple[float, bool]]) -> list[tuple[int, int | bool]]:
+    """The likeliest choice of each document; whether greedy decoding writes it, where there is one continuation only."""
+    of: dict[int, list[tuple[float, bool]]] = {}
+    for request, answer in zip(requests, answers, strict=True):
+        of.setdefault(request.doc_id, []).append(answer)
+    return [
+        (doc, one[0][1] if len(one) == 1 else max(range(len(one)), key=lambda i: one[i][0])) for doc, one in of.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

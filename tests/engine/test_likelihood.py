@@ -1,0 +1,143 @@
+"""Log-likelihoods against one plain forward pass a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.engine.conftest import CONTEXT, WORDS, random_model
+from wpn_bench.engine import likelihood
+from wpn_bench.engine.budget import Budget
+from wpn_bench.engine.likelihood import loglikelihoods
+
+Pair = tuple[list[int], list[int]]
+TOKEN = st.integers(3, WORDS - 1)
+
+
+def plainly(model: Any, pair: Pair) -> tuple[float, bool]:
+    tokens = [*pair[0], *pair[1]][-(CONTEXT + 1) :]
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([tokens[:-1]])).logits[0].double().log_softmax(-1)
+    of = logprobs[-len(pair[1]) :]
+    targets = torch.tensor(pair[1])
+    return float(of.gather(1, targets[:, None]).sum()), bool((of.argmax(-1) == targets).all())
+
+
+def check(model: Any, pairs: list[Pair], **options: Any) -> None:
+    got = loglikelihoods(model, pairs, max_length=CONTEXT, **options)
+    for (ours, greedy), pair in zip(got, pairs, strict=True):
+        value, best = plainly(model, pair)
+        assert ours == pytest.approx(value, abs=1e-3)
+        assert greedy == best
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[Pair]:
+    """As tasks make them: contexts with several continuations, contexts that begin alike, lone tokens, overlong ones."""
+    start = draw(st.lists(TOKEN, max_size=30))
+    pairs = []
+    for _ in range(draw(st.integers(1, 6))):
+        context = [*start[: draw(st.integers(0, len(start)))], *draw(st.lists(TOKEN, min_size=1, max_size=30))]
+        for _ in range(draw(st.integers(1, 4))):
+            pairs.append((context, draw(st.lists(TOKEN, min_size=1, max_size=draw(st.sampled_from((1, 3, CONTEXT)))))))
+    return pairs
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=requests(), tokens=st.sampled_from((1, 40, 300)))
+def test_equal_to_one_pass_a_request(model: Any, pairs: list[Pair], tokens: int) -> None:
+    check(model, pairs, budget=Budget(tokens))
+
+
+def test_rows_of_several_trees_are_taken_where_they_can_be() -> None:
+    reach = {shape: likelihood._taken(random_model(shape)).reach for shape in ("opt", "neo", "gpt2", "llama")}
+    assert reach["neo"] == 8
+    assert min(reach["opt"], reach["gpt2"], reach["llama"]) > CONTEXT
+
+
+def test_a_model_that_does_not_take_them_gets_plain_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = random_model("opt", seed=3)
+    forward = type(strange).forward
+
+    def no_positions(self: Any, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    monkeypatch.setattr(type(strange), "forward", no_positions)
+    assert likelihood._taken(strange).reach == 0
+    monkeypatch.undo()
+    check(strange, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4] * 60, [5, 5])])
+
+
+def test_logits_that_are_capped_behind_the_head() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=WORDS,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            sliding_window=12,
+            final_logit_softcapping=3.0,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.3,
+        )
+    ).eval()
+    assert not likelihood._taken(model).apart
+    check(model, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4, 5] * 15, [5, 5]), ([4, 5] * 15, [7])])
+
+
+def test_order_and_count(model: Any) -> None:
+    pairs: list[Pair] = [([5, 6, k], [7, k]) for k in range(3, 40)]
+    told: list[int] = []
+    forward = loglikelihoods(model, pairs, max_length=CONTEXT, advance=told.append)
+    backward = loglikelihoods(model, pairs[::-1], max_length=CONTEXT)[::-1]
+    assert sum(told) == len(pairs)
+    assert [f[0] for f in forward] == pytest.approx([b[0] for b in backward], abs=1e-4)
+    # The same request twice is the same number twice: a tie stays a tie.
+    twice = loglikelihoods(model, [pairs[0], pairs[5], pairs[0]], max_length=CONTEXT)
+    assert twice[0] == twice[2]
+
+
+def test_memory_that_runs_out_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[Pair] = [([3 + k % 7] * (1 + k % 20), [4 + k % 5, 6]) for k in range(60)]
+    pairs += [([5] * 70, [6, 7])]
+    want = loglikelihoods(model, pairs, max_length=CONTEXT)
+    real, calls = likelihood._read_head, 0
+
+    def short(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 2, 5):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given)
+
+    monkeypatch.setattr(likelihood, "_read_head", short)
+    told: list[int] = []
+    got = loglikelihoods(model, pairs, max_length=CONTEXT, advance=told.append)
+    assert calls > 5
+    assert sum(told) == len(pairs)
+    assert [g[0] for g in got] == pytest.approx([w[0] for w in want], abs=1e-4)
+
+
+@pytest.mark.parametrize("pair", [([], [5]), ([5], []), ([5], [6] * (CONTEXT + 1))])
+def test_what_has_no_likelihood(model: Any, pair: Pair) -> None:
+    with pytest.raises(ValueError, match="token"):
+        loglikelihoods(model, [([5], [6]), pair], max_length=CONTEXT)
+
+
+def test_equal_logits_go_to_the_first() -> None:
+    model = random_model("opt", seed=1)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    (first, greedy), (other, not_greedy) = loglikelihoods(model, [([5, 6], [0]), ([5, 6], [9])], max_length=CONTEXT)
+    assert first == other
+    assert (greedy, not_greedy) == (True, False)

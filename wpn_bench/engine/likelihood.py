@@ -1,0 +1,321 @@
+"""Log-likelihoods of continuations, exactly, with every shared beginning computed once and logits only where they are read.
+
+What a pass costs is one token of every distinct beginning, the vocabulary's logits at the tokens before a continuation's
+ones, and nothing for padding (see `tree`). Models whose attention does not take such rows, or does something of its own
+with them, are found by comparing on a few tokens first, and are given plain rows of one sequence each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from wpn_bench.engine import tree as packing
+from wpn_bench.engine.budget import Budget, for_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["loglikelihoods"]
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+ROW = 256  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
+_HEAD_ROWS = 64  # logits of so many tokens at once: they stay in the processor's caches
+
+
+def loglikelihoods(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    max_length: int,
+    budget: Budget | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[tuple[float, bool]]:
+    """For each (context, continuation) of token ids: sum of log p(continuation | context) in nats, and whether greedy
+    decoding would write it. In the order of `pairs`; `advance` is told how many are done.
+
+    As lm-eval's `hf` does, context and continuation are cut on the left to the last max_length + 1 tokens. Equal greedy
+    candidates go to the lowest token id. Raises `ValueError` for an empty context or continuation, and for a
+    continuation of more than `max_length` tokens, of which no window holds the whole.
+    """
+    # Requests with one input (the same context before choices of a token each) are one sequence.
+    asked: dict[packing.Tokens, list[int]] = defaultdict(list)
+    for k, (context, continuation) in enumerate(pairs):
+        _check(context, continuation, max_length)
+        asked[tuple([*context, *continuation][-(max_length + 1) :][:-1])].append(k)
+    sequences = list(asked)
+    scores = np.zeros(len(pairs))
+    greedy = np.ones(len(pairs), dtype=bool)
+    taken = _taken(model)
+    head = _head(model, taken.apart)
+    budget = budget or Budget.measured(model, head_rows=0.0 if taken.apart else 1.0)
+
+    def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
+        """Take the scores of sequences from `outputs` (N, width); `rows` are the indices of a sequence's tokens there."""
+        where, target, request = [], [], []
+        for number, places in zip(numbers, rows, strict=True):
+            for k in asked[sequences[number]]:
+                continuation = pairs[k][1]
+                where.append(places[-len(continuation) :])
+                target.append(continuation)
+                request.append(np.full(len(continuation), k))
+        who = np.concatenate(request)
+        logprob, best = _read_head(head, outputs, np.concatenate(where), np.concatenate(target))
+        np.add.at(scores, who, logprob)
+        np.logical_and.at(greedy, who, best)
+        advance(sum(len(asked[sequences[n]]) for n in numbers))
+
+    short = [n for n, s in enumerate(sequences) if len(s) <= taken.reach]
+    _packed(model, taken, [sequences[n] for n in short], short, max_length, budget, read)
+    _plain(model, taken.apart, sequences, [n for n, s in enumerate(sequences) if len(s) > taken.reach], budget, read)
+    return [(float(s), bool(g)) for s, g in zip(scores, greedy, strict=True)]
+
+
+def _check(context: Sequence[int], continuation: Sequence[int], max_length: int) -> None:
+    if not len(context) or not len(continuation):
+        raise ValueError("a context and a continuation have at least one token each")
+    if len(continuation) > max_length:
+        raise ValueError(f"a continuation of {len(continuation)} tokens is longer than the model reads ({max_length})")
+
+
+Read = Callable[[Sequence[int], "Tensor", Sequence[packing.Array]], None]
+
+
+def _packed(
+    model: PreTrainedModel,
+    taken: _Taken,
+    sequences: Sequence[packing.Tokens],
+    numbers: Sequence[int],
+    max_length: int,
+    budget: Budget,
+    read: Read,
+) -> None:
+    most = min(taken.reach, max_length)
+    size = min(ROW, most)
+    forest = packing.trees(sequences, size, most)
+    filled = packing.rows(map(len, forest), size)
+    width = [sum(len(forest[k]) for k in row) for row in filled]
+
+    def work(part: list[int]) -> None:
+        batch = packing.pack([[forest[k] for k in filled[r]] for r in part])
+        outputs = _of_batch(model, taken.apart, batch)
+        columns = batch.tokens.shape[1]
+        found = [
+            (numbers[n], path + row * columns + at) for of, row, at in batch.places for n, path in of.paths.items()
+        ]
+        read([n for n, _ in found], outputs, [path for _, path in found])
+
+    for_batches(range(len(filled)), lambda part: len(part) * width[part[0]], budget, work)
+
+
+def _of_batch(model: PreTrainedModel, apart: bool, batch: packing.Packed) -> Tensor:
+    """`_outputs` at every place of the batch, row by row."""
+    import torch
+
+    device = model.device
+    outputs = _outputs(
+        model,
+        apart,
+        input_ids=torch.from_numpy(batch.tokens).to(device),
+        position_ids=torch.from_numpy(batch.positions).to(device),
+        attention_mask=_additive(torch.from_numpy(batch.visible).to(device), model.dtype),
+    )
+    return outputs.flatten(0, 1)
+
+
+def _additive(visible: Tensor, dtype: Any) -> Tensor:
+    """(rows, 1, T, T): 0 where `visible` (rows, T, T), the least number of `dtype` elsewhere."""
+    import torch
+
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _plain(
+    model: PreTrainedModel,
+    apart: bool,
+    sequences: Sequence[packing.Tokens],
+    numbers: Sequence[int],
+    budget: Budget,
+    read: Read,
+) -> None:
+    """One sequence a row, padded on the right as lm-eval does, neighbours in length together."""
+    import torch
+
+    order = sorted(numbers, key=lambda n: (-len(sequences[n]), sequences[n]))
+
+    def work(part: list[int]) -> None:
+        width = len(sequences[part[0]])
+        tokens = np.zeros((len(part), width), dtype=np.int64)
+        for row, n in enumerate(part):
+            tokens[row, : len(sequences[n])] = sequences[n]
+        outputs = _outputs(model, apart, input_ids=torch.from_numpy(tokens).to(model.device))
+        read(part, outputs.flatten(0, 1), [np.arange(len(sequences[n])) + row * width for row, n in enumerate(part)])
+
+    for_batches(order, lambda part: len(part) * len(sequences[part[0]]), budget, work)
+
+
+# --- the model ---
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """How a model is to be used. `reach`: the longest row in which it takes several trees (0: none at all).
+    `apart`: its logits are its head's output, so the head can be left out of the pass and applied where it is read."""
+
+    reach: int
+    apart: bool
+
+
+_TAKEN: WeakKeyDictionary[Any, _Taken] = WeakKeyDictionary()
+
+
+def _taken(model: PreTrainedModel) -> _Taken:
+    """Found out once for a model, by comparing on a few tokens."""
+    if model not in _TAKEN:
+        apart = _head_comes_last(model)
+        window = local_window(model.config)
+        _TAKEN[model] = _Taken(window if _packs(model, window, apart) else 0, apart)
+    return _TAKEN[model]
+
+
+def _outputs(model: PreTrainedModel, apart: bool, **inputs: Any) -> Tensor:
+    """(rows, T, width) that the head is given; the logits (rows, T, V) themselves where they are not the head's alone."""
+    import torch
+
+    with torch.inference_mode():
+        if not apart:
+            return model(**inputs, use_cache=False).logits
+        with _caught(model) as kept:
+            model(**inputs, use_cache=False)
+    return kept[0]
+
+
+@contextmanager
+def _caught(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Within it, what comes to the model's head is kept, and the head itself sees one token a row only."""
+    kept: list[Tensor] = []
+
+    def catch(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept.append(given[0])
+        return (given[0][:, :1], *given[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _head(model: PreTrainedModel, apart: bool) -> Callable[[Tensor], Tensor]:
+    """Logits from `_outputs`."""
+    return model.get_output_embeddings() if apart else lambda logits: logits
+
+
+def _read_head(
+    head: Callable[[Tensor], Tensor], outputs: Tensor, rows: packing.Array, targets: packing.Array
+) -> tuple[packing.Array, packing.Array]:
+    """log p of each of `targets` (n,) from the row of `outputs` (N, width) beside it, and whether it is the likeliest."""
+    import torch
+
+    # Several requests read one row (choices of one token): its logits are made once.
+    distinct, of = np.unique(rows, return_inverse=True)
+    order = np.argsort(of, kind="stable")
+    logprobs, best = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
+    starts = np.searchsorted(of[order], np.arange(0, len(distinct) + _HEAD_ROWS, _HEAD_ROWS))
+    with torch.inference_mode():
+        wanted = torch.from_numpy(distinct).to(outputs.device)
+        for part, at in enumerate(range(0, len(distinct), _HEAD_ROWS)):
+            logits = head(outputs[wanted[at : at + _HEAD_ROWS]]).float()
+            mine = order[starts[part] : starts[part + 1]]
+            row = torch.from_numpy(of[mine] - at).to(outputs.device)
+            target = torch.from_numpy(targets[mine]).to(outputs.device)
+            value = logits[row, target]
+            highest = logits.amax(-1)
+            total = highest + (logits - highest.unsqueeze(1)).exp_().sum(-1).log_()
+            likeliest = value == highest[row]
+            # Of equal logits the first counts; a second look is needed at these few rows only.
+            if bool(likeliest.any()):
+                likeliest[likeliest.clone()] = logits[row[likeliest]].argmax(-1) == target[likeliest]
+            logprobs[mine] = (value - total[row]).double().cpu().numpy()
+            best[mine] = likeliest.cpu().numpy()
+    return logprobs, best
+
+
+# --- what a model takes ---
+
+
+def local_window(config: Any) -> int:
+    """Tokens that the narrowest layer looks back; beyond it, a place in the row is more than a position to it.
+
+    GPT-Neo counts columns, and models with sliding windows make their own mask only where none is given. Within the
+    window neither matters.
+    """
+    windows = [getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None]
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        windows.append(config.window_size)
+    return min((int(w) for w in windows if w), default=1 << 30)
+
+
+def _sample(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
+    """Three sequences of n tokens, two of which begin alike."""
+    words = min(int(model.config.vocab_size), 1000)
+    rng = np.random.default_rng(1)
+    a, b, c = (tuple(int(w) for w in rng.integers(0, words, n)) for _ in range(3))
+    return [a, (*a[: n // 2], *b[n // 2 :]), c]
+
+
+def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
+    import torch
+
+    return _outputs(model, False, input_ids=torch.tensor([tokens], device=model.device))[0].float()
+
+
+def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
+    """Equal but for rounding in `dtype`."""
+    import torch
+
+    bound = max(1e-3, 8 * torch.finfo(dtype).eps * float(theirs.abs().max()))
+    return ours.shape == theirs.shape and bool(((ours - theirs).abs() <= bound).all())
+
+
+def _head_comes_last(model: PreTrainedModel) -> bool:
+    """False where logits are capped or scaled behind the head, or where there is none to be found."""
+    import torch
+
+    if (head := model.get_output_embeddings()) is None:
+        return False
+    tokens = _sample(model, 4)[0]
+    with torch.inference_mode():
+        ours = head(_outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0])
+    return _equal(ours.float(), _logits(model, tokens), model.dtype)
+
+
+def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
+    """Whether a row of two trees, within the window, gives the logits of its three sequences, each alone."""
+    import torch
+
+    n = min(9, window // 3)
+    if n < 2:
+        return False
+    sequences = _sample(model, n)
+    batch = packing.pack([packing.trees(sequences, 3 * n, 3 * n)])
+    try:
+        outputs = _of_batch(model, apart, batch)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False  # no such masks, or no positions of one's own
+    head = _head(model, apart)
+    with torch.inference_mode():
+        return all(
+            _equal(head(outputs[path + at]).float(), _logits(model, sequences[number]), model.dtype)
+            for of, _, at in batch.places
+            for number, path in of.paths.items()
+        )
