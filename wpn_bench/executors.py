@@ -27,8 +27,8 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 2, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 2, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 3, ("torch", "transformers", "detoxify")),
-    "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 1, ("torch", "transformers", "lm-eval")),
-    "perplexity": ("wpn_bench.benchmarks.perplexity:run_perplexity_stage", 1, ("torch", "transformers")),
+    "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 2, ("torch", "transformers", "lm-eval")),
+    "perplexity": ("wpn_bench.benchmarks.perplexity:run_perplexity_stage", 2, ("torch", "transformers")),
 }
 
 

@@ -9,10 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.conftest import CONTEXT, WORDS, random_model
 from wpn_bench.engine import likelihood
 from wpn_bench.engine.budget import Budget
 from wpn_bench.engine.likelihood import loglikelihoods
+
+from .conftest import CONTEXT, WORDS, random_model
 
 Pair = tuple[list[int], list[int]]
 TOKEN = st.integers(3, WORDS - 1)
@@ -47,7 +48,7 @@ def requests(draw: st.DrawFn) -> list[Pair]:
     return pairs
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=requests(), tokens=st.sampled_from((1, 40, 300)))
 def test_equal_to_one_pass_a_request(model: Any, pairs: list[Pair], tokens: int) -> None:
     check(model, pairs, budget=Budget(tokens))

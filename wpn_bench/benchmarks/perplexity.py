@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,19 +54,18 @@ def token_losses(
     texts: Sequence[str],
     *,
     window: int | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> list[WindowLoss]:
     """Loss of each window of each text, in order of text and window.
 
     window: tokens the model sees at once, the beginning-of-text token included; None is the model's context,
     at most 512. batch_tokens: upper bound on tokens of one forward pass, padding included (one window at
-    least). Without a beginning-of-text token the end-of-text token stands in; with neither, a window's first
+    least); None is as many as memory allows. Without a beginning-of-text token the end-of-text token stands in; with neither, a window's first
     token is not predicted. Texts without tokens have no window.
     """
-    import torch
-    from torch.nn import functional
-
+    from wpn_bench.engine.budget import Budget
+    from wpn_bench.engine.likelihood import loglikelihoods
     from wpn_bench.models import context_length
 
     size = min(window or MAX_WINDOW, context_length(model))
@@ -80,30 +79,17 @@ def token_losses(
         for w, ids in enumerate(_cut(tokenizer.encode(text, add_special_tokens=False), size - len(prefix)))
         if len(prefix) + len(ids) > 1
     ]
-    advance = progress(len(pieces), "windows") if progress else lambda n: None
-    # Equal lengths together: less padding. The order given back is that of the texts.
-    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i][2]))
-    losses: dict[int, WindowLoss] = {}
-    model.eval()
-    for batch in _batches(order, [len(p[2]) for p in pieces], batch_tokens):
-        width = len(pieces[batch[0]][2])
-        ids = torch.zeros(len(batch), width, dtype=torch.long)  # (batch, width), padded on the right
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):
-            tokens = pieces[i][2]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            # (batch, width - 1); padding is masked out of the sums below.
-            nll = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-            sums = nll.double().masked_fill(mask[:, 1:] == 0, 0.0).sum(dim=1).tolist()
-        for i, total in zip(batch, sums, strict=True):
-            text, number, tokens = pieces[i]
-            losses[i] = WindowLoss(text, number, len(tokens) - 1, total)
-        advance(len(batch))
-    return [losses[i] for i in range(len(pieces))]
+    scores = loglikelihoods(
+        model,
+        [(tokens[:1], tokens[1:]) for _, _, tokens in pieces],
+        max_length=size,
+        budget=None if batch_tokens is None else Budget(batch_tokens),
+        advance=progress(len(pieces), "windows") if progress else lambda n: None,
+    )
+    return [
+        WindowLoss(text, number, len(tokens) - 1, -total)
+        for (text, number, tokens), (total, _) in zip(pieces, scores, strict=True)
+    ]
 
 
 def summarise(losses: Sequence[WindowLoss]) -> TextLoss:
@@ -148,15 +134,3 @@ def read_texts(folder: Path) -> list[str]:
 
 def _cut(ids: list[int], size: int) -> list[list[int]]:
     return [ids[i : i + size] for i in range(0, len(ids), size)]
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Runs of `order` (longest first) whose padded size stays within `batch_tokens`."""
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

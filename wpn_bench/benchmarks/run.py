@@ -1,11 +1,10 @@
 """Benchmarks through lm-eval (Gao et al., "A framework for few-shot language model evaluation"), zero shot.
 
 Measured: the share of documents answered right (`acc`), as lm-eval 0.4 computes it; for multiple choice,
-the choice with the highest summed log-likelihood is the answer. Scores equal those of `lm_eval` itself on
-the same task file, one task a call, with the same batch size. (`lm_eval --tasks a,b` batches documents of a
-and b together, which moves log-likelihoods in the last digits and, rarely, an answer.)
+the choice with the highest summed log-likelihood is the answer. Log-likelihoods are `engine.likelihood`'s and equal those of
+`lm_eval --model hf` but for the last digits of a float32; so do answers, ties within these digits aside.
 
-The only importer of lm_eval. Its response cache is never used: it ignores which weights it speaks of.
+Only this file and `language_model` import lm_eval. Its response cache is never used: it ignores which weights it speaks of.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def loglikelihoods(
     *,
     max_length: int,
     budget: Budget | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation) of token ids: sum of log p(continuation | context) in nats, and whether greedy
     decoding would write it. In the order of `pairs`; `advance` is told how many are done.
