@@ -76,9 +76,15 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Our scores and speed against lm-eval's own, side by side in one process: benchmarks/. Arguments go there."""
+    """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
+
+    `nox -s bench -- scoring --tasks lab_copa`: one of scoring, generation_and_judging, cost_of_methods; without a name, the
+    first two on the lab.
+    """
     install(session, "-e", ".")
-    session.run("python", "benchmarks/against_lm_eval.py", *session.posargs)
+    names, arguments = session.posargs[:1], session.posargs[1:]
+    for name in names or ("scoring", "generation_and_judging"):
+        session.run("python", f"benchmarks/{name}.py", *arguments)
 
 
 @nox.session
