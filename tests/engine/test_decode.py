@@ -145,6 +145,20 @@ def test_rows_leave_and_others_take_their_places(make_speaker: Speak) -> None:
     assert [rows for rows, _ in speaker.passes].count(8) > 15
 
 
+def test_no_row_is_wider_than_the_context(make_speaker: Speak) -> None:
+    """A long row ends while others, that took places later, have tokens to go: its columns must leave with it."""
+
+    def counting(tokens: tuple[int, ...]) -> torch.Tensor:
+        return torch.eye(80)[END if len(tokens) >= tokens[0] + tokens[1] else 2]
+
+    def prompt(says: int, length: int, which: int) -> list[int]:
+        return [says, length, which] + [3] * (length - 3)
+
+    prompts = [prompt(12, 58, 4), *(prompt(2, 10, k) for k in range(7)), *(prompt(12, 5, k) for k in range(7))]
+    got = decode(make_speaker(counting, context=70), prompts, Rules(12, frozenset({END})), most_rows=8)
+    assert [len(new) for new in got] == [12] + [2] * 7 + [12] * 7
+
+
 def test_equal_prompts_are_decoded_once(make_speaker: Speak) -> None:
     speaker, advanced = make_speaker(rule), []
     got = decode(speaker, [[2, 3], [4], [2, 3], [2, 3]], Rules(5), advance=advanced.append)

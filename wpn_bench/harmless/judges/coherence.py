@@ -25,6 +25,7 @@ QUANTILE = 0.99  # share of the reference responses that the bound lets pass
 REPEATED = 0.5  # share of repeated word triples above which a response counts as a loop
 SHORT = 8  # tokens; a shorter response is averaged as if it had so many, for short answers are noisy
 _LONGEST = 256  # tokens of a response that are scored
+_CHUNK = 4096  # texts whose tokens are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,26 @@ def mean_losses(
     `after` holds the rendered prompt of each text (None: each text stands alone). A prompt that leaves no room is cut
     at its beginning. The denominator is at least `SHORT` tokens. NaN for a text without tokens.
     """
+    losses: list[float] = []
+    for at in range(0, len(texts), _CHUNK):
+        chunk = slice(at, at + _CHUNK)
+        losses += _losses(model, tokenizer, texts[chunk], None if after is None else after[chunk], advance)
+    return losses
+
+
+def _losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    after: Sequence[str] | None,
+    advance: Advance,
+) -> list[float]:
     import torch
 
     from wpn_bench.engine.budget import Budget, for_batches
     from wpn_bench.engine.head import head_only_at
     from wpn_bench.models import context_length
 
-    if not texts:
-        return []
     context = context_length(model)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     longest = min(_LONGEST, context - 1)  # one place is the start's
