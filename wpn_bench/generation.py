@@ -125,8 +125,7 @@ class _StopTexts:
         return any(mark in text for mark in self.stop)
 
     def _may_complete(self, token: int) -> bool:
-        """Whether a stop text can end within this token; decoding the tail of every row at every step takes longer than
-        a small model's pass."""
+        """Whether a stop text can end within this token: for most tokens it cannot, and the tail need not be decoded."""
         if token not in self.known:
             text = str(self.tokenizer.decode([token]))
             # A piece of a character (U+FFFD) may complete any, and white space is dropped at the edges of a text.

@@ -134,8 +134,8 @@ class _Live:
 
 
 class _Layer(DynamicLayer):
-    """Keys and values (R, H, T, D) at the front of a larger place, so that a new token is written and not the whole
-    cache copied: at 32 rows of a 125M model the copies take a third of a step."""
+    """Keys and values (R, H, T, D) at the front of a larger place, so that a new token is written where a
+    `DynamicLayer` copies all that came before, and needs room for both."""
 
     keys: Any
     values: Any
