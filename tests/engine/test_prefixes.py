@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wpn_bench.engine.prefixes import Group, shared_prefixes
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1), max_size=12), max_size=30), st.integers(1, 4), st.integers(2, 4))
 def test_members_share_what_is_said(sequences: list[list[int]], tokens: int, members: int) -> None:
     groups = shared_prefixes(sequences, tokens, members)
