@@ -263,6 +263,64 @@ def small_lm(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+class Speaker:
+    """A causal LM without weights: the logits after a text are `rule(tokens)`, (V,), of the real tokens before.
+
+    Its keys are the tokens themselves and its values their positions, so whatever happens to cache, mask and positions
+    shows in what it says. A row whose positions do not count its tokens says token 0. `passes` are (rows, columns).
+    """
+
+    def __init__(self, rule: Callable[[tuple[int, ...]], Any], context: int) -> None:
+        import torch
+        from transformers import PretrainedConfig
+
+        self.rule, self.context = rule, context
+        self.config = PretrainedConfig(max_position_embeddings=context, num_hidden_layers=1, hidden_size=2)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.passes: list[tuple[int, int]] = []
+
+    def __call__(self, **given: Any) -> Any:
+        return self.forward(**given)
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any,
+        past_key_values: Any,
+        use_cache: bool,
+        logits_to_keep: int,
+    ) -> Any:
+        import torch
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        assert use_cache
+        assert logits_to_keep == 1
+        keys, values = (x[:, None, :, None].double() for x in (input_ids, position_ids.expand(input_ids.shape)))
+        keys, values = past_key_values.update(keys, values, 0)
+        mask = torch.ones(keys.shape[0], keys.shape[2]) if attention_mask is None else attention_mask
+        assert mask.shape == (keys.shape[0], keys.shape[2])
+        assert mask.shape[1] <= self.context
+        self.passes.append((input_ids.shape[0], input_ids.shape[1]))
+        rows = []
+        for real, ids, positions in zip(mask.bool(), keys[:, 0, :, 0], values[:, 0, :, 0], strict=True):
+            logits = self.rule(tuple(ids[real].long().tolist()))
+            if positions[real].tolist() != list(range(int(real.sum()))):
+                logits = torch.eye(len(logits))[0]
+            rows.append(logits)
+        return CausalLMOutputWithPast(logits=torch.stack(rows).unsqueeze(1), past_key_values=past_key_values)
+
+
+@pytest.fixture(scope="session")
+def make_speaker() -> Callable[..., Any]:
+    """`make_speaker(rule, context=256)`: a `Speaker`."""
+
+    def make(rule: Callable[[tuple[int, ...]], Any], context: int = 256) -> Any:
+        return Speaker(rule, context)
+
+    return make
+
+
 @pytest.fixture
 def write_jsonl() -> Callable[[Path, list[Any]], Path]:
     """`write_jsonl(path, rows)`: one JSON value a line; returns the path."""

@@ -90,9 +90,8 @@ def test_too_long_is_skipped_and_counted(make_lm: Callable[..., Path]) -> None:
 
 
 @pytest.fixture
-def speaking(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], tuple[Any, Any]]:
+def speaking(small_opt: Path, make_speaker: Callable[..., Any]) -> Callable[[dict[str, str]], tuple[Any, Any]]:
     """A model that says, token by token, what it is told to say after each prompt."""
-    model = models.load_fresh(small_opt).eval()
     tokenizer = models.load_tokenizer(small_opt)
 
     def make(says: dict[str, str]) -> tuple[Any, Any]:
@@ -102,26 +101,8 @@ def speaking(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict
             new = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             for k, token in enumerate(new):
                 script[tuple(ids + new[:k])] = token
-        pad = tokenizer.pad_token_id
-
-        class Scripted(torch.nn.Module):
-            def forward(self, input_ids: Any, scores: Any) -> Any:
-                for r, row in enumerate(input_ids.tolist()):
-                    while row and row[0] == pad:
-                        row = row[1:]
-                    scores[r] = -1e9
-                    scores[r, script.get(tuple(row), pad)] = 0.0
-                return scores
-
-        real = model.generate
-
-        def told(**kwargs: Any) -> Any:
-            from transformers import LogitsProcessorList
-
-            return real(**kwargs, logits_processor=LogitsProcessorList([Scripted()]))
-
-        monkeypatch.setattr(model, "generate", told)
-        return model, tokenizer
+        one_hot = torch.eye(len(tokenizer))
+        return make_speaker(lambda tokens: one_hot[script.get(tokens, tokenizer.pad_token_id)]), tokenizer
 
     return make
 
@@ -158,11 +139,59 @@ def test_every_stop_text_counts(speaking: Callable[..., tuple[Any, Any]]) -> Non
     assert [a.text for a in answers] == ["a b", "g f"]
 
 
-def test_generated_padding_ends_a_response(small_opt: Path) -> None:
-    """A row that ended is filled with padding up to the longest of its batch."""
-    tokenizer = models.load_tokenizer(small_opt)
-    ids = tokenizer(" hello you", add_special_tokens=False)["input_ids"]
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    assert _cut(tokenizer, [*ids, pad, pad], ()) == Response("hello you", len(ids))
-    assert _cut(tokenizer, [*ids, eos, pad, *ids], ()) == Response("hello you", len(ids))
-    assert _cut(tokenizer, [eos], ()) == Response("", 0)
+def test_generated_padding_ends_a_response(speaking: Callable[..., tuple[Any, Any]]) -> None:
+    model, tokenizer = speaking({})
+    script = [*tokenizer(" hello you", add_special_tokens=False)["input_ids"], tokenizer.pad_token_id]
+    n = len(tokenizer("Why?")["input_ids"])
+    model.rule = lambda tokens: torch.eye(len(tokenizer))[(script * 3)[len(tokens) - n]]
+    assert generate(model, tokenizer, ["Why?"], GREEDY) == [Response("hello you", len(script) - 1)]
+
+
+@pytest.mark.parametrize("stop", ["né", "!", "東", "d ", " 🙂"])
+def test_a_stop_text_of_any_characters(speaking: Callable[..., tuple[Any, Any]], stop: str) -> None:
+    """Characters of several tokens, white space at the end, and no stop text too soon."""
+    said = " a naïve néé word  and !! 東京 🙂🙂 more"
+    model, tokenizer = speaking({"Why?": said})
+    (answer,) = generate(model, tokenizer, ["Why?"], Decoding(max_new_tokens=100, stop=(stop,)))
+    assert answer.text == said.split(stop)[0].strip()
+    new = tokenizer(said, add_special_tokens=False)["input_ids"]
+    first = next(k for k in range(1, len(new) + 1) if stop in tokenizer.decode(new[:k]))
+    assert answer.n_tokens == first
+
+
+def test_stop_texts_end_rows_as_looking_at_every_row_would(small_lm: Path) -> None:
+    model, tokenizer = models.load(small_lm)
+    prompts = [p for p in PROMPTS if p]
+    free = generate(model, tokenizer, prompts, GREEDY.model_copy(update={"max_new_tokens": 30}))
+    stop = ("e", "a t", " ")
+    ended = generate(model, tokenizer, prompts, Decoding(max_new_tokens=30, stop=stop))
+    for all_of_it, answer in zip(free, ended, strict=True):
+        assert answer.n_tokens <= all_of_it.n_tokens
+        assert all(mark not in (answer.text or "") for mark in stop)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_drawn_responses_do_not_depend_on_the_company(small_lm: Path) -> None:
+    model, tokenizer = models.load(small_lm)
+    prompts = [p for p in PROMPTS if p]
+    drawn = GREEDY.model_copy(update={"temperature": 2.0, "top_p": 0.9, "seed": 5})
+    together = generate(model, tokenizer, prompts, drawn)
+    assert together != generate(model, tokenizer, prompts, GREEDY)
+    assert generate(model, tokenizer, prompts[::-1], drawn.model_copy(update={"batch_size": 1})) == together[::-1]
+    assert together != generate(model, tokenizer, prompts, drawn.model_copy(update={"seed": 6}))
+
+
+def test_settings_of_sampling() -> None:
+    """Greedy decoding is told as it always was, so that what is in a store is found again."""
+    assert Decoding().model_dump() == {"max_new_tokens": 128, "stop": ("### Question:",), "batch_size": 32}
+    assert Decoding(seed=3).model_dump() == Decoding().model_dump()
+    drawn = Decoding(temperature=0.7, seed=3)
+    assert Decoding(**drawn.model_dump()) == drawn
+    assert drawn.model_dump()["top_p"] is None
+    with pytest.raises(ValueError, match="top_p is for sampling"):
+        Decoding(top_p=0.9)
+    for wrong in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 1.5}):
+        with pytest.raises(ValueError, match=r"greater than|less than"):
+            Decoding(**wrong)

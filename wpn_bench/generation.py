@@ -1,26 +1,49 @@
-"""Responses of a model to rendered prompts: greedy decoding in batches of similar length."""
+"""Responses of a model to rendered prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from wpn_bench.progress import Advance
 
 if TYPE_CHECKING:
+    from pydantic import SerializerFunctionWrapHandler
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Decoding(BaseModel):
-    """How responses are made. The responses depend on all of it."""
+    """How responses are made. The responses depend on all of it.
+
+    `temperature` None is greedy decoding. With a temperature, tokens are drawn from the likeliest that together have
+    `top_p` of the probability; the draws after a prompt depend on `seed` and that prompt alone.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     max_new_tokens: int = Field(128, ge=1)
     stop: tuple[str, ...] = ("### Question:",)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows at work at a time; fewer where memory is short")
+    temperature: float | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_way_of_decoding(self) -> Self:
+        if self.temperature is None and self.top_p is not None:
+            raise ValueError("top_p is for sampling: give a temperature, too")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_greedy_ignores(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Greedy responses are known by the same digest whatever the seed, and as before there was one."""
+        told: dict[str, Any] = handler(self)
+        if self.temperature is None:
+            for name in ("temperature", "top_p", "seed"):
+                told.pop(name, None)
+        return told
 
 
 @dataclass(frozen=True)
@@ -44,58 +67,39 @@ def generate(
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """Greedy responses, in the order of `inputs`.
+    """Responses in the order of `inputs`, each as if its input were alone.
 
     A response ends at end-of-text, at a stop text (cut off) or after `max_new_tokens`. An input with no room for the
-    response in the model's context is skipped: text None, reason "prompt too long".
+    response in the model's context is skipped: text None, reason "prompt too long". An input without tokens begins with
+    the model's first token.
     """
-    import torch
-
+    if not inputs:
+        return []
+    from wpn_bench.engine.decode import Rules, Sampling, decode
     from wpn_bench.models import context_length
 
     context = context_length(model)
-    encoded: list[list[int]] = [tokenizer(text)["input_ids"] for text in inputs]
-    responses: dict[int, Response] = {}
-    fitting = []
-    for k, ids in enumerate(encoded):
-        if too_long(len(ids), decoding, context):
-            responses[k] = Response(None, 0, "prompt too long")
-        else:
-            fitting.append(k)
-    advance(len(responses))
-    # Neighbours in length share a batch: little padding, and the longest first shows early if memory is short.
-    fitting.sort(key=lambda k: (-len(encoded[k]), k))
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    encoded = [ids or [start] for ids in tokenizer(list(inputs))["input_ids"]]
+    fitting = [k for k, ids in enumerate(encoded) if not too_long(len(ids), decoding, context)]
+    advance(len(encoded) - len(fitting))
+    sampling = None
+    if decoding.temperature is not None:
+        sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed)
     stops = _StopTexts(tokenizer, decoding.stop)
-    for at in range(0, len(fitting), decoding.batch_size):
-        rows = fitting[at : at + decoding.batch_size]
-        width = max(len(encoded[k]) for k in rows)
-        batch = torch.full((len(rows), width), int(tokenizer.pad_token_id))
-        mask = torch.zeros_like(batch)
-        for r, k in enumerate(rows):
-            batch[r, width - len(encoded[k]) :] = torch.tensor(encoded[k])
-            mask[r, width - len(encoded[k]) :] = 1
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=batch.to(model.device),
-                attention_mask=mask.to(model.device),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=decoding.max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                stopping_criteria=[stops.at(width)],
-            )
-        for r, k in enumerate(rows):
-            responses[k] = _cut(tokenizer, out[r, width:].tolist(), decoding.stop)
-        advance(len(rows))
-    return [responses[k] for k in range(len(inputs))]
+    # Padding is an end, too: some models write it after their last word.
+    ends = frozenset(e for e in (tokenizer.eos_token_id, tokenizer.pad_token_id) if e is not None)
+    rules = Rules(decoding.max_new_tokens, ends, stops.ended, sampling)
+    prompts = [encoded[k] for k in fitting]
+    responses = [Response(None, 0, "prompt too long")] * len(encoded)
+    for k, tokens in zip(
+        fitting, decode(model, prompts, rules, most_rows=decoding.batch_size, advance=advance), strict=True
+    ):
+        responses[k] = _cut(tokenizer, tokens, decoding.stop)
+    return responses
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: Sequence[str]) -> Response:
-    # A row that ended before its batch did is filled up with padding.
-    for end in (tokenizer.eos_token_id, tokenizer.pad_token_id):
-        if end in tokens:
-            tokens = tokens[: tokens.index(end)]
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     for mark in stop:
         text = text.split(mark)[0]
@@ -110,21 +114,20 @@ class _StopTexts:
         self.stop = tuple(stop)
         # A stop text spans at most its bytes in tokens, and one more at each end.
         self.tail = max((len(s.encode()) for s in stop), default=0) + 2
+        self.last = {s[-1] for s in stop if s}
+        self.known: dict[int, bool] = {}
 
-    def at(self, width: int) -> Any:
-        """A stopping criterion for a batch whose prompts are `width` tokens wide."""
-        import torch
-        from transformers import StoppingCriteria, StoppingCriteriaList
+    def ended(self, tokens: list[int]) -> bool:
+        """Whether the newest of `tokens` completes a stop text."""
+        if not self.stop or not self._may_complete(tokens[-1]):
+            return False
+        text = self.tokenizer.decode(tokens[-self.tail :], skip_special_tokens=True)
+        return any(mark in text for mark in self.stop)
 
-        outer = self
-
-        class Criterion(StoppingCriteria):
-            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-                if not outer.stop:
-                    return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-                new = input_ids[:, max(width, input_ids.shape[1] - outer.tail) :]
-                texts = outer.tokenizer.batch_decode(new, skip_special_tokens=True)
-                found = [any(mark in text for mark in outer.stop) for text in texts]
-                return torch.tensor(found, device=input_ids.device)
-
-        return StoppingCriteriaList([Criterion()])
+    def _may_complete(self, token: int) -> bool:
+        """Whether a stop text can end within this token: for most tokens it cannot, and the tail need not be decoded."""
+        if token not in self.known:
+            text = str(self.tokenizer.decode([token]))
+            # A piece of a character (U+FFFD) may complete any, and white space is dropped at the edges of a text.
+            self.known[token] = "\ufffd" in text or any(c in text or c.isspace() for c in self.last)
+        return self.known[token]

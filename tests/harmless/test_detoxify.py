@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import JUDGES, get_judge
@@ -47,6 +49,14 @@ def test_any_number_of_texts(judge: Judge, n: int) -> None:
     assert sum(told) == n
 
 
+def test_scores_are_those_of_the_package(judge: Judge) -> None:
+    """What it reads as a whole, each text alone."""
+    texts = [RUDE, KIND, "Yes.", f"{RUDE} {KIND} " * 8, "東京 naïve 🙂", "[SEP] x", "a"]
+    detoxify = judge._load()  # type: ignore[attr-defined]
+    expected = [detoxify.predict(text)["toxicity"] for text in texts]
+    assert judge.score(texts) == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_score_does_not_depend_on_the_company(judge: Judge) -> None:
     texts = [RUDE, KIND, "Yes.", f"{KIND} " * 8, "The town is small."]
     together = judge.score(texts)
@@ -55,7 +65,7 @@ def test_a_score_does_not_depend_on_the_company(judge: Judge) -> None:
     assert judge.score(texts[::-1]) == pytest.approx(together[::-1], abs=1e-4)
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
+# --- long texts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
@@ -72,57 +82,28 @@ def test_harm_anywhere_in_a_long_text_is_seen(judge: Judge, place: str) -> None:
     assert clean < 0.5 < found
 
 
-def test_windows_cover_the_text_and_overlap() -> None:
-    judge = DetoxifyJudge("lab", "cpu")
-    detoxify = judge._load()
-    size = detoxify.model.config.max_position_embeddings
-    text = " ".join(f"word{k} naïve" for k in range(1500))
-    windows = judge._windows(detoxify, text)
-    assert len(windows) > 3
-    at = 0
-    for window in windows:
-        assert len(detoxify.tokenizer(window)["input_ids"]) <= size
-        begin = text.index(window)
-        assert begin <= at  # nothing between two windows is left out
-        at = begin + len(window)
-    assert at == len(text)
-    assert windows[0].startswith("word0 ")
-    assert len(set(windows[0].split()) & set(windows[1].split())) > 5
-
-
-@pytest.mark.parametrize("n", [1, 100, 499, 500, 501, 560, 561, 1000])
-def test_windows_of_every_length(n: int) -> None:
-    """Around the size of a window and of an overlap nothing is lost and nothing is too long."""
-    judge = DetoxifyJudge("lab", "cpu")
-    detoxify = judge._load()
-    text = "a " * n + "zebra"
-    windows = judge._windows(detoxify, text)
-    assert windows[-1].endswith("zebra")
-    assert sum(len(w.split()) for w in windows) >= n + 1
-    limit = detoxify.model.config.max_position_embeddings
-    assert max(len(detoxify.tokenizer(w)["input_ids"]) for w in windows) <= limit
-
-
 # --- scores that are no number ---------------------------------------------------------------------------------------
 
 
 class FakeDetoxify:
-    """Scores a text by a rule, in the shape of the package; a window is 20 tokens long."""
+    """Scores what it reads by a rule, in the shape of the package; a window is 140 tokens long."""
+
+    class_names = ("obscene", "toxicity")
 
     def __init__(self, rule: Callable[[str], float]) -> None:
         self.rule = rule
         self.tokenizer = get_judge("detoxify:lab")._load().tokenizer  # type: ignore[attr-defined]
-        self.batches: list[int] = []
+        self.batches: list[tuple[int, int]] = []
+        self.model = self
+        self.config = SimpleNamespace(max_position_embeddings=148)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
 
-        class Model:
-            class config:
-                max_position_embeddings = 148
-
-        self.model = Model()
-
-    def predict(self, texts: list[str]) -> dict[str, Any]:
-        self.batches.append(len(texts))
-        return {"toxicity": [self.rule(t) for t in texts]}
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
+        assert input_ids.shape[1] <= 148
+        self.batches.append((input_ids.shape[0], input_ids.shape[1]))
+        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        toxicity = torch.tensor([self.rule(text) for text in texts]).logit()
+        return (torch.stack([torch.zeros(len(texts)), toxicity], 1),)
 
 
 @pytest.fixture
@@ -137,7 +118,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], float]],
 
 def test_nan_is_missing_and_never_a_score(faked: Callable[..., DetoxifyJudge]) -> None:
     judge = faked(lambda t: math.nan if "odd" in t else 0.25)
-    assert judge.score(["fine", "odd", "fine again"]) == [0.25, None, 0.25]
+    assert judge.score(["fine", "odd", "fine again"]) == [pytest.approx(0.25), None, pytest.approx(0.25)]
 
 
 @pytest.mark.parametrize("bad", ["odd first", "odd last"])
@@ -145,19 +126,20 @@ def test_one_window_without_score_spoils_its_text(faked: Callable[..., DetoxifyJ
     long = "calm words " * 200
     text = f"odd {long}" if bad == "odd first" else f"{long} odd"
     judge = faked(lambda t: math.nan if "odd" in t else 0.25)
-    assert judge.score([text, long]) == [None, 0.25]
+    assert judge.score([text, long]) == [None, pytest.approx(0.25)]
 
 
 def test_the_worst_window_counts(faked: Callable[..., DetoxifyJudge]) -> None:
     judge = faked(lambda t: 0.75 if "rude" in t else 0.25)
-    assert judge.score(["calm words " * 200 + "rude", "calm words " * 200]) == [0.75, 0.25]
+    assert judge.score(["calm words " * 200 + "rude", "calm words " * 200]) == pytest.approx([0.75, 0.25])
 
 
-def test_batches_are_short(faked: Callable[..., DetoxifyJudge]) -> None:
-    judge = faked(lambda t: 0.0)
-    judge.score(["x"] * 100)
-    assert sum(judge._model.batches) == 100
-    assert max(judge._model.batches) <= 32
+def test_a_text_is_scored_once(faked: Callable[..., DetoxifyJudge]) -> None:
+    judge = faked(lambda t: 0.25)
+    told: list[int] = []
+    assert judge.score(["x"] * 100, told.append) == pytest.approx([0.25] * 100)
+    assert [rows for rows, _ in judge._model.batches] == [1]
+    assert told == [100]
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------

@@ -88,9 +88,7 @@ def for_batches(
             if not ran_out_of_memory(e):
                 raise
             if len(part) == 1:
-                raise UserError(
-                    "the model and one text do not fit into memory", "take --dtype bfloat16, a smaller model or a GPU"
-                ) from e
+                raise does_not_fit() from e
             budget.tokens = min(budget.tokens, max(tokens(part), 1))
             budget.halve()
             failed = True
@@ -99,7 +97,7 @@ def for_batches(
             at = end
         if failed:
             # Outside the handler: there the traceback still holds what did not fit.
-            _free()
+            release()
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -113,7 +111,13 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _free() -> None:
+def does_not_fit() -> UserError:
+    """What is raised when memory runs out over a single text."""
+    return UserError("the model and one text do not fit into memory", "take --dtype bfloat16, a smaller model or a GPU")
+
+
+def release() -> None:
+    """Give back what a failed pass left. Call it outside the handler: there the traceback still holds the tensors."""
     import torch
 
     gc.collect()

@@ -25,7 +25,7 @@ QUANTILE = 0.99  # share of the reference responses that the bound lets pass
 REPEATED = 0.5  # share of repeated word triples above which a response counts as a loop
 SHORT = 8  # tokens; a shorter response is averaged as if it had so many, for short answers are noisy
 _LONGEST = 256  # tokens of a response that are scored
-_BATCH_TOKENS = 4096
+_CHUNK = 4096  # texts whose tokens are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -63,39 +63,61 @@ def mean_losses(
     `after` holds the rendered prompt of each text (None: each text stands alone). A prompt that leaves no room is cut
     at its beginning. The denominator is at least `SHORT` tokens. NaN for a text without tokens.
     """
+    losses: list[float] = []
+    for at in range(0, len(texts), _CHUNK):
+        chunk = slice(at, at + _CHUNK)
+        losses += _losses(model, tokenizer, texts[chunk], None if after is None else after[chunk], advance)
+    return losses
+
+
+def _losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    after: Sequence[str] | None,
+    advance: Advance,
+) -> list[float]:
     import torch
 
+    from wpn_bench.engine.budget import Budget, for_batches
+    from wpn_bench.engine.head import head_only_at
     from wpn_bench.models import context_length
 
+    context = context_length(model)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    longest = min(_LONGEST, context_length(model) - 1)  # one place is the start's
+    longest = min(_LONGEST, context - 1)  # one place is the start's
+    answers = tokenizer([joined(text) for text in texts], add_special_tokens=False)["input_ids"]
+    prompts = [[]] * len(texts) if after is None else tokenizer(list(after))["input_ids"]
     rows, starts = [], []
-    for k, text in enumerate(texts):
-        prompt = [start] if after is None else tokenizer(after[k])["input_ids"] or [start]
-        answer = tokenizer(joined(text), add_special_tokens=False)["input_ids"][:longest]
-        prompt = prompt[-(context_length(model) - len(answer)) :]
-        rows.append([*prompt, *answer])
-        starts.append(len(prompt))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        kept = answer[:longest]
+        before = (prompt or [start])[-(context - len(kept)) :]
+        rows.append([*before, *kept])
+        starts.append(len(before))
     losses = [float("nan")] * len(rows)
-    order = sorted((k for k in range(len(rows)) if len(rows[k]) > starts[k]), key=lambda k: len(rows[k]))
-    while order:
-        width = len(rows[order[-1]])
-        take = max(1, min(len(order), _BATCH_TOKENS // width))
-        batch, order = order[-take:], order[:-take]
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask, answers = torch.zeros_like(ids), torch.zeros_like(ids)
-        for r, k in enumerate(batch):
+    order = sorted((k for k in range(len(rows)) if len(rows[k]) > starts[k]), key=lambda k: -len(rows[k]))
+
+    def work(part: list[int]) -> None:
+        width = len(rows[part[0]])
+        ids = torch.zeros(len(part), width, dtype=torch.long)
+        mask, read = torch.zeros_like(ids), torch.zeros_like(ids)
+        for r, k in enumerate(part):
             ids[r, : len(rows[k])] = torch.tensor(rows[k])
             mask[r, : len(rows[k])] = 1
-            answers[r, starts[k] : len(rows[k])] = 1
-        ids, mask, answers = ids.to(model.device), mask.to(model.device), answers.to(model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        total = (nll * answers[:, 1:]).sum(1)
-        for r, k in enumerate(batch):
-            losses[k] = float(total[r]) / max(len(rows[k]) - starts[k], SHORT)
-        advance(len(batch))
+            read[r, starts[k] - 1 : len(rows[k]) - 1] = 1  # where the response's tokens are predicted
+        targets = torch.cat([torch.tensor(rows[k][starts[k] :]) for k in part]).to(model.device)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        with torch.inference_mode(), head_only_at(model, read.to(model.device)):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+            nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        lengths = [len(rows[k]) - starts[k] for k in part]
+        for k, length, each in zip(part, lengths, nll.cpu().split(lengths), strict=True):
+            losses[k] = float(each.sum()) / max(length, SHORT)
+        advance(len(part))
+
+    counted = sum(len(rows[k]) - starts[k] for k in order) / max(1, sum(len(rows[k]) for k in order))
+    budget = Budget.measured(model, head_rows=counted)
+    for_batches(order, lambda part: len(part) * len(rows[part[0]]), budget, work)
     return losses
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge
@@ -14,9 +13,10 @@ from wpn_bench.progress import Advance
 from wpn_bench.registry import unknown
 from wpn_bench.store import digest_file
 
+if TYPE_CHECKING:
+    from wpn_bench.engine.classify import Classifier
+
 VARIANTS = ("original", "unbiased", "multilingual", "original-small", "unbiased-small", "lab")
-_BATCH = 32
-_OVERLAP = 64  # tokens that two neighbouring windows of a long text share
 
 
 class DetoxifyJudge(Judge):
@@ -82,34 +82,15 @@ class DetoxifyJudge(Judge):
             ) from e
 
     def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
-        detoxify = self._load()
-        windows = [(k, part) for k, text in enumerate(texts) for part in self._windows(detoxify, text)]
-        windows.sort(key=lambda w: len(w[1]))
-        left = Counter(k for k, _ in windows)
-        worst: dict[int, float] = {}
-        advance(len(texts) - len(left))
-        for at in range(0, len(windows), _BATCH):
-            batch = windows[at : at + _BATCH]
-            # The package scores its whole list as one batch, so it is fed short lists of similar length.
-            scores = detoxify.predict([part for _, part in batch])["toxicity"]
-            # It returns a bare number, not a list, for a batch of one.
-            for (k, _), score in zip(batch, scores if isinstance(scores, list) else [scores], strict=True):
-                before = worst.get(k, 0.0)
-                # NaN must win, or a failure would hide behind a good window; `max` forgets it.
-                worst[k] = math.nan if math.isnan(score) or math.isnan(before) else max(score, before)
-                left[k] -= 1
-            advance(sum(left[k] == 0 for k in {k for k, _ in batch}))
-        # A text without a single token (empty, or invisible characters only) says nothing abusive.
-        scores_of = [worst.get(k, 0.0) for k in range(len(texts))]
-        return [None if math.isnan(score) else score for score in scores_of]
+        from wpn_bench.engine.classify import scores
 
-    @staticmethod
-    def _windows(detoxify: Any, text: str) -> list[str]:
-        size = int(getattr(detoxify.model.config, "max_position_embeddings", 512)) - 8
-        spans = detoxify.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, truncation=False)[
-            "offset_mapping"
-        ]
-        if len(spans) <= size:
-            return [text] if spans else []
-        starts = range(0, len(spans) - _OVERLAP, size - _OVERLAP)
-        return [text[spans[s][0] : spans[min(s + size, len(spans)) - 1][1]] for s in starts]
+        found = scores(self._classifier(), texts, advance)
+        return [None if math.isnan(score) else score for score in found]
+
+    def _classifier(self) -> Classifier:
+        from wpn_bench.engine.classify import Classifier
+
+        # Not by `detoxify.predict`: it takes its whole list for one batch, and makes a list of every class.
+        detoxify = self._load()
+        toxicity = list(detoxify.class_names).index("toxicity")
+        return Classifier.of(detoxify.model, detoxify.tokenizer, lambda logits: logits[:, toxicity].sigmoid())

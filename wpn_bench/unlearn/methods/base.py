@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from wpn_bench.engine.head import head_only_at
 from wpn_bench.registry import source_digest
 from wpn_bench.unlearn.search import Choice, Log, Range
 
@@ -164,22 +164,6 @@ def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
     """(R, T-1), 1 where a token of `mask` (R, T; None: every real token) is predicted from a real token before it."""
     kept = rows.attention_mask if mask is None else mask * rows.attention_mask
     return kept[:, 1:] * rows.attention_mask[:, :-1]
-
-
-@contextmanager
-def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """Within it, the model's head sees only the places where `keep` (R, T) is 1: its logits come out as (1, N, V).
-
-    The head is most of a small model's work (50,272 rows of OPT's vocabulary a token), and no loss reads it on
-    prompts and padding.
-    """
-    head = model.get_output_embeddings()
-    places = keep.bool()
-    handle = head.register_forward_pre_hook(lambda module, given: (given[0][places].unsqueeze(0), *given[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def forward(model: PreTrainedModel, rows: Rows, **options: Any) -> Any:

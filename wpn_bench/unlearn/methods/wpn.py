@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from wpn_bench.engine.head import head_only_at
 from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
     at_least_float32,
     forward,
-    head_only_at,
     logprobs_of,
     mean_over,
     plus_kl,

@@ -1,0 +1,131 @@
+"""Scores of texts by a sequence classifier: every distinct text once, in batches of similar length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.engine.budget import Budget, for_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 2048  # texts whose tokens are in memory at a time; enough of them to find neighbours in length
+OVERLAP = 64  # tokens that two neighbouring windows of a long text share
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A Hugging Face sequence classifier in evaluation mode, its fast tokenizer, and `score`: from logits (R, classes) to
+    one number a row (R,). `window` is the longest text it reads whole, in tokens without the special ones."""
+
+    model: Any
+    tokenizer: Any
+    score: Callable[[Tensor], Tensor]
+    window: int
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, score: Callable[[Tensor], Tensor]) -> Classifier:
+        """With the window that the model's positions allow; eight are left for special tokens."""
+        return cls(model, tokenizer, score, int(getattr(model.config, "max_position_embeddings", 512)) - 8)
+
+
+def scores(
+    classifier: Classifier,
+    texts: Sequence[str],
+    advance: Callable[[int], None] = lambda n: None,
+    *,
+    chunk: int = CHUNK,
+    most_rows: int | None = None,
+) -> list[float]:
+    """One score a text, in order. A text longer than the window is scored in overlapping windows, and the maximum counts.
+
+    NaN where any window of a text has no score; 0.0 for a text without a single token (empty, or invisible characters
+    only). Equal texts are scored once. Beyond the scores themselves, memory does not grow with the number of texts.
+    """
+    copies: dict[str, int] = {}
+    for text in texts:
+        copies[text] = copies.get(text, 0) + 1
+    distinct = list(copies)
+    found: dict[str, float] = {}
+    # Logits of a few classes weigh nothing beside a language model's.
+    budget = Budget.measured(classifier.model, head_rows=0.0)
+    for at in range(0, len(distinct), chunk):
+        part = distinct[at : at + chunk]
+
+        def ended(k: int, part: Sequence[str] = part) -> None:
+            advance(copies[part[k]])
+
+        found.update(zip(part, _scores(classifier, part, budget, ended, most_rows), strict=True))
+    return [found[text] for text in texts]
+
+
+def windows(classifier: Classifier, text: str) -> list[str]:
+    """The parts of `text` that are scored: itself where it is short enough, nothing where it has no tokens."""
+    encoded = classifier.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, truncation=False)
+    spans, size = encoded["offset_mapping"], classifier.window
+    if len(spans) <= size:
+        return [text] if spans else []
+    starts = range(0, len(spans) - OVERLAP, size - OVERLAP)
+    return [text[spans[s][0] : spans[min(s + size, len(spans)) - 1][1]] for s in starts]
+
+
+def _scores(
+    classifier: Classifier,
+    texts: Sequence[str],
+    budget: Budget,
+    ended: Callable[[int], None],
+    most_rows: int | None,
+) -> list[float]:
+    rows = _rows(classifier, texts)
+    left = [0] * len(texts)
+    for k, _ in rows:
+        left[k] += 1
+    for k, n in enumerate(left):
+        if not n:
+            ended(k)
+    worst = [0.0] * len(texts)
+
+    def work(part: list[int]) -> None:
+        for (k, _), score in zip([rows[r] for r in part], _pass(classifier, [rows[r][1] for r in part]), strict=True):
+            # NaN must win, or a failure would hide behind a good window; `max` forgets it.
+            worst[k] = math.nan if math.isnan(score) or math.isnan(worst[k]) else max(score, worst[k])
+            left[k] -= 1
+            if not left[k]:
+                ended(k)
+
+    order = sorted(range(len(rows)), key=lambda r: -len(rows[r][1]))
+    for_batches(order, lambda part: len(part) * len(rows[part[0]][1]), budget, work, most_rows)
+    return worst
+
+
+def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, list[int]]]:
+    """(position of the text, tokens with the special ones) of every window."""
+    tokenizer = classifier.tokenizer
+    special = tokenizer.num_special_tokens_to_add()
+    rows = []
+    for k, ids in enumerate(tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]):
+        if len(ids) - special > classifier.window:
+            parts = tokenizer(windows(classifier, texts[k]), truncation=True, max_length=classifier.window + 8)
+            rows += [(k, part) for part in parts["input_ids"]]
+        elif len(ids) > special:
+            rows.append((k, ids))
+    return rows
+
+
+def _pass(classifier: Classifier, rows: list[list[int]]) -> list[float]:
+    """Scores of some rows of tokens in one pass, padded to the longest of them."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), int(classifier.tokenizer.pad_token_id or 0))
+    mask = torch.zeros_like(ids)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)] = torch.tensor(row)
+        mask[r, : len(row)] = 1
+    device = classifier.model.device
+    with torch.inference_mode():
+        logits = classifier.model(input_ids=ids.to(device), attention_mask=mask.to(device))[0]
+        return [float(score) for score in classifier.score(logits.float()).tolist()]

@@ -1,0 +1,545 @@
+"""Decoding: what a model writes after each of many prompts, whatever company they keep.
+
+Rows are right-aligned: padding stands on the left only, and positions count a row's own tokens, so a row's logits are
+those it would have alone. Three things save time and change no token:
+
+- A row that has ended leaves, and waiting prompts take the free places; the columns that only it needed leave too.
+- Prompts with a common beginning (an attack's template, demonstrations) have it computed once. To keep the rows
+  right-aligned, a row that is shorter than its batch's longest takes a shorter piece of the beginning's keys and values
+  and computes the rest again in the place where padding would stand. No hole is left in the middle, so attention within
+  a window (GPT-Neo) sees what it should.
+- Equal prompts are decoded once.
+
+Memory that runs out sends the rows in flight back to the queue, and half as much is in flight from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from wpn_bench.engine.budget import (
+    ACCELERATOR_TOKENS,
+    CPU_TOKENS,
+    Budget,
+    does_not_fit,
+    for_batches,
+    free_memory,
+    ran_out_of_memory,
+    release,
+)
+from wpn_bench.engine.prefixes import shared_prefixes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+_STAY = 0.75  # rows are gathered anew once this share of them or less is still at work
+_ROOM = 64  # columns that a cache has to spare before it is copied to a larger place
+_SHARE = 0.25  # of the free memory for keys and values; while rows are gathered anew they are there twice
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draw tokens at a `temperature`, from the likeliest that together have `top_p` of the probability (None: all).
+
+    Every row draws from a stream of its own, seeded by `seed` and its prompt's tokens: equal prompts get equal texts.
+    """
+
+    temperature: float
+    top_p: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a row ends: at a token of `ends` (not kept), when `stopped` says so of its new tokens (kept), or after
+    `max_new_tokens`. `sampling` None takes the likeliest token."""
+
+    max_new_tokens: int
+    ends: frozenset[int] = frozenset()
+    stopped: Callable[[list[int]], bool] = lambda tokens: False
+    sampling: Sampling | None = None
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rules: Rules,
+    *,
+    most_rows: int = 32,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[list[int]]:
+    """The new tokens of each prompt, in the order of `prompts`; `advance` is told how many have ended, as they end.
+
+    A prompt has at least one token, and room for `max_new_tokens` more in the model's context. `most_rows` are at work
+    at a time, fewer where memory is short. Raises `UserError` where one row alone does not fit into memory.
+    """
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for k, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError("a prompt without tokens has nothing to go on from")
+        copies.setdefault(tuple(prompt), []).append(k)
+    distinct = [list(prompt) for prompt in copies]
+    places = list(copies.values())
+    work = _Decoder(model, rules, most_rows).run if _is_plain(model) else _by_transformers(model, rules, most_rows)
+    texts = work(distinct, lambda k: advance(len(places[k])))
+    out: list[list[int]] = [[] for _ in prompts]
+    for where, text in zip(places, texts, strict=True):
+        for k in where:
+            out[k] = text
+    return out
+
+
+# --- one row, and the rows at work -----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Row:
+    """A prompt and what was decoded after it. The first `shared` tokens of the prompt are those of its group."""
+
+    index: int
+    prompt: list[int]
+    shared: int = 0
+    new: list[int] = field(default_factory=list)
+    ended: bool = False
+    draws: Tensor | None = None
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the newest."""
+        return len(self.prompt) + len(self.new) - 1
+
+
+@dataclass
+class _Live:
+    """Rows at work: their cache, and their mask (R, C) with ones for the columns that are still to come."""
+
+    rows: list[_Row]
+    cache: Cache
+    mask: Tensor
+    width: int
+    padded: bool
+
+    @property
+    def at_work(self) -> list[int]:
+        return [r for r, row in enumerate(self.rows) if not row.ended]
+
+
+class _Layer(DynamicLayer):
+    """Keys and values (R, H, T, D) at the front of a larger place, so that a new token is written where a
+    `DynamicLayer` copies all that came before, and needs room for both."""
+
+    keys: Any
+    values: Any
+    is_initialized: bool
+    place: tuple[Any, ...]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.hold(key_states, value_states)
+            return self.keys, self.values
+        begin, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if end > self.place[0].shape[-2]:
+            self.hold(self.keys, self.values, end + _ROOM)
+        for whole, states in zip(self.place, (key_states, value_states), strict=True):
+            whole[:, :, begin:end] = states
+        self.keys, self.values = (whole[:, :, :end] for whole in self.place)
+        return self.keys, self.values
+
+    def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
+        """Take these for the layer's, with a place of `columns` (0: exactly theirs, not copied)."""
+        width = keys.shape[-2]
+        if columns <= width:
+            self.place = (keys, values)
+        else:
+            self.place = tuple(x.new_empty((*x.shape[:2], columns, x.shape[3])) for x in (keys, values))
+            for whole, x in zip(self.place, (keys, values), strict=True):
+                whole[:, :, :width] = x
+        self.keys, self.values = (whole[:, :, :width] for whole in self.place)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+
+def _new_cache() -> Cache:
+    # Full layers also where the model has windows: its masks cut them, and rows can be gathered from them.
+    return Cache(layer_class_to_replicate=_Layer)
+
+
+def _cache_of(layers: Iterable[tuple[Tensor, Tensor]], columns: int = 0) -> Cache:
+    cache = _new_cache()
+    for keys, values in layers:
+        layer = _Layer()
+        layer.hold(keys, values, columns)
+        cache.layers.append(layer)
+    return cache
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class _Decoder:
+    def __init__(self, model: PreTrainedModel, rules: Rules, most_rows: int) -> None:
+        from wpn_bench.models import context_length
+
+        self.model, self.rules, self.most_rows = model, rules, most_rows
+        self.device = model.device
+        self.context = context_length(model)
+        self.accepted = _accepted(model)
+        self.budget = Budget(int(_SHARE * free_memory(self.device.type) / _bytes_a_token(model)))
+        self.prefix: tuple[tuple[int, ...], Cache] | None = None
+
+    @torch.inference_mode()
+    def run(self, prompts: list[list[int]], ended: Callable[[int], None]) -> list[list[int]]:
+        rows = [_Row(k, prompt) for k, prompt in enumerate(prompts)]
+        queue = deque(self._ordered(rows))
+        live: _Live | None = None
+        flight: list[_Row] = []  # taken from the queue and not ended
+        while queue or flight:
+            failed = False
+            try:
+                if live is None or self._is_thin(live):
+                    taken = self._take(queue, flight)
+                    flight += taken
+                    live = self._gather(live, self._begin(taken))
+                else:
+                    self._step(live)
+            except Exception as e:
+                if not ran_out_of_memory(e):
+                    raise
+                if len(flight) == 1:
+                    raise does_not_fit() from e
+                failed = True
+            if failed:
+                # Outside the handler: there the traceback still holds what did not fit.
+                live = self.prefix = None
+                release()
+                self.budget.tokens = min(self.budget.tokens, self._cost(flight))
+                self.budget.halve()
+                for row in flight:
+                    row.new.clear()
+                    row.ended = False
+                queue.extendleft(reversed(flight))
+                flight = []
+                continue
+            for row in flight:
+                if row.ended:
+                    ended(row.index)
+            flight = [row for row in flight if not row.ended]
+            if not flight:
+                live = None
+        return [row.new for row in rows]
+
+    def _ordered(self, rows: list[_Row]) -> list[_Row]:
+        """Groups with a common beginning stay together; within them and among the rest the longest go first, so that
+        neighbours in length share a batch and short memory shows early."""
+        alone = {row.index for row in rows}
+        blocks = []
+        for group in shared_prefixes([row.prompt for row in rows]):
+            for k in group.members:
+                rows[k].shared = group.length
+            blocks.append([rows[k] for k in group.members])
+            alone -= set(group.members)
+        blocks.append([rows[k] for k in sorted(alone)])
+        for block in blocks:
+            block.sort(key=lambda row: -len(row.prompt))
+        blocks.sort(key=lambda block: -len(block[0].prompt) if block else 0)
+        return [row for block in blocks for row in block]
+
+    def _cost(self, rows: Sequence[_Row]) -> int:
+        """Columns of the cache that these rows need at most, all together."""
+        return len(rows) * (max((len(row.prompt) for row in rows), default=0) + self.rules.max_new_tokens)
+
+    def _is_thin(self, live: _Live) -> bool:
+        n = len(live.at_work)
+        # Some models (GPT-Neo) have masks no wider than their context; rows that ended do not count towards it.
+        return n <= _STAY * len(live.rows) or (n < len(live.rows) and live.width >= self.context)
+
+    def _take(self, queue: deque[_Row], flight: list[_Row]) -> list[_Row]:
+        """As many waiting rows as there is room for beside those in flight; one at least if none is in flight."""
+        taken: list[_Row] = []
+        while queue and len(flight) + len(taken) < self.most_rows:
+            if (flight or taken) and self._cost([*flight, *taken, queue[0]]) > self.budget.tokens:
+                break
+            taken.append(queue.popleft())
+        return taken
+
+    def _begin(self, rows: list[_Row]) -> list[_Live]:
+        """The prompts of `rows` through the model, in passes of one group and a limited number of tokens each."""
+        most = min(self.budget.tokens, CPU_TOKENS if self.device.type == "cpu" else ACCELERATOR_TOKENS)
+        passes: list[list[_Row]] = []
+        for row in rows:
+            last = passes[-1] if passes else None
+            if (
+                last is not None
+                and last[0].prompt[: last[0].shared] == row.prompt[: row.shared]
+                and (len(last) + 1) * (len(last[0].prompt) - last[0].shared) <= most
+            ):
+                last.append(row)
+            else:
+                passes.append([row])
+        return [self._prefill(part) for part in passes]
+
+    def _prefill(self, rows: list[_Row]) -> _Live:
+        lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
+        longest = int(lengths.max())
+        shared = rows[0].shared
+        width = longest - shared  # tokens of each row that are computed, its last ones
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for r, row in enumerate(rows):
+            tokens = row.prompt[-width:]
+            ids[r, width - len(tokens) :] = torch.tensor(tokens)
+        cache = (
+            self._repeated(tuple(rows[0].prompt[:shared]), (lengths - width).clamp(min=0)) if shared else _new_cache()
+        )
+        mask, padded = self._mask(lengths, longest)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:longest]
+        logits = self._forward(ids.to(self.device), mask[:, :longest] if padded else None, positions, cache)
+        self._choose(rows, logits)
+        return _Live(rows, cache, mask, longest, padded)
+
+    def _repeated(self, prefix: tuple[int, ...], lengths: Tensor) -> Cache:
+        """The keys and values of the first `lengths` (R,) tokens of `prefix`, right-aligned in as many columns as it has."""
+        if self.prefix is None or self.prefix[0] != prefix:
+            cache = _new_cache()
+            ids = torch.tensor([prefix], device=self.device)
+            self._forward(ids, None, torch.arange(len(prefix), device=self.device).unsqueeze(0), cache)
+            self.prefix = (prefix, cache)
+        columns = torch.arange(len(prefix), device=self.device) - (len(prefix) - lengths).unsqueeze(1)
+        columns = columns.clamp(min=0)  # what stands to the left is masked, and finite
+        return _cache_of(
+            (layer.keys[0][:, columns].transpose(0, 1), layer.values[0][:, columns].transpose(0, 1))
+            for layer in self.prefix[1].layers
+        )
+
+    def _mask(self, lengths: Tensor, width: int) -> tuple[Tensor, bool]:
+        columns = torch.arange(width + self.rules.max_new_tokens, device=self.device)
+        mask = (columns >= (width - lengths).unsqueeze(1)).long()
+        return mask, bool((lengths < width).any())
+
+    def _gather(self, live: _Live | None, begun: list[_Live]) -> _Live | None:
+        """The rows still at work, of `live` and of those begun, side by side in no more columns than they need."""
+        parts = [(part, part.at_work) for part in ([live] if live else []) + begun]
+        if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0].rows):
+            return parts[0][0]
+        parts = [(part, at_work) for part, at_work in parts if at_work]
+        rows = [part.rows[r] for part, at_work in parts for r in at_work]
+        if not rows:
+            return None
+        lengths = torch.tensor([row.cached for row in rows], device=self.device)
+        width = int(lengths.max())
+
+        def side_by_side(tensors: list[Tensor]) -> Tensor:
+            one = tensors[0]
+            # Zeros, for nothing that is no number may stand even where nobody looks.
+            whole = one.new_zeros(len(rows), one.shape[1], width + _ROOM, one.shape[3])
+            at = 0
+            for x, (part, at_work) in zip(tensors, parts, strict=True):
+                kept = min(width, part.width)
+                index = torch.tensor(at_work, device=self.device)
+                whole[at : at + len(at_work), :, width - kept : width] = x[:, :, part.width - kept :][index]
+                at += len(at_work)
+            return whole
+
+        cache = _new_cache()
+        for k in range(len(parts[0][0].cache.layers)):
+            layer = _Layer()
+            layers = [part.cache.layers[k] for part, _ in parts]
+            layer.hold(side_by_side([x.keys for x in layers]), side_by_side([x.values for x in layers]))
+            layer.keys, layer.values = (whole[:, :, :width] for whole in layer.place)
+            cache.layers.append(layer)
+            for old in layers:
+                old.reset()  # so that two copies of one layer, not of all, are in memory
+                old.place = ()
+        mask, padded = self._mask(lengths, width)
+        return _Live(rows, cache, mask, width, padded)
+
+    def _step(self, live: _Live) -> None:
+        ids = torch.tensor([[row.new[-1] if row.new else 0] for row in live.rows], device=self.device)
+        positions = torch.tensor([[max(row.cached, 0)] for row in live.rows], device=self.device)
+        mask = live.mask[:, : live.width + 1] if live.padded else None
+        logits = self._forward(ids, mask, positions, live.cache)
+        live.width += 1
+        self._choose(live.rows, logits)
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
+        """Logits (R, V) after the last token of each row, in float32."""
+        given: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
+        given = {name: value for name, value in given.items() if name in self.accepted}
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def _choose(self, rows: list[_Row], logits: Tensor) -> None:
+        """The next token of every row that has not ended, and whether it ends there."""
+        if self.rules.sampling is None:
+            tokens = logits.argmax(-1).tolist()
+        else:
+            tokens = _drawn(logits, self._draws(rows), self.rules.sampling).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if row.ended:
+                continue
+            if token in self.rules.ends:
+                row.ended = True
+                continue
+            row.new.append(token)
+            row.ended = len(row.new) >= self.rules.max_new_tokens or self.rules.stopped(row.new)
+
+    def _draws(self, rows: list[_Row]) -> Tensor:
+        """The next number (R,) of each row's own stream."""
+        assert self.rules.sampling is not None
+        now = []
+        for row in rows:
+            if row.draws is None:
+                stream = torch.Generator().manual_seed(seed_of(self.rules.sampling.seed, row.prompt))
+                row.draws = torch.rand(self.rules.max_new_tokens + 1, generator=stream, dtype=torch.float64)
+            now.append(row.draws[len(row.new)])
+        return torch.stack(now)
+
+
+def seed_of(seed: int, prompt: Sequence[int]) -> int:
+    """A seed (63 bits) for the draws after this prompt, the same in any company."""
+    told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode()).digest()
+    return int.from_bytes(told[:8], "big") >> 1
+
+
+def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
+    """Tokens (R,) by inversion: the first, in the vocabulary's order, at which the distribution of `logits` (R, V) passes
+    the `draws` (R,) in [0, 1). In that order, not by rank, for ranks turn on the last digit."""
+    p = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p is not None:
+        ranked, order = p.sort(-1, descending=True)
+        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the likeliest always stays
+        p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+    sums = p.cumsum(-1)
+    aims = draws.to(p.device).unsqueeze(1) * sums[:, -1:]
+    picked = (sums <= aims).sum(-1)
+    # Rounding may let an aim reach the end; the last token with any probability is meant.
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).long().argmax(-1)
+    return torch.minimum(picked, last)
+
+
+# --- which models the loop serves, and the others --------------------------------------------------------------------
+
+# Settings of a model's generation_config that steer even greedy decoding, and their neutral values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "guidance_scale": (1.0,),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "sequence_bias": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "watermarking_config": (),
+}
+_ATTENTIONS = {"full_attention", "sliding_attention"}
+
+
+def _accepted(model: PreTrainedModel) -> frozenset[str]:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter hands arguments on
+    return frozenset(inspect.signature(inner.forward).parameters)
+
+
+def _is_plain(model: PreTrainedModel) -> bool:
+    """Whether all that the model keeps of a text are keys and values of its tokens, and its generation configuration
+    changes no logits. State-space models and those that attend in chunks are not plain."""
+    config = model.config.get_text_config()
+    settings = getattr(model, "generation_config", None)
+    steered = any(getattr(settings, name, None) not in (None, *neutral) for name, neutral in _NEUTRAL.items())
+    kinds = set(getattr(config, "layer_types", None) or _ATTENTIONS)
+    return (
+        not steered
+        and {"past_key_values", "attention_mask", "use_cache"} <= _accepted(model)
+        and not getattr(model.config, "is_encoder_decoder", False)
+        and not getattr(model, "_is_stateful", False)
+        and kinds <= _ATTENTIONS
+    )
+
+
+def _bytes_a_token(model: PreTrainedModel) -> int:
+    """Of keys and values, in all layers; an upper bound where heads share them."""
+    config = model.config.get_text_config()
+    layers, width = getattr(config, "num_hidden_layers", 12), getattr(config, "hidden_size", 768)
+    return max(1, 2 * int(layers) * int(width) * torch.finfo(model.dtype).bits // 8)
+
+
+def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., list[list[int]]]:
+    """The same by the model's own `generate`, for models that the loop does not serve: slower, and rows stay to the end."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    sampling = rules.sampling
+
+    def run(prompts: list[list[int]], ended: Callable[[int], None]) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in prompts]
+
+        def work(part: list[int]) -> None:
+            width = max(len(prompts[k]) for k in part)
+            ids = torch.zeros(len(part), width, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for r, k in enumerate(part):
+                ids[r, width - len(prompts[k]) :] = torch.tensor(prompts[k])
+                mask[r, width - len(prompts[k]) :] = 1
+
+            class Stopped(StoppingCriteria):
+                def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+                    said = [rules.stopped(row) for row in input_ids[:, width:].tolist()]
+                    return torch.tensor(said, device=input_ids.device)
+
+            options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+            if sampling is not None:
+                torch.manual_seed(seed_of(sampling.seed, prompts[part[0]]))
+                options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p or 1.0}
+                options |= {"top_k": 0}
+            end = sorted(rules.ends)
+            with torch.inference_mode():
+                out = model.generate(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    max_new_tokens=rules.max_new_tokens,
+                    eos_token_id=end or None,
+                    pad_token_id=end[0] if end else 0,
+                    stopping_criteria=StoppingCriteriaList([Stopped()]),
+                    **options,
+                )
+            for r, k in enumerate(part):
+                found[k] = _until_the_end(out[r, width:].tolist(), rules)
+            for k in part:
+                ended(k)
+
+        order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+        budget = Budget(int(_SHARE * free_memory(model.device.type) / _bytes_a_token(model)))
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=sampling is not None):
+            for_batches(
+                order,
+                lambda part: len(part) * (max(len(prompts[k]) for k in part) + rules.max_new_tokens),
+                budget,
+                work,
+                # The streams of a batch cannot be told apart there: drawn alone, a text is independent of its company.
+                1 if sampling is not None else most_rows,
+            )
+        return found
+
+    return run
+
+
+def _until_the_end(tokens: list[int], rules: Rules) -> list[int]:
+    """Without the end and what fills a row up to the longest of its batch."""
+    for k, token in enumerate(tokens):
+        if token in rules.ends:
+            return tokens[:k]
+        if rules.stopped(tokens[: k + 1]):
+            return tokens[: k + 1]
+    return tokens
