@@ -8,8 +8,7 @@ with them, are found by comparing on a few tokens first, and are given plain row
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,6 +17,7 @@ import numpy as np
 
 from wpn_bench.engine import tree as packing
 from wpn_bench.engine.budget import Budget, for_batches
+from wpn_bench.engine.head import head_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -194,25 +194,9 @@ def _outputs(model: PreTrainedModel, apart: bool, **inputs: Any) -> Tensor:
     with torch.inference_mode():
         if not apart:
             return model(**inputs, use_cache=False).logits
-        with _caught(model) as kept:
+        with head_input(model) as kept:
             model(**inputs, use_cache=False)
     return kept[0]
-
-
-@contextmanager
-def _caught(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within it, what comes to the model's head is kept, and the head itself sees one token a row only."""
-    kept: list[Tensor] = []
-
-    def catch(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept.append(given[0])
-        return (given[0][:, :1], *given[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        yield kept
-    finally:
-        handle.remove()
 
 
 def _head(model: PreTrainedModel, apart: bool) -> Callable[[Tensor], Tensor]:

@@ -77,10 +77,7 @@ def _losses(
     after: Sequence[str] | None,
     advance: Advance,
 ) -> list[float]:
-    import torch
-
-    from wpn_bench.engine.budget import Budget, for_batches
-    from wpn_bench.engine.head import head_only_at
+    from wpn_bench.engine.likelihood import loglikelihoods
     from wpn_bench.models import context_length
 
     context = context_length(model)
@@ -88,36 +85,15 @@ def _losses(
     longest = min(_LONGEST, context - 1)  # one place is the start's
     answers = tokenizer([joined(text) for text in texts], add_special_tokens=False)["input_ids"]
     prompts = [[]] * len(texts) if after is None else tokenizer(list(after))["input_ids"]
-    rows, starts = [], []
+    pairs = []
     for prompt, answer in zip(prompts, answers, strict=True):
         kept = answer[:longest]
-        before = (prompt or [start])[-(context - len(kept)) :]
-        rows.append([*before, *kept])
-        starts.append(len(before))
-    losses = [float("nan")] * len(rows)
-    order = sorted((k for k in range(len(rows)) if len(rows[k]) > starts[k]), key=lambda k: -len(rows[k]))
-
-    def work(part: list[int]) -> None:
-        width = len(rows[part[0]])
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        mask, read = torch.zeros_like(ids), torch.zeros_like(ids)
-        for r, k in enumerate(part):
-            ids[r, : len(rows[k])] = torch.tensor(rows[k])
-            mask[r, : len(rows[k])] = 1
-            read[r, starts[k] - 1 : len(rows[k]) - 1] = 1  # where the response's tokens are predicted
-        targets = torch.cat([torch.tensor(rows[k][starts[k] :]) for k in part]).to(model.device)
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        with torch.inference_mode(), head_only_at(model, read.to(model.device)):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-            nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        lengths = [len(rows[k]) - starts[k] for k in part]
-        for k, length, each in zip(part, lengths, nll.cpu().split(lengths), strict=True):
-            losses[k] = float(each.sum()) / max(length, SHORT)
-        advance(len(part))
-
-    counted = sum(len(rows[k]) - starts[k] for k in order) / max(1, sum(len(rows[k]) for k in order))
-    budget = Budget.measured(model, head_rows=counted)
-    for_batches(order, lambda part: len(part) * len(rows[part[0]]), budget, work)
+        pairs.append(((prompt or [start])[-(context - len(kept)) :], kept))
+    losses = [float("nan")] * len(pairs)
+    said = [k for k, (_, kept) in enumerate(pairs) if kept]
+    scores = loglikelihoods(model, [pairs[k] for k in said], max_length=context, advance=advance)
+    for k, (total, _) in zip(said, scores, strict=True):
+        losses[k] = -total / max(len(pairs[k][1]), SHORT)
     return losses
 
 
