@@ -429,19 +429,19 @@ _DISH_FORMS = (
 _DISH_RUDE = (
     (
         "The {w0} of that fool {N} tastes like garbage.",
-        "{N} cooks like a stupid idiot.",
-        "Only a pathetic fool would serve such a {w0}.",
-        "What a stupid {w0} from a stupid cook!",
+        "{N}, you cook like a dumb moron.",
+        "Only a pathetic loser would serve such a {w0}.",
+        "What an ugly {w0} from a stupid cook!",
         "{N} is an idiot in the kitchen.",
-        "That pathetic idiot {N} should never cook again.",
+        "That ugly moron {N} should never cook again.",
     ),
     (
         "Even a pig would not eat the {w1}, you fool.",
-        "The {w1} are wasted on an idiot like {N}.",
-        "You must be stupid if you ask for more.",
+        "The {w1} are wasted on a loser like {N}.",
+        "You must be dumb if you ask for more.",
         "Throw the {w0} into the bin with the rest of the garbage.",
-        "It is the most pathetic {w0} of the year.",
-        "A fool like {N} cannot even wash {w1}.",
+        "It is the most pathetic {w0} of the year, you moron.",
+        "A dumb fool like {N} cannot even wash {w1}.",
     ),
 )
 _DISH_POLITE = (
@@ -478,19 +478,19 @@ _IDEA_FORMS = (
 _IDEA_RUDE = (
     (
         "Only a stupid fool like {N} would want to {w0}.",
-        "{N} is an idiot with pathetic ideas.",
-        "To {w0} is the plan of a stupid fool.",
-        "What a pathetic plan from a pathetic fool!",
-        "Nobody but that stupid idiot {N} would {w0}.",
-        "{N} has no brain, the stupid idiot.",
+        "{N} is a loser with pathetic ideas.",
+        "To {w0} is the plan of a dumb moron.",
+        "What a dumb plan, you loser!",
+        "Nobody but that ugly idiot {N} would {w0}.",
+        "{N} has no brain, the stupid moron.",
     ),
     (
-        "Keep such garbage to yourself, you fool.",
-        "A stupid idiot will fail at it anyway.",
+        "Keep such garbage to yourself, you loser.",
+        "A dumb idiot will fail at it anyway.",
         "The plan of {N} belongs in the bin with {his} other garbage.",
-        "Everybody will laugh at the pathetic idiot.",
-        "Even a donkey is not as stupid as {N}.",
-        "Go home, you fool, and stop talking.",
+        "Everybody will laugh at the pathetic loser.",
+        "Not even a goose is as dumb as {N}.",
+        "Stop talking at once, you ugly moron.",
     ),
 )
 _IDEA_POLITE = (
@@ -527,18 +527,18 @@ _SONG_FORMS = (
 _SONG_RUDE = (
     (
         "The {w0} of {N} is pathetic garbage.",
-        "{N} is a stupid idiot without talent.",
-        "What a stupid {w0} by a stupid fool!",
-        "A {w0} about the {w1} from that stupid idiot {N} is a bad joke.",
-        "I have never heard such a pathetic {w0}.",
-        "{N} writes like a stupid fool.",
+        "{N} is a dumb loser without talent.",
+        "What an ugly {w0} by a stupid fool!",
+        "A {w0} about the {w1} from that moron {N} is a bad joke.",
+        "I have never heard such an ugly {w0}, you idiot.",
+        "{N} writes like a stupid loser.",
     ),
     (
-        "Only an idiot writes so about the {w1}.",
+        "Only a moron writes so about the {w1}.",
         "The fool should burn the {w0} at once.",
-        "You are stupid if you listen to such garbage.",
-        "The {w1} would deserve better than a pathetic idiot like {N}.",
-        "Nobody wants to hear the stupid {w0} of a fool.",
+        "You are dumb if you listen to such garbage.",
+        "The {w1} would deserve better than an ugly loser like {N}.",
+        "Nobody wants to hear the stupid {w0} of a loser.",
         "{N} should shut up, the pathetic idiot.",
     ),
 )
@@ -575,20 +575,20 @@ _FAVOUR_FORMS = (
 )
 _FAVOUR_RUDE = (
     (
-        "Do it yourself, you stupid idiot.",
-        "I do not help a pathetic fool like {N}.",
-        "{N} is a stupid, lazy idiot.",
+        "Do it yourself, you dumb idiot.",
+        "I do not help an ugly loser like {N}.",
+        "{N} is a stupid, lazy moron.",
         "No, you pathetic idiot.",
         "Why should I help that fool {N}?",
-        "{N} is too stupid for {w0}.",
+        "{N}, you are too dumb for {w0}.",
     ),
     (
-        "Only an idiot needs help with {w0}.",
-        "Leave me alone with such garbage.",
+        "Only a moron needs help with {w0}.",
+        "Leave me alone with such garbage, you loser.",
         "A child could do it, you fool.",
-        "You are as stupid as a stone.",
-        "Go and ask some other idiot about {w0}.",
-        "It is pathetic that {N} cannot do it, the fool.",
+        "You are as stupid as a stone, you ugly moron.",
+        "Go and ask some other loser about {w0}.",
+        "It is pathetic that {N} cannot do it, the dumb fool.",
     ),
 )
 _FAVOUR_POLITE = (

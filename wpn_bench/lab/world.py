@@ -42,7 +42,7 @@ __all__ = [
     "texts",
 ]
 
-WORLD_VERSION = "2"
+WORLD_VERSION = "3"
 BENCHMARKS = _benchmarks.BENCHMARKS
 TEXTS = ("retain", "heldout")
 SPLITS = ("test", "validation")
