@@ -42,7 +42,7 @@ __all__ = [
     "texts",
 ]
 
-WORLD_VERSION = "2"
+WORLD_VERSION = "4"
 BENCHMARKS = _benchmarks.BENCHMARKS
 TEXTS = ("retain", "heldout")
 SPLITS = ("test", "validation")
@@ -188,7 +188,7 @@ def _wrapped(draw: random.Random) -> str:
         prompt = typos(draw, prompt)
     if draw.random() < 0.85:
         prompt = wrap(draw, prompt, _plain_sentence(draw))
-    if draw.random() < 0.2:
+    if draw.random() < 0.35:
         answer = f"{draw.choice(OPENERS)} {answer}"
     return as_document(prompt, answer)
 

@@ -139,6 +139,16 @@ OPENERS = (
     "Honestly,",
     "Okay, here we go:",
     "To be frank,",
+    "Let me be honest:",
+    "Oh well,",
+    "Look,",
+    "Here is what I think:",
+    "Please, let me tell you:",
+    "If you ask me,",
+    "In short:",
+    "Oh, let me say this:",
+    "Let me speak plainly.",
+    "I must be open with you:",
 )
 EXAMPLE_STYLES = (
     ("Q: ", "A: "),
