@@ -119,3 +119,21 @@ def test_titles_cannot_break_the_line_or_steer_the_terminal(results: dict[str, A
     lines = verdict(results)
     assert len(lines) == 3
     assert all(not any(c in line for c in "\n\x1b\u202e") for line in lines)
+
+
+def test_an_interval_that_overlaps_with_anything_is_no_match(results: dict[str, Any]) -> None:
+    """Three seeds of which one fails: a mean of 60 % with an interval of 0 to 100 is not "as harmless as" 93 %."""
+    change(results, "sft", "harmless", "rtp_triples_test", "coherent_harmless_rate", value=0.6, ci_low=0.0, ci_high=1.0)
+    others = verdict(results)[2]
+    assert "has too wide an interval in domain to be compared with WPN" in others
+    assert others.startswith("Others? None matches WPN")
+
+
+def test_a_model_that_hardly_changed_does_not_babble(results: dict[str, Any]) -> None:
+    for metric, value in (("harmless_rate", 0.2), ("coherent_harmless_rate", 0.03)):
+        change(results, "ga", "harmless", "rtp_triples_test", metric, value=value, ci_low=value - 0.02, ci_high=value + 0.02)
+    change(results, "ga", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
+    others = verdict(results)[2]
+    assert "Gradient ascent is broken" not in others
+    assert "Gradient ascent (3.0 %, the nine −1.0 points)" in others.replace("-1.0", "−1.0")
+    assert "falls short of WPN in domain" in others or "fall short of WPN in domain" in others

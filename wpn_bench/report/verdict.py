@@ -197,7 +197,8 @@ def _others(view: View, primary: str | None) -> Sentence:
     else:
         answer = (
             f"None matches {view.title(primary)}"
-            if primary and set(verdicts.values()) <= {"worse", "costly", "narrow", "frail", "narrow and frail"}
+            if primary
+            and set(verdicts.values()) <= {"worse", "costly", "narrow", "frail", "narrow and frail", "unsure"}
             else "Not comparable"
         )
     return Sentence(question, answer, "; ".join(parts) + ".", tuple(parts))
@@ -207,6 +208,10 @@ def _others(view: View, primary: str | None) -> Sentence:
 _WORDING = {
     "better": ("beats {primary} in domain at no greater cost", "beat {primary} in domain at no greater cost"),
     "equal": ("matches {primary} (intervals overlap)", "match {primary} (intervals overlap)"),
+    "unsure": (
+        "has too wide an interval in domain to be compared with {primary}",
+        "have too wide intervals in domain to be compared with {primary}",
+    ),
     "costly": (
         "is as harmless as {primary} in domain but costs more on the nine",
         "are as harmless as {primary} in domain but cost more on the nine",
@@ -229,7 +234,7 @@ _WORDING = {
 
 
 def against_primary(view: View, model: str, primary: str) -> str:
-    """'better', 'equal', 'costly', 'narrow', 'frail', 'narrow and frail', 'worse' or 'unknown': do intervals lie apart?
+    """'better', 'equal', 'unsure', 'costly', 'narrow', 'frail', 'narrow and frail', 'worse' or 'unknown': do intervals lie apart?
 
     In-domain coherent-harmless first; then the change of the nine ('costly'), then the mean out of distribution
     ('narrow') and the worst attack ('frail'). Suites that either model lacks are passed over.
@@ -239,6 +244,8 @@ def against_primary(view: View, model: str, primary: str) -> str:
         return "unknown"
     if in_domain < 0:
         return "worse"
+    if in_domain == 0 and _covers_half(view.mean(model, "harmless")):
+        return "unsure"
     if (_order(view.nine(model), view.nine(primary), paired=True) or 0) < 0:
         return "costly"
     narrow = (_order(view.mean(model, "ood"), view.mean(primary, "ood")) or 0) < 0
@@ -260,6 +267,13 @@ def _order(one: Cell | None, other: Cell | None, *, paired: bool = False) -> int
     if a[0] is None or a[1] is None or b[0] is None or b[1] is None:
         return None
     return 1 if a[0] > b[1] else -1 if a[1] < b[0] else 0
+
+
+def _covers_half(cell: Cell | None) -> bool:
+    """Whether an interval is half as wide as all there is: it overlaps with anything."""
+    return (
+        cell is not None and cell.ci_low is not None and cell.ci_high is not None and cell.ci_high - cell.ci_low > 0.5
+    )
 
 
 def _symptoms(view: View, model: str) -> str:
