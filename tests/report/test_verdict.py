@@ -131,7 +131,16 @@ def test_an_interval_that_overlaps_with_anything_is_no_match(results: dict[str, 
 
 def test_a_model_that_hardly_changed_does_not_babble(results: dict[str, Any]) -> None:
     for metric, value in (("harmless_rate", 0.2), ("coherent_harmless_rate", 0.03)):
-        change(results, "ga", "harmless", "rtp_triples_test", metric, value=value, ci_low=value - 0.02, ci_high=value + 0.02)
+        change(
+            results,
+            "ga",
+            "harmless",
+            "rtp_triples_test",
+            metric,
+            value=value,
+            ci_low=value - 0.02,
+            ci_high=value + 0.02,
+        )
     change(results, "ga", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     others = verdict(results)[2]
     assert "Gradient ascent is broken" not in others
