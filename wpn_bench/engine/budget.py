@@ -1,6 +1,6 @@
 """How much goes into one pass: batches by tokens within a budget that is measured, halved when memory runs out.
 
-    budget = Budget.measured(model, device)
+    budget = Budget.measured(model)
     for_batches(order, tokens_of, budget, work)
 
 `work` is given positions and must not keep anything of a batch that fails: the same positions come again, in smaller
@@ -33,8 +33,8 @@ class Budget:
         self.tokens = max(1, tokens)
 
     @classmethod
-    def measured(cls, model: PreTrainedModel, head_rows: float = 1.0) -> Budget:
-        """From the memory that is free now and what a token takes in this model, `head_rows` of the tokens having logits."""
+    def measured(cls, model: PreTrainedModel, *, logits: bool) -> Budget:
+        """From the memory that is free now and what a token takes in this model, with or without the logits of all."""
         import torch
 
         config = model.config
@@ -44,12 +44,16 @@ class Budget:
         layers = int(getattr(config, "num_hidden_layers", 12))
         # Activations of one layer (the widest is the feed-forward's, about four widths; attention, residuals and
         # normalised copies another eight), keys and values of all layers, logits and their float32 log-softmax.
-        a_token = size * width * (12 + 2 * layers) + head_rows * vocabulary * (size + 8)
-        most = CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS
-        return cls(min(most, int(_SHARE * free_memory(model.device.type) / a_token)))
+        a_token = size * width * (12 + 2 * layers) + logits * vocabulary * (size + 8)
+        return cls(min(useful_tokens(model.device.type), int(_SHARE * free_memory(model.device.type) / a_token)))
 
     def halve(self) -> None:
         self.tokens = max(1, self.tokens // 2)
+
+
+def useful_tokens(device: str) -> int:
+    """Tokens beyond which a pass gains nothing, whatever memory there is."""
+    return CPU_TOKENS if device == "cpu" else ACCELERATOR_TOKENS
 
 
 def free_memory(device: str) -> int:

@@ -51,7 +51,7 @@ def scores(
     distinct = list(copies)
     found: dict[str, float] = {}
     # Logits of a few classes weigh nothing beside a language model's.
-    budget = Budget.measured(classifier.model, head_rows=0.0)
+    budget = Budget.measured(classifier.model, logits=False)
     for at in range(0, len(distinct), chunk):
         part = distinct[at : at + chunk]
 

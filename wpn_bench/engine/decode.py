@@ -26,14 +26,13 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from wpn_bench.engine.budget import (
-    ACCELERATOR_TOKENS,
-    CPU_TOKENS,
     Budget,
     does_not_fit,
     for_batches,
     free_memory,
     ran_out_of_memory,
     release,
+    useful_tokens,
 )
 from wpn_bench.engine.prefixes import shared_prefixes
 
@@ -273,7 +272,7 @@ class _Decoder:
 
     def _begin(self, rows: list[_Row]) -> list[_Live]:
         """The prompts of `rows` through the model, in passes of one group and a limited number of tokens each."""
-        most = min(self.budget.tokens, CPU_TOKENS if self.device.type == "cpu" else ACCELERATOR_TOKENS)
+        most = min(self.budget.tokens, useful_tokens(self.device.type))
         passes: list[list[_Row]] = []
         for row in rows:
             last = passes[-1] if passes else None

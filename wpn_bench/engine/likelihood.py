@@ -56,7 +56,7 @@ def loglikelihoods(
     greedy = np.ones(len(pairs), dtype=bool)
     taken = _taken(model)
     head = _head(model, taken.apart)
-    budget = budget or Budget.measured(model, head_rows=0.0 if taken.apart else 1.0)
+    budget = budget or Budget.measured(model, logits=not taken.apart)
 
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
         """Take the scores of sequences from `outputs` (N, width); `rows` are the indices of a sequence's tokens there."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from wpn_bench.engine.tree import common_length
+
 TOKENS = 16  # a shorter beginning costs less than the keeping of it
 MEMBERS = 4
 _LEVELS = 256  # how finely nested groups are told apart; bounds the depth of the search
@@ -27,7 +29,7 @@ def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, member
     saves more tokens.
     """
     order = sorted(range(len(sequences)), key=lambda k: sequences[k])
-    common = [_common(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    common = [common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
     grain = max(tokens, max((len(s) for s in sequences), default=0) // _LEVELS)
 
     def best(begin: int, end: int) -> tuple[int, list[Group]]:
@@ -44,10 +46,3 @@ def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, member
         return sum(saved for saved, _ in parts), [group for _, groups in parts for group in groups]
 
     return best(0, len(order))[1]
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    for k, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return k
-    return min(len(one), len(other))

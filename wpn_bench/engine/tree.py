@@ -56,7 +56,7 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
     # In alphabetical order a sequence shares most with its neighbours.
     for number in sorted(range(len(sequences)), key=sequences.__getitem__):
         tokens = sequences[number]
-        shared = _shared(before, tokens)
+        shared = common_length(before, tokens)
         grown = len(made[-1]) + len(tokens) - shared if made else 0
         if not shared or grown > (most if 2 * shared >= len(tokens) else size):
             made.append(Tree())
@@ -73,8 +73,8 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
     return made
 
 
-def _shared(a: Tokens, b: Tokens) -> int:
-    """How many tokens both begin with."""
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with; `a` and `b` are of one kind, lists or tuples."""
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
