@@ -17,10 +17,10 @@ import copy
 import logging
 import math
 import sys
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from side_by_side import paired, seconds
 
 from wpn_bench import models
 from wpn_bench.benchmarks import run
@@ -106,10 +106,9 @@ def floor_and_theirs(
     return least, theirs
 
 
-def timed(lm: Any, requests: list[Any]) -> tuple[float, list[tuple[float, bool]]]:
-    began = time.perf_counter()
-    answers = lm.loglikelihood(requests, disable_tqdm=True)
-    return time.perf_counter() - began, answers
+def fastest(lm: Any, requests: list[Any]) -> float:
+    """Seconds of the better of two runs."""
+    return min(seconds(lambda: lm.loglikelihood(requests, disable_tqdm=True))[0] for _ in range(2))
 
 
 def main() -> int:
@@ -148,31 +147,24 @@ def main() -> int:
             return kind(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=size)
 
         part = requests[: max(64, len(requests) // 10)]
-        size = options.batch_size or min(SIZES, key=lambda s: min(timed(lm(HFLM, s), part)[0] for _ in range(2)))
+        size = options.batch_size or min(SIZES, key=lambda s: fastest(lm(HFLM, s), part))
         theirs, ours = lm(HFLM, size), lm(WpnHF, size)
-        times = []
-        for k in range(options.pairs):
-            # Each goes first in every other pair.
-            pair = {}
-            for one in (theirs, ours) if k % 2 else (ours, theirs):
-                pair[one is ours], answers = timed(one, requests)
-                if one is ours:
-                    mine = answers
-                else:
-                    other = answers
-            times.append((pair[False], pair[True]))
+        own, other, faster, mine, plain = paired(
+            lambda lm=ours, asked=requests: lm.loglikelihood(asked, disable_tqdm=True),
+            lambda lm=theirs, asked=requests: lm.loglikelihood(asked, disable_tqdm=True),
+            options.pairs,
+        )
         encoded = [
             ours._encode_pair(*r.args) if r.args[0] else ([ours.prefix_token_id], ours.tok_encode(r.args[1]))
             for r in requests
         ]
         least, spent = floor_and_theirs(cost, encoded, size, ours.max_length)
-        apart = max(abs(a[0] - b[0]) for a, b in zip(mine, other, strict=True))
-        same = choices(requests, mine) == choices(requests, other)
+        apart = max(abs(a[0] - b[0]) for a, b in zip(mine, plain, strict=True))
+        same = choices(requests, mine) == choices(requests, plain)
         equal &= same and apart <= 1e-3
-        faster = median(t / o for t, o in times)
         ratios.append(faster)
         print(
-            f"| {task} | {len(requests)} | {median(t for t, _ in times):.2f} ({size}) | {median(o for _, o in times):.2f} |"
+            f"| {task} | {len(requests)} | {other:.2f} ({size}) | {own:.2f} |"
             f" {faster:.2f} | {spent / least:.2f} | {faster / (spent / least):.0%} | {apart:.1e} | {'yes' if same else 'NO'} |",
             flush=True,
         )
