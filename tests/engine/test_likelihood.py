@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wpn_bench.engine import likelihood
+from wpn_bench.engine import head, likelihood
 from wpn_bench.engine.budget import Budget
 from wpn_bench.engine.likelihood import loglikelihoods
 
@@ -135,7 +135,21 @@ def test_what_has_no_likelihood(model: Any, pair: Pair) -> None:
         loglikelihoods(model, [([5], [6]), pair], max_length=CONTEXT)
 
 
-def test_equal_logits_go_to_the_first() -> None:
+@pytest.mark.parametrize("tile", [1, 7, WORDS, 1000])
+def test_the_head_in_tiles(model: Any, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
+    check(model, [([5, 6, 7 + k], [k, 90 - k, 3]) for k in range(12)])
+
+
+def test_a_head_that_is_more_than_a_linear_layer() -> None:
+    model = random_model("opt", seed=2)
+    model.get_output_embeddings().register_forward_hook(lambda module, given, logits: logits * 2)
+    check(model, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4, 5] * 15, [5, 5])])
+
+
+@pytest.mark.parametrize("tile", [4, 1000])
+def test_equal_logits_go_to_the_first(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
     model = random_model("opt", seed=1)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+# From what comes to the head (R, width): logits in float32, (R, part of the vocabulary) at a time, each with its first id.
+Head = Callable[["Tensor"], Iterator[tuple[int, "Tensor"]]]
+
+# Entries of the vocabulary at once: with 512 rows a tile of logits is 2 MB, which the processor's caches hold from the
+# product to the sum of the exponentials.
+TILE = 1024
+ACCELERATOR_TILE = 16_384
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The logits of a linear head (V, width), `size` entries of the vocabulary at a time."""
+
+    weight: Tensor
+    bias: Tensor | None
+    size: int
+
+    @classmethod
+    def of(cls, head: Any) -> Head:
+        """Of a head that is a linear layer and no more; any other (adapted, quantised) gives its logits in one piece."""
+        import torch
+
+        if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+            return lambda inputs: iter([(0, head(inputs).float())])
+        size = TILE if head.weight.device.type == "cpu" else ACCELERATOR_TILE
+        return cls(head.weight, head.bias, size)
+
+    def __call__(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+        from torch.nn.functional import linear
+
+        for first in range(0, len(self.weight), self.size):
+            part = slice(first, first + self.size)
+            bias = None if self.bias is None else self.bias[part]
+            yield first, linear(inputs, self.weight[part], bias).float()
+
+
+def all_logits(head: Head, inputs: Tensor) -> Tensor:
+    """(R, V) of a few rows."""
+    import torch
+
+    return torch.cat([logits for _, logits in head(inputs)], dim=-1)
 
 
 @contextmanager

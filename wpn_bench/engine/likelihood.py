@@ -17,7 +17,7 @@ import numpy as np
 
 from wpn_bench.engine import tree as packing
 from wpn_bench.engine.budget import Budget, for_batches
-from wpn_bench.engine.head import head_input
+from wpn_bench.engine.head import Head, Tiles, all_logits, head_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,8 @@ __all__ = ["loglikelihoods"]
 Pair = tuple[Sequence[int], Sequence[int]]
 
 ROW = 256  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
-_HEAD_ROWS = 64  # logits of so many tokens at once: they stay in the processor's caches
+HEAD_ROWS = 512  # tokens whose logits are made at once; more only fill memory
+ACCELERATOR_HEAD_ROWS = 4096
 
 
 def loglikelihoods(
@@ -199,13 +200,13 @@ def _outputs(model: PreTrainedModel, apart: bool, **inputs: Any) -> Tensor:
     return kept[0]
 
 
-def _head(model: PreTrainedModel, apart: bool) -> Callable[[Tensor], Tensor]:
-    """Logits from `_outputs`."""
-    return model.get_output_embeddings() if apart else lambda logits: logits
+def _head(model: PreTrainedModel, apart: bool) -> Head:
+    """Logits from `_outputs`: the model's head in tiles, or all at once."""
+    return Tiles.of(model.get_output_embeddings()) if apart else lambda logits: iter([(0, logits.float())])
 
 
 def _read_head(
-    head: Callable[[Tensor], Tensor], outputs: Tensor, rows: packing.Array, targets: packing.Array
+    head: Head, outputs: Tensor, rows: packing.Array, targets: packing.Array
 ) -> tuple[packing.Array, packing.Array]:
     """log p of each of `targets` (n,) from the row of `outputs` (N, width) beside it, and whether it is the likeliest."""
     import torch
@@ -213,25 +214,40 @@ def _read_head(
     # Several requests read one row (choices of one token): its logits are made once.
     distinct, of = np.unique(rows, return_inverse=True)
     order = np.argsort(of, kind="stable")
-    logprobs, best = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
-    starts = np.searchsorted(of[order], np.arange(0, len(distinct) + _HEAD_ROWS, _HEAD_ROWS))
+    logprobs, likeliest = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
+    step = HEAD_ROWS if outputs.device.type == "cpu" else ACCELERATOR_HEAD_ROWS
+    starts = np.searchsorted(of[order], np.arange(0, len(distinct) + step, step))
     with torch.inference_mode():
         wanted = torch.from_numpy(distinct).to(outputs.device)
-        for part, at in enumerate(range(0, len(distinct), _HEAD_ROWS)):
-            logits = head(outputs[wanted[at : at + _HEAD_ROWS]]).float()
+        for part, at in enumerate(range(0, len(distinct), step)):
             mine = order[starts[part] : starts[part + 1]]
             row = torch.from_numpy(of[mine] - at).to(outputs.device)
             target = torch.from_numpy(targets[mine]).to(outputs.device)
-            value = logits[row, target]
-            highest = logits.amax(-1)
-            total = highest + (logits - highest.unsqueeze(1)).exp_().sum(-1).log_()
-            likeliest = value == highest[row]
-            # Of equal logits the first counts; a second look is needed at these few rows only.
-            if bool(likeliest.any()):
-                likeliest[likeliest.clone()] = logits[row[likeliest]].argmax(-1) == target[likeliest]
-            logprobs[mine] = (value - total[row]).double().cpu().numpy()
-            best[mine] = likeliest.cpu().numpy()
-    return logprobs, best
+            logprob, best = _log_softmax_at(head, outputs[wanted[at : at + step]], row, target)
+            logprobs[mine] = logprob.double().cpu().numpy()
+            likeliest[mine] = best.cpu().numpy()
+    return logprobs, likeliest
+
+
+def _log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-softmax of the head's logits (R, V) at (`row`, `target`), both (n,), and whether the target is the likeliest:
+    of equal ones, the first."""
+    import torch
+
+    value = torch.empty(len(row), device=inputs.device)
+    highest = torch.full((len(inputs),), -torch.inf, device=inputs.device)
+    total, best = torch.zeros_like(highest), torch.zeros_like(highest, dtype=torch.long)
+    for first, logits in head(inputs):
+        inside = (target >= first) & (target < first + logits.shape[-1])
+        value[inside] = logits[row[inside], target[inside] - first]
+        peak = logits.amax(-1)
+        # An equal one in a later tile has a higher id, and does not count.
+        higher = peak > highest
+        best[higher] = logits[higher].argmax(-1) + first
+        top = torch.maximum(peak, highest)
+        total = total * (highest - top).exp() + (logits - top.unsqueeze(1)).exp_().sum(-1)
+        highest = top
+    return value - (highest + total.log())[row], best[row] == target
 
 
 # --- what a model takes ---
@@ -275,12 +291,14 @@ def _head_comes_last(model: PreTrainedModel) -> bool:
     """False where logits are capped or scaled behind the head, or where there is none to be found."""
     import torch
 
-    if (head := model.get_output_embeddings()) is None:
+    if model.get_output_embeddings() is None:
         return False
     tokens = _sample(model, 4)[0]
     with torch.inference_mode():
-        ours = head(_outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0])
-    return _equal(ours.float(), _logits(model, tokens), model.dtype)
+        ours = all_logits(
+            _head(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0]
+        )
+    return _equal(ours, _logits(model, tokens), model.dtype)
 
 
 def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
@@ -299,7 +317,7 @@ def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
     head = _head(model, apart)
     with torch.inference_mode():
         return all(
-            _equal(head(outputs[path + at]).float(), _logits(model, sequences[number]), model.dtype)
+            _equal(all_logits(head, outputs[path + at]), _logits(model, sequences[number]), model.dtype)
             for of, _, at in batch.places
             for number, path in of.paths.items()
         )
