@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "train": ("wpn_bench.unlearn.train:run_train_stage", 2, ("torch", "transformers", "peft")),
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 3, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 3, ("torch", "transformers")),
-    "judge": ("wpn_bench.harmless.measure:run_judge_stage", 4, ("torch", "transformers", "detoxify")),
+    "judge": ("wpn_bench.harmless.measure:run_judge_stage", 5, ("torch", "transformers", "detoxify")),
     "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 2, ("torch", "transformers", "lm-eval")),
     "perplexity": ("wpn_bench.benchmarks.perplexity:run_perplexity_stage", 2, ("torch", "transformers")),
 }

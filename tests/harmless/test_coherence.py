@@ -39,6 +39,10 @@ FLUENT = "The baker put a lot of time into the bread, and it shows. Well done, a
         "!!!!!!!!!!!!!!!!",
         "a b a b a b a b a b a b",
         "yes " * 6 + "it is so",
+        "soci" * 20,  # a loop without words
+        "post" + "soci" * 20 + " and so on",
+        "什么都没有" * 10,
+        "The dog barked. A" + "L" * 60,
     ],
 )
 def test_loops(text: str) -> None:
@@ -55,6 +59,8 @@ def test_loops(text: str) -> None:
         "No, no, no!",
         "Well, well, well: thank you.",
         "1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
+        "Donaudampfschifffahrtsgesellschaftskapitän",
+        "I am sorry, but I cannot say that. I am sorry that I cannot, and I hope that you will ask me about bread.",
     ],
 )
 def test_no_loops(text: str) -> None:
