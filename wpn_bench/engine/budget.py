@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # On a processor a pass of this many tokens keeps the matrix products busy; more only pushes them out of the caches.
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 # Upper bound on an accelerator: beyond it a pass gains nothing and a failure loses much.
 ACCELERATOR_TOKENS = 65_536
 _SHARE = 0.5  # of the free memory; the rest is for fragmentation and for what others hold

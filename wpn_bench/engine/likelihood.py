@@ -27,7 +27,7 @@ __all__ = ["loglikelihoods"]
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
-ROW = 256  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
+ROW = 128  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
 HEAD_ROWS = 512  # tokens whose logits are made at once; more only fill memory
 ACCELERATOR_HEAD_ROWS = 4096
 
@@ -122,13 +122,11 @@ def _of_batch(model: PreTrainedModel, apart: bool, batch: packing.Packed) -> Ten
     import torch
 
     device = model.device
-    outputs = _outputs(
-        model,
-        apart,
-        input_ids=torch.from_numpy(batch.tokens).to(device),
-        position_ids=torch.from_numpy(batch.positions).to(device),
-        attention_mask=_additive(torch.from_numpy(batch.visible).to(device), model.dtype),
-    )
+    inputs = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
+    if batch.visible is not None:
+        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
+        inputs["attention_mask"] = _additive(torch.from_numpy(batch.visible).to(device), model.dtype)
+    outputs = _outputs(model, apart, **inputs)
     return outputs.flatten(0, 1)
 
 

@@ -112,11 +112,14 @@ def rows(lengths: Iterable[int], size: int) -> list[list[int]]:
 
 @dataclass
 class Packed:
-    """A batch: `tokens` and `positions` (rows, width), `visible` (rows, width, width), and where each tree stands."""
+    """A batch: `tokens` and `positions` (rows, width), `visible` (rows, width, width), and where each tree stands.
+
+    `visible` is None where every row is one sequence: then a causal model's own mask says the same, and costs less.
+    """
 
     tokens: Array
     positions: Array
-    visible: Array
+    visible: Array | None
     places: list[tuple[Tree, int, int]]  # tree, its row, its first column
 
 
@@ -125,7 +128,8 @@ def pack(of_rows: Sequence[Sequence[Tree]]) -> Packed:
     width = max(sum(map(len, row)) for row in of_rows)
     tokens = np.zeros((len(of_rows), width), dtype=np.int64)
     positions = np.zeros_like(tokens)
-    visible = np.zeros((len(of_rows), width, width), dtype=bool)
+    plain = all(len(row) == 1 and len(row[0].branches) == 1 for row in of_rows)
+    visible = None if plain else np.zeros((len(of_rows), width, width), dtype=bool)
     places = []
     for r, row in enumerate(of_rows):
         at = 0
@@ -133,9 +137,11 @@ def pack(of_rows: Sequence[Sequence[Tree]]) -> Packed:
             end = at + len(tree)
             tokens[r, at:end] = tree.tokens
             positions[r, at:end] = tree.positions
-            visible[r, at:end, at:end] = tree.visible()
+            if visible is not None:
+                visible[r, at:end, at:end] = tree.visible()
             places.append((tree, r, at))
             at = end
-        rest = np.arange(at, width)
-        visible[r, rest, rest] = True
+        if visible is not None:
+            rest = np.arange(at, width)
+            visible[r, rest, rest] = True
     return Packed(tokens, positions, visible, places)
