@@ -25,7 +25,7 @@ class Decoding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     max_new_tokens: int = Field(128, ge=1)
     stop: tuple[str, ...] = ("### Question:",)
-    batch_size: int = Field(32, ge=1, description="rows at work at a time; fewer where memory is short")
+    batch_size: int = Field(128, ge=1, description="rows at work at a time; fewer where memory is short")
     temperature: float | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0)

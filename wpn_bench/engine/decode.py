@@ -73,7 +73,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     rules: Rules,
     *,
-    most_rows: int = 32,
+    most_rows: int = 128,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, in the order of `prompts`; `advance` is told how many have ended, as they end.
