@@ -7,12 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wpn_bench.engine.budget import Budget, for_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+
 CHUNK = 2048  # texts whose tokens are in memory at a time; enough of them to find neighbours in length
+_ENCODED = 256  # texts tokenised in one call: a tokenizer's own record of a text is many times as large as its tokens
 OVERLAP = 64  # tokens that two neighbouring windows of a long text share
 
 
@@ -101,21 +106,23 @@ def _scores(
     return worst
 
 
-def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, list[int]]]:
+def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, Ids]]:
     """(position of the text, tokens with the special ones) of every window."""
     tokenizer = classifier.tokenizer
     special = tokenizer.num_special_tokens_to_add()
-    rows = []
-    for k, ids in enumerate(tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]):
-        if len(ids) - special > classifier.window:
-            parts = tokenizer(windows(classifier, texts[k]), truncation=True, max_length=classifier.window + 8)
-            rows += [(k, part) for part in parts["input_ids"]]
-        elif len(ids) > special:
-            rows.append((k, ids))
+    rows: list[tuple[int, Ids]] = []
+    for at in range(0, len(texts), _ENCODED):
+        part = list(texts[at : at + _ENCODED])
+        for k, ids in enumerate(tokenizer(part, truncation=False, verbose=False)["input_ids"], start=at):
+            if len(ids) - special > classifier.window:
+                cut = tokenizer(windows(classifier, texts[k]), truncation=True, max_length=classifier.window + 8)
+                rows += [(k, np.asarray(window, dtype=np.int32)) for window in cut["input_ids"]]
+            elif len(ids) > special:
+                rows.append((k, np.asarray(ids, dtype=np.int32)))
     return rows
 
 
-def _pass(classifier: Classifier, rows: list[list[int]]) -> list[float]:
+def _pass(classifier: Classifier, rows: Sequence[Ids]) -> list[float]:
     """Scores of some rows of tokens in one pass, padded to the longest of them."""
     import torch
 
@@ -123,7 +130,7 @@ def _pass(classifier: Classifier, rows: list[list[int]]) -> list[float]:
     ids = torch.full((len(rows), width), int(classifier.tokenizer.pad_token_id or 0))
     mask = torch.zeros_like(ids)
     for r, row in enumerate(rows):
-        ids[r, : len(row)] = torch.tensor(row)
+        ids[r, : len(row)] = torch.from_numpy(row)
         mask[r, : len(row)] = 1
     device = classifier.model.device
     with torch.inference_mode():
