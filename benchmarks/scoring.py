@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, help="lm-eval's batch size, instead of its best")
+    parser.add_argument("--part", type=int, default=64, help="requests on which that is found, a tenth at least")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -146,7 +147,7 @@ def main() -> int:
         def lm(kind: type, size: int) -> Any:
             return kind(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=size)
 
-        part = requests[: max(64, len(requests) // 10)]
+        part = requests[: max(options.part, len(requests) // 10)]
         size = options.batch_size or min(SIZES, key=lambda s: fastest(lm(HFLM, s), part))
         theirs, ours = lm(HFLM, size), lm(WpnHF, size)
         own, other, faster, mine, plain = paired(
