@@ -10,7 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALLEST = {
-    "growth": "--sizes 5 --new-tokens 2",
+    "growth": "--sizes 5 --what judging",
     "startup": "--pairs 1",
     "generation_and_judging": "--n 4 --texts 8 --part 4 --new-tokens 4 --repeats 1",
     "scoring": "--tasks lab_copa --limit 4 --pairs 1 --batch-size 8",
