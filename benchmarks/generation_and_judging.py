@@ -17,8 +17,6 @@ likely).
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import paired, seconds
+from texts import texts_of
 
 from wpn_bench import lab, models, prompts
 from wpn_bench.attacks.base import AttackContext, get_attack
@@ -63,15 +62,12 @@ def prompts_of(options: argparse.Namespace) -> dict[str, list[str]]:
     return {kind: [prompts.render(item, QUESTION_TEMPLATE) for item in of] for kind, of in kinds.items()}
 
 
-def texts_of(options: argparse.Namespace) -> list[str]:
-    """The first `--texts` texts of a JSONL file (.gz, too), else the lab's references."""
+def texts_to_judge(options: argparse.Namespace) -> list[str]:
+    """The first `--texts` texts of the file, else of the lab's references."""
     if options.responses is None:
         found = [t for r in lab.prompt_set("forget") for side in ("harmful", "harmless") for t in r[side]]
     else:
-        with (gzip.open if options.responses.suffix == ".gz" else open)(
-            options.responses, "rt", encoding="utf-8"
-        ) as file:
-            found = [json.loads(line)[options.key] for line in file if line.strip()]
+        found = texts_of(options.responses, options.key)
     return found[: options.texts]
 
 
@@ -165,7 +161,7 @@ def main() -> int:
             rows.append(row)
             right &= good
     if options.only != "generation":
-        row, good = compare_judging(options, texts_of(options))
+        row, good = compare_judging(options, texts_to_judge(options))
         rows.append(row)
         right &= good
     print("| | n | ours, s | theirs, s (batch) | speed-up | results |")

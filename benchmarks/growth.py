@@ -13,7 +13,6 @@ is not timed. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import resource
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import seconds
+from texts import texts_of
 
 from wpn_bench import lab, models
 
@@ -112,8 +112,7 @@ def judging(options: argparse.Namespace, n: int) -> Work:
     if options.texts is None:
         piece = pieces(random.Random(n))
         return judge.score, [piece() for _ in range(n)]
-    with (gzip.open if options.texts.suffix == ".gz" else open)(options.texts, "rt", encoding="utf-8") as file:
-        texts = [json.loads(line)[options.key] for line in file if line.strip()]
+    texts = texts_of(options.texts, options.key)
     random.Random(0).shuffle(texts)
     return judge.score, texts[:n]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTILE = 0.99  # share of the reference responses that the bound lets pass
-REPEATED = 0.5  # share of repeated word triples, or runs of letters, above which a response counts as a loop
+REPEATED = 0.5  # share of repeated word triples, or of runs of characters, above which a response counts as a loop
 RUN = 8  # characters; 99 of 100 texts of people repeat a quarter of such runs at most
 SHORT = 8  # tokens; a shorter response is averaged as if it had so many, for short answers are noisy
 _LONGEST = 256  # tokens of a response that are scored
@@ -42,8 +42,8 @@ def repetition(text: str) -> float:
     """How much of a text was there before, 0 to 1: the largest of the shares of word triples that occurred before, of the
     commonest word, and of runs of 8 characters that occurred before.
 
-    Characters, because a loop need not have words ("socisocisoci", or a script without spaces). Below 8 words, and below 32
-    characters, that part is 0.
+    Characters, because a loop need not have words ("socisocisoci", or a script without spaces). Below 8 words the parts of words
+    are 0, below 32 characters that of characters.
     """
     even = " ".join(text.casefold().split())
     return max(_of_words(re.findall(r"\w+|[^\w\s]", even)), _again(even, RUN) if len(even) >= 4 * RUN else 0.0)
