@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from wpn_bench import __version__
 from wpn_bench.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
 
+
+class _Root(TyperGroup):
+    """The list of commands goes without Rich, whose import takes as long as all the rest; each command's help has it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="wpn-bench",
+    cls=_Root,
     help="Unlearn harmful behaviour from a causal language model, and measure what is left and what was lost.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -277,7 +288,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
 app.command("full")(
     _command(
         ("train", "harmless", "attack", "benchmarks"),
-        """Train WPN and the baselines, measure everything, write the report.
+        """Train WPN and the baselines, measure all, write the report.
 
     [bold]wpn-bench full[/bold]                                on the embedded lab, offline, minutes
 
@@ -338,7 +349,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     format_: Annotated[str, typer.Option("--format", help="html, md, or both, comma separated.")] = "html,md",
 ) -> None:
-    """Write the reports of a finished run again, from its stored rows."""
+    """Write a finished run's reports again, from its stored rows."""
     from wpn_bench.report.render import render
 
     for path in render(run, tuple(_names(format_) or ())):
@@ -351,7 +362,7 @@ def list_(
         str | None, typer.Argument(help="methods, attacks, judges, benchmarks, prompts, presets, or one method's name.")
     ] = None,
 ) -> None:
-    """What there is: methods, attacks, judges, benchmarks, prompt sets, presets."""
+    """What there is: methods, attacks, judges, prompts, presets, ..."""
     from wpn_bench import catalogue
 
     catalogue.show(what)
