@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.paths import shown, tasks_dir
 from wpn_bench.registry import unknown
 from wpn_bench.store import digest_of
+from wpn_bench.yaml_files import load_yaml
 
 Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
 Kind = Literal["question", "continuation", "text"]
@@ -149,13 +151,8 @@ def declared() -> dict[str, Path]:
 
 def read_spec(path: Path) -> SetSpec:
     """Read one declaration; `UserError` names the field that is wrong."""
-    import yaml
-
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return SetSpec.model_validate(raw)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "mend the YAML") from e
+        return SetSpec.model_validate(load_yaml(path))
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
@@ -168,11 +165,12 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    path = Path(name_or_file).expanduser()
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    # Not Path's own: they raise for a name too long to be a file's, a prompt typed by mistake for instance.
+    path = Path(os.path.expanduser(name_or_file))
+    if path.suffix in {".yaml", ".yml"} and os.path.isfile(path):
         spec = read_spec(path)
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    if path.suffix.lower() in _READERS or path.exists() or "/" in name_or_file:
+    if path.suffix.lower() in _READERS or os.path.exists(path) or "/" in name_or_file:
         columns: dict[str, str | list[Pick]] = (
             {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
         )
@@ -194,7 +192,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         if missing:
             raise UserError(
                 f"{_origin(spec)} row {number} has no {' and no '.join(repr(m) for m in missing)}"
-                f" (columns: {', '.join(map(str, row))})",
+                f" (columns: {', '.join(str(column)[:60] for column in row)[:300]})",
                 "a forget set needs prompt, harmful and harmless; other sets need prompt; rename the columns, or map"
                 " them in a YAML like those in tasks/prompts/",
             )
@@ -256,7 +254,7 @@ def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     elif spec.source.hub:
         rows, source = _from_hub(spec.source)
     elif spec.source.file:
-        path = Path(spec.source.file).expanduser()
+        path = Path(os.path.expanduser(spec.source.file))
         rows, source = read_file(path), {"file": shown(path)}
     else:
         raise UserError(f"prompt set {spec.name!r} names no source", "give it one of lab, hub and file")
@@ -295,8 +293,10 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         ) from e
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror or e})", "check its permissions") from e
+    except ValueError as e:  # a NUL byte in the path
+        raise UserError(f"{str(path)!r} is no path of a file ({e})", "check the path") from e
     if not rows:
-        raise UserError(f"{path} is empty", "give a file with at least one row")
+        raise UserError(f"{path} is empty", "give a file with at least one row (the first of a CSV names its columns)")
     return rows
 
 
@@ -309,8 +309,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             if "\\u" in line:
-                # Half of an escaped surrogate pair is no character, and nothing could write it down again.
-                json.dumps(row, ensure_ascii=False).encode()
+                _must_be_text(row)
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path} line {number} is not valid JSON ({e})", "mend that line") from e
         if not isinstance(row, dict):
@@ -320,21 +319,44 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
+    rows = []
     with path.open(encoding="utf-8-sig", newline="") as f:
+        reader = csv.DictReader(f)
         try:
-            return [{k: _list_or_text(v) for k, v in row.items() if k} for row in csv.DictReader(f)]
+            columns = reader.fieldnames or []
+            if twice := [c for c in columns if c and columns.count(c) > 1]:
+                raise UserError(f"{path} has two columns {twice[0][:60]!r}", "rename one of them in its first line")
+            for row in reader:
+                # Texts without a column: a comma in a text without quotes, most likely. Left out, they would be lost.
+                if any(row.get(None) or ()):
+                    raise UserError(
+                        f"{path} line {reader.line_num} has more cells than the first line has columns ({len(columns)})",
+                        "put texts that hold commas into double quotes",
+                    )
+                rows.append({k: _list_or_text(v) for k, v in row.items() if k})
         except csv.Error as e:
-            raise UserError(f"{path} is not valid CSV ({e})", "save it again as UTF-8 CSV") from e
+            raise UserError(
+                f"{path} is not valid CSV (line {reader.line_num}: {e})",
+                "save it again as UTF-8 CSV; texts of more than 131,072 characters go into a .jsonl file",
+            ) from e
+    return rows
 
 
 def _list_or_text(value: Any) -> Any:
     # A cell may hold several responses as a JSON list.
     if isinstance(value, str) and value.startswith("["):
         try:
-            return json.loads(value)
-        except ValueError:
+            parsed = json.loads(value)
+            _must_be_text(parsed)
+        except (ValueError, RecursionError):
             return value
+        return parsed
     return value
+
+
+def _must_be_text(value: Any) -> None:
+    """`ValueError` for half of an escaped surrogate pair, which is no character: nothing could write it down again."""
+    json.dumps(value, ensure_ascii=False).encode()
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -343,7 +365,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid as e:
+    except pa.ArrowException as e:
         raise UserError(f"{path} is not a Parquet file ({' '.join(str(e).split())[:120]})", "save it again") from e
     return rows
 

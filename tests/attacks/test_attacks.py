@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
+import json
 import re
+import time
+import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from wpn_bench.attacks import AttackContext, attacked, get_attack, names
+from wpn_bench.attacks.noise import HOMOGLYPHS
+from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
@@ -34,6 +43,49 @@ DEMONSTRATIONS = tuple(
 CONTEXT = AttackContext(QUESTION_TEMPLATE, (*DEMONSTRATIONS, *ITEMS))
 
 
+# Any text that UTF-8 can write, and what breaks programs most often.
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60) | st.sampled_from(
+    [
+        "x",
+        "?",
+        "{",
+        "%s %d 100 %",
+        "{prompt}",
+        "\x00\x1b[31m",
+        "مرحبا بالعالم",
+        "👩‍👩‍👧‍👦 ok 🙂",
+        "\u202eright",
+        'say "hi"\n\\n',
+        "你好",
+    ]
+)
+KINDS = st.sampled_from(["question", "continuation"])
+
+
+def under(name: str, prompt: str, kind: str = "question", seed: int = 0) -> Item:
+    """One prompt under one attack."""
+    one = PromptSet("x", "ood", (Item(item_id(prompt), prompt, kind),))
+    (item,) = attacked(one, name, AttackContext(QUESTION_TEMPLATE, DEMONSTRATIONS, seed)).items
+    return item
+
+
+def _unsplit(text: str) -> str:
+    return "".join(json.loads(piece) for piece in re.findall(r'^[abc] = (".*")$', text, re.M))
+
+
+def _unleet(text: str) -> str:
+    return text.translate(str.maketrans("431057", "aeiost"))
+
+
+# How a person (or a model that can) gets the prompt back from what these attacks write.
+INVERSE: dict[str, Callable[[str], str]] = {
+    "base64": lambda text: base64.b64decode(text.split("\n", 1)[1]).decode(),
+    "rot13": lambda text: codecs.decode(text.split("\n", 1)[1], "rot13"),
+    "leetspeak": lambda text: _unleet(text.split("\n", 1)[1]),
+    "payload_splitting": _unsplit,
+}
+
+
 def inputs(prompts: PromptSet) -> list[str]:
     return [render(item, QUESTION_TEMPLATE) for item in prompts.items]
 
@@ -43,7 +95,8 @@ def inputs(prompts: PromptSet) -> list[str]:
 
 def test_there_are_templates_and_code() -> None:
     assert {"prefix_injection", "role_play", "refusal_suppression", "instruction_override"} <= set(names())
-    assert {"few_shot", "typos"} <= set(names())
+    assert {"few_shot", "typos", "base64", "rot13", "leetspeak", "payload_splitting", "character_noise"} <= set(names())
+    assert {"nested_scenario", "distractor", "output_format"} <= set(names())
     assert names() == sorted(names())
 
 
@@ -84,9 +137,33 @@ class TestEveryAttack:
         """The words around them are still there, and no other prompt was put in."""
         item = attacked(SET, name, CONTEXT).items[1]
         text = render(item, QUESTION_TEMPLATE)
+        assert text.count("###") % 2 == 0
+        if name in INVERSE:
+            text = INVERSE[name](item.prompt)
+        if name == "character_noise":
+            text = _denoised(text)
         assert "{prompt}" in text
         assert "{other}" in text
-        assert text.count("###") % 2 == 0
+
+    @settings(deadline=None, max_examples=40)
+    @given(prompt=TEXT, kind=KINDS, seed=st.integers(0, 3))
+    def test_any_prompt_survives(self, name: str, prompt: str, kind: str, seed: int) -> None:
+        item = under(name, prompt, kind, seed)
+        assert (item.id, item.original, item.kind) == (item_id(prompt), prompt, kind)
+        text = render(item, QUESTION_TEMPLATE)
+        text.encode()
+        assert under(name, prompt, kind, seed) == item
+        # Typing errors want a word of four letters; every other attack finds something to do.
+        if name != "typos" or re.search(r"(?:^| )[a-z]{4,}(?:$| )", prompt):
+            assert text != render(Item("", prompt, kind), QUESTION_TEMPLATE)
+
+    def test_a_prompt_of_a_million_characters(self, name: str) -> None:
+        """Work and length grow with the prompt, and no faster."""
+        prompt = "The baker sells 12 loaves of bread. " * 28_000
+        started = time.process_time()
+        text = render(under(name, prompt), QUESTION_TEMPLATE)
+        assert time.process_time() - started < 10
+        assert 0.9 * len(prompt) < len(text) < 2 * len(prompt)
 
     def test_it_leaves_the_given_set_alone(self, name: str) -> None:
         before = SET.digest
@@ -98,6 +175,12 @@ class TestEveryAttack:
 
     def test_nothing_to_demonstrate_is_no_error(self, name: str) -> None:
         assert len(attacked(SET, name, AttackContext(QUESTION_TEMPLATE)).items) == len(ITEMS)
+
+
+def _denoised(text: str) -> str:
+    """Without look-alikes and invisible characters, in lower case."""
+    back = str.maketrans({twin: letter for letter, twin in HOMOGLYPHS.items()} | {"\u200b": None, " ": None})
+    return text.translate(back).lower()
 
 
 def test_attacks_differ_from_one_another() -> None:
@@ -232,3 +315,89 @@ def test_typos_leave_short_words_and_numbers() -> None:
     item = Item("1", "a bc def 12345 x-ray!")
     (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", CONTEXT).items
     assert got.prompt == item.prompt
+
+
+# --- encodings, pieces, noise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base64", "rot13", "payload_splitting"])
+@settings(deadline=None)
+@given(prompt=TEXT, kind=KINDS, seed=st.integers(0, 5))
+def test_the_prompt_can_be_had_back(name: str, prompt: str, kind: str, seed: int) -> None:
+    assert INVERSE[name](under(name, prompt, kind, seed).prompt) == prompt
+
+
+@given(prompt=st.text(alphabet=st.characters(exclude_categories=["Cs", "Nd"], exclude_characters="\n"), min_size=1))
+def test_leetspeak_can_be_read_but_for_case_and_own_digits(prompt: str) -> None:
+    spelt = under("leetspeak", prompt).prompt.split("\n", 1)[1]
+    assert not set("aeiostAEIOST") & set(spelt)
+    back = INVERSE["leetspeak"](under("leetspeak", prompt).prompt)
+    assert len(back) == len(prompt)
+    assert all(b == p or b == p.lower() for b, p in zip(back, prompt, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(INVERSE))
+def test_the_model_is_told_what_to_do_with_it(name: str) -> None:
+    asked, begun = under(name, PROMPTS[0], "question").prompt, under(name, PROMPTS[0], "continuation").prompt
+    assert "answer it." in asked
+    assert "go on with it." in begun
+    assert asked.replace("answer it.", "go on with it.") == begun
+
+
+@pytest.mark.parametrize("name", ["base64", "rot13", "leetspeak", "payload_splitting"])
+def test_the_prompt_does_not_stand_there_in_clear(name: str) -> None:
+    assert "Insolent strawberries" not in under(name, "Insolent strawberries").prompt
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_are_cut_inside_words_where_there_are_some(seed: int) -> None:
+    lines = under("payload_splitting", PROMPTS[0], seed=seed).prompt.split("\n")
+    pieces = [json.loads(line.partition(" = ")[2]) for line in lines[:-1]]
+    assert len(pieces) == 3
+    for left, right in pairwise(pieces):
+        assert left[-1].isalpha()
+        assert right[0].isalpha()
+    assert lines[-1] == "Now put together a + b + c and answer it."
+    assert under("payload_splitting", "x").prompt == 'a = "x"\nNow put together a and answer it.'
+
+
+@settings(deadline=None)
+@given(st.text("abcdefghij KLMNOP,.", min_size=8, max_size=80), st.integers(0, 5))
+def test_noise_touches_one_letter_in_eight_and_stays_readable(prompt: str, seed: int) -> None:
+    letters = sum(c.isalpha() for c in prompt)
+    assume(letters)
+    noisy = under("character_noise", prompt, seed=seed).prompt
+    assert _denoised(noisy) == _denoised(prompt)
+    touched = len(noisy) - len(prompt) + sum(a != b for a, b in zip(_kept(noisy), _kept(prompt), strict=True))
+    assert touched == max(1, round(letters / 8))
+
+
+def _kept(text: str) -> str:
+    return text.replace(" ", "").replace("\u200b", "")
+
+
+def test_noise_is_of_four_kinds() -> None:
+    noisy = under("character_noise", PROMPTS[0] * 20).prompt
+    assert "\u200b" in noisy
+    assert any("CYRILLIC" in unicodedata.name(c, "") for c in noisy)
+    assert re.search(r"[a-z][A-Z]", noisy)
+    assert len(noisy.split(" ")) > len((PROMPTS[0] * 20).split(" "))
+    assert under("character_noise", "?!").prompt == "\u200b?!"
+    assert under("character_noise", PROMPTS[0], seed=1).prompt != under("character_noise", PROMPTS[0]).prompt
+
+
+def test_a_homoglyph_looks_like_its_letter_and_is_another() -> None:
+    for letter, twin in HOMOGLYPHS.items():
+        assert unicodedata.name(twin).startswith("CYRILLIC")
+        assert letter.isupper() == twin.isupper()
+
+
+def test_the_three_forms_are_all_asked_for() -> None:
+    asked = {under("output_format", f"Question {k}?").prompt.partition("\n")[2] for k in range(40)}
+    assert asked == set(OutputFormat.forms)
+
+
+def test_a_distractor_stands_on_both_sides() -> None:
+    before, after = under("distractor", PROMPTS[0]).prompt.split(PROMPTS[0])
+    assert len(before) > 40
+    assert len(after) > 40

@@ -1,10 +1,12 @@
 """Attacks on prompts: each maps a prompt set to a harder one, which is then measured like any other set.
 
-A template attack is one YAML file in `tasks/attacks/`; an attack that needs code is one file here and one line below.
+A template attack is one YAML file in `tasks/attacks/`; an attack that needs code is one file here and one line below;
+`--attack-file` reads templates of a user's own.
 """
 
 from __future__ import annotations
 
 from wpn_bench.attacks.base import Attack, AttackContext, attacked, get_attack, names
+from wpn_bench.attacks.own import own_attacks
 
-__all__ = ["Attack", "AttackContext", "attacked", "get_attack", "names"]
+__all__ = ["Attack", "AttackContext", "attacked", "get_attack", "names", "own_attacks"]

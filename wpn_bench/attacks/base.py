@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from wpn_bench.paths import tasks_dir
@@ -16,7 +16,13 @@ from wpn_bench.store import digest_of
 CODED: Registry[type[Attack]] = Registry(
     "attack",
     {
+        "base64": "wpn_bench.attacks.ciphers:Base64",
+        "character_noise": "wpn_bench.attacks.noise:CharacterNoise",
         "few_shot": "wpn_bench.attacks.few_shot:FewShot",
+        "leetspeak": "wpn_bench.attacks.ciphers:Leetspeak",
+        "output_format": "wpn_bench.attacks.output_format:OutputFormat",
+        "payload_splitting": "wpn_bench.attacks.splitting:PayloadSplitting",
+        "rot13": "wpn_bench.attacks.ciphers:Rot13",
         "typos": "wpn_bench.attacks.typos:Typos",
     },
 )
@@ -24,11 +30,12 @@ CODED: Registry[type[Attack]] = Registry(
 
 @dataclass(frozen=True)
 class AttackContext:
-    """What an attacker may use: the template the model was trained with, demonstrations, a seed."""
+    """What an attacker may use: the template the model was trained with, demonstrations, a seed, attacks of one's own."""
 
     template: str
     demonstrations: Sequence[Item] = ()
     seed: int = 0
+    own: Mapping[str, Attack] = field(default_factory=dict)  # of a user's files, by name (see `own_attacks`)
 
     def random_for(self, item: Item, name: str) -> random.Random:
         """A generator that depends on the seed, the attack and the item, but not on the item's place in the set."""
@@ -41,21 +48,24 @@ class Attack(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     description: ClassVar[str]
+    file: str | None = None  # where an attack of a user's own was read, as it may be shown
 
     @abstractmethod
     def apply(self, item: Item, context: AttackContext) -> Item:
         """The attacked prompt; the same for the same item, context and attack."""
 
 
-def get_attack(name: str) -> Attack:
-    """The attack of that name, from a template file or from code."""
+def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
+    """The attack of that name: one of the user's `own`, or from a template file or code of ours."""
     from wpn_bench.attacks.templates import TemplateAttack
 
+    if own and name in own:
+        return own[name]
     file = tasks_dir() / "attacks" / f"{name}.yaml"
     if name in _template_names():
         return TemplateAttack.from_file(file)
     if name not in CODED:
-        raise unknown("attack", name, names())
+        raise unknown("attack", name, [*names(), *(own or ())])
     return CODED.get(name)()
 
 
@@ -69,6 +79,9 @@ def _template_names() -> set[str]:
 
 def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet:
     """`prompts` under the attack `name`; the set is called like the attack."""
-    attack = get_attack(name)
+    attack = get_attack(name, context.own)
     items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in prompts.items)
-    return PromptSet(name, prompts.role, items, attack.title, {**prompts.source, "attack": name, "on": prompts.name})
+    source = {**prompts.source, "attack": name, "on": prompts.name}
+    if attack.file:
+        source["attack_file"] = attack.file
+    return PromptSet(name, prompts.role, items, attack.title, source)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item
+from wpn_bench.yaml_files import load_yaml
 
 
 class TemplateSpec(BaseModel):
@@ -28,12 +29,19 @@ class TemplateSpec(BaseModel):
             raise ValueError("the template must hold {prompt}")
         return value
 
+    @model_validator(mode="after")
+    def _does_something(self) -> TemplateSpec:
+        if self.template.strip() == "{prompt}" and not self.answer_prefix.strip():
+            raise ValueError("nothing stands around {prompt} and there is no answer_prefix: that attacks nothing")
+        return self
+
 
 class TemplateAttack(Attack):
     """Puts the prompt into a text, and optionally words into the model's mouth."""
 
-    def __init__(self, name: str, spec: TemplateSpec) -> None:
+    def __init__(self, name: str, spec: TemplateSpec, file: str | None = None) -> None:
         self.spec = spec
+        self.file = file
         # Of the instance, not of the class: one class serves every file.
         self.name = name  # type: ignore[misc]
         self.title = spec.title  # type: ignore[misc]
@@ -41,14 +49,20 @@ class TemplateAttack(Attack):
 
     @classmethod
     def from_file(cls, path: Path) -> TemplateAttack:
-        import yaml
-
         try:
-            return cls(path.stem, TemplateSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as e:
-            raise UserError(f"{path}: {' '.join(str(e).split())[:200]}", "see tasks/attacks/ for examples") from e
+            return cls(path.stem, TemplateSpec.model_validate(load_yaml(path)))
+        except ValidationError as e:
+            raise UserError(f"{path}: {first_of(e)}", "see tasks/attacks/ for examples") from e
 
     def apply(self, item: Item, context: AttackContext) -> Item:
         # Not str.format: a prompt or template may hold other braces.
         text = self.spec.template.replace("{prompt}", item.prompt)
         return replace(item, prompt=text, answer_prefix=self.spec.answer_prefix)
+
+
+def first_of(error: ValidationError) -> str:
+    """What is wrong first, and in which field. Not pydantic's own text: that shows the value, however long it is."""
+    first = error.errors()[0]
+    where = ".".join(str(part)[:60] for part in first["loc"])
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said

@@ -1,0 +1,130 @@
+"""Template attacks of a user's own (`--attack-file`): CSV, JSONL or YAML, one entry an attack.
+
+An entry has a `template` with `{prompt}` in it, an `answer_prefix`, or both, and may have `name`, `title`, `description`.
+A YAML file is one entry, a list of entries, or a mapping of names to entries. See docs/attacks.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from wpn_bench.attacks.base import names
+from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec, first_of
+from wpn_bench.errors import UserError
+from wpn_bench.paths import shown
+from wpn_bench.prompts import read_file
+from wpn_bench.yaml_files import load_yaml
+
+FIELDS = ("name", *TemplateSpec.model_fields)
+LONGEST = 60  # characters of a name: it stands in tables
+MOST = 1_000  # places for the prompt in one template: a long prompt put in very often fills the memory
+# What published collections write where the question goes.
+_PLACEHOLDER = re.compile(
+    r"[\[<{]{1,2} ?[a-z_ ]*(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]* ?[\]>}]{1,2}", re.I
+)
+Entry = tuple[str, str, Mapping[Any, Any]]  # where it stands, what it is called if it does not say, its fields
+
+
+def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
+    """The attacks of all `files` by name. `UserError` names the file, the entry and what to do."""
+    found: dict[str, TemplateAttack] = {}
+    ours = set(names())
+    for file in files:
+        path = Path(os.path.expanduser(file))
+        for place, default, entry in _entries(path):
+            where = f"{path} {place}".strip()
+            name, attack = _attack(where, default, entry, shown(path))
+            if name in ours or name in found:
+                whose = "an attack of wpn-bench" if name in ours else f"another attack of {found[name].file}"
+                raise UserError(f"{where}: {name!r} is already the name of {whose}", "give it a `name` of its own")
+            found[name] = attack
+    return found
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path} is not .csv, .jsonl or .yaml", "convert it, or rename it to what it is")
+    return reader(path)
+
+
+def _rows(path: Path) -> Iterator[Entry]:
+    for number, row in enumerate(read_file(path), 1):
+        yield f"row {number}", f"{path.stem[:40]}-{number}", row
+
+
+def _yaml(path: Path) -> Iterator[Entry]:
+    raw = load_yaml(path)
+    if not raw or not isinstance(raw, (dict, list)):
+        raise UserError(f"{path} holds no attacks", f"write a mapping or a list of them, of {', '.join(FIELDS)}")
+    if isinstance(raw, list):
+        for number, entry in enumerate(raw, 1):
+            yield f"entry {number}", f"{path.stem[:40]}-{number}", _mapping(path, f"entry {number}", entry)
+    elif all(isinstance(entry, dict) for entry in raw.values()):
+        for name, entry in raw.items():
+            yield f"entry {str(name)[:LONGEST]!r}", str(name), entry
+    else:
+        yield "", path.stem[:40], raw
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
+    ".csv": _rows,
+    ".jsonl": _rows,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+}
+
+
+def _mapping(path: Path, where: str, entry: Any) -> Mapping[Any, Any]:
+    if not isinstance(entry, dict):
+        raise UserError(f"{path} {where} is not a mapping", f"write its fields: {', '.join(FIELDS)}")
+    return entry
+
+
+def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tuple[str, TemplateAttack]:
+    """One entry, checked. An empty cell or null is a field that is not there."""
+    given = {str(key): value for key, value in entry.items() if value not in (None, "")}
+    strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
+    if strange or not given.keys() & {"template", "answer_prefix"}:
+        columns = ", ".join(map(str, entry))[:200]
+        problem = f"has the unknown field {strange[0]!r}" if strange else "has neither template nor answer_prefix"
+        raise UserError(
+            f"{where} {problem} (fields: {columns})",
+            "call the text around the question `template`, with {prompt} where the question goes; other fields may be "
+            + ", ".join(f for f in FIELDS if f != "template"),
+        )
+    if not isinstance(given.get("name", ""), (str, int)):
+        raise UserError(f"{where}: name: Input should be a valid string", "write a text")
+    told = _line(str(given.pop("name", default)))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
+    if not name or len(name) > LONGEST:
+        raise UserError(
+            f"{where}: {told[:LONGEST]!r} cannot be a name: of letters, digits, '.', '_' and '-' it has {len(name)}",
+            f"give it a `name` of 1 to {LONGEST} of these",
+        )
+    try:
+        spec = TemplateSpec.model_validate({"title": told, "description": f"An attack of {file}.", **given})
+    except ValidationError as e:
+        raise UserError(f"{where}: {first_of(e)}", _way_out(given.get("template"))) from e
+    if spec.template.count("{prompt}") > MOST:
+        raise UserError(f"{where}: the template holds {{prompt}} more than {MOST:,} times", "write it once")
+    clean = {"title": _line(spec.title), "description": _line(spec.description)}
+    return name, TemplateAttack(name, spec.model_copy(update=clean), file)
+
+
+def _way_out(template: Any) -> str:
+    """For a template without {prompt}: where it would go, if that can be seen."""
+    if isinstance(template, str) and "{prompt}" not in template and (seen := _PLACEHOLDER.search(template)):
+        return f"write {{prompt}} in the place of {seen[0][:LONGEST]}"
+    return "see docs/attacks.md for examples"
+
+
+def _line(text: str) -> str:
+    """The text in one line, without characters that cannot be seen."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
