@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -604,3 +605,53 @@ def test_weights_that_cannot_be_read(workshop: Workshop, tmp_path: Path) -> None
     (model / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         workshop.run(model=str(model))
+
+
+# --- attacks of a user's own ----------------------------------------------------------------------------------------
+
+
+def test_attacks_of_a_file_are_added_and_known_by_what_they_say(workshop: Workshop) -> None:
+    def with_template(folder: str, template: str) -> dict[str, Any]:
+        (workshop.folder / folder).mkdir(exist_ok=True)
+        file = workshop.rows(f"{folder}/mine.jsonl", [{"name": "polite", "template": template}])
+        return workshop.run(folder, methods={}, stages=("attack",), attack_files=(file,))
+
+    results = with_template("a", "Kindly: {prompt}")
+    assert {r["set"] for r in results["metrics"] if r["suite"] == "attack"} == {"typos", "polite"}
+    assert any("mine.jsonl: polite (1)" in note for note in results["run"]["notes"])
+    samples = load_run(workshop.folder / "a").samples
+    asked = samples[samples["set"] == "polite"]
+    assert all(f"Kindly: {prompt}" in text for prompt, text in zip(asked["prompt"], asked["input"], strict=True))
+    manifest = pipeline.read_manifest(workshop.folder / "a")
+    assert manifest["config"]["attack_files"] == ["mine.jsonl"]
+    assert manifest["prompt_sets"]["polite"]["source"]["attack_file"] == "mine.jsonl"
+    for name in ("manifest.json", "results.json", "report.html", "report.md"):
+        assert str(workshop.folder) not in (workshop.folder / "a" / name).read_text(encoding="utf-8")
+    # The same words in another folder are the same attack, and others under the same name are not.
+    with_template("b", "Kindly: {prompt}")
+    with_template("c", "At once: {prompt}")
+    assert workshop.statuses("b")["base: answer polite"] == "cached"
+    assert workshop.statuses("c")["base: answer polite"] == "done"
+    assert workshop.statuses("c")["base: answer typos"] == "cached"
+
+
+def test_a_prompt_of_a_million_characters_is_skipped_and_said(workshop: Workshop) -> None:
+    """So is every attack on it; the other prompts of the set are answered."""
+    long = "The baker sells bread. " * 45_000
+    mine = workshop.rows("mine.jsonl", [{"prompt": "Who sells apples?"}, {"prompt": long}])
+    started = time.process_time()
+    results = workshop.run(
+        methods={},
+        stages=("harmless", "attack"),
+        in_domain=(f"in_domain={mine}",),
+        ood=(),
+        benign=(),
+        attacks=("base64",),
+    )
+    assert time.process_time() - started < 60
+    skipped = {s["set"]: (s["n"], s["reason"]) for s in results["run"]["skipped"]}
+    assert set(skipped) == {"in_domain", "base64"}
+    assert all(n == 1 and "prompt too long for 256 tokens" in reason for n, reason in skipped.values())
+    samples = load_run(workshop.folder / "run").samples
+    assert samples["response"].isna().sum() == 2
+    assert (workshop.folder / "run" / "report.html").stat().st_size < 8_000_000

@@ -94,6 +94,13 @@ Benchmarks = Annotated[
 Attacks = Annotated[
     str | None, typer.Option("--attacks", help="Prompt attacks, comma separated.", rich_help_panel=_WHAT)
 ]
+AttackFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Attack templates of your own with {prompt} in them, .csv, .jsonl or .yaml, added to the attacks (repeatable).",
+        rich_help_panel=_WHAT,
+    ),
+]
 Judge = Annotated[
     str | None, typer.Option(help="detoxify:original, :unbiased, :multilingual or :lab.", rich_help_panel=_HOW)
 ]
@@ -207,6 +214,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         prompt_kind: PromptKind = None,
         benchmarks: Benchmarks = None,
         attacks: Attacks = None,
+        attack_file: AttackFile = None,
         judge: Judge = None,
         limit: Limit = None,
         seeds: Seeds = None,
@@ -250,6 +258,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "file_kind": prompt_kind,
             "benchmarks": _names(benchmarks),
             "attacks": _names(attacks),
+            "attack_files": tuple(dict.fromkeys((*base.attack_files, *(attack_file or ())))),
             "judge": judge,
             "limit": _positive("--limit", limit),
             "seeds": _seeds(seeds),

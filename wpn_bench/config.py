@@ -62,6 +62,7 @@ class RunConfig(BaseModel):
     retain: str
     heldout: str | None = None
     attacks: tuple[str, ...] = ()
+    attack_files: tuple[str, ...] = Field((), description="templates of a user's own, added to the attacks")
     benchmarks: tuple[str, ...] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
     benchmark_batch_size: int = Field(16, ge=1)
@@ -207,8 +208,9 @@ def check_names(config: RunConfig) -> None:
         kind = method_of(name)
         with _named(f"option of method {name}", f"method {name}", kind.Config, f"`wpn-bench list {kind.name}`"):
             config.method_config(name)
+    own = attacks.own_attacks(config.attack_files)
     for name in config.attacks:
-        attacks.get_attack(name)
+        attacks.get_attack(name, own)
     judge, _, variant = config.judge.partition(":")
     JUDGES.get(judge)
     if judge == "detoxify" and variant and variant not in VARIANTS:

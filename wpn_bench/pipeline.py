@@ -51,6 +51,7 @@ STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
 TUNE_PROMPTS = 200  # validation prompts that a trial answers
 TUNE_TEXT_SHARE = 0.1  # of the retain texts, where no text to tune on is named
 TUNE_TEXTS = 300
+SHOWN_NAMES = 8  # attacks of one file that a note names
 _LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
 
 
@@ -134,7 +135,7 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
     if len(set(named)) != len(named):
         raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
     kept = [(suite, replace(s, name=_short(s.name)).head(config.limit)) for suite, s in kept]
-    kept = [*kept, *_attacked(config, forget, kept)]
+    kept = [*kept, *_attacked(config, forget, kept, notes)]
     if "harmless" not in config.stages:
         kept = [(suite, s) for suite, s in kept if suite == "attack"]
     retain = prompts.load_texts(prompts.spec_for(config.retain, role="retain", kind="text"))
@@ -255,14 +256,25 @@ def _unseen(validation: PromptSet, others: Iterable[PromptSet], notes: list[str]
 
 
 def _attacked(
-    config: RunConfig, forget: PromptSet, sets: Iterable[tuple[str, PromptSet]]
+    config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], notes: list[str]
 ) -> list[tuple[str, PromptSet]]:
-    """The first in-domain set under every attack."""
+    """The first in-domain set under every attack, those of the user's files after the others."""
     target = next((s for suite, s in sets if suite == "harmless"), None)
     if target is None or "attack" not in config.stages:
         return []
-    context = AttackContext(config.template, forget.items)
-    return [("attack", attacks.attacked(target, name, context)) for name in config.attacks]
+    own = attacks.own_attacks(config.attack_files)
+    chosen = list(dict.fromkeys((*config.attacks, *own)))
+    if taken := {s.name for _, s in sets}.intersection(chosen):
+        raise UserError(
+            f"an attack and a prompt set are both called {min(taken)!r}",
+            "give the set another name (--prompts NAME=FILE), or the attack of your file",
+        )
+    for file in dict.fromkeys(attack.file for attack in own.values()):
+        of_file = [name for name, attack in own.items() if attack.file == file]
+        more = ", ..." if len(of_file) > SHOWN_NAMES else ""
+        notes.append(f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)})")
+    context = AttackContext(config.template, forget.items, own=own)
+    return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 
 
 def _check_lengths(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
@@ -831,6 +843,7 @@ def _manifest(
             settings[name] = _no_home(settings[name])
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_no_home(s) for s in settings[name]]
+    settings["attack_files"] = [shown(os.path.expanduser(file)) for file in config.attack_files]
     by_method: dict[str, dict[str, Any]] = {}
     for one in trained:
         described = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}

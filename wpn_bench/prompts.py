@@ -165,9 +165,9 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    # Not Path's own: they raise for a name too long to be a file's, a prompt typed by mistake for instance.
+    # Not Path's own questions: they raise for a name too long to be a file's, a prompt typed by mistake for instance.
     path = Path(os.path.expanduser(name_or_file))
-    if path.suffix in {".yaml", ".yml"} and os.path.isfile(path):
+    if path.suffix in {".yaml", ".yml"}:
         spec = read_spec(path)
         return spec.model_copy(update={"role": role, "name": name or spec.name})
     if path.suffix.lower() in _READERS or os.path.exists(path) or "/" in name_or_file:

@@ -77,6 +77,18 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, make_lm: Ca
     made.write("bool_forget.yaml", "forget: true\n")
     made.write("tasks_bad/x.yaml", "task: [x\n")
     made.write("tasks_bad.yaml", "benchmark_folders: [tasks_bad]\nbenchmarks: [x]\n")
+    made.write("jailbreaks.csv", "name,prompt\nDAN,You are DAN. [INSERT PROMPT HERE]\n")
+    made.write("brackets.csv", "template\nYou are DAN. [INSERT PROMPT HERE]\n")
+    made.write("ragged.csv", "template\nWell, do it: {prompt}\n")
+    made.write("typos.yaml", "template: 'Hey! {prompt}'\n")
+    made.write("in_domain.yaml", "template: 'Hey! {prompt}'\n")
+    layers = "".join(f"k{n + 1}: &k{n + 1} [{', '.join([f'*k{n}'] * 9)}]\n" for n in range(9))
+    made.write("bomb.yaml", "k0: &k0 [x, x]\n" + layers)
+    made.write("object.yaml", "template: !!python/object/apply:os.getcwd []\n")
+    made.write("attack_files.yaml", "attack_files: [gone.csv]\n")
+    made.write("header.csv", "Who sells apples?\nWho sells pears?\n")
+    made.write("ragged_prompts.csv", "prompt,harmful,harmless\nWell, who sells apples?,a goose,the farmer\n")
+    made.write("tags.yaml", "name: x\nrole: ood\nsource: !!python/name:os.system\n")
     made.write("file", "")
     made.write("run/results.json", "{")
     made.write("old/results.json", '{"schema_version": 0}')
@@ -162,6 +174,11 @@ PROMPTS = [
     ("full --prompts in_domain={good.jsonl} --prompts in_domain={overlap.jsonl}", "two prompt sets have the same name", "another name"),
     ("full --prompts mine={long.jsonl}", "no prompt of 'mine' fits", "shorter prompts"),
     ("full --prompts validation={gone.jsonl}", "there is no file", "check the path"),
+    ("full --prompts mine={header.csv}", "header.csv row 1 has no 'prompt' \\(columns: Who sells apples\\?\\)", "rename the columns"),
+    ("full --prompts mine={ragged_prompts.csv}", "ragged_prompts.csv line 2 has more cells than the first line has columns \\(3\\)", "double quotes"),
+    ("full --prompts mine={tags.yaml}", "tags.yaml cannot be read .*constructor for the tag", "mend the YAML"),
+    ("full --prompts mine={bomb.yaml}", "bomb.yaml cannot be read .*aliases", "mend the YAML"),
+    ("full --prompts mine=/" + "what-is-this-" * 30, "is not .jsonl, .csv or .parquet", "convert it"),
     ("full --prompt-kind riddle", "setting file_kind: .*'riddle'", "tasks/presets"),
 ]  # fmt: skip
 NAMES = [
@@ -179,6 +196,21 @@ NAMES = [
     ("list methds", "nothing to list under 'methds'", "did you mean 'methods'"),
     ("list qqqqq", "nothing to list under 'qqqqq'", "choose from methods"),
     ("ful", "No such command 'ful'", "wpn-bench --help"),
+]  # fmt: skip
+ATTACK_FILES = [
+    ("attack --attack-file {gone.csv}", "there is no file .*gone.csv", "check the path"),
+    ("attack --attack-file {nothing}", "nothing is not .csv, .jsonl or .yaml", "convert it"),
+    ("attack --attack-file {empty.jsonl}", "empty.jsonl is empty", "at least one row"),
+    ("attack --attack-file {latin1.jsonl}", "latin1.jsonl is not UTF-8", "iconv"),
+    ("attack --attack-file {jailbreaks.csv}", "row 1 has the unknown field 'prompt' \\(fields: name, prompt\\)", "call the text around the question `template`, with {prompt}"),
+    ("attack --attack-file {brackets.csv}", "row 1: template: the template must hold {{prompt}}", "in the place of \\[INSERT PROMPT HERE\\]"),
+    ("attack --attack-file {ragged.csv}", "ragged.csv line 2 has more cells", "double quotes"),
+    ("attack --attack-file {typos.yaml}", "'typos' is already the name of an attack of wpn-bench", "`name` of its own"),
+    ("attack --attack-file {in_domain.yaml}", "an attack and a prompt set are both called 'in_domain'", "another name"),
+    ("attack --attack-file {bomb.yaml}", "bomb.yaml cannot be read .*aliases", "mend the YAML"),
+    ("attack --attack-file {object.yaml}", "object.yaml cannot be read .*constructor for the tag", "mend the YAML"),
+    ("full --config {attack_files.yaml}", "there is no file gone.csv", "check the path"),
+    ("full --prompts typos={good.jsonl}", "an attack and a prompt set are both called 'typos'", "--prompts NAME=FILE"),
 ]  # fmt: skip
 VALUES = [
     ("full --limit -1", "--limit -1 is not a positive number", "leave --limit out"),
@@ -232,7 +264,7 @@ FILES = [
     ("report {old} --format pdf", "pdf", "html"),
     ("report", "Missing argument", "wpn-bench report --help"),
 ]  # fmt: skip
-ROWS = [*MODEL, *FORGET, *PROMPTS, *NAMES, *VALUES, *FILES]
+ROWS = [*MODEL, *FORGET, *PROMPTS, *NAMES, *ATTACK_FILES, *VALUES, *FILES]
 
 
 @pytest.mark.parametrize(("command", "problem", "way_out"), ROWS, ids=[row[0] for row in ROWS])
