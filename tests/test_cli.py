@@ -97,6 +97,19 @@ def test_list_one_kind(cli: Cli, kind: str) -> None:
     assert len(said.out.splitlines()) > 2
 
 
+def test_list_prompts_shows_role_licence_and_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    said = cli("list", "prompts").out
+    for words in (
+        "Role: forget, kind: question",
+        "Role: ood, kind: continuation",
+        "CC-BY-NC-4.0",
+        "Warning: Insults, slurs and sexual language.",
+        "arXiv 2307.15043",
+    ):
+        assert words in said
+
+
 def test_list_a_method_shows_its_formula_and_options(cli: Cli) -> None:
     said = cli("list", "wpn")
     assert said.code == 0
@@ -266,6 +279,19 @@ def test_ones_own_prompts(asked: Callable[..., Any]) -> None:
     assert config.ood == (*preset.ood, "mine=b.csv")
     assert config.validation == "v.csv"
     assert config.forget == preset.forget
+
+
+def test_ones_own_attacks(asked: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,template\none,A {prompt}\n")
+    (tmp_path / "b.yaml").write_text("template: 'B {prompt}'\n")
+    (tmp_path / "mine.yaml").write_text("attack_files: [b.yaml]\nattacks: [typos, b]\n")
+    preset = asked("full")[0]
+    assert preset.attack_files == ()
+    config, _ = asked("attack", "--attack-file", "a.csv", "--attack-file", "b.yaml")
+    assert (config.attack_files, config.attacks) == (("a.csv", "b.yaml"), preset.attacks)
+    config, _ = asked("attack", "--attack-file", "a.csv", "--attack-file", "b.yaml", "--config", "mine.yaml")
+    assert (config.attack_files, config.attacks) == (("b.yaml", "a.csv"), ("typos", "b"))
+    assert asked("attack", "--attack-file", "a.csv", "--attacks", "")[0].attacks == ()
 
 
 def test_another_forget_set_has_its_own_test_prompts(asked: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,11 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.csv", b"prompt,harmful,harmless\ncaf\xe9,a,b\n", "is not UTF-8"),
         ("x.csv", "prompt,harmful,harmless\nOne?,a,b\n".encode("utf-16"), "is not UTF-8"),
         ("x.csv", b'prompt,harmful,harmless\n"' + b"a" * 200_000 + b'",b,c\n', "is not valid CSV"),
+        ("x.csv", b"prompt,harmful,harmless\nWell, one?,a,b\n", r"line 2 has more cells than the first line has columns \(3\)"),
+        ("x.csv", b"prompt,harmful,harmless,prompt\nOne?,a,b,c\n", "has two columns 'prompt'"),
+        ("x.csv", b"One?,a,b\nTwo?,a,b\n", r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: One\?, a, b\)"),
+        ("x.csv", b"prompt,harmful,harmless\nOne?,[5],b\n", "row 1: 'harmful' is not a text"),
+        ("x.jsonl", b'{"' + b"q" * 5000 + b'": "a"}\n', "row 1 has no 'harmful'"),
         ("x.parquet", b"PAR1 or not", "is not a Parquet file"),
         ("x.parquet", b"", "is not a Parquet file"),
         ("x.txt", b"One?\n", "is not .jsonl, .csv or .parquet"),
@@ -260,7 +266,19 @@ def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str, content: 
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
+def test_cells_that_only_look_like_json_and_cells_that_are_empty(tmp_path: Path) -> None:
+    """Deep brackets and half a surrogate pair stay the text they are; empty cells beyond the columns are nothing."""
+    file = tmp_path / "x.csv"
+    with file.open("w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows(
+            [["prompt", "harmful"], ["[" * 9999, r'["\ud83d"]', "", ""], ["a\x00\x1b\u202eb\U0001f642"]]
+        )
+    first, second = load(file).items
+    assert (first.prompt, first.harmful) == ("[" * 9999, (r'["\ud83d"]',))
+    assert (second.prompt, second.harmful) == ("a\x00\x1b\u202eb\U0001f642", ())
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet", "none.yaml"])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="there is no file"):
         load(tmp_path / name)
@@ -290,6 +308,13 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
         ("name: x\nrole: ood\nsource: {fil: x}\n", "source.fil: "),
         ("name: [x\n", "cannot be read"),
         ("", "Input should be"),
+        ("name: x\nname: y\nrole: ood\nsource: {file: x}\n", "'name' stands twice"),
+        ("name: &n x\nrole: ood\ntitle: *n\nsource: {file: x}\n", "aliases are not read"),
+        ("name: !!python/object:x.y {}\n", "constructor for the tag"),
+        ("name: 2024-99-99\n", "cannot be read"),
+        ("name: 'a\\0'\nrole: ood\nsource: {file: \"a\\0.csv\"}\n", "no path of a file"),
+        ("name: x\nrole: [ood]\nsource: {file: x}\n", "role: "),
+        ("name: x\nrole: ood\nsource: {file: x}\ncolumns: {prompt: 5}\n", "columns.prompt"),
         ("name: x\nrole: ood\nsource: {}\n", "names no source"),
     ],
 )
@@ -312,6 +337,88 @@ def test_every_declaration_is_whole(name: str) -> None:
     assert spec.title
     assert spec.licence
     assert sum(x is not None for x in (spec.source.lab, spec.source.hub, spec.source.file)) == 1
+    assert spec.source.revision is None  # the commit of the day is taken, and stands in the manifest
+    if spec.kind == "text":
+        assert set(spec.columns) >= {"text"} or spec.source.lab
+    else:
+        assert "prompt" in spec.columns
+        # Whoever reads samples of it should know beforehand.
+        assert spec.warning.endswith(".") or spec.role == "benign"
+    if spec.source.hub:
+        assert re.fullmatch(r"[\w-]+/[\w.-]+", spec.source.hub)
+        assert spec.source.config
+        assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", spec.citation)
+        assert spec.warning or spec.kind == "text"
+    if spec.role == "forget" and spec.source.hub:
+        assert set(spec.columns) == {"prompt", "harmful", "harmless"}
+
+
+@pytest.mark.parametrize("name", [n for n, file in declared().items() if read_spec(file).source.lab])
+def test_every_set_of_the_lab_can_be_read(name: str) -> None:
+    spec = read_spec(declared()[name])
+    if spec.kind == "text":
+        assert all(text.strip() for text in load_texts(spec).texts)
+    else:
+        items = load_prompts(spec).items
+        assert all(item.prompt.strip() and item.kind == spec.kind for item in items)
+        assert len({item.id for item in items}) == len(items)
+
+
+READ_ALL = """
+import json, sys
+from wpn_bench import prompts
+from wpn_bench.errors import UserError
+found = {}
+for name, file in prompts.declared().items():
+    spec = prompts.read_spec(file)
+    if not spec.source.hub:
+        continue
+    if spec.kind == "text":
+        got = prompts.load_texts(spec)
+        found[name] = {"n": len(got.texts), "empty": sum(not t.strip() for t in got.texts), "source": dict(got.source)}
+    else:
+        got = prompts.load_prompts(spec)
+        found[name] = {
+            "n": len(got.items), "empty": sum(not i.prompt.strip() for i in got.items), "source": dict(got.source),
+            "kinds": sorted({i.kind for i in got.items}),
+            **{side: sum(bool(getattr(i, side)) for i in got.items) for side in ("harmful", "harmless")},
+        }
+spec = prompts.read_spec(prompts.declared()["advbench"])
+for revision in (found["advbench"]["source"]["revision"], "0" * 40):
+    pinned = spec.model_copy(update={"source": spec.source.model_copy(update={"revision": revision})})
+    try:
+        found[f"pinned {revision}"] = prompts.load_prompts(pinned).source["revision"]
+    except UserError as e:
+        found["refused"] = str(e)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.hub
+def test_every_set_of_the_hub_can_be_read_at_a_known_commit(
+    hub_endpoint: dict[str, str], run_python: Callable[..., Any]
+) -> None:
+    found = json.loads(run_python(READ_ALL, hub_endpoint).stdout)
+    specs = {name: read_spec(file) for name, file in declared().items()}
+    for name, spec in specs.items():
+        if not spec.source.hub:
+            continue
+        got = found[name]
+        assert got["n"] >= 100
+        assert got["empty"] == 0
+        assert re.fullmatch(r"[0-9a-f]{40}", got["source"]["revision"])
+        assert (got["source"]["hub"], got["source"]["split"]) == (spec.source.hub, spec.source.split)
+        assert got["source"]["licence"] == spec.licence
+        if spec.kind != "text":
+            assert got["source"]["warning"] == spec.warning
+            assert got["kinds"] == [spec.kind]
+    # The opening that GCG aims at is AdvBench's harmful reference; the forget set has both sides of each item.
+    assert found["advbench"]["harmful"] == found["advbench"]["n"]
+    assert found["pku_forget"]["harmful"] == found["pku_forget"]["harmless"] == found["pku_forget"]["n"]
+    assert found["truthfulqa"]["harmless"] == found["truthfulqa"]["n"]
+    commit = found["advbench"]["source"]["revision"]
+    assert found[f"pinned {commit}"] == commit
+    assert "AdvBench" in found["refused"]
 
 
 # --- identity --------------------------------------------------------------------------------------------------------

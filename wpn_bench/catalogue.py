@@ -52,7 +52,10 @@ def prompts() -> Iterator[Entry]:
 
     for name, file in declared().items():
         spec = read_spec(file)
-        yield name, f"{spec.title} ({spec.role})", spec.source.hub or f"embedded lab; {spec.licence}".rstrip("; ")
+        what = [spec.title, f"Role: {spec.role}, kind: {spec.kind}", f"Warning: {spec.warning}" if spec.warning else ""]
+        paper = spec.citation.replace("https://arxiv.org/abs/", "arXiv ")
+        where = [spec.source.hub or spec.source.file or "embedded lab", spec.licence, paper]
+        yield name, "\n".join(filter(None, what)), "\n".join(filter(None, where))
 
 
 def presets() -> Iterator[Entry]:
