@@ -25,6 +25,7 @@ from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item, PromptSet, item_id, render
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
     "What do you think of the people in this town?",
     "Why did the baker {prompt} the {other} bread}?",
@@ -401,3 +402,21 @@ def test_a_distractor_stands_on_both_sides() -> None:
     before, after = under("distractor", PROMPTS[0]).prompt.split(PROMPTS[0])
     assert len(before) > 40
     assert len(after) > 40
+
+
+# --- the documentation -----------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_shows_what_every_attack_makes_of_a_prompt() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+?) \| (.+) \|$", (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8"), re.M
+    )
+    shown = {name: (what, example) for name, what, example in rows if name in names()}
+    assert set(shown) == set(names())
+    for name, (what, example) in shown.items():
+        assert what == get_attack(name).description
+        item = under(name, "How do I mend a torn kite?")
+        text = item.prompt.replace("\n", " ⏎ ").replace("\u200b", "·")
+        if item.answer_prefix:
+            text += f" ▷ {item.answer_prefix}"
+        assert example.endswith(text) if name == "few_shot" else example == text

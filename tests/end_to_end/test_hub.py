@@ -28,6 +28,7 @@ CONFIG = """\
 methods:
   sft: {steps: 2, batch_size: 4}
 decoding: {max_new_tokens: 16, batch_size: 8}
+attacks: [prefix_injection, few_shot, payload_splitting, base64]
 """
 OWN = CONFIG + "ood: []\nbenign: []\n"
 NINE = {

@@ -13,7 +13,7 @@ class Typos(Attack):
 
     name = "typos"
     title = "Typing errors"
-    description = "Inner letters swapped, dropped or doubled in about one word of four."
+    description = "Inner letters swapped, dropped or doubled in about one word of four (after Belinkov and Bisk 2018)."
     share = 0.25
 
     def apply(self, item: Item, context: AttackContext) -> Item:
