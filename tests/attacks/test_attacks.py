@@ -6,6 +6,7 @@ import base64
 import codecs
 import json
 import re
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
+from wpn_bench.harmless import measure
 from wpn_bench.prompts import Item, PromptSet, item_id, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,8 +154,10 @@ class TestEveryAttack:
         item = under(name, prompt, kind, seed)
         assert (item.id, item.original, item.kind) == (item_id(prompt), prompt, kind)
         text = render(item, QUESTION_TEMPLATE)
-        text.encode()
         assert under(name, prompt, kind, seed) == item
+        with tempfile.TemporaryDirectory() as folder:
+            measure.write_rows(Path(folder) / measure.ITEMS, [measure.item_row(item)])
+            assert measure.read_items(Path(folder)) == [item]
         # Typing errors want a word of four letters; every other attack finds something to do.
         if name != "typos" or re.search(r"(?:^| )[a-z]{4,}(?:$| )", prompt):
             assert text != render(Item("", prompt, kind), QUESTION_TEMPLATE)

@@ -128,6 +128,7 @@ BAD = [
     ("x.csv", "name,prompt\nDAN,Do: [INSERT PROMPT HERE]\n", "row 1 has the unknown field 'prompt' (fields: name, prompt)", "`template`, with {prompt} where the question goes"),
     ("x.csv", "template\nDo: [INSERT PROMPT HERE]\n", "row 1: template: the template must hold {prompt}", "write {prompt} in the place of [INSERT PROMPT HERE]"),
     ("x.csv", "template\nA {prompt}\nDo: {{question}}\n", "row 2: template: the template must hold {prompt}", "in the place of {{question}}"),
+    ("x.jsonl", json.dumps({"template": "[" + "prompt" * 200_000}), "row 1: template: the template must hold {prompt}", "docs/attacks.md"),
     ("x.csv", "Do it now: {prompt}\nAgain: {prompt}\n", "row 1 has the unknown field 'Do it now: {prompt}'", "call the text around the question `template`"),
     ("x.csv", "Do it now: {prompt}\n", "x.csv is empty", "the first of a CSV names its columns"),
     ("x.csv", "name,template\na,Well, do it: {prompt}\n", "line 2 has more cells than the first line has columns (2)", "double quotes"),

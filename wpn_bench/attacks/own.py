@@ -26,7 +26,8 @@ LONGEST = 60  # characters of a name: it stands in tables
 MOST = 1_000  # places for the prompt in one template: a long prompt put in very often fills the memory
 # What published collections write where the question goes.
 _PLACEHOLDER = re.compile(
-    r"[\[<{]{1,2} ?[a-z_ ]*(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]* ?[\]>}]{1,2}", re.I
+    r"[\[<{]{1,2}[a-z_ ]{0,40}(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]{0,40}[\]>}]{1,2}",
+    re.IGNORECASE,
 )
 Entry = tuple[str, str, Mapping[Any, Any]]  # where it stands, what it is called if it does not say, its fields
 
@@ -88,19 +89,8 @@ def _mapping(path: Path, where: str, entry: Any) -> Mapping[Any, Any]:
 
 
 def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tuple[str, TemplateAttack]:
-    """One entry, checked. An empty cell or null is a field that is not there."""
-    given = {str(key): value for key, value in entry.items() if value not in (None, "")}
-    strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
-    if strange or not given.keys() & {"template", "answer_prefix"}:
-        columns = ", ".join(map(str, entry))[:200]
-        problem = f"has the unknown field {strange[0]!r}" if strange else "has neither template nor answer_prefix"
-        raise UserError(
-            f"{where} {problem} (fields: {columns})",
-            "call the text around the question `template`, with {prompt} where the question goes; other fields may be "
-            + ", ".join(f for f in FIELDS if f != "template"),
-        )
-    if not isinstance(given.get("name", ""), (str, int)):
-        raise UserError(f"{where}: name: Input should be a valid string", "write a text")
+    """One entry, checked, and its name as it may stand in results."""
+    given = _fields(where, entry)
     told = _line(str(given.pop("name", default)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
     if not name or len(name) > LONGEST:
@@ -116,6 +106,22 @@ def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tu
         raise UserError(f"{where}: the template holds {{prompt}} more than {MOST:,} times", "write it once")
     clean = {"title": _line(spec.title), "description": _line(spec.description)}
     return name, TemplateAttack(name, spec.model_copy(update=clean), file)
+
+
+def _fields(where: str, entry: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields that are filled in: an empty cell or null is a field that is not there."""
+    given = {str(key): value for key, value in entry.items() if value not in (None, "")}
+    strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
+    if strange or not given.keys() & {"template", "answer_prefix"}:
+        problem = f"has the unknown field {strange[0]!r}" if strange else "has neither template nor answer_prefix"
+        raise UserError(
+            f"{where} {problem} (fields: {', '.join(map(str, entry))[:200]})",
+            "call the text around the question `template`, with {prompt} where the question goes; other fields may be "
+            + ", ".join(f for f in FIELDS if f != "template"),
+        )
+    if not isinstance(given.get("name", ""), (str, int)):
+        raise UserError(f"{where}: name: Input should be a valid string", "write a text")
+    return given
 
 
 def _way_out(template: Any) -> str:
