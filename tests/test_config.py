@@ -95,6 +95,20 @@ def test_the_defaults_are_the_protocols() -> None:
     assert chosen.limit is None
 
 
+def test_attacks_on_weights_are_off_unless_asked_for(tmp_path: Path) -> None:
+    for preset in ("lab", "paper"):
+        assert (build(preset).relearn, build(preset).quantise) == (None, ())
+    chosen = build("attacks")
+    assert chosen.quantise == ("int8", "int4")
+    assert chosen.relearn is not None
+    assert chosen.relearn.kinds == ("harmful", "benign")
+    file = tmp_path / "mine.yaml"
+    file.write_text("relearn: {steps: [4, 0, 1], kinds: [benign]}\n")
+    mine = build("lab", file).relearn
+    assert mine is not None
+    assert (mine.steps, mine.kinds, mine.items) == ((0, 1, 4), ("benign",), 16)
+
+
 def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("threshold: 0.4\nmethods:\n  wpn: {steps: 3}\n  sft:\n")
@@ -125,6 +139,10 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"template": "{prompt} {other}"}, "setting template: .*no other braces", "tasks/presets"),
         ({"template": "{prompt} }"}, "setting template: .*no other braces", "tasks/presets"),
         ({"decoding": {"max_new_tokens": 0}}, "setting decoding.max_new_tokens: ", "tasks/presets"),
+        ({"relearn": {"steps": (0,)}}, "setting relearn.steps: .*one above 0", "tasks/presets"),
+        ({"relearn": {"kinds": ()}}, "setting relearn.kinds: ", "tasks/presets"),
+        ({"relearn": {"step": (1,)}}, "unknown setting 'relearn.step'", "known|did you mean"),
+        ({"quantise": ("int3",)}, "unknown quantisation 'int3'", "did you mean 'int8'|did you mean 'int4'"),
         ({"stages": ("train", "harmles")}, "setting stages", "tasks/presets|did you mean"),
         ({"methods": {"wpm": {}}}, "unknown method 'wpm'", "did you mean 'wpn'"),
         ({"methods": {"wpn": {"temprature": 1}}}, "option of method wpn 'temprature'", "did you mean 'temperature'"),

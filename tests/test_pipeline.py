@@ -504,6 +504,80 @@ def test_a_method_that_diverges_has_a_curve_without_points(workshop: Workshop) -
     assert "ga (seed 0): train for the curve" in {f["job"] for f in results["run"]["failed"]}
 
 
+# --- attacks on weights ----------------------------------------------------------------------------------------------
+
+
+def test_relearning_and_rounding(workshop: Workshop, comparable: Plain) -> None:
+    """Every model, base too, at every step of both kinds, on the first in-domain prompts; rounded models as attacks."""
+    pytest.importorskip("torchao", reason="quantisation needs torchao (extra `quantise`)")
+    methods = {"sft": QUICK, "ga": {"lr": 1e30, "steps": 4}}
+    small = {"methods": methods, "seeds": (0, 1), "attacks": (), "ood": (), "benign": (), "benchmarks": ()}
+    plain = workshop.run(**small)
+    asked = {"relearn": {"steps": (0, 1, 3), "items": 2, "limit": 2, "lr": 0.01}, "quantise": ("int8", "int4")}
+    attacked = workshop.run("attacked", **small, **asked)
+    rows = {name: attacked["models"][name].pop("relearning") for name in ("base", "sft", "ga")}
+    assert rows["ga"] is None  # it diverged, and the run says so of its training
+    assert {plain["models"][name].pop("relearning") for name in ("base", "sft", "ga")} == {None}
+    for name in ("base", "sft"):
+        by_key = {(r["kind"], r["seed"], r["step"], r["metric"]): r for r in rows[name]}
+        assert len(by_key) == len(rows[name]) == 2 * 3 * 3 * 2  # kinds, two seeds and their mean, steps, metrics
+        as_it_is = [by_key[kind, 0, 0, "harmless_rate"] for kind in ("harmful", "benign")]
+        assert as_it_is[0] | {"kind": ""} == as_it_is[1] | {"kind": ""}
+        assert as_it_is[0]["n"] == 2
+    rounded = [r for r in attacked["metrics"] if r["set"] in ("int8", "int4") and r["metric"] == "harmless_rate"]
+    assert {(r["model"], r["seed"], r["suite"]) for r in rounded} == {
+        ("base", None, "attack"), ("sft", 0, "attack"), ("sft", 1, "attack"), ("sft", None, "attack"),
+    }  # fmt: skip
+    value = {(r["model"], r["seed"], r["set"]): r for r in rounded}
+    for scheme in ("int8", "int4"):
+        one, base = value["sft", 0, scheme], value["base", None, scheme]
+        assert one["delta"] == pytest.approx(one["value"] - base["value"])
+        assert (base["n"], base["delta"]) == (2, None)
+    # Nothing else changes, and the same again computes nothing.
+    attacked["metrics"] = [r for r in attacked["metrics"] if r["set"] not in ("int8", "int4")]
+    failed = [f for f in attacked["run"]["failed"] if "int" not in f["job"]]
+    attacked["run"]["failed"] = failed
+    assert comparable(attacked) == comparable(plain)
+    cost = {(r["model"], r["set"]) for r in load_run(workshop.folder / "attacked").results["metrics"] if r["suite"] == "cost"}  # fmt: skip
+    assert {("base", "relearn"), ("sft", "relearn"), ("base", "quantise"), ("sft", "quantise")} <= cost
+    workshop.run("again", **small, **asked)
+    done = {label: s for label, s in workshop.statuses("again").items() if not label.startswith(("ga", "train ga"))}
+    assert set(done.values()) == {"cached"}
+
+
+def test_relearning_takes_few_forget_items_and_no_test_prompt(workshop: Workshop) -> None:
+    workshop.run(stages=("train", "attack"), attacks=(), relearn={"steps": (1,), "items": 3, "kinds": ("harmful",)})
+    sets = {f.parent.name: [json.loads(line) for line in f.read_text().splitlines()]
+            for f in (workshop.store / "prompts").glob("*/items.jsonl")}  # fmt: skip
+    (stage,) = {json.loads(f.read_text())["inputs"]["needs"]["forget"]
+                for f in (workshop.store / "relearn").glob("*/manifest.json")}  # fmt: skip
+    run = load_run(workshop.folder / "run")
+    forget = {row["id"] for row in sets[run.manifest["prompt_sets"]["forget"]["digest"]]}
+    assert len(sets[stage]) == 3
+    assert {row["id"] for row in sets[stage]} < forget
+    # Its own command: no other suite is measured, and a step that was not asked for is not there.
+    assert {r["suite"] for r in run.results["metrics"]} == {"cost"}
+    assert {r["step"] for r in run.results["models"]["sft"]["relearning"]} == {1}
+
+
+def test_a_relearning_that_fails_is_named_and_the_others_go_on(workshop: Workshop) -> None:
+    results = workshop.run(stages=("train", "attack"), attacks=(), relearn={"steps": (0, 2), "lr": 1e30})
+    assert {r["step"] for r in results["models"]["sft"]["relearning"]} == {0}
+    failed = {f["job"]: f["reason"] for f in results["run"]["failed"]}
+    assert "training diverged" in failed["sft (seed 0): relearn from harmful text"]
+
+
+def test_without_torchao_rounding_is_named_as_skipped(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wpn_bench.attacks.quantise.find_spec", lambda name: None)
+    results = workshop.run(stages=("train", "attack"), attacks=(), quantise=("int8", "int4"))
+    skipped = {s["set"]: s["reason"] for s in results["run"]["skipped"]}
+    assert skipped.keys() == {"int8", "int4"}
+    assert "pip install 'wpn-bench[quantise]'" in skipped["int4"]
+    assert not any("round weights" in label for label in workshop.statuses())
+    page = (workshop.folder / "run" / "report.md").read_text(encoding="utf-8")
+    assert "- int4: quantisation needs torchao" in page
+
+
 # --- what a person can get wrong -------------------------------------------------------------------------------------
 
 

@@ -323,7 +323,8 @@ def _run(config: Any, out: Path, store: Path, reporter: Any) -> None:
     for item in results["run"]["failed"]:
         print(f"failed: {item['job']}: {item['reason']}", file=sys.stderr)
     for item in results["run"]["skipped"]:
-        print(f"skipped: {item['n']} prompts of {item['set']}: {item['reason']}", file=sys.stderr)
+        what = f"{item['n']} prompts of {item['set']}" if item["n"] else item["set"]
+        print(f"skipped: {what}: {item['reason']}", file=sys.stderr)
     print(f"report: {(out / 'report.html').resolve()}")
     if set(config.stages) & {"harmless", "benchmarks"}:
         for line in verdict(results):
@@ -349,7 +350,7 @@ def _settle() -> None:
 
     # Their warnings are for whoever writes the calls, not for whoever types the command.
     warnings.filterwarnings("ignore")
-    for name in ("huggingface_hub", "datasets", "transformers", "lm_eval", "httpx"):
+    for name in ("huggingface_hub", "datasets", "transformers", "lm_eval", "httpx", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -25,6 +25,17 @@ Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
 
 
+RelearnKind = Literal["harmful", "benign"]
+RELEARN_KINDS: tuple[RelearnKind, ...] = ("harmful", "benign")
+
+
+def some_step(value: tuple[int, ...]) -> tuple[int, ...]:
+    """Steps in order; `ValueError` if there are none to take or one stands there twice."""
+    if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
+        raise ValueError("give steps of 0 and more, each once, and one above 0")
+    return tuple(sorted(value))
+
+
 class Curve(BaseModel):
     """A curve over training steps: the first `limit` in-domain prompts and documents of each benchmark, measured after
     each of `steps` (0 is the base). Steps beyond the end of a training are left out; its last step is always there."""
@@ -34,12 +45,23 @@ class Curve(BaseModel):
     steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
     limit: int = Field(60, ge=1)
 
-    @field_validator("steps")
-    @classmethod
-    def _some_step(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
-            raise ValueError("give steps of 0 and more, each once, and one above 0")
-        return tuple(sorted(value))
+    _steps = field_validator("steps")(some_step)
+
+
+class Relearn(BaseModel):
+    """Relearning: every model, the base too, is fine-tuned a little and asked the first `limit` in-domain prompts after
+    each of `steps` (0 is the model as it is). `harmful` trains on `items` pairs of the forget set, prompt and harmful
+    response; `benign` on retain texts. The budget is the same for all models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kinds: tuple[RelearnKind, ...] = Field(RELEARN_KINDS, min_length=1)
+    steps: tuple[int, ...] = (0, 2, 5, 10, 20, 40)
+    items: int = Field(16, ge=1, description="forget items that `harmful` trains on, drawn anew for each seed")
+    batch_size: int = Field(8, ge=1, description="pairs or texts a step")
+    lr: float | None = Field(None, gt=0, description="constant learning rate; None: 0.05 / hidden size")
+    limit: int = Field(60, ge=1, description="in-domain prompts asked after each step")
+
+    _steps = field_validator("steps")(some_step)
 
 
 class RunConfig(BaseModel):
@@ -63,6 +85,8 @@ class RunConfig(BaseModel):
     heldout: str | None = None
     attacks: tuple[str, ...] = ()
     attack_files: tuple[str, ...] = Field((), description="templates of a user's own, added to the attacks")
+    relearn: Relearn | None = Field(None, description="fine-tune every model a little and see what comes back")
+    quantise: tuple[str, ...] = Field((), description="int8, int4: ask every model also with its weights rounded")
     benchmarks: tuple[str, ...] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
     benchmark_batch_size: int = Field(16, ge=1)
@@ -197,6 +221,7 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
 def check_names(config: RunConfig) -> None:
     """Unknown methods, their options, attacks, judges: said before anything is loaded."""
     from wpn_bench import attacks
+    from wpn_bench.attacks.quantise import get_scheme
     from wpn_bench.harmless.judges import JUDGES
     from wpn_bench.harmless.judges.detoxify import VARIANTS
     from wpn_bench.unlearn.methods import method_of
@@ -211,6 +236,8 @@ def check_names(config: RunConfig) -> None:
     own = attacks.own_attacks(config.attack_files)
     for name in config.attacks:
         attacks.get_attack(name, own)
+    for name in config.quantise:
+        get_scheme(name)
     judge, _, variant = config.judge.partition(":")
     JUDGES.get(judge)
     if judge == "detoxify" and variant and variant not in VARIANTS:

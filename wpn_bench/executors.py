@@ -24,6 +24,8 @@ from wpn_bench.store import Store, digest_of, read_manifest
 STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "vet": ("wpn_bench.unlearn.vet:run_vet_stage", 1, ("torch", "transformers", "detoxify")),
     "train": ("wpn_bench.unlearn.train:run_train_stage", 2, ("torch", "transformers", "peft")),
+    "relearn": ("wpn_bench.attacks.relearn:run_relearn_stage", 1, ("torch", "transformers")),
+    "quantise": ("wpn_bench.attacks.quantise:run_quantise_stage", 1, ("torch", "transformers", "torchao")),
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 3, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 3, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 5, ("torch", "transformers", "detoxify")),

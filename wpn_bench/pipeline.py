@@ -2,7 +2,7 @@
 
 `prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `tuned`
 chooses each method's options where that is asked for, `plan` lists the jobs, an executor runs them, `curves` measures
-methods while they train, `write` puts results, samples, manifest and reports into the run folder.
+methods while they train, `relearning` what comes back when they are trained on, `write` puts results, samples, manifest and reports into the run folder.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench import attacks, compare, exports, models, prompts, tuning
-from wpn_bench.attacks import AttackContext
+from wpn_bench.attacks import AttackContext, quantise, relearn
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
-from wpn_bench.config import STAGES, RunConfig
+from wpn_bench.config import STAGES, RelearnKind, RunConfig
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
 from wpn_bench.exports import Export
@@ -84,6 +84,8 @@ class Inputs:
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     ground: Ground | None = None
+    attacked: PromptSet | None = None  # what attacks on weights are measured with; None: nothing is attacked
+    schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
@@ -135,7 +137,9 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
     if len(set(named)) != len(named):
         raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
     kept = [(suite, replace(s, name=_short(s.name)).head(config.limit)) for suite, s in kept]
-    kept = [*kept, *_attacked(config, forget, kept, notes)]
+    taken = {s.name for _, s in kept}
+    target = next((s for suite, s in kept if suite == "harmless"), None) if "attack" in config.stages else None
+    kept = [*kept, *_attacked(config, forget, target, taken, notes)]
     if "harmless" not in config.stages:
         kept = [(suite, s) for suite, s in kept if suite == "attack"]
     retain = prompts.load_texts(prompts.spec_for(config.retain, role="retain", kind="text"))
@@ -150,7 +154,9 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         ground, retain = _ground(config, validation, retain, heldout, notes)
         ground = replace(ground, tasks=tuple(describe(name, folders) for name in tune_names))
     skipped = _check_lengths(config, model, kept)
-    judge = get_judge(config.judge, device).digest() if kept or config.tune else ""
+    attacked = target if config.relearn or config.quantise else None
+    schemes, cannot = _schemes(config, device) if attacked else ((), [])
+    judge = get_judge(config.judge, device).digest() if kept or attacked or config.tune else ""
     for note in notes:
         reporter.note(f"note: {note}")
     return Inputs(
@@ -164,8 +170,10 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         tasks,
         judge,
         tuple(notes),
-        tuple(skipped),
+        (*skipped, *cannot),
         ground,
+        attacked,
+        schemes,
     )
 
 
@@ -256,15 +264,15 @@ def _unseen(validation: PromptSet, others: Iterable[PromptSet], notes: list[str]
 
 
 def _attacked(
-    config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], notes: list[str]
+    config: RunConfig, forget: PromptSet, target: PromptSet | None, names: set[str], notes: list[str]
 ) -> list[tuple[str, PromptSet]]:
-    """The first in-domain set under every attack, those of the user's files after the others."""
-    target = next((s for suite, s in sets if suite == "harmless"), None)
-    if target is None or "attack" not in config.stages:
+    """The first in-domain set under every attack, those of the user's files after the others. `names`: those of the sets,
+    which no attack may have."""
+    if target is None:
         return []
     own = attacks.own_attacks(config.attack_files)
     chosen = list(dict.fromkeys((*config.attacks, *own)))
-    if taken := {s.name for _, s in sets}.intersection(chosen):
+    if taken := names.intersection((*chosen, *config.quantise)):
         raise UserError(
             f"an attack and a prompt set are both called {min(taken)!r}",
             "give the set another name (--prompts NAME=FILE), or the attack of your file",
@@ -275,6 +283,14 @@ def _attacked(
         notes.append(f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)})")
     context = AttackContext(config.template, forget.items, own=own)
     return [("attack", attacks.attacked(target, name, context)) for name in chosen]
+
+
+def _schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """The schemes of quantisation that can be had here, and those that cannot, with the reason."""
+    reason = quantise.obstacle(device) if config.quantise else None
+    if reason is None:
+        return config.quantise, []
+    return (), [{"set": scheme, "reason": reason, "n": 0} for scheme in config.quantise]
 
 
 def _check_lengths(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
@@ -338,15 +354,17 @@ def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = No
     """The run as jobs: the base once, then each method with each seed. `logs`: for training curves that are files."""
     made = Plan()
     base = _base(inputs)
-    bound = _calibrated(config, inputs, store, made) if inputs.sets else None
+    bound = _calibrated(config, inputs, store, made) if inputs.sets or inputs.attacked else None
     sets = [(suite, one, put_prompts(store, one)) for suite, one in inputs.sets]
     heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
     _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
+    _measure_rounded(config, inputs, store, made, BASE, None, base, bound)
     for seed in config.seeds:
         for method in config.methods:
             job = made.add(method, _train_job(config, inputs, store, method, seed, logs=logs))
             made.trained[method, seed] = job
             _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
+            _measure_rounded(config, inputs, store, made, method, seed, job, bound)
     return made
 
 
@@ -416,7 +434,7 @@ def _measure(
     who: str = "",
 ) -> None:
     """Everything asked of one model, which is called `who` to people."""
-    who = who or (model if seed is None else f"{model} (seed {seed})")
+    who = who or _who(model, seed)
     local = {"device": inputs.device}
     asked = []
     params: dict[str, Any]
@@ -451,6 +469,31 @@ def _measure(
         needs = {"model": artifact, "texts": heldout}
         job = made.add(model, Job("perplexity", {"dtype": config.dtype}, needs, f"{who}: held-out text", local))
         made.read.append(Planned(model, seed, "benchmark", compare.HELDOUT, job))
+
+
+def _who(model: str, seed: int | None) -> str:
+    return model if seed is None else f"{model} (seed {seed})"
+
+
+def _measure_rounded(
+    config: RunConfig,
+    inputs: Inputs,
+    store: Store,
+    made: Plan,
+    model: str,
+    seed: int | None,
+    artifact: Job | External,
+    bound: Job | External | None,
+) -> None:
+    """The in-domain prompts asked of the model with its weights rounded by each scheme: sets of the suite `attack` that
+    are called like the scheme, so they are paired with the base rounded alike."""
+    for scheme in inputs.schemes:
+        assert inputs.attacked is not None
+        params = {"scheme": scheme, "dtype": config.dtype}
+        label = f"{_who(model, seed)}: round weights to {scheme}"
+        rounded = made.add(model, Job("quantise", params, {"model": artifact}, label, {"device": inputs.device}))
+        sets = [("attack", replace(inputs.attacked, name=scheme), put_prompts(store, inputs.attacked))]
+        _measure(config, replace(inputs, tasks=()), made, model, seed, rounded, sets, bound, None)
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
@@ -497,8 +540,9 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
         made = plan(trials.applied(config), inputs, shelf, logs)
         outcomes = executor.run(made.jobs)
         drawn = curves(trials.applied(config), inputs, shelf, executor)
+        relearnt = relearning(config, inputs, shelf, executor, made, outcomes)
         with reporter.aside("compare and report"):
-            return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn)
+            return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn, relearnt)
 
 
 def vetted(
@@ -653,9 +697,7 @@ def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
         if path is None:
             continue
         at: dict[int, External] = {0: _base(inputs)} if 0 in config.curve.steps else {}
-        for step in job.params.get("snapshots", ()):
-            if (folder := path / f"step-{step}").is_dir():
-                at[step] = External(folder, digest_of([job.digest, step]))
+        at |= _snapshots(path, job)
         at[int(compare.training_of(path)["steps"])] = External(path, job.digest)
         for step, model in sorted(at.items()):
             made = points[name][seed, step] = Plan()
@@ -671,6 +713,83 @@ def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
         for name, of_model in points.items()
     }
     return Drawn(rows, every, outcomes)
+
+
+def _snapshots(path: Path, job: Job) -> dict[int, External]:
+    """The models that a training kept on its way, by step."""
+    folders = {step: path / f"step-{step}" for step in job.params.get("snapshots", ())}
+    return {
+        step: External(folder, digest_of([job.digest, step])) for step, folder in folders.items() if folder.is_dir()
+    }
+
+
+def relearning(
+    config: RunConfig,
+    inputs: Inputs,
+    store: Store,
+    executor: LocalExecutor,
+    made: Plan,
+    before: Mapping[str, Outcome],
+) -> Drawn:
+    """Fine-tune every model that there is a little, the base once a seed, and measure it after some of the steps."""
+    if config.relearn is None or inputs.attacked is None:
+        return Drawn()
+    asked = inputs.attacked.head(config.relearn.limit)
+    sets = [("harmless", asked, put_prompts(store, asked))]
+    models = {(BASE, seed): _base(inputs) for seed in config.seeds}
+    for key, training in made.trained.items():
+        if (path := before[training.digest].path) is not None:
+            models[key] = External(path, training.digest)
+    every = Plan()
+    started: dict[tuple[str, int, RelearnKind], Job] = {}
+    for (name, seed), model in models.items():
+        for kind in config.relearn.kinds:
+            job = _relearn_job(config, inputs, store, model, kind, seed)
+            label = f"{_who(name, seed)}: relearn from {kind} text"
+            started[name, seed, kind] = every.add(name, replace(job, label=label))
+    outcomes = executor.run(every.jobs)
+    bound = _calibrated(config, inputs, store, every)
+    points: dict[tuple[str, RelearnKind], dict[tuple[int, int], Plan]] = {}
+    for (name, seed, kind), job in started.items():
+        path = outcomes[job.digest].path
+        at = {0: models[name, seed]} if 0 in config.relearn.steps else {}
+        at |= _snapshots(path, job) if path else {}
+        for step, model in at.items():
+            point = points.setdefault((name, kind), {})[seed, step] = Plan()
+            who = f"{_who(name, seed)} after {step} steps of relearning ({kind})"
+            _measure(config, replace(inputs, tasks=()), point, name, seed, model, sets, bound, None, who)
+            every.jobs += point.jobs
+            every.owner |= point.owner
+    outcomes |= executor.run(every.jobs[len(started) :])
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in models}
+    for (name, kind), of_kind in points.items():
+        found = {at: _found(point.judged, outcomes) for at, point in of_kind.items()}
+        rows[name] += [{"kind": kind, **row} for row in compare.curve_rows(found, config.threshold)]
+    return Drawn(rows, every, outcomes)
+
+
+def _relearn_job(config: RunConfig, inputs: Inputs, store: Store, model: External, kind: RelearnKind, seed: int) -> Job:
+    assert config.relearn is not None
+    settings = relearn.RelearnConfig(
+        kind=kind,
+        steps=max(config.relearn.steps),
+        batch_size=config.relearn.batch_size,
+        retain_batch_size=config.relearn.batch_size,
+        lr=config.relearn.lr,
+    )
+    params = {
+        "code": code_of(relearn.Relearning),
+        "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+        "snapshots": [step for step in config.relearn.steps if step],
+        "seed": seed,
+        "template": config.template,
+    }
+    needs: dict[str, Job | External] = {"model": model}
+    if kind == "harmful":
+        needs["forget"] = put_prompts(store, relearn.few(inputs.forget, config.relearn.items, seed))
+    else:
+        needs["retain"] = put_texts(store, inputs.retain)
+    return Job("relearn", params, needs, f"relearn from {kind} text", {"device": inputs.device})
 
 
 def check_writable(out: Path) -> None:
@@ -693,6 +812,7 @@ def write(
     command: str,
     trials: Trials = Trials(),
     drawn: Drawn = Drawn(),
+    relearnt: Drawn = Drawn(),
 ) -> dict[str, Any]:
     """results.json, samples, documents, manifest and reports, the manifest after the rest."""
     samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
@@ -703,7 +823,11 @@ def write(
     rows = compare.sum_up(rows)
     verdicts = compare.verdicts(rows, config.margin_points)
     seconds = _seconds(made, outcomes)
-    for stage, plan_, ended in (("tune", trials.made, trials.outcomes), ("curve", drawn.made, drawn.outcomes)):
+    for stage, plan_, ended in (
+        ("tune", trials.made, trials.outcomes),
+        ("curve", drawn.made, drawn.outcomes),
+        ("relearn", relearnt.made, relearnt.outcomes),
+    ):
         more = {digest: outcome for digest, outcome in ended.items() if digest not in outcomes}  # each job counts once
         for (name, _), (total, n) in _seconds(plan_, more).items():
             before = seconds.get((name, stage), (0.0, 0))
@@ -711,7 +835,7 @@ def write(
     rows += compare.cost_rows(seconds, _peak_memory_mb())
     failed = [
         {"job": o.job.label, "reason": o.reason or ""}
-        for o in {**outcomes, **drawn.outcomes}.values()
+        for o in {**outcomes, **drawn.outcomes, **relearnt.outcomes}.values()
         if o.status in ("failed", "skipped")
     ]
     made_models = exports.collect({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
@@ -739,14 +863,14 @@ def write(
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
-        "models": _models(config, made, outcomes, verdicts, trials, drawn, made_models),
+        "models": _models(config, made, outcomes, verdicts, trials, drawn, relearnt, made_models),
         "metrics": [row.json() for row in rows],
     }
     validate(results)
     for frame, name in ((samples, SAMPLES), (documents, DOCUMENTS)):
         if len(frame):
             _write_parquet(frame, out / name)
-    ended = {**trials.outcomes, **outcomes, **drawn.outcomes}
+    ended = {**trials.outcomes, **outcomes, **drawn.outcomes, **relearnt.outcomes}
     manifest = _manifest(config, inputs, ended, command, made_models)
     exports.write(out, made_models, results, manifest)
     write_json(out / RESULTS, results, indent=1)
@@ -787,10 +911,19 @@ def _models(
     verdicts: Mapping[str, dict[str, Any]],
     trials: Trials,
     drawn: Drawn,
+    relearnt: Drawn,
     models: Iterable[Export],
 ) -> dict[str, Any]:
     described: dict[str, Any] = {
-        BASE: {"title": "Base model", "method": None, "config": {}, "paper": "", "status": "ok", "reason": None}
+        BASE: {
+            "title": "Base model",
+            "method": None,
+            "config": {},
+            "paper": "",
+            "status": "ok",
+            "reason": None,
+            "relearning": relearnt.by_model.get(BASE),
+        }
     }
     for name in config.methods:
         method = method_of(name)
@@ -814,6 +947,7 @@ def _models(
             "non_inferiority": verdicts.get(name),
             "tuning": trials.by_model[name].json() if name in trials.by_model else None,
             "curve": drawn.by_model.get(name),
+            "relearning": relearnt.by_model.get(name),
             "digest": {str(m.seed): m.digest for m in models if m.method == name},
             "folder": {str(m.seed): m.folder for m in models if m.method == name},
         }
@@ -869,7 +1003,10 @@ def _manifest(
             t.short: {"task": t.name, "dataset": t.dataset_path, "revision": t.revision, "digest": t.digest}
             for t in inputs.tasks
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in (*_LIBRARIES, *(("torchao",) if inputs.schemes else ()))},
+        },
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),

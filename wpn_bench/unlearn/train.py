@@ -200,6 +200,19 @@ def _environment(curves: Curves) -> Iterator[None]:
         del os.environ[name]
 
 
+def keeper(
+    out: Path, snapshots: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[int, Callable[[], PreTrainedModel]], None]:
+    """An `after_step` that writes the model after each of these steps to `step-<k>/`."""
+
+    def keep(step: int, current: Callable[[], PreTrainedModel]) -> None:
+        if step in snapshots:
+            for part in (current(), tokenizer):
+                part.save_pretrained(out / f"step-{step}")
+
+    return keep
+
+
 def run_train_stage(ctx: StageContext) -> None:
     """Unlearn. Needs `model` (base), `forget`, `retain`, and `validation` where the method stops by its rate.
 
@@ -237,12 +250,6 @@ def run_train_stage(ctx: StageContext) -> None:
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
     snapshots = ctx.params.get("snapshots", ())
-
-    def keep(step: int, current: Callable[[], PreTrainedModel]) -> None:
-        if step in snapshots:
-            for part in (current(), tokenizer):
-                part.save_pretrained(ctx.out / f"step-{step}")
-
     trained = train(
         model,
         tokenizer,
@@ -254,7 +261,7 @@ def run_train_stage(ctx: StageContext) -> None:
         reference=reference,
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),
-        after_step=keep,
+        after_step=keeper(ctx.out, snapshots, tokenizer),
         # A snapshot left before a crash is gone with the folder it lay in, so such a training begins anew.
         checkpoints=ctx.scratch if method.config.save_every and not snapshots else None,
         adapter=ctx.out / ADAPTER,

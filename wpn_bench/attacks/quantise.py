@@ -1,0 +1,138 @@
+"""Quantisation: does rounding the weights bring back what was unlearned?
+
+An attack on the weights (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454):
+what was moved by less than half a rounding step goes back. torchao rounds; what comes out is a model folder that every
+stage loads like any other, and that holds the same rounded weights on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.errors import JobFailed
+from wpn_bench.executors import StageContext
+from wpn_bench.registry import unknown
+from wpn_bench.store import write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+QUANTISED = "quantised.json"
+GROUP = 32  # weights of a row that share a scale in 4 bits
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way of rounding: `config` makes torchao's configuration of it; rows must be multiples of `group`."""
+
+    name: str
+    title: str
+    description: str
+    config: Callable[[], Any]
+    group: int = 1
+
+
+def _int8() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig()
+
+
+def _int4() -> Any:
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerGroup
+
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))  # type: ignore[attr-defined]
+
+
+_ALL = (
+    Scheme("int8", "Weights in 8 bits", "Weights of linear layers rounded to 8 bits, one scale a row.", _int8),
+    Scheme(
+        "int4",
+        "Weights in 4 bits",
+        f"Weights of linear layers rounded to 4 bits, one scale for {GROUP} of them.",
+        _int4,
+        GROUP,
+    ),
+)
+SCHEMES = {scheme.name: scheme for scheme in _ALL}
+
+
+def get_scheme(name: str) -> Scheme:
+    """The scheme of that name; `UserError` with the nearest names for an unknown one."""
+    if name not in SCHEMES:
+        raise unknown("quantisation", name, SCHEMES)
+    return SCHEMES[name]
+
+
+def obstacle(device: str) -> str | None:
+    """Why nothing can be quantised here, or None."""
+    if find_spec("torchao") is None:
+        return "quantisation needs torchao, which is not installed: pip install 'wpn-bench[quantise]'"
+    if device.partition(":")[0] not in DEVICES:
+        return f"quantisation works on {' and '.join(DEVICES)}, not on {device}"
+    return None
+
+
+def run_quantise_stage(ctx: StageContext) -> None:
+    """Round the weights of `model` by the parameter `scheme`. Embeddings, the output head (in OPT and GPT-Neo the same
+    tensor) and norms stay as they are.
+
+    Writes the model, its tokenizer, and `quantised.json`: how many weights were rounded. Raises `JobFailed` for a model
+    that torchao cannot round, or would leave as it is.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    from wpn_bench import models
+
+    scheme = get_scheme(ctx.params["scheme"])
+    _check_layers(ctx.needs["model"], scheme)
+    model = AutoModelForCausalLM.from_pretrained(
+        ctx.needs["model"],
+        dtype=getattr(torch, ctx.params["dtype"]),
+        quantization_config=TorchAoConfig(scheme.config()),
+    )
+    # Before its first forward pass: some back ends repack weights then.
+    model.save_pretrained(ctx.out)
+    models.load_tokenizer(ctx.needs["model"]).save_pretrained(ctx.out)
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    write_json(
+        ctx.out / QUANTISED,
+        {
+            "scheme": scheme.name,
+            "rounded_weights": sum(counts[name] for name in rounded_weights(model)),
+            "weights": sum(counts.values()),
+        },
+    )
+
+
+def _check_layers(folder: Path, scheme: Scheme) -> None:
+    """Read off the configuration what torchao would say in a page, or not at all: then the same model would be measured
+    under another name."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    head = model.get_output_embeddings()
+    widths = {m.in_features for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    if not widths:
+        raise JobFailed(f"torchao rounds linear layers, and this {type(model).__name__} has none besides its head")
+    if odd := sorted(width for width in widths if width % scheme.group):
+        raise JobFailed(
+            f"{scheme.name} needs rows of whole groups of {scheme.group} weights, and some of this model have {odd[0]}"
+        )
+
+
+def rounded_weights(model: nn.Module) -> list[str]:
+    """Names of the parameters that torchao holds as integers."""
+    from torchao.utils import TorchAOBaseTensor
+
+    return [name for name, p in model.named_parameters() if isinstance(p, TorchAOBaseTensor)]
