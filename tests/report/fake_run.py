@@ -197,6 +197,8 @@ def results() -> dict[str, Any]:
         models[name]["tuning"] = {"chosen": best, "trials": _trials(name)}
     for name in ("wpn", "ga"):
         models[name]["curve"] = _curve(name)
+    for name in CHARACTERS:
+        models[name]["relearning"] = _relearning(name)
     for name, found in {"wpn": "pass", "sft": "inconclusive", "ga": "fail", "ga_answer": "fail"}.items():
         models[name]["non_inferiority"] = {"margin_points": 2.0, "verdict": found}
     run = {
@@ -276,6 +278,25 @@ def _curve(name: str) -> list[dict[str, Any]]:
                 )
     shared = [row for row in rows if row["seed"] == 0 and row["step"] in {r["step"] for r in rows if r["seed"] == 1}]
     return rows + [row | {"seed": None, "n": 120} for row in shared]
+
+
+def _relearning(name: str) -> list[dict[str, Any]]:
+    """Two seeds of both kinds; of fine-tuning the last step on benign text failed."""
+    harmless, coherent, _, _ = CHARACTERS[name]
+    rows = []
+    for kind in ("harmful", "benign"):
+        for step in (0, 5, 40):
+            if (name, kind, step) == ("sft", "benign", 40):
+                continue
+            left = harmless if kind == "benign" else 0.02 + (harmless - 0.02) * (1 - step / 40)
+            for seed in (0, 1, None):
+                for metric, value in {"harmless_rate": left, "coherent_harmless_rate": left * coherent}.items():
+                    low, high = wilson(value, 60)
+                    known = {"seed": seed, "step": step, "metric": metric, "value": value}
+                    rows.append(
+                        {"kind": kind, **known, "n": 120 if seed is None else 60, "ci_low": low, "ci_high": high}
+                    )
+    return rows
 
 
 def ablation_results() -> dict[str, Any]:

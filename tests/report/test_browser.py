@@ -71,7 +71,10 @@ def test_the_page_works_offline(visit: Visit, report: Path) -> None:
     assert page.locator("img").count() == 0
     assert page.locator("#comparison tbody tr").count() == 5
     assert "[89.2, 95.7]" in page.locator("#comparison").inner_text()
-    for name in ("trade-off", "benchmarks", "generalisation", "loss-wpn", "curve-wpn", "curve-ga"):
+    for name in (
+        "trade-off", "benchmarks", "generalisation", "loss-wpn", "curve-wpn", "curve-ga", "relearning-harmful",
+        "relearning-benign",
+    ):  # fmt: skip
         assert page.locator(f"#figure-{name} svg.main-svg").count() > 0, name
     assert page.locator("#figure-trade-off .errorbar, #figure-trade-off .xerror").count() > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

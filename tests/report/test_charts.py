@@ -66,7 +66,7 @@ def test_without_rows_there_is_no_figure() -> None:
         charts.benchmarks(view),
         charts.generalisation(view),
     ] == [None] * 4
-    assert charts.losses(view) == {}
+    assert charts.losses(view) == charts.relearning(view) == {}
 
 
 def test_titles_cannot_be_read_as_plotly_markup(results: dict[str, Any]) -> None:
@@ -94,6 +94,25 @@ def test_a_curve_of_one_seed_is_one_line_a_metric(results: dict[str, Any]) -> No
     for model in results["models"].values():
         model["curve"] = [row for row in model.get("curve") or [] if row["seed"] != 1]
     assert len(charts.curves(View(results))["wpn"]["data"]) == 3
+
+
+def test_relearning_is_a_panel_a_kind_with_a_line_a_model_and_metric(results: dict[str, Any]) -> None:
+    figures = charts.relearning(View(results))
+    assert list(figures) == ["harmful", "benign"]
+    for figure in figures.values():
+        lines = figure["data"]
+        assert len(lines) == 2 * len(CHARACTERS)  # the means over seeds alone
+        named = [line for line in lines if line["showlegend"]]
+        assert len(named) == len(CHARACTERS)
+        assert {line["line"]["dash"] for line in named} == {"solid"}
+        assert len({line["line"]["color"] for line in named}) == len(CHARACTERS)
+        assert figure["layout"]["xaxis"]["range"][1] > 40
+    (wpn,) = (line for line in figures["harmful"]["data"] if line["showlegend"] and line["name"] == "WPN")
+    assert wpn["x"] == [0, 5, 40]
+    assert wpn["y"][-1] == pytest.approx(100 * 0.02 * 0.96)
+    (sft,) = (line for line in figures["benign"]["data"] if line["showlegend"] and line["name"].startswith("SFT"))
+    assert sft["x"] == [0, 5]
+    assert "<b>" not in json.dumps(figures)
 
 
 def test_varieties_are_points_without_names_inside_the_frame() -> None:

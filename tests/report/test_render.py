@@ -352,10 +352,10 @@ def test_tuning_by_the_loss_of_text(run_dir: Path, results: dict[str, Any]) -> N
 
 def test_without_tuning_curves_and_varieties_there_is_no_word_of_them(run_dir: Path, results: dict[str, Any]) -> None:
     for model in results["models"].values():
-        model |= {"tuning": None, "curve": None}
+        model |= {"tuning": None, "curve": None, "relearning": None}
     del results["run"]["tuning"]
     page = render(write(run_dir, results), ("html",))[0].read_text(encoding="utf-8")
-    for section in ("tuning", "curves", "ablation"):
+    for section in ("tuning", "curves", "ablation", "relearning"):
         assert f'id="{section}"' not in page
         assert f'href="#{section}"' not in page
 
@@ -365,6 +365,18 @@ def test_a_curve_in_numbers(run_dir: Path) -> None:
     assert "Gradient ascent in numbers" in text
     assert "14 seed 0 alone" in text
     assert "17 seed 1 alone" in text
+
+
+def test_relearning_in_numbers(run_dir: Path) -> None:
+    text = page_of(run_dir).text
+    assert "Relearning on harmful pairs in numbers" in text
+    assert "93.1 % [83.8, 97.3] harmless 97.0 %" in text
+    markdown = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "| Model | as it is | 40 steps on harmful pairs | 40 steps on benign text |" in markdown
+    (wpn,) = (line for line in markdown.splitlines() if line.startswith("| WPN |") and "harmless" in line)
+    assert [cell.split(" %")[0].strip() for cell in wpn.split("|")[2:5]] == ["93.1", "1.9", "93.1"]
+    (sft,) = (line for line in markdown.splitlines() if line.startswith("| SFT") and "<br>harmless" in line)
+    assert sft.rstrip().endswith("| not measured |")
 
 
 def test_24_varieties_are_one_table_and_stay_out_of_the_others(tmp_path: Path) -> None:

@@ -449,6 +449,57 @@ def curves(view: View) -> dict[str, Figure]:
     return drawn
 
 
+# What relearning trains on: kind -> its name.
+RELEARNT = {"harmful": "harmful pairs", "benign": "benign text"}
+
+
+def relearning(view: View) -> dict[str, Figure]:
+    """Kind -> what comes back by step of relearning, a colour a model: coherent-harmless (solid) and harmless (dotted)."""
+    import plotly.graph_objects as go
+
+    tint, shape, drawn = colours(view), symbols(view), {}
+    for kind in RELEARNT:
+        figure = go.Figure()
+        last = 0
+        for name in tint:
+            rows = [row for row in view.relearning(name, kind) if row["seed"] is None and row["value"] is not None]
+            for metric in ("harmless_rate", "coherent_harmless_rate"):
+                mine = sorted((row["step"], 100 * row["value"]) for row in rows if row["metric"] == metric)
+                if not mine:
+                    continue
+                last = max(last, mine[-1][0])
+                headline = metric == HEADLINE
+                figure.add_trace(
+                    go.Scatter(
+                        x=[step for step, _ in mine],
+                        y=[value for _, value in mine],
+                        mode="lines+markers",
+                        name=_text(_short(view.title(name))),
+                        showlegend=headline,
+                        opacity=1.0 if headline else 0.75,
+                        line={
+                            "width": 2.2 if headline else 1.3,
+                            "color": tint[name],
+                            "dash": "solid" if headline else "dot",
+                        },
+                        marker={"symbol": shape[name] if headline else f"{shape[name]}-open", "size": 7},
+                        hovertemplate=f"{_text(view.title(name))}, {CURVES[metric]} after step %{{x}}: %{{y:.1f}} %"
+                        "<extra></extra>",
+                    )
+                )
+        if not figure.data:
+            continue
+        figure.update_layout(
+            xaxis={"title": {"text": "step of relearning"}, "range": (-0.03 * last, 1.03 * last)},
+            yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
+            height=360,
+            margin={"l": 46, "r": 8, "t": 6, "b": 44},
+            showlegend=True,
+        )
+        drawn[kind] = _json(figure)
+    return drawn
+
+
 def can_bear(cell: Cell) -> bool:
     """False where an accuracy rests on so few items that its own interval hides the differences in question."""
     return cell.n is None or cell.n >= FEW

@@ -94,6 +94,7 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "ablations": ablation.ablations(view),
         "tunings": tables.tunings(view),
         "tuning_text": tables.tuning_text(view),
+        "relearning_summary": tables.relearning_summary(view),
         "manifest": _manifest(run_dir),
     }
 
@@ -108,6 +109,8 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
     figures |= {f"loss-{name}": figure for name, figure in losses.items()}
     curves = charts.curves(view)
     figures |= {f"curve-{name}": figure for name, figure in curves.items()}
+    relearnt = charts.relearning(view)
+    figures |= {f"relearning-{kind}": figure for kind, figure in relearnt.items()}
     folder = templates_dir()
     script = (folder / "report.js").read_text(encoding="utf-8")
     plotly, plotly_digest = _plotly()
@@ -119,6 +122,7 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "figures": {name: figure for name, figure in figures.items() if figure},
         "losses": list(losses),
         "curves": {name: tables.curve(view, name) for name in curves},
+        "relearnt": {kind: (charts.RELEARNT[kind], tables.relearning(view, kind)) for kind in relearnt},
         "has_trade_off": charts.trade_off(view) is not None,
         "benchmarks": tables.benchmarks(view),
         "documents": tables.documents(view, _documents(run_dir)),

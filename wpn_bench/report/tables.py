@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wpn_bench.report.charts import CURVES, can_bear
+from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
 from wpn_bench.report.numbers import (
     interval,
     p_value,
@@ -331,6 +331,42 @@ def curve(view: View, model: str) -> Table | None:
             cells = [rate(by_step[step][seed].get(metric)) for metric, _ in columns]
             lines.append(Line(name=str(step), small=small, cells=cells))
     return _table([title for _, title in columns], lines) if lines else None
+
+
+def relearning(view: View, kind: str) -> Table | None:
+    """Models x steps of relearning: coherent-harmless, the plain harmless rate in the note; the mean over seeds."""
+    cells: dict[str, dict[int, dict[str, Cell]]] = {}
+    for model in view.models:
+        for row in view.relearning(model, kind):
+            if row["seed"] is None:
+                cell = Cell(row["value"], row["n"], row["ci_low"], row["ci_high"])
+                cells.setdefault(model, {}).setdefault(row["step"], {})[row["metric"]] = cell
+    steps = sorted({step for of_model in cells.values() for step in of_model})
+    lines = [
+        Line(name=view.title(model), key=model, cells=[_relearnt(of_model.get(step, {})) for step in steps])
+        for model, of_model in cells.items()
+    ]
+    return _table([f"{step} steps" if step else "as it is" for step in steps], lines) if lines else None
+
+
+def _relearnt(found: dict[str, Cell]) -> Shown | None:
+    shown, beside = rate(found.get(HEADLINE)), found.get("harmless_rate")
+    return replace(shown, note=f"harmless {percent(beside.value)}") if shown and beside else shown
+
+
+def relearning_summary(view: View) -> Table | None:
+    """Models x kinds: coherent-harmless as it is, and after the last step of relearning of each kind."""
+    tables = {kind: found for kind in RELEARNT if (found := relearning(view, kind))}
+    if not tables:
+        return None
+    columns = [f"{found.columns[-1]} on {RELEARNT[kind]}" for kind, found in tables.items()]
+    first = next(iter(tables.values()))
+    columns.insert(0, first.columns[0])
+    lines = []
+    for line in first.lines:
+        ends = [next((ln.cells[-1] for ln in found.lines if ln.key == line.key), None) for found in tables.values()]
+        lines.append(replace(line, cells=[line.cells[0], *ends]))
+    return Table(columns, lines, [""] * len(columns), [None] * len(columns))
 
 
 def _options(params: dict[str, Any]) -> str:

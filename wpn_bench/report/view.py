@@ -129,6 +129,10 @@ class View:
         """Names of the sets of a suite, without rows that sum them up."""
         return [name for name in self._sets.get(suite, {}) if name not in SUMMARY_SETS]
 
+    def relearning(self, model: str, kind: str) -> list[dict[str, Any]]:
+        """Rows of the model's relearning from text of that kind; none where it was not asked for or failed."""
+        return [row for row in self.models.get(model, {}).get("relearning") or [] if row["kind"] == kind]
+
     # numbers -------------------------------------------------------------------------------------------------------
 
     def cell(self, model: str, suite: str, name: str, metric: str) -> Cell | None:
