@@ -75,12 +75,23 @@ def generate(
     """
     if not inputs:
         return []
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    encoded = [ids or [start] for ids in tokenizer(list(inputs))["input_ids"]]
+    return respond(model, tokenizer, encoded, decoding, advance)
+
+
+def respond(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    decoding: Decoding,
+    advance: Advance = lambda n: None,
+) -> list[Response]:
+    """`generate` after prompts that are token ids already, each with one at least."""
     from wpn_bench.engine.decode import Rules, Sampling, decode
     from wpn_bench.models import context_length
 
     context = context_length(model)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    encoded = [ids or [start] for ids in tokenizer(list(inputs))["input_ids"]]
     fitting = [k for k, ids in enumerate(encoded) if not too_long(len(ids), decoding, context)]
     advance(len(encoded) - len(fitting))
     sampling = None

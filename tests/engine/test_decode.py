@@ -295,11 +295,11 @@ def test_models_that_are_steered_go_by_their_own_generate(make_lm: Callable[...,
 
 
 def test_which_models_are_plain(lm: Any) -> None:
-    assert module._is_plain(lm)
+    assert module.is_plain(lm)
     from transformers import AutoModelForCausalLM, MambaConfig
 
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=50, hidden_size=8, state_size=2, num_hidden_layers=1, time_step_rank=2)
     ).eval()
-    assert not module._is_plain(mamba)
+    assert not module.is_plain(mamba)
     assert [len(new) for new in decode(mamba, [[5, 6], [7]], Rules(4))] == [4, 4]

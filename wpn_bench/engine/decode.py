@@ -88,7 +88,7 @@ def decode(
         copies.setdefault(tuple(prompt), []).append(k)
     distinct = [list(prompt) for prompt in copies]
     places = list(copies.values())
-    work = _Decoder(model, rules, most_rows).run if _is_plain(model) else _by_transformers(model, rules, most_rows)
+    work = _Decoder(model, rules, most_rows).run if is_plain(model) else _by_transformers(model, rules, most_rows)
     texts = work(distinct, lambda k: advance(len(places[k])))
     out: list[list[int]] = [[] for _ in prompts]
     for where, text in zip(places, texts, strict=True):
@@ -191,7 +191,7 @@ class _Decoder:
         self.model, self.rules, self.most_rows = model, rules, most_rows
         self.device = model.device
         self.context = context_length(model)
-        self.accepted = _accepted(model)
+        self.accepted = accepted_by(model)
         self.budget = Budget(int(_SHARE * free_memory(self.device.type) / _bytes_a_token(model)))
         self.prefix: tuple[tuple[int, ...], Cache] | None = None
 
@@ -446,21 +446,25 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ATTENTIONS = {"full_attention", "sliding_attention"}
 
 
-def _accepted(model: PreTrainedModel) -> frozenset[str]:
+def accepted_by(model: PreTrainedModel) -> frozenset[str]:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter hands arguments on
     return frozenset(inspect.signature(inner.forward).parameters)
 
 
-def _is_plain(model: PreTrainedModel) -> bool:
-    """Whether all that the model keeps of a text are keys and values of its tokens, and its generation configuration
-    changes no logits. State-space models and those that attend in chunks are not plain."""
-    config = model.config.get_text_config()
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether the model caches plainly and its generation configuration changes no logits."""
     settings = getattr(model, "generation_config", None)
     steered = any(getattr(settings, name, None) not in (None, *neutral) for name, neutral in _NEUTRAL.items())
+    return not steered and caches_plainly(model)
+
+
+def caches_plainly(model: PreTrainedModel) -> bool:
+    """Whether all that the model keeps of a text are keys and values of its tokens. State-space models and those that
+    attend in chunks keep other things."""
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or _ATTENTIONS)
     return (
-        not steered
-        and {"past_key_values", "attention_mask", "use_cache"} <= _accepted(model)
+        {"past_key_values", "attention_mask", "use_cache"} <= accepted_by(model)
         and not getattr(model.config, "is_encoder_decoder", False)
         and not getattr(model, "_is_stateful", False)
         and kinds <= _ATTENTIONS

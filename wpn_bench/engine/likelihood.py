@@ -180,7 +180,7 @@ _TAKEN: WeakKeyDictionary[Any, _Taken] = WeakKeyDictionary()
 def _taken(model: PreTrainedModel) -> _Taken:
     """Found out once for a model, by comparing on a few tokens."""
     if model not in _TAKEN:
-        apart = _head_comes_last(model)
+        apart = head_comes_last(model)
         window = local_window(model.config)
         _TAKEN[model] = _Taken(window if _packs(model, window, apart) else 0, apart)
     return _TAKEN[model]
@@ -221,13 +221,13 @@ def _read_head(
             mine = order[starts[part] : starts[part + 1]]
             row = torch.from_numpy(of[mine] - at).to(outputs.device)
             target = torch.from_numpy(targets[mine]).to(outputs.device)
-            logprob, best = _log_softmax_at(head, outputs[wanted[at : at + step]], row, target)
+            logprob, best = log_softmax_at(head, outputs[wanted[at : at + step]], row, target)
             logprobs[mine] = logprob.double().cpu().numpy()
             likeliest[mine] = best.cpu().numpy()
     return logprobs, likeliest
 
 
-def _log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The log-softmax of the head's logits (R, V) at (`row`, `target`), both (n,), and whether the target is the likeliest:
     of equal ones, the first."""
     import torch
@@ -285,7 +285,7 @@ def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
     return ours.shape == theirs.shape and bool(((ours - theirs).abs() <= bound).all())
 
 
-def _head_comes_last(model: PreTrainedModel) -> bool:
+def head_comes_last(model: PreTrainedModel) -> bool:
     """False where logits are capped or scaled behind the head, or where there is none to be found."""
     import torch
 

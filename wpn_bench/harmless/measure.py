@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.executors import StageContext
+from wpn_bench.generation import Response
 from wpn_bench.prompts import Item, render
 from wpn_bench.store import write_json
 
@@ -73,20 +74,24 @@ def run_generate_stage(ctx: StageContext) -> None:
     write_rows(
         ctx.out / RESPONSES,
         [
-            {
-                "id": item.id,
-                "prompt": item.original or item.prompt,
-                "plain": render(
-                    replace(item, prompt=item.original or item.prompt, context="", answer_prefix=""), template
-                ),
-                "input": text,
-                "response": response.text,
-                "n_tokens": response.n_tokens,
-                "reason": response.reason,
-            }
+            response_row(item, template, text, response)
             for item, text, response in zip(items, inputs, responses, strict=True)
         ],
     )
+
+
+def response_row(item: Item, template: str, text: str, response: Response) -> dict[str, Any]:
+    """A line of `responses.jsonl`: what the model was given as `text` for `item`, and what it said."""
+    unattacked = replace(item, prompt=item.original or item.prompt, context="", answer_prefix="")
+    return {
+        "id": item.id,
+        "prompt": unattacked.prompt,
+        "plain": render(unattacked, template),
+        "input": text,
+        "response": response.text,
+        "n_tokens": response.n_tokens,
+        "reason": response.reason,
+    }
 
 
 def run_judge_stage(ctx: StageContext) -> None:
