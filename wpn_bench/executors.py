@@ -30,6 +30,7 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 3, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 5, ("torch", "transformers", "detoxify")),
     "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 2, ("torch", "transformers", "lm-eval")),
+    "gcg": ("wpn_bench.attacks.gcg:run_gcg_stage", 1, ("torch", "transformers")),
     "perplexity": ("wpn_bench.benchmarks.perplexity:run_perplexity_stage", 2, ("torch", "transformers")),
 }
 

@@ -1,0 +1,255 @@
+"""Greedy coordinate gradient: a suffix of ordinary tokens that makes the model begin its harmful answer.
+
+    loss(s) = mean over prompts x of - mean_t log p(y_t | x s, y_<t)
+
+y is the beginning of a harmful reference. A step takes the gradient of the loss with respect to the one-hot vectors of the
+suffix's tokens, draws candidates that replace `n_replace` of them by one of the `topk` tokens with the steepest descent each,
+and goes on with the candidate of the least loss, even if it is greater than before.
+
+Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043, Algorithms 1
+and 2. Departures, none of which changes what is searched: losses are means where the paper sums; candidates are distinct and
+differ from the suffix at hand; a candidate that the tokenizer would write otherwise (in any prompt, the text around it
+included) is dropped before it is scored, so the loss is that of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from wpn_bench.attacks.search import (
+    SEARCH,
+    Ground,
+    Place,
+    SearchConfig,
+    TargetLoss,
+    checked,
+    prepare,
+    spread,
+    with_suffix,
+)
+from wpn_bench.executors import StageContext
+from wpn_bench.progress import Advance, Stopwatch
+from wpn_bench.prompts import Item
+from wpn_bench.store import digest_of, write_json
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["GCGConfig", "GCGResult", "run_gcg_stage", "search_suffix"]
+
+
+class GCGConfig(SearchConfig):
+    """The defaults are those of the paper's individual attack, with half of its steps."""
+
+    steps: int = Field(250, ge=1)
+    candidates: int = Field(512, ge=1, description="drawn in a step; equal ones count once")
+    topk: int = Field(256, ge=1, description="tokens to draw from, at each place of the suffix")
+    n_replace: int = Field(1, ge=1, description="tokens that a candidate replaces")
+    retokenise: bool = Field(True, description="keep only candidates that the tokenizer writes as they are")
+    ascii_only: bool = Field(True, description="draw only tokens of printable ASCII characters")
+    progressive: bool = Field(False, description="begin with one prompt, add the next once all so far are reached")
+    early_stop: bool = Field(False, description="end once greedy decoding writes every target")
+
+
+@dataclass(frozen=True)
+class GCGResult:
+    """`losses` in nats a token: of the first suffix, then of the one chosen in each step, over the `active` prompts of that
+    step. `first_loss`, `best_loss` and `reached` (greedy decoding writes the target) are over all prompts, the last two after
+    the best suffix."""
+
+    items: tuple[str, ...]
+    suffix: str
+    ids: tuple[int, ...]
+    losses: tuple[float, ...]
+    active: tuple[int, ...]
+    first_loss: float
+    best_loss: float
+    reached: tuple[bool, ...]
+    seconds: float
+
+
+def search_suffix(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ground: Ground,
+    config: GCGConfig,
+    *,
+    seed: int | None = None,
+    allowed: Tensor | None = None,
+    advance: Advance = lambda n: None,
+) -> GCGResult:
+    """The best suffix for all places of `ground` together; `seed` instead of the configuration's.
+
+    `allowed` (V,) says which tokens may be drawn (None: see `allowed_tokens`). Raises `JobFailed` for a model whose loss
+    is no number.
+    """
+    import torch
+
+    watch = Stopwatch()
+    allowed = allowed_tokens(model, tokenizer, ascii_only=config.ascii_only) if allowed is None else allowed
+    rng = torch.Generator().manual_seed(config.seed if seed is None else seed)
+    loss = TargetLoss(model, ground.places, config.pass_tokens)
+    every = range(len(ground.places))
+    now = torch.tensor(ground.ids)
+    first, _ = _mean(loss, now, every)
+    active = 1 if config.progressive else len(every)
+    best, best_loss = now, float("inf")
+    losses: list[float] = []
+    counts = [active]
+    for step in range(config.steps):
+        slope = loss.slope(loss.embedded(now).unsqueeze(0), range(active), keep=True)
+        if not losses:
+            losses.append(float(slope.losses.mean()))
+        drawn = _draw(now, _one_hot_gradient(model, slope.gradient[0]), allowed, config, rng)
+        if config.retokenise:
+            drawn = _surviving(tokenizer, ground.places[:active], drawn)
+        advance(1)
+        counts.append(active)
+        if not len(drawn):
+            losses.append(losses[-1])
+            continue
+        total = torch.zeros(len(drawn), device=model.device)
+        reached = torch.ones(len(drawn), dtype=torch.bool, device=model.device)
+        for number in range(active):
+            one, hit = loss.score(number, drawn, now, slope.kept[number])
+            total += one / active
+            reached &= hit
+        # Among those that reach all the targets where this ends the search, else among all.
+        among = total.masked_fill(~reached, torch.inf) if config.early_stop and bool(reached.any()) else total
+        pick = int(among.nan_to_num(nan=torch.inf).argmin())
+        now = drawn[pick]
+        losses.append(float(total[pick]))
+        done = bool(reached[pick])
+        if losses[-1] < best_loss or (done and config.early_stop):
+            best, best_loss = now, losses[-1]
+        if done and active < len(every):
+            # The next prompt makes another loss, with which this one cannot be compared.
+            active, best_loss = active + 1, float("inf")
+        elif done and config.early_stop:
+            advance(config.steps - step - 1)
+            break
+    last, hits = _mean(loss, best, every)
+    return GCGResult(
+        tuple(place.item.id for place in ground.places),
+        _text(tokenizer, best.tolist()),
+        tuple(best.tolist()),
+        tuple(losses),
+        tuple(counts),
+        first,
+        last,
+        hits,
+        watch.seconds,
+    )
+
+
+def _mean(loss: TargetLoss, ids: Tensor, numbers: Sequence[int]) -> tuple[float, tuple[bool, ...]]:
+    """The mean loss of these places after this suffix, and which targets are reached."""
+    found = loss.slope(loss.embedded(ids).unsqueeze(0), numbers)
+    return float(checked(found.losses).mean()), tuple(found.reached.tolist())
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The suffix without the space that joins it to the prompt."""
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)).removeprefix(" ")
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ascii_only: bool = True) -> Tensor:
+    """(V,) True for tokens that print something and have no meaning of their own to the model."""
+    import torch
+
+    allowed = torch.zeros(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    known = min(len(tokenizer), len(allowed))
+    texts = tokenizer.batch_decode([[k] for k in range(known)], clean_up_tokenization_spaces=False)
+    for k, text in enumerate(texts):
+        allowed[k] = bool(text) and text.isprintable() and "\ufffd" not in text and (text.isascii() or not ascii_only)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    allowed[[k for k in special if k < len(allowed)]] = False
+    return allowed
+
+
+def _one_hot_gradient(model: PreTrainedModel, gradient: Tensor) -> Tensor:
+    """(k, V): of the loss with respect to one-hot vectors, from that with respect to their embeddings (k, d)."""
+    weight = model.get_input_embeddings().weight.detach()
+    found: Tensor = (gradient.to(weight.dtype) @ weight.T).float().cpu()
+    return found
+
+
+def _draw(now: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng: Generator) -> Tensor:
+    """Distinct candidates (C, k), each with `n_replace` places of `now` (k,) taken by one of the `topk` allowed tokens with
+    the most negative entries of `gradient` (k, V)."""
+    import torch
+
+    topk = min(config.topk, int(allowed.sum()))
+    best = (-gradient).masked_fill(~allowed, -torch.inf).topk(topk, dim=1).indices
+    n, size = config.candidates, len(now)
+    places = torch.rand(n, size, generator=rng).argsort(1)[:, : config.n_replace]
+    ranks = torch.randint(topk, (n, places.shape[1]), generator=rng)
+    drawn = now.repeat(n, 1).scatter(1, places, best[places, ranks])
+    drawn = drawn[(drawn != now).any(1)]
+    # Not torch.unique: it sorts, and the first of equally good candidates is taken.
+    distinct = dict.fromkeys(map(tuple, drawn.tolist()))
+    return torch.tensor(list(distinct), dtype=torch.long).reshape(len(distinct), size)
+
+
+def _surviving(tokenizer: PreTrainedTokenizerBase, places: Sequence[Place], candidates: Tensor) -> Tensor:
+    """Those candidates (C, k) that the tokenizer writes with the same tokens after and before what stands around them."""
+    alive = candidates.tolist()
+    texts = tokenizer.batch_decode(alive, clean_up_tokenization_spaces=False)
+    suffixes = [text.removeprefix(" ") for text in texts]
+    for place in places:
+        if not alive:
+            break
+        written = tokenizer([place.text(suffix) for suffix in suffixes])["input_ids"]
+        same = [ids == place.ids(row) for ids, row in zip(written, alive, strict=True)]
+        alive = [row for row, ok in zip(alive, same, strict=True) if ok]
+        suffixes = [suffix for suffix, ok in zip(suffixes, same, strict=True) if ok]
+    return candidates.new_tensor(alive).reshape(len(alive), candidates.shape[1])
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def run_gcg_stage(ctx: StageContext) -> None:
+    """`prompts` with a suffix searched against `model`: one for all, searched on the items of `train` (else on the prompts
+    themselves), or one each. Parameters: `config` (see `GCGConfig`), `template`, `dtype`.
+
+    Writes `items.jsonl`, in the order of the prompts, and `search.json`. A prompt that cannot be searched on gets the
+    suffix to begin with, and `unfit` there says why.
+    """
+    from wpn_bench import models
+    from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
+
+    config = GCGConfig(**ctx.params["config"])
+    template = ctx.params["template"]
+    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
+    items = read_items(ctx.needs["prompts"])
+    on = items
+    if config.universal:
+        on = spread(read_items(ctx.needs["train"]) if "train" in ctx.needs else items, config.prompts)
+    ground = prepare(on, tokenizer, template, config, models.context_length(model))
+    searches = [ground] if config.universal else ground.alone()
+    advance = ctx.progress(len(searches) * config.steps, "steps")
+    allowed = allowed_tokens(model, tokenizer, ascii_only=config.ascii_only)
+    results = []
+    for part in searches:
+        seed = None if config.universal else seed_for(config, part.places[0].item)
+        results.append(search_suffix(model, tokenizer, part, config, seed=seed, allowed=allowed, advance=advance))
+    found = {item: result.suffix for result in results for item in result.items}
+    for_all = results[0].suffix if config.universal else ground.suffix
+    suffixed = [with_suffix(item, for_all if config.universal else found.get(item.id, for_all)) for item in items]
+    write_rows(ctx.out / ITEMS, [item_row(item) for item in suffixed])
+    told: dict[str, Any] = {"attack": "gcg", "config": config.model_dump(mode="json"), "unfit": ground.unfit}
+    write_json(ctx.out / SEARCH, {**told, "searches": [asdict(result) for result in results]})
+
+
+def seed_for(config: SearchConfig, item: Item) -> int:
+    """A seed (63 bits) that depends on the configuration's and the item, but not on the item's place in the set."""
+    return int(digest_of([config.seed, item.id])[:16], 16) >> 1
