@@ -31,6 +31,7 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 5, ("torch", "transformers", "detoxify")),
     "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 2, ("torch", "transformers", "lm-eval")),
     "gcg": ("wpn_bench.attacks.gcg:run_gcg_stage", 1, ("torch", "transformers")),
+    "soft_prompt": ("wpn_bench.attacks.soft_prompt:run_soft_prompt_stage", 1, ("torch", "transformers")),
     "perplexity": ("wpn_bench.benchmarks.perplexity:run_perplexity_stage", 2, ("torch", "transformers")),
 }
 
