@@ -39,9 +39,17 @@ SETS = {
     "harmless": {"in_domain"},
     "ood": {"ood_notes", "ood_mistakes", "ood_games", "ood_looks"},
     "benign": {"benign", "benign_lookalike"},
-    "attack": {"prefix_injection", "role_play", "refusal_suppression", "instruction_override", "few_shot", "typos"},
+    "attack": {
+        "prefix_injection",
+        "role_play",
+        "refusal_suppression",
+        "instruction_override",
+        "few_shot",
+        "typos",
+        "distractor",
+    },
 }
-N_SETS, N_TASKS, N_MODELS = 13, 9, 3
+N_SETS, N_TASKS, N_MODELS = 14, 9, 3
 
 
 class Lab:
