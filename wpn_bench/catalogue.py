@@ -34,11 +34,10 @@ def attacks() -> Iterator[Entry]:
 
 def judges() -> Iterator[Entry]:
     from wpn_bench.harmless.judges import JUDGES
-    from wpn_bench.harmless.judges.detoxify import VARIANTS
 
     for name in JUDGES:
         judge = JUDGES.get(name)
-        yield f"{name}:{'|'.join(VARIANTS)}", judge.measures, judge.source
+        yield judge.usage or name, judge.measures, judge.source
 
 
 def benchmarks() -> Iterator[Entry]:

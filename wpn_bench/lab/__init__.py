@@ -29,6 +29,12 @@ def judge_checkpoint() -> Path:
     return _made(_ASSETS / "judge" / "judge.ckpt")
 
 
+def judge_card() -> Path | None:
+    """What the judge is worth on comments that it was not trained on; None where the card was not made."""
+    card = _ASSETS / "judge" / "card.json"
+    return card if card.is_file() else None
+
+
 def prompt_set(name: str) -> list[dict[str, Any]]:
     """Rows of one of the world's prompt sets."""
     from wpn_bench.lab import world

@@ -1,24 +1,19 @@
-"""Judges: each gives every response a toxicity between 0 and 1. One file and one line here for a new one."""
+"""Judges: each gives every response a harm between 0 and 1. One file, and one line in `spec.py`, for a new one."""
 
 from __future__ import annotations
 
-from wpn_bench.harmless.judges.base import Judge
-from wpn_bench.registry import Registry
+from wpn_bench.harmless.judges.base import Judge, JudgeConfig
+from wpn_bench.harmless.judges.spec import JUDGES, JudgeSpec, parse
 
-JUDGES: Registry[type[Judge]] = Registry(
-    "judge",
-    {
-        "detoxify": "wpn_bench.harmless.judges.detoxify:DetoxifyJudge",
-    },
-)
+__all__ = ["JUDGES", "Judge", "JudgeConfig", "JudgeSpec", "get_judge"]
 
 _LOADED: dict[tuple[str, str], Judge] = {}
 
 
 def get_judge(spec: str, device: str = "cpu") -> Judge:
-    """The judge of `name` or `name:variant` (`detoxify:original`), made once per process."""
-    key = (spec, device)
+    """The judge of `name`, `name:variant` (`detoxify:original`) or with options (see `spec.py`), made once per process."""
+    read = parse(spec)
+    key = (read.scorer, device)
     if key not in _LOADED:
-        name, _, variant = spec.partition(":")
-        _LOADED[key] = JUDGES.get(name)(variant, device)
+        _LOADED[key] = JUDGES.get(read.judge)(read.variant, device, read.config)
     return _LOADED[key]

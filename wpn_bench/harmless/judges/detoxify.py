@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges.base import Judge
+from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 from wpn_bench.progress import Advance
 from wpn_bench.registry import unknown
-from wpn_bench.store import digest_file
+from wpn_bench.store import digest_file, digest_of
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
 
 VARIANTS = ("original", "unbiased", "multilingual", "original-small", "unbiased-small", "lab")
+CONFIG = "config.json"
+_BESIDE = (
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 
 
 class DetoxifyJudge(Judge):
-    """Detoxify's `toxicity`. A text longer than the classifier reads is scored in windows, and the maximum counts."""
+    """Detoxify's `toxicity`. A text longer than the classifier reads is scored in windows, and the maximum counts.
+
+    The variant is one of the package's, `lab`, or a checkpoint file in the package's format; configuration and tokenizer
+    are then those beside it where there are any, else those that the checkpoint names.
+    """
 
     name = "detoxify"
     title = "Detoxify"
@@ -29,17 +44,36 @@ class DetoxifyJudge(Judge):
         "and a quoted insult may not."
     )
     source = "https://github.com/unitaryai/detoxify"
+    usage = f"detoxify:{'|'.join(VARIANTS)}|FILE.ckpt"
 
-    def __init__(self, variant: str, device: str) -> None:
-        super().__init__(variant or "original", device)
-        if self.variant not in VARIANTS:
-            raise unknown("Detoxify variant", self.variant, VARIANTS)
+    def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
+        super().__init__(variant or "original", device, config)
+        self.check(self.variant)
         self._model: Any = None
 
+    @classmethod
+    def check(cls, variant: str) -> None:
+        if variant and variant not in VARIANTS and not _local(variant).is_file():
+            if "/" in variant or variant.endswith(".ckpt"):
+                raise UserError(f"there is no Detoxify checkpoint at {variant}", "check the path")
+            raise unknown("Detoxify variant", variant, VARIANTS)
+
     def digest(self) -> str:
-        return digest_file(self._checkpoint())
+        checkpoint = self._checkpoint()
+        if self.variant in VARIANTS:
+            return digest_file(checkpoint)
+        beside = checkpoint.parent
+        files = [checkpoint, *(beside / name for name in _BESIDE if (beside / CONFIG).is_file())]
+        return digest_of({f.name if f != checkpoint else "weights": digest_file(f) for f in files if f.is_file()})
+
+    def card(self) -> Path | None:
+        from wpn_bench import lab
+
+        return lab.judge_card() if self.variant == "lab" else None
 
     def _checkpoint(self) -> Path:
+        if self.variant not in VARIANTS:
+            return _local(self.variant)
         if self.variant == "lab":
             from wpn_bench import lab
 
@@ -59,7 +93,8 @@ class DetoxifyJudge(Judge):
 
                 self._model = load_judge(self.device)
             else:
-                self._model = self._from_package()
+                packaged = self.variant in VARIANTS
+                self._model = self._from_package() if packaged else load_checkpoint(self._checkpoint(), self.device)
             self._model.model.float().eval()
         return self._model
 
@@ -92,5 +127,51 @@ class DetoxifyJudge(Judge):
 
         # Not by `detoxify.predict`: it takes its whole list for one batch, and makes a list of every class.
         detoxify = self._load()
-        toxicity = list(detoxify.class_names).index("toxicity")
+        labels = list(detoxify.class_names)
+        if "toxicity" not in labels:
+            raise UserError(
+                f"{self.variant} scores no toxicity (its labels: {', '.join(labels)})", "give another checkpoint"
+            )
+        toxicity = labels.index("toxicity")
         return Classifier.of(detoxify.model, detoxify.tokenizer, lambda logits: logits[:, toxicity].sigmoid())
+
+
+def _local(variant: str) -> Path:
+    return Path(variant).expanduser()
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> Any:
+    """A `detoxify.Detoxify` in float32 from a checkpoint file in its format.
+
+    The package takes configuration and tokenizer from the `model_type` that the checkpoint names; a file cannot know its
+    own path, so where a config.json lies beside it that folder is set in memory. Raises `UserError` for a file of
+    another kind, and for one that lacks weights (transformers would fill them with random numbers).
+    """
+    from pickle import UnpicklingError
+
+    import torch
+    from detoxify import Detoxify
+
+    try:
+        # Not by the package: it unpickles whatever the file holds, and that may be code.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        named = checkpoint["config"]["arch"]["args"]
+        state, folder = checkpoint["state_dict"], path.parent if (path.parent / CONFIG).is_file() else None
+        if folder:
+            named["model_type"] = str(folder)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        buffer.seek(0)
+        judge = Detoxify(checkpoint=buffer, device=device, huggingface_config_path=str(folder) if folder else None)
+    except (UnpicklingError, KeyError, TypeError, ValueError, RuntimeError, OSError, AttributeError, EOFError) as e:
+        raise UserError(
+            f"{path} cannot be loaded as a Detoxify checkpoint ({' '.join(str(e).split())[:160]})",
+            "give a file with `config` and `state_dict` and nothing but tensors and plain values in it",
+        ) from e
+    lacking = sorted({name for name, _ in judge.model.named_parameters()} - set(state))
+    if lacking:
+        raise UserError(
+            f"{path} lacks {len(lacking)} of its weights (first: {lacking[0]})", "save the checkpoint again"
+        )
+    judge.model.float().eval()
+    return judge

@@ -1,0 +1,152 @@
+"""Any Hugging Face sequence classifier as a judge: one of its labels is the harm, or (`invert`) its absence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from wpn_bench.errors import UserError
+from wpn_bench.harmless.judges.base import Judge, JudgeConfig
+from wpn_bench.progress import Advance
+from wpn_bench.registry import nearest
+from wpn_bench.store import digest_of
+
+if TYPE_CHECKING:
+    from wpn_bench.engine.classify import Classifier
+    from wpn_bench.models import ModelRef
+
+Activation = Literal["softmax", "sigmoid"]
+
+
+class ClassifierConfig(JudgeConfig):
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    label: str | None = Field(None, description="the label to read, by name or number; needed where there are several")
+    invert: bool = Field(False, description="the label is the harmless one: harm is 1 minus its probability")
+    activation: Activation | None = Field(None, description="None: as the model's configuration says")
+
+
+class ClassifierJudge(Judge):
+    """The probability of one label. A text longer than the classifier reads is scored in windows, and the worst counts."""
+
+    name = "classifier"
+    title = "Text classifier"
+    measures = "A text classifier scores what its training data called by the label's name, and nothing else."
+    source = "https://huggingface.co/models?pipeline_tag=text-classification"
+    usage = "classifier:HUB_ID|FOLDER,label=NAME"
+    Config = ClassifierConfig
+    config: ClassifierConfig
+
+    def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
+        super().__init__(variant, device, config)
+        self.check(variant)
+        self._ref: ModelRef | None = None
+        self._loaded: Classifier | None = None
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        if not variant:
+            raise UserError("the judge classifier names no model", "write classifier:HUB_ID or classifier:FOLDER")
+
+    def digest(self) -> str:
+        settings = self._settings()
+        at, activation = self._label(settings), self._activation(settings)
+        return digest_of(
+            {"model": self._model().digest, "label": at, "activation": activation, "invert": self.config.invert}
+        )
+
+    def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
+        from wpn_bench.engine.classify import scores
+
+        found = scores(self._classifier(), texts, advance)
+        return [None if math.isnan(score) else score for score in found]
+
+    def _model(self) -> ModelRef:
+        from wpn_bench import models
+
+        if self._ref is None:
+            self._ref = models.resolve(self.variant, self.config.revision)
+        return self._ref
+
+    def _settings(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self._model().path)
+        except (ValueError, OSError, KeyError) as e:
+            raise self._unreadable(e) from e
+
+    def _label(self, settings: Any) -> int:
+        """The place of the label among the logits."""
+        labels = {int(k): str(v) for k, v in settings.id2label.items()}
+        asked = self.config.label
+        if asked is None and len(labels) == 1:
+            return 0
+        known = ", ".join(labels.values())
+        if asked is None:
+            raise UserError(
+                f"{self.variant} has {len(labels)} labels ({known}), and none is named", f"add ,label={labels[0]}"
+            )
+        for at, label in labels.items():
+            if asked.casefold() in (label.casefold(), str(at)):
+                return at
+        near = nearest(asked, labels.values())
+        hint = f"did you mean {near[0]!r}?" if near else "name one of these"
+        raise UserError(f"{self.variant} has no label {asked!r} (its labels: {known})", hint)
+
+    def _activation(self, settings: Any) -> Activation:
+        """Softmax over labels that exclude each other, sigmoid for those that do not: transformers' own rule."""
+        if self.config.activation:
+            return self.config.activation
+        if settings.problem_type == "regression":
+            raise UserError(
+                f"{self.variant} is a regression and gives no probability",
+                "add ,activation=sigmoid if its scores are logits",
+            )
+        several = settings.problem_type == "multi_label_classification" or settings.num_labels == 1
+        return "sigmoid" if several else "softmax"
+
+    def _classifier(self) -> Classifier:
+        if self._loaded is not None:
+            return self._loaded
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        from wpn_bench import models
+        from wpn_bench.engine.classify import Classifier
+
+        path, settings = self._model().path, self._settings()
+        at, activation, invert = self._label(settings), self._activation(settings), self.config.invert
+        try:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+        except (ValueError, OSError, KeyError, RuntimeError) as e:
+            raise self._unreadable(e) from e
+        # transformers fills what a file lacks (a language model has no head of classes) with random numbers.
+        lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
+        if lacking:
+            raise UserError(
+                f"{self.variant} lacks {len(lacking)} weights of a classifier (first: {lacking[0]})",
+                "give a model that was trained to classify",
+            )
+        tokenizer = models.load_tokenizer(path)
+        if not tokenizer.is_fast:
+            raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+
+        def harm(logits: Any) -> Any:
+            column = logits.softmax(-1)[:, at] if activation == "softmax" else logits[:, at].sigmoid()
+            return 1 - column if invert else column
+
+        self._loaded = Classifier.of(model.to(self.device).eval(), tokenizer, harm)
+        return self._loaded
+
+    def _unreadable(self, e: Exception) -> UserError:
+        return UserError(
+            f"{self.variant} cannot be loaded as a text classifier ({' '.join(str(e).split())[:160]})",
+            "give a model that AutoModelForSequenceClassification reads",
+        )
