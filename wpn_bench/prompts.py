@@ -7,14 +7,16 @@ the columns `prompt` and, for a forget set, `harmful` and `harmless` (each a str
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import operator
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -279,8 +281,8 @@ def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .csv or .parquet file. Errors name the line."""
-    reader = _READERS.get(path.suffix.lower())
+    """Rows of a .jsonl, .csv (each gzipped or not) or .parquet file. Errors name the line."""
+    reader = _READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
     if reader is None:
         raise UserError(f"{path} is not .jsonl, .csv or .parquet", "convert it, or rename it to what it is")
     try:
@@ -291,8 +293,10 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is not UTF-8 (byte {e.start})", f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from e
-    except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror or e})", "check its permissions") from e
+    except (OSError, EOFError, zlib.error) as e:  # the last two: a gzip file that was cut off
+        raise UserError(
+            f"{path} cannot be read ({getattr(e, 'strerror', None) or e})", "check the file and its permissions"
+        ) from e
     except ValueError as e:  # a NUL byte in the path
         raise UserError(f"{str(path)!r} is no path of a file ({e})", "check the path") from e
     if not rows:
@@ -300,10 +304,19 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _open(path: Path) -> TextIO:
+    """The file as text with its line ends as they are, unpacked where its name ends in .gz."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opened: TextIO = opener(path, "rt", encoding="utf-8-sig", newline="")
+    return opened
+
+
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     # Split at line feeds only: JSON strings may hold other characters that str.splitlines() breaks at.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    with _open(path) as f:
+        text = f.read()
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -320,7 +333,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8-sig", newline="") as f:
+    with _open(path) as f:
         reader = csv.DictReader(f)
         try:
             columns = reader.fieldnames or []

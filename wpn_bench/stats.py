@@ -157,6 +157,14 @@ def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = ma
     return Estimate(mean, max(low, mean - half), min(high, mean + half))
 
 
+def variance_over_seeds(values: Sequence[float]) -> float:
+    """The variance of the mean over seeds, made so much larger that 1.96 of its roots are Student's interval."""
+    from scipy.stats import norm
+
+    e = over_seeds(values)
+    return 0.0 if e.high is None else ((e.high - e.value) / float(norm.ppf((1 + LEVEL) / 2))) ** 2
+
+
 def over_seeds_p(deltas: Sequence[float]) -> float | None:
     """Two-sided t-test of "the mean difference over seeds is zero"; None for one seed or no spread."""
     import numpy as np
@@ -177,6 +185,138 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         return list(p_values)
     adjusted = iter(multipletests(known, method="holm")[1])
     return [None if p is None else float(next(adjusted)) for p in p_values]
+
+
+# --- judges ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agreement(Estimate):
+    """Cohen's kappa of two judges (the estimate), their raw agreement, and how often each says yes; all over `n`."""
+
+    n: int
+    agreement: float
+    first: float
+    second: float
+
+
+def kappa(first: Sequence[bool], second: Sequence[bool], units: Sequence[object] | None = None) -> Agreement:
+    """Cohen's (1960) kappa (po - pe) / (1 - pe): po the raw agreement, pe = sum_k r_k c_k that of two judges who say yes
+    as often as these do, but each by chance. NaN without interval where both give the same one answer throughout.
+
+    The interval is the delta method's (Fleiss, Cohen & Everitt 1969), written as the variance of each item's influence
+
+        [(1[i = j] - po)(1 - pe) - (c_i + r_j - 2 pe)(1 - po)] / (1 - pe)^2      for an item in cell (i, j),
+
+    summed within `units` (answers to the same prompt are no independent items; None: each item is its own unit). Half a
+    pseudo-item is added to each of the four cells for it, so perfect agreement on a few items is not taken for certainty.
+    """
+    import numpy as np
+    from scipy.stats import norm
+
+    n = len(first)
+    if n == 0:
+        return Agreement(math.nan, None, None, 0, math.nan, math.nan, math.nan)
+    a, b = np.asarray(first, dtype=int), np.asarray(second, dtype=int)
+    counts = np.zeros((2, 2))
+    np.add.at(counts, (a, b), 1)
+
+    def parts(table: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64], NDArray[np.float64]]:
+        p = table / table.sum()
+        rows, columns = p.sum(1), p.sum(0)
+        return float(np.trace(p)), float(rows @ columns), rows, columns
+
+    po, pe, said, other = parts(counts)
+    if pe == 1.0:
+        return Agreement(math.nan, None, None, n, po, float(said[1]), float(other[1]))
+    value = (po - pe) / (1 - pe)
+    po_, pe_, rows, columns = parts(counts + 0.5)
+    spread = columns[:, None] + rows[None, :] - 2 * pe_
+    influence = ((np.eye(2) - po_) * (1 - pe_) - spread * (1 - po_)) / (1 - pe_) ** 2
+    _, unit = np.unique(np.arange(n) if units is None else np.asarray(units, dtype=str), return_inverse=True)
+    sums = np.bincount(unit, weights=influence[a, b])
+    error = math.sqrt(float((sums**2).sum()) + 0.5 * float((influence**2).sum())) / (n + 2)
+    half = float(norm.ppf((1 + LEVEL) / 2)) * error
+    centre = (po_ - pe_) / (1 - pe_)
+    # Centred on the adjusted kappa; the plain one lies inside.
+    low, high = min(centre - half, value), max(centre + half, value)
+    return Agreement(value, max(-1.0, low), min(1.0, high), n, po, float(said[1]), float(other[1]))
+
+
+def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties half (Mann-Whitney).
+
+    The interval takes the variance of DeLong, DeLong & Clarke-Pearson (1988) to the logit scale, where it cannot leave
+    [0, 1]. None where there is no telling: a class with fewer than two items, or perfect separation. NaN without a class.
+    """
+    import numpy as np
+    from scipy.stats import norm, rankdata
+
+    values, labels = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    above, below = values[labels], values[~labels]
+    m, n = len(above), len(below)
+    if not m or not n:
+        return Estimate(math.nan, None, None)
+    ranks = rankdata(np.concatenate([above, below]))
+    # For each positive the share of negatives under it, for each negative the share of positives over it.
+    of_positives = (ranks[:m] - rankdata(above)) / n
+    of_negatives = 1 - (ranks[m:] - rankdata(below)) / m
+    value = float(of_positives.mean())
+    if min(m, n) < 2:
+        return Estimate(value, None, None)
+    variance = float(of_positives.var(ddof=1) / m + of_negatives.var(ddof=1) / n)
+    if variance == 0 or value in (0.0, 1.0):
+        return Estimate(value, None, None)
+    half = float(norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance) / (value * (1 - value))
+    centre = math.log(value / (1 - value))
+    return Estimate(value, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre)))
+
+
+@dataclass(frozen=True)
+class Corrected(Estimate):
+    """A corrected share; `cut`: it fell outside 0 to 1 and was set to the nearer end."""
+
+    cut: bool
+
+
+def rogan_gladen(
+    share: float, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], variance: float | None = None
+) -> Corrected:
+    """The true share of positives behind the `share` that a fallible judge finds among `n` (Rogan & Gladen 1978):
+
+        pi = (p + Sp - 1) / (Se + Sp - 1)
+
+    `sensitivity` and `specificity` are (right, of) from the judge's card. The interval is that of Lang & Reiczigel (2014,
+    Preventive Veterinary Medicine 113), in which Se and Sp are estimates, too: with z = 1.96, p' = (n p + z^2/2) / n',
+    n' = n + z^2, Se' = (right + 1) / m, m = of + 2, Sp' and k likewise, J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
+
+        pi' + 2 z^2 [pi' Se'(1 - Se')/m - (1 - pi') Sp'(1 - Sp')/k]
+            +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k).
+
+    `variance` of p is given where p is a mean over seeds; it then stands for p'(1 - p')/n', and p' = p. All is cut to
+    [0, 1]. NaN without interval for n = 0 and for a judge no better than chance (Se + Sp <= 1).
+    """
+    from scipy.stats import norm
+
+    se, sp = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
+    m, k = sensitivity[1] + 2, specificity[1] + 2
+    se_, sp_ = (sensitivity[0] + 1) / m, (specificity[0] + 1) / k
+    gain = se_ + sp_ - 1
+    if n == 0 or min(se + sp - 1, gain) <= 1e-9:
+        return Corrected(math.nan, None, None, False)
+    raw = (share + sp - 1) / (se + sp - 1)
+    value = min(1.0, max(0.0, raw))
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    p, spread = share, variance
+    if spread is None:
+        p = (n * share + z**2 / 2) / (n + z**2)
+        spread = p * (1 - p) / (n + z**2)
+    of_se, of_sp = se_ * (1 - se_) / m, sp_ * (1 - sp_) / k
+    true = (p + sp_ - 1) / gain
+    shift = 2 * z**2 * (true * of_se - (1 - true) * of_sp)
+    half = z * math.sqrt(spread + true**2 * of_se + (1 - true) ** 2 * of_sp) / gain
+    low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
+    return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
 
 
 def non_inferiority(difference_low: float | None, difference_high: float | None, margin: float) -> Verdict:

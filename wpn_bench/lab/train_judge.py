@@ -16,7 +16,7 @@ from typing import Any
 from wpn_bench.errors import UserError
 from wpn_bench.lab.progress import ProgressLine
 
-__all__ = ["LABELS", "read_comments", "train_judge"]
+__all__ = ["LABELS", "read_comments", "split", "train_judge"]
 
 LABELS = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
 VOCABULARY = 8000
@@ -48,6 +48,12 @@ def read_comments(path: Path) -> list[dict[str, Any]]:
     if len(rows) < 3 * HELD_OUT:
         raise UserError(f"{path} has only {len(rows)} comments", f"at least {3 * HELD_OUT} are needed")
     return rows
+
+
+def split(rows: list[dict[str, Any]], draw: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The comments that are held out, and those to train on; with `random.Random(seed)` always the same."""
+    draw.shuffle(rows)
+    return rows[:HELD_OUT], rows[HELD_OUT:]
 
 
 def _train_tokenizer(texts: list[str]) -> Any:
@@ -110,10 +116,8 @@ def train_judge(
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    rows = read_comments(comments)
     draw = random.Random(seed)
-    draw.shuffle(rows)
-    held, train = rows[:HELD_OUT], rows[HELD_OUT:]
+    held, train = split(read_comments(comments), draw)
     tokenizer = _train_tokenizer([r["text"] for r in train])
     torch.manual_seed(seed)
     config = BertConfig(
