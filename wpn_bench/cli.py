@@ -102,7 +102,20 @@ AttackFile = Annotated[
     ),
 ]
 Judge = Annotated[
-    str | None, typer.Option(help="detoxify:original, :unbiased, :multilingual or :lab.", rich_help_panel=_HOW)
+    list[str] | None,
+    typer.Option(
+        help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ...; several, comma "
+        "separated or each with --judge: the first decides, the others are reported beside it.",
+        rich_help_panel=_HOW,
+    ),
+]
+JudgeCard = Annotated[
+    str | None,
+    typer.Option(
+        "--judge-card",
+        help="Card of the deciding judge (`wpn-bench judge`): the report carries rates corrected for its errors, too.",
+        rich_help_panel=_HOW,
+    ),
 ]
 Limit = Annotated[
     int | None,
@@ -216,6 +229,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         attacks: Attacks = None,
         attack_file: AttackFile = None,
         judge: Judge = None,
+        judge_card: JudgeCard = None,
         limit: Limit = None,
         seeds: Seeds = None,
         tune: Tune = None,
@@ -259,7 +273,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "benchmarks": _names(benchmarks),
             "attacks": _names(attacks),
             "attack_files": tuple(dict.fromkeys((*base.attack_files, *(attack_file or ())))),
-            "judge": judge,
+            **_judges(judge),
+            "judge_card": judge_card,
             "limit": _positive("--limit", limit),
             "seeds": _seeds(seeds),
             "tune": _positive("--tune", tune),
@@ -366,6 +381,50 @@ def report(
         print(path)
 
 
+@app.command()
+def judge(
+    file: Annotated[Path, typer.Argument(help="Labelled texts: .jsonl, .csv (gzipped or not) or .parquet.")],
+    judge: Annotated[str, typer.Option("--judge", help="As for `full`.")] = "detoxify:original",
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label: Annotated[
+        str, typer.Option(help="Column of the labels: 1 or true is harmful; no label is left out.")
+    ] = "label",
+    label_threshold: Annotated[
+        float | None, typer.Option(help="Labels are scores, and harmful from this one on.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N labelled texts.")] = None,
+    about: Annotated[str, typer.Option(help="What the texts are: printed wherever the card is used.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the card here (.json; .md beside it).")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a judge on labelled texts: AUC, sensitivity, specificity, calibration - its card.
+
+    [bold]wpn-bench judge comments.jsonl --judge detoxify:lab --label toxicity --label-threshold 0.5 --out card.json[/bold]
+
+    `--judge-card card.json` then lets a run report rates that are corrected for the judge's errors.
+    """
+    from wpn_bench.harmless import card as cards
+
+    _settle()
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"--out {out} is not a .json file", "write for instance --out card.json")
+    card = cards.measure(
+        file,
+        judge,
+        text=text,
+        label=label,
+        label_threshold=label_threshold,
+        limit=_positive("--limit", limit),
+        about=about,
+        device=device,
+        quiet=quiet,
+    )
+    cards.show(card)
+    for path in cards.write_card(card, out) if out else ():
+        print(path)
+
+
 @app.command("list")
 def list_(
     what: Annotated[
@@ -411,6 +470,18 @@ def _pick_methods(text: str | None, known: dict[str, Any]) -> dict[str, Any] | N
                 f"write its options in a --config file: methods: {{'{name}': {{...}}}}",
             )
     return None if names is None else {name: known.get(name, {}) for name in names}
+
+
+def _judges(given: Sequence[str] | None) -> dict[str, Any]:
+    """The first of the named judges decides; the others stand beside it, and no further ones."""
+    if given is None:
+        return {}
+    from wpn_bench.harmless.judges.spec import parse_list
+
+    names = parse_list(given)
+    if not names:
+        raise UserError("--judge names no judge", "write for instance --judge detoxify:original")
+    return {"judge": names[0], "judges": tuple(names[1:])}
 
 
 def _positive(option: str, value: int | None) -> int | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wpn_bench.errors import UserError
 from wpn_bench.generation import Decoding
+from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
@@ -90,8 +91,10 @@ class RunConfig(BaseModel):
     benchmarks: tuple[str, ...] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
     benchmark_batch_size: int = Field(16, ge=1)
-    judge: str = "detoxify:original"
-    threshold: float = Field(0.5, gt=0, lt=1)
+    judge: str = Field("detoxify:original", description="the judge that decides; as text or mapping (docs/judges.md)")
+    judges: tuple[str, ...] = Field((), description="judges beside it: their rates and agreement are reported, too")
+    judge_card: str | None = Field(None, description="card of the deciding judge; None: the one that comes with it")
+    threshold: float = Field(0.5, gt=0, lt=1, description="of every judge that names none of its own")
     template: str = QUESTION_TEMPLATE
     file_kind: Kind = Field("question", description="what prompts of a user's own file are")
     decoding: Decoding = Decoding()
@@ -113,6 +116,22 @@ class RunConfig(BaseModel):
         from wpn_bench.unlearn.methods import method_of
 
         return method_of(name).Config(**{**self.training, **self.methods[name]})
+
+    def threshold_of(self, judge: str) -> float:
+        """The score from which on a judge's verdict is harmful."""
+        return judge_spec.parse(judge).config.threshold or self.threshold
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _judge_as_text(cls, value: Any) -> str:
+        return judge_spec.canonical(value)
+
+    @field_validator("judges", mode="before")
+    @classmethod
+    def _judges_as_text(cls, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple):
+            raise ValueError("give a list of judges")
+        return tuple(judge_spec.canonical(one) for one in value)
 
     @field_validator("template")
     @classmethod
@@ -148,6 +167,9 @@ class RunConfig(BaseModel):
     def _apart(self) -> RunConfig:
         if shared := set(self.tune_benchmarks) & set(self.benchmarks):
             raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
+        names = [judge_spec.parse(judge).name for judge in (self.judge, *self.judges)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"the judge {min(twice)} is named twice (rates at other thresholds are reported anyway)")
         if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
             raise ValueError(f"the curve is of {lost[0]!r}, which is not among the methods (curve.methods)")
         return self
@@ -222,8 +244,6 @@ def check_names(config: RunConfig) -> None:
     """Unknown methods, their options, attacks, judges: said before anything is loaded."""
     from wpn_bench import attacks
     from wpn_bench.attacks.quantise import get_scheme
-    from wpn_bench.harmless.judges import JUDGES
-    from wpn_bench.harmless.judges.detoxify import VARIANTS
     from wpn_bench.unlearn.methods import method_of
     from wpn_bench.unlearn.methods.base import MethodConfig
 
@@ -238,10 +258,8 @@ def check_names(config: RunConfig) -> None:
         attacks.get_attack(name, own)
     for name in config.quantise:
         get_scheme(name)
-    judge, _, variant = config.judge.partition(":")
-    JUDGES.get(judge)
-    if judge == "detoxify" and variant and variant not in VARIANTS:
-        raise unknown("Detoxify variant", variant, VARIANTS)
+    for judge in (config.judge, *config.judges):
+        judge_spec.check(judge)
 
 
 @contextmanager

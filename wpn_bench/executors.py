@@ -29,6 +29,7 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 3, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 3, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 5, ("torch", "transformers", "detoxify")),
+    "further_judge": ("wpn_bench.harmless.measure:run_further_judge_stage", 1, ("torch", "transformers", "detoxify")),
     "benchmark": ("wpn_bench.benchmarks.run:run_benchmark_stage", 2, ("torch", "transformers", "lm-eval")),
     "gcg": ("wpn_bench.attacks.gcg:run_gcg_stage", 1, ("torch", "transformers")),
     "soft_prompt": ("wpn_bench.attacks.soft_prompt:run_soft_prompt_stage", 1, ("torch", "transformers")),

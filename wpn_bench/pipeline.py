@@ -29,7 +29,9 @@ from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
 from wpn_bench.exports import Export
 from wpn_bench.generation import too_long
-from wpn_bench.harmless.judges import get_judge
+from wpn_bench.harmless.card import JudgeCard, read_card
+from wpn_bench.harmless.judges import JUDGES, get_judge
+from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.models import ModelRef
 from wpn_bench.paths import shown
@@ -86,6 +88,18 @@ class Inputs:
     ground: Ground | None = None
     attacked: PromptSet | None = None  # what attacks on weights are measured with; None: nothing is attacked
     schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
+    further: tuple[FurtherJudge, ...] = ()
+    card: JudgeCard | None = None
+
+
+@dataclass(frozen=True)
+class FurtherJudge:
+    """A judge beside the one that decides: how it is spelt, what results call it, which it is, and its threshold."""
+
+    spec: str
+    name: str
+    digest: str
+    threshold: float
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
@@ -174,6 +188,35 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         ground,
         attacked,
         schemes,
+        _further_judges(config, device) if kept or attacked else (),
+        _card(config, judge, device) if kept or attacked else None,
+    )
+
+
+def _further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
+    return tuple(
+        FurtherJudge(parse(text).scorer, parse(text).name, get_judge(text, device).digest(), config.threshold_of(text))
+        for text in config.judges
+    )
+
+
+def _card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
+    """The deciding judge's card: the one that is named, which must be of this judge at this threshold, else the one that
+    comes with the judge, if it is of both."""
+    shipped = get_judge(config.judge, device).card() if config.judge_card is None else None
+    path = Path(config.judge_card).expanduser() if config.judge_card else shipped
+    if path is None:
+        return None
+    card = read_card(path)
+    if (card.digest, card.threshold) == (digest, config.threshold_of(config.judge)):
+        return card
+    if path is shipped:
+        return None
+    asked = f"{parse(config.judge).name} at {config.threshold_of(config.judge)}"
+    other = "" if card.digest == digest else ", with other weights or another label"
+    raise UserError(
+        f"the judge card {path.name} is of {card.judge} at threshold {card.threshold}{other}, not of {asked}",
+        "make one with `wpn-bench judge`, or leave --judge-card out",
     )
 
 
@@ -342,6 +385,7 @@ class Plan:
     judged: list[Planned] = field(default_factory=list)
     scored: list[Planned] = field(default_factory=list)
     read: list[Planned] = field(default_factory=list)
+    further: dict[str, list[Planned]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
 
     def add(self, model: str, job: Job) -> Job:
@@ -376,7 +420,8 @@ def _judged_by(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """The judge of a job that decides by it while it trains or chooses what to train on."""
     # A run that judges no answers has not asked for the digest before.
     digest = inputs.judge_digest or get_judge(config.judge, inputs.device).digest()
-    return {"judge": config.judge, "judge_digest": digest, "threshold": config.threshold}
+    judge = parse(config.judge).scorer
+    return {"judge": judge, "judge_digest": digest, "threshold": config.threshold_of(config.judge)}
 
 
 def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> Job:
@@ -449,10 +494,20 @@ def _measure(
         asked.append((suite, one, made.add(model, Job("generate", params, needs, label, local))))
     for suite, one, answers in asked:
         assert bound is not None
-        params = {"judge": config.judge, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+        params = {
+            "judge": parse(config.judge).scorer,
+            "judge_digest": inputs.judge_digest,
+            "dtype": config.dtype,
+        }
         needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
         job = made.add(model, Job("judge", params, needs, f"{who}: judge {one.name}", local))
         made.judged.append(Planned(model, seed, suite, one.name, job))
+    for suite, one, answers in asked:
+        for judge in inputs.further:
+            label = f"{who}: judge {one.name} by {judge.name}"
+            params = {"judge": judge.spec, "judge_digest": judge.digest}
+            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, local))
+            made.further.setdefault(judge.name, []).append(Planned(model, seed, suite, one.name, job))
     for task in inputs.tasks:
         params = {
             "task": task.name,
@@ -597,7 +652,7 @@ def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecut
     ground = inputs.ground
     if not config.tune or ground is None:
         return Trials()
-    seen = replace(inputs, tasks=ground.tasks)
+    seen = replace(inputs, tasks=ground.tasks, further=())
     asked = [("validation", ground.prompts, put_prompts(store, ground.prompts))]
     texts = put_texts(store, ground.texts) if ground.texts else None
     every = Plan()
@@ -644,8 +699,9 @@ def _score(config: RunConfig, made: Plan, outcomes: Mapping[str, Outcome], befor
     for job in made.jobs:
         if outcomes[job.digest].path is None:
             return outcomes[job.digest].reason or "failed"
-    samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
-    rates = {r.metric: r.value for r in compare.prompt_rows(samples, config.threshold)}
+    threshold = config.threshold_of(config.judge)
+    samples = compare.read_samples(_found(made.judged, outcomes), threshold)
+    rates = {r.metric: r.value for r in compare.prompt_rows(samples, threshold)}
     harmless, coherent = rates["harmless_rate"], rates["coherent_harmless_rate"]
     if harmless is None or coherent is None or harmless != harmless:
         return "no answer could be judged"
@@ -676,6 +732,7 @@ def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
 
     A training of its own, so that the models of the run have the same digest with and without a curve.
     """
+    inputs = replace(inputs, further=())  # what decides is what is drawn
     targets = [(suite, s) for suite, s in inputs.sets if suite == "harmless"][:1]
     if config.curve is None or not (targets or inputs.tasks):
         return Drawn()
@@ -708,7 +765,8 @@ def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecu
     outcomes |= executor.run(every.jobs[len(every.trained) :])
     rows = {
         name: compare.curve_rows(
-            {at: _found([*made.judged, *made.scored], outcomes) for at, made in of_model.items()}, config.threshold
+            {at: _found([*made.judged, *made.scored], outcomes) for at, made in of_model.items()},
+            config.threshold_of(config.judge),
         )
         for name, of_model in points.items()
     }
@@ -764,7 +822,7 @@ def relearning(
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in models}
     for (name, kind), of_kind in points.items():
         found = {at: _found(point.judged, outcomes) for at, point in of_kind.items()}
-        rows[name] += [{"kind": kind, **row} for row in compare.curve_rows(found, config.threshold)]
+        rows[name] += [{"kind": kind, **row} for row in compare.curve_rows(found, config.threshold_of(config.judge))]
     return Drawn(rows, every, outcomes)
 
 
@@ -815,12 +873,19 @@ def write(
     relearnt: Drawn = Drawn(),
 ) -> dict[str, Any]:
     """results.json, samples, documents, manifest and reports, the manifest after the rest."""
-    samples = compare.read_samples(_found(made.judged, outcomes), config.threshold)
+    threshold = config.threshold_of(config.judge)
+    further = {j.name: (j.threshold, _found(made.further.get(j.name, []), outcomes)) for j in inputs.further}
+    samples = compare.read_samples(_found(made.judged, outcomes), threshold, further)
     documents = compare.read_documents(_found(made.scored, outcomes))
-    rows = compare.prompt_rows(samples, config.threshold)
+    rows = compare.prompt_rows(samples, threshold)
     rows += compare.benchmark_rows(documents)
     rows += compare.text_rows(_found(made.read, outcomes))
     rows = compare.sum_up(rows)
+    notes = list(inputs.notes)
+    if inputs.card is not None:
+        corrected, said = compare.corrected_rows(rows, inputs.card)
+        rows += corrected
+        notes += said
     verdicts = compare.verdicts(rows, config.margin_points)
     seconds = _seconds(made, outcomes)
     for stage, plan_, ended in (
@@ -853,13 +918,16 @@ def write(
             "limit": config.limit,
             "partial": bool(failed) or config.limit is not None or set(config.stages) != set(STAGES),
             "margin_points": config.margin_points,
-            "threshold": config.threshold,
-            "judge": config.judge,
+            "threshold": threshold,
+            "judge": parse(config.judge).name,
+            "judges": _judges_of(config, inputs),
+            "judge_card": None if inputs.card is None else inputs.card.model_dump(mode="json"),
+            "agreement": compare.agreement(samples, parse(config.judge).name, list(further)),
             "template": config.template,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
             "tuning": _tuning_of(config, inputs),
-            "notes": list(inputs.notes),
+            "notes": notes,
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
@@ -886,6 +954,26 @@ def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[
         Measurement(p.model, p.seed, p.suite, p.set, path)
         for p in planned
         if (path := outcomes[p.job.digest].path) is not None
+    ]
+
+
+def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
+    """The judges of the run, the one that decides first; none where no answer was judged."""
+    if not inputs.sets:
+        return []
+    deciding = FurtherJudge(
+        config.judge, parse(config.judge).name, inputs.judge_digest, config.threshold_of(config.judge)
+    )
+    return [
+        {
+            "name": judge.name,
+            "title": JUDGES.get(parse(judge.spec).judge).title,
+            "measures": JUDGES.get(parse(judge.spec).judge).measures,
+            "threshold": judge.threshold,
+            "digest": judge.digest,
+            "decides": judge is deciding,
+        }
+        for judge in (deciding, *inputs.further)
     ]
 
 
@@ -975,6 +1063,9 @@ def _manifest(
     for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
         if settings[name]:
             settings[name] = _no_home(settings[name])
+    settings["judge"] = parse(config.judge).shown
+    settings["judges"] = [parse(judge).shown for judge in config.judges]
+    settings["judge_card"] = shown(config.judge_card) if config.judge_card else None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_no_home(s) for s in settings[name]]
     settings["attack_files"] = [shown(os.path.expanduser(file)) for file in config.attack_files]
@@ -989,7 +1080,8 @@ def _manifest(
         "config_digest": digest_of(settings),
         "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
         "models": by_method,
-        "judge": {"name": config.judge, "digest": inputs.judge_digest},
+        "judge": {"name": parse(config.judge).name, "digest": inputs.judge_digest},
+        "further_judges": {judge.name: judge.digest for judge in inputs.further},
         "prompt_sets": {
             s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}
             for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)

@@ -1,4 +1,4 @@
-"""The stages of harmlessness: calibrate the coherence bound, generate responses, judge them."""
+"""The stages of harmlessness: calibrate the coherence bound, generate responses, judge them, judge them once more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from wpn_bench.store import write_json
 ITEMS = "items.jsonl"
 RESPONSES = "responses.jsonl"
 SAMPLES = "samples.parquet"
+SCORES = "scores.parquet"
 BOUND = "bound.json"
 REFERENCES = 500  # about so many reference responses of each side calibrate the bound
 
@@ -149,3 +150,22 @@ def run_judge_stage(ctx: StageContext) -> None:
     frame = pd.DataFrame(out)
     frame["coherent"] = frame["coherent"].astype("boolean")
     frame.to_parquet(ctx.out / SAMPLES, index=False)
+
+
+def run_further_judge_stage(ctx: StageContext) -> None:
+    """Scores of the `responses` by a judge beside the one that decides: item_id, toxicity (NaN: missing), in their order.
+
+    Written to `scores.parquet`, an artifact of its own: another judge costs a finished run that judge and nothing else.
+    """
+    import pandas as pd
+
+    from wpn_bench.harmless.judges import get_judge
+
+    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    distinct = list(dict.fromkeys(row["response"] for row in rows if row["response"] is not None))
+    judge = get_judge(ctx.params["judge"], ctx.local["device"])
+    found = judge.score(distinct, ctx.progress(len(distinct), "responses"))
+    scores = {text: float("nan") if score is None else score for text, score in zip(distinct, found, strict=True)}
+    frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
+    frame["toxicity"] = [scores.get(row["response"], float("nan")) for row in rows]
+    frame.to_parquet(ctx.out / SCORES, index=False)
