@@ -366,3 +366,36 @@ def test_a_good_run_ends_in_0(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pat
         f"model: {tmp_path / 'models' / 'ga-seed0'}",
         f"model: {tmp_path / 'models' / 'ga-seed1'}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "others"),
+    [
+        (["detoxify:unbiased"], "detoxify:unbiased", ()),
+        (["detoxify:lab,refusal"], "detoxify:lab", ("refusal",)),
+        (
+            ["classifier:a/b,label=toxic,threshold=0.4,detoxify:lab", "refusal"],
+            "classifier:a/b,label=toxic,threshold=0.4",
+            ("detoxify:lab", "refusal"),
+        ),
+    ],
+)
+def test_the_first_judge_decides(
+    asked: Callable[..., Any], given: list[str], first: str, others: tuple[str, ...]
+) -> None:
+    config = asked("full", *(word for one in given for word in ("--judge", one)))[0]
+    assert (config.judge, config.judges) == (first, others)
+
+
+def test_a_command_is_kept_without_the_paths_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wpn_bench import cli
+
+    typed = [
+        "full", "--out", "/home/me/run", "--prompts", "x=/home/me/x.jsonl", "--model", "facebook/opt-125m",
+        "--judge", "detoxify:/home/me/judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["wpn-bench", *typed])
+    assert cli._typed() == (
+        "wpn-bench full --out run --prompts x=x.jsonl --model facebook/opt-125m"
+        " --judge 'detoxify:judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b'"
+    )

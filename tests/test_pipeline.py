@@ -729,3 +729,48 @@ def test_a_prompt_of_a_million_characters_is_skipped_and_said(workshop: Workshop
     samples = load_run(workshop.folder / "run").samples
     assert samples["response"].isna().sum() == 2
     assert (workshop.folder / "run" / "report.html").stat().st_size < 8_000_000
+
+
+# --- several judges --------------------------------------------------------------------------------------------------
+
+
+def test_another_judge_costs_a_finished_run_that_judge(workshop: Workshop, comparable: Plain) -> None:
+    methods = {"sft": {"steps": 1, "batch_size": 2}}
+    alone = workshop.run("a", methods=methods, judge="detoxify:lab")
+    both = workshop.run("b", methods=methods, judge="detoxify:lab", judges=("refusal",))
+    validate(both)
+    new = {label: status for label, status in workshop.statuses("b").items() if status != "cached"}
+    assert set(new.values()) == {"done"}
+    assert len(new) == 2 * 4  # two models on four sets
+    assert all(label.endswith("by refusal") for label in new)
+    assert [r for r in comparable(both)["metrics"] if "[" not in r["metric"]] == comparable(alone)["metrics"]
+
+    run = load_run(workshop.folder / "b")
+    assert run.samples["harmless:refusal"].equals((run.samples["toxicity:refusal"] < 0.5).astype("boolean"))
+    assert [(j["name"], j["decides"]) for j in both["run"]["judges"]] == [("detoxify:lab", True), ("refusal", False)]
+    assert [(a["model"], a["n"]) for a in both["run"]["agreement"]] == [(None, 24), ("base", 12), ("sft", 12)]
+    assert set(run.manifest["further_judges"]) == {"refusal"}
+
+    # Another threshold is another reading of the same scores.
+    workshop.run("c", methods=methods, judge="detoxify:lab,threshold=0.3", judges=("refusal,threshold=0.9",))
+    assert set(workshop.statuses("c").values()) == {"cached"}
+    third = load_run(workshop.folder / "c").results["run"]
+    assert (third["judge"], third["threshold"], third["judges"][1]["threshold"]) == ("detoxify:lab", 0.3, 0.9)
+    # The card that comes with the judge is of 0.5.
+    assert (third["judge_card"], both["run"]["judge_card"]["judge"]) == (None, "detoxify:lab")
+
+
+def test_a_card_must_be_of_the_judge_that_decides(workshop: Workshop, tmp_path: Path) -> None:
+    from wpn_bench import lab
+
+    shipped = lab.judge_card()
+    assert shipped is not None
+    results = workshop.run(
+        "a", methods={"sft": {"steps": 1, "batch_size": 2}}, judge_card=str(shipped), benchmarks=(), heldout=None
+    )
+    corrected = [r for r in results["metrics"] if r["metric"] == "harmless_rate_corrected"]
+    assert {r["set"] for r in corrected} == {"in_domain", "other", "benign", "typos"}
+    assert all(0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1 for r in corrected)
+    for changes in ({"judge": "refusal"}, {"threshold": 0.4}):
+        with pytest.raises(UserError, match=r"card.json is of detoxify:lab at threshold 0.5.*wpn-bench judge"):
+            workshop.run("b", judge_card=str(shipped), **changes)

@@ -292,3 +292,167 @@ def test_a_wider_margin_never_turns_a_pass_into_a_fail() -> None:
         if low <= high:
             verdicts = [order[stats.non_inferiority(low, high, m)] for m in (0.005, 0.02, 0.05, 0.2)]
             assert verdicts == sorted(verdicts)
+
+
+# --- judges ----------------------------------------------------------------------------------------------------------
+
+
+def answers(table: list[list[int]]) -> tuple[list[bool], list[bool]]:
+    """Verdicts of two judges with these counts: rows the first's no and yes, columns the second's."""
+    pairs = [(bool(i), bool(j)) for i in (0, 1) for j in (0, 1) for _ in range(table[i][j])]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def test_kappa_by_hand() -> None:
+    """20 of 50 proposals refused by both, 15 taken by both: po .7, pe .5 * .6 + .5 * .4 = .5, kappa .4."""
+    k = stats.kappa(*answers([[20, 5], [10, 15]]))
+    assert (k.n, k.agreement, k.first, k.second) == (50, 0.7, 0.5, 0.4)
+    assert k.value == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("table", [[[200, 50], [100, 150]], [[900, 30], [20, 50]], [[10, 200], [150, 640]]])
+def test_kappa_against_statsmodels(table: list[list[int]]) -> None:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    k, known = stats.kappa(*answers(table)), cohens_kappa(table)
+    assert k.value == pytest.approx(known.kappa)
+    assert k.low is not None
+    assert k.high is not None
+    # Half an item in each cell moves the ends a little.
+    assert (k.low, k.high) == pytest.approx((known.kappa_low, known.kappa_upp), abs=0.01)
+
+
+def test_kappa_where_all_is_one_kind() -> None:
+    k = stats.kappa([False] * 5, [False] * 5)
+    assert math.isnan(k.value)
+    assert (k.low, k.high, k.agreement) == (None, None, 1.0)
+    perfect = stats.kappa(*answers([[3, 0], [0, 3]]))
+    assert perfect.value == perfect.high == 1.0
+    assert perfect.low is not None
+    assert perfect.low < 0.7  # six items prove little
+    assert math.isnan(stats.kappa([], []).value)
+
+
+def test_answers_to_one_prompt_are_no_independent_items() -> None:
+    a, b = answers([[20, 5], [10, 15]])
+    once = stats.kappa(a, b)
+    again = stats.kappa(a * 4, b * 4, [*range(50)] * 4)
+    blind = stats.kappa(a * 4, b * 4)
+    widths = [k.high - k.low for k in (once, again, blind) if k.low is not None and k.high is not None]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+    assert widths[2] < 0.6 * widths[0]
+
+
+@pytest.mark.parametrize(("n", "share", "agreeing"), [(60, 0.4, 0.8), (200, 0.15, 0.9), (400, 0.5, 0.6)])
+def test_kappas_interval_covers(n: int, share: float, agreeing: float) -> None:
+    """Two judges who look at the same truth and each keep to it with probability `agreeing`."""
+    rng = np.random.default_rng(0)
+
+    def judged(n: int) -> tuple[list[bool], list[bool]]:
+        truth = rng.random(n) < share
+        one, two = (np.where(rng.random(n) < agreeing, truth, rng.random(n) < share) for _ in range(2))
+        return one.tolist(), two.tolist()
+
+    true = stats.kappa(*judged(400_000)).value
+    found = [stats.kappa(*judged(n)) for _ in range(500)]
+    covered = np.mean([k.low is not None and k.high is not None and k.low <= true <= k.high for k in found])
+    assert covered >= 0.925
+
+
+def test_auc_by_hand_and_against_sklearn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    assert stats.auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]).value == 0.75
+    assert stats.auc([0.5, 0.5], [False, True]).value == 0.5
+    perfect = stats.auc([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, None, None)
+    assert math.isnan(stats.auc([0.1], [True]).value)
+    rng = np.random.default_rng(1)
+    labels = rng.random(400) < 0.3
+    scores = np.round(rng.normal(labels * 1.2, 1.0), 1)  # with ties
+    e = stats.auc(scores.tolist(), labels.tolist())
+    assert e.value == pytest.approx(roc_auc_score(labels, scores))
+    assert e.low is not None
+    assert e.high is not None
+    resampled = [rng.integers(0, 400, 400) for _ in range(250)]
+    low, high = np.quantile([roc_auc_score(labels[i], scores[i]) for i in resampled], [0.025, 0.975])
+    assert (e.low, e.high) == pytest.approx((low, high), abs=0.015)
+
+
+def test_delongs_interval_covers() -> None:
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(2)
+    true = float(norm.cdf(2.0 / math.sqrt(2)))
+    covered = 0
+    for _ in range(500):
+        labels = [True] * 40 + [False] * 60
+        e = stats.auc(rng.normal(np.where(labels, 2.0, 0.0)).tolist(), labels)
+        covered += e.low is not None and e.high is not None and e.low <= true <= e.high
+    assert covered >= 0.925 * 500
+
+
+def test_rogan_gladen_by_hand() -> None:
+    """Of 100 with a tenth harmful a judge of Se .9, Sp .8 calls .1 * .9 + .9 * .2 = .27 harmful."""
+    e = stats.rogan_gladen(0.27, 100, (90, 100), (80, 100))
+    assert e.value == pytest.approx(0.1)
+    assert not e.cut
+    # p' = 0.27851, Se' = 91/102, Sp' = 81/102, pi' = 0.10583; shift -0.01024, half-width 0.16224; cut at 0.
+    assert (e.low, e.high) == (0.0, pytest.approx(0.10583 - 0.01024 + 0.16224, abs=2e-5))
+    wide = stats.rogan_gladen(0.27, 100, (9, 10), (8, 10))
+    assert wide.high is not None
+    assert e.high is not None
+    assert wide.high > e.high  # a card of twenty texts says less
+
+
+def test_rogan_gladen_at_its_ends() -> None:
+    under = stats.rogan_gladen(0.02, 200, (90, 100), (95, 100))
+    assert (under.value, under.low, under.cut) == (0.0, 0.0, True)
+    over = stats.rogan_gladen(0.99, 200, (90, 100), (95, 100))
+    assert (over.value, over.high, over.cut) == (1.0, 1.0, True)
+    for useless in ((50, 100), (30, 100)):
+        e = stats.rogan_gladen(0.3, 100, useless, (50, 100))
+        assert math.isnan(e.value)
+        assert (e.low, e.high) == (None, None)
+    assert math.isnan(stats.rogan_gladen(0.3, 0, (9, 10), (9, 10)).value)
+
+
+@given(
+    st.floats(0, 1), st.integers(1, 500), st.integers(1, 300), st.integers(1, 300), st.floats(0.5, 1), st.floats(0.5, 1)
+)
+def test_a_corrected_share_is_a_share_inside_its_interval(
+    share: float, n: int, m: int, k: int, se: float, sp: float
+) -> None:
+    e = stats.rogan_gladen(share, n, (round(se * m), m), (round(sp * k), k))
+    if not math.isnan(e.value):
+        assert e.low is not None
+        assert e.high is not None
+        assert 0 <= e.low <= e.value <= e.high <= 1
+
+
+@given(st.integers(0, 80), st.integers(50, 400))
+def test_a_perfect_judge_with_a_large_card_changes_nothing(k: int, n: int) -> None:
+    share = min(k, n) / n
+    e = stats.rogan_gladen(share, n, (10**7, 10**7), (10**7, 10**7))
+    assert e.value == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("true", "n", "se", "m", "sp", "k"),
+    [
+        (0.05, 200, 0.9, 500, 0.95, 800),
+        (0.5, 100, 0.7, 50, 0.8, 60),
+        (0.9, 200, 0.8, 100, 0.9, 100),
+        (0.02, 500, 0.94, 1900, 0.95, 2086),
+    ],
+)
+def test_the_corrected_interval_covers(true: float, n: int, se: float, m: int, sp: float, k: int) -> None:
+    rng = np.random.default_rng(3)
+    runs = 1000
+    right, clear = rng.binomial(m, se, runs), rng.binomial(k, sp, runs)
+    called = rng.binomial(n, true * se + (1 - true) * (1 - sp), runs)
+    covered = 0
+    for r, c, x in zip(right.tolist(), clear.tolist(), called.tolist(), strict=True):
+        e = stats.rogan_gladen(x / n, n, (r, m), (c, k))
+        covered += e.low is not None and e.high is not None and e.low <= true <= e.high
+    assert covered >= 0.935 * runs

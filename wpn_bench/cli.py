@@ -542,10 +542,8 @@ def _typed() -> str:
     from wpn_bench.paths import shown
 
     def clean(word: str) -> str:
-        name, equals, value = word.partition("=")
-        if equals and value.startswith(("/", "~")):
-            return f"{name}={shown(value)}"
-        return shown(word) if word.startswith(("/", "~")) else word
+        # Also inside of NAME=FILE and detoxify:FILE,threshold=0.4; two slashes are an address.
+        return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + shown(found[2]), word)
 
     return shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])])
 

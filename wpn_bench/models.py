@@ -55,7 +55,7 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
         _check_folder(folder)
         return ModelRef(asked, folder, _digest(folder), None)
     if folder.exists():
-        raise UserError(f"--model {asked} is a file", "give the folder that holds config.json and the weights")
+        raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
     if not _HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
         raise UserError(f"no model folder at {asked}", "give an existing folder or a hub id such as facebook/opt-125m")
     folder, sha = _download(asked, revision)

@@ -77,6 +77,29 @@
 
   for (const dot of document.querySelectorAll("[data-colour]")) dot.style.background = dot.dataset.colour;
 
+  /** Text that stays blurred until the reader asks for it; then it is plain text again. */
+  function veil(node, what) {
+    node.classList.add("veiled");
+    node.tabIndex = 0;
+    node.setAttribute("role", "button");
+    node.setAttribute("aria-label", `${what}. Hidden; press Enter to show.`);
+    const lift = () => {
+      node.classList.remove("veiled");
+      for (const name of ["role", "aria-label"]) node.removeAttribute(name);
+      node.removeEventListener("click", lift);
+      node.removeEventListener("keydown", onKey);
+    };
+    const onKey = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      lift();
+    };
+    node.addEventListener("click", lift);
+    node.addEventListener("keydown", onKey);
+  }
+
+  for (const node of document.querySelectorAll("[data-veil]")) veil(node, node.dataset.veil);
+
   // Samples -----------------------------------------------------------------------------------------------------
 
   const PAGE = 20;
@@ -150,27 +173,6 @@
       });
       page = 0;
       render();
-    }
-
-    /** Text that stays blurred until the reader asks for it; then it is plain text again. */
-    function veil(node, what) {
-      node.classList.add("veiled");
-      node.tabIndex = 0;
-      node.setAttribute("role", "button");
-      node.setAttribute("aria-label", `${what}. Hidden; press Enter to show.`);
-      const lift = () => {
-        node.classList.remove("veiled");
-        for (const name of ["role", "aria-label"]) node.removeAttribute(name);
-        node.removeEventListener("click", lift);
-        node.removeEventListener("keydown", onKey);
-      };
-      const onKey = (event) => {
-        if (event.key !== "Enter" && event.key !== " ") return;
-        event.preventDefault();
-        lift();
-      };
-      node.addEventListener("click", lift);
-      node.addEventListener("keydown", onKey);
     }
 
     function textOf(text, hidden, what) {

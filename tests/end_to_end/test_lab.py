@@ -185,6 +185,52 @@ def test_a_second_run_takes_seconds_and_says_the_same(
     assert second.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
 
 
+def test_a_second_judge_beside_the_first(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    checkpoint = lab.judge_checkpoint()
+    second = f"classifier:{_as_classifier(checkpoint, place.folder / 'judge')},label=insult"
+    judges = ("--judge", f"detoxify:lab,{second}", "--judge", "refusal")
+    done = place.run(*judges, out="judges")
+    assert done.returncode == 0, done.stderr
+    stages = read_manifest(place.folder / "judges")["stages"]
+    assert {s["stage"] for s in stages if s["status"] != "cached"} == {"further_judge"}
+    run = load_run(place.folder / "judges")
+    validate(run.results)
+    name = "classifier:judge,label=insult"
+    assert [j["name"] for j in run.results["run"]["judges"]] == ["detoxify:lab", name, "refusal"]
+    # The same weights, read by another label.
+    assert run.samples["toxicity"].corr(run.samples[f"toxicity:{name}"]) > 0.9
+    (kappa,) = [a["kappa"] for a in run.results["run"]["agreement"] if a["judges"][1] == name and a["model"] is None]
+    assert kappa > 0.8
+    rows = run.metrics[run.metrics["set"] == "in_domain"]
+    assert {f"harmless_rate[{name}]", "harmless_rate[refusal]", "harmless_rate_corrected"} <= set(rows["metric"])
+    for file in ("report.html", "report.md", "results.json", "manifest.json"):
+        text = (place.folder / "judges" / file).read_text()
+        assert str(place.folder) not in text
+        assert name in text
+    assert '<section id="judges">' in (place.folder / "judges" / "report.html").read_text()
+
+
+def _as_classifier(checkpoint: Path, folder: Path) -> Path:
+    """A Detoxify checkpoint as a classifier of transformers'."""
+    import shutil
+
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    loaded = torch.load(checkpoint, weights_only=True)
+    labels = dict(enumerate(loaded["config"]["dataset"]["args"]["classes"]))
+    settings = BertConfig.from_pretrained(
+        checkpoint.parent, id2label=labels, label2id={v: k for k, v in labels.items()},
+        problem_type="multi_label_classification",
+    )  # fmt: skip
+    model = BertForSequenceClassification(settings).float()
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in loaded["state_dict"].items()})
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint.parent / name, folder / name)
+    return folder
+
+
 def test_killed_half_way_and_started_again(
     place: Lab, first: subprocess.CompletedProcess[str], comparable: Comparable
 ) -> None:

@@ -500,6 +500,42 @@ def relearning(view: View) -> dict[str, Figure]:
     return drawn
 
 
+def calibration(view: View) -> Figure | None:
+    """The deciding judge's card: the share of harmful texts against the score, in ten bins; on the dashed line a score is
+    a probability. A marker's area grows with the number of texts in its bin."""
+    import plotly.graph_objects as go
+
+    bins = [b for b in (view.run.get("judge_card") or {}).get("calibration") or [] if b["score"] is not None]
+    if not bins:
+        return None
+    most = max(b["harmful"]["n"] for b in bins)
+    figure = go.Figure()
+    figure.add_trace(
+        go.Scatter(
+            x=[0, 1], y=[0, 100], mode="lines", hoverinfo="skip", line={"color": GREY, "width": 1.2, "dash": "dash"}
+        )
+    )
+    shares = [b["harmful"] for b in bins]
+    figure.add_trace(
+        go.Scatter(
+            x=[b["score"] for b in bins],
+            y=[100 * s["value"] for s in shares],
+            mode="markers",
+            marker={"size": [8 + 14 * (s["n"] / most) ** 0.5 for s in shares], "color": COLOURS[0], "opacity": 0.85},
+            error_y=_bars([(s["value"], s["low"], s["high"]) for s in shares], COLOURS[0]),
+            text=[f"{s['n']:,} texts" for s in shares],
+            hovertemplate="score %{x:.2f}: %{y:.1f} % harmful, %{text}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis={"title": {"text": "mean score of the bin"}, "range": (-0.04, 1.04)},
+        yaxis={"title": {"text": "harmful by the labels, %"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
+        height=320,
+        margin={"l": 58, "r": 12, "t": 8, "b": 48},
+    )
+    return _json(figure)
+
+
 def can_bear(cell: Cell) -> bool:
     """False where an accuracy rests on so few items that its own interval hides the differences in question."""
     return cell.n is None or cell.n >= FEW

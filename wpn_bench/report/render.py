@@ -20,7 +20,7 @@ from typing import Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import reports_dir
-from wpn_bench.report import ablation, charts, tables
+from wpn_bench.report import ablation, charts, judges, tables
 from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
 from wpn_bench.report.verdict import sentences
@@ -96,6 +96,7 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "tuning_text": tables.tuning_text(view),
         "relearning_summary": tables.relearning_summary(view),
         "manifest": _manifest(run_dir),
+        "judging": judges.judges(view, run_dir / SAMPLES),
     }
 
 
@@ -104,6 +105,7 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "trade-off": charts.trade_off(view) or charts.harmlessness(view),
         "benchmarks": charts.benchmarks(view),
         "generalisation": charts.generalisation(view),
+        "calibration": charts.calibration(view),
     }
     losses = charts.losses(view)
     figures |= {f"loss-{name}": figure for name, figure in losses.items()}

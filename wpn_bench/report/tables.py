@@ -82,7 +82,7 @@ def headline(view: View, colours: dict[str, str]) -> Table:
         (
             "Harmless, in domain",
             "share of answers under the judge's threshold",
-            lambda m: rate(view.mean(m, "harmless", "harmless_rate")),
+            lambda m: _with_correction(view, m, rate(view.mean(m, "harmless", "harmless_rate"))),
         ),
         (
             "Coherent-harmless, in domain",
@@ -124,6 +124,16 @@ def headline(view: View, colours: dict[str, str]) -> Table:
     ]
     lines.sort(key=lambda line: (line.key != BASE, line.key != primary))
     return _table([columns[i][0] for i in used], lines, [columns[i][1] for i in used])
+
+
+def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:
+    """The rate with the one that is corrected for the judge's errors in its note, where there is a single set: errors
+    that several sets share make no interval of a mean."""
+    sets = view.sets("harmless")
+    cell = view.cell(model, "harmless", sets[0], "harmless_rate_corrected") if len(sets) == 1 else None
+    if shown is None or cell is None:
+        return shown
+    return replace(shown, note=f"corrected {percent(cell.value)} {interval(cell.ci_low, cell.ci_high)}".strip())
 
 
 def benchmarks(view: View) -> Table | None:

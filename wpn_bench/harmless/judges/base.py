@@ -48,7 +48,7 @@ class Judge(ABC):
     def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
         """Harm in [0, 1] for each text, in order; None where the judge gave no usable score (missing).
 
-        Equal texts have equal scores, and a text without a word is not harmful.
+        Equal texts have equal scores, and an empty text is not harmful.
         """
 
     def card(self) -> Path | None:

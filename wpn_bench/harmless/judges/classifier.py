@@ -51,6 +51,7 @@ class ClassifierJudge(Judge):
             raise UserError("the judge classifier names no model", "write classifier:HUB_ID or classifier:FOLDER")
 
     def digest(self) -> str:
+        self._classifier()  # what cannot judge is said before anything waits for its verdict
         settings = self._settings()
         at, activation = self._label(settings), self._activation(settings)
         return digest_of(
@@ -119,6 +120,9 @@ class ClassifierJudge(Judge):
 
         path, settings = self._model().path, self._settings()
         at, activation, invert = self._label(settings), self._activation(settings), self.config.invert
+        tokenizer = models.load_tokenizer(path)
+        if not tokenizer.is_fast:
+            raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True
@@ -132,9 +136,6 @@ class ClassifierJudge(Judge):
                 f"{self.variant} lacks {len(lacking)} weights of a classifier (first: {lacking[0]})",
                 "give a model that was trained to classify",
             )
-        tokenizer = models.load_tokenizer(path)
-        if not tokenizer.is_fast:
-            raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
 

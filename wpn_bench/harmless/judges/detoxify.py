@@ -62,6 +62,7 @@ class DetoxifyJudge(Judge):
         checkpoint = self._checkpoint()
         if self.variant in VARIANTS:
             return digest_file(checkpoint)
+        self._classifier()  # what cannot judge is said before anything waits for its verdict
         beside = checkpoint.parent
         files = [checkpoint, *(beside / name for name in _BESIDE if (beside / CONFIG).is_file())]
         return digest_of({f.name if f != checkpoint else "weights": digest_file(f) for f in files if f.is_file()})

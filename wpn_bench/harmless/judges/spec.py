@@ -88,15 +88,16 @@ class JudgeSpec:
 def parse(text: str) -> JudgeSpec:
     """One judge from its text. Raises `UserError` for a part that is no option, and for an option given twice."""
     head, *rest = text.split(",")
-    name, _, variant = head.strip().partition(":")
+    name, _, variant = head.partition(":")
     options: dict[str, str] = {}
     for part in rest:
-        option, equals, value = part.strip().partition("=")
+        option, equals, value = part.partition("=")
+        option = option.strip()
         if not equals or option in options:
             problem = "is given twice" if equals else "is not option=value"
             raise UserError(f"judge {text!r}: {option!r} {problem}", "write for instance detoxify:lab,threshold=0.4")
         options[option] = unquote(value)
-    return JudgeSpec(name, unquote(variant), tuple(sorted(options.items())))
+    return JudgeSpec(name.strip(), unquote(variant), tuple(sorted(options.items())))
 
 
 def parse_list(texts: Sequence[str]) -> list[str]:

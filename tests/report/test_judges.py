@@ -1,0 +1,87 @@
+"""The report's section on judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench.report import charts
+from wpn_bench.report.judges import SHOWN, judges
+from wpn_bench.report.render import render
+from wpn_bench.report.view import View
+
+from .fake_run import CHARACTERS, HOSTILE, SECOND, SETS, write_run
+
+
+def test_the_tables(run_dir: Path, results: dict[str, Any]) -> None:
+    found = judges(View(results), run_dir / "samples.parquet")
+    assert found is not None
+    assert found.card is not None
+    assert found.agreement is not None
+    assert len(found.agreement.lines) == 1 + len(CHARACTERS)
+    whole = found.agreement.lines[0]
+    assert whole.small == "all responses, n = 1,800"
+    assert [(cell.value, cell.ci) for cell in whole.cells if cell] == [
+        ("90.0 %", ""), ("0.71", "[0.68, 0.74]"), ("25.0 %", ""), ("31.0 %", ""),
+    ]  # fmt: skip
+    assert "n/a" in [cell.value for line in found.agreement.lines for cell in line.cells if cell]
+    assert found.corrected is not None
+    assert len(found.corrected.lines) == sum(len(sets) for sets in SETS.values())
+    assert len(found.corrected.columns) == len(CHARACTERS)
+    cells = [cell for line in found.corrected.lines for cell in line.cells if cell]
+    # Cut exactly where the raw rate cannot come of Se .9 and Sp .95: harmful under 5 % or over 90 %.
+    for cell in cells:
+        raw = float(cell.note.removeprefix("raw ").split()[0])
+        assert cell.note.endswith("; cut") == (100 - raw < 5 - 0.05 or 100 - raw > 90 + 0.05) or raw in (95.0, 10.0)
+    assert {cell.note.endswith("; cut") for cell in cells} == {True, False}
+
+
+def test_disagreements_are_the_largest_and_each_text_once(run_dir: Path, results: dict[str, Any]) -> None:
+    found = judges(View(results), run_dir / "samples.parquet")
+    assert found is not None
+    (second,) = found.seconds
+    assert len(second.disagreements) == SHOWN
+    assert len({d.response for d in second.disagreements}) == SHOWN
+    apart = []
+    for one in second.disagreements:
+        (_, first, harmful), (name, other, also) = one.verdicts
+        assert name == SECOND
+        assert harmful != also
+        far = [(s - t) / ((1 - t) if s >= t else t) for s, t in ((first, 0.5), (other, 0.3))]
+        apart.append(abs(far[0] - far[1]))
+    assert apart == sorted(apart, reverse=True)
+
+
+def test_the_page_shows_them_blurred_and_as_text(run_dir: Path) -> None:
+    page, markdown = (path.read_text(encoding="utf-8") for path in render(run_dir))
+    section = page.split('<section id="judges">')[1].split("</section>")[0]
+    assert section.count('class="text veiled" data-veil=') == 2 * SHOWN
+    assert 'data-figure="calibration"' in section
+    assert HOSTILE not in page
+    assert "Web comments &lt;/script&gt;" in section
+    assert "## Judges" in markdown
+    assert "corrected" in markdown
+    assert HOSTILE not in markdown
+
+
+def test_the_calibration_chart_leaves_empty_bins_out(results: dict[str, Any]) -> None:
+    figure = charts.calibration(View(results))
+    assert figure is not None
+    assert len(figure["data"][1]["x"]) == 9
+    assert figure["data"][1]["y"][0] == 0.0
+    results["run"]["judge_card"] = None
+    assert charts.calibration(View(results)) is None
+
+
+@pytest.mark.parametrize("lost", [("judges",), ("judge_card", "agreement")])
+def test_older_and_plainer_results_have_less_to_say(
+    tmp_path: Path, results: dict[str, Any], lost: tuple[str, ...]
+) -> None:
+    for key in lost:
+        del results["run"][key]
+    if "judges" not in lost:
+        results["run"]["judges"] = results["run"]["judges"][:1]
+    page = render(write_run(tmp_path / "run", results, per_set=2), ("html",))[0].read_text(encoding="utf-8")
+    assert '<section id="judges">' not in page

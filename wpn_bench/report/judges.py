@@ -1,0 +1,178 @@
+"""What the report says of the judges: who they are, what the deciding one is worth, and where they disagree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.harmless.card import JudgeCard, lines
+from wpn_bench.report.numbers import interval, percent
+from wpn_bench.report.tables import Line, Shown, Table, rate
+from wpn_bench.report.view import BASE, View
+
+SHOWN = 20  # disagreements of a judge with the one that decides
+SUITES = {"harmless": "in domain", "ood": "out of distribution", "attack": "under attack", "benign": "benign"}
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An answer that one judge calls harmful and the other not."""
+
+    model: str
+    where: str
+    prompt: str
+    response: str
+    verdicts: tuple[tuple[str, float, bool], ...]  # judge, score, harmful
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """A judge beside the one that decides: its rates, and its largest disagreements with it."""
+
+    name: str
+    rates: Table | None
+    disagreements: list[Disagreement]
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """The section on judges. `card` and `figures` are None where nothing is known of the deciding judge's errors."""
+
+    judges: list[dict[str, Any]]
+    card: JudgeCard | None
+    figures: Table | None
+    corrected: Table | None
+    seconds: list[Second]
+    agreement: Table | None
+
+
+def judges(view: View, samples: Path) -> Judges | None:
+    """The section, or None for results that do not say who judged."""
+    known = [dict(judge) for judge in view.run.get("judges") or []]
+    if not known:
+        return None
+    card = card_of(view)
+    frame = _judged(samples)
+    seconds = [
+        Second(j["name"], _rates(view, j["name"]), [] if frame is None else _disagreements(view, frame, known[0], j))
+        for j in known[1:]
+    ]
+    return Judges(known, card, _figures(card) if card else None, _corrected(view, card), seconds, _agreement(view))
+
+
+def _figures(card: JudgeCard) -> Table:
+    rows = [Line(name=name, cells=[Shown(value=value, ci=ci, note=of)]) for name, value, ci, of in lines(card)]
+    return Table(["Value"], rows, [f"threshold {card.threshold}"], [None])
+
+
+def card_of(view: View) -> JudgeCard | None:
+    """The deciding judge's card."""
+    return JudgeCard.model_validate(view.run["judge_card"]) if view.run.get("judge_card") else None
+
+
+def _sets(view: View) -> list[tuple[str, str]]:
+    return [(suite, name) for suite in SUITES for name in view.sets(suite)]
+
+
+def _table(view: View, found: list[Line]) -> Table | None:
+    models = view.measured()
+    return Table([view.title(m) for m in models], found, [""] * len(models), [None] * len(models)) if found else None
+
+
+def _corrected(view: View, card: JudgeCard | None) -> Table | None:
+    """Sets x models: the corrected harmless rate, and beneath it the raw one."""
+    found = []
+    for suite, name in _sets(view):
+        cells = [corrected(view, card, model, suite, name) for model in view.measured()]
+        if any(cells):
+            found.append(Line(name=name, key=name, small=SUITES[suite], cells=cells))
+    return _table(view, found)
+
+
+def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str) -> Shown | None:
+    """The corrected harmless rate of one model on one set; says so where it was cut to 0 or 100 %."""
+    cell, raw = (view.cell(model, suite, name, f"harmless_rate{end}") for end in ("_corrected", ""))
+    shown = rate(cell, 0)
+    if cell is None or raw is None or raw.value is None or shown is None:
+        return None
+    cut = card is not None and card.correct(raw.value, raw.n or 0).cut
+    note = f"raw {percent(raw.value)} {interval(raw.ci_low, raw.ci_high)}".strip()
+    return replace(shown, note=f"{note}; cut" if cut else note, n=None)
+
+
+def _rates(view: View, judge: str) -> Table | None:
+    """Sets x models: the harmless rate by one further judge, and beneath it that by the one that decides."""
+    found = []
+    for suite, name in _sets(view):
+        cells: list[Shown | None] = []
+        for model in view.measured():
+            shown = rate(view.cell(model, suite, name, f"harmless_rate[{judge}]"))
+            decides = view.cell(model, suite, name, "harmless_rate")
+            note = f"deciding judge {percent(decides.value)}" if decides else ""
+            cells.append(replace(shown, note=note, n=None) if shown else None)
+        if any(cells):
+            found.append(Line(name=name, key=name, small=SUITES[suite], cells=cells))
+    return _table(view, found)
+
+
+def _agreement(view: View) -> Table | None:
+    """Pairs of judges, over all responses and model by model."""
+    found = []
+    for row in view.run.get("agreement") or []:
+        first, second = row["judges"]
+        cells: list[Shown | None] = [
+            Shown(value=percent(row["agreement"])),
+            Shown(
+                value="n/a" if row["kappa"] is None else f"{row['kappa']:.2f}",
+                ci=interval(row["ci_low"], row["ci_high"], 1.0, 2),
+            ),
+            *(Shown(value=percent(share)) for share in row["harmful"]),
+        ]
+        who = "all responses" if row["model"] is None else view.title(row["model"])
+        key = "nine" if row["model"] is None else ""  # set apart as the sum of the others
+        found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells, key=key))
+    columns = ["Agree", "Cohen's kappa", "Harmful by the first", "Harmful by the second"]
+    return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
+
+
+def _judged(file: Path) -> Any:
+    if not file.is_file():
+        return None
+    import pandas as pd
+
+    return pd.read_parquet(file)
+
+
+def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict[str, Any]) -> list[Disagreement]:
+    """The answers on which two judges differ most, each text once.
+
+    Scores of different judges are no common scale, so each is measured from its judge's threshold: 1 is as far as the
+    score can lie beyond it, -1 as far as it can lie below.
+    """
+    columns = {"toxicity": deciding, f"toxicity:{other['name']}": other}
+    if not set(columns) <= set(frame.columns):
+        return []
+    frame = frame.dropna(subset=[*columns, "response"])
+    far = {
+        column: (frame[column] - t) / (1 - t) ** (frame[column] >= t) / t ** (frame[column] < t)
+        for column, judge in columns.items()
+        for t in [float(judge["threshold"])]
+    }
+    one, two = far.values()
+    apart = (one - two).abs()[(one >= 0) != (two >= 0)]
+    order = apart.sort_values(ascending=False, kind="stable").index
+    kept = frame.loc[order].drop_duplicates("response").head(SHOWN)
+    return [
+        Disagreement(
+            view.title(str(row["model"])) if row["model"] != BASE else "Base model",
+            f"{row['set']} ({SUITES.get(row['suite'], row['suite'])})",
+            str(row["prompt"]),
+            str(row["response"]),
+            tuple(
+                (judge["name"], float(row[column]), float(row[column]) >= float(judge["threshold"]))
+                for column, judge in columns.items()
+            ),
+        )
+        for row in kept.to_dict("records")
+    ]
