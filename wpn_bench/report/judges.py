@@ -62,8 +62,11 @@ def judges(view: View, samples: Path) -> Judges | None:
 
 
 def _figures(card: JudgeCard) -> Table:
-    rows = [Line(name=name, cells=[Shown(value=value, ci=ci, note=of)]) for name, value, ci, of in lines(card)]
-    return Table(["Value"], rows, [f"threshold {card.threshold}"], [None])
+    """One line, a column a figure."""
+    found = lines(card)
+    cells: list[Shown | None] = [Shown(value=value, ci=ci, note=of) for _, value, ci, of in found]
+    line = Line(name=card.judge, small=f"threshold {card.threshold}", cells=cells)
+    return Table([name for name, *_ in found], [line], [""] * len(found), [None] * len(found))
 
 
 def card_of(view: View) -> JudgeCard | None:
