@@ -21,15 +21,19 @@ def methods() -> Iterator[Entry]:
 
 def attacks() -> Iterator[Entry]:
     from wpn_bench import attacks as parts
+    from wpn_bench.attacks.base import RELEARN
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.relearn import Relearning
 
     for name in parts.names():
         attack = parts.get_attack(name)
         yield name, attack.title, attack.description
+    for name in parts.GRADIENT:
+        search = parts.GRADIENT.get(name)
+        yield name, search.title, search.description
     for scheme in SCHEMES.values():
-        yield scheme.name, scheme.title, f"{scheme.description} In a configuration: `quantise: [{scheme.name}]`."
-    yield "relearn", Relearning.title, f"{Relearning.description} In a configuration: `relearn: {{}}`."
+        yield scheme.name, scheme.title, scheme.description
+    yield RELEARN, Relearning.title, Relearning.description
 
 
 def judges() -> Iterator[Entry]:

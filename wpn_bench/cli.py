@@ -92,7 +92,12 @@ Benchmarks = Annotated[
     str | None, typer.Option("--benchmarks", help="lm-eval task names, comma separated.", rich_help_panel=_WHAT)
 ]
 Attacks = Annotated[
-    str | None, typer.Option("--attacks", help="Prompt attacks, comma separated.", rich_help_panel=_WHAT)
+    str | None,
+    typer.Option(
+        "--attacks",
+        help="Attacks of any kind, comma separated: typos,gcg,relearn (`wpn-bench list attacks` shows all); no others.",
+        rich_help_panel=_WHAT,
+    ),
 ]
 AttackFile = Annotated[
     list[str] | None,
@@ -271,7 +276,6 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "forget": forget,
             "file_kind": prompt_kind,
             "benchmarks": _names(benchmarks),
-            "attacks": _names(attacks),
             "attack_files": tuple(dict.fromkeys((*base.attack_files, *(attack_file or ())))),
             **_judges(judge),
             "judge_card": judge_card,
@@ -291,6 +295,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
                 decoding[name] = _positive("--" + name.replace("_", "-"), value)
         settings = base.model_dump() | {k: v for k, v in changes.items() if v is not None}
         settings |= {"decoding": decoding}
+        if attacks is not None:
+            settings |= configuration.attack_settings(_names(attacks) or (), base)
         if methods is not None and settings["curve"] and (named := settings["curve"]["methods"]):
             # A curve of a method that was not picked is not wanted either.
             picked = [name for name in named if name in settings["methods"]]

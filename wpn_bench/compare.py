@@ -426,6 +426,27 @@ def training_of(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def search_rows(found: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """What each gradient search came to: mean loss of the targets (nats a token) before and after it over the prompts it was
+    searched on, the share of targets that greedy decoding then writes, steps, and seconds."""
+    rows = []
+    for m in found:
+        told = json.loads((m.path / "search.json").read_text(encoding="utf-8"))
+        searches = told["searches"]
+        of_prompts = [len(s["items"]) for s in searches]  # a universal search counts for all its prompts
+        n = sum(of_prompts)
+        first, best = (
+            sum(s[key] * k for s, k in zip(searches, of_prompts, strict=True)) / n
+            for key in ("first_loss", "best_loss")
+        )
+        reached = sum(sum(s["reached"]) for s in searches) / n
+        described = {"attack": m.set, "seed": m.seed, "universal": bool(told["config"]["universal"]), "prompts": n}
+        losses = {"first_loss": _number(first), "best_loss": _number(best), "reached": reached}
+        seconds = round(sum(s["seconds"] for s in searches), 2)
+        rows.append({**described, "steps": told["config"]["steps"], **losses, "seconds": seconds})
+    return rows
+
+
 def _row(model: str, seed: int | None, suite: str, name: str, metric: str, n: int, e: Estimate, d: Difference) -> Row:
     known = d.low is not None or d.value == d.value
     return Row(

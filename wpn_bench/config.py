@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
 
 if TYPE_CHECKING:
+    from wpn_bench.attacks.search import SearchConfig
     from wpn_bench.unlearn.methods.base import MethodConfig
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -86,6 +87,10 @@ class RunConfig(BaseModel):
     heldout: str | None = None
     attacks: tuple[str, ...] = ()
     attack_files: tuple[str, ...] = Field((), description="templates of a user's own, added to the attacks")
+    gradient_attacks: dict[str, dict[str, Any]] = Field(
+        {}, description="gcg, soft_prompt -> changes to its defaults: searched against every model on the same budget"
+    )
+    gradient_limit: int | None = Field(None, ge=1, description="in-domain prompts they are asked on; None: all")
     relearn: Relearn | None = Field(None, description="fine-tune every model a little and see what comes back")
     quantise: tuple[str, ...] = Field((), description="int8, int4: ask every model also with its weights rounded")
     benchmarks: tuple[str, ...] = ()
@@ -116,6 +121,12 @@ class RunConfig(BaseModel):
         from wpn_bench.unlearn.methods import method_of
 
         return method_of(name).Config(**{**self.training, **self.methods[name]})
+
+    def gradient_config(self, name: str) -> SearchConfig:
+        """What the gradient attack `name` is told: its defaults, the changes over them."""
+        from wpn_bench.attacks import GRADIENT
+
+        return GRADIENT.get(name).Config(**self.gradient_attacks[name])
 
     def threshold_of(self, judge: str) -> float:
         """The score from which on a judge's verdict is harmful."""
@@ -240,6 +251,19 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def attack_settings(names: Sequence[str], base: RunConfig) -> dict[str, Any]:
+    """Settings for these attacks, of whatever kind, and no others; with the options that `base` has for them."""
+    from wpn_bench.attacks.base import GRADIENT, RELEARN
+    from wpn_bench.attacks.quantise import SCHEMES
+
+    return {
+        "attacks": tuple(n for n in names if n not in GRADIENT and n not in SCHEMES and n != RELEARN),
+        "gradient_attacks": {n: base.gradient_attacks.get(n, {}) for n in names if n in GRADIENT},
+        "quantise": tuple(n for n in names if n in SCHEMES),
+        "relearn": (base.relearn or Relearn()).model_dump() if RELEARN in names else None,
+    }
+
+
 def check_names(config: RunConfig) -> None:
     """Unknown methods, their options, attacks, judges: said before anything is loaded."""
     from wpn_bench import attacks
@@ -256,6 +280,10 @@ def check_names(config: RunConfig) -> None:
     own = attacks.own_attacks(config.attack_files)
     for name in config.attacks:
         attacks.get_attack(name, own)
+    for name in config.gradient_attacks:
+        attack = attacks.GRADIENT.get(name)
+        with _named(f"option of attack {name}", f"attack {name}", attack.Config, "docs/attacks.md"):
+            config.gradient_config(name)
     for name in config.quantise:
         get_scheme(name)
     for judge in (config.judge, *config.judges):

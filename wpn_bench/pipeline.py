@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench import attacks, compare, exports, models, prompts, tuning
 from wpn_bench.attacks import AttackContext, quantise, relearn
+from wpn_bench.attacks.search import NOT_IN_DIGEST as NOT_IN_SEARCH
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
 from wpn_bench.config import STAGES, RelearnKind, RunConfig
@@ -86,7 +87,7 @@ class Inputs:
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     ground: Ground | None = None
-    attacked: PromptSet | None = None  # what attacks on weights are measured with; None: nothing is attacked
+    attacked: PromptSet | None = None  # what attacks on weights and by gradients ask; None: there are none
     schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
@@ -168,7 +169,7 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         ground, retain = _ground(config, validation, retain, heldout, notes)
         ground = replace(ground, tasks=tuple(describe(name, folders) for name in tune_names))
     skipped = _check_lengths(config, model, kept)
-    attacked = target if config.relearn or config.quantise else None
+    attacked = target if config.relearn or config.quantise or config.gradient_attacks else None
     schemes, cannot = _schemes(config, device) if attacked else ((), [])
     judge = get_judge(config.judge, device).digest() if kept or attacked or config.tune else ""
     for note in notes:
@@ -315,7 +316,7 @@ def _attacked(
         return []
     own = attacks.own_attacks(config.attack_files)
     chosen = list(dict.fromkeys((*config.attacks, *own)))
-    if taken := names.intersection((*chosen, *config.quantise)):
+    if taken := names.intersection((*chosen, *config.gradient_attacks, *config.quantise)):
         raise UserError(
             f"an attack and a prompt set are both called {min(taken)!r}",
             "give the set another name (--prompts NAME=FILE), or the attack of your file",
@@ -386,6 +387,7 @@ class Plan:
     scored: list[Planned] = field(default_factory=list)
     read: list[Planned] = field(default_factory=list)
     further: dict[str, list[Planned]] = field(default_factory=dict)
+    searched: list[Planned] = field(default_factory=list)
     owner: dict[str, str] = field(default_factory=dict)
 
     def add(self, model: str, job: Job) -> Job:
@@ -403,12 +405,14 @@ def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = No
     heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
     _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
     _measure_rounded(config, inputs, store, made, BASE, None, base, bound)
+    _measure_searched(config, inputs, store, made, BASE, None, base, bound)
     for seed in config.seeds:
         for method in config.methods:
             job = made.add(method, _train_job(config, inputs, store, method, seed, logs=logs))
             made.trained[method, seed] = job
             _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
             _measure_rounded(config, inputs, store, made, method, seed, job, bound)
+            _measure_searched(config, inputs, store, made, method, seed, job, bound)
     return made
 
 
@@ -473,7 +477,7 @@ def _measure(
     model: str,
     seed: int | None,
     artifact: Job | External,
-    sets: Iterable[tuple[str, PromptSet, External]],
+    sets: Iterable[tuple[str, PromptSet, Job | External]],
     bound: Job | External | None,
     heldout: External | None,
     who: str = "",
@@ -481,7 +485,7 @@ def _measure(
     """Everything asked of one model, which is called `who` to people."""
     who = who or _who(model, seed)
     local = {"device": inputs.device}
-    asked = []
+    asked: list[Answers] = []
     params: dict[str, Any]
     for suite, one, stored in sets:
         params = {
@@ -491,23 +495,8 @@ def _measure(
         }
         needs: dict[str, Job | External] = {"model": artifact, "prompts": stored}
         label = f"{who}: answer {one.name}"
-        asked.append((suite, one, made.add(model, Job("generate", params, needs, label, local))))
-    for suite, one, answers in asked:
-        assert bound is not None
-        params = {
-            "judge": parse(config.judge).scorer,
-            "judge_digest": inputs.judge_digest,
-            "dtype": config.dtype,
-        }
-        needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
-        job = made.add(model, Job("judge", params, needs, f"{who}: judge {one.name}", local))
-        made.judged.append(Planned(model, seed, suite, one.name, job))
-    for suite, one, answers in asked:
-        for judge in inputs.further:
-            label = f"{who}: judge {one.name} by {judge.name}"
-            params = {"judge": judge.spec, "judge_digest": judge.digest}
-            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, local))
-            made.further.setdefault(judge.name, []).append(Planned(model, seed, suite, one.name, job))
+        asked.append((suite, one.name, made.add(model, Job("generate", params, needs, label, local))))
+    _judge(config, inputs, made, model, seed, asked, bound, who)
     for task in inputs.tasks:
         params = {
             "task": task.name,
@@ -524,6 +513,35 @@ def _measure(
         needs = {"model": artifact, "texts": heldout}
         job = made.add(model, Job("perplexity", {"dtype": config.dtype}, needs, f"{who}: held-out text", local))
         made.read.append(Planned(model, seed, "benchmark", compare.HELDOUT, job))
+
+
+Answers = tuple[str, str, Job]  # suite, set, and the job that leaves the responses
+
+
+def _judge(
+    config: RunConfig,
+    inputs: Inputs,
+    made: Plan,
+    model: str,
+    seed: int | None,
+    asked: Sequence[Answers],
+    bound: Job | External | None,
+    who: str,
+) -> None:
+    """Responses judged by the judge that decides, then by those beside it."""
+    local = {"device": inputs.device}
+    for suite, name, answers in asked:
+        assert bound is not None
+        params = {"judge": parse(config.judge).scorer, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+        needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
+        job = made.add(model, Job("judge", params, needs, f"{who}: judge {name}", local))
+        made.judged.append(Planned(model, seed, suite, name, job))
+    for suite, name, answers in asked:
+        for judge in inputs.further:
+            label = f"{who}: judge {name} by {judge.name}"
+            params = {"judge": judge.spec, "judge_digest": judge.digest}
+            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, local))
+            made.further.setdefault(judge.name, []).append(Planned(model, seed, suite, name, job))
 
 
 def _who(model: str, seed: int | None) -> str:
@@ -549,6 +567,44 @@ def _measure_rounded(
         rounded = made.add(model, Job("quantise", params, {"model": artifact}, label, {"device": inputs.device}))
         sets = [("attack", replace(inputs.attacked, name=scheme), put_prompts(store, inputs.attacked))]
         _measure(config, replace(inputs, tasks=()), made, model, seed, rounded, sets, bound, None)
+
+
+def _measure_searched(
+    config: RunConfig,
+    inputs: Inputs,
+    store: Store,
+    made: Plan,
+    model: str,
+    seed: int | None,
+    artifact: Job | External,
+    bound: Job | External | None,
+) -> None:
+    """The first in-domain prompts asked under each gradient attack, which is searched against this very model; one for all
+    prompts is searched on the forget set, so that no prompt is asked that was searched on."""
+    if inputs.attacked is None:
+        return
+    who = _who(model, seed)
+    target = inputs.attacked.head(config.gradient_limit)
+    for name in config.gradient_attacks:
+        attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
+        params: dict[str, Any] = {
+            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
+            "template": config.template,
+            "dtype": config.dtype,
+        }
+        needs: dict[str, Job | External] = {"model": artifact, "prompts": put_prompts(store, target)}
+        if settings.universal:
+            needs["train"] = put_prompts(store, inputs.forget)
+        if attack.responds:
+            params["decoding"] = config.decoding.model_dump(mode="json")
+        local = {"device": inputs.device, "config": settings.model_dump(include=set(NOT_IN_SEARCH))}
+        search = made.add(model, Job(name, params, needs, f"{who}: search {name}", local))
+        made.searched.append(Planned(model, seed, "attack", name, search))
+        if attack.responds:
+            _judge(config, inputs, made, model, seed, [("attack", name, search)], bound, who)
+        else:
+            sets = [("attack", replace(target, name=name), search)]
+            _measure(config, replace(inputs, tasks=()), made, model, seed, artifact, sets, bound, None)
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
@@ -1011,6 +1067,7 @@ def _models(
             "status": "ok",
             "reason": None,
             "relearning": relearnt.by_model.get(BASE),
+            "gradient_attacks": _searches(BASE, made, outcomes),
         }
     }
     for name in config.methods:
@@ -1036,10 +1093,16 @@ def _models(
             "tuning": trials.by_model[name].json() if name in trials.by_model else None,
             "curve": drawn.by_model.get(name),
             "relearning": relearnt.by_model.get(name),
+            "gradient_attacks": _searches(name, made, outcomes),
             "digest": {str(m.seed): m.digest for m in models if m.method == name},
             "folder": {str(m.seed): m.folder for m in models if m.method == name},
         }
     return described
+
+
+def _searches(model: str, made: Plan, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]] | None:
+    """What the gradient attacks on this model came to; None where there was none."""
+    return compare.search_rows(_found((p for p in made.searched if p.model == model), outcomes)) or None
 
 
 def _seconds(made: Plan, outcomes: Mapping[str, Outcome]) -> dict[tuple[str, str], tuple[float, int]]:

@@ -6,12 +6,15 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Item, PromptSet
 from wpn_bench.registry import Registry, unknown
 from wpn_bench.store import digest_of
+
+if TYPE_CHECKING:
+    from wpn_bench.attacks.search import GradientAttack
 
 CODED: Registry[type[Attack]] = Registry(
     "attack",
@@ -26,6 +29,16 @@ CODED: Registry[type[Attack]] = Registry(
         "typos": "wpn_bench.attacks.typos:Typos",
     },
 )
+# These search against each model, so they are stages, not maps from prompts to prompts.
+GRADIENT: Registry[type[GradientAttack]] = Registry(
+    "gradient_attack",
+    {
+        "gcg": "wpn_bench.attacks.gcg:GCG",
+        "soft_prompt": "wpn_bench.attacks.soft_prompt:SoftPrompt",
+    },
+)
+RELEARN = "relearn"
+WORST_CASE = "worst_case"  # what results call the worst of all attacks on a prompt
 
 
 @dataclass(frozen=True)
@@ -65,12 +78,20 @@ def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
     if name in _template_names():
         return TemplateAttack.from_file(file)
     if name not in CODED:
-        raise unknown("attack", name, [*names(), *(own or ())])
+        raise unknown("attack", name, [*all_names(), *(own or ())])
     return CODED.get(name)()
 
 
 def names() -> list[str]:
+    """The attacks on prompts."""
     return sorted({*_template_names(), *CODED})
+
+
+def all_names() -> list[str]:
+    """The attacks of every kind: on prompts, by gradients, on weights."""
+    from wpn_bench.attacks.quantise import SCHEMES
+
+    return [*names(), *GRADIENT, *SCHEMES, RELEARN]
 
 
 def _template_names() -> set[str]:

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from wpn_bench.attacks.search import (
     SEARCH,
+    GradientAttack,
     Ground,
     Place,
     SearchConfig,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["GCGConfig", "GCGResult", "run_gcg_stage", "search_suffix"]
+__all__ = ["GCG", "GCGConfig", "GCGResult", "run_gcg_stage", "search_suffix"]
 
 
 class GCGConfig(SearchConfig):
@@ -54,6 +55,15 @@ class GCGConfig(SearchConfig):
     ascii_only: bool = Field(True, description="draw only tokens of printable ASCII characters")
     progressive: bool = Field(False, description="begin with one prompt, add the next once all so far are reached")
     early_stop: bool = Field(False, description="end once greedy decoding writes every target")
+
+
+class GCG(GradientAttack):
+    name = "gcg"
+    title = "GCG suffix"
+    description = (
+        "A suffix of tokens, searched with gradients until the model begins its harmful answer (Zou et al. 2023)."
+    )
+    Config = GCGConfig
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,7 @@ def run_gcg_stage(ctx: StageContext) -> None:
     from wpn_bench import models
     from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 
-    config = GCGConfig(**ctx.params["config"])
+    config = GCGConfig(**ctx.params["config"], **ctx.local.get("config", {}))
     template = ctx.params["template"]
     model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
     items = read_items(ctx.needs["prompts"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wpn_bench.attacks.base import names
+from wpn_bench.attacks.base import WORST_CASE, all_names
 from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec, first_of
 from wpn_bench.errors import UserError
 from wpn_bench.paths import shown
@@ -35,7 +35,7 @@ Entry = tuple[str, str, Mapping[Any, Any]]  # where it stands, what it is called
 def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
     """The attacks of all `files` by name. `UserError` names the file, the entry and what to do."""
     found: dict[str, TemplateAttack] = {}
-    ours = set(names())
+    ours = {*all_names(), WORST_CASE}
     for file in files:
         path = Path(os.path.expanduser(file))
         for place, default, entry in _entries(path):

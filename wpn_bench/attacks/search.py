@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,21 @@ class SearchConfig(BaseModel):
     prompts: int = Field(25, ge=1, description="items that a universal suffix is searched on, spread over those given")
     seed: int = Field(0, ge=0)
     pass_tokens: int | None = Field(None, ge=1, description="tokens of a pass at most; None: from the free memory")
+
+
+class GradientAttack:
+    """A search against one model, described: a stage of `executors.STAGES` that is called like the attack, and what it is
+    told. `responds`: the stage leaves responses; else it leaves attacked items, to be answered as any others."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    Config: ClassVar[type[SearchConfig]]
+    responds: ClassVar[bool] = False
+
+
+# Decides how a search is cut into passes, not what it finds.
+NOT_IN_DIGEST = ("pass_tokens",)
 
 
 @dataclass(frozen=True)

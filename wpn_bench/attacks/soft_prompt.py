@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from wpn_bench.attacks.search import SEARCH, Ground, Place, SearchConfig, TargetLoss, checked, prepare, spread
+from wpn_bench.attacks.search import (
+    SEARCH,
+    GradientAttack,
+    Ground,
+    Place,
+    SearchConfig,
+    TargetLoss,
+    checked,
+    prepare,
+    spread,
+)
 from wpn_bench.errors import UserError
 from wpn_bench.executors import StageContext
 from wpn_bench.generation import Decoding, Response
@@ -29,7 +39,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["SoftPromptConfig", "SoftPromptResult", "respond_after", "run_soft_prompt_stage", "search_soft_prompts"]
+__all__ = [
+    "SoftPrompt",
+    "SoftPromptConfig",
+    "SoftPromptResult",
+    "respond_after",
+    "run_soft_prompt_stage",
+    "search_soft_prompts",
+]
 
 _TOGETHER = 32  # prompts with vectors of their own that are searched at a time: their beginnings are all in memory
 
@@ -39,6 +56,16 @@ class SoftPromptConfig(SearchConfig):
 
     steps: int = Field(200, ge=1)
     lr: float = Field(0.3, gt=0, description="of Adam, in root mean squares of the model's embeddings")
+
+
+class SoftPrompt(GradientAttack):
+    name = "soft_prompt"
+    title = "Soft prompt"
+    description = (
+        "Free vectors after the prompt, trained until the model begins its harmful answer (Schwinn et al. 2024)."
+    )
+    Config = SoftPromptConfig
+    responds = True
 
 
 @dataclass(frozen=True)
@@ -192,7 +219,7 @@ def run_soft_prompt_stage(ctx: StageContext) -> None:
     from wpn_bench import models
     from wpn_bench.harmless.measure import RESPONSES, read_items, response_row, write_rows
 
-    config = SoftPromptConfig(**ctx.params["config"])
+    config = SoftPromptConfig(**ctx.params["config"], **ctx.local.get("config", {}))
     template = ctx.params["template"]
     model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
     context = models.context_length(model)

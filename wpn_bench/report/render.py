@@ -124,6 +124,7 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "figures": {name: figure for name, figure in figures.items() if figure},
         "losses": list(losses),
         "curves": {name: tables.curve(view, name) for name in curves},
+        "searches": tables.searches(view),
         "relearnt": {kind: (charts.RELEARNT[kind], tables.relearning(view, kind)) for kind in relearnt},
         "has_trade_off": charts.trade_off(view) is not None,
         "benchmarks": tables.benchmarks(view),

@@ -9,6 +9,7 @@ from typing import Any
 from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
 from wpn_bench.report.numbers import (
     interval,
+    known,
     p_value,
     percent,
     plain,
@@ -377,6 +378,30 @@ def relearning_summary(view: View) -> Table | None:
         ends = [next((ln.cells[-1] for ln in found.lines if ln.key == line.key), None) for found in tables.values()]
         lines.append(replace(line, cells=[line.cells[0], *ends]))
     return Table(columns, lines, [""] * len(columns), [None] * len(columns))
+
+
+def searches(view: View) -> Table | None:
+    """Models x gradient attacks: loss of the targets before and after, nats a token; the share reached in the note; means
+    over seeds."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for model, described in view.models.items():
+        for row in described.get("gradient_attacks") or []:
+            found.setdefault(model, {}).setdefault(row["attack"], []).append(row)
+    names = list(dict.fromkeys(name for of_model in found.values() for name in of_model))
+    lines = [
+        Line(name=view.title(model), key=model, cells=[_searched(of_model.get(name, [])) for name in names])
+        for model, of_model in found.items()
+    ]
+    return _table(names, lines) if lines else None
+
+
+def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
+    losses = [(r["first_loss"], r["best_loss"]) for r in rows if known(r["first_loss"]) and known(r["best_loss"])]
+    if not losses:
+        return None
+    first, best = (sum(side) / len(losses) for side in zip(*losses, strict=True))
+    reached = sum(r["reached"] for r in rows) / len(rows)
+    return Shown(f"{first:.2f} to {best:.2f}", note=f"{percent(reached)} of the targets written")
 
 
 def _options(params: dict[str, Any]) -> str:
