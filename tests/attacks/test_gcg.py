@@ -97,7 +97,7 @@ def test_memory_that_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
         return slope.losses, slope.gradient, *loss.score(2, candidates, now, slope.kept[2])
 
     whole = work()
-    monkeypatch.setattr(model, "forward", short_of_memory(model, 2))
+    monkeypatch.setattr(model, "forward", short_of_memory(model, 4))
     for ours, theirs in zip(work(), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -251,11 +251,33 @@ def test_it_stops_where_the_target_is_written(small_opt: Path) -> None:
 def test_prompts_come_one_after_the_other(small_opt: Path) -> None:
     config = WIDE.model_copy(update={"progressive": True, "steps": 12})
     model, tokenizer, ground = reachable(small_opt, config)
+    embed = model.get_input_embeddings()
+    written = [plain_loss(model, place, embed(torch.tensor(ground.ids)))[1] for place in ground.places]
     result = search_suffix(model, tokenizer, ground, config)
-    assert result.active[:2] == (1, 1)
-    assert max(result.active) > 1
+    assert result.active[0] == (written.index(False) + 1)
+    assert max(result.active) > result.active[0]
     assert list(result.active) == sorted(result.active)
     assert len(result.reached) == 3
+
+
+def test_candidates_can_be_compared_on_some_prompts(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = models.load(small_opt)
+    config = SMALL.model_copy(update={"compare_on": 2, "steps": 8})
+    ground = prepare(ITEMS, tokenizer, TEMPLATE, config, 256)
+    asked: list[int] = []
+    score = TargetLoss.score
+
+    def noted(self: TargetLoss, number: int, *given: Any) -> Any:
+        asked.append(number)
+        return score(self, number, *given)
+
+    monkeypatch.setattr(TargetLoss, "score", noted)
+    result = search_suffix(model, tokenizer, ground, config)
+    assert len(asked) == 2 * 8
+    assert set(asked) == {0, 1, 2}
+    assert result.active == (3,) * 9
+    assert result.best_loss == pytest.approx(min(result.losses), rel=1e-4)
+    assert result.best_loss < result.first_loss
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from wpn_bench.attacks.search import (
     Ground,
     Place,
     SearchConfig,
+    Slope,
     TargetLoss,
     checked,
     prepare,
@@ -53,6 +54,7 @@ class GCGConfig(SearchConfig):
     n_replace: int = Field(1, ge=1, description="tokens that a candidate replaces")
     retokenise: bool = Field(True, description="keep only candidates that the tokenizer writes as they are")
     ascii_only: bool = Field(True, description="draw only tokens of printable ASCII characters")
+    compare_on: int | None = Field(None, ge=1, description="prompts, drawn in each step, to compare on; None: all")
     progressive: bool = Field(False, description="begin with one prompt, add the next once all so far are reached")
     early_stop: bool = Field(False, description="end once greedy decoding writes every target")
 
@@ -68,8 +70,8 @@ class GCG(GradientAttack):
 
 @dataclass(frozen=True)
 class GCGResult:
-    """`losses` in nats a token: of the first suffix, then of the one chosen in each step, over the `active` prompts of that
-    step. `first_loss`, `best_loss` and `reached` (greedy decoding writes the target) are over all prompts, the last two after
+    """`losses` in nats a token: of the first suffix, then of the one chosen in each step, over the `active` prompts after
+    it. `first_loss`, `best_loss` and `reached` (greedy decoding writes the target) are over all prompts, the last two after
     the best suffix."""
 
     items: tuple[str, ...]
@@ -104,46 +106,34 @@ def search_suffix(
     allowed = allowed_tokens(model, tokenizer, ascii_only=config.ascii_only) if allowed is None else allowed
     rng = torch.Generator().manual_seed(config.seed if seed is None else seed)
     loss = TargetLoss(model, ground.places, config.pass_tokens)
-    every = range(len(ground.places))
-    now = torch.tensor(ground.ids)
-    first, _ = _mean(loss, now, every)
-    active = 1 if config.progressive else len(every)
-    best, best_loss = now, float("inf")
+    every = len(ground.places)
+    now = best = torch.tensor(ground.ids)
+    first, _ = _all_losses(loss, now)
+    active = 1 if config.progressive else every
+    best_loss = float("inf")
     losses: list[float] = []
-    counts = [active]
-    for step in range(config.steps):
+    counts: list[int] = []
+    for step in range(config.steps + 1):
         slope = loss.slope(loss.embedded(now).unsqueeze(0), range(active), keep=True)
-        if not losses:
-            losses.append(float(slope.losses.mean()))
+        while active < every and bool(slope.reached.all()):
+            # The next prompt makes another loss, with which those before cannot be compared.
+            active, best_loss = active + 1, float("inf")
+            slope = loss.slope(loss.embedded(now).unsqueeze(0), range(active), keep=True)
+        losses.append(float(slope.losses.mean()))
+        counts.append(active)
+        done = config.early_stop and bool(slope.reached.all())
+        if losses[-1] < best_loss or done:
+            best, best_loss = now, losses[-1]
+        if done or step == config.steps:
+            advance(config.steps - step)
+            break
         drawn = _draw(now, _one_hot_gradient(model, slope.gradient[0]), allowed, config, rng)
         if config.retokenise:
             drawn = _surviving(tokenizer, ground.places[:active], drawn)
+        if len(drawn):
+            now = _chosen(loss, drawn, now, slope, _compared(active, config, rng), config)
         advance(1)
-        counts.append(active)
-        if not len(drawn):
-            losses.append(losses[-1])
-            continue
-        total = torch.zeros(len(drawn), device=model.device)
-        reached = torch.ones(len(drawn), dtype=torch.bool, device=model.device)
-        for number in range(active):
-            one, hit = loss.score(number, drawn, now, slope.kept[number])
-            total += one / active
-            reached &= hit
-        # Among those that reach all the targets where this ends the search, else among all.
-        among = total.masked_fill(~reached, torch.inf) if config.early_stop and bool(reached.any()) else total
-        pick = int(among.nan_to_num(nan=torch.inf).argmin())
-        now = drawn[pick]
-        losses.append(float(total[pick]))
-        done = bool(reached[pick])
-        if losses[-1] < best_loss or (done and config.early_stop):
-            best, best_loss = now, losses[-1]
-        if done and active < len(every):
-            # The next prompt makes another loss, with which this one cannot be compared.
-            active, best_loss = active + 1, float("inf")
-        elif done and config.early_stop:
-            advance(config.steps - step - 1)
-            break
-    last, hits = _mean(loss, best, every)
+    last, hits = _all_losses(loss, best)
     return GCGResult(
         tuple(place.item.id for place in ground.places),
         _text(tokenizer, best.tolist()),
@@ -157,9 +147,36 @@ def search_suffix(
     )
 
 
-def _mean(loss: TargetLoss, ids: Tensor, numbers: Sequence[int]) -> tuple[float, tuple[bool, ...]]:
-    """The mean loss of these places after this suffix, and which targets are reached."""
-    found = loss.slope(loss.embedded(ids).unsqueeze(0), numbers)
+def _compared(active: int, config: GCGConfig, rng: Generator) -> list[int]:
+    """The prompts on which the candidates of a step are compared."""
+    import torch
+
+    if config.compare_on is None or config.compare_on >= active:
+        return list(range(active))
+    return sorted(torch.randperm(active, generator=rng)[: config.compare_on].tolist())
+
+
+def _chosen(
+    loss: TargetLoss, drawn: Tensor, now: Tensor, slope: Slope, numbers: Sequence[int], config: GCGConfig
+) -> Tensor:
+    """The candidate (k,) of `drawn` (C, k) with the least loss over the places `numbers`; where the search ends at the
+    targets, one that reaches them all goes first."""
+    import torch
+
+    total = torch.zeros(len(drawn), device=loss.model.device)
+    reached = torch.ones(len(drawn), dtype=torch.bool, device=loss.model.device)
+    for number in numbers:
+        one, hit = loss.score(number, drawn, now, slope.kept[number])
+        total += one
+        reached &= hit
+    if config.early_stop and bool(reached.any()):
+        total = total.masked_fill(~reached, torch.inf)
+    return drawn[int(total.nan_to_num(nan=torch.inf).argmin())]
+
+
+def _all_losses(loss: TargetLoss, ids: Tensor) -> tuple[float, tuple[bool, ...]]:
+    """The mean loss of all places after this suffix, and which targets are reached."""
+    found = loss.slope(loss.embedded(ids).unsqueeze(0), range(len(loss.places)))
     return float(checked(found.losses).mean()), tuple(found.reached.tolist())
 
 

@@ -1,0 +1,214 @@
+"""Our gradient search for a suffix against nanoGCG's: same model, prompts, targets, first suffix, steps and candidates.
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install nanogcg==0.3.0 transformers==4.47.1 torch
+    python benchmarks/gcg.py --peer-python /tmp/peer/bin/python                     # the lab's model and prompts
+    python benchmarks/gcg.py --peer-python /tmp/peer/bin/python --model facebook/opt-125m \\
+        --prompts ../shared/hub/files/rtp_triples_test.jsonl --kind continuation
+
+Each prompt is a pair of processes, one after the other, each first in every other pair; the model is in memory before the
+clock starts. Processor seconds of a step, so that what else the machine does counts for neither; nanoGCG at its best batch
+size of all candidates at once, 128 and 32, found on the first prompt. Losses are those of the found text: rendered, tokenised
+whole and scored by `wpn_bench.engine`, for both. The soft prompt on the same prompts is printed beside.
+
+Floor: multiply-adds for a candidate, those of nanoGCG's pass over the fewest that give the same numbers (what stands from the
+changed token on, and logits where they are read). Exits with 1 if our mean final loss is the higher one, or a step is not 1.5
+times as fast. Without `--peer-python` ours is measured alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from wpn_bench import models, prompts
+from wpn_bench.attacks.gcg import GCGConfig, search_suffix, with_suffix
+from wpn_bench.attacks.search import Ground, prepare
+from wpn_bench.attacks.soft_prompt import SoftPromptConfig, search_soft_prompts
+from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.engine.likelihood import loglikelihoods
+from wpn_bench.prompts import Item, render
+
+SIZES = (None, 128, 32)
+FASTER = 1.5
+ROUNDING = 1e-4  # nats a token
+
+
+def grounds(options: argparse.Namespace, tokenizer: Any, config: GCGConfig, context: int) -> list[Ground]:
+    """`--n` prompts spread over the set, whose targets are written by the tokenizer as they are."""
+    spec = prompts.spec_for(options.prompts, role="ood", kind=options.kind)
+    ground = prepare(prompts.load_prompts(spec).items, tokenizer, QUESTION_TEMPLATE, config, context)
+    same = [
+        one
+        for one in ground.alone()
+        for place in one.places
+        if tuple(tokenizer(tokenizer.decode(place.target), add_special_tokens=False)["input_ids"]) == place.target
+    ]
+    return [same[k * len(same) // options.n] for k in range(min(options.n, len(same)))]
+
+
+def case_of(options: argparse.Namespace, folder: Path, tokenizer: Any, ground: Ground, seed: int) -> dict[str, Any]:
+    """What either side is told."""
+    (place,) = ground.places
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return {
+        "model": str(folder),
+        "special_tokens": {name: getattr(tokenizer, name) for name in names},
+        "item": {"id": place.item.id, "prompt": place.item.prompt, "kind": place.item.kind},
+        "harmful": list(place.item.harmful),
+        "head": place.head,
+        "tail": place.tail,
+        "suffix": ground.suffix,
+        "target": tokenizer.decode(place.target),
+        "batch_size": None,
+        "seed": seed,
+        **{name: getattr(options, name) for name in ("steps", "candidates", "topk", "n_replace", "threads")},
+    }
+
+
+def ours(case: dict[str, Any], config: GCGConfig) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(case["threads"])
+    model, tokenizer = models.load(Path(case["model"]))
+    item = Item(**case["item"], harmful=tuple(case["harmful"]))
+    ground = prepare([item], tokenizer, QUESTION_TEMPLATE, config, models.context_length(model))
+    marks: list[tuple[float, float]] = []
+    result = search_suffix(
+        model, tokenizer, ground, config, advance=lambda n: marks.append((time.process_time(), time.perf_counter()))
+    )
+    text = render(with_suffix(item, result.suffix), QUESTION_TEMPLATE)
+    return {"best_loss": result.best_loss, "first_loss": result.first_loss, "text": text, "marks": marks}
+
+
+def in_a_process(command: list[str], case: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        asked, told = Path(folder) / "case.json", Path(folder) / "result.json"
+        asked.write_text(json.dumps(case), encoding="utf-8")
+        subprocess.run([*command, str(asked), str(told)], check=True)
+        found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    return found
+
+
+def a_step(found: dict[str, Any], clock: int) -> float:
+    """Median seconds of a step: of the processor (0) or of the wall clock (1)."""
+    times = [mark[clock] for mark in found["marks"]]
+    return median(b - a for a, b in pairwise(times))
+
+
+def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
+    """Multiply-adds for a candidate, in millions: the fewest, those of one pass over all its tokens, and the ratio."""
+    (place,) = ground.places
+    embeddings = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    token = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() == 2 and id(p) not in embeddings and "embed" not in name
+    )
+    head = model.get_output_embeddings().weight.numel()
+    size, rest = len(ground.ids), len(place.after) + len(place.target)
+    # On average the changed token stands in the middle; the target's last token predicts nothing.
+    least = ((size + 1) / 2 + rest - 1) * token + len(place.target) * head
+    whole = (size + rest) * (token + head)
+    return least / 1e6, whole / 1e6, whole / least
+
+
+def loss_of(model: Any, tokenizer: Any, ground: Ground, text: str) -> float:
+    (place,) = ground.places
+    pair = (tokenizer(text)["input_ids"], place.target)
+    ((total, _),) = loglikelihoods(model, [pair], max_length=models.context_length(model))
+    return -total / len(place.target)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lab")
+    parser.add_argument("--prompts", default="lab_in_domain", help="a prompt set or file with harmful references")
+    parser.add_argument("--kind", default="question", choices=("question", "continuation"))
+    parser.add_argument("--peer-python", help="interpreter of an environment with nanogcg")
+    parser.add_argument("--n", type=int, default=6, help="prompts, each a pair with a seed of its own")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--candidates", type=int, default=128)
+    parser.add_argument("--topk", type=int, default=64)
+    parser.add_argument("--n-replace", type=int, default=1)
+    parser.add_argument("--suffix-tokens", type=int, default=20)
+    parser.add_argument("--target-tokens", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--side", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = ("steps", "candidates", "topk", "n_replace", "suffix_tokens", "target_tokens")
+    config = GCGConfig(**{name: getattr(options, name) for name in names})
+    if options.side:
+        case = json.loads(options.side[0].read_text(encoding="utf-8"))
+        options.side[1].write_text(json.dumps(ours(case, config.model_copy(update={"seed": case["seed"]}))))
+        return 0
+
+    folder = models.resolve(options.model).path
+    model, tokenizer = models.load(folder)
+    cases = grounds(options, tokenizer, config, models.context_length(model))
+    given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    mine = [sys.executable, __file__, *given, "--side"]
+    peer = [options.peer_python, str(Path(__file__).with_name("gcg_peer.py"))] if options.peer_python else None
+    size: int | None = None
+    if peer:
+        case = case_of(options, folder, tokenizer, cases[0], 0) | {"steps": 3}
+        size = min(SIZES, key=lambda s: a_step(in_a_process(peer, {**case, "batch_size": s}), 0))
+    print("| prompt | ours, s a step | nanoGCG | faster | first loss | ours, final loss | nanoGCG | soft prompt |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows: list[tuple[float, ...]] = []
+    same = 0
+    soft = SoftPromptConfig(suffix_tokens=options.suffix_tokens, target_tokens=options.target_tokens)
+    for seed, ground in enumerate(cases):
+        case = case_of(options, folder, tokenizer, ground, seed) | {"batch_size": size}
+        sides = {"ours": mine} | ({"theirs": peer} if peer else {})
+        order = list(sides)[:: -1 if seed % 2 else 1]
+        found = {side: in_a_process(sides[side], case) for side in order}
+        row = [a_step(found["ours"], 0), found["ours"]["first_loss"]]
+        row += [
+            loss_of(model, tokenizer, ground, found["ours"]["text"]),
+            search_soft_prompts(model, ground, soft)[0].best_loss,
+        ]
+        if peer:
+            theirs = found["theirs"]
+            same += theirs["text"] == found["ours"]["text"]
+            row += [a_step(theirs, 0), loss_of(model, tokenizer, ground, theirs["text"])]
+        else:
+            row += [float("nan"), float("nan")]
+        rows.append(tuple(row))
+        print(line(str(seed), *row), flush=True)
+    columns = list(zip(*rows, strict=True))
+    print(
+        line("median / mean", *(f(c) for f, c in zip((median, mean, mean, mean, median, mean), columns, strict=True)))
+    )
+    faster = median(b / a for a, b in zip(columns[0], columns[4], strict=True))
+    least, whole, ratio = could_be(model, cases[0])
+    print(
+        f"\nfloor of a candidate: {least:.0f} M multiply-adds; all its tokens with all their logits: {whole:.0f} M ({ratio:.2f} times)"
+    )
+    if not peer:
+        return 0
+    apart = mean(columns[2]) - mean(columns[5])
+    print(
+        f"median of the pairs' ratios: {faster:.2f} times as fast a step (asked: {FASTER}); nanoGCG's batch: {size or 'all'}"
+    )
+    print(
+        f"mean final loss: ours minus nanoGCG's {apart:+.3f} nats a token (asked: not above 0); same text: {same} of {len(rows)}"
+    )
+    return 0 if faster >= FASTER and apart <= ROUNDING else 1
+
+
+def line(name: str, own: float, first: float, found: float, soft: float, peer: float, other: float) -> str:
+    return (
+        f"| {name} | {own:.3f} | {peer:.3f} | {peer / own:.2f} | {first:.3f} | {found:.3f} | {other:.3f} | {soft:.3f} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
