@@ -5,14 +5,15 @@
     python benchmarks/gcg.py --peer-python /tmp/peer/bin/python --model facebook/opt-125m \\
         --prompts ../shared/hub/files/rtp_triples_test.jsonl --kind continuation
 
-Each prompt is a pair of processes, one after the other, each first in every other pair; the model is in memory before the
-clock starts. Processor seconds of a step, so that what else the machine does counts for neither; nanoGCG at its best batch
-size of all candidates at once, 128 and 32, found on the first prompt. Losses are those of the found text: rendered, tokenised
-whole and scored by `wpn_bench.engine`, for both. The soft prompt on the same prompts is printed beside.
+Each prompt is a pair of processes, one after the other, each first in every other pair; the model is in memory before
+the clock starts. Processor seconds of a step, so that what else the machine does counts for neither; nanoGCG at its
+best batch size of all candidates at once, 128 and 32, found on the first prompt. Losses are those of the found text:
+rendered, tokenised whole and scored by `wpn_bench.engine`, for both. The soft prompt on the same prompts is printed
+beside.
 
-Floor: multiply-adds for a candidate, those of nanoGCG's pass over the fewest that give the same numbers (what stands from the
-changed token on, and logits where they are read). Exits with 1 if our mean final loss is the higher one, or a step is not 1.5
-times as fast. Without `--peer-python` ours is measured alone.
+Floor: multiply-adds for a candidate, those of nanoGCG's pass over the fewest that give the same numbers (what stands
+from the changed token on, and logits where they are read). Exits with 1 if our mean final loss is the higher one, or
+a step is not 1.5 times as fast. Without `--peer-python` ours is measured alone.
 """
 
 from __future__ import annotations
@@ -80,10 +81,8 @@ def ours(case: dict[str, Any], config: GCGConfig) -> dict[str, Any]:
     model, tokenizer = models.load(Path(case["model"]))
     item = Item(**case["item"], harmful=tuple(case["harmful"]))
     ground = prepare([item], tokenizer, QUESTION_TEMPLATE, config, models.context_length(model))
-    marks: list[tuple[float, float]] = []
-    result = search_suffix(
-        model, tokenizer, ground, config, advance=lambda n: marks.append((time.process_time(), time.perf_counter()))
-    )
+    marks: list[float] = []
+    result = search_suffix(model, tokenizer, ground, config, advance=lambda n: marks.append(time.process_time()))
     text = render(with_suffix(item, result.suffix), QUESTION_TEMPLATE)
     return {"best_loss": result.best_loss, "first_loss": result.first_loss, "text": text, "marks": marks}
 
@@ -97,10 +96,9 @@ def in_a_process(command: list[str], case: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def a_step(found: dict[str, Any], clock: int) -> float:
-    """Median seconds of a step: of the processor (0) or of the wall clock (1)."""
-    times = [mark[clock] for mark in found["marks"]]
-    return median(b - a for a, b in pairwise(times))
+def a_step(found: dict[str, Any]) -> float:
+    """Median processor seconds of a step."""
+    return median(b - a for a, b in pairwise(found["marks"]))
 
 
 def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
@@ -159,7 +157,7 @@ def main() -> int:
     size: int | None = None
     if peer:
         case = case_of(options, folder, tokenizer, cases[0], 0) | {"steps": 3}
-        size = min(SIZES, key=lambda s: a_step(in_a_process(peer, {**case, "batch_size": s}), 0))
+        size = min(SIZES, key=lambda s: a_step(in_a_process(peer, {**case, "batch_size": s})))
     print("| prompt | ours, s a step | nanoGCG | faster | first loss | ours, final loss | nanoGCG | soft prompt |")
     print("|---|---|---|---|---|---|---|---|")
     rows: list[tuple[float, ...]] = []
@@ -170,7 +168,7 @@ def main() -> int:
         sides = {"ours": mine} | ({"theirs": peer} if peer else {})
         order = list(sides)[:: -1 if seed % 2 else 1]
         found = {side: in_a_process(sides[side], case) for side in order}
-        row = [a_step(found["ours"], 0), found["ours"]["first_loss"]]
+        row = [a_step(found["ours"]), found["ours"]["first_loss"]]
         row += [
             loss_of(model, tokenizer, ground, found["ours"]["text"]),
             search_soft_prompts(model, ground, soft)[0].best_loss,
@@ -178,36 +176,33 @@ def main() -> int:
         if peer:
             theirs = found["theirs"]
             same += theirs["text"] == found["ours"]["text"]
-            row += [a_step(theirs, 0), loss_of(model, tokenizer, ground, theirs["text"])]
+            row += [a_step(theirs), loss_of(model, tokenizer, ground, theirs["text"])]
         else:
             row += [float("nan"), float("nan")]
         rows.append(tuple(row))
         print(line(str(seed), *row), flush=True)
     columns = list(zip(*rows, strict=True))
-    print(
-        line("median / mean", *(f(c) for f, c in zip((median, mean, mean, mean, median, mean), columns, strict=True)))
-    )
+    sums = [f(column) for f, column in zip((median, mean, mean, mean, median, mean), columns, strict=True)]
+    print(line("median / mean", *sums))
     faster = median(b / a for a, b in zip(columns[0], columns[4], strict=True))
     least, whole, ratio = could_be(model, cases[0])
     print(
-        f"\nfloor of a candidate: {least:.0f} M multiply-adds; all its tokens with all their logits: {whole:.0f} M ({ratio:.2f} times)"
+        f"\nfloor of a candidate: {least:.0f} M multiply-adds; all tokens and all logits: {whole:.0f} M ({ratio:.2f} x)"
     )
     if not peer:
         return 0
     apart = mean(columns[2]) - mean(columns[5])
     print(
-        f"median of the pairs' ratios: {faster:.2f} times as fast a step (asked: {FASTER}); nanoGCG's batch: {size or 'all'}"
+        f"a step, median of the pairs: {faster:.2f} times as fast (asked: {FASTER}); nanoGCG's batch: {size or 'all'}"
     )
-    print(
-        f"mean final loss: ours minus nanoGCG's {apart:+.3f} nats a token (asked: not above 0); same text: {same} of {len(rows)}"
-    )
+    print(f"mean final loss, ours minus nanoGCG's: {apart:+.4f} nats a token (asked: not above 0)")
+    print(f"same text found: {same} of {len(rows)}")
     return 0 if faster >= FASTER and apart <= ROUNDING else 1
 
 
 def line(name: str, own: float, first: float, found: float, soft: float, peer: float, other: float) -> str:
-    return (
-        f"| {name} | {own:.3f} | {peer:.3f} | {peer / own:.2f} | {first:.3f} | {found:.3f} | {other:.3f} | {soft:.3f} |"
-    )
+    times = f"{own:.3f} | {peer:.3f} | {peer / own:.2f}"
+    return f"| {name} | {times} | {first:.3f} | {found:.3f} | {other:.3f} | {soft:.3f} |"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def places(words: int, seed: int = 0) -> list[Place]:
 
 
 def plain_loss(model: Any, place: Place, vectors: Tensor) -> tuple[Tensor, bool]:
-    """Mean loss of the target after `vectors` (k, d), and whether it is greedily written: one text, no cache, all logits."""
+    """Mean loss of the target after `vectors` (k, d), and whether it is greedily written: one text, no cache, all
+    logits."""
     embed = model.get_input_embeddings()
 
     def embedded(ids: Sequence[int]) -> Tensor:

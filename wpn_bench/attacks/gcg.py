@@ -2,14 +2,15 @@
 
     loss(s) = mean over prompts x of - mean_t log p(y_t | x s, y_<t)
 
-y is the beginning of a harmful reference. A step takes the gradient of the loss with respect to the one-hot vectors of the
-suffix's tokens, draws candidates that replace `n_replace` of them by one of the `topk` tokens with the steepest descent each,
-and goes on with the candidate of the least loss, even if it is greater than before.
+y is the beginning of a harmful reference. A step takes the gradient of the loss with respect to the one-hot vectors
+of the suffix's tokens, draws candidates that replace `n_replace` of them by one of the `topk` tokens with the
+steepest descent each, and goes on with the candidate of the least loss, even if it is greater than before.
 
-Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043, Algorithms 1
-and 2. Departures, none of which changes what is searched: losses are means where the paper sums; candidates are distinct and
-differ from the suffix at hand; a candidate that the tokenizer would write otherwise (in any prompt, the text around it
-included) is dropped before it is scored, so the loss is that of the text.
+Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
+Algorithms 1 and 2. Departures: losses are means where the paper sums;
+candidates are distinct and differ from the suffix at hand; a candidate that the tokenizer would write otherwise (in
+any prompt, the text around it included) is dropped before it is scored, so the loss is that of the text. With
+`compare_on`, which the paper has not, candidates for many prompts are compared on a few of them, drawn in each step.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class GCG(GradientAttack):
 
 @dataclass(frozen=True)
 class GCGResult:
-    """`losses` in nats a token: of the first suffix, then of the one chosen in each step, over the `active` prompts after
-    it. `first_loss`, `best_loss` and `reached` (greedy decoding writes the target) are over all prompts, the last two after
-    the best suffix."""
+    """`losses` in nats a token: of the first suffix, then of the one chosen in each step, over the `active` prompts
+    after it. `first_loss`, `best_loss` and `reached` (greedy decoding writes the target) are over all prompts, the
+    last two after the best suffix."""
 
     items: tuple[str, ...]
     suffix: str
@@ -97,8 +98,8 @@ def search_suffix(
 ) -> GCGResult:
     """The best suffix for all places of `ground` together; `seed` instead of the configuration's.
 
-    `allowed` (V,) says which tokens may be drawn (None: see `allowed_tokens`). Raises `JobFailed` for a model whose loss
-    is no number.
+    `allowed` (V,) says which tokens may be drawn (None: see `allowed_tokens`). Raises `JobFailed` for a model whose
+    loss is no number.
     """
     import torch
 
@@ -210,8 +211,8 @@ def _one_hot_gradient(model: PreTrainedModel, gradient: Tensor) -> Tensor:
 
 
 def _draw(now: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng: Generator) -> Tensor:
-    """Distinct candidates (C, k), each with `n_replace` places of `now` (k,) taken by one of the `topk` allowed tokens with
-    the most negative entries of `gradient` (k, V)."""
+    """Distinct candidates (C, k), each with `n_replace` places of `now` (k,) taken by one of the `topk` allowed
+    tokens with the most negative entries of `gradient` (k, V)."""
     import torch
 
     topk = min(config.topk, int(allowed.sum()))
@@ -227,7 +228,8 @@ def _draw(now: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng
 
 
 def _surviving(tokenizer: PreTrainedTokenizerBase, places: Sequence[Place], candidates: Tensor) -> Tensor:
-    """Those candidates (C, k) that the tokenizer writes with the same tokens after and before what stands around them."""
+    """Those candidates (C, k) that the tokenizer writes with the same tokens after and before what stands around
+    them."""
     alive = candidates.tolist()
     texts = tokenizer.batch_decode(alive, clean_up_tokenization_spaces=False)
     suffixes = [text.removeprefix(" ") for text in texts]
@@ -245,8 +247,8 @@ def _surviving(tokenizer: PreTrainedTokenizerBase, places: Sequence[Place], cand
 
 
 def run_gcg_stage(ctx: StageContext) -> None:
-    """`prompts` with a suffix searched against `model`: one for all, searched on the items of `train` (else on the prompts
-    themselves), or one each. Parameters: `config` (see `GCGConfig`), `template`, `dtype`.
+    """`prompts` with a suffix searched against `model`: one for all, searched on the items of `train` (else on the
+    prompts themselves), or one each. Parameters: `config` (see `GCGConfig`), `template`, `dtype`.
 
     Writes `items.jsonl`, in the order of the prompts, and `search.json`. A prompt that cannot be searched on gets the
     suffix to begin with, and `unfit` there says why.

@@ -1,8 +1,8 @@
 """What the gradient attacks share: prompts with room for a suffix, the loss of their targets, and its gradient.
 
-A rendered prompt is cut where the suffix goes: before | suffix | after | target. What stands before is computed once. The
-vocabulary's logits are made at the target's tokens only. How much goes into one pass is measured, and halved when memory
-runs out.
+A rendered prompt is cut where the suffix goes: before | suffix | after | target. What stands before is computed once.
+The vocabulary's logits are made at the target's tokens only. How much goes into one pass is measured, and halved when
+memory runs out.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def _first_suffix(
 def _cut(
     tokenizer: PreTrainedTokenizerBase, head: str, suffix: str, tail: str
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-    """Tokens before, of and after the suffix; None where one reaches over a border. The space before it is the suffix's."""
+    """Tokens before, of and after the suffix; None where one reaches over a border. The space before it is the
+    suffix's."""
     encoded = tokenizer(f"{head} {suffix}{tail}", return_offsets_mapping=True)
     ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
     begin, end = len(head), len(head) + 1 + len(suffix)
@@ -171,8 +172,9 @@ def _cut(
 
 @dataclass(frozen=True)
 class Slope:
-    """Losses (N,) of places in nats a token, whether greedy decoding writes their targets (N,), the gradient with respect
-    to the vectors, and the keys and values of each place's beginning and suffix (where they were asked for)."""
+    """Losses (N,) of places in nats a token, whether greedy decoding writes their targets (N,), the gradient with
+    respect to the vectors, and the keys and values of each place's beginning and suffix (where they were asked
+    for)."""
 
     losses: Tensor
     reached: Tensor
@@ -260,8 +262,8 @@ class TargetLoss:
     def score(self, number: int, candidates: Tensor, now: Tensor, layers: Layers) -> tuple[Tensor, Tensor]:
         """Losses (C,) of one place after each of `candidates` (C, k), and whether greedy decoding writes its target.
 
-        `layers` are keys and values of its beginning and the suffix `now` (k,): of a candidate only what stands from its
-        first changed token on is computed.
+        `layers` are keys and values of its beginning and the suffix `now` (k,): of a candidate only what stands from
+        its first changed token on is computed.
         """
         import torch
 
@@ -324,8 +326,8 @@ class TargetLoss:
     def _losses(
         self, places: Sequence[Place], vectors: Tensor, cached: Layers, padding: Tensor
     ) -> tuple[Tensor, Tensor, Layers]:
-        """Loss (R,) and whether it is reached (R,) of rows: `cached` columns, of which the first `padding` (R,) are none,
-        `vectors` (R, m, d), then each place's own ids. Also the keys and values of all columns."""
+        """Loss (R,) and whether it is reached (R,) of rows: `cached` columns, of which the first `padding` (R,) are
+        none, `vectors` (R, m, d), then each place's own ids. Also the keys and values of all columns."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -392,7 +394,8 @@ def checked(losses: Tensor) -> Tensor:
 
 
 def _cache_of(layers: Layers) -> Any:
-    """A cache that holds these, without copying them. Full layers also where the model has windows: its masks cut them."""
+    """A cache that holds these, without copying them. Full layers also where the model has windows: its masks cut
+    them."""
     from transformers.cache_utils import Cache, DynamicLayer
 
     cache = Cache(layer_class_to_replicate=DynamicLayer)

@@ -2,11 +2,12 @@
 
     loss(P) = mean over prompts x of - mean_t log p(y_t | x P, y_<t),        P (k, d) by Adam
 
-y is the beginning of a harmful reference. No text gives these vectors, so this is no attack that a user could type: it is a
-bound from the attacker's side, and shows what unlearning has hidden rather than removed.
+y is the beginning of a harmful reference. No text gives these vectors, so this is no attack that a user could type:
+it is a bound from the attacker's side, and shows what unlearning has hidden rather than removed.
 
-Schwinn et al. 2024, "Soft Prompt Threats: Attacking Safety Alignment and Unlearning in Open-Source LLMs through the Embedding
-Space", arXiv 2402.09063, who take signed gradient steps; Adam on a prompt of vectors is Lester et al. 2021, arXiv 2104.08691.
+Schwinn et al. 2024, "Soft Prompt Threats: Attacking Safety Alignment and Unlearning in Open-Source LLMs through the
+Embedding Space", arXiv 2402.09063, who take signed gradient steps; Adam on a prompt of vectors is Lester et al. 2021,
+arXiv 2104.08691.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class SoftPrompt(GradientAttack):
 
 @dataclass(frozen=True)
 class SoftPromptResult:
-    """`vectors` (k, d) of the least loss over the prompts `items`. `losses` in nats a token: before each step and after the
-    last. `reached`: greedy decoding writes the target of that prompt, after these vectors."""
+    """`vectors` (k, d) of the least loss over the prompts `items`. `losses` in nats a token: before each step and
+    after the last. `reached`: greedy decoding writes the target of that prompt, after these vectors."""
 
     items: tuple[str, ...]
     vectors: Tensor
@@ -89,8 +90,8 @@ class SoftPromptResult:
 def search_soft_prompts(
     model: PreTrainedModel, ground: Ground, config: SoftPromptConfig, advance: Advance = lambda n: None
 ) -> list[SoftPromptResult]:
-    """One result for all places where `config.universal`, else one each. Prompts with vectors of their own are searched side
-    by side, which changes no result but for rounding. `advance` is told of every step of every result.
+    """One result for all places where `config.universal`, else one each. Prompts with vectors of their own are
+    searched side by side, which changes no result but for rounding. `advance` is told of every step of every result.
 
     Raises `JobFailed` for a model whose loss is no number.
     """
@@ -152,8 +153,8 @@ def _search(
 
 @contextmanager
 def virtual_tokens(model: PreTrainedModel, vectors: Tensor) -> Iterator[int]:
-    """Within it, the token ids from the yielded one on stand for the rows of `vectors` (M, d), so that all that works with
-    token ids works with them."""
+    """Within it, the token ids from the yielded one on stand for the rows of `vectors` (M, d), so that all that works
+    with token ids works with them."""
     embedding = model.get_input_embeddings()
     first = int(embedding.weight.shape[0])
     asked: list[Tensor] = []
@@ -213,8 +214,8 @@ def run_soft_prompt_stage(ctx: StageContext) -> None:
     """Responses of `model` to `prompts` under soft prompts: one for all, searched on the items of `train` (else on the
     prompts themselves), or one each. Parameters: `config` (see `SoftPromptConfig`), `template`, `dtype`, `decoding`.
 
-    Writes `responses.jsonl`, in the order of the prompts and as a plain generation does, and `search.json`. A prompt that
-    cannot be attacked has no response, and the reason.
+    Writes `responses.jsonl`, in the order of the prompts and as a plain generation does, and `search.json`. A prompt
+    that cannot be attacked has no response, and the reason.
     """
     from wpn_bench import models
     from wpn_bench.harmless.measure import RESPONSES, read_items, response_row, write_rows

@@ -1,0 +1,80 @@
+"""What the gradient attacks of the lab's settings (`gcg.LAB`, `soft_prompt.LAB`) cost and reach.
+
+    python benchmarks/lab_attacks.py                            # the lab's base model
+    python benchmarks/lab_attacks.py lab RUN/models/wpn-seed0   # and unlearned ones
+
+One universal suffix, or soft prompt, is searched on prompts of the lab's forget set. Losses in nats a token of the
+beginnings of harmful references: on those prompts, and on the first `--test` in-domain prompts, before (with the
+first suffix) and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from wpn_bench import models, prompts
+from wpn_bench.attacks import gcg, soft_prompt
+from wpn_bench.attacks.search import Ground, SearchConfig, TargetLoss, prepare, spread
+from wpn_bench.config import QUESTION_TEMPLATE
+
+Search = Callable[[Any, Any, Ground], tuple[float, float, torch.Tensor]]
+
+
+def suffix(model: Any, tokenizer: Any, ground: Ground) -> tuple[float, float, torch.Tensor]:
+    found = gcg.search_suffix(model, tokenizer, ground, gcg.LAB)
+    return found.first_loss, found.best_loss, model.get_input_embeddings()(torch.tensor(found.ids)).detach()
+
+
+def vectors(model: Any, tokenizer: Any, ground: Ground) -> tuple[float, float, torch.Tensor]:
+    (found,) = soft_prompt.search_soft_prompts(model, ground, soft_prompt.LAB)
+    return found.first_loss, found.best_loss, found.vectors
+
+
+ATTACKS: dict[str, tuple[SearchConfig, Search]] = {
+    "gcg": (gcg.LAB, suffix),
+    "soft prompt": (soft_prompt.LAB, vectors),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["lab"])
+    parser.add_argument("--test", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train, test = (
+        prompts.load_prompts(prompts.spec_for(name, role="ood", kind="question")).items
+        for name in ("lab_forget", "lab_in_domain")
+    )
+    print("| model | attack | processor, s | wall, s | before | after | test, before | test, after |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in options.models:
+        folder = models.resolve(name).path
+        model, tokenizer = models.load(folder)
+        context = models.context_length(model)
+        for attack, (config, search) in ATTACKS.items():
+            began = time.process_time(), time.perf_counter()
+            ground = prepare(spread(train, config.prompts), tokenizer, QUESTION_TEMPLATE, config, context)
+            first, best, found = search(model, tokenizer, ground)
+            own, wall = time.process_time() - began[0], time.perf_counter() - began[1]
+            held = prepare(test[: options.test], tokenizer, QUESTION_TEMPLATE, config, context)
+            loss = TargetLoss(model, held.places)
+            before, after = (
+                float(loss.slope(one.unsqueeze(0), range(len(held.places))).losses.mean())
+                for one in (loss.embedded(torch.tensor(held.ids)), found)
+            )
+            losses = " | ".join(f"{value:.2f}" for value in (first, best, before, after))
+            print(
+                f"| {name if name == 'lab' else folder.name} | {attack} | {own:.1f} | {wall:.1f} | {losses} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
