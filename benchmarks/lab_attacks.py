@@ -1,4 +1,4 @@
-"""What the gradient attacks of the lab's settings (`gcg.LAB`, `soft_prompt.LAB`) cost and reach.
+"""What the gradient attacks of the preset `attacks` cost and reach on the lab.
 
     python benchmarks/lab_attacks.py                            # the lab's base model
     python benchmarks/lab_attacks.py lab RUN/models/wpn-seed0   # and unlearned ones
@@ -19,26 +19,25 @@ import torch
 
 from wpn_bench import models, prompts
 from wpn_bench.attacks import gcg, soft_prompt
-from wpn_bench.attacks.search import Ground, SearchConfig, TargetLoss, prepare, spread
-from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.attacks.search import Ground, TargetLoss, prepare, spread
+from wpn_bench.config import QUESTION_TEMPLATE, build
 
-Search = Callable[[Any, Any, Ground], tuple[float, float, torch.Tensor]]
+Search = Callable[[Any, Any, Ground, Any], tuple[float, float, torch.Tensor]]
 
 
-def suffix(model: Any, tokenizer: Any, ground: Ground) -> tuple[float, float, torch.Tensor]:
-    found = gcg.search_suffix(model, tokenizer, ground, gcg.LAB)
+def suffix(model: Any, tokenizer: Any, ground: Ground, config: gcg.GCGConfig) -> tuple[float, float, torch.Tensor]:
+    found = gcg.search_suffix(model, tokenizer, ground, config)
     return found.first_loss, found.best_loss, model.get_input_embeddings()(torch.tensor(found.ids)).detach()
 
 
-def vectors(model: Any, tokenizer: Any, ground: Ground) -> tuple[float, float, torch.Tensor]:
-    (found,) = soft_prompt.search_soft_prompts(model, ground, soft_prompt.LAB)
+def vectors(
+    model: Any, tokenizer: Any, ground: Ground, config: soft_prompt.SoftPromptConfig
+) -> tuple[float, float, torch.Tensor]:
+    (found,) = soft_prompt.search_soft_prompts(model, ground, config)
     return found.first_loss, found.best_loss, found.vectors
 
 
-ATTACKS: dict[str, tuple[SearchConfig, Search]] = {
-    "gcg": (gcg.LAB, suffix),
-    "soft prompt": (soft_prompt.LAB, vectors),
-}
+ATTACKS: dict[str, Search] = {"gcg": suffix, "soft_prompt": vectors}
 
 
 def main() -> None:
@@ -52,16 +51,18 @@ def main() -> None:
         prompts.load_prompts(prompts.spec_for(name, role="ood", kind="question")).items
         for name in ("lab_forget", "lab_in_domain")
     )
+    settings = build("attacks")
     print("| model | attack | processor, s | wall, s | before | after | test, before | test, after |")
     print("|---|---|---|---|---|---|---|---|")
     for name in options.models:
         folder = models.resolve(name).path
         model, tokenizer = models.load(folder)
         context = models.context_length(model)
-        for attack, (config, search) in ATTACKS.items():
+        for attack, search in ATTACKS.items():
+            config = settings.gradient_config(attack)
             began = time.process_time(), time.perf_counter()
             ground = prepare(spread(train, config.prompts), tokenizer, QUESTION_TEMPLATE, config, context)
-            first, best, found = search(model, tokenizer, ground)
+            first, best, found = search(model, tokenizer, ground, config)
             own, wall = time.process_time() - began[0], time.perf_counter() - began[1]
             held = prepare(test[: options.test], tokenizer, QUESTION_TEMPLATE, config, context)
             loss = TargetLoss(model, held.places)
