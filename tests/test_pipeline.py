@@ -751,9 +751,10 @@ def test_another_judge_costs_a_finished_run_that_judge(workshop: Workshop, compa
     assert [(a["model"], a["n"]) for a in both["run"]["agreement"]] == [(None, 24), ("base", 12), ("sft", 12)]
     assert set(run.manifest["further_judges"]) == {"refusal"}
 
-    # Another threshold is another reading of the same scores.
+    # Another threshold is another reading of the same scores; only what to train on is looked at anew.
     workshop.run("c", methods=methods, judge="detoxify:lab,threshold=0.3", judges=("refusal,threshold=0.9",))
-    assert set(workshop.statuses("c").values()) == {"cached"}
+    new = [label for label, status in workshop.statuses("c").items() if status != "cached"]
+    assert new == ["vet the forget set's harmless references"]
     third = load_run(workshop.folder / "c").results["run"]
     assert (third["judge"], third["threshold"], third["judges"][1]["threshold"]) == ("detoxify:lab", 0.3, 0.9)
     # The card that comes with the judge is of 0.5.
