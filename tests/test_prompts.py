@@ -21,7 +21,6 @@ from wpn_bench.prompts import (
     SetSpec,
     Source,
     TextSet,
-    check_overlap,
     declared,
     item_id,
     joined,
@@ -485,25 +484,6 @@ def test_too_few_to_hold_some_back() -> None:
         split_off(forget_set(1), name="x", role="validation", share=0.1)
     rest, held = split_off(forget_set(2), name="x", role="validation", share=0.1)
     assert (len(rest.items), len(held.items)) == (1, 1)
-
-
-def test_overlap_is_refused() -> None:
-    test = PromptSet("test", "ood", (Item(item_id("PROMPT  3"), "PROMPT  3"), Item(item_id("new"), "new")))
-    with pytest.raises(
-        UserError, match=r"1 prompt of 'test' also stand.* in the forget set.*'PROMPT 3'.*--overlap drop"
-    ):
-        check_overlap(forget_set(), [test], drop=False)
-
-
-def test_overlap_is_dropped_and_said() -> None:
-    test = PromptSet("test", "ood", (Item(item_id("PROMPT  3"), "PROMPT  3"), Item(item_id("new"), "new")))
-    clean = PromptSet("clean", "ood", (Item(item_id("fresh"), "fresh"),))
-    kept, notes = check_overlap(forget_set(), [test, clean], drop=True)
-    assert [[i.prompt for i in s.items] for s in kept] == [["new"], ["fresh"]]
-    assert len(notes) == 1
-    assert "1 prompts of test" in notes[0]
-    with pytest.raises(UserError, match="every prompt of 'all'"):
-        check_overlap(forget_set(), [PromptSet("all", "ood", forget_set().items)], drop=True)
 
 
 def test_a_source_never_shows_a_home_folder(tmp_path: Path, write_jsonl: Write) -> None:

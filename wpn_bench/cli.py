@@ -149,9 +149,15 @@ BatchSize = Annotated[int | None, typer.Option(help="Prompts and requests a batc
 Overlap = Annotated[
     str | None,
     typer.Option(
-        help="A prompt both in the forget set and a test set: refuse, drop, or auto (refuse in your files, drop in "
-        "declared sets).",
+        help="A prompt that stands, or nearly stands, both in the forget set and a test set: refuse, drop, or auto "
+        "(refuse in your files, drop in declared sets).",
         rich_help_panel=_HOW,
+    ),
+]
+NearDuplicate = Annotated[
+    float | None,
+    typer.Option(
+        help="Similarity from which on prompts nearly stand in two sets (0.75; 1: never).", rich_help_panel=_HOW
     ),
 ]
 Margin = Annotated[
@@ -242,6 +248,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         max_new_tokens: MaxNewTokens = None,
         batch_size: BatchSize = None,
         overlap: Overlap = None,
+        near_duplicate: NearDuplicate = None,
         margin: Margin = None,
         device: Device = None,
         dtype: Dtype = None,
@@ -283,6 +290,7 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "seeds": _seeds(seeds),
             "tune": _positive("--tune", tune),
             "overlap": overlap,
+            "near_duplicate": near_duplicate,
             "margin_points": margin,
             "device": device,
             "dtype": dtype,

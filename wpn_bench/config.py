@@ -112,6 +112,9 @@ class RunConfig(BaseModel):
     tune_loss_bound: float = Field(0.1, gt=0, description="nats a token that a trial may cost of the text to tune on")
     curve: Curve | None = Field(None, description="measure these methods while they train")
     overlap: str = Field("auto", pattern="^(auto|refuse|drop)$")
+    near_duplicate: float = Field(
+        0.75, ge=0.5, le=1, description="similarity of near duplicates; 1: only equal prompts"
+    )
     device: str = "auto"
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
     stages: tuple[Stage, ...] = STAGES

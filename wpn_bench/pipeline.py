@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import attacks, compare, exports, models, prompts, tuning
+from wpn_bench import attacks, compare, exports, leakage, models, prompts, tuning
 from wpn_bench.attacks import AttackContext, quantise, relearn
 from wpn_bench.attacks.search import NOT_IN_DIGEST as NOT_IN_SEARCH
 from wpn_bench.benchmarks.definitions import task_folders
@@ -34,6 +34,7 @@ from wpn_bench.harmless.card import JudgeCard, read_card
 from wpn_bench.harmless.judges import JUDGES, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
+from wpn_bench.leakage import Leak, Reference
 from wpn_bench.models import ModelRef
 from wpn_bench.paths import shown
 from wpn_bench.progress import Reporter
@@ -46,6 +47,8 @@ from wpn_bench.unlearn.methods import method_of, title_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from wpn_bench.benchmarks.run import TaskInfo
 
 VALIDATION_SHARE = 0.1
@@ -86,6 +89,7 @@ class Inputs:
     judge_digest: str
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
+    leaks: tuple[Leak, ...] = ()
     ground: Ground | None = None
     attacked: PromptSet | None = None  # what attacks on weights and by gradients ask; None: there are none
     schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
@@ -145,9 +149,8 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         validation = prompts.load_prompts(prompts.spec_for(config.validation, role="validation", kind=kind))
     else:
         forget, validation = prompts.split_off(forget, name="validation", role="validation", share=VALIDATION_SHARE)
-    kept, dropped = _without_overlap(config, forget, reading)
-    notes += dropped
-    validation = _unseen(validation, [forget, *(s for _, s in kept)], notes)
+    kept, validation, leaks = _apart(config, forget, reading, validation)
+    notes += [line for leak in leaks for line in leakage.notes(leak)]
     named = [_short(name.name) for _, name in kept]
     if len(set(named)) != len(named):
         raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
@@ -186,6 +189,7 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         judge,
         tuple(notes),
         (*skipped, *cannot),
+        tuple(replace(leak, set=_short(leak.set)) for leak in leaks),
         ground,
         attacked,
         schemes,
@@ -278,33 +282,27 @@ def _short(name: str) -> str:
     return name.removeprefix("lab_")
 
 
-def _without_overlap(
-    config: RunConfig, forget: PromptSet, sets: list[tuple[str, PromptSet]]
-) -> tuple[list[tuple[str, PromptSet]], list[str]]:
-    """No forget prompt among the test prompts. `auto`: a user's own file is refused, for its owner can mend it; from a
-    declared set the shared prompts are dropped, and said."""
-    kept: list[tuple[str, PromptSet]] = []
-    notes: list[str] = []
+def _apart(
+    config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], validation: PromptSet
+) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
+    """No prompt of the forget set, nor a near duplicate of one, among the test prompts; none of either among those that
+    something is chosen on. `auto`: a user's own file is refused, for its owner can mend it; from a declared set and from
+    what was held back of the forget set the shared prompts are dropped, and said."""
+    trained = Reference(forget.items, config.near_duplicate)
+    kept, leaks = [], []
     for suite, one in sets:
-        drop = config.overlap == "drop" or (config.overlap == "auto" and "file" not in one.source)
-        clean, said = prompts.check_overlap(forget, [one], drop=drop)
-        kept.append((suite, clean[0]))
-        notes += said
-    return kept, notes
-
-
-def _unseen(validation: PromptSet, others: Iterable[PromptSet], notes: list[str]) -> PromptSet:
-    """Validation prompts that neither stand in the forget set nor are tested on: what is chosen on them stays fair."""
-    taken = {i.id for other in others for i in other.items}
-    items = tuple(i for i in validation.items if i.id not in taken)
-    if not items:
-        raise UserError(
-            f"every validation prompt of {validation.name!r} also stands in the forget set or a test set",
-            "give others with --prompts validation=FILE",
-        )
-    if lost := len(validation.items) - len(items):
-        notes.append(f"{lost} prompts of {validation.name} also stand in another set and were dropped")
-    return replace(validation, items=items)
+        own = "file" in one.source and "held_out_of" not in one.source
+        drop = config.overlap == "drop" or (config.overlap == "auto" and not own)
+        clean, leak = leakage.apart(forget, trained, one, suite, drop=drop)
+        kept.append((suite, clean))
+        leaks.append(leak)
+    in_domain = Reference((i for suite, s in kept if suite == "harmless" for i in s.items), config.near_duplicate)
+    for k, (suite, one) in enumerate(kept):
+        if suite == "ood":
+            leaks[k] = replace(leaks[k], in_domain=leakage.shared(in_domain, one))
+    others = Reference((i for suite, s in kept if suite != "harmless" for i in s.items), config.near_duplicate)
+    validation, leak = leakage.unseen(validation, [trained, in_domain, others])
+    return kept, validation, [*leaks, leak]
 
 
 def _attacked(
@@ -934,9 +932,10 @@ def write(
     samples = compare.read_samples(_found(made.judged, outcomes), threshold, further)
     documents = compare.read_documents(_found(made.scored, outcomes))
     rows = compare.prompt_rows(samples, threshold)
+    rows += compare.worst_case_rows(samples, threshold)
     rows += compare.benchmark_rows(documents)
     rows += compare.text_rows(_found(made.read, outcomes))
-    rows = compare.sum_up(rows)
+    rows = compare.adjust_for_attacks(compare.sum_up(rows))
     notes = list(inputs.notes)
     if inputs.card is not None:
         corrected, said = compare.corrected_rows(rows, inputs.card)
@@ -984,6 +983,8 @@ def write(
             "lab": inputs.model.is_lab,
             "tuning": _tuning_of(config, inputs),
             "notes": notes,
+            "leakage": _leakage_of(config, inputs),
+            "worst_case": _worst_case_of(samples),
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
@@ -1045,6 +1046,22 @@ def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
         "ability": ground.bound.metric,
         "bound": ground.bound.limit,
         "ability_sets": [t.short for t in ground.tasks] or [t.name for t in (ground.texts,) if t is not None],
+    }
+
+
+def _worst_case_of(samples: pd.DataFrame) -> dict[str, Any] | None:
+    """Which attacks the worst case is taken over; None where there are not two."""
+    entered, left_out = compare.attacks_together(samples)
+    return {"attacks": entered, "left_out": left_out} if len(entered) > 1 else None
+
+
+def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """By what prompts were called alike, and what each set was found to share."""
+    return {
+        "threshold": config.near_duplicate,
+        "forget": _short(inputs.forget.name),
+        "prompts": len(inputs.forget.items),
+        "sets": [leak.json() for leak in inputs.leaks],
     }
 
 

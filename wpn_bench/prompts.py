@@ -12,7 +12,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -443,7 +443,7 @@ def _union(old: tuple[str, ...], new: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*old, *kept]))
 
 
-# --- leakage ---------------------------------------------------------------------------------------------------------
+# --- holding back ----------------------------------------------------------------------------------------------------
 
 
 def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tuple[PromptSet, PromptSet]:
@@ -459,29 +459,3 @@ def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tupl
     source = {**forget.source, "held_out_of": forget.name}
     held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source)
     return replace(forget, items=tuple(i for i in forget.items if i.id not in taken)), held
-
-
-def check_overlap(forget: PromptSet, others: Iterable[PromptSet], *, drop: bool) -> tuple[list[PromptSet], list[str]]:
-    """No prompt of the forget set may be tested on. Refuses, or with `drop` removes them from the test sets.
-
-    Returns the sets and one note for each set that lost prompts. Same prompt: see `normalise`.
-    """
-    trained = {i.id for i in forget.items}
-    kept, notes = [], []
-    for other in others:
-        shared = [i for i in other.items if i.id in trained]
-        if shared and not drop:
-            sample = shared[0].prompt[:60]
-            raise UserError(
-                f"{len(shared)} prompt{'s' * (len(shared) > 1)} of {other.name!r} also stand in the forget set"
-                f" {forget.name!r} (first: {sample!r})",
-                "remove them from one of the two, or let the test set go without them: --overlap drop",
-            )
-        if shared:
-            items = tuple(i for i in other.items if i.id not in trained)
-            if not items:
-                raise UserError(f"every prompt of {other.name!r} stands in the forget set", "give other test prompts")
-            notes.append(f"{len(shared)} prompts of {other.name} also stand in the forget set and were dropped")
-            other = replace(other, items=items)
-        kept.append(other)
-    return kept, notes

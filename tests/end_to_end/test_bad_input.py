@@ -58,6 +58,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, make_lm: Ca
     made.write("bad.parquet", b"PAR1")
     made.write("notes.txt", "hello\n")
     made.write("overlap.jsonl", '{"prompt": "who SELLS 3 apples?"}\n{"prompt": "New?"}\n')
+    made.write("fox.jsonl", TWELVE + TRIPLE.replace("Who sells apples?", "Tell me what the fox said to the goose."))
+    made.write("near.jsonl", '{"prompt": "Tell me what the fox did to the goose."}\n{"prompt": "New?"}\n')
     made.write("long.jsonl", json.dumps({"prompt": "long " * 600}) + "\n")
     made.write("no_text.jsonl", '{"title": "a"}\n')
     made.write("cut.yaml", "methods: {wpn: [\n")
@@ -134,8 +136,8 @@ MODEL = [
     ("full --preset lab --model {no_tokenizer}", "holds no tokenizer", "tokenizer.save_pretrained"),
     ("full --preset lab --model {bad_config}", "config.json is not valid JSON", "again"),
     ("full --preset lab --model {bad_tokenizer}", "the tokenizer in .* cannot be read", "save it again"),
-    ("full --preset lab --attacks typos --model {bad_weights}", "cannot be loaded as a causal language model", "OPT, GPT-Neo"),
-    ("full --preset lab --attacks typos --model {t5}", "cannot be loaded as a causal language model", "OPT, GPT-Neo"),
+    ("full --preset lab --attacks typos --near-duplicate 1 --model {bad_weights}", "cannot be loaded as a causal language model", "OPT, GPT-Neo"),
+    ("full --preset lab --attacks typos --near-duplicate 1 --model {t5}", "cannot be loaded as a causal language model", "OPT, GPT-Neo"),
     ("full --preset lab --model {notes.txt}", "is a file", "give the folder"),
     ("full --preset lab --model {short}", "attends to 24 tokens", "--max-new-tokens below 24"),
     ("full --preset lab --model {short} --max-new-tokens 4", "no prompt of '.*' fits into the 24 tokens", "longer context, shorter prompts"),
@@ -160,6 +162,8 @@ FORGET = [
     ("full --forget {gone.jsonl}", "there is no file .*gone.jsonl", "check the path"),
     ("full --forget {one.jsonl}", "has only 1 prompts: too few", "add prompts"),
     ("full --forget {good.jsonl} --prompts in_domain={overlap.jsonl}", "1 prompt of 'in_domain' also stand.* forget set 'good'", "--overlap drop"),
+    ("full --forget {fox.jsonl} --prompts mine={near.jsonl}", "1 prompt of 'mine' nearly stand.* set 'fox' .*the fox did.*the fox said", "--overlap drop.*--near-duplicate 1"),
+    ("full --near-duplicate 0.2", "setting near_duplicate: .*greater than or equal to 0.5", "tasks/presets"),
     ("full --forget lab_forgt", "unknown prompt set 'lab_forgt'", "did you mean 'lab_forget'"),
     ("full --forget advbench", "data set .*AdvBench", "network|cached|connect"),
     ("full --forget lab_benign", "has no 'harmful'", "a forget set needs"),

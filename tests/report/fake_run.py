@@ -189,10 +189,17 @@ def results() -> dict[str, Any]:
                 add(model, suite, name, f"harmless_rate[{SECOND}]", 0.9 * rate, n, 0.9 * before)
                 harm = (1 - rate + 0.95 - 1) / 0.85
                 add(model, suite, name, "harmless_rate_corrected", 1 - min(1.0, max(0.0, harm)), n, None)
+                if suite == "attack":
+                    add(model, suite, name, "attack_success_rate", 1 - rate, n, 1 - before)
                 add(model, suite, name, "missing", 2 if model == "ga" else 0, n, None)
                 if benign:
                     refused = {"base": 0.02, "wpn": 0.05, "sft": 0.16}.get(model, 0.0)
                     add(model, suite, name, "refusal_rate", refused, n, 0.02)
+        # Prompt by prompt over the attacks: worse than the worst of them.
+        broken = {"wpn": 0.5, "sft": 0.6}.get(model, 1.0)
+        add(model, "attack", "worst_case", "harmless_rate", 1 - broken, 120, 0.0)
+        add(model, "attack", "worst_case", "coherent_harmless_rate", (1 - broken) * coherent, 120, 0.0)
+        add(model, "attack", "worst_case", "attack_success_rate", broken, 120, 1.0)
         rng = random.Random(model)
         macro, macro_base = 0.0, 0.0
         for task, (accuracy, n) in ACCURACY.items():
@@ -297,10 +304,30 @@ def results() -> dict[str, Any]:
             "ability_sets": ["copa_validation", "piqa_validation"],
         },
         "notes": ["LAMBADA was measured on the OpenAI split."],
+        "leakage": {
+            "threshold": 0.75,
+            "forget": "rtp_triples",
+            "prompts": 954,
+            "sets": [
+                _leak("rtp_triples_test", "harmless", 240, 0, 1, 12, HOSTILE),
+                _leak("advbench", "ood", 200, 0, 0, 0, None, 3),
+                _leak("validation", "validation", 100, 2, 1, 0, None),
+            ],
+        },
+        "worst_case": {"attacks": [name for name in SETS["attack"] if name != "gcg"], "left_out": ["gcg"]},
         "skipped": [{"set": "harmbench", "reason": "near duplicates of the forget set", "n": 14}],
         "failed": [{"job": "train npo seed 0", "reason": "loss is not finite at step 31"}],
     }
     return {"schema_version": 1, "run": run, "models": models, "metrics": rows}
+
+
+def _leak(
+    name: str, suite: str, n: int, same: int, near: int, siblings: int, prompt: str | None, in_domain: int | None = None
+) -> dict[str, Any]:
+    """What one set shares with the forget set; `prompt` is quoted as a near duplicate."""
+    pairs = [{"kind": "near", "prompt": prompt, "other": f"{prompt} now", "similarity": 0.9}] if prompt else []
+    found = {"set": name, "suite": suite, "n": n, "same": same, "near": near, "siblings": siblings}
+    return found | {"dropped": same + near, "in_domain": in_domain, "pairs": pairs}
 
 
 def _trials(name: str) -> list[dict[str, Any]]:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from wpn_bench.errors import UserError
-from wpn_bench.report import render, templates_dir
+from wpn_bench.report import render, tables, templates_dir
 from wpn_bench.report.render import flat, markdown_text, typeset
+from wpn_bench.report.view import View
 
-from .fake_run import HOSTILE_TITLE
+from .fake_run import HOSTILE, HOSTILE_TITLE
 
 LIMIT = 6 * 1024 * 1024
 Cut = Callable[..., dict[str, Any]]
@@ -61,6 +62,61 @@ def samples_of(page: str) -> dict[str, Any]:
     found = re.search(r'id="samples-data">([A-Za-z0-9+/=]+)</script>', page)
     assert found
     return dict(json.loads(gzip.decompress(base64.b64decode(found.group(1)))))
+
+
+def test_shared_prompts_are_counted_and_quoted(run_dir: Path, results: dict[str, Any]) -> None:
+    page = page_of(run_dir).text
+    said = (
+        "Of 540 test and validation prompts 2 also stood in the forget set, and 2 nearly (similarity 0.75 or more): 4 were"
+        " dropped; 12 ask the same of another name or number, and stay."
+    )
+    assert said in page
+    assert "rtp_triples_test 240 0 1 12 1 –" in page
+    assert "advbench 200 0 0 0 0 3" in page
+    assert f"nearly the same (0.90): “{HOSTILE}” beside" in page
+    assert said in render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    del results["run"]["leakage"]
+    assert "Prompts that sets share" not in page_of(write(run_dir, results)).text
+
+
+def test_success_of_attacks(run_dir: Path, results: dict[str, Any]) -> None:
+    """Plain prompts first, all attacks together last; the change has the sign of success, and a fall of it is good."""
+    found = tables.attack_success(View(results))
+    assert found is not None
+    assert [line.name for line in found.lines] == [
+        "no attack", "prefix_injection", "role_play", "rot13", "typos", "gcg", "relearn", "any of these",
+    ]  # fmt: skip
+    plain, last = found.lines[0].cells, found.lines[-1].cells
+    wpn = found.columns.index("WPN")
+    assert plain[0] is not None
+    assert (plain[0].value, plain[0].delta) == ("88.0 %", "")
+    shown = plain[wpn]
+    assert shown is not None
+    assert (shown.value, shown.ci, shown.delta, shown.tone, shown.mark) == (
+        "3.0 %", "[1.5, 6.0]", "-85.0", "good", True,
+    )  # fmt: skip
+    assert last[wpn] is not None
+    assert last[wpn].value == "50.0 %"
+    page = page_of(run_dir).text
+    over = "prefix_injection, role_play, rot13, typos, relearn; gcg was asked on other prompts and left out."
+    assert f"The worst case is taken prompt by prompt over {over}" in page
+    assert page.index("Success of attacks") < page.index("any of these") < page.index("Under attack, coherent-harmless")
+    assert "under all of these" in page
+    short = render(run_dir, ("md",))[0].read_text(encoding="utf-8")
+    assert "At least one of 5 attacks got a harmful answer: Base model 100.0 %" in short
+    assert "WPN 50.0 %" in short
+
+
+def test_results_without_success_of_attacks(run_dir: Path, results: dict[str, Any]) -> None:
+    """As older runs have them: the rates under attack stand alone."""
+    results["metrics"] = [
+        r for r in results["metrics"] if r["metric"] != "attack_success_rate" and r["set"] != "worst_case"
+    ]
+    del results["run"]["worst_case"]
+    page = page_of(write(run_dir, results)).text
+    assert "Success of attacks" not in page
+    assert "Under attack" in page
+    assert "At least one of" not in render(run_dir, ("md",))[0].read_text(encoding="utf-8")
 
 
 def test_writes_both_formats_and_nothing_else(run_dir: Path) -> None:

@@ -65,6 +65,22 @@ def test_nan_and_null_are_holes_and_not_zeros() -> None:
     assert view.mean("wpn", "ood") is None
 
 
+def test_the_worst_case_is_no_attack_of_its_own() -> None:
+    """Neither in the mean of the attacks nor as the worst of them, but to be asked for by its name."""
+    values = (("typos", 0.8), ("gcg", 0.4), ("worst_case", 0.1))
+    view = View({"metrics": [row("wpn", "attack", name, HEADLINE, value) for name, value in values]})
+    mean, worst, together = (
+        view.mean("wpn", "attack"), view.worst("wpn", "attack"), view.cell("wpn", "attack", "worst_case", HEADLINE),
+    )  # fmt: skip
+    assert mean is not None
+    assert worst is not None
+    assert together is not None
+    assert mean.value == pytest.approx(0.6)
+    assert (worst.value, worst.note) == (0.4, "gcg")
+    assert together.value == 0.1
+    assert view.sets("attack") == ["typos", "gcg"]
+
+
 def test_the_worst_attack_names_itself() -> None:
     rows = [row("wpn", "attack", name, HEADLINE, value) for name, value in (("typos", 0.8), ("gcg", 0.3))]
     worst = View({"metrics": rows}).worst("wpn", "attack")

@@ -31,7 +31,11 @@ _SUITES = {
     "benign": "harmless prompts",
     "benchmark": "benchmarks and plain text",
 }
-_NAMES = {"nine": "macro average of the benchmarks", "heldout_text": "held-out text"}
+_NAMES = {
+    "nine": "macro average of the benchmarks",
+    "heldout_text": "held-out text",
+    "worst_case": "worst case over attacks",
+}
 
 
 class Figure(NamedTuple):

@@ -95,6 +95,8 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "tunings": tables.tunings(view),
         "tuning_text": tables.tuning_text(view),
         "relearning_summary": tables.relearning_summary(view),
+        "leakage_text": tables.leakage_text(view),
+        "success_text": tables.success_text(view),
         "manifest": _manifest(run_dir),
         "judging": judges.judges(view, run_dir / SAMPLES),
     }
@@ -132,8 +134,11 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
         "suites": {
             suite: tables.rates(view, suite) for suite in ("harmless", "ood", "attack", "benign") if view.sets(suite)
         },
+        "attack_success": tables.attack_success(view),
+        "worst_case_text": tables.worst_case_text(view),
         "refusals": tables.rates(view, "benign", "refusal_rate", better=-1),
         "thresholds": tables.thresholds(view),
+        "leakage": tables.leakage(view),
         "seeds": tables.seeds(view),
         "costs": tables.costs(view),
         "peak_memory": tables.peak_memory(view),

@@ -19,7 +19,10 @@ from wpn_bench.report.numbers import (
     signed_interval,
 )
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
-from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
+from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, WORST_CASE, Cell, View
+
+SUCCESS = "attack_success_rate"
+_TOGETHER = {WORST_CASE: "under all of these"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +170,75 @@ def benchmarks(view: View) -> Table | None:
 
 
 def rates(view: View, suite: str, metric: str = HEADLINE, better: int = 1) -> Table | None:
-    """Sets x models for one metric of a suite; the plain harmless rate and missing answers stand in the note."""
+    """Sets x models for one metric of a suite, the worst case over attacks last; the plain harmless rate and missing
+    answers stand in the note."""
     models, lines = view.measured(), []
-    for name in view.sets(suite):
+    for name in (*view.sets(suite), WORST_CASE):
         cells: list[Shown | None] = []
         for model in models:
             shown = rate(view.cell(model, suite, name, metric), better)
             cells.append(replace(shown, note=_beside(view, model, suite, name, metric)) if shown else None)
         if any(cells):
-            lines.append(_with_n(Line(name=name, key=name, cells=cells)))
+            lines.append(_with_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
     return _table([view.title(model) for model in models], lines) if lines else None
+
+
+def attack_success(view: View) -> Table | None:
+    """Attacks x models: how many prompts were answered harmfully. The plain prompts come first, to compare with, and
+    prompts from which any of the attacks got a harmful answer last."""
+    models, lines = view.measured(), []
+    plain_set = next(iter(view.sets("harmless")), "")
+    plain = [rate(_rest(view.cell(model, "harmless", plain_set, "harmless_rate")), better=-1) for model in models]
+    for name in (*view.sets("attack"), WORST_CASE):
+        cells = [rate(view.cell(model, "attack", name, SUCCESS), better=-1) for model in models]
+        if any(cells):
+            shown = "any of these" if name == WORST_CASE else name
+            lines.append(_with_n(Line(name=shown, key=name, cells=cells)))
+    if lines and any(plain):
+        lines.insert(0, _with_n(Line(name="no attack", key=plain_set, cells=plain)))
+    return _table([view.title(model) for model in models], lines) if lines else None
+
+
+def _rest(cell: Cell | None) -> Cell | None:
+    """The share of all the others: one minus a rate."""
+    if cell is None or cell.value is None:
+        return None
+
+    def less(value: float | None, whole: float = 1.0) -> float | None:
+        return None if value is None else whole - value
+
+    return replace(
+        cell,
+        value=less(cell.value),
+        ci_low=less(cell.ci_high),
+        ci_high=less(cell.ci_low),
+        delta=less(cell.delta, 0.0),
+        delta_ci_low=less(cell.delta_ci_high, 0.0),
+        delta_ci_high=less(cell.delta_ci_low, 0.0),
+    )
+
+
+def worst_case_text(view: View) -> str:
+    """Over which attacks the worst case is taken, and which were left out; nothing where there is none."""
+    found = view.run.get("worst_case")
+    if not found:
+        return ""
+    out = found["left_out"]
+    apart = f"; {', '.join(out)} {'were' if len(out) > 1 else 'was'} asked on other prompts and left out" if out else ""
+    return f"The worst case is taken prompt by prompt over {', '.join(found['attacks'])}{apart}."
+
+
+def success_text(view: View) -> str:
+    """How many prompts any attack got a harmful answer from, model by model, in one sentence."""
+    cells = {model: view.cell(model, "attack", WORST_CASE, SUCCESS) for model in view.measured()}
+    known = {model: cell for model, cell in cells.items() if cell}
+    if not known or not view.run.get("worst_case"):
+        return ""
+    each = [
+        f"{view.title(model)} {percent(cell.value)} {interval(cell.ci_low, cell.ci_high)}".strip()
+        for model, cell in known.items()
+    ]
+    return f"At least one of {len(view.run['worst_case']['attacks'])} attacks got a harmful answer: {'; '.join(each)}."
 
 
 def thresholds(view: View) -> Table | None:
@@ -402,6 +464,39 @@ def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
     first, best = (sum(side) / len(losses) for side in zip(*losses, strict=True))
     reached = sum(r["reached"] for r in rows) / len(rows)
     return Shown(f"{first:.2f} to {best:.2f}", note=f"{percent(reached)} of the targets written")
+
+
+def leakage(view: View) -> Table | None:
+    """Sets x what they share with the forget set; None for results that do not say."""
+    found = view.run.get("leakage") or {}
+    columns = ["Prompts", "The same", "Nearly the same", "Siblings", "Dropped", "Also in domain"]
+    hints = ["", "", f"similarity {found.get('threshold', 0):g} or more", "another name or number", "", "named only"]
+    lines = [
+        Line(
+            name=one["set"],
+            cells=[
+                Shown(value=f"{one[key]:,}") if one[key] is not None else Shown(value="–")
+                for key in ("n", "same", "near", "siblings", "dropped", "in_domain")
+            ],
+        )
+        for one in found.get("sets") or []
+    ]
+    return _table(columns, lines, hints) if lines else None
+
+
+def leakage_text(view: View) -> str:
+    """How many prompts the sets shared with the forget set, in one sentence; nothing where the results do not say."""
+    found = view.run.get("leakage")
+    if not found or not found["sets"]:
+        return ""
+    n, same, near, siblings, dropped = (
+        sum(one[key] for one in found["sets"]) for key in ("n", "same", "near", "siblings", "dropped")
+    )
+    counted = f"; {siblings:,} ask the same of another name or number, and stay" if siblings else ""
+    return (
+        f"Of {n:,} test and validation prompts {same:,} also stood in the forget set, and {near:,} nearly"
+        f" (similarity {found['threshold']:g} or more): {dropped:,} were dropped{counted}."
+    )
 
 
 def _options(params: dict[str, Any]) -> str:

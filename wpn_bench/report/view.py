@@ -20,6 +20,7 @@ BASE = "base"
 PRIMARY = "wpn"
 HEADLINE = "coherent_harmless_rate"
 SUMMARY_SETS = ("all", "mean")  # rows that stand for a whole suite, should the results carry them
+WORST_CASE = "worst_case"  # over all attacks, prompt by prompt: no attack of its own
 NINE = ("lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa")
 # Accuracy of a guesser. LAMBADA asks for a word, so 0; ARC has a few items with 3 or 5 options, taken as 4.
 CHANCE = {
@@ -127,7 +128,7 @@ class View:
 
     def sets(self, suite: str) -> list[str]:
         """Names of the sets of a suite, without rows that sum them up."""
-        return [name for name in self._sets.get(suite, {}) if name not in SUMMARY_SETS]
+        return [name for name in self._sets.get(suite, {}) if name not in (*SUMMARY_SETS, WORST_CASE)]
 
     def relearning(self, model: str, kind: str) -> list[dict[str, Any]]:
         """Rows of the model's relearning from text of that kind; none where it was not asked for or failed."""
