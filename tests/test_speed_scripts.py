@@ -1,4 +1,4 @@
-"""The comparisons of speed run, on next to nothing, and print a table; what they measure is not judged here."""
+"""The scripts that measure run, on next to nothing, and print a table; what they measure is not judged here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SMALLEST = {
     "growth": "--sizes 5 --what judging",
     "startup": "--pairs 1",
     "generation_and_judging": "--n 4 --texts 8 --part 4 --new-tokens 4 --repeats 1",
+    "leakage": "--tests lab_validation,lab_ood_games --examples 2 --time 50",
     "scoring": "--tasks lab_copa --limit 4 --pairs 1 --batch-size 8",
 }
 
