@@ -38,7 +38,6 @@ GRADIENT: Registry[type[GradientAttack]] = Registry(
     },
 )
 RELEARN = "relearn"
-WORST_CASE = "worst_case"  # what results call the worst of all attacks on a prompt
 
 
 @dataclass(frozen=True)

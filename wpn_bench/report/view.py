@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wpn_bench.report.numbers import known
+from wpn_bench.results import WORST_CASE
 
 BASE = "base"
 PRIMARY = "wpn"
 HEADLINE = "coherent_harmless_rate"
 SUMMARY_SETS = ("all", "mean")  # rows that stand for a whole suite, should the results carry them
-WORST_CASE = "worst_case"  # over all attacks, prompt by prompt: no attack of its own
 NINE = ("lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa")
 # Accuracy of a guesser. LAMBADA asks for a word, so 0; ARC has a few items with 3 or 5 options, taken as 4.
 CHANCE = {
