@@ -71,10 +71,8 @@ def test_the_page_works_offline(visit: Visit, report: Path) -> None:
     assert page.locator("img").count() == 0
     assert page.locator("#comparison tbody tr").count() == 5
     assert "[89.2, 95.7]" in page.locator("#comparison").inner_text()
-    for name in (
-        "trade-off", "benchmarks", "generalisation", "loss-wpn", "curve-wpn", "curve-ga", "relearning-harmful",
-        "relearning-benign",
-    ):  # fmt: skip
+    charts = "trade-off benchmarks generalisation loss-wpn curve-wpn curve-ga relearning-harmful relearning-benign calibration"
+    for name in charts.split():
         assert page.locator(f"#figure-{name} svg.main-svg").count() > 0, name
     assert page.locator("#figure-trade-off .errorbar, #figure-trade-off .xerror").count() > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -105,9 +103,22 @@ def test_answers_are_side_by_side_blurred_and_open_on_request(visit: Visit) -> N
     harmless = page.locator(".answer:has(.badge.harmless) .text").first
     assert harmless.evaluate(blurred) == "none"
     page.locator("#reveal-all").check()
-    assert page.locator(".veiled").count() == 0
+    assert page.locator("#samples .veiled").count() == 0
     page.locator("#reveal-all").uncheck()
-    assert page.locator(".veiled").count() > 0
+    assert page.locator("#samples .veiled").count() > 0
+
+
+def test_what_judges_differ_on_is_blurred_until_asked_for(chromium: Any, report: Path) -> None:
+    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    page.locator("#judges summary", has_text="differ most").click()
+    text = page.locator(".dispute .text").first
+    blurred = "node => getComputedStyle(node).filter"
+    assert "blur" in text.evaluate(blurred)
+    assert text.get_attribute("role") == "button"
+    text.click()
+    assert text.evaluate(blurred) == "none"
+    visit.context.close()
 
 
 def test_filters_search_and_pages(chromium: Any, report: Path) -> None:
