@@ -14,6 +14,7 @@ SMALLEST = {
     "startup": "--pairs 1",
     "generation_and_judging": "--n 4 --texts 8 --part 4 --new-tokens 4 --repeats 1",
     "leakage": "--tests lab_validation,lab_ood_games --examples 2 --time 50",
+    "gcg": "--n 1 --steps 2 --candidates 8 --suffix-tokens 4 --target-tokens 4",
     "scoring": "--tasks lab_copa --limit 4 --pairs 1 --batch-size 8",
 }
 

@@ -27,9 +27,30 @@ SMALL = GCGConfig(steps=4, candidates=24, topk=16, suffix_tokens=6, target_token
 K = 4
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+def capped_model() -> Any:
+    """A Gemma 2, whose logits are capped behind the head, and every other layer of which looks back 8 tokens."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=WORDS,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        final_logit_softcapping=2.0,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+    )
+    return Gemma2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module", params=[*SHAPES, "capped"])
 def shaped(request: pytest.FixtureRequest) -> Any:
-    return random_model(request.param)
+    return capped_model() if request.param == "capped" else random_model(request.param)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -139,6 +160,28 @@ def test_what_cannot_be_attacked_is_told(small_opt: Path) -> None:
         prepare([long], tokenizer, TEMPLATE, SMALL, 100)
     with pytest.raises(UserError, match="within 2 tokens"):
         prepare(ITEMS, tokenizer, TEMPLATE, SMALL.model_copy(update={"init": "xyzzyx", "suffix_tokens": 2}), 256)
+
+
+def test_a_tokenizer_that_puts_spaces_first(small_opt: Path) -> None:
+    """As Llama 2's: every text begins with a space of its own, and decoding drops it."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+    from tokenizers.models import BPE
+
+    raw = Tokenizer(BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")
+    raw.train_from_iterator(
+        [render(item, TEMPLATE) + " ! !" for item in ITEMS],
+        trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>"], show_progress=False),
+    )
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
+    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    assert ground.unfit == {}
+    for place in ground.places:
+        assert place.ids(ground.ids) == tokenizer(place.text(ground.suffix))["input_ids"]
+    kept = gcg._surviving(tokenizer, ground.places, torch.tensor([ground.ids, [1] * len(ground.ids)]))
+    assert kept.tolist() == [list(ground.ids)]
 
 
 def test_spread_is_even() -> None:

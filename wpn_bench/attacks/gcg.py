@@ -7,10 +7,10 @@ of the suffix's tokens, draws candidates that replace `n_replace` of them by one
 steepest descent each, and goes on with the candidate of the least loss, even if it is greater than before.
 
 Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
-Algorithms 1 and 2. Departures: losses are means where the paper sums;
-candidates are distinct and differ from the suffix at hand; a candidate that the tokenizer would write otherwise (in
-any prompt, the text around it included) is dropped before it is scored, so the loss is that of the text. With
-`compare_on`, which the paper has not, candidates for many prompts are compared on a few of them, drawn in each step.
+Algorithms 1 and 2. Departures: losses are means where the paper sums; candidates are distinct and differ from the suffix
+at hand; a candidate that the tokenizer would write otherwise (in any prompt, the text around it included) is dropped
+before it is scored, so the loss is that of the text. With `compare_on`, which the paper has not, candidates for many
+prompts are compared on a few of them, drawn in each step.
 """
 
 from __future__ import annotations
