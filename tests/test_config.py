@@ -9,7 +9,7 @@ import pytest
 from wpn_bench import attacks, config, prompts
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.benchmarks.run import describe, expand
-from wpn_bench.config import QUESTION_TEMPLATE, STAGES, RunConfig, build, from_settings, presets
+from wpn_bench.config import QUESTION_TEMPLATE, STAGES, RunConfig, attack_settings, build, from_settings, presets
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.unlearn.methods import METHODS, method_of, title_of
@@ -18,6 +18,23 @@ from wpn_bench.unlearn.methods import METHODS, method_of, title_of
 @pytest.fixture
 def settings() -> dict[str, Any]:
     return build("lab").model_dump()
+
+
+def test_attacks_of_every_kind_are_named_together() -> None:
+    base = build("attacks")
+    chosen = attack_settings(("typos", "gcg", "int8"), base)
+    assert chosen == {
+        "attacks": ("typos",),
+        "gradient_attacks": {"gcg": base.gradient_attacks["gcg"]},
+        "quantise": ("int8",),
+        "relearn": None,
+    }
+    assert attack_settings(("relearn",), build("lab"))["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
+    for options, said in (({"gcg": {"stepz": 3}}, "did you mean 'steps'"), ({"gcq": {}}, "did you mean 'gcg'")):
+        with pytest.raises(UserError, match=said):
+            from_settings(base.model_dump() | {"gradient_attacks": options})
+    with pytest.raises(UserError, match=r"attack gcg: steps: .*greater than or equal to 1"):
+        from_settings(base.model_dump() | {"gradient_attacks": {"gcg": {"steps": 0}}})
 
 
 def test_there_are_the_two_presets() -> None:

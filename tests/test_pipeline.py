@@ -534,9 +534,14 @@ def test_relearning_and_rounding(workshop: Workshop, comparable: Plain) -> None:
         assert one["delta"] == pytest.approx(one["value"] - base["value"])
         assert (base["n"], base["delta"]) == (2, None)
     # Nothing else changes, and the same again computes nothing.
-    attacked["metrics"] = [r for r in attacked["metrics"] if r["set"] not in ("int8", "int4")]
+    together = {r["model"] for r in attacked["metrics"] if r["set"] == "worst_case"}
+    assert together == {"base", "sft"}
+    assert attacked["run"].pop("worst_case") != plain["run"].pop("worst_case")
+    attacked["metrics"] = [r for r in attacked["metrics"] if r["set"] not in ("int8", "int4", "worst_case")]
     failed = [f for f in attacked["run"]["failed"] if "int" not in f["job"]]
     attacked["run"]["failed"] = failed
+    for run in (attacked["run"], plain["run"]):  # how many corrected rates were cut depends on how many there are
+        run["notes"] = [note for note in run["notes"] if "corrected" not in note]
     assert comparable(attacked) == comparable(plain)
     cost = {(r["model"], r["set"]) for r in load_run(workshop.folder / "attacked").results["metrics"] if r["suite"] == "cost"}  # fmt: skip
     assert {("base", "relearn"), ("sft", "relearn"), ("base", "quantise"), ("sft", "quantise")} <= cost
@@ -576,6 +581,43 @@ def test_without_torchao_rounding_is_named_as_skipped(workshop: Workshop, monkey
     assert not any("round weights" in label for label in workshop.statuses())
     page = (workshop.folder / "run" / "report.md").read_text(encoding="utf-8")
     assert "- int4: quantisation needs torchao" in page
+
+
+# --- attacks by gradients ------------------------------------------------------------------------------------------
+
+
+def test_gradient_attacks_are_searched_against_every_model(workshop: Workshop) -> None:
+    small = {"universal": True, "prompts": 2, "suffix_tokens": 3, "target_tokens": 3, "steps": 2}
+    searches = {"gcg": {**small, "candidates": 6, "topk": 8}, "soft_prompt": {**small, "universal": False}}
+    asked = {"methods": {"sft": QUICK}, "stages": ("train", "attack"), "gradient_attacks": searches}
+    results = workshop.run(**asked)
+    rows = {(r["model"], r["seed"], r["set"]): r for r in results["metrics"] if r["metric"] == "harmless_rate"}
+    for name in ("gcg", "soft_prompt", "typos"):
+        base, one = rows["base", None, name], rows["sft", 0, name]
+        assert (base["n"], base["delta"]) == (2, None)
+        assert one["delta"] == pytest.approx(one["value"] - base["value"])
+    # Both were asked on the prompts of the other attack, so the worst case is over all three.
+    assert set(results["run"]["worst_case"]["attacks"]) == {"gcg", "soft_prompt", "typos"}
+    for model, seed in (("base", None), ("sft", 0)):
+        suffix, vectors = results["models"][model]["gradient_attacks"]
+        assert (suffix["attack"], suffix["seed"], suffix["universal"], suffix["prompts"]) == ("gcg", seed, True, 2)
+        assert (vectors["attack"], vectors["universal"], vectors["steps"]) == ("soft_prompt", False, 2)
+        assert vectors["best_loss"] < vectors["first_loss"]
+    # A universal suffix is searched on the forget set; the answers follow the plain prompt with it.
+    samples = load_run(workshop.folder / "run").samples
+    of_suffix = samples[(samples["set"] == "gcg") & (samples["model"] == "sft")]
+    ends = {text.split(prompt)[1] for text, prompt in zip(of_suffix["input"], of_suffix["prompt"], strict=True)}
+    assert len(ends) == 1
+    assert samples[samples["set"] == "soft_prompt"]["input"].str.contains(r"\[soft prompt of \d vectors\]").all()
+    page = (workshop.folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Gradient attacks, what the search came to" in page
+    # How a search is cut into passes changes nothing that is kept; fewer prompts are asked without a new search of theirs.
+    searches["gcg"]["pass_tokens"] = 64
+    workshop.run("again", **asked)
+    assert set(workshop.statuses("again").values()) == {"cached"}
+    fewer = workshop.run("fewer", **asked, gradient_limit=1)
+    assert {r["n"] for r in fewer["metrics"] if (r["set"], r["metric"]) == ("gcg", "harmless_rate")} == {1}
+    assert fewer["run"]["worst_case"] is None or "gcg" not in fewer["run"]["worst_case"]["attacks"]
 
 
 # --- what a person can get wrong -------------------------------------------------------------------------------------
@@ -691,7 +733,7 @@ def test_attacks_of_a_file_are_added_and_known_by_what_they_say(workshop: Worksh
         return workshop.run(folder, methods={}, stages=("attack",), attack_files=(file,))
 
     results = with_template("a", "Kindly: {prompt}")
-    assert {r["set"] for r in results["metrics"] if r["suite"] == "attack"} == {"typos", "polite"}
+    assert {r["set"] for r in results["metrics"] if r["suite"] == "attack"} == {"typos", "polite", "worst_case"}
     assert any("mine.jsonl: polite (1)" in note for note in results["run"]["notes"])
     samples = load_run(workshop.folder / "a").samples
     asked = samples[samples["set"] == "polite"]
