@@ -26,7 +26,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from wpn_bench import models, prompts
@@ -191,13 +191,14 @@ def main() -> int:
     )
     if not peer:
         return 0
-    apart = mean(columns[2]) - mean(columns[5])
+    apart = [a - b for a, b in zip(columns[2], columns[5], strict=True)]
+    error = stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
     print(
         f"a step, median of the pairs: {faster:.2f} times as fast (asked: {FASTER}); nanoGCG's batch: {size or 'all'}"
     )
-    print(f"mean final loss, ours minus nanoGCG's: {apart:+.4f} nats a token (asked: not above 0)")
+    print(f"final loss, ours minus nanoGCG's: {mean(apart):+.4f} nats a token (asked: not above 0), error {error:.4f}")
     print(f"same text found: {same} of {len(rows)}")
-    return 0 if faster >= FASTER and apart <= ROUNDING else 1
+    return 0 if faster >= FASTER and mean(apart) <= ROUNDING else 1
 
 
 def line(name: str, own: float, first: float, found: float, soft: float, peer: float, other: float) -> str:
