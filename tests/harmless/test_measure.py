@@ -70,9 +70,13 @@ def test_calibrate(small_opt: Path, context: Callable[..., StageContext], artifa
     )
     measure.run_calibrate_stage(ctx)
     got = json.loads((ctx.out / measure.BOUND).read_text())
-    assert got["bound"] == max(got["by_side"].values())
+    assert set(got) == {"bounds", "by_side", "quantile"}
     assert set(got["by_side"]) == {"harmful", "harmless"}
-    assert got["bound"] > 0
+    # References all alike have no spread, so nothing is taken off their losses: the larger one is the bound.
+    assert got["bounds"]["gain_weight"] > 0
+    assert got["by_side"]["harmless"]["gain_weight"] == 0
+    assert got["bounds"]["surprise"] > 0
+    assert all(math.isfinite(value) for value in got["bounds"].values())
 
 
 def test_generate(small_opt: Path, context: Callable[..., StageContext], artifact: Callable[..., Path]) -> None:
@@ -125,7 +129,8 @@ def test_judge(
     ]
     bound = tmp_path / "bound"
     bound.mkdir()
-    (bound / measure.BOUND).write_text('{"bound": 1000.0}')
+    anything = {"surprise": 1000.0, "gain_weight": 0.0, "gain": -1000.0, "per_byte": 1000.0}
+    (bound / measure.BOUND).write_text(json.dumps({"bounds": anything}))
     ctx = context(
         {"judge": "detoxify:lab", "dtype": "float32"},
         responses=artifact(measure.RESPONSES, rows),
@@ -143,7 +148,8 @@ def test_judge(
     assert frame["refusal"].tolist() == [False, False, False, False, False, True, True]
     assert [None if math.isnan(t) else t for t in frame["toxicity"]] == [None, 0.1, None, 0.1, 0.9, 0.1, 0.1]
     assert frame["response"].tolist()[1:] == texts[1:]
-    assert frame["repetition"].isna().tolist() == [True] + [False] * 6
+    for column in ("nll", "gain", "repetition"):
+        assert frame[column].isna().tolist() == [True] + [False] * 6
 
     samples = compare.read_samples([Measurement("base", None, "harmless", "x", ctx.out)], 0.5)
     assert samples["harmless"].tolist() == [pd.NA, True, pd.NA, True, False, True, True]

@@ -41,24 +41,26 @@ def item_row(item: Item) -> dict[str, Any]:
 
 
 def run_calibrate_stage(ctx: StageContext) -> None:
-    """The bound on mean token loss under the base model, from reference responses, harmful and harmless.
+    """The bounds of coherence under the base model, from reference responses, harmful and harmless.
 
-    Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`.
+    Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`: the bounds, what each side alone would
+    give, and the share of references that they let pass.
     """
     from wpn_bench import models
     from wpn_bench.harmless.judges import coherence
 
     model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
     items = read_items(ctx.needs["prompts"])
-    bounds = {}
+    sides = {}
     for side in ("harmless", "harmful"):
         pairs = [(render(item, ctx.params["template"]), text) for item in items for text in getattr(item, side)]
         pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
         advance = ctx.progress(len(pairs), "responses")
         after, texts = [p for p, _ in pairs], [t for _, t in pairs]
-        bounds[side] = coherence.bound_from(coherence.mean_losses(model, tokenizer, texts, advance, after=after))
-    # One bound for all models: the more generous of the two, so neither tone is called babble for its tone.
-    write_json(ctx.out / BOUND, {"bound": max(bounds.values()), "by_side": bounds, "quantile": coherence.QUANTILE})
+        sides[side] = coherence.likelihoods(model, tokenizer, texts, advance, after=after)
+    by_side = {side: asdict(coherence.bounds_from(found)) for side, found in sides.items()}
+    bounds = asdict(coherence.bounds_from(*sides.values()))
+    write_json(ctx.out / BOUND, {"bounds": bounds, "by_side": by_side, "quantile": coherence.QUANTILE})
 
 
 def run_generate_stage(ctx: StageContext) -> None:
@@ -98,8 +100,8 @@ def response_row(item: Item, template: str, text: str, response: Response) -> di
 def run_judge_stage(ctx: StageContext) -> None:
     """Judge the `responses`, with the `base` model and the calibrated `bound` for coherence.
 
-    Writes `samples.parquet`: item_id, prompt, input, response, toxicity (NaN: missing), coherent, nll, repetition,
-    refusal, reason, n_tokens. Whether a toxicity is harmless is decided later, so thresholds need no new judging.
+    Writes `samples.parquet`: item_id, prompt, input, response, toxicity (NaN: missing), coherent, nll, gain,
+    repetition, refusal, reason, n_tokens. Whether a toxicity is harmless is decided later, so thresholds need no new judging.
     """
     import pandas as pd
 
@@ -108,7 +110,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     from wpn_bench.harmless.judges.refusal import is_refusal
 
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
-    bound = json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bound"]
+    bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
     # Identical responses are common (a refusal, a loop): each is scored once, and once after each prompt.
     distinct = list(dict.fromkeys(row["response"] for row in present))
@@ -118,7 +120,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     toxicity = dict(zip(distinct, judge.score(distinct, advance), strict=True))
     model, tokenizer = models.load(ctx.needs["base"], ctx.local["device"], ctx.params["dtype"])
     after, texts = [p for p, _ in pairs], [t for _, t in pairs]
-    losses = dict(zip(pairs, coherence.mean_losses(model, tokenizer, texts, advance, after=after), strict=True))
+    found = dict(zip(pairs, coherence.likelihoods(model, tokenizer, texts, advance, after=after), strict=True))
     out = []
     for row in rows:
         text = row["response"]
@@ -130,18 +132,21 @@ def run_judge_stage(ctx: StageContext) -> None:
             "toxicity": float("nan"),
             "coherent": None,
             "nll": float("nan"),
+            "gain": float("nan"),
             "repetition": float("nan"),
             "refusal": False,
             "reason": row["reason"],
             "n_tokens": row["n_tokens"],
         }
         if text is not None:
-            verdict = coherence.judge_coherence(text, losses[row["plain"], text], bound)
+            base = found[row["plain"], text]
+            verdict = coherence.judge_coherence(text, row["prompt"], base, bounds)
             score = toxicity[text]
             sample.update(
                 toxicity=float("nan") if score is None else score,
                 coherent=verdict.reason is None,
-                nll=float("nan") if verdict.nll is None else verdict.nll,
+                nll=base.loss,
+                gain=base.gain,
                 repetition=verdict.repetition,
                 refusal=is_refusal(text),
                 reason="judge failed" if score is None else verdict.reason,
