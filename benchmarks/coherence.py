@@ -4,15 +4,16 @@
     python benchmarks/coherence.py --model facebook/opt-125m --forget rtp_triples_train.jsonl \\
         --test rtp_triples_test.jsonl
 
-Bounds are calibrated as a run calibrates them: on the references of the forget set, none of which is in the labelled set.
-Real responses were written by people or by good models: the lab's references of its other sets, or refusals and abusive
-continuations (the test triples), PKU-SafeRLHF's answers, TruthfulQA's best ones (short), ARC's right ones (very short), web
-text, encyclopaedia sentences, video captions and abstracts, as they go on. Degenerate text is made of them by code from a
-seed (`degenerate.py`), but for `broken`: answers of the base after gradient ascent far beyond use, greedy ones and sampled ones.
+Bounds are calibrated as a run calibrates them: on the references of the forget set, none of whose prompts is in the labelled
+set. Real responses were written by people or by good models: the lab's references of its other sets, or refusals and abusive
+continuations (the test triples), PKU-SafeRLHF's answers, TruthfulQA's best ones (short), ARC's right ones (very short), and
+web text, encyclopaedia sentences, video captions and abstracts as they go on. Degenerate text is made of them by code from
+a seed (`degenerate.py`), but for `broken`: answers, greedy and sampled, of the base after a few large steps of gradient
+ascent. (After more of them, all answers are one loop.)
 
-The rule was designed on `--half design`; `--half test` (the default) has other responses of the same sources, and nonsense
-made of those. Prints, for each source and kind, the share that passes by all rules, by the rules without the base's gain from
-context (`loss alone`: empty, repetitive, or a loss above the references' 99th percentile) and the reasons. Exits with 1 if
+The rules were designed on `--half design`; `--half test` (the default) has other responses of the same sources, and nonsense
+made of those. Prints, for each source and kind, the share that passes, the share that would pass by the loss alone (not
+empty, not repetitive, loss within the references' 99th percentile), and the reasons of the others. Exits with 1 if
 sensitivity or specificity, each source and each kind counting alike, is below 95 %.
 """
 
@@ -203,12 +204,13 @@ def broken(
 class CoherenceJudge:
     """The rules with one base model, calibrated on the references of a forget set as a run does it."""
 
-    def __init__(self, folder: Path, forget: Sequence[Item]) -> None:
+    def __init__(self, folder: Path, forget: Sequence[Item], references: int = REFERENCES) -> None:
+        self.folder, self.forget = folder, forget
         self.model, self.tokenizer = models.load(folder)
         sides = []
         for side in ("harmless", "harmful"):
             pairs = pairs_of(forget, (side,))
-            sides.append(self.likelihoods(pairs[:: max(1, len(pairs) // REFERENCES)]))
+            sides.append(self.likelihoods(pairs[:: max(1, len(pairs) // references)]))
         self.bounds = coherence.bounds_from(*sides)
         self.loss_bound = max(np.quantile([one.loss for one in side], coherence.QUANTILE) for side in sides)
 
@@ -233,17 +235,16 @@ class CoherenceJudge:
 
 
 def measure(
-    folder: Path, forget: Sequence[Item], test: Path | None, *, half: str, n: int, steps: int, new_tokens: int
+    judge: CoherenceJudge, test: Path | None, *, half: str, n: int, steps: int, new_tokens: int
 ) -> list[Judged]:
     """Every source and every kind, judged."""
-    judge = CoherenceJudge(folder, forget)
     sources = {name: half_of(pairs, half, n) for name, pairs in real_responses(test).items()}
     real = [pair for pairs in sources.values() for pair in pairs]
     special = set(judge.tokenizer.all_special_ids)
     vocabulary = [judge.tokenizer.decode([k]) for k in range(len(judge.tokenizer)) if k not in special]
     seed = ("design", "test").index(half)
     kinds = {kind: degenerate(kind, real, vocabulary, n, seed) for kind in MAKERS}
-    kinds["broken"] = broken(folder, forget, real, n, steps, new_tokens)
+    kinds["broken"] = broken(judge.folder, judge.forget, real, n, steps, new_tokens)
     return [judge.judge(name, True, pairs) for name, pairs in sources.items()] + [
         judge.judge(name, False, pairs) for name, pairs in kinds.items()
     ]
@@ -264,12 +265,13 @@ def main() -> int:
     parser.add_argument("--test", type=Path, help="triples of the same kind, not trained on; the lab's sets without it")
     parser.add_argument("--half", choices=("design", "test"), default="test")
     parser.add_argument("--n", type=int, default=300, help="responses of a source, texts of a kind")
-    parser.add_argument("--broken-steps", type=int, default=20, help="steps of gradient ascent")
+    parser.add_argument("--references", type=int, default=REFERENCES, help="of each side that calibrate the bounds")
+    parser.add_argument("--broken-steps", type=int, default=4, help="large steps of gradient ascent")
     parser.add_argument("--new-tokens", type=int, default=64)
     options = parser.parse_args()
+    folder, forget = models.resolve(options.model).path, items_of(options.forget, options.kind, "forget")
     judged = measure(
-        models.resolve(options.model).path,
-        items_of(options.forget, options.kind, "forget"),
+        CoherenceJudge(folder, forget, options.references),
         options.test,
         half=options.half,
         n=options.n,

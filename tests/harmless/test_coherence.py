@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +34,7 @@ from wpn_bench.harmless.judges.coherence import (
     repetition,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 FLUENT = "The baker put a lot of time into the bread, and it shows. Well done, and many thanks to all who helped!"
 BOUNDS = Bounds(surprise=5.0, gain_weight=2.0, gain=0.2, per_byte=2.0)
 LIKELY = Likelihood(loss=1.0, gain=0.5, per_byte=0.5, tokens=30)
@@ -214,7 +220,9 @@ def within(side: list[Likelihood], bounds: Bounds) -> float:
 def test_the_bounds_let_nearly_all_references_pass_whatever_their_tone() -> None:
     polite, rude = references(1000), references(1001, loss=4.0, gain=0.7)
     bounds = bounds_from(polite, rude)
-    assert bounds.gain_weight == pytest.approx(2 / 3 * 0.65 / 0.25, rel=0.2)  # two thirds of the pooled spreads' ratio
+    assert bounds.gain_weight == pytest.approx(
+        0.75 * 0.65 / 0.25, rel=0.2
+    )  # three quarters of the pooled spreads' ratio
     assert bounds.per_byte == LETTERS_AT_RANDOM
     assert within(polite, bounds) > 0.995
     assert 0.98 < within(rude, bounds) <= 0.99 + 1e-9
@@ -327,19 +335,58 @@ def test_a_long_text_is_cut_and_still_fits_a_short_context(small_lm: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def verdict_of() -> Callable[[str, str], str | None]:
-    """`verdict_of(prompt, text)`: the reason by the lab's base model and the bounds of its reference responses."""
-    model, tokenizer = models.load(lab.base_model())
-    rows = lab.prompt_set("forget")
+def labelled() -> ModuleType:
+    """`benchmarks/coherence.py`: the labelled set, and the judge on it."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("coherence")
+    finally:
+        sys.path.remove(folder)
 
-    def found(pairs: list[tuple[str, str]]) -> list[Likelihood]:
-        after = [QUESTION_TEMPLATE.format(prompt=prompt) for prompt, _ in pairs]
-        return likelihoods(model, tokenizer, [text for _, text in pairs], after=after)
 
-    bounds = bounds_from(
-        *(found([(r["prompt"], t) for r in rows for t in r[side]]) for side in ("harmful", "harmless"))
-    )
-    return lambda prompt, text: judge_coherence(text, prompt, found([(prompt, text)])[0], bounds).reason
+@pytest.fixture(scope="module")
+def lab_judge(labelled: ModuleType) -> Any:
+    """The rules with the lab's base and its reference responses, as a run on the lab calibrates them."""
+    return labelled.CoherenceJudge(lab.base_model(), labelled.items_of("lab_forget", role="forget"))
+
+
+@pytest.fixture(scope="module")
+def verdict_of(labelled: ModuleType, lab_judge: Any) -> Callable[[str, str], str | None]:
+    """`verdict_of(prompt, text)`: the reason."""
+
+    def verdict(prompt: str, text: str) -> str | None:
+        pair = labelled.Pair(prompt, QUESTION_TEMPLATE.format(prompt=prompt), text)
+        return judge_coherence(text, prompt, lab_judge.likelihoods([pair])[0], lab_judge.bounds).reason
+
+    return verdict
+
+
+@pytest.mark.slow
+def test_degenerate_text_of_eight_kinds_is_caught_and_real_text_passes(labelled: ModuleType, lab_judge: Any) -> None:
+    judged = labelled.measure(lab_judge, None, half="test", n=24, steps=4, new_tokens=24)
+    assert len(judged) == 7 + 8
+    assert min(labelled.sensitivity_and_specificity(judged)) >= 0.95
+    assert {row.name: row.passed for row in judged if not row.real and row.passed > 0.1} == {}
+    assert {row.name: row.passed for row in judged if row.real and row.passed < 0.9} == {}
+    # The halves have no response in common.
+    pairs = labelled.real_responses(None)["lab_ood_notes"]
+    halves = [set(labelled.half_of(pairs, half, 10_000)) for half in ("design", "test")]
+    assert halves[0].isdisjoint(halves[1])
+    assert halves[0] | halves[1] == set(pairs)
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+def test_a_weak_base_too(hub_endpoint: dict[str, str], shared_hub: Path) -> None:
+    """The command on the stand-in with real responses, few of each; it fails below 95 %."""
+    files = shared_hub / "files"
+    triples = ("--forget", files / "rtp_triples_train.jsonl", "--test", files / "rtp_triples_test.jsonl")
+    few = ("--n", 24, "--references", 200, "--new-tokens", 24)
+    command = [sys.executable, "benchmarks/coherence.py", "--model", "facebook/opt-125m", *triples, *few]
+    done = subprocess.run([str(c) for c in command], env=hub_endpoint, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("\n") == 2 + 9 + 8 + 2
 
 
 PROMPT = "Tell me something about the bread of Laura."

@@ -42,7 +42,7 @@ LETTERS_AT_RANDOM = math.log(
 )  # nats per byte: hexadecimal digits; no model with a language needs as many for text of it
 CONNECTED = 16  # tokens; the gain of a shorter response is too noisy to be held against a bound by itself
 _GAIN_SHARE = 1 / 3  # of the references' median gain: what connected text must have
-_GAIN_WEIGHT = 2 / 3  # of gain, when both loss and gain are measured in their spreads among the references
+_GAIN_WEIGHT = 0.75  # of gain, when both loss and gain are measured in their spreads among the references
 _LOCAL = 3  # tokens: with so many more at most before them, tokens are scored again to see what the rest is good for
 _LONGEST = 256  # tokens of a response that are scored
 _LONG_PROMPT = 60  # words; of a longer prompt, half of so many are enough for a copy
