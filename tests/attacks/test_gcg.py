@@ -239,6 +239,31 @@ def test_candidates_that_would_be_written_otherwise_are_dropped(small_opt: Path)
     assert gcg._surviving(tokenizer, ground.places, given[:1]).shape == (0, 6)
 
 
+def test_what_is_dropped_is_drawn_again(small_opt: Path) -> None:
+    model, tokenizer = models.load(small_opt)
+    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    allowed = allowed_tokens(model, tokenizer)
+    now = torch.tensor(ground.ids)
+    gradient = torch.randn(len(now), len(allowed), generator=torch.Generator().manual_seed(0))
+
+    def candidates(config: GCGConfig) -> list[list[int]]:
+        rng = torch.Generator().manual_seed(0)
+        found: list[list[int]] = gcg._candidates(tokenizer, ground.places, now, gradient, allowed, config, rng).tolist()
+        return found
+
+    config = SMALL.model_copy(update={"candidates": 40, "topk": 40})
+    once = gcg._draw(now, gradient, allowed, config, torch.Generator().manual_seed(0))
+    alive = gcg._surviving(tokenizer, ground.places, once).tolist()
+    scored = candidates(config)
+    assert len(alive) < len(scored) == 40
+    assert scored[: len(alive)] == alive
+    assert len({tuple(row) for row in scored}) == 40
+    assert gcg._surviving(tokenizer, ground.places, torch.tensor(scored)).tolist() == scored
+    # There are no more than one token of each place to draw.
+    assert len(candidates(config.model_copy(update={"topk": 1}))) <= len(now)
+    assert len(candidates(config.model_copy(update={"retokenise": False}))) == 40
+
+
 # --- the search ------------------------------------------------------------------------------------------------------
 
 

@@ -7,10 +7,10 @@ of the suffix's tokens, draws candidates that replace `n_replace` of them by one
 steepest descent each, and goes on with the candidate of the least loss, even if it is greater than before.
 
 Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
-Algorithms 1 and 2. Departures: losses are means where the paper sums; candidates are distinct and differ from the suffix
-at hand; a candidate that the tokenizer would write otherwise (in any prompt, the text around it included) is dropped
-before it is scored, so the loss is that of the text. With `compare_on`, which the paper has not, candidates for many
-prompts are compared on a few of them, drawn in each step.
+Algorithms 1 and 2. Departures: losses are means where the paper sums; candidates are distinct and differ from the
+suffix at hand; a candidate that the tokenizer would write otherwise (in any prompt, the text around it included) is
+dropped before it is scored, so the loss is that of the text, and another is drawn in its place. With `compare_on`,
+which the paper has not, candidates for many prompts are compared on a few of them, drawn in each step.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GCGConfig(SearchConfig):
     """The defaults are those of the paper's individual attack, with half of its steps."""
 
     steps: int = Field(250, ge=1)
-    candidates: int = Field(512, ge=1, description="drawn in a step; equal ones count once")
+    candidates: int = Field(512, ge=1, description="distinct ones that are scored in a step")
     topk: int = Field(256, ge=1, description="tokens to draw from, at each place of the suffix")
     n_replace: int = Field(1, ge=1, description="tokens that a candidate replaces")
     retokenise: bool = Field(True, description="keep only candidates that the tokenizer writes as they are")
@@ -58,6 +58,9 @@ class GCGConfig(SearchConfig):
     compare_on: int | None = Field(None, ge=1, description="prompts, drawn in each step, to compare on; None: all")
     progressive: bool = Field(False, description="begin with one prompt, add the next once all so far are reached")
     early_stop: bool = Field(False, description="end once greedy decoding writes every target")
+
+
+_ROUNDS = 4  # of drawing in a step; a few candidates of a hundred are equal or would be written otherwise
 
 
 class GCG(GradientAttack):
@@ -128,9 +131,8 @@ def search_suffix(
         if done or step == config.steps:
             advance(config.steps - step)
             break
-        drawn = _draw(now, _one_hot_gradient(model, slope.gradient[0]), allowed, config, rng)
-        if config.retokenise:
-            drawn = _surviving(tokenizer, ground.places[:active], drawn)
+        gradient = _one_hot_gradient(model, slope.gradient[0])
+        drawn = _candidates(tokenizer, ground.places[:active], now, gradient, allowed, config, rng)
         if len(drawn):
             now = _chosen(loss, drawn, now, slope, _compared(active, config, rng), config)
         advance(1)
@@ -208,6 +210,29 @@ def _one_hot_gradient(model: PreTrainedModel, gradient: Tensor) -> Tensor:
     weight = model.get_input_embeddings().weight.detach()
     found: Tensor = (gradient.to(weight.dtype) @ weight.T).float().cpu()
     return found
+
+
+def _candidates(
+    tokenizer: PreTrainedTokenizerBase,
+    places: Sequence[Place],
+    now: Tensor,
+    gradient: Tensor,
+    allowed: Tensor,
+    config: GCGConfig,
+    rng: Generator,
+) -> Tensor:
+    """What is scored in a step (C, k): as many as are asked for, where some rounds of drawing give so many."""
+    tried: dict[tuple[int, ...], None] = {}
+    found: list[list[int]] = []
+    for _ in range(_ROUNDS):
+        drawn = [row for row in map(tuple, _draw(now, gradient, allowed, config, rng).tolist()) if row not in tried]
+        tried |= dict.fromkeys(drawn)
+        fresh = now.new_tensor(drawn).reshape(len(drawn), len(now))
+        found += (_surviving(tokenizer, places, fresh) if config.retokenise else fresh).tolist()
+        if len(found) >= config.candidates:
+            break
+    found = found[: config.candidates]
+    return now.new_tensor(found).reshape(len(found), len(now))
 
 
 def _draw(now: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng: Generator) -> Tensor:
