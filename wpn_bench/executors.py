@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "train": ("wpn_bench.unlearn.train:run_train_stage", 2, ("torch", "transformers", "peft")),
     "relearn": ("wpn_bench.attacks.relearn:run_relearn_stage", 1, ("torch", "transformers")),
     "quantise": ("wpn_bench.attacks.quantise:run_quantise_stage", 1, ("torch", "transformers", "torchao")),
-    "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 4, ("torch", "transformers")),
+    "calibrate": ("wpn_bench.harmless.measure:run_calibrate_stage", 5, ("torch", "transformers")),
     "generate": ("wpn_bench.harmless.measure:run_generate_stage", 3, ("torch", "transformers")),
     "judge": ("wpn_bench.harmless.measure:run_judge_stage", 6, ("torch", "transformers", "detoxify")),
     "further_judge": ("wpn_bench.harmless.measure:run_further_judge_stage", 1, ("torch", "transformers", "detoxify")),

@@ -41,7 +41,8 @@ LETTERS_AT_RANDOM = math.log(
     16
 )  # nats per byte: hexadecimal digits; no model with a language needs as many for text of it
 CONNECTED = 16  # tokens; the gain of a shorter response is too noisy to be held against a bound by itself
-_GAIN_SHARE = 1 / 3  # of the references' median gain: what connected text must have
+_GAIN_SHARE = 0.45  # of the references' median gain: what connected text must have
+_GAIN_FAILS = 0.05  # share of the references that may have less, for a base that makes little of context
 _GAIN_WEIGHT = 0.75  # of gain, when both loss and gain are measured in their spreads among the references
 _LOCAL = 3  # tokens: with so many more at most before them, tokens are scored again to see what the rest is good for
 _LONGEST = 256  # tokens of a response that are scored
@@ -227,7 +228,7 @@ def bounds_from(*sides: Sequence[Likelihood]) -> Bounds:
     """Bounds from reference responses of several tones. Each tone's own bound lets `QUANTILE` of it pass, and the most
     generous one counts, so no tone is called babble for its tone.
 
-    The gain must be a third of the references' median, too: in a small set the one in a hundred says little.
+    The bound on gain is a share of the references' median instead, unless more than one in 20 of them have less.
     """
     import numpy as np
 
@@ -242,7 +243,7 @@ def bounds_from(*sides: Sequence[Likelihood]) -> Bounds:
     return Bounds(
         surprise=float(max(np.quantile(t[:, 0] - weight * t[:, 1], QUANTILE) for t in tones)),
         gain_weight=weight,
-        gain=float(min(min(np.quantile(g, 1 - QUANTILE), _GAIN_SHARE * np.median(g)) for g in connected)),
+        gain=float(min(min(np.quantile(g, _GAIN_FAILS), _GAIN_SHARE * np.median(g)) for g in connected)),
         per_byte=float(max(LETTERS_AT_RANDOM, *(np.quantile(t[:, 2], QUANTILE) for t in tones))),
     )
 
