@@ -259,6 +259,8 @@ def _ground(
 def _read_files(config: RunConfig) -> None:
     """Read what lies on this machine once ahead: a slip in a name or a file is said before anything is fetched."""
     kind = config.file_kind
+    if config.judge_card:
+        read_card(Path(config.judge_card).expanduser())
     tests = [_named(entry)[1] for entry in (*config.in_domain, *config.ood, *config.benign)]
     if config.validation:
         tests.append(config.validation)
