@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
+from wpn_bench.validation import options_of
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -274,33 +274,20 @@ def check_names(config: RunConfig) -> None:
     from wpn_bench.unlearn.methods import method_of
     from wpn_bench.unlearn.methods.base import MethodConfig
 
-    with _named("training option", "training", MethodConfig, "docs/training.md"):
+    with options_of("training option", "training", MethodConfig, "docs/training.md"):
         MethodConfig(**config.training)
     for name in config.methods:
         kind = method_of(name)
-        with _named(f"option of method {name}", f"method {name}", kind.Config, f"`wpn-bench list {kind.name}`"):
+        with options_of(f"option of method {name}", f"method {name}", kind.Config, f"`wpn-bench list {kind.name}`"):
             config.method_config(name)
     own = attacks.own_attacks(config.attack_files)
     for name in config.attacks:
         attacks.get_attack(name, own)
     for name in config.gradient_attacks:
         attack = attacks.GRADIENT.get(name)
-        with _named(f"option of attack {name}", f"attack {name}", attack.Config, "docs/attacks.md"):
+        with options_of(f"option of attack {name}", f"attack {name}", attack.Config, "docs/attacks.md"):
             config.gradient_config(name)
     for name in config.quantise:
         get_scheme(name)
     for judge in (config.judge, *config.judges):
         judge_spec.check(judge)
-
-
-@contextmanager
-def _named(kind: str, where: str, model: type[BaseModel], see: str) -> Iterator[None]:
-    """Options that `model` refuses, as a `UserError` that names the first of them."""
-    try:
-        yield
-    except ValidationError as e:
-        first = e.errors()[0]
-        option = ".".join(str(p) for p in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown(kind, option, model.model_fields) from e
-        raise UserError(f"{where}: {option}: {first['msg']}", f"see {see}") from e

@@ -2,7 +2,8 @@
 
 `prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `tuned`
 chooses each method's options where that is asked for, `plan` lists the jobs, an executor runs them, `curves` measures
-methods while they train, `relearning` what comes back when they are trained on, `write` puts results, samples, manifest and reports into the run folder.
+methods while they train, `relearning` what comes back when they are trained on, `write` puts results, samples, manifest
+and reports into the run folder.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ class Inputs:
     schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether any model is asked anything, so that there are answers to judge."""
+        return bool(self.sets) or self.attacked is not None
 
 
 @dataclass(frozen=True)
@@ -399,20 +405,20 @@ class Plan:
 def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = None) -> Plan:
     """The run as jobs: the base once, then each method with each seed. `logs`: for training curves that are files."""
     made = Plan()
-    base = _base(inputs)
-    bound = _calibrated(config, inputs, store, made) if inputs.sets or inputs.attacked else None
+    bound = _calibrated(config, inputs, store, made) if inputs.answers else None
     sets = [(suite, one, put_prompts(store, one)) for suite, one in inputs.sets]
     heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
-    _measure(config, inputs, made, BASE, None, base, sets, bound, heldout)
-    _measure_rounded(config, inputs, store, made, BASE, None, base, bound)
-    _measure_searched(config, inputs, store, made, BASE, None, base, bound)
+
+    def measure(model: str, seed: int | None, artifact: Job | External) -> None:
+        _measure(config, inputs, made, model, seed, artifact, sets, bound, heldout)
+        _measure_attacked(config, inputs, store, made, model, seed, artifact, bound)
+
+    measure(BASE, None, _base(inputs))
     for seed in config.seeds:
         for method in config.methods:
             job = made.add(method, _train_job(config, inputs, store, method, seed, logs=logs))
             made.trained[method, seed] = job
-            _measure(config, inputs, made, method, seed, job, sets, bound, heldout)
-            _measure_rounded(config, inputs, store, made, method, seed, job, bound)
-            _measure_searched(config, inputs, store, made, method, seed, job, bound)
+            measure(method, seed, job)
     return made
 
 
@@ -548,7 +554,7 @@ def _who(model: str, seed: int | None) -> str:
     return model if seed is None else f"{model} (seed {seed})"
 
 
-def _measure_rounded(
+def _measure_attacked(
     config: RunConfig,
     inputs: Inputs,
     store: Store,
@@ -558,32 +564,24 @@ def _measure_rounded(
     artifact: Job | External,
     bound: Job | External | None,
 ) -> None:
-    """The in-domain prompts asked of the model with its weights rounded by each scheme: sets of the suite `attack` that
-    are called like the scheme, so they are paired with the base rounded alike."""
-    for scheme in inputs.schemes:
-        assert inputs.attacked is not None
-        params = {"scheme": scheme, "dtype": config.dtype}
-        label = f"{_who(model, seed)}: round weights to {scheme}"
-        rounded = made.add(model, Job("quantise", params, {"model": artifact}, label, {"device": inputs.device}))
-        sets = [("attack", replace(inputs.attacked, name=scheme), put_prompts(store, inputs.attacked))]
-        _measure(config, replace(inputs, tasks=()), made, model, seed, rounded, sets, bound, None)
-
-
-def _measure_searched(
-    config: RunConfig,
-    inputs: Inputs,
-    store: Store,
-    made: Plan,
-    model: str,
-    seed: int | None,
-    artifact: Job | External,
-    bound: Job | External | None,
-) -> None:
-    """The first in-domain prompts asked under each gradient attack, which is searched against this very model; one for all
-    prompts is searched on the forget set, so that no prompt is asked that was searched on."""
+    """The in-domain prompts asked with the model's weights rounded by each scheme, then the first of them under each
+    gradient attack, which is searched against this very model: sets of the suite `attack` that are called like scheme or
+    attack, so they are paired with the base that was attacked alike. A search for all prompts together is made on the
+    forget set, so that no prompt is asked that was searched on."""
     if inputs.attacked is None:
         return
     who = _who(model, seed)
+    only_these = replace(inputs, tasks=())
+    for scheme in inputs.schemes:
+        job = Job(
+            "quantise",
+            {"scheme": scheme, "dtype": config.dtype},
+            {"model": artifact},
+            f"{who}: round weights to {scheme}",
+            {"device": inputs.device},
+        )
+        sets = [("attack", replace(inputs.attacked, name=scheme), put_prompts(store, inputs.attacked))]
+        _measure(config, only_these, made, model, seed, made.add(model, job), sets, bound, None)
     target = inputs.attacked.head(config.gradient_limit)
     for name in config.gradient_attacks:
         attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
@@ -603,8 +601,17 @@ def _measure_searched(
         if attack.responds:
             _judge(config, inputs, made, model, seed, [("attack", name, search)], bound, who)
         else:
-            sets = [("attack", replace(target, name=name), search)]
-            _measure(config, replace(inputs, tasks=()), made, model, seed, artifact, sets, bound, None)
+            _measure(
+                config,
+                only_these,
+                made,
+                model,
+                seed,
+                artifact,
+                [("attack", replace(target, name=name), search)],
+                bound,
+                None,
+            )
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
@@ -849,6 +856,7 @@ def relearning(
     if config.relearn is None or inputs.attacked is None:
         return Drawn()
     asked = inputs.attacked.head(config.relearn.limit)
+    inputs = replace(inputs, tasks=(), further=())  # what decides is what is drawn
     sets = [("harmless", asked, put_prompts(store, asked))]
     models = {(BASE, seed): _base(inputs) for seed in config.seeds}
     for key, training in made.trained.items():
@@ -871,7 +879,7 @@ def relearning(
         for step, model in at.items():
             point = points.setdefault((name, kind), {})[seed, step] = Plan()
             who = f"{_who(name, seed)} after {step} steps of relearning ({kind})"
-            _measure(config, replace(inputs, tasks=()), point, name, seed, model, sets, bound, None, who)
+            _measure(config, inputs, point, name, seed, model, sets, bound, None, who)
             every.jobs += point.jobs
             every.owner |= point.owner
     outcomes |= executor.run(every.jobs[len(started) :])
@@ -1018,7 +1026,7 @@ def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[
 
 def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
     """The judges of the run, the one that decides first; none where no answer was judged."""
-    if not inputs.sets:
+    if not inputs.answers:
         return []
     deciding = FurtherJudge(
         config.judge, parse(config.judge).name, inputs.judge_digest, config.threshold_of(config.judge)

@@ -24,6 +24,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.paths import shown, tasks_dir
 from wpn_bench.registry import unknown
 from wpn_bench.store import digest_of
+from wpn_bench.validation import first_of
 from wpn_bench.yaml_files import load_yaml
 
 Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
@@ -156,9 +157,7 @@ def read_spec(path: Path) -> SetSpec:
     try:
         return SetSpec.model_validate(load_yaml(path))
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}", "see tasks/prompts/ for examples") from e
+        raise UserError(f"{path}: {first_of(e)}", "see tasks/prompts/ for examples") from e
 
 
 def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 DOCUMENTS = "documents.parquet"
 BASE = "base"
+SUCCESS = "attack_success_rate"
 WORST_CASE = "worst_case"  # over all attacks, prompt by prompt: no attack of its own
 
 

@@ -27,30 +27,9 @@ SMALL = GCGConfig(steps=4, candidates=24, topk=16, suffix_tokens=6, target_token
 K = 4
 
 
-def capped_model() -> Any:
-    """A Gemma 2, whose logits are capped behind the head, and every other layer of which looks back 8 tokens."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=8,
-        final_logit_softcapping=2.0,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-    )
-    return Gemma2ForCausalLM(config).eval()
-
-
 @pytest.fixture(scope="module", params=[*SHAPES, "capped"])
 def shaped(request: pytest.FixtureRequest) -> Any:
-    return capped_model() if request.param == "capped" else random_model(request.param)
+    return random_model(request.param)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -13,8 +13,13 @@ WORDS = 97
 
 
 def random_model(shape: str, seed: int = 0) -> Any:
-    """Two layers, width 32, 97 words, 48 positions (Llama counts as it likes); GPT-Neo's second layer looks back 8."""
+    """Two layers, width 32, 97 words, 48 positions (Llama counts as it likes); GPT-Neo's second layer looks back 8.
+
+    Beside `SHAPES` there is "capped", a Gemma 2: its logits are capped behind the head, one layer looks back 8.
+    """
     from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
         GPT2Config,
         GPT2LMHeadModel,
         GPTNeoConfig,
@@ -60,6 +65,23 @@ def random_model(shape: str, seed: int = 0) -> Any:
         made = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=WORDS, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT, initializer_range=0.3, **ends
+            )
+        )
+    elif shape == "capped":
+        made = Gemma2ForCausalLM(
+            Gemma2Config(
+                vocab_size=WORDS,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                sliding_window=8,
+                final_logit_softcapping=2.0,
+                max_position_embeddings=CONTEXT,
+                initializer_range=0.3,
+                **ends,
             )
         )
     else:

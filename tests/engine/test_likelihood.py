@@ -74,24 +74,7 @@ def test_a_model_that_does_not_take_them_gets_plain_rows(monkeypatch: pytest.Mon
 
 
 def test_logits_that_are_capped_behind_the_head() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    model = Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=WORDS,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            sliding_window=12,
-            final_logit_softcapping=3.0,
-            max_position_embeddings=CONTEXT,
-            initializer_range=0.3,
-        )
-    ).eval()
+    model = random_model("capped")
     assert not likelihood._taken(model).apart
     check(model, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4, 5] * 15, [5, 5]), ([4, 5] * 15, [7])])
 

@@ -190,8 +190,7 @@ class TargetLoss:
 
     def __init__(self, model: PreTrainedModel, places: Sequence[Place], pass_tokens: int | None = None) -> None:
         from wpn_bench.engine.decode import accepted_by, caches_plainly
-        from wpn_bench.engine.head import Tiles
-        from wpn_bench.engine.likelihood import head_comes_last
+        from wpn_bench.engine.likelihood import head_comes_last, head_of
         from wpn_bench.models import context_length
 
         if not caches_plainly(model):
@@ -203,9 +202,7 @@ class TargetLoss:
         self.context = context_length(model)
         self.takes_positions = "position_ids" in accepted_by(model)
         self.apart = head_comes_last(model)
-        self.tiles = (
-            Tiles.of(model.get_output_embeddings()) if self.apart else lambda logits: iter([(0, logits.float())])
-        )
+        self.head = head_of(model, self.apart)
         self.budget = Budget(pass_tokens) if pass_tokens else Budget.measured(model, logits=not self.apart)
         self.learning = Budget(min(self.budget.tokens, _tokens_with_gradient(model)))
         self.beginnings = [self._beginning(place) for place in self.places]
@@ -356,7 +353,7 @@ class TargetLoss:
             logits = (self.model.get_output_embeddings()(read) if self.apart else read).float()
             nll, best = cross_entropy(logits, wanted, reduction="none"), logits.detach().argmax(-1) == wanted
         else:
-            logprob, best = log_softmax_at(self.tiles, read, torch.arange(len(read), device=device), wanted)
+            logprob, best = log_softmax_at(self.head, read, torch.arange(len(read), device=device), wanted)
             nll = -logprob
         n = torch.tensor([len(place.target) for place in places], device=device)
         loss = torch.zeros(len(places), device=device).index_add(0, of, nll) / n

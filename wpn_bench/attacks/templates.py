@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item
+from wpn_bench.validation import first_of
 from wpn_bench.yaml_files import load_yaml
 
 
@@ -58,11 +59,3 @@ class TemplateAttack(Attack):
         # Not str.format: a prompt or template may hold other braces.
         text = self.spec.template.replace("{prompt}", item.prompt)
         return replace(item, prompt=text, answer_prefix=self.spec.answer_prefix)
-
-
-def first_of(error: ValidationError) -> str:
-    """What is wrong first, and in which field. Not pydantic's own text: that shows the value, however long it is."""
-    first = error.errors()[0]
-    where = ".".join(str(part)[:60] for part in first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said

@@ -56,7 +56,7 @@ def loglikelihoods(
     scores = np.zeros(len(pairs))
     greedy = np.ones(len(pairs), dtype=bool)
     taken = _taken(model)
-    head = _head(model, taken.apart)
+    head = head_of(model, taken.apart)
     budget = budget or Budget.measured(model, logits=not taken.apart)
 
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
@@ -198,7 +198,7 @@ def _outputs(model: PreTrainedModel, apart: bool, **inputs: Any) -> Tensor:
     return kept[0]
 
 
-def _head(model: PreTrainedModel, apart: bool) -> Head:
+def head_of(model: PreTrainedModel, apart: bool) -> Head:
     """Logits from `_outputs`: the model's head in tiles, or all at once."""
     return Tiles.of(model.get_output_embeddings()) if apart else lambda logits: iter([(0, logits.float())])
 
@@ -294,7 +294,7 @@ def head_comes_last(model: PreTrainedModel) -> bool:
     tokens = _sample(model, 4)[0]
     with torch.inference_mode():
         ours = all_logits(
-            _head(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0]
+            head_of(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0]
         )
     return _equal(ours, _logits(model, tokens), model.dtype)
 
@@ -312,7 +312,7 @@ def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
         outputs = _of_batch(model, apart, batch)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return False  # no such masks, or no positions of one's own
-    head = _head(model, apart)
+    head = head_of(model, apart)
     with torch.inference_mode():
         return all(
             _equal(all_logits(head, outputs[path + at]), _logits(model, sequences[number]), model.dtype)

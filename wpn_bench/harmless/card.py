@@ -22,6 +22,7 @@ from wpn_bench.progress import Advance
 from wpn_bench.prompts import read_file
 from wpn_bench.stats import Corrected, Estimate
 from wpn_bench.store import digest_file, write_json, write_text
+from wpn_bench.validation import first_of
 
 BINS = 10
 DEFAULT_THRESHOLD = 0.5
@@ -274,11 +275,8 @@ def read_card(path: Path) -> JudgeCard:
     except FileNotFoundError as e:
         raise UserError(f"there is no judge card {path}", "make one: wpn-bench judge FILE --out CARD.json") from e
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{path} is no judge card ({f'{where}: ' if where else ''}{first['msg']})",
-            "make one: wpn-bench judge FILE --out CARD.json",
+            f"{path} is no judge card ({first_of(e)})", "make one: wpn-bench judge FILE --out CARD.json"
         ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:120]})", "check the file") from e

@@ -9,7 +9,7 @@ named "wide" is left out on a narrow screen, where a legend does its work.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wpn_bench.report.labels import Bar, placed
@@ -416,11 +416,7 @@ def curves(view: View) -> dict[str, Figure]:
         for metric, title in CURVES.items():
             colour, dash, symbol = _CURVE_LINES[metric]
             for seed in [*(seeds if len(seeds) > 1 else []), None]:
-                mine = sorted(
-                    (row["step"], 100 * row["value"])
-                    for row in rows
-                    if (row["metric"], row["seed"]) == (metric, seed) and row["value"] is not None
-                )
+                mine = _by_step(rows, metric, seed)
                 if not mine:
                     continue
                 mean = seed is None
@@ -438,15 +434,29 @@ def curves(view: View) -> dict[str, Figure]:
                         hovertemplate=f"{_text(who)} after step %{{x}}: %{{y:.1f}} %<extra></extra>",
                     )
                 )
-        figure.update_layout(
-            xaxis={"title": {"text": "training step"}, "range": (-0.03 * last, 1.03 * last)},
-            yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
-            height=330,
-            margin={"l": 46, "r": 8, "t": 6, "b": 44},
-            showlegend=True,
-        )
+        _steps_below(figure, "training step", last, height=330)
         drawn[name] = _json(figure)
     return drawn
+
+
+def _by_step(rows: Iterable[dict[str, Any]], metric: str, seed: int | None = None) -> list[tuple[int, float]]:
+    """(step, per cent) of one metric of a seed, or of the mean over seeds."""
+    return sorted(
+        (row["step"], 100 * row["value"])
+        for row in rows
+        if (row["metric"], row["seed"]) == (metric, seed) and row["value"] is not None
+    )
+
+
+def _steps_below(figure: Any, title: str, last: int, height: int) -> None:
+    """Axes of a chart of rates by step, up to the step `last`."""
+    figure.update_layout(
+        xaxis={"title": {"text": title}, "range": (-0.03 * last, 1.03 * last)},
+        yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
+        height=height,
+        margin={"l": 46, "r": 8, "t": 6, "b": 44},
+        showlegend=True,
+    )
 
 
 # What relearning trains on: kind -> its name.
@@ -462,9 +472,9 @@ def relearning(view: View) -> dict[str, Figure]:
         figure = go.Figure()
         last = 0
         for name in tint:
-            rows = [row for row in view.relearning(name, kind) if row["seed"] is None and row["value"] is not None]
+            rows = view.relearning(name, kind)
             for metric in ("harmless_rate", "coherent_harmless_rate"):
-                mine = sorted((row["step"], 100 * row["value"]) for row in rows if row["metric"] == metric)
+                mine = _by_step(rows, metric)
                 if not mine:
                     continue
                 last = max(last, mine[-1][0])
@@ -489,13 +499,7 @@ def relearning(view: View) -> dict[str, Figure]:
                 )
         if not figure.data:
             continue
-        figure.update_layout(
-            xaxis={"title": {"text": "step of relearning"}, "range": (-0.03 * last, 1.03 * last)},
-            yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
-            height=360,
-            margin={"l": 46, "r": 8, "t": 6, "b": 44},
-            showlegend=True,
-        )
+        _steps_below(figure, "step of relearning", last, height=360)
         drawn[kind] = _json(figure)
     return drawn
 

@@ -19,9 +19,9 @@ from wpn_bench.report.numbers import (
     signed_interval,
 )
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
-from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, WORST_CASE, Cell, View
+from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
+from wpn_bench.results import SUCCESS, WORST_CASE
 
-SUCCESS = "attack_success_rate"
 _TOGETHER = {WORST_CASE: "under all of these"}
 
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wpn_bench.report.numbers import known
-from wpn_bench.results import WORST_CASE
+from wpn_bench.results import BASE, WORST_CASE
 
-BASE = "base"
 PRIMARY = "wpn"
 HEADLINE = "coherent_harmless_rate"
 SUMMARY_SETS = ("all", "mean")  # rows that stand for a whole suite, should the results carry them

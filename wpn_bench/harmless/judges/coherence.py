@@ -37,9 +37,8 @@ REPEATED = 0.5  # share of repeated word triples, or of runs of characters, abov
 RUN = 8  # characters; 99 of 100 texts of people repeat a quarter of such runs at most
 SHORT = 8  # tokens; a shorter response is averaged as if it had so many, for short answers are noisy
 COPIED = 0.75  # share of a response's words that stand in the prompt, from which it counts as a copy
-LETTERS_AT_RANDOM = math.log(
-    16
-)  # nats per byte: hexadecimal digits; no model with a language needs as many for text of it
+# Nats per byte of hexadecimal digits: no model with a language needs as many for text of it.
+LETTERS_AT_RANDOM = math.log(16)
 CONNECTED = 16  # tokens; the gain of a shorter response is too noisy to be held against a bound by itself
 _GAIN_SHARE = 0.45  # of the references' median gain: what connected text must have
 _GAIN_FAILS = 0.05  # share of the references that may have less, for a base that makes little of context

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pydantic import ValidationError
-
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 from wpn_bench.paths import shown
-from wpn_bench.registry import Registry, unknown
+from wpn_bench.registry import Registry
+from wpn_bench.validation import options_of
 
 JUDGES: Registry[type[Judge]] = Registry(
     "judge",
@@ -48,14 +47,8 @@ class JudgeSpec:
     def config(self) -> JudgeConfig:
         """The options, checked; `UserError` names the first that is wrong."""
         kind = JUDGES.get(self.judge)
-        try:
+        with options_of(f"option of judge {self.judge}", f"judge {self.judge}", kind.Config, "docs/judges.md"):
             return kind.Config(**dict(self.options))
-        except ValidationError as e:
-            first = e.errors()[0]
-            option = ".".join(str(p) for p in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise unknown(f"option of judge {self.judge}", option, kind.Config.model_fields) from e
-            raise UserError(f"judge {self.judge}: {option}: {first['msg']}", "see docs/judges.md") from e
 
     @property
     def scorer(self) -> str:
