@@ -58,13 +58,14 @@ def random_shape(name: str, dtype: str, device: str) -> Any:
     return OPTForCausalLM(config).to(device, getattr(torch, dtype)).eval()
 
 
-def requests_of(task: str, folders: list[Path], limit: int | None) -> list[Any]:
+def asked(task: str, folders: list[Path], limit: int | None) -> Any:
+    """The task with its requests made (`.instances`)."""
     definition = run._definition(task, folders)
     with run._quiet():
         loaded = run._load_task(definition, folders, None)
         loaded.set_config(key="num_fewshot", value=0)
         loaded.build_all_requests(limit=limit, rank=0, world_size=1)
-    return list(loaded.instances)
+    return loaded
 
 
 class Cost:
@@ -137,12 +138,13 @@ def main() -> int:
     cost = Cost(model)
     folders = [Path(f) for f in task_folders(("benchmarks", "lab"))]
     print(
-        "| task | requests | lm-eval `hf`, s (batch) | ours, s | faster | could be | share | max difference | same choice |"
+        "| task | requests | lm-eval `hf`, s (batch) | ours, s | faster | could be | share | max difference | same choices, scores |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     ratios, equal = [], True
     for task in expand(options.tasks.split(","), folders):
-        requests = requests_of(task, folders, options.limit)
+        loaded = asked(task, folders, options.limit)
+        requests = list(loaded.instances)
 
         def lm(kind: type, size: int) -> Any:
             return kind(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=size)
@@ -162,6 +164,7 @@ def main() -> int:
         least, spent = floor_and_theirs(cost, encoded, size, ours.max_length)
         apart = max(abs(a[0] - b[0]) for a, b in zip(mine, plain, strict=True))
         same = choices(requests, mine) == choices(requests, plain)
+        same &= scores(loaded, mine) == scores(loaded, plain)
         equal &= same and apart <= 1e-3
         ratios.append(faster)
         print(
@@ -181,6 +184,19 @@ def choices(requests: list[Any], answers: list[tuple[float, bool]]) -> list[tupl
     return [
         (doc, one[0][1] if len(one) == 1 else max(range(len(one)), key=lambda i: one[i][0])) for doc, one in of.items()
     ]
+
+
+def scores(task: Any, answers: list[tuple[float, bool]]) -> list[dict[str, Any]]:
+    """What lm-eval makes of each document's answers: `acc`, `acc_norm`, whatever the task declares but perplexities,
+    which are the log-likelihoods over again."""
+    of: dict[int, list[tuple[Any, tuple[float, bool]]]] = {}
+    for request, answer in zip(task.instances, answers, strict=True):
+        of.setdefault(request.doc_id, []).append((request.doc, answer))
+    rows = []
+    for found in of.values():
+        measured = task.process_results(found[0][0], [answer for _, answer in found])
+        rows.append({name: value for name, value in measured.items() if not name.endswith("perplexity")})
+    return rows
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_FAILED = 1  # a bug, or a job that failed
 EXIT_USER = 2  # bad input: one line, and the way out
+EXIT_REGRESSION = 3  # `check`: worse than allowed
+EXIT_INCONCLUSIVE = 4  # `check`: the data bear no verdict
 EXIT_STOPPED = 130  # Ctrl-C, as shells have it
 
 

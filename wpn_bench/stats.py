@@ -117,7 +117,7 @@ def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[b
     rng = np.random.default_rng(_SEED)
     deltas = [np.asarray(m, dtype=float) - np.asarray(b, dtype=float) for b, m in zip(base, model, strict=True)]
     means = np.mean([_bootstrap_means(d, rng) for d in deltas], axis=0)
-    low, high = _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
+    low, high = _macro_interval(deltas, rng)
     value = float(np.mean([d.mean() for d in deltas]))
     if len(deltas) == 1:
         p = paired_rates(list(base[0]), list(model[0])).p_value
@@ -125,6 +125,69 @@ def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[b
         beyond = min(np.mean(means <= 0), np.mean(means >= 0))
         p = float(min(1.0, max(2 * beyond, 1 / RESAMPLES)))
     return Difference(value, low, high, p)
+
+
+def _macro_interval(deltas: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
+    import numpy as np
+
+    return _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
+
+
+@dataclass(frozen=True)
+class Change(Estimate):
+    """A paired change of a mean of group means, new minus old, with its interval; `centre` and `error` are those of a
+    normal approximation to it, for tests against a margin."""
+
+    centre: float
+    error: float
+
+    def p_not_below(self, limit: float) -> float:
+        """One-sided p-value of "the true change is `limit` or more"."""
+        from scipy.stats import norm
+
+        return float(norm.cdf((self.centre - limit) / self.error))
+
+
+def paired_change(old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]]) -> Change:
+    """Change of the macro average over groups (tasks, prompt sets) of answers to the same items, over one or more seeds.
+
+    `old` and `new` are (groups, seeds, items) of values from 0 to 1; the seeds' numbers may differ. Each item counts with its
+    mean over seeds. Items: for one group the interval of Bonett and Price (2012), for several `paired_accuracies`'s
+    bootstrap; both add an item won and an item lost to every group. Seeds, where a side has several: Student's interval over
+    them, with both sides' variances or, where there are as many on both (in the same order), that of their differences,
+    whichever is the shorter: the same trainings again differ by nothing, other ones as if they were not paired. The two
+    half-widths are added as squares; what seeds and items share is counted twice, which pays for the choice
+    (`benchmarks/check_errors.py` has the error rates).
+    """
+    import numpy as np
+    from scipy.stats import norm, t
+
+    before = [np.asarray(group, dtype=float) for group in old]
+    after = [np.asarray(group, dtype=float) for group in new]
+    deltas = [a.mean(axis=0) - b.mean(axis=0) for b, a in zip(before, after, strict=True)]
+    value = float(np.mean([d.mean() for d in deltas]))
+    padded = [np.append(d, [1.0, -1.0]) for d in deltas]
+    k = len(deltas)
+    centre = float(np.mean([d.mean() for d in padded]))
+    error = math.sqrt(sum(float(d.var()) / len(d) for d in padded)) / k
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    if k == 1:
+        low, high = centre - z * error, centre + z * error
+    else:
+        low, high = _macro_interval(deltas, np.random.default_rng(_SEED))
+    by_seed = [np.mean([group.mean(axis=1) for group in side], axis=0) for side in (before, after)]
+    counts = [len(seeds) for seeds in by_seed]
+    if sum(counts) > 2:
+        apart = sum(map(_variance_of_mean, by_seed)), sum(counts) - 2
+        together = (_variance_of_mean(by_seed[1] - by_seed[0]), counts[0] - 1) if counts[0] == counts[1] else apart
+        half = min(float(t.ppf((1 + LEVEL) / 2, df)) * math.sqrt(v) for v, df in (apart, together))
+        low, high = value - math.hypot(value - low, half), value + math.hypot(high - value, half)
+        error = math.hypot(error, half / z)
+    return Change(value, max(-1.0, low), min(1.0, high), centre, error)
+
+
+def _variance_of_mean(values: NDArray[np.float64]) -> float:
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 
 def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
