@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_run import MODELS, write_run
+
+from wpn_bench import check as gate
+from wpn_bench import reference, stats
+from wpn_bench.check import Checked, Finding, Gates, Target, check, gates_of, read_gates
+from wpn_bench.errors import UserError
+from wpn_bench.report import gate as said
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "good", n=400)
+
+
+@pytest.fixture(scope="module")
+def baseline(run: Path) -> Path:
+    file = run.parent / "baseline.json"
+    reference.write(reference.of_run(run), file)
+    return file
+
+
+def of(checked: Checked, target: str, kind: str = "change") -> Finding:
+    (found,) = [f for f in checked.findings if (f.target, f.kind) == (Target.parse(target), kind)]
+    return found
+
+
+# --- against a baseline ----------------------------------------------------------------------------------------------
+
+
+def test_the_same_answers_pass(run: Path, baseline: Path) -> None:
+    checked = check(run, baseline=baseline)
+    assert (checked.outcome, checked.exit_code) == ("pass", 0)
+    assert of(checked, "nine").required
+    assert not of(checked, "copa").required
+    assert {f.value for f in checked.findings} == {0.0}
+    assert checked.sentence == ("pass: wpn against wpn of good (2026-11-22): 1 shown, 7 watched without finding a drop")
+
+
+def test_a_model_that_forgot_is_a_regression_and_the_tasks_are_named(run: Path, baseline: Path) -> None:
+    checked = check(run, Gates(model="ga", against="wpn"), baseline)
+    assert (checked.outcome, checked.exit_code) == ("regression", 3)
+    assert {str(f.target) for f in checked.findings if f.outcome == "regression"} == {
+        "nine",
+        "copa",
+        "piqa",
+        "lambada",
+        "coherent_harmless_rate@in_domain",
+        "coherent_harmless_rate@ood",
+        "coherent_harmless_rate@attack",
+    }
+    nine = of(checked, "nine")
+    assert nine.value == pytest.approx(-0.5)
+    assert (nine.old, nine.new) == pytest.approx((0.8, 0.3))
+    assert "Macro accuracy of the benchmarks -50.0 points" in checked.sentence
+
+
+def test_a_few_items_are_inconclusive(tmp_path: Path) -> None:
+    small = write_run(tmp_path / "small", n=12)
+    reference.write(reference.of_run(small), tmp_path / "b.json")
+    checked = check(small, baseline=tmp_path / "b.json")
+    assert (checked.outcome, checked.exit_code) == ("inconclusive", 4)
+    assert "neither shown nor ruled out" in of(checked, "nine").reason
+    assert check(small, Gates(inconclusive="pass"), tmp_path / "b.json").exit_code == 0
+
+
+def test_one_task_that_dropped_is_found_behind_an_average_that_did_not(tmp_path: Path) -> None:
+    """A task among nine loses 12 points: the average loses 1.3, within the margin, and the task is named."""
+    tasks = tuple(f"t{k}" for k in range(9))
+    old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=800, tasks=tasks, suites={})
+    reference.write(reference.of_run(old), tmp_path / "b.json")
+    import pandas as pd
+
+    documents = pd.read_parquet(old / "documents.parquet")
+    lost = (documents["task"] == "t4") & documents["doc_id"].between(0, 0.12 * 800 - 1)
+    documents.loc[lost, "correct"] = False
+    documents.to_parquet(old / "documents.parquet")
+    checked = check(old, baseline=tmp_path / "b.json")
+    assert of(checked, "nine").outcome == "pass"
+    assert [str(f.target) for f in checked.findings if f.outcome == "regression"] == ["t4"]
+    assert checked.exit_code == 3
+
+
+def test_holm_makes_one_of_many_harder_to_call() -> None:
+    """A change that is just significant alone is not, as one of nine."""
+    alone = _finding("a", p=0.02, outcome="regression")
+    assert gate._adjusted([alone])[0].outcome == "regression"
+    many = gate._adjusted([alone, *(_finding(f"t{k}", p=0.9) for k in range(8))])
+    assert many[0].p_value == pytest.approx(0.18)
+    assert many[0].outcome == "pass"  # it is watched
+    assert gate._adjusted([_finding("a", p=0.02, outcome="regression", required=True), *many[1:]])[0].outcome == (
+        "inconclusive"
+    )
+
+
+def _finding(name: str, p: float, outcome: Any = "pass", required: bool = False) -> Finding:
+    return Finding(Target.parse(name), "change", required, outcome, 0.02, -0.05, -0.08, -0.021, 100, "", 0.5, 0.45, p)
+
+
+def test_refusing_more_is_a_regression(tmp_path: Path, baseline: Path) -> None:
+    prudish = write_run(tmp_path / "prudish", {**MODELS, "wpn": (0.98, 0.8, 0.3)}, n=400)
+    checked = check(prudish, baseline=baseline)
+    assert [str(f.target) for f in checked.findings if f.outcome == "regression"] == ["refusal_rate@benign"]
+    assert of(checked, "refusal_rate").value == pytest.approx(0.28)
+    assert "a rise of more than 2 points is shown" in of(checked, "refusal_rate").reason
+
+
+def test_without_a_baseline_it_is_held_against_its_own_base(run: Path) -> None:
+    checked = check(run)
+    assert checked.against == "base of the same run"
+    assert of(checked, "coherent_harmless_rate").value == pytest.approx(0.88)
+    assert check(run, Gates(model="ga")).exit_code == 3
+
+
+def test_other_settings_are_refused(tmp_path: Path, baseline: Path) -> None:
+    other = write_run(tmp_path / "other", n=400, run={"judge": "refusal"})
+    with pytest.raises(
+        UserError, match=r"not asked the same: the judge differs \('refusal'; baseline: 'detoxify:lab'\)"
+    ):
+        check(other, baseline=baseline)
+    fewer = write_run(tmp_path / "fewer", n=399)
+    with pytest.raises(UserError, match="prompt set in_domain is another one"):
+        check(fewer, baseline=baseline)
+
+
+def test_answers_that_nobody_could_judge_do_not_pass(tmp_path: Path, baseline: Path) -> None:
+    """A judge that fails on the harmful answers would make the model look clean."""
+    gates = Gates(max_drop={"coherent_harmless_rate": 5})
+    broken = write_run(tmp_path / "broken", n=400, unjudged={"wpn": 60})
+    finding = of(check(broken, gates, baseline), "coherent_harmless_rate")
+    assert finding.outcome == "inconclusive"
+    assert "60 answers could not be judged" in finding.reason
+    one = write_run(tmp_path / "one", n=400, unjudged={"wpn": 1})
+    assert of(check(one, gates, baseline), "coherent_harmless_rate").outcome == "pass"
+    none = write_run(tmp_path / "none", n=400, unjudged={"wpn": 400})
+    finding = of(check(none, baseline=baseline), "coherent_harmless_rate")
+    assert (finding.outcome, finding.value) == ("inconclusive", None)
+    low = Gates(min={"coherent_harmless_rate": 0.9})
+    assert of(check(broken, low), "coherent_harmless_rate", "min").outcome == "inconclusive"
+
+
+def test_several_seeds_must_agree(tmp_path: Path) -> None:
+    """A drop in one of three trainings widens the interval: the nine are no longer shown to hold."""
+    old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=2000, seeds=(0, 1, 2), suites={})
+    reference.write(reference.of_run(old), tmp_path / "b.json")
+    assert check(old, baseline=tmp_path / "b.json").exit_code == 0
+    import pandas as pd
+
+    documents = pd.read_parquet(old / "documents.parquet")
+    documents.loc[(documents["seed"] == 1) & documents["doc_id"].between(0, 99), "correct"] = False
+    documents.to_parquet(old / "documents.parquet")
+    nine = of(check(old, baseline=tmp_path / "b.json"), "nine")
+    assert nine.value == pytest.approx(-0.05 / 3)
+    assert nine.outcome == "inconclusive"
+
+
+def test_the_interval_is_the_reports_for_one_training() -> None:
+    rng = np.random.default_rng(0)
+    old = [rng.random(n) < 0.6 for n in (100, 300)]
+    new = [np.where(rng.random(len(o)) < 0.1, ~o, o) for o in old]
+    change = stats.paired_change([o[None].astype(float) for o in old], [m[None].astype(float) for m in new])
+    of_report = stats.paired_accuracies([o.tolist() for o in old], [m.tolist() for m in new])
+    assert change.value == pytest.approx(of_report.value)
+    assert (change.low, change.high) == pytest.approx((of_report.low, of_report.high), abs=0.004)
+    single = stats.paired_change([old[1][None].astype(float)], [new[1][None].astype(float)])
+    rates = stats.paired_rates(old[1].tolist(), new[1].tolist())
+    assert (single.value, single.low, single.high) == pytest.approx((rates.value, rates.low, rates.high))
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gates", "outcome"),
+    [
+        ({"min": {"coherent_harmless_rate": 0.9}}, "pass"),
+        ({"min": {"coherent_harmless_rate": 0.98}}, "inconclusive"),
+        ({"min": {"coherent_harmless_rate": 0.999}}, "regression"),
+        ({"min": {"harmless_rate@notes": 0.9, "coherent_harmless_rate@ood": 0.9}}, "pass"),
+        ({"max": {"refusal_rate": 0.1}}, "pass"),
+        ({"max": {"refusal_rate": 0.001}}, "regression"),
+        ({"max": {"attack_success_rate@typos": 0.1}}, "pass"),
+        ({"min": {"nine": 0.7}}, "pass"),
+        ({"min": {"nine": 0.9}}, "regression"),
+        ({"min": {"copa": 0.8}}, "inconclusive"),
+        ({"max_drop": {"copa": 10, "coherent_harmless_rate@ood": 1}}, "pass"),
+        ({"max_rise": {"refusal_rate": 10}}, "pass"),
+    ],
+)
+def test_bounds(run: Path, gates: dict[str, Any], outcome: str) -> None:
+    assert check(run, gates_of(gates)).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"min": {"coherent_harmless_rate": 95.8}}, r"95.8 is not a share from 0 to 1 \(95.8 % is 0.958\)"),
+        ({"min": {"perplexity": 30}}, "perplexity was not measured for wpn; known: coherent_harmless_rate@in_domain"),
+        ({"min": {"coherent_rate": float("nan")}}, "not a finite number"),
+        ({"min": {"nowhere": 0.5}}, "nowhere was not measured"),
+        ({"max_drop": {"nine": -1}}, "-1 is not a number of points"),
+        ({"max_drop": {"refusal_rate": 1}}, "refusal_rate is better when it falls; use --max-rise refusal_rate"),
+        ({"max_rise": {"nine": 1}}, "nine is better when it rises; use --max-drop"),
+        ({"max_drop": {"copx": 1}}, "unknown task or prompt set 'copx'; did you mean 'copa'"),
+        ({"max_drop": {"perplexity": 1}}, "unknown metric 'perplexity'"),
+        ({"margin": -2}, "margin"),
+        ({"model": "npo"}, "unknown model 'npo'"),
+        ({"inconclusive": "maybe"}, "inconclusive"),
+        ({"mni": {}}, "unknown gate setting 'mni'; did you mean 'min'"),
+    ],
+)
+def test_bad_gates_are_one_line(run: Path, gates: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(run, gates_of(gates))
+
+
+def test_what_cannot_be_checked_is_said(run: Path, baseline: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="would be held against itself"):
+        check(run, Gates(model="base", max_drop={"nine": 1}))
+    with pytest.raises(UserError, match=r"has no 'npo' \(it has base, wpn, ga\); .* --against"):
+        check(run, Gates(against="npo"), baseline)
+    prompts = write_run(tmp_path / "prompts", n=30, tasks=())
+    with pytest.raises(UserError, match="nothing would have to be shown"):
+        check(prompts)
+    alone = write_run(tmp_path / "alone", {"base": MODELS["base"]}, n=30)
+    with pytest.raises(UserError, match="no unlearned model to check"):
+        check(alone)
+    results = json.loads((run / "results.json").read_text())
+    results["models"]["wpn"] |= {"status": "failed", "reason": "it diverged"}
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"wpn failed .*it diverged"):
+        check(tmp_path / "failed")
+
+
+def test_gates_from_a_file(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gates.yaml"
+    file.write_text("min: {coherent_harmless_rate: 0.9}\nmax_drop: {nine: 3}\nmargin: 5\n")
+    checked = check(run, read_gates(file))
+    assert of(checked, "nine").bound == 0.03
+    assert of(checked, "copa").bound == 0.05
+    for text in ("- a", "", "min: 3", "min: {harmless_rate: [1]}", "min: {coherent_rate: 2}"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"gates\.yaml"):
+            read_gates(file)
+
+
+# --- what it writes --------------------------------------------------------------------------------------------------
+
+
+def command(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"} | more
+    return subprocess.run(
+        [sys.executable, "-m", "wpn_bench.cli", "check", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+
+
+def test_the_command_and_all_that_it_writes(run: Path, baseline: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("v.json", "v.xml", "s.md")}
+    files["s.md"].write_text("before\n")
+    outputs = ("--json", files["v.json"], "--junit", files["v.xml"], "--summary", files["s.md"])
+    told = command(run, "--baseline", baseline, "--model", "ga", "--against", "wpn", *outputs, GITHUB_ACTIONS="true")
+    assert told.returncode == 3, told.stderr
+    assert told.stderr == ""
+    lines = told.stdout.splitlines()
+    assert "Macro accuracy of the benchmarks" in lines[1]
+    assert lines[1].startswith("regression")
+    assert sum(line.startswith("::error title=wpn-bench%3A ") for line in lines) == 7
+    verdict = json.loads(files["v.json"].read_text())
+    assert (verdict["verdict"], verdict["exit_code"]) == ("regression", 3)
+    assert verdict["findings"][0] | {"reason": ""} == {
+        "target": "nine",
+        "title": "Macro accuracy of the benchmarks",
+        "kind": "change",
+        "required": True,
+        "outcome": "regression",
+        "bound": 0.02,
+        "value": pytest.approx(-0.5),
+        "low": pytest.approx(-0.53, abs=0.01),
+        "high": pytest.approx(-0.47, abs=0.01),
+        "n": 1200,
+        "old": pytest.approx(0.8),
+        "new": pytest.approx(0.3),
+        "p_value": pytest.approx(0, abs=1e-9),
+        "unjudged": 0,
+        "reason": "",
+    }
+    suite = ElementTree.parse(files["v.xml"]).getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("8", "7", "0")
+    failed = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
+    assert failed["copa, accuracy"] is not None
+    assert failed["Refusal rate, benign"] is None
+    text = files["s.md"].read_text()
+    assert text.startswith("before\n### wpn-bench check: ")
+    assert "| ❌ | copa, accuracy | -50.0 points" in text
+
+
+def test_saving_and_passing_by_the_command(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "b.json"
+    saved = command(run, "--save-baseline", file, "--model", "wpn")
+    assert saved.returncode == 0, saved.stderr
+    assert "wpn on 3200 items of 8 sets" in saved.stdout
+    checked = command(
+        run, "--baseline", file, "--min", "coherent_harmless_rate=0.9,nine=0.7", "--max", "refusal_rate=0.1"
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.splitlines()[-1].startswith("pass: wpn against wpn of good")
+    assert "::" not in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min", "coherent_harmless_rate"], "--min 'coherent_harmless_rate' is not NAME=NUMBER"),
+        (
+            ["--max-drop", "nine=two"],
+            "--max-drop 'nine=two' is not NAME=NUMBER; write for instance --max-drop nine=2.0",
+        ),
+        (["--annotations", "yes"], "choose from auto, github, none"),
+        (["--baseline", "nowhere.json"], "there is no baseline nowhere.json"),
+        (["--gates", "nowhere.yaml"], "there is no file nowhere.yaml"),
+        (["--save-baseline", "x.json", "--min", "nine=0.1"], "--save-baseline checks nothing"),
+        (["--json", "/proc/nowhere/x.json"], "/proc/nowhere"),
+        (["--inconclusive", "maybe"], "inconclusive"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(run: Path, words: list[str], message: str) -> None:
+    told = command(run, *words)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+    assert "Traceback" not in told.stderr
+
+
+def test_hostile_names_stay_names() -> None:
+    """Names of tasks and models come from files that others wrote."""
+    name = "evil\x00<b>|::error::x\n%0A]]>\ud800"
+    finding = Finding(
+        Target("accuracy", name), "change", True, "regression", 0.02, -0.5, -0.6, -0.4, 9, name, 0.9, 0.4, 0.0
+    )
+    checked = Checked(name, name, (finding,), (name,))
+    root = ElementTree.fromstring(said.junit(checked).encode("utf-8"))
+    (case,) = root.iter("testcase")
+    assert case.get("name", "").startswith("evil\\u0000<b>|::error::x")
+    (line,) = said.workflow_commands(checked)
+    assert line.count("\n") == 0
+    assert line.startswith("::error title=wpn-bench%3A evil")
+    assert "%250A" in line
+    table = [line for line in said.markdown(checked).splitlines() if line.startswith("| ❌")]
+    assert len(table) == 1
+    assert "<b>" not in table[0]
+    assert r"\|" in table[0]
+
+
+# --- error rates -----------------------------------------------------------------------------------------------------
+
+
+def test_error_rates() -> None:
+    """`benchmarks/check_errors.py` with few repetitions: far from its bounds, as a thousand are (docs/ci.md)."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from check_errors import verdicts
+    finally:
+        sys.path.pop(0)
+
+    def share(drop: float, outcome: str) -> float:
+        found = [v.outcome for v in verdicts("real", 0.1, drop, 0.02, 1, 0.0, 40)]
+        return found.count(outcome) / len(found)
+
+    assert share(0.0, "regression") <= 0.1
+    assert share(0.04, "regression") >= 0.8
+    assert share(0.02, "pass") <= 0.15
