@@ -77,6 +77,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documents as a site, in site/. Arguments go to mkdocs: `nox -s docs -- serve`."""
+    session.install("--quiet", "-c", "constraints.txt", "mkdocs-material")
+    session.run("mkdocs", *(session.posargs or ("build", "--strict")), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
 
