@@ -10,7 +10,7 @@ from wpn_bench.report.render import markdown_text
 if TYPE_CHECKING:
     from wpn_bench.check import Checked, Finding
 
-_COLOURS = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+_COLOURS = {"pass": "green", "regression": "bold red", "inconclusive": "yellow", "watched": "dim"}
 # What XML 1.0 cannot hold, written as what it is.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -25,15 +25,14 @@ def show(checked: Checked) -> None:
     if not console.is_terminal:
         console = Console(width=160, no_color=True)  # a log is searched, not looked at: no line is broken
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "What", "Change or value", "Bound", ""):
+    for column in ("", "What", "Change or value", "Bound"):
         table.add_column(column)
     for finding in _worst_first(checked):
         table.add_row(
-            Text(finding.outcome, style=_COLOURS[finding.outcome]),
+            Text(_said(finding), style=_COLOURS[_said(finding)]),
             Text(finding.target.title),
             Text(finding.figure),
             Text(finding.limit),
-            Text("" if finding.required else "watched", style="dim"),
         )
     console.print(table)
     for note in checked.notes:
@@ -43,12 +42,12 @@ def show(checked: Checked) -> None:
 
 def markdown(checked: Checked) -> str:
     """For a pull request or $GITHUB_STEP_SUMMARY."""
-    marks = {"pass": "✅", "regression": "❌", "inconclusive": "⚠️"}
+    marks = {"pass": "✅", "regression": "❌", "inconclusive": "⚠️", "watched": "👀"}
     lines = [f"### wpn-bench check: {marks[checked.outcome]} {markdown_text(checked.sentence)}", ""]
-    lines += ["| | What | Change or value | Bound | |", "|---|---|---|---|---|"]
+    lines += ["| | What | Change or value | Bound |", "|---|---|---|---|"]
     for finding in _worst_first(checked):
-        cells = (finding.target.title, finding.figure, finding.limit, "required" if finding.required else "watched")
-        lines.append(f"| {marks[finding.outcome]} | {' | '.join(map(markdown_text, cells))} |")
+        cells = (finding.target.title, finding.figure, finding.limit)
+        lines.append(f"| {marks[_said(finding)]} | {' | '.join(map(markdown_text, cells))} |")
     lines += ["", *(f"- {markdown_text(note)}" for note in checked.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -96,6 +95,11 @@ def workflow_commands(checked: Checked) -> list[str]:
     if not lines:
         lines.append(f"::notice title=wpn-bench::{_command(checked.sentence)}")
     return lines
+
+
+def _said(finding: Finding) -> str:
+    """The outcome; `watched` for what was not asked to be shown and gave no alarm."""
+    return finding.outcome if finding.required or finding.outcome != "pass" else "watched"
 
 
 def _worst_first(checked: Checked) -> list[Finding]:
