@@ -14,7 +14,7 @@ from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
 
 Cli = Callable[..., Any]
-COMMANDS = ("full", "train", "harmless", "attack", "benchmarks", "report", "list")
+COMMANDS = ("full", "train", "harmless", "attack", "benchmarks", "report", "show", "list")
 
 
 # --- what costs nothing ----------------------------------------------------------------------------------------------
@@ -366,6 +366,42 @@ def test_a_good_run_ends_in_0(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pat
         f"model: {tmp_path / 'models' / 'ga-seed0'}",
         f"model: {tmp_path / 'models' / 'ga-seed1'}",
     ]
+
+
+def test_report_of_one_run_and_of_several(cli: Cli, tmp_path: Path) -> None:
+    """One run's reports go into its folder; two runs' comparison beside the first, or where it is told to."""
+    from tests.report.made_runs import made
+
+    one, two = (made(good).write(tmp_path / name) for good, name in ((30, "a"), (24, "b")))
+    said = cli("report", one, "--format", "json,csv")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.split() == [str(one / "summary.json"), str(one / "metrics.csv")]
+    said = cli("report", one, two, "--format", "md")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.split() == [str(tmp_path / "comparison" / "comparison.md")]
+    said = cli("report", one, two, "--format", "csv", "--out", tmp_path / "there")
+    assert said.out.split() == [str(tmp_path / "there" / "comparison.csv")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("nowhere",), "nowhere holds no results.json; give the folder that `wpn-bench full` printed"),
+        (("nowhere", "--format", "pdf"), "unknown report format 'pdf'; choose from "),
+        (("nowhere", "--format", ","), "--format names no format; choose from "),
+        (("nowhere", "nowhere"), "the run nowhere is named twice; name each run once"),
+        (("nowhere", "elsewhere"), "nowhere holds no results.json; "),
+    ],
+)
+def test_bad_input_to_report(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = cli("report", *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"wpn-bench: {problem}")
+    assert len(said.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

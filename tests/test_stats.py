@@ -456,3 +456,22 @@ def test_the_corrected_interval_covers(true: float, n: int, se: float, m: int, s
         e = stats.rogan_gladen(x / n, n, (r, m), (c, k))
         covered += e.low is not None and e.high is not None and e.low <= true <= e.high
     assert covered >= 0.935 * runs
+
+
+def test_seeds_apart_is_welchs_test() -> None:
+    """By hand: variances 1 and 4, three seeds each, so se = sqrt(5/3) and 50/17 degrees of freedom."""
+    from scipy.stats import t
+
+    found = stats.seeds_apart([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    se, df = math.sqrt(5 / 3), 50 / 17
+    assert found.value == pytest.approx(2.0)
+    assert found.low == pytest.approx(2.0 - t.ppf(0.975, df) * se)
+    assert found.high == pytest.approx(2.0 + t.ppf(0.975, df) * se)
+    assert found.p_value == pytest.approx(2 * t.sf(2.0 / se, df))
+
+
+@pytest.mark.parametrize(("first", "second"), [([0.5], [0.4, 0.6]), ([0.5, 0.5], [0.7, 0.7])])
+def test_seeds_apart_without_a_test(first: list[float], second: list[float]) -> None:
+    found = stats.seeds_apart(first, second)
+    assert (found.low, found.high, found.p_value) == (None, None, None)
+    assert found.value == pytest.approx(sum(second) / len(second) - sum(first) / len(first))

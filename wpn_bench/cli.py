@@ -386,14 +386,56 @@ def _settle() -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    format_: Annotated[str, typer.Option("--format", help="html, md, or both, comma separated.")] = "html,md",
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to compare.")],
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="html, md, json, csv, comma separated (docs/report.md says what each holds)."),
+    ] = "html,md",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the files (default: the run's own; of several runs, `comparison` beside the first).",
+        ),
+    ] = None,
 ) -> None:
-    """Write a finished run's reports again, from its stored rows."""
-    from wpn_bench.report.render import render
+    """Write a finished run's reports again, from its stored rows; of several runs, what tells them apart.
 
-    for path in render(run, tuple(_names(format_) or ())):
+    [bold]wpn-bench report runs/today --format json,csv[/bold]        for programs
+
+    [bold]wpn-bench report runs/monday runs/friday[/bold]             side by side, paired where they asked the same
+    """
+    from wpn_bench.report import compare_runs, render
+
+    names = _names(format_) or ()
+    written = render(runs[0], names, out) if len(runs) == 1 else compare_runs(runs, names, out)
+    for path in written:
         print(path)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Only these prompt sets, attacks, benchmarks or suites (repeatable, or with commas)."
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Only these metrics, as results.json has them (repeatable, or with commas)."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="No colours; so it is without a terminal, too.")] = False,
+) -> None:
+    """Show a finished run in the terminal: verdict, headline table, what failed.
+
+    [bold]wpn-bench show RUN --set ood --metric refusal_rate[/bold]  shows these rows of its results
+    """
+    from wpn_bench.report import show as shower
+
+    shower.show(run, sets=_every(sets), metrics=_every(metrics), plain=plain)
 
 
 @app.command()
@@ -601,6 +643,11 @@ def _root(
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _every(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of an option that is given several times, with commas, or both."""
+    return tuple(name for one in given or () for name in _names(one) or ())
 
 
 def _pick_methods(text: str | None, known: dict[str, Any]) -> dict[str, Any] | None:

@@ -239,6 +239,20 @@ def over_seeds_p(deltas: Sequence[float]) -> float | None:
     return float(ttest_1samp(deltas, 0.0).pvalue)
 
 
+def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Difference of two means over seeds that have nothing to do with each other: Welch's (1947) t and its interval. None
+    of both where either has one seed, or no spread at all."""
+    import numpy as np
+    from scipy.stats import ttest_ind
+
+    value = float(np.mean(second) - np.mean(first))
+    if min(len(first), len(second)) < 2 or max(float(np.ptp(first)), float(np.ptp(second))) < 1e-12:
+        return Difference(value, None, None, None)
+    found = ttest_ind(second, first, equal_var=False)
+    interval = found.confidence_interval(LEVEL)
+    return Difference(value, float(interval.low), float(interval.high), float(found.pvalue))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's (1979) adjustment; None stays None and does not count."""
     from statsmodels.stats.multitest import multipletests

@@ -61,7 +61,7 @@ def test_the_page_shows_them_blurred_and_as_text(run_dir: Path) -> None:
     assert 'data-figure="calibration"' in section
     assert HOSTILE not in page
     assert "Web comments &lt;/script&gt;" in section
-    assert "## Judges" in markdown
+    assert "<summary>Judges</summary>" in markdown
     assert "corrected" in markdown
     assert HOSTILE not in markdown
 

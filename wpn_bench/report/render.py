@@ -13,14 +13,15 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import reports_dir
-from wpn_bench.report import ablation, charts, judges, tables
+from wpn_bench.report import ablation, charts, formats, judges, tables
 from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
 from wpn_bench.report.verdict import sentences
@@ -28,30 +29,52 @@ from wpn_bench.report.view import View
 from wpn_bench.results import DOCUMENTS, MANIFEST, SAMPLES, read_results
 from wpn_bench.store import write_text
 
-NAMES = {"html": "report.html", "md": "report.md"}
+MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
+FOLDED = 1_000  # a section of the short report that is longer opens on request
 
 
-def render(run_dir: Path, formats: tuple[str, ...] = ("html", "md")) -> list[Path]:
-    """Write the reports of a run into its folder and return their paths, in the order of `formats`.
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, as the makers of its reports read it. `has_html`: report.html lies beside what is written."""
+
+    folder: Path
+    results: dict[str, Any]
+    has_html: bool = False
+
+    @cached_property
+    def view(self) -> View:
+        return View(self.results)
+
+    @cached_property
+    def context(self) -> dict[str, Any]:
+        return _context(self.view, self.folder)
+
+
+def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None) -> list[Path]:
+    """Write the reports of a run into its folder (or into `out`) and return their paths, in the order of `names`.
 
     Needs `results.json`; `manifest.json`, `samples.parquet` and `documents.parquet` are used where they are there.
-    Raises UserError for a folder without results, results of another schema, and an unknown format.
+    Raises UserError for a folder without results, results of another schema, an unknown format, and a folder that cannot be
+    written.
     """
-    unknown = [name for name in formats if name not in NAMES]
-    if unknown:
-        raise UserError(f"unknown report format {unknown[0]!r}", f"choose from {', '.join(NAMES)}")
-    results = read_results(run_dir)
-    view = View(results)
-    context = _context(view, run_dir)
-    makers: dict[str, Callable[[], str]] = {
-        "html": lambda: _html(view, run_dir, context),
-        "md": lambda: _markdown(context, has_html="html" in formats or (run_dir / NAMES["html"]).exists()),
-    }
+    wanted, folder = formats.chosen(names), out or run_dir
+    beside = "html" in wanted or (folder / formats.FORMATS["html"].file).exists()
+    run = Finished(run_dir, read_results(run_dir), beside)
+    return write_reports({one.file: one.one for one in wanted.values()}, run, folder)
+
+
+def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[Path]:
+    """Write each file (name -> "module:function" of its maker) and return the paths. All texts are made before the first
+    is written."""
+    texts = {name: formats.maker(path)(about) for name, path in makers.items()}
     written = []
-    for name in formats:
-        path = run_dir / NAMES[name]
-        write_text(path, makers[name]())
-        written.append(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_text(folder / name, text)
+            written.append(folder / name)
+    except OSError as e:
+        raise UserError(f"the report cannot be written to {folder} ({e.strerror})", "give another with --out") from e
     return written
 
 
@@ -63,7 +86,7 @@ def templates_dir() -> Path:
     raise UserError("the report templates were not installed with wpn-bench", "install wpn-bench again")
 
 
-def _manifest(run_dir: Path) -> dict[str, Any]:
+def read_manifest(run_dir: Path) -> dict[str, Any]:
     """The run's manifest, or nothing where it is not there (it is written last, so a broken run has none)."""
     try:
         found = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
@@ -75,19 +98,13 @@ def _manifest(run_dir: Path) -> dict[str, Any]:
 def _context(view: View, run_dir: Path) -> dict[str, Any]:
     """What both formats print."""
     colours = charts.colours(view)
-    failed = [dict(item) for item in view.run.get("failed") or []]
-    reasons = {str(item.get("reason")) for item in failed}
-    for name in view.models:
-        reason = str(view.models[name].get("reason") or "no reason recorded")
-        if view.failed(name) and reason not in reasons:
-            failed.append({"job": view.title(name), "reason": reason})
     return {
         "run": view.run,
         "view": view,
         "title": str(view.run.get("model") or view.run.get("name") or "a run"),
         "verdict": sentences(view),
         "headline": tables.headline(view, colours),
-        "failed": failed,
+        "failed": failures(view),
         "skipped": view.run.get("skipped") or [],
         "primary": view.primary(),
         "margin": f"{100 * view.margin:g}",
@@ -97,12 +114,25 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "relearning_summary": tables.relearning_summary(view),
         "leakage_text": tables.leakage_text(view),
         "success_text": tables.success_text(view),
-        "manifest": _manifest(run_dir),
+        "manifest": read_manifest(run_dir),
         "judging": judges.judges(view, run_dir / SAMPLES),
     }
 
 
-def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
+def failures(view: View) -> list[dict[str, Any]]:
+    """Jobs that failed, and models that did where no job says why."""
+    failed = [dict(item) for item in view.run.get("failed") or []]
+    reasons = {str(item.get("reason")) for item in failed}
+    for name in view.models:
+        reason = str(view.models[name].get("reason") or "no reason recorded")
+        if view.failed(name) and reason not in reasons:
+            failed.append({"job": view.title(name), "reason": reason})
+    return failed
+
+
+def page(run: Finished) -> str:
+    """report.html."""
+    view, run_dir, context = run.view, run.folder, run.context
     figures = {
         "trade-off": charts.trade_off(view) or charts.harmlessness(view),
         "benchmarks": charts.benchmarks(view),
@@ -119,7 +149,7 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
     script = (folder / "report.js").read_text(encoding="utf-8")
     plotly, plotly_digest = _plotly()
     more = {
-        "style": _raw((folder / "report.css").read_text(encoding="utf-8")),
+        "style": style(),
         "script": _raw(script),
         "policy": f"'sha256-{_digest(script)}' 'sha256-{plotly_digest}'",
         "plotly": plotly,
@@ -148,9 +178,41 @@ def _html(view: View, run_dir: Path, context: dict[str, Any]) -> str:
     return environment().get_template("report.html.j2").render(context | more)
 
 
-def _markdown(context: dict[str, Any], *, has_html: bool) -> str:
-    text = environment().get_template("report.md.j2").render(context | {"has_html": has_html})
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+def markdown(run: Finished) -> str:
+    """report.md: at most `MARKDOWN_LIMIT` characters."""
+    about = run.context | {"has_html": run.has_html, "items": tables.items(run.context["headline"])}
+    return fitted(environment().get_template("report.md.j2").render(about))
+
+
+def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
+    """A text of sections that form feeds part, within `limit` characters.
+
+    What stands before the first form feed comes first, cut after a whole line if need be. Each section begins with its
+    heading, is folded where it is long, and left out, and named at the end, where it does not fit any more.
+    """
+    tidy = re.sub(r" +$", "", text, flags=re.MULTILINE)
+    head, *sections = (re.sub(r"\n{3,}", "\n\n", part).strip() for part in tidy.split("\f"))
+    left = limit - 1_000  # for the names of what is left out
+    if len(head) > left:
+        lines = head[:left].splitlines()[:-1]
+        head = "\n".join(lines) + "\n\n*Cut here: too long for a comment.*"
+        if head.count("<details>") > head.count("</details>"):
+            head += "\n\n</details>"
+    kept, out = [head], []
+    left -= len(head)
+    for section in filter(None, sections):
+        heading, _, body = section.partition("\n")
+        title = re.sub(r"\\(.)", r"\1", heading.lstrip("# "))  # Markdown's escapes mean nothing in an HTML tag
+        if len(section) > FOLDED:
+            section = f"<details><summary>{title}</summary>\n\n{body.strip()}\n\n</details>"
+        if len(section) + 2 <= left:
+            kept.append(section)
+            left -= len(section) + 2
+        else:
+            out.append(title)
+    if out:
+        kept.append(f"*Left out, too long for a comment: {', '.join(out)}.*"[:900])
+    return "\n\n".join(kept) + "\n"
 
 
 def _documents(run_dir: Path) -> list[dict[str, Any]]:
@@ -176,6 +238,11 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
+def style() -> Any:
+    """The style sheet, as it goes into a page."""
+    return _raw((templates_dir() / "report.css").read_text(encoding="utf-8"))
+
+
 def _raw(text: str) -> Any:
     """Our own style and script go into the page as they are; nothing from a run ever does."""
     from markupsafe import Markup
@@ -195,6 +262,7 @@ def environment() -> Any:
     )
     environment.filters["set"] = typeset
     environment.filters["md"] = markdown_text
+    environment.filters["tag"] = tag_text
     environment.filters["flat"] = flat
     environment.filters["seconds"] = seconds
     return environment
@@ -206,10 +274,20 @@ def typeset(raw: object) -> str:
     return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
 
 
-def markdown_text(raw: object) -> str:
-    """Text for one line of Markdown: no markup, no table bars, no HTML."""
-    text = html.escape(" ".join(str(raw).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text)
+def markdown_text(raw: object, longest: int = 2_000) -> str:
+    """Text for one line of Markdown: no markup, no table bars, no HTML; cut where it is very long."""
+    text = html.escape(_line(raw, longest).replace(" -> ", " \u2192 "), quote=False)
+    return re.sub(r"([\\`*_~\[\]|#])", r"\\\1", text)
+
+
+def tag_text(raw: object, longest: int = 2_000) -> str:
+    """Text for one line inside an HTML tag of a Markdown file, where Markdown is not read."""
+    return html.escape(_line(raw, longest), quote=False)
+
+
+def _line(raw: object, longest: int) -> str:
+    text = " ".join(str(raw).split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
+from wpn_bench.report.headline import HEADLINES, Headline
 from wpn_bench.report.numbers import (
     interval,
     known,
@@ -79,41 +80,32 @@ def rate(cell: Cell | None, better: int = 1) -> Shown | None:
     )
 
 
+_NO_SHARES = {"token_loss", "perplexity", "missing", "seconds", "peak_memory_mb"}
+_LOWER = {"refusal_rate", SUCCESS}  # of the rates: the others are better higher
+
+
+def row(metric: str, cell: Cell | None) -> Shown | None:
+    """Any row of the results: a rate as `rate` has it, another number as it is, its change in its own unit."""
+    if cell is None or cell.value is None or metric not in _NO_SHARES:
+        return rate(cell, -1 if metric in _LOWER else 1)
+    low, high = cell.ci_low, cell.ci_high
+    return Shown(
+        value=plain(cell.value),
+        ci=f"[{plain(low)}, {plain(high)}]" if low is not None and high is not None else "",
+        delta=signed(cell.delta, 1.0, 3) if cell.delta is not None else "",
+        delta_ci=signed_interval(cell.delta_ci_low, cell.delta_ci_high, 1.0, 3),
+        p=p_value(cell.p_value),
+        mark=cell.delta is not None and cell.significant,
+        tone=_tone(cell, -1),
+        n=cell.n,
+    )
+
+
 def headline(view: View, colours: dict[str, str]) -> Table:
     """Models x headline metrics; the verdict of the 2-point promise rides on the macro accuracy."""
-    ood = len(view.sets("ood"))
-    columns: list[tuple[str, str, Callable[[str], Shown | None]]] = [
-        (
-            "Harmless, in domain",
-            "share of answers under the judge's threshold",
-            lambda m: _with_correction(view, m, rate(view.mean(m, "harmless", "harmless_rate"))),
-        ),
-        (
-            "Coherent-harmless, in domain",
-            "harmless, not empty, not degenerate: the headline",
-            lambda m: rate(view.mean(m, "harmless")),
-        ),
-        (
-            "Out of distribution",
-            f"coherent-harmless{f', mean of {ood} sets' if ood > 1 else ''}",
-            lambda m: rate(view.mean(m, "ood")),
-        ),
-        (
-            "Worst attack",
-            "coherent-harmless under the attack that does most harm",
-            lambda m: rate(view.worst(m, "attack")),
-        ),
-        (
-            "Refuses benign prompts",
-            "more than base is over-refusal",
-            lambda m: rate(view.mean(m, "benign", "refusal_rate"), better=-1),
-        ),
-        ("Nine benchmarks", "macro accuracy; change is paired", lambda m: _nine(view, m)),
-        ("Perplexity", "held-out plain text; lower is better", lambda m: _perplexity(view, m)),
-    ]
     models = view.measured()
-    cells = {model: [make(model) for _, _, make in columns] for model in models}
-    used = [i for i in range(len(columns)) if any(cells[model][i] for model in models)]
+    cells = {model: [_headline(view, one, model) for one in HEADLINES] for model in models}
+    used = [i for i in range(len(HEADLINES)) if any(cells[model][i] for model in models)]
     primary = view.primary()
     lines = [
         Line(
@@ -127,7 +119,27 @@ def headline(view: View, colours: dict[str, str]) -> Table:
         for model in models
     ]
     lines.sort(key=lambda line: (line.key != BASE, line.key != primary))
-    return _table([columns[i][0] for i in used], lines, [columns[i][1] for i in used])
+    return _table([HEADLINES[i].title for i in used], lines, [HEADLINES[i].hint(view) for i in used])
+
+
+def _headline(view: View, one: Headline, model: str) -> Shown | None:
+    if one.key == "nine":
+        return _nine(view, model)
+    if one.key == "perplexity":
+        return _perplexity(view, model)
+    shown = rate(one.of(view, model), one.better)
+    return _with_correction(view, model, shown) if one.key == "harmless_rate" else shown
+
+
+def items(found: Table) -> str:
+    """How many answers or documents the figures of each column rest on: 'Worst attack 240 to 720; Perplexity 9,932'."""
+    counted = []
+    for i, column in enumerate(found.columns):
+        counts = {found.shared_n[i]} | {cell.n for line in found.lines if (cell := line.cells[i])}
+        numbers = sorted({n for n in counts if n is not None})
+        if numbers:
+            counted.append(f"{column} {' to '.join(f'{n:,}' for n in dict.fromkeys((numbers[0], numbers[-1])))}")
+    return "; ".join(counted)
 
 
 def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:

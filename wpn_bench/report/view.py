@@ -89,8 +89,8 @@ class View:
     # names ---------------------------------------------------------------------------------------------------------
 
     def title(self, model: str) -> str:
-        """The model's title on one line, without characters that steer a terminal."""
-        return _CONTROL.sub(" ", str(self.models.get(model, {}).get("title") or model)).strip() or model
+        """The model's title, fit for a terminal."""
+        return one_line(self.models.get(model, {}).get("title") or model) or model
 
     def failed(self, model: str) -> bool:
         return self.models.get(model, {}).get("status") == "failed"
@@ -139,6 +139,10 @@ class View:
         """The row that sums up all seeds, or None."""
         found = self._cells.get((model, suite, name, metric))
         return found if found is not None and found.value is not None else None
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every (suite, set, metric) that any model has a row of, in the order of the results."""
+        return list(dict.fromkeys((suite, name, metric) for _, suite, name, metric in self._cells))
 
     def per_seed(self, model: str, suite: str, name: str, metric: str) -> dict[Any, Cell]:
         return self._seed_cells.get((model, suite, name, metric), {})
@@ -200,6 +204,11 @@ class View:
         if nine and nine.delta is not None and nine.delta <= -0.10 + 1e-9:
             return "lost its knowledge"
         return None
+
+
+def one_line(text: object) -> str:
+    """Text on one line, without characters that steer a terminal."""
+    return _CONTROL.sub(" ", str(text)).strip()
 
 
 def _varieties(models: dict[str, dict[str, Any]]) -> frozenset[str]:

@@ -1,0 +1,264 @@
+"""Several finished runs on one page: headline figures side by side, the settings in which the runs differ, and where two
+runs asked the same items, the paired differences of the same method (`pairing`). Reads stored rows, never loads a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from wpn_bench.errors import UserError
+from wpn_bench.report import formats, tables
+from wpn_bench.report import summary as summaries
+from wpn_bench.report.headline import HEADLINES, Headline
+from wpn_bench.report.pairing import Paired, pair
+from wpn_bench.report.render import environment, failures, fitted, style, write_reports
+from wpn_bench.report.settings import Compared, Setting, settings
+from wpn_bench.report.tables import Shown
+from wpn_bench.report.verdict import sentences
+from wpn_bench.report.view import BASE, HEADLINE, Cell, View, one_line
+from wpn_bench.results import WORST_CASE
+
+FOLDER = "comparison"
+MOST = 12  # runs on a page
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model in one of the runs: a cell (or a hole) for each column."""
+
+    run: str
+    cells: list[Shown | None]
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A table of paired differences, with what must be said beside it."""
+
+    other: str
+    first: str
+    columns: list[tuple[str, str]]  # title, hint
+    lines: list[tuple[str, str, list[Shown | None]]]  # method, which seeds, cells
+    every: list[tuple[str, str, list[Shown | None]]]  # set, metric, a cell for each method
+    methods: list[str]
+    refused: list[tuple[str, str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, the first of them the one that the others are held against. `out` is where the page will lie; `has_html`:
+    comparison.html lies there, too."""
+
+    runs: tuple[Compared, ...]
+    out: Path
+    has_html: bool = False
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        return settings(self.runs)
+
+    @cached_property
+    def pairs(self) -> list[Paired]:
+        return [pair(self.runs[0], other) for other in self.runs[1:]]
+
+    @cached_property
+    def context(self) -> dict[str, Any]:
+        """What both the page and the short report print."""
+        columns, groups = _side_by_side(self.runs)
+        return {
+            "runs": [_card(run, self.out) for run in self.runs],
+            "columns": columns,
+            "groups": groups,
+            "differ": [one for one in self.settings if not one.same],
+            "same": [one for one in self.settings if one.same],
+            "changes": [_change(one) for one in self.pairs],
+            "margin": f"{100 * self.runs[0].view.margin:g}",
+        }
+
+
+def compare_runs(
+    folders: Sequence[Path], names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None
+) -> list[Path]:
+    """Write the comparison of several runs into `out` (default: `comparison` beside the first) and return the paths.
+
+    Raises UserError for fewer than two runs or too many, a folder that is named twice or holds no results, an unknown format
+    or one that shows a single run only.
+    """
+    wanted = formats.chosen(names)
+    if not 2 <= len(folders) <= MOST:
+        raise UserError(f"{len(folders)} runs cannot be compared on a page", f"name 2 to {MOST} run folders")
+    for name, one in wanted.items():
+        if one.several is None:
+            raise UserError(f"the format {name!r} shows a single run", "name one run folder, or another --format")
+    where = [folder.resolve() for folder in folders]
+    twice = next((folder for i, folder in enumerate(where) if folder in where[:i]), None)
+    if twice is not None:
+        raise UserError(f"the run {twice.name} is named twice", "name each run once")
+    runs = tuple(Compared.read(label, folder) for label, folder in zip(labels(where), folders, strict=True))
+    target = out or where[0].parent / FOLDER
+    page = "html" in wanted or (target / formats.FORMATS["html"].together).exists()
+    comparison = Comparison(runs, target, page)
+    return write_reports({one.together: one.several for one in wanted.values() if one.several}, comparison, target)
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Each folder's name; of those that share it as many of the folders above as tell them apart."""
+    depth = dict.fromkeys(folders, 1)
+    while True:
+        found = ["/".join(folder.parts[-depth[folder] :]) for folder in folders]
+        clash = [folder for folder, label in zip(folders, found, strict=True) if found.count(label) > 1]
+        if not clash:
+            return [one_line(label) for label in found]
+        for folder in clash:
+            depth[folder] += 1
+
+
+# --- what stands on the page -----------------------------------------------------------------------------------------
+
+
+def _card(run: Compared, out: Path) -> dict[str, Any]:
+    """One run as it is introduced: when, what, and its verdict in short answers."""
+    about = run.view.run
+    page = run.folder / formats.FORMATS["html"].file
+    return {
+        "label": run.label,
+        "link": quote(os.path.relpath(page.resolve(), out.resolve())) if page.is_file() else "",
+        "created": str(about.get("created") or "")[:16].replace("T", " "),
+        "model": str(about.get("model") or ""),
+        "command": str(about.get("command") or ""),
+        "lab": bool(about.get("lab")),
+        "limit": about.get("limit"),
+        "partial": bool(about.get("partial")),
+        "failed": failures(run.view),
+        "answers": [(one.question, one.answer) for one in sentences(run.view)],
+    }
+
+
+def _side_by_side(runs: Sequence[Compared]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
+    """The headline columns that any run has, and for each model its entries, run by run."""
+    found: dict[tuple[str, str], tuple[dict[str, Shown | None], str]] = {}
+    order: dict[str, str] = {}
+    for run in runs:
+        table = tables.headline(run.view, {})
+        for line in table.lines:
+            cells = [
+                c if c is None or c.n else replace(c, n=n) for c, n in zip(line.cells, table.shared_n, strict=True)
+            ]
+            found[run.label, line.key] = (dict(zip(table.columns, cells, strict=True)), line.flag)
+            order.setdefault(line.key, line.name)
+    columns = [one.title for one in HEADLINES if any(cells.get(one.title) for cells, _ in found.values())]
+    groups = []
+    for model, title in order.items():
+        entries = [
+            Entry(run.label, [found[run.label, model][0].get(c) for c in columns], found[run.label, model][1])
+            for run in runs
+            if (run.label, model) in found
+        ]
+        groups.append((title, entries))
+    return columns, groups
+
+
+def _under_every_attack(view: View) -> str:
+    return f"coherent-harmless under all {len(view.sets('attack'))}, prompt by prompt"
+
+
+def _worst_case(view: View, model: str) -> Cell | None:
+    return view.cell(model, "attack", WORST_CASE, HEADLINE)
+
+
+# The worst attack of two runs may be two attacks; the worst case over all of them is the same question in both.
+_PAIRED = tuple(
+    Headline("every_attack", "Under every attack", _under_every_attack, _worst_case)
+    if one.key == "worst_attack"
+    else one
+    if one.key == "out_of_distribution"
+    else replace(one, hint=lambda _: "")  # the others' hints speak of the base
+    for one in HEADLINES
+)
+
+
+def _change(found: Paired) -> Change:
+    view = paired_view(found)
+    models = view.measured()
+    used = [one for one in _PAIRED if any(one.of(view, model) for model in models)]
+    lines = []
+    for model in models:
+        cells = [tables.rate(one.of(view, model), one.better) for one in used]
+        pills = [view.non_inferiority(model) or "" if one.key == "nine" else "" for one in used]
+        cells = [replace(c, pill=pill) if c else None for c, pill in zip(cells, pills, strict=True)]
+        lines.append((view.title(model), found.seeds.get(model, ""), cells))
+    where = dict.fromkeys((row.suite, row.set, row.metric) for row in found.rows)
+    every = []
+    for suite, name, metric in where:
+        better = -1 if metric == "refusal_rate" else 1
+        cells = [tables.rate(view.cell(model, suite, name, metric), better) for model in models]
+        every.append(("all attacks together" if name == WORST_CASE else name, metric, cells))
+    return Change(
+        found.other.label,
+        found.first.label,
+        [(one.title, one.hint(view)) for one in used],
+        lines,
+        every,
+        [view.title(model) for model in models],
+        found.refused,
+        found.notes,
+    )
+
+
+def paired_view(found: Paired) -> View:
+    """The paired rows as a reader's view; what the other run says of its models beside their titles is about its base."""
+    models = {name: {"title": found.other.view.title(name)} for name in found.other.view.models if name != BASE}
+    return View({"run": found.first.view.run, "models": models, "metrics": [row.json() for row in found.rows]})
+
+
+# --- the formats -----------------------------------------------------------------------------------------------------
+
+
+def page(comparison: Comparison) -> str:
+    """comparison.html: one file without a script."""
+    return str(environment().get_template("comparison.html.j2").render(comparison.context | {"style": style()}))
+
+
+def markdown(comparison: Comparison) -> str:
+    """comparison.md, as short as report.md must be."""
+    about = comparison.context | {"has_html": comparison.has_html}
+    return fitted(environment().get_template("comparison.md.j2").render(about))
+
+
+def summary(comparison: Comparison) -> str:
+    """comparison.json: the runs, their settings, headline figures and paired differences."""
+    runs = comparison.runs
+    found = {
+        "schema_version": summaries.SCHEMA_VERSION,
+        "runs": [
+            {"label": run.label, **summaries.about(run.view), "models": summaries.models(run.view)} for run in runs
+        ],
+        "settings": {
+            "differ": {one.name: list(one.values) for one in comparison.settings if not one.same},
+            "same": {one.name: one.values[0] for one in comparison.settings if one.same},
+        },
+        "paired": [
+            {
+                "run": one.other.label,
+                "against": one.first.label,
+                "seeds": one.seeds,
+                "rows": [row.json() for row in one.rows],
+                "not_paired": [{"what": what, "reason": reason} for what, reason in one.refused],
+                "notes": one.notes,
+            }
+            for one in comparison.pairs
+        ],
+    }
+    return summaries.text(found)
+
+
+def metrics(comparison: Comparison) -> str:
+    """comparison.csv: the metric rows of all runs, the run in front."""
+    rows = ({"run": run.label, **row} for run in comparison.runs for row in run.results.get("metrics") or [])
+    return summaries.table(rows, ("run",))

@@ -1,0 +1,99 @@
+"""The reports for programs: `summary.json`, what a person reads first in a form that a script reads, and `metrics.csv`, the
+metric rows of results.json as a flat table. docs/report.md describes both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from wpn_bench.report.headline import HEADLINES
+from wpn_bench.report.numbers import known
+from wpn_bench.report.render import Finished, failures
+from wpn_bench.report.verdict import sentences
+from wpn_bench.report.view import Cell, View
+from wpn_bench.results import BASE, Row
+
+SCHEMA_VERSION = 1
+_RUN = (
+    "name", "created", "model", "revision", "preset", "seeds", "limit", "partial", "lab", "judge", "threshold",
+    "margin_points",
+)  # fmt: skip
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def summary(run: Finished) -> str:
+    """Verdict, headline table, failed and skipped parts, as JSON."""
+    view = run.view
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        "run": about(view),
+        "primary": view.primary(),
+        "verdict": [
+            {"question": one.question, "answer": one.answer, "text": one.text, "parts": list(one.parts)}
+            for one in sentences(view)
+        ],
+        "models": models(view),
+        "failed": failures(view),
+        "skipped": view.run.get("skipped") or [],
+    }
+    return text(found)
+
+
+def about(view: View) -> dict[str, Any]:
+    """What the run was."""
+    return {name: view.run.get(name) for name in _RUN}
+
+
+def models(view: View) -> list[dict[str, Any]]:
+    """The models that were measured, then those that failed: what each is, how it ended, and its headline figures."""
+    measured = view.every_measured()
+    found = []
+    for name in (*measured, *(name for name in view.models if view.failed(name) and name not in measured)):
+        described = view.models.get(name, {})
+        cells = {one.key: cell for one in HEADLINES if (cell := one.of(view, name)) is not None}
+        found.append(
+            {
+                "model": name,
+                "title": view.title(name),
+                "method": described.get("method"),
+                "status": described.get("status"),
+                "reason": described.get("reason"),
+                "broken": view.broken(name),
+                "non_inferiority": view.non_inferiority(name) if name != BASE else None,
+                "headline": {key: figure(cell) for key, cell in cells.items()},
+            }
+        )
+    return found
+
+
+def figure(cell: Cell) -> dict[str, Any]:
+    """A cell's numbers under the names of results.json; `significant` as the mark in the tables, `note` the set it is of
+    where it is one picked out of several."""
+    numbers = {name: getattr(cell, name) for name in COLUMNS if hasattr(cell, name)}
+    return {**numbers, "significant": cell.delta is not None and cell.significant, "note": cell.note}
+
+
+def metrics(run: Finished) -> str:
+    """The metric rows as CSV."""
+    return table(run.results.get("metrics") or [])
+
+
+def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> str:
+    """Rows as CSV under the columns of results.json, those named `before` in front; what is not known is left empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = (*before, *COLUMNS)
+    writer.writerow(columns)
+    for row in rows:
+        values = (row.get(column) for column in columns)
+        writer.writerow("" if v is None or (isinstance(v, float) and not known(v)) else v for v in values)
+    return out.getvalue()
+
+
+def text(found: dict[str, Any]) -> str:
+    """As JSON, which has no NaN, for people to read as well."""
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
