@@ -179,6 +179,17 @@ def test_other_answers_of_base_are_said(tmp_path: Path) -> None:
     assert paired["notes"][0].startswith(f"base itself gave another answer to {6 * ITEMS} of {6 * ITEMS} prompts")
 
 
+def test_the_same_weights_are_said(tmp_path: Path) -> None:
+    weights = {"models": {"wpn": {"0": {"digest": "aa" * 32}}, "sft": {"0": {"digest": "bb" * 32}}}}
+    others = {"models": {"wpn": {"0": {"digest": "aa" * 32}}, "sft": {"0": {"digest": "cc" * 32}}}}
+    runs = [
+        made(30, models=("wpn", "sft"), manifest=one).write(tmp_path / name)
+        for name, one in (("a", weights), ("b", others))
+    ]
+    (paired,) = found(runs, tmp_path / "out")["paired"]
+    assert paired["notes"] == ["the same weights in both runs, seed by seed: wpn"]
+
+
 def test_documents_that_only_one_run_was_asked(tmp_path: Path) -> None:
     """The same task with a limit: no pair of it, and none of the macro average."""
     runs = [made(30).write(tmp_path / "a"), made(24).write(tmp_path / "b")]
@@ -266,7 +277,14 @@ def test_the_page_runs_nothing_and_asks_for_nothing(tmp_path: Path) -> None:
         row["model"] = evil if row["model"] == "ga" else row["model"]
         row["set"] = evil if row["set"] == "gcg" else row["set"]
     runs = [write_run(tmp_path / name, one, per_set=2) for name, one in (("a", results()), ("b <b>|", changed))]
-    (runs[1] / "manifest.json").write_text(json.dumps({evil: evil, "config": {evil: [evil]}, "versions": {evil: evil}}))
+    strange = {
+        "config": {evil: [evil]},
+        "versions": {evil: evil},
+        "model": [evil],
+        "judge": evil,
+        "tasks": {"copa": evil},
+    }
+    (runs[1] / "manifest.json").write_text(json.dumps({evil: evil, **strange}))
     page, short = (p.read_text(encoding="utf-8") for p in compare_runs(runs, ("html", "md"), tmp_path / "out"))
     parsed = Tags(page)
     assert not [tag for tag, _ in parsed.tags if tag in ("script", "img", "b", "link", "iframe", "svg")]

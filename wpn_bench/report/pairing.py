@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench import compare, stats
-from wpn_bench.report.settings import Compared
+from wpn_bench.report.settings import Compared, part
 from wpn_bench.report.view import BASE, HEADLINE
 from wpn_bench.results import DOCUMENTS, SAMPLES, WORST_CASE, Row
 
@@ -45,7 +45,7 @@ def pair(first: Compared, other: Compared) -> Paired:
         if not run.manifest:
             found.refused.append(("everything", f"{run.label} has no manifest: nothing says what it asked"))
             return found
-    ours, theirs = ((run.manifest.get("model") or {}).get("digest") for run in (first, other))
+    ours, theirs = (part(run.manifest, "model").get("digest") for run in (first, other))
     if not ours or ours != theirs:
         found.refused.append(("everything", "the runs have other base models"))
         return found
@@ -57,8 +57,8 @@ def pair(first: Compared, other: Compared) -> Paired:
 
 
 def _same_weights(first: Compared, other: Compared, model: str) -> bool:
-    made = [(run.manifest.get("models") or {}).get(model) or {} for run in (first, other)]
-    digests = [{seed: one.get("digest") for seed, one in of_run.items()} for of_run in made]
+    made = [part(part(run.manifest, "models"), model) for run in (first, other)]
+    digests = [{seed: part(of_run, seed).get("digest") for seed in of_run} for of_run in made]
     return bool(digests[0]) and digests[0] == digests[1]
 
 
@@ -103,7 +103,7 @@ def _asked_otherwise(first: Compared, other: Compared) -> Iterator[str]:
         one, two = first.view.run.get(name), other.view.run.get(name)
         if one != two:
             yield f"another {what} ({one!r} and {two!r})"
-    one, two = ((run.manifest.get("judge") or {}).get("digest") for run in (first, other))
+    one, two = (part(run.manifest, "judge").get("digest") for run in (first, other))
     if one != two:
         names = " and ".join(str(run.view.run.get("judge")) for run in (first, other))
         yield f"another judge ({names})"
@@ -195,16 +195,16 @@ def _read(run: Compared, name: str, columns: Sequence[str]) -> pd.DataFrame | No
 
 
 def _shared(
-    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, columns: Sequence[str], part: str
+    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, columns: Sequence[str], declaration: str
 ) -> list[tuple[str, ...]]:
     """What both runs asked, by the digests in their manifests; the rest is refused with its reason."""
     asked = [
         list(frame[list(columns)].drop_duplicates().itertuples(index=False, name=None)) for frame in (ours, theirs)
     ]
-    declared = [run.manifest.get(part) or {} for run in (found.first, found.other)]
+    declared = [part(run.manifest, declaration) for run in (found.first, found.other)]
     shared, reasons = [], {}
     for at in dict.fromkeys((*asked[0], *asked[1])):
-        digests = [(one.get(at[-1]) or {}).get("digest") for one in declared]
+        digests = [part(one, at[-1]).get("digest") for one in declared]
         if at not in asked[0] or at not in asked[1]:
             reasons[at[-1]] = f"only {found.first.label if at in asked[0] else found.other.label} asked it"
         elif None in digests:

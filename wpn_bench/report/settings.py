@@ -44,17 +44,17 @@ class Compared:
         run, manifest = self.view.run, self.manifest
         parts: dict[str, Any] = {
             "base model": {"name": run.get("model"), "revision": run.get("revision")}
-            | {k: v for k, v in _part(manifest, "model").items() if k == "digest"},
+            | {k: v for k, v in part(manifest, "model").items() if k == "digest"},
             "judge": {"name": run.get("judge"), "threshold": run.get("threshold"), "card": _card(run)}
-            | {k: v for k, v in _part(manifest, "judge").items() if k == "digest"},
-            "further judges": list(_part(manifest, "further_judges")),
+            | {k: v for k, v in part(manifest, "judge").items() if k == "digest"},
+            "further judges": list(part(manifest, "further_judges")),
             "methods": {name: _options(about) for name, about in self.view.models.items() if name != BASE},
-            **{k: v for k, v in _part(manifest, "config").items() if k not in _ELSEWHERE},
-            "prompts": {k: _set(v, "prompts") for k, v in _part(manifest, "prompt_sets").items()},
-            "texts": {k: _set(v, "texts") for k, v in _part(manifest, "texts").items()},
-            "tasks": {k: _task(v) for k, v in _part(manifest, "tasks").items()},
-            "versions": {"wpn-bench": manifest.get("wpn_bench")} | _part(manifest, "versions"),
-            "hardware": _part(manifest, "hardware"),
+            **{k: v for k, v in part(manifest, "config").items() if k not in _ELSEWHERE},
+            "prompts": {k: _set(v, "prompts") for k, v in part(manifest, "prompt_sets").items()},
+            "texts": {k: _set(v, "texts") for k, v in part(manifest, "texts").items()},
+            "tasks": {k: _task(v) for k, v in part(manifest, "tasks").items()},
+            "versions": {"wpn-bench": manifest.get("wpn_bench")} | part(manifest, "versions"),
+            "hardware": part(manifest, "hardware"),
         }
         # Runs without a manifest say at least this much.
         for name in ("preset", "seeds", "limit", "margin_points", "template", "decoding"):
@@ -97,7 +97,8 @@ def settings(runs: Sequence[Compared]) -> list[Setting]:
     return sorted(found, key=lambda one: groups.index(one.name.partition(".")[0]))
 
 
-def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+def part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """A record inside of another; nothing where it is not there or no record."""
     found = manifest.get(name)
     return found if isinstance(found, dict) else {}
 

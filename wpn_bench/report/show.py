@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NAME, FIGURE = 22, 18  # columns that a name and a figure take
 _COLOURS = {"good": "green", "bad": "red", "pass": "green", "fail": "red", "inconclusive": "yellow"}
 _LEGEND = (
-    "Beside each figure the change against base on the same items, in points (perplexity: in per cent); beneath it its 95 % "
-    "interval. * p < 0.05; for a mean of several sets, an interval of the change that leaves out zero."
+    "Beside each figure the change against base on the same items, in points (perplexity: in per cent); beneath it the 95 % "
+    "interval of the figure itself. * p < 0.05; for a mean of several sets, an interval of the change that leaves out zero."
 )
 
 
