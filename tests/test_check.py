@@ -313,6 +313,16 @@ def test_the_command_and_all_that_it_writes(run: Path, baseline: Path, tmp_path:
     assert "| ❌ | copa, accuracy | -50.0 points" in text
 
 
+def test_junit_is_a_format_of_the_report(run: Path, tmp_path: Path) -> None:
+    from wpn_bench.report.render import render
+
+    (file,) = render(run, ("junit",), tmp_path)
+    assert file == tmp_path / "junit.xml"
+    suite = ElementTree.parse(file).getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures")) == ("8", "0")
+
+
 def test_saving_and_passing_by_the_command(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "b.json"
     saved = command(run, "--save-baseline", file, "--model", "wpn")

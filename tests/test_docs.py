@@ -71,7 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference.write(reference.of_run(first), folder / "baseline.json")
     (folder / "reports" / "baselines").mkdir(parents=True)
     reference.write(reference.of_run(first), folder / "reports" / "baselines" / "opt-2.7b.json")
-    fake_run.write_run(folder / "runs" / "whole")
+    for name in ("whole", "other", "third"):
+        fake_run.write_run(folder / "runs" / name)
     (folder / "gates.yaml").write_text("min: {coherent_harmless_rate: 0.9}\n")
     (folder / "bold.yaml").write_text("methods: {wpn: {kl: 0}}\n")
     (folder / "unlearning.yaml").write_text("methods: {wpn: {kl: 0.5}}\n")
@@ -98,7 +99,7 @@ def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def words_of(line: str) -> list[str]:
     """The words, without what stands for "and so on" and with something in the place of placeholders."""
-    line = re.sub(r"\s*(\[.*|\s\.\.\.|>.*|\|.*)$", "", line.replace("\\|", "|"))
+    line = re.sub(r"\s+(\[.*|\.\.\.|>.*|\|.*)$", "", line.replace("\\|", "|"))
     if line.count(" ") == 1:
         return [*line.split()[1:], "--help"]  # it is named, not typed
     return [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
@@ -107,8 +108,9 @@ def words_of(line: str) -> list[str]:
 @pytest.mark.parametrize(("page", "line"), OURS, ids=[f"{page}: {line}"[:120] for page, line in OURS])
 def test_a_command_is_one_that_there_is(page: str, line: str, begun: list[Any]) -> None:
     words = words_of(line)
-    if words and words[0] == "report":
-        words = ["runs/whole" if word == "runs/first" else word for word in words]
+    if words and words[0] in ("report", "show", "export") and "junit" not in line:
+        whole = iter(("runs/whole", "runs/other", "runs/third"))
+        words = [next(whole) if word.startswith("runs/") else word for word in words]
     try:
         code = cli.app(words or ["--help"], prog_name="wpn-bench", standalone_mode=False)
     except typer.Exit as e:
@@ -123,7 +125,7 @@ def test_a_command_is_one_that_there_is(page: str, line: str, begun: list[Any]) 
 
 @pytest.mark.parametrize(("page", "line"), OTHERS, ids=[f"{page}: {line}"[:120] for page, line in OTHERS])
 def test_a_script_is_there_and_knows_its_options(page: str, line: str) -> None:
-    words = shlex.split(re.sub(r"\s*(\[.*|\.\.\.|>.*|\|.*)$", "", line))
+    words = shlex.split(re.sub(r"\s+(\[.*|\.\.\.|>.*|\|.*)$", "", line))
     if words[:3] == ["python", "-m", "nox"] or words[0] == "nox":
         sessions = re.findall(r"@nox\.session.*?\ndef (\w+)\(", (ROOT / "noxfile.py").read_text(), re.S)
         named = words[words.index("-s") + 1 :] if "-s" in words else []
@@ -135,6 +137,9 @@ def test_a_script_is_there_and_knows_its_options(page: str, line: str) -> None:
         if not module.startswith("wpn_bench"):
             return  # pip, cProfile
         file = ROOT / Path(*module.split(".")).with_suffix(".py")
+    elif words[:2] == ["python", "-c"]:
+        compile(words[2], page, "exec")
+        return
     elif words[0] == "python":
         file = ROOT / words[1]
     else:

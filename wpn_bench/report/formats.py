@@ -34,6 +34,7 @@ FORMATS: dict[str, Format] = {
     "md": Format("report.md", "wpn_bench.report.render:markdown", "wpn_bench.report.comparison:markdown"),
     "json": Format("summary.json", "wpn_bench.report.summary:summary", "wpn_bench.report.comparison:summary"),
     "csv": Format("metrics.csv", "wpn_bench.report.summary:metrics", "wpn_bench.report.comparison:metrics"),
+    "junit": Format("junit.xml", "wpn_bench.report.gate:junit_of_run"),
 }
 
 

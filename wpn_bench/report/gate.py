@@ -9,6 +9,7 @@ from wpn_bench.report.render import markdown_text
 
 if TYPE_CHECKING:
     from wpn_bench.check import Checked, Finding
+    from wpn_bench.report.render import Finished
 
 _COLOURS = {"pass": "green", "regression": "bold red", "inconclusive": "yellow", "watched": "dim"}
 # What XML 1.0 cannot hold, written as what it is.
@@ -82,6 +83,13 @@ def junit(checked: Checked) -> str:
     root.append(suite)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def junit_of_run(run: Finished) -> str:
+    """JUnit XML of the check without a baseline: the primary model against the run's own base."""
+    from wpn_bench.check import check
+
+    return junit(check(run.folder))
 
 
 def workflow_commands(checked: Checked) -> list[str]:
