@@ -1,4 +1,4 @@
-"""results.json: its rows, its schema, and reading a run back as pandas frames."""
+"""results.json: its rows and its schema. `run.py` reads a run back as pandas frames."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wpn_bench.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -83,33 +80,3 @@ def read_results(run: Path) -> dict[str, Any]:
             "use the version of wpn-bench that wrote it",
         )
     return results
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run. `metrics`: the rows of results.json; `samples`: every prompt, response and score; `documents`:
-    every benchmark document's answer."""
-
-    path: Path
-    results: dict[str, Any]
-    manifest: dict[str, Any]
-    metrics: pd.DataFrame
-    samples: pd.DataFrame
-    documents: pd.DataFrame
-
-
-def load_run(path: str | Path) -> Run:
-    """Read a run folder into pandas frames (samples and documents are empty frames where the run has none)."""
-    import pandas as pd
-
-    folder = Path(path)
-    results = read_results(folder)
-    manifest_file = folder / MANIFEST
-    manifest = json.loads(manifest_file.read_text(encoding="utf-8")) if manifest_file.is_file() else {}
-
-    def frame(name: str) -> pd.DataFrame:
-        file = folder / name
-        return pd.read_parquet(file) if file.is_file() else pd.DataFrame()
-
-    metrics = pd.DataFrame(results["metrics"])
-    return Run(folder, results, manifest, metrics, frame(SAMPLES), frame(DOCUMENTS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
 from wpn_bench.pipeline import read_manifest
-from wpn_bench.results import validate
+from wpn_bench.results import schema, validate
 
 pytestmark = pytest.mark.slow
 Comparable = Callable[[dict[str, Any]], dict[str, Any]]
@@ -50,6 +51,7 @@ SETS = {
     },
 }
 N_SETS, N_TASKS, N_MODELS = 14, 9, 3
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 class Lab:
@@ -154,6 +156,51 @@ def test_rows_for_every_model(place: Lab, first: subprocess.CompletedProcess[str
             accuracies[accuracies["set"] != "nine"]["value"].mean()
         )
         assert set(mine[mine["set"] == "heldout_text"]["metric"]) == {"token_loss", "perplexity"}
+
+
+def test_every_column_and_key_is_described(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    run = load_run(place.folder / "run")
+    described = _described(DOCS / "results.md")
+    assert [*run.metrics.columns] == described["metrics"]["column"]
+    judges = {"toxicity:JUDGE", "harmless:JUDGE"}  # there is one judge in this run
+    assert [*run.samples.columns] == [c for c in described["samples.parquet"]["column"] if c not in judges]
+    assert [*run.documents.columns] == described["documents.parquet"]["column"]
+    assert set(run.results["run"]) == set(described["run"]["key"])
+    for part, keys in (("run", run.results["run"]), ("models", run.results["models"]["wpn"])):
+        known = schema()["properties"][part]
+        known = known["additionalProperties"] if part == "models" else known
+        assert set(keys) | set(known["properties"]) == set(described[part]["key"])
+    metrics = {re.sub(r"@0\.\d$", "@T", m) for m in run.metrics["metric"]}
+    assert metrics | {"harmless_rate[JUDGE]"} == set(described["metrics"]["metric"])
+
+
+def test_the_python_in_the_docs_runs(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", (DOCS / "results.md").read_text(), re.M | re.S))
+    told = 'wpn_bench.load_run("runs/20260101-120000-lab")'
+    assert told in code
+    names: dict[str, Any] = {}
+    exec(code.replace(told, f"wpn_bench.load_run({str(place.folder / 'run')!r})"), names)
+    assert set(names["flips"]["change"]) <= {"became harmless", "became harmful"}
+    assert 0 <= names["rate"] <= 1
+
+
+def _described(file: Path) -> dict[str, dict[str, list[str]]]:
+    """Section -> head of a table's first column -> what that column names."""
+    found: dict[str, dict[str, list[str]]] = {}
+    section = head = ""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            section, head = line.lstrip("# "), ""
+        elif line.startswith("|") and not line.startswith("|-"):
+            first = line.split("|")[1].strip()
+            if head:
+                found[section][head].append(first.strip("`"))
+            else:
+                head = first
+                found.setdefault(section, {})[head] = []
+        elif not line.startswith("|"):
+            head = ""
+    return found
 
 
 def test_the_base_is_measured_once_for_both_methods(place: Lab, first: subprocess.CompletedProcess[str]) -> None:

@@ -1,0 +1,206 @@
+"""A finished run as pandas frames, for notebooks and scripts. docs/results.md describes every column."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.errors import UserError
+from wpn_bench.registry import unknown
+from wpn_bench.report.numbers import interval, percent, plain, signed, signed_interval
+from wpn_bench.report.view import HEADLINE, Cell, View
+from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, SAMPLES, Row, read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ITEM = ["suite", "set", "item_id"]
+_KEY = ["model", "suite", "set", "metric"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Run:
+    """A finished run. `metrics`: the rows of results.json; `samples`: every prompt, response and score; `documents`:
+    every benchmark document's answer. Samples and documents are empty frames where the run has none."""
+
+    path: Path
+    results: dict[str, Any]
+    manifest: dict[str, Any]
+    metrics: pd.DataFrame
+    samples: pd.DataFrame
+    documents: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The run's name, as its reports call it."""
+        return str(self.results["run"]["name"])
+
+    @property
+    def models(self) -> list[str]:
+        """The models that were measured, base first."""
+        return View(self.results).every_measured()
+
+    def verdict(self) -> list[str]:
+        """The report's three sentences: is it safer, is it duller, what of the others."""
+        from wpn_bench.report.verdict import verdict
+
+        return verdict(self.results)
+
+    def headline(self) -> pd.DataFrame:
+        """The report's comparison table: a row for each measured model and headline metric, over all seeds.
+
+        Columns: `model`, `title`, `suite`, `set`, `metric`, the numbers of `metrics`, and `significant` (p < 0.05; of a
+        mean, which has no p: its interval leaves out zero). The `set` of a mean over several sets is `mean`, that of the
+        worst attack the attack's name. For one column a metric:
+        `run.headline().pivot(index="model", columns=["suite", "metric"], values="value")`.
+        """
+        import pandas as pd
+
+        view = View(self.results)
+        rows = [_headline_row(view, model, *found) for model in view.every_measured() for found in _cells(view, model)]
+        return pd.DataFrame(rows, columns=_HEADLINE_COLUMNS).astype({"n": "Int64"})
+
+    def pairs(self, model: str) -> pd.DataFrame:
+        """Answers of base and `model` to the same prompts side by side, of those that both gave and the judge scored.
+
+        Columns: `seed`, `suite`, `set`, `item_id`, `prompt`; `response`, `toxicity`, `harmless`, `coherent` of the model;
+        the same of base as `base_response`, ...; `change`: `became harmless`, `became harmful` or empty.
+        """
+        import pandas as pd
+
+        self._check(model)
+        told = ["response", "toxicity", "harmless", "coherent"]
+        if self.samples.empty:
+            return pd.DataFrame(columns=["seed", *_ITEM, "prompt", *told, *(f"base_{c}" for c in told), "change"])
+        judged = self.samples[self.samples["toxicity"].notna()]
+        of_base = judged[judged["model"] == BASE][[*_ITEM, *told]].rename(columns={c: f"base_{c}" for c in told})
+        of_model = judged[judged["model"] == model][["seed", *_ITEM, "prompt", *told]]
+        both = of_model.merge(of_base, "inner", _ITEM, validate="m:1")
+        now, before = both["harmless"].astype(bool), both["base_harmless"].astype(bool)
+        both["change"] = ""
+        both.loc[now & ~before, "change"] = "became harmless"
+        both.loc[~now & before, "change"] = "became harmful"
+        return both
+
+    def flips(self, model: str) -> pd.DataFrame:
+        """The `pairs` whose verdict changed: answers that became harmless, and those that became harmful."""
+        pairs = self.pairs(model)
+        return pairs[pairs["change"] != ""].reset_index(drop=True)
+
+    def document_flips(self, model: str) -> pd.DataFrame:
+        """Benchmark documents that base answers right and `model` wrong (`change`: `lost`), or the reverse (`gained`).
+
+        Columns: `seed`, `task`, `doc_id`, `target`, `prediction`, `base_prediction`, `change`.
+        """
+        import pandas as pd
+
+        self._check(model)
+        columns = ["seed", "task", "doc_id", "target", "prediction", "base_prediction", "change"]
+        if self.documents.empty:
+            return pd.DataFrame(columns=columns)
+        keys = ["task", "doc_id"]
+        told = self.documents[["model", "seed", *keys, "target", "prediction", "correct"]]
+        of_base = told[told["model"] == BASE][[*keys, "prediction", "correct"]]
+        both = told[told["model"] == model].merge(
+            of_base.rename(columns={"prediction": "base_prediction", "correct": "base_correct"}),
+            on=keys,
+            validate="m:1",
+        )
+        both["change"] = both["correct"].map({True: "gained", False: "lost"})
+        return both[both["correct"] != both["base_correct"]][columns].reset_index(drop=True)
+
+    def _check(self, model: str) -> None:
+        measured = [name for name in self.models if name != BASE]
+        if model == BASE:
+            raise UserError("base cannot be compared with itself", f"name one of {', '.join(measured) or 'no models'}")
+        if model not in measured:
+            raise unknown("model of this run", model, measured)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.metrics):,} metrics, {len(self.samples):,} samples, {len(self.documents):,} documents"
+        return "\n".join([f"Run {self.name}: {', '.join(self.models)} ({sizes})", *self.verdict()])
+
+    def _repr_html_(self) -> str:
+        """The verdict and the headline table, for notebooks; nothing in it is taken for markup."""
+        from wpn_bench.report.render import environment
+
+        view = View(self.results)
+        shown = {model: {what: _shown(cell, metric) for what, _, _, metric, cell in _cells(view, model)}
+                 for model in view.every_measured()}  # fmt: skip
+        columns = list(dict.fromkeys(what for cells in shown.values() for what in cells))
+        html: str = (
+            environment()
+            .get_template("notebook.html.j2")
+            .render(
+                run=self,
+                columns=columns,
+                lines=[(view.title(model), [cells.get(c) for c in columns]) for model, cells in shown.items()],
+            )
+        )
+        return html
+
+
+_NUMBERS = [name for name in Row.__dataclass_fields__ if name not in (*_KEY, "seed")]
+_HEADLINE_COLUMNS = ["model", "title", "suite", "set", "metric", *_NUMBERS, "significant"]
+_Found = tuple[str, str, str, str, Cell]
+
+
+def _cells(view: View, model: str) -> list[_Found]:
+    """What, suite, set, metric and cell of each headline metric that the model has."""
+
+    def of(suite: str) -> str:
+        sets = view.sets(suite)
+        return sets[0] if len(sets) == 1 else "mean"
+
+    worst = view.worst(model, "attack")
+    found = [
+        ("Harmless", "harmless", of("harmless"), "harmless_rate", view.mean(model, "harmless", "harmless_rate")),
+        ("Coherent-harmless", "harmless", of("harmless"), HEADLINE, view.mean(model, "harmless")),
+        ("Out of distribution", "ood", of("ood"), HEADLINE, view.mean(model, "ood")),
+        ("Worst attack", "attack", worst.note if worst else "", HEADLINE, worst),
+        ("Refuses benign", "benign", of("benign"), "refusal_rate", view.mean(model, "benign", "refusal_rate")),
+        ("Nine benchmarks", "benchmark", "nine", "accuracy", view.nine(model)),
+        ("Perplexity", "benchmark", "heldout_text", "perplexity", view.perplexity(model)),
+    ]
+    return [(what, suite, name, metric, cell) for what, suite, name, metric, cell in found if cell is not None]
+
+
+def _headline_row(view: View, model: str, what: str, suite: str, name: str, metric: str, cell: Cell) -> dict[str, Any]:
+    numbers = {k: v for k, v in asdict(cell).items() if k != "note"}
+    known = {"model": model, "title": view.title(model), "suite": suite, "set": name, "metric": metric}
+    return known | numbers | {"significant": cell.delta is not None and cell.significant}
+
+
+def _shown(cell: Cell, metric: str) -> dict[str, str]:
+    """A cell as a notebook prints it: the value, its interval, its change against base, and the set if it is the worst."""
+    rate = metric != "perplexity"
+    inner = interval(cell.ci_low, cell.ci_high) if rate else interval(cell.ci_low, cell.ci_high, scale=1)
+    change = ""
+    if rate and cell.delta is not None:
+        change = f"{signed(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
+        change += " *" if cell.significant else ""
+    return {
+        "value": percent(cell.value) if rate else plain(cell.value),
+        "ci": inner,
+        "change": change,
+        "note": cell.note,
+    }
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder into pandas frames (samples and documents are empty frames where the run has none)."""
+    import pandas as pd
+
+    folder = Path(path)
+    results = read_results(folder)
+    manifest_file = folder / MANIFEST
+    manifest = json.loads(manifest_file.read_text(encoding="utf-8")) if manifest_file.is_file() else {}
+
+    def frame(name: str) -> pd.DataFrame:
+        file = folder / name
+        return pd.read_parquet(file) if file.is_file() else pd.DataFrame()
+
+    metrics = pd.DataFrame(results["metrics"], columns=list(Row.__dataclass_fields__)).astype({"seed": "Int64"})
+    return Run(folder, results, manifest, metrics, frame(SAMPLES), frame(DOCUMENTS))
