@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from wpn_bench import __version__, cli, pipeline
+from wpn_bench.catalogue import KINDS
 from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
 
@@ -95,6 +97,34 @@ def test_list_one_kind(cli: Cli, kind: str) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith(kind)
     assert len(said.out.splitlines()) > 2
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_list_breaks_no_name_and_overruns_no_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    lines = cli("list").out.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    names = {line.split(" ")[0] for line in lines}
+    for entries in KINDS.values():
+        assert {entry.name for entry in entries()} <= names
+
+
+def test_list_is_whole_and_speaks_json(cli: Cli) -> None:
+    found = json.loads(cli("list", "--json").out)
+    assert list(found) == list(KINDS)
+    for kind, entries in found.items():
+        assert entries, kind
+        for entry in entries:
+            assert entry["name"], kind
+            assert entry["title"], entry
+            assert entry["source"], entry
+            assert "\n" not in "".join((entry["name"], entry["title"], entry["what"], entry["source"]))
+    by_name = {entry["name"]: entry for entry in found["attacks"]}
+    assert by_name["rot13"]["source"] == "Yuan et al. 2023"
+    assert by_name["rot13"]["what"] == "Letters moved 13 places in the alphabet, to be decoded and answered."
+    assert list(json.loads(cli("list", "judges", "--json").out)) == ["judges"]
+    options = {option["name"]: option for option in json.loads(cli("list", "npo", "--json").out)["options"]}
+    assert options["beta"]["default"] == 0.1
 
 
 def test_list_prompts_shows_role_licence_and_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

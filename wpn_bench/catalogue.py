@@ -1,14 +1,39 @@
-"""`wpn-bench list`: what there is, with one line each."""
+"""`wpn-bench list`: what there is, with a line or two each. As tables, or as JSON for tools."""
 
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.registry import nearest
 
-Entry = tuple[str, str, str]  # name, what it is, where it is from
+if TYPE_CHECKING:
+    from wpn_bench.unlearn.methods.base import Method
+
+OURS = "this project"
+_CITED = re.compile(r"\s*\(([^()]*\d{4}[^()]*)\)\.?$")  # "... (after Wei et al. 2023)." at the end of a description
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One part: its name, what it is called and does, where it is from. `more` holds further facts, each a line."""
+
+    name: str
+    title: str
+    what: str
+    source: str
+    more: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> str:
+        """Title, description, further facts and source, as the table shows them."""
+        facts = (f"{name.capitalize()}: {value}" for name, value in self.more.items() if value)
+        return "\n".join(filter(None, (self.title, self.what, *facts, f"Source: {self.source}")))
 
 
 def methods() -> Iterator[Entry]:
@@ -16,7 +41,8 @@ def methods() -> Iterator[Entry]:
 
     for name in METHODS:
         method = METHODS.get(name)
-        yield name, method.title, method.paper
+        formula = " ".join((inspect.getdoc(method) or "").partition("\n\n")[0].split())
+        yield Entry(name, method.title, formula, method.paper)
 
 
 def attacks() -> Iterator[Entry]:
@@ -25,15 +51,15 @@ def attacks() -> Iterator[Entry]:
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.relearn import Relearning
 
-    for name in parts.names():
-        attack = parts.get_attack(name)
-        yield name, attack.title, attack.description
-    for name in parts.GRADIENT:
-        search = parts.GRADIENT.get(name)
-        yield name, search.title, search.description
-    for scheme in SCHEMES.values():
-        yield scheme.name, scheme.title, scheme.description
-    yield RELEARN, Relearning.title, Relearning.description
+    def entry(name: str, part: Any) -> Entry:
+        cited = _CITED.search(part.description)
+        what = f"{part.description[: cited.start()]}." if cited else part.description
+        return Entry(name, part.title, what, cited[1] if cited else OURS)
+
+    yield from (entry(name, parts.get_attack(name)) for name in parts.names())
+    yield from (entry(name, parts.GRADIENT.get(name)) for name in parts.GRADIENT)
+    yield from (entry(scheme.name, scheme) for scheme in SCHEMES.values())
+    yield entry(RELEARN, Relearning)
 
 
 def judges() -> Iterator[Entry]:
@@ -41,18 +67,30 @@ def judges() -> Iterator[Entry]:
 
     for name in JUDGES:
         judge = JUDGES.get(name)
-        yield judge.usage or name, judge.measures, judge.source
+        yield Entry(name, judge.title, judge.measures, judge.source, {"write": judge.usage or name})
 
 
 def benchmarks() -> Iterator[Entry]:
-    from wpn_bench.benchmarks.definitions import read_folders, task_folders
+    from wpn_bench.benchmarks.definitions import expand, read_folders, short_name, task_folders
     from wpn_bench.benchmarks.run import describe
 
     folders = task_folders(("benchmarks", "lab"))
-    for name, definition in read_folders(folders).items():
-        if not definition.is_group:
-            info = describe(name, folders, resolve=False)
-            yield name, info.title, info.dataset_path or "embedded lab"
+    found = read_folders(folders)
+    known = {short_name(name): str(one.metadata["title"]) for name, one in found.items() if "title" in one.metadata}
+    for name, definition in found.items():
+        # The lab has each of the nine in its own world, and again, smaller, to tune on.
+        short, validation = re.subn("_validation$", "", short_name(name))
+        title = known.get(short, short)
+        if name.startswith("lab_"):
+            title += " in the lab's world" + (", to tune on" if validation else "")
+        if definition.is_group:
+            members = len(expand([name], folders))
+            yield Entry(name, title, f"A group of {members} tasks", str(definition.metadata.get("citation", OURS)))
+            continue
+        info = describe(name, folders, resolve=False)
+        chance = "" if info.chance is None else f"{100 * info.chance:.3g} %"
+        more = {"chance": chance, "licence": info.licence}
+        yield Entry(name, title, "", info.dataset_path or "embedded lab", more)
 
 
 def prompts() -> Iterator[Entry]:
@@ -60,10 +98,10 @@ def prompts() -> Iterator[Entry]:
 
     for name, file in declared().items():
         spec = read_spec(file)
-        what = [spec.title, f"Role: {spec.role}, kind: {spec.kind}", f"Warning: {spec.warning}" if spec.warning else ""]
+        more = {"licence": spec.licence, "warning": spec.warning}
         paper = spec.citation.replace("https://arxiv.org/abs/", "arXiv ")
-        where = [spec.source.hub or spec.source.file or "embedded lab", spec.licence, paper]
-        yield name, "\n".join(filter(None, what)), "\n".join(filter(None, where))
+        where = ", ".join(filter(None, (spec.source.hub or spec.source.file or "embedded lab", paper)))
+        yield Entry(name, spec.title, f"Role: {spec.role}, kind: {spec.kind}", where, more)
 
 
 def presets() -> Iterator[Entry]:
@@ -72,7 +110,9 @@ def presets() -> Iterator[Entry]:
 
     for name in known():
         raw = read_preset(name)
-        yield name, str(raw.get("title", "")), str(raw.get("model", ""))
+        methods_ = list(raw["methods"])
+        shown = ", ".join(methods_) if len(methods_) <= 6 else f"{len(methods_)} varieties or methods"
+        yield Entry(name, str(raw.get("title", "")), f"Trains {shown}", OURS, {"model": str(raw.get("model", ""))})
 
 
 KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
@@ -85,33 +125,50 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
 }
 
 
-def show(what: str | None) -> None:
-    """Print one kind, all kinds, or one method with its formula and options."""
-    from rich.console import Console
-    from rich.table import Table
-
+def show(what: str | None, as_json: bool = False) -> None:
+    """Print one kind, all kinds, or one method with its formula and options. Raises `UserError` for anything else."""
     from wpn_bench.unlearn.methods import METHODS
 
-    console = Console()
     if what in METHODS:
-        method = METHODS.get(str(what))
-        console.print(
-            f"[bold]{what}[/bold]: {method.title}\n{method.paper}\n\n{inspect.getdoc(method)}", highlight=False
-        )
-        for name, field in method.Config.model_fields.items():
-            console.print(f"  {name} = {field.default!r}  {field.description or ''}", markup=False, highlight=False)
-        for name, searched in method.search.items():
-            console.print(f"  --tune searches {name}: {searched}", markup=False, highlight=False)
+        _show_method(str(what), METHODS.get(str(what)), as_json)
         return
     if what is not None and what not in KINDS:
         near = nearest(what, [*KINDS, *METHODS])
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}"
         raise UserError(f"nothing to list under {what!r}", hint)
-    for kind in [what] if what else list(KINDS):
-        table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
-        for column in ("name", "what", "source"):
-            table.add_column(column, overflow="fold")
+    kinds = [what] if what else list(KINDS)
+    if as_json:
+        print(json.dumps({kind: [asdict(e) for e in KINDS[kind]()] for kind in kinds}, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for kind in kinds:
+        table = Table(title=f"{kind}\n", title_justify="left", box=None, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
         for entry in KINDS[kind]():
-            table.add_row(*entry)
+            table.add_row(entry.name, Text(entry.lines))
         console.print(table)
         console.print()
+
+
+def _show_method(name: str, method: type[Method], as_json: bool) -> None:
+    fields = method.Config.model_fields
+    if as_json:
+        options = [{"name": n, "default": f.get_default(), "what": f.description or ""} for n, f in fields.items()]
+        searched = {n: str(r) for n, r in method.search.items()}
+        found = {"name": name, "title": method.title, "source": method.paper, "what": inspect.getdoc(method)}
+        print(json.dumps(found | {"options": options, "searched": searched}, indent=2, ensure_ascii=False, default=str))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    console.print(Text(name, "bold"), f": {method.title}\n{method.paper}\n\n{inspect.getdoc(method)}", sep="")
+    for option, f in fields.items():
+        console.print(f"  {option} = {f.default!r}  {f.description or ''}")
+    for option, r in method.search.items():
+        console.print(f"  --tune searches {option}: {r}")

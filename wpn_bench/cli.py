@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wpn_bench import __version__
+from wpn_bench import __version__, completion
 from wpn_bench.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
 
 
@@ -55,7 +55,11 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=_WHAT)]
 Preset = Annotated[
     str | None,
-    typer.Option(help="lab, paper or ablation (default: lab without --model, paper with it).", rich_help_panel=_WHAT),
+    typer.Option(
+        help="lab, paper, field, ablation or attacks (default: lab without --model, paper with it).",
+        autocompletion=completion.one_of(completion.presets),
+        rich_help_panel=_WHAT,
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with settings over the preset.", rich_help_panel=_WHAT)
@@ -66,6 +70,7 @@ Methods = Annotated[
         "--methods",
         "--method",
         help="Methods, comma separated: wpn,npo,dpo (`wpn-bench list methods` shows all).",
+        autocompletion=completion.several_of(completion.methods),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -73,6 +78,7 @@ Forget = Annotated[
     str | None,
     typer.Option(
         help="Forget set: a name, or a .jsonl/.csv/.parquet file with prompt, harmful, harmless.",
+        autocompletion=completion.one_of(completion.prompts),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -90,13 +96,20 @@ PromptKind = Annotated[
     ),
 ]
 Benchmarks = Annotated[
-    str | None, typer.Option("--benchmarks", help="lm-eval task names, comma separated.", rich_help_panel=_WHAT)
+    str | None,
+    typer.Option(
+        "--benchmarks",
+        help="lm-eval task names, comma separated.",
+        autocompletion=completion.several_of(completion.benchmarks),
+        rich_help_panel=_WHAT,
+    ),
 ]
 Attacks = Annotated[
     str | None,
     typer.Option(
         "--attacks",
         help="Attacks of any kind, comma separated: typos,gcg,relearn (`wpn-bench list attacks` shows all); no others.",
+        autocompletion=completion.several_of(completion.attacks),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -112,6 +125,7 @@ Judge = Annotated[
     typer.Option(
         help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ...; several, comma "
         "separated or each with --judge: the first decides, the others are reported beside it.",
+        autocompletion=completion.several_of(completion.judges),
         rich_help_panel=_HOW,
     ),
 ]
@@ -441,7 +455,10 @@ def show(
 @app.command()
 def judge(
     file: Annotated[Path, typer.Argument(help="Labelled texts: .jsonl, .csv (gzipped or not) or .parquet.")],
-    judge: Annotated[str, typer.Option("--judge", help="As for `full`.")] = "detoxify:original",
+    judge: Annotated[
+        str,
+        typer.Option("--judge", help="As for `full`.", autocompletion=completion.one_of(completion.judges)),
+    ] = "detoxify:original",
     text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     label: Annotated[
         str, typer.Option(help="Column of the labels: 1 or true is harmful; no label is left out.")
@@ -614,13 +631,18 @@ def _bounds(option: str, given: Sequence[str] | None) -> dict[str, float]:
 @app.command("list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="methods, attacks, judges, benchmarks, prompts, presets, or one method's name.")
+        str | None,
+        typer.Argument(
+            help="methods, attacks, judges, benchmarks, prompts, presets, or one method's name.",
+            autocompletion=completion.one_of(completion.topics),
+        ),
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
 ) -> None:
     """What there is: methods, attacks, judges, prompts, presets, ..."""
     from wpn_bench import catalogue
 
-    catalogue.show(what)
+    catalogue.show(what, json_)
 
 
 def _version(value: bool) -> None:
