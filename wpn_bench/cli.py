@@ -281,16 +281,9 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         from wpn_bench.progress import reporter
         from wpn_bench.store import default_store
 
-        chosen = preset or ("lab" if model in (None, "lab") else "paper")
-        base = configuration.build(chosen, config)
-        training = {
-            "lora": _positive("--lora", lora),
-            "mixed_precision": mixed_precision,
-            "gradient_checkpointing": gradient_checkpointing or None,
-            "accumulation": _positive("--accumulation", accumulation),
-        }
+        base = configuration.build(_preset(preset, model), config)
         changes: dict[str, Any] = {
-            "training": base.training | {k: v for k, v in training.items() if v is not None},
+            "training": base.training | _training(lora, mixed_precision, gradient_checkpointing, accumulation),
             "report_to": _names(report_to),
             "model": model,
             "revision": revision,
@@ -645,6 +638,56 @@ def list_(
     catalogue.show(what, json_)
 
 
+@app.command()
+def doctor(
+    model: Model = None,
+    revision: Revision = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    methods: Methods = None,
+    judge: Judge = None,
+    seeds: Seeds = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    lora: Lora = None,
+    mixed_precision: MixedPrecision = None,
+    gradient_checkpointing: GradientCheckpointing = False,
+    out: Out = None,
+    store: StoreDir = None,
+    json_: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
+) -> None:
+    """What would work here and what would not, before a run: libraries, memory, disk, hub, judge. Loads no weights.
+
+    [bold]wpn-bench doctor -m facebook/opt-2.7b --methods wpn,npo[/bold]
+
+    Exit code 0 when all is well, 2 when something would fail.
+    """
+    _settle()
+    from wpn_bench import config as configuration
+    from wpn_bench import doctor as examination
+    from wpn_bench.store import default_store
+
+    base = configuration.build(_preset(preset, model), config)
+    changes: dict[str, Any] = {
+        "training": base.training | _training(lora, mixed_precision, gradient_checkpointing, None),
+        "model": model,
+        "revision": revision,
+        "methods": _pick_methods(methods, base.methods),
+        **_judges(judge),
+        "seeds": _seeds(seeds),
+        "device": device,
+        "dtype": dtype,
+        "curve": None,
+    }
+    given = {k: v for k, v in changes.items() if v is not None}
+    final = configuration.from_settings(base.model_dump() | given | {"curve": None})
+    runs = out.parent if out else Path("runs")
+    findings = examination.examine(examination.Patient(final, store or default_store(), runs))
+    examination.show(findings, json_)
+    if examination.failed(findings):
+        raise typer.Exit(EXIT_USER)
+
+
 def _version(value: bool) -> None:
     if value:
         print(f"wpn-bench {__version__}")
@@ -661,6 +704,23 @@ def _root(
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _preset(preset: str | None, model: str | None) -> str:
+    return preset or ("lab" if model in (None, "lab") else "paper")
+
+
+def _training(
+    lora: int | None, mixed_precision: str | None, gradient_checkpointing: bool, accumulation: int | None
+) -> dict[str, Any]:
+    """The options of training that were given."""
+    options = {
+        "lora": _positive("--lora", lora),
+        "mixed_precision": mixed_precision,
+        "gradient_checkpointing": gradient_checkpointing or None,
+        "accumulation": _positive("--accumulation", accumulation),
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -158,7 +158,7 @@ def pick_device(asked: str = "auto") -> str:
 
 # The base model and the one at hand: what a run needs at the same time.
 _LOADED: OrderedDict[tuple[str, str, str], tuple[Any, Any]] = OrderedDict()
-_KEEP = 2
+KEEP = 2
 
 
 def load(path: Path, device: str = "cpu", dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -167,7 +167,7 @@ def load(path: Path, device: str = "cpu", dtype: str = "float32") -> tuple[PreTr
     if key in _LOADED:
         _LOADED.move_to_end(key)
         return _LOADED[key]
-    while len(_LOADED) >= _KEEP:
+    while len(_LOADED) >= KEEP:
         _LOADED.popitem(last=False)
     _LOADED[key] = (load_fresh(path, device, dtype).eval(), load_tokenizer(path))
     return _LOADED[key]

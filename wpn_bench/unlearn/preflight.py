@@ -39,7 +39,7 @@ def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, 
         check_precision(one.mixed_precision, device, dtype)
     if not any(one.gradient_checkpointing or one.lora for one in settings):
         return
-    model_class, model_config = _architecture(folder)
+    model_class, model_config = architecture(folder)
     if model_class is None:
         return  # no causal language model: whoever loads it says so better
     if any(one.gradient_checkpointing for one in settings) and not model_class.supports_gradient_checkpointing:
@@ -70,12 +70,13 @@ def check_precision(kind: str, device: str, dtype: str) -> None:
         )
 
 
-def _architecture(folder: Path) -> tuple[Any, Any]:
-    """The class and the configuration of the causal language model in `folder`; (None, None) where there is none."""
+def architecture(source: Path | str, revision: str | None = None) -> tuple[Any, Any]:
+    """The class and the configuration of the causal language model in a folder or behind a hub id, without its weights;
+    (None, None) where there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(source, revision=revision or "main")
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
     except (ValueError, OSError, KeyError):
         return None, None

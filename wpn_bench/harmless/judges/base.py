@@ -40,6 +40,11 @@ class Judge(ABC):
         """Raise `UserError` for a variant that cannot be, without loading anything."""
         return
 
+    @classmethod
+    def to_fetch(cls, variant: str) -> str:
+        """What must still be fetched before the judge can score, in words; empty when all of it is on this machine."""
+        return ""
+
     @abstractmethod
     def digest(self) -> str:
         """Identifies the weights and whatever else decides a score: a score is only reused for the judge that gave it."""

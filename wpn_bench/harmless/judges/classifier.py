@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -49,6 +50,14 @@ class ClassifierJudge(Judge):
     def check(cls, variant: str) -> None:
         if not variant:
             raise UserError("the judge classifier names no model", "write classifier:HUB_ID or classifier:FOLDER")
+
+    @classmethod
+    def to_fetch(cls, variant: str) -> str:
+        from huggingface_hub import try_to_load_from_cache
+
+        if Path(variant).expanduser().is_dir() or isinstance(try_to_load_from_cache(variant, "config.json"), str):
+            return ""
+        return "its model"
 
     def digest(self) -> str:
         self._classifier()  # what cannot judge is said before anything waits for its verdict

@@ -58,6 +58,12 @@ class DetoxifyJudge(Judge):
                 raise UserError(f"there is no Detoxify checkpoint at {variant}", "check the path")
             raise unknown("Detoxify variant", variant, VARIANTS)
 
+    @classmethod
+    def to_fetch(cls, variant: str) -> str:
+        variant = variant or "original"
+        packaged = variant in VARIANTS and variant != "lab"
+        return "its checkpoint" if packaged and not _cached(variant).is_file() else ""
+
     def digest(self) -> str:
         checkpoint = self._checkpoint()
         if self.variant in VARIANTS:
@@ -79,10 +85,7 @@ class DetoxifyJudge(Judge):
             from wpn_bench import lab
 
             return lab.judge_checkpoint()
-        import torch
-        from detoxify.detoxify import MODEL_URLS
-
-        file = Path(torch.hub.get_dir()) / "checkpoints" / MODEL_URLS[self.variant].rsplit("/", 1)[1]
+        file = _cached(self.variant)
         if not file.is_file():
             self._load()  # fetches it
         return file
@@ -135,6 +138,14 @@ class DetoxifyJudge(Judge):
             )
         toxicity = labels.index("toxicity")
         return Classifier.of(detoxify.model, detoxify.tokenizer, lambda logits: logits[:, toxicity].sigmoid())
+
+
+def _cached(variant: str) -> Path:
+    """Where torch.hub keeps, or will keep, the checkpoint of one of the package's variants."""
+    import torch
+    from detoxify.detoxify import MODEL_URLS
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / str(MODEL_URLS[variant]).rsplit("/", 1)[1]
 
 
 def _local(variant: str) -> Path:
