@@ -639,6 +639,39 @@ def list_(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="lm-eval (results files), mlflow, wandb.",
+            autocompletion=completion.one_of(completion.export_formats),
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder to write into (default: RUN/lm-eval; for mlflow and wandb where their environment variables say).",
+        ),
+    ] = None,
+) -> None:
+    """A finished run for other tools: lm-eval's results files, an MLflow run, a W&B run.
+
+    This is of what was measured; for curves while training see `--report-to` of `full`.
+    """
+    _settle()
+    from wpn_bench.interop import FORMATS
+    from wpn_bench.run import load_run
+
+    exporter = FORMATS.get(format_)
+    for line in exporter(load_run(run), out):
+        print(line)
+
+
+@app.command()
 def doctor(
     model: Model = None,
     revision: Revision = None,

@@ -56,6 +56,10 @@ def topics() -> Iterable[str]:
     return [*KINDS, *methods()]
 
 
+def export_formats() -> Iterable[str]:
+    return ("lm-eval", "mlflow", "wandb")
+
+
 def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """Completes a value that is one of the names."""
 

@@ -22,8 +22,8 @@ from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
 
 GIB = 2**30
-# What Python, PyTorch and transformers take beside the model: measured on a CPU as the process before a model is made.
-LIBRARIES = {"cpu": 0.7 * GIB, "cuda": 0.5 * GIB}
+# What Python, PyTorch and transformers take beside the model.
+LIBRARIES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
 SPARE = 0.9  # of the free memory: the rest is lost between blocks
 _LIBRARIES = (
     "torch",
@@ -169,7 +169,7 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     for topic, folder, wanted in (("store", patient.store, need), ("runs", patient.runs, 0)):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK):
+        if not there.is_dir() or not os.access(there, os.W_OK):
             option = "--store" if topic == "store" else "--out"
             yield Finding(topic, "fail", f"{folder} cannot be written", f"give another with {option} DIR")
         elif free < wanted:

@@ -22,6 +22,7 @@ from wpn_bench.pipeline import read_manifest
 from wpn_bench.results import schema, validate
 
 pytestmark = pytest.mark.slow
+Cli = Callable[..., Any]
 Comparable = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Few steps: what is tested is the way, not how far the methods get. Gradient ascent looks at the judge while training.
@@ -182,6 +183,57 @@ def test_the_python_in_the_docs_runs(place: Lab, first: subprocess.CompletedProc
     exec(code.replace(told, f"wpn_bench.load_run({str(place.folder / 'run')!r})"), names)
     assert set(names["flips"]["change"]) <= {"became harmless", "became harmful"}
     assert 0 <= names["rate"] <= 1
+
+
+def test_lm_eval_reads_the_exported_files(place: Lab, first: subprocess.CompletedProcess[str], cli: Cli) -> None:
+    """The same keys and numbers as lm-eval's own files for the same model and documents."""
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    run = place.folder / "run"
+    said = cli("export", run, "--format", "lm-eval", "--out", place.folder / "ours")
+    assert said.code == 0, said.err
+    assert len(said.out.splitlines()) == N_MODELS * (1 + N_TASKS)
+    tasks = ["lab_lambada", "lab_winogrande", "lab_arc_easy"]
+    tracker = EvaluationTracker(output_path=str(place.folder / "theirs"))
+    asked = {"pretrained": str(run / "models" / "wpn"), "dtype": "float32"}
+    manager = TaskManager(include_path=str(DOCS.parent / "tasks" / "lab"), include_defaults=False)
+    real = lm_eval.simple_evaluate(
+        "hf", asked, tasks, limit=3, task_manager=manager, evaluation_tracker=tracker, device="cpu", bootstrap_iters=100
+    )
+    samples = real.pop("samples")
+    tracker.save_results_aggregated(results=real, samples=samples)
+    for task in tasks:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+    def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+        (results,) = folder.rglob("results_*.json")
+        lines = {t: next(folder.rglob(f"samples_{t}_*.jsonl")).read_text().splitlines() for t in tasks}
+        return json.loads(results.read_text()), {t: [json.loads(line) for line in some] for t, some in lines.items()}
+
+    theirs, their_samples = read(place.folder / "theirs")
+    ours, our_samples = read(place.folder / "ours" / "wpn")
+    of_the_tokenizer = {
+        "tokenizer_pad_token",
+        "tokenizer_eos_token",
+        "tokenizer_bos_token",
+        "eot_token_id",
+        "max_length",
+    }
+    assert set(theirs) - set(ours) <= of_the_tokenizer
+    for task in tasks:
+        assert ours["results"][task] == pytest.approx(theirs["results"][task], rel=1e-3), task
+        for part in ("versions", "n-shot", "higher_is_better", "n-samples", "task_hashes"):
+            assert ours[part][task] == theirs[part][task], (task, part)
+        for mine, other in zip(our_samples[task], their_samples[task], strict=True):
+            assert list(mine) == list(other)
+            same = set(mine) - {"resps", "filtered_resps", "perplexity"}
+            assert {key: mine[key] for key in same} == {key: other[key] for key in same}
+            for (a, _), (b, _) in zip(mine["filtered_resps"], other["filtered_resps"], strict=True):
+                assert float(a) == pytest.approx(float(b), abs=1e-3)
+    assert "lab_lambada" in make_table(ours)
 
 
 def _described(file: Path) -> dict[str, dict[str, list[str]]]:

@@ -4,7 +4,7 @@ Measured: the share of documents answered right (`acc`), as lm-eval 0.4 computes
 the choice with the highest summed log-likelihood is the answer. Log-likelihoods are `engine.likelihood`'s and equal those of
 `lm_eval --model hf` but for the last digits of a float32; so do answers, ties within these digits aside.
 
-Only this file and `language_model` import lm_eval. Its response cache is never used: it ignores which weights it speaks of.
+Only this file, `language_model` and `replay` import lm_eval. Its response cache is never used: it ignores which weights it speaks of.
 """
 
 from __future__ import annotations
@@ -185,14 +185,11 @@ def evaluate_task(
 
     definition = _definition(task, include_paths)
     model.to(device)
-    with _quiet(), hub.quiet():
-        loaded = _load_task(definition, include_paths, revision)
-        # `simple_evaluate` is these lines and: seeds for Python, numpy and torch (which would disturb the
+    with quietly():
+        loaded = _zero_shot(_load_task(definition, include_paths, revision))
+        # `simple_evaluate` is this and: seeds for Python, numpy and torch (which would disturb the
         # caller's; nothing here is random), and calls of git and pip to describe the machine (seconds, and
         # git's complaints on stderr).
-        if loaded.get_config("num_fewshot") is None:
-            loaded.set_config(key="num_fewshot", value=0)
-        loaded.set_fewshot_seed(seed=1234)
         results = lm_eval.evaluate(
             lm=_language_model(model, tokenizer, batch_size, progress),
             task_dict={"tasks": {task: loaded}},
@@ -288,6 +285,26 @@ def _load_task(definition: Definition, include_paths: Sequence[Path], revision: 
         ) from e
     task: Any = loaded["tasks"][definition.name]
     return task
+
+
+def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=1234)
+    return task
+
+
+def load_declared(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
+    """The task as `evaluate_task` gives it to lm-eval."""
+    with quietly():
+        return _zero_shot(_load_task(_definition(task, include_paths), include_paths, revision))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No bars and no notes from lm-eval and `datasets`."""
+    with _quiet(), hub.quiet():
+        yield
 
 
 def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:

@@ -7,10 +7,13 @@ bound, since real rows are padded to the longest of their batch only.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.unlearn.lora import Adapters
+from wpn_bench.unlearn.methods.base import LoRAConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,35 +46,65 @@ class Training:
 def of_training(model_class: Any, model_config: Any, method: Method, dtype: str) -> Training:
     """What training with `method` takes. `dtype` is the type that the model is saved in; with mixed precision the weights
     are float32 and activations half of that, with a copy of the weights in half precision."""
-    import torch
-
     config = method.config
     mixed = config.mixed_precision != "no"
-    # Built in the type that is computed in, for that decides what autograd keeps.
-    computed = torch.bfloat16 if mixed else getattr(torch, dtype)
-    with torch.device("meta"):
-        model: PreTrainedModel = model_class(model_config).to(computed).train()
-        parameters = sum(p.numel() for p in model.parameters())
-        if config.lora:
-            Adapters(model, config.lora, 0)
+    # In the type that is computed in, for that decides what autograd keeps.
+    computed = "bfloat16" if mixed else dtype
+    size = 4 if mixed or dtype == "float32" else 2
+
+    def shape(length: int, checkpointing: bool) -> _Shape:
+        lora = config.lora.model_dump_json() if config.lora else ""
+        return _shape(model_class, model_config.to_json_string(use_diff=False), computed, lora, checkpointing, length)
+
+    activations, again = 0, 0
+    for n, length in _rows(method, model_config):
+        one = shape(length, config.gradient_checkpointing)
+        activations += n * (one.row + _LOGITS * 4 * length * one.vocabulary)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    size = 4 if mixed else torch.finfo(computed).bits // 8
-    rows = _rows(method, model_config)
-    activations = sum(n * (_of_a_row(model, length) + _LOGITS * 4 * length * _vocabulary(model)) for n, length in rows)
-    if config.gradient_checkpointing:
-        # One layer at a time is computed again, for the rows of one forward pass.
-        activations += max(n * _of_a_layer(model_class, model_config, computed, length) for n, length in rows)
+            # One layer at a time is computed again, for the rows of one forward pass.
+            layers = int(model_config.get_text_config().num_hidden_layers)
+            again = max(again, n * shape(length, False).row // layers)
     return Training(
+        parameters=one.parameters,
+        trainable=one.trainable,
+        weights=one.held * (size + 2 * mixed),
+        reference=one.parameters * size if method.needs_reference else 0,
+        gradients=one.trainable * size,
+        optimizer=2 * one.trainable * size,
+        activations=activations + again,
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A model's weights (its own, those with adapters, those that are trained), its vocabulary, and the bytes that autograd
+    keeps of one row, but for the output head's."""
+
+    parameters: int
+    held: int
+    trainable: int
+    vocabulary: int
+    row: int
+
+
+@cache
+def _shape(model_class: Any, described: str, dtype: str, lora: str, checkpointing: bool, length: int) -> _Shape:
+    import torch
+
+    settings = model_class.config_class.from_dict(json.loads(described))
+    with torch.device("meta"):
+        model: PreTrainedModel = model_class(settings).to(getattr(torch, dtype)).train()
+        parameters = sum(p.numel() for p in model.parameters())
+        if lora:
+            Adapters(model, LoRAConfig.model_validate_json(lora), 0)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    return _Shape(
         parameters=parameters,
-        trainable=trainable,
-        weights=total * (size + 2 * mixed),
-        reference=parameters * size if method.needs_reference else 0,
-        gradients=trainable * size,
-        optimizer=2 * trainable * size,
-        activations=activations,
+        held=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        vocabulary=int(model.get_input_embeddings().weight.shape[0]),
+        row=_of_a_row(model, length),
     )
 
 
@@ -87,10 +120,6 @@ def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
         "retain": (config.retain_batch_size, retain),
     }
     return [every[kind] for kind in every if kind in method.uses]
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _of_a_row(model: PreTrainedModel, length: int) -> int:
@@ -115,13 +144,3 @@ def _of_a_row(model: PreTrainedModel, length: int) -> int:
             use_cache=False,
         )
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def _of_a_layer(model_class: Any, model_config: Any, dtype: Any, length: int) -> int:
-    """Bytes that one layer keeps of one row when its activations are not recomputed."""
-    import torch
-
-    with torch.device("meta"):
-        model = model_class(model_config).to(dtype).train()
-    layers = int(model_config.get_text_config().num_hidden_layers)
-    return _of_a_row(model, length) // layers

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import OPTConfig
+
+from wpn_bench import doctor
+
+Cli = Callable[..., Any]
+
+
+def findings(out: str) -> dict[str, dict[str, str]]:
+    """The last finding of each topic."""
+    return {finding["topic"]: finding for finding in json.loads(out)["findings"]}
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nothing of this machine: no hub, a store of its own, much memory."""
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 16 * doctor.GIB)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_all_is_well_on_the_lab(cli: Cli, quiet: Path) -> None:
+    said = cli("doctor", "--device", "cpu")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[-1] == "all is well"
+    assert {line.split()[0] for line in lines[:-1]} <= {"ok", "note"}
+    for topic in ("python", "torch", "processors", "memory", "store", "runs", "hub", "model", "judge", "training"):
+        assert any(line.split()[1] == topic for line in lines[:-1]), topic
+    assert not (quiet / "store").exists()  # it looks and touches nothing
+
+
+def big(folder: Path) -> Path:
+    OPTConfig(
+        hidden_size=1024, word_embed_proj_dim=1024, ffn_dim=4096, num_hidden_layers=6, num_attention_heads=16
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("doctor", "-m", big(quiet / "big"), "--preset", "lab", "--methods", "sft", "--device", "cpu", "--json")
+    whole = findings(cli(*asked).out)["training"]
+    assert whole["status"] == "ok"
+    assert whole["text"].startswith("fits: sft takes at most ")
+    takes = float(whole["text"].removeprefix("fits: sft takes at most ").split()[0])
+    # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
+    for share, way_out in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
+        free = (share * takes * doctor.GIB + doctor.LIBRARIES["cpu"]) / doctor.SPARE
+        monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device, free=free: free)
+        said = cli(*asked)
+        assert said.code == 2
+        found = findings(said.out)["training"]
+        assert found["status"] == "fail"
+        assert found["text"].startswith("does not fit: sft takes at most ")
+        assert found["way_out"].startswith(way_out)
+        assert findings(cli(*asked, *found["way_out"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
+    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: doctor.GIB)
+    last = cli(*asked[:-1]).out.splitlines()[-1]
+    assert last.endswith("to mend first")
+
+
+@pytest.mark.parametrize(
+    ("options", "topic", "text"),
+    [
+        (["-m", "nowhere"], "model", "holds no causal language model"),
+        (["--device", "cuda"], "machine", "no CUDA device is available"),
+        (["--mixed-precision", "fp16", "--device", "cpu"], "training", "fp16 needs a CUDA device"),
+        (["--store", "a-file/store"], "store", "cannot be written"),
+    ],
+)
+def test_what_would_fail_is_said(cli: Cli, quiet: Path, options: list[str], topic: str, text: str) -> None:
+    (quiet / "nowhere").mkdir()
+    (quiet / "a-file").touch()
+    if options[-1] == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device")
+    said = cli("doctor", *options, "--json")
+    assert said.code == 2
+    found = findings(said.out)[topic]
+    assert (found["status"], text in found["text"]) == ("fail", True), found
+    assert found["way_out"]
+
+
+def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
+    cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = doctor.version
+    monkeypatch.setattr(doctor, "requires", lambda name: ["transformers>=5.0", "torch>=2.6", "foo; extra == 'x'"])
+    monkeypatch.setattr(
+        doctor, "version", lambda name: {"transformers": "4.9", "torch": "2.99"}.get(name) or real(name)
+    )
+    found = findings(cli("doctor", "--device", "cpu", "--json").out)
+    assert found["transformers"] == {
+        "topic": "transformers", "status": "fail", "text": "4.9, but wpn-bench needs >=5.0",
+        "way_out": "pip install 'transformers>=5.0'",
+    }  # fmt: skip
+    assert found["torch"]["status"] == "note"
+    assert found["torch"]["text"].startswith("2.99; the tests ran with 2.")
+
+
+@pytest.mark.hub
+def test_the_hub_is_asked_and_no_token_is_shown(hub_endpoint: dict[str, str], tmp_path: Path) -> None:
+    env = hub_endpoint | {"HF_TOKEN": "hf_sekret", "WPN_BENCH_STORE": str(tmp_path)}
+    command = [sys.executable, "-m", "wpn_bench.cli", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = findings(done.stdout)
+    assert found["model"]["text"] == "facebook/opt-125m: OPTForCausalLM"
+    assert found["judge"]["text"] == "detoxify:original is here"
+    assert found["hub"]["text"] == f"{hub_endpoint['HF_ENDPOINT']}, with a token"
+    assert "sekret" not in done.stdout + done.stderr
+
+
+def test_offline_says_what_lacks(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:pass@127.0.0.1:1")
+    monkeypatch.setenv("TORCH_HOME", str(quiet))
+    said = cli("doctor", "-m", "no/such-model", "--device", "cpu", "--json")
+    assert said.code == 2
+    found = findings(said.out)
+    assert found["hub"]["text"].startswith("http://127.0.0.1:1, ")
+    assert found["hub"]["text"].endswith("offline mode: only what is cached")
+    assert "me:pass" not in said.out + said.err
+    for topic in ("model", "judge"):
+        assert found[topic]["status"] == "fail"
+        assert found[topic]["way_out"]

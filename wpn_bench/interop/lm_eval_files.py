@@ -1,0 +1,50 @@
+"""Results files as lm-eval writes them with `--output_path --log_samples`, one `results_*.json` a model and seed and one
+`samples_*.jsonl` a task, so that tools which read lm-eval's output read a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.errors import UserError
+from wpn_bench.results import BASE
+from wpn_bench.run import Run
+
+
+def export(run: Run, out: Path | None) -> list[str]:
+    """Write into `out` (None: `RUN/lm-eval`). Raises `UserError` for a run without benchmarks, and where the data of a task
+    cannot be had any more or is not what the run was measured on."""
+    from wpn_bench.benchmarks.replay import replay, save
+
+    if run.documents.empty:
+        raise UserError(f"{run.path} holds no benchmark documents", "export a run of `full` or `benchmarks`")
+    folder = out or run.path / "lm-eval"
+    config = run.manifest["config"]
+    tasks = {short: (one["task"], one["revision"]) for short, one in run.manifest["tasks"].items()}
+    lines = []
+    for (model, seed), answers in run.documents.groupby(["model", "seed"], sort=False, dropna=False):
+        name = _name(str(model), None if model == BASE else int(str(seed)), run)
+        by_task = {tasks[short]: found for short, found in answers.groupby("task", sort=False)}
+        results = replay(by_task, config["benchmark_folders"], limit=run.results["run"]["limit"])
+        results["config"] |= {
+            "model": "wpn-hf",
+            "model_args": _model_args(run, str(model), seed, config["dtype"]),
+            "batch_size": config["benchmark_batch_size"],
+            "device": run.manifest["hardware"]["device"],
+            "limit": run.results["run"]["limit"],
+        }
+        lines += [str(path) for path in save(results, folder, name)]
+    return lines
+
+
+def _name(model: str, seed: int | None, run: Run) -> str:
+    several = len(run.results["run"]["seeds"]) > 1
+    return f"{model.replace(':', '-')}{f'-seed{seed}' if several and seed is not None else ''}"
+
+
+def _model_args(run: Run, model: str, seed: Any, dtype: str) -> dict[str, Any]:
+    """What lm-eval would have been told to load."""
+    asked = run.manifest["model"]
+    folder = None if model == BASE else run.results["models"][model].get("folder", {}).get(str(seed))
+    revision = {} if folder or not asked["revision"] else {"revision": asked["revision"]}
+    return {"pretrained": folder or asked["asked"], "dtype": dtype} | revision

@@ -1,0 +1,55 @@
+"""A run in MLflow: one run with settings, digests and files, and in it a nested run for each model with its metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.interop import tracked
+from wpn_bench.run import Run
+
+EXPERIMENT = "wpn-bench"
+_PARAM_LENGTH = 6000  # characters that MLflow takes
+_AT_ONCE = 1000  # metrics that it takes in one call
+
+
+def export(run: Run, out: Path | None) -> list[str]:
+    """Log to `MLFLOW_TRACKING_URI` (experiment `MLFLOW_EXPERIMENT_NAME`, else `wpn-bench`), or into the local store `out`.
+    Raises `UserError` where MLflow is not installed."""
+    if out is not None:
+        # MLflow keeps a folder of files only for those who say that they want one.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    try:
+        from mlflow import MlflowClient
+    except ImportError as e:
+        raise tracked.lacking("mlflow", "mlflow") from e
+    client: Any = MlflowClient(tracking_uri=out.absolute().as_uri() if out else None)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    known = client.get_experiment_by_name(name)
+    experiment = known.experiment_id if known else client.create_experiment(name)
+    params, tags = tracked.of_run(run)
+    parent = _log(client, experiment, run.name, params, tags, {})
+    for file in tracked.files(run):
+        client.log_artifact(parent, str(file))
+    for model in tracked.of_models(run):
+        nested = model.tags | {"mlflow.parentRunId": parent}
+        _log(client, experiment, model.title, model.params, nested, model.metrics)
+    return [f"MLflow run {parent} in the experiment {name}, with {len(run.models)} models"]
+
+
+def _log(
+    client: Any, experiment: str, name: str, params: dict[str, str], tags: dict[str, str], metrics: dict[str, float]
+) -> str:
+    """A finished MLflow run; its id."""
+    from mlflow.entities import Metric, Param
+
+    made: str = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    now = int(1000 * time.time())
+    client.log_batch(made, params=[Param(key, value[:_PARAM_LENGTH]) for key, value in params.items()])
+    every = [Metric(key, value, now, 0) for key, value in metrics.items()]
+    for first in range(0, len(every), _AT_ONCE):
+        client.log_batch(made, metrics=every[first : first + _AT_ONCE])
+    client.set_terminated(made)
+    return made

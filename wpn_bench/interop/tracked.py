@@ -1,0 +1,85 @@
+"""What a tracking service is told of a run: names, settings, digests and numbers, the same for every service."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.errors import UserError
+from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES
+from wpn_bench.run import Run
+
+FILES = ("report.html", "report.md", RESULTS, MANIFEST, SAMPLES, DOCUMENTS)
+_OTHER_THRESHOLD = re.compile(r"@")
+_NOT_IN_A_NAME = re.compile(r"[^\w./ -]+")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """One model's line in a tracking service. `metrics` are named `suite/set/metric`, with `.ci_low`, `.ci_high`, `.delta`,
+    `.p_value` behind it where there are such; the row over all seeds counts."""
+
+    model: str
+    title: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+def of_run(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """(parameters, tags) of the run as a whole."""
+    about, manifest = run.results["run"], run.manifest
+    params = {
+        name: str(about.get(name)) for name in ("model", "revision", "preset", "seeds", "limit", "judge", "threshold")
+    }
+    params |= {name: str(about.get(name)) for name in ("margin_points", "template", "decoding")}
+    tags = {
+        "wpn_bench.run": run.name,
+        "wpn_bench.version": str(manifest.get("wpn_bench", "")),
+        "wpn_bench.command": str(about.get("command", "")),
+        "wpn_bench.config_digest": str(manifest.get("config_digest", "")),
+        "wpn_bench.model_digest": str(manifest.get("model", {}).get("digest", "")),
+        "wpn_bench.judge_digest": str(manifest.get("judge", {}).get("digest", "")),
+    }
+    return params, {name: value for name, value in tags.items() if value}
+
+
+def of_models(run: Run) -> Iterator[Tracked]:
+    """Every measured model, base first."""
+    for name in run.models:
+        about = run.results["models"][name]
+        config = about.get("config") or {}
+        digests = about.get("digest") or {}
+        tags = {"wpn_bench.model": name, "wpn_bench.method": str(about.get("method") or BASE)}
+        tags |= {f"wpn_bench.weights.seed{seed}": digest for seed, digest in digests.items()}
+        params = {key: str(value) for key, value in config.items()}
+        yield Tracked(name, str(about["title"]), params, tags, dict(_metrics(run, name)))
+
+
+def _metrics(run: Run, model: str) -> Iterator[tuple[str, float]]:
+    for row in run.results["metrics"]:
+        if row["model"] != model or row["seed"] is not None or _OTHER_THRESHOLD.search(row["metric"]):
+            continue
+        name = _NOT_IN_A_NAME.sub("_", f"{row['suite']}/{row['set']}/{row['metric']}").rstrip("_")
+        yield from ((name, v) for v in [row["value"]] if _known(v))
+        for number in ("ci_low", "ci_high", "delta", "p_value"):
+            if _known(row[number]):
+                yield f"{name}.{number}", float(row[number])
+
+
+def _known(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def files(run: Run) -> list[Path]:
+    """What goes along: the reports, results, manifest, and the items behind them."""
+    return [run.path / name for name in FILES if (run.path / name).is_file()]
+
+
+def lacking(package: str, extra: str) -> UserError:
+    """The error for a service whose package is not installed."""
+    return UserError(f"--format {extra}: the package {package} is not installed", f"pip install 'wpn-bench[{extra}]'")
