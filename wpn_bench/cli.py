@@ -666,8 +666,9 @@ def export(
     from wpn_bench.interop import FORMATS
     from wpn_bench.run import load_run
 
-    exporter = FORMATS.get(format_)
-    for line in exporter(load_run(run), out):
+    if format_ not in FORMATS:
+        raise UserError(f"unknown export format {format_!r}", f"choose from {', '.join(FORMATS)}")
+    for line in FORMATS.get(format_)(load_run(run), out):
         print(line)
 
 

@@ -80,7 +80,7 @@ def test_a_service_that_is_not_installed(cli: Cli, run: Run, monkeypatch: pytest
 def test_an_unknown_format(cli: Cli, run: Run) -> None:
     said = cli("export", run.path, "--format", "mlfow")
     assert said.code == 2
-    assert "did you mean 'mlflow'" in said.err
+    assert said.err == "wpn-bench: unknown export format 'mlfow'; choose from lm-eval, mlflow, wandb\n"
 
 
 @pytest.mark.skipif(

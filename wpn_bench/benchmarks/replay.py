@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.benchmarks.definitions import task_folders
-from wpn_bench.benchmarks.run import load_declared, quietly
+from wpn_bench.benchmarks.run import FEWSHOT_SEED, load_declared, quietly
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def replay(
             accuracy = sample.get("acc", sample.get("exact_match"))
             if row["doc_hash"] != sample["doc_hash"] or bool(row["correct"]) != (float(accuracy) == 1.0):
                 raise _changed(task)
-    found["config"] = {"bootstrap_iters": 100}
+    # As `simple_evaluate` says it; nothing in a run draws lots but the few-shot examples, and there are none.
+    found["config"] = {"bootstrap_iters": 100, "gen_kwargs": {}, "use_cache": None, "batch_sizes": []}
+    found["config"] |= {"random_seed": None, "numpy_seed": None, "torch_seed": None, "fewshot_seed": FEWSHOT_SEED}
     return dict(found)
 
 

@@ -56,6 +56,7 @@ Progress = Callable[[int | None, str], Callable[[int], None]]
 
 # What counts as accuracy, first found first taken; `acc_norm` is reported beside it, never in its place.
 _ACCURACIES = ("acc", "exact_match")
+FEWSHOT_SEED = 1234  # lm-eval's own
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def _load_task(definition: Definition, include_paths: Sequence[Path], revision: 
 def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=1234)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return task
 
 
