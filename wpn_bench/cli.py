@@ -220,7 +220,7 @@ ReportTo = Annotated[
     str | None,
     typer.Option(
         help="Training curves also go to tensorboard (RUN/logs), wandb, mlflow, ..., comma separated. What lies in the "
-        "store is not trained again, so it sends nothing.",
+        "store is not trained again, so it sends nothing. What a run measured: `wpn-bench export`.",
         rich_help_panel=_TRAINED,
     ),
 ]
