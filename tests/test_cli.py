@@ -16,7 +16,20 @@ from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
 
 Cli = Callable[..., Any]
-COMMANDS = ("full", "train", "harmless", "attack", "benchmarks", "report", "show", "check", "judge", "export", "doctor", "list")
+COMMANDS = (
+    "full",
+    "train",
+    "harmless",
+    "attack",
+    "benchmarks",
+    "report",
+    "show",
+    "check",
+    "judge",
+    "export",
+    "doctor",
+    "list",
+)
 
 
 # --- what costs nothing ----------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import shown
-from wpn_bench.results import BASE, load_run
+from wpn_bench.results import BASE
+from wpn_bench.run import load_run
 from wpn_bench.store import digest_of, write_text
 from wpn_bench.validation import first_of
 
