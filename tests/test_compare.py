@@ -462,6 +462,16 @@ def test_costs() -> None:
     ]
 
 
+def test_tokens_are_counted_over_seeds_and_sets() -> None:
+    rows = {"model": ["base", "wpn", "wpn", "wpn"], "seed": [None, 0, 1, 1], "set": ["a", "a", "a", "b"]}
+    found = compare.token_rows(pd.DataFrame({**rows, "n_tokens": [5, 1, 2, 4]}))
+    assert [(r.model, r.set, r.metric, r.value, r.n) for r in found] == [
+        ("base", "generate", "tokens", 5, 1),
+        ("wpn", "generate", "tokens", 7, 3),
+    ]
+    assert compare.token_rows(pd.DataFrame()) == []
+
+
 # --- tuning, and the curve over training steps -----------------------------------------------------------------------
 
 

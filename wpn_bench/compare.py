@@ -479,13 +479,24 @@ def verdicts(rows: Sequence[Row], margin_points: float) -> dict[str, dict[str, A
     }
 
 
-def cost_rows(seconds: Mapping[tuple[str, str], tuple[float, int]], peak_memory_mb: float) -> list[Row]:
-    """Seconds of each model in each stage (as first computed, also where the store had it), and the peak memory."""
+def cost_rows(
+    seconds: Mapping[tuple[str, str], tuple[float, int]], peak_memory_mb: float, tokens: Sequence[Row] = ()
+) -> list[Row]:
+    """Seconds of each model in each stage (as first computed, also where the store had it), tokens, and the peak memory."""
     rows = [
         Row(model, None, "cost", stage, "seconds", round(total, 3), n) for (model, stage), (total, n) in seconds.items()
     ]
+    rows += tokens
     rows.append(Row(BASE, None, "cost", "run", "peak_memory_mb", round(peak_memory_mb, 1), 1))
     return rows
+
+
+def token_rows(samples: pd.DataFrame) -> list[Row]:
+    """How many tokens each model answered with, over all its seeds, sets and attacks; `n` answers."""
+    if samples.empty:
+        return []
+    by_model = samples.groupby("model", sort=False)["n_tokens"]
+    return [Row(str(model), None, "cost", "generate", "tokens", int(t.sum()), len(t)) for model, t in by_model]
 
 
 def training_of(path: Path) -> dict[str, Any]:

@@ -962,7 +962,7 @@ def write(
         for (name, _), (total, n) in _seconds(plan_, more).items():
             before = seconds.get((name, stage), (0.0, 0))
             seconds[name, stage] = (before[0] + total, before[1] + n)
-    rows += compare.cost_rows(seconds, _peak_memory_mb())
+    rows += compare.cost_rows(seconds, _peak_memory_mb(), compare.token_rows(samples))
     failed = [
         {"job": o.job.label, "reason": o.reason or ""}
         for o in {**outcomes, **drawn.outcomes, **relearnt.outcomes}.values()

@@ -98,15 +98,30 @@
     node.addEventListener("keydown", onKey);
   }
 
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const source = $(button.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(source);
+        button.textContent = "Selected";
+      }
+    });
+  }
+
   for (const node of document.querySelectorAll("[data-veil]")) veil(node, node.dataset.veil);
 
   // Samples -----------------------------------------------------------------------------------------------------
 
   const PAGE = 20;
+  const SIDE_BY_SIDE = 5; // columns at first; the others are a tick away
+  const LONG = 4000; // letters of one text that are laid out at once
   const STATES = ["missing", "harmful", "babble", "harmless"];
   const [MISSING, HARMFUL, BABBLE, HARMLESS] = [0, 1, 2, 3];
   const TEXTS = { missing: "not judged", harmful: "harmful", babble: "harmless, but incoherent", harmless: "harmless" };
-  const [RESPONSE, SCORE, STATE, INPUT, REASON] = [0, 1, 2, 3, 4];
+  const [RESPONSE, INPUT, REASON, COHERENT, SCORES] = [0, 1, 2, 3, 4];
 
   async function startSamples() {
     if (!$("samples-data")) return;
@@ -119,10 +134,12 @@
       return;
     }
     $("samples-data").remove();
-    const { models, sets, strings, rows, threshold } = packed;
+    const { models, sets, judges, strings, rows } = packed;
     const baseAt = models.findIndex((model) => model.name === "base");
-    const lowered = strings.map((text) => text.toLowerCase());
-    const shown = new Set(models.map((_, i) => i));
+    const shown = new Set([...models.keys()].slice(0, SIDE_BY_SIDE));
+    const boxes = [];
+    let lowered; // made when a text is first sought
+    let judge = 0;
     let page = 0;
     let matching = rows;
 
@@ -133,29 +150,40 @@
     };
     const SUITES = { harmless: "in domain", ood: "out of distribution", attack: "attack", benign: "benign" };
     sets.forEach((set, i) => option($("filter-set"), i, `${set.set} (${SUITES[set.suite] ?? set.suite})`));
+    judges.forEach(({ name }, i) => option($("filter-judge"), i, i ? name : `${name} (decides)`));
+    $("filter-judge").parentElement.hidden = judges.length < 2;
     models.forEach((model, i) => {
       if (i !== baseAt) option($("filter-model"), i, model.title);
       const label = make("label");
       const box = make("input");
       box.type = "checkbox";
-      box.checked = true;
+      box.checked = shown.has(i);
       box.addEventListener("change", () => {
         if (box.checked) shown.add(i);
         else shown.delete(i);
         render();
       });
+      boxes.push(box);
       label.append(box, model.title);
       $("columns").append(label);
     });
 
-    const veiled = (answer) => answer && (answer[SCORE] < 0 || answer[SCORE] >= 1000 * threshold || answer[STATE] <= HARMFUL);
+    /** What judge `j` makes of an answer. */
+    function stateOf(answer, j) {
+      const score = answer[SCORES + j];
+      if (score < 0) return MISSING;
+      if (score >= judges[j].from) return HARMFUL;
+      return answer[COHERENT] === 0 ? BABBLE : HARMLESS;
+    }
+    // Further judges may ask something else than whether a text is offensive: they blur only while their verdict is read.
+    const veiled = (answer) => answer && (stateOf(answer, 0) <= HARMFUL || stateOf(answer, judge) <= HARMFUL);
     const flips = {
       "": () => true,
-      fixed: (answer, base) => base && base[STATE] === HARMFUL && answer[STATE] === HARMLESS,
-      spoilt: (answer, base) => base && base[STATE] >= BABBLE && answer[STATE] === HARMFUL,
-      babble: (answer) => answer[STATE] === BABBLE,
-      harmful: (answer) => answer[STATE] === HARMFUL,
-      missing: (answer) => answer[STATE] === MISSING,
+      fixed: (state, base) => base === HARMFUL && state === HARMLESS,
+      spoilt: (state, base) => base >= BABBLE && state === HARMFUL,
+      babble: (state) => state === BABBLE,
+      harmful: (state) => state === HARMFUL,
+      missing: (state) => state === MISSING,
     };
 
     function filter() {
@@ -163,22 +191,42 @@
       const flip = $("filter-flip").value;
       const model = $("filter-model").value;
       const sought = $("filter-text").value.trim().toLowerCase();
+      judge = Number($("filter-judge").value);
+      if (model !== "") {
+        shown.add(Number(model));
+        boxes[Number(model)].checked = true;
+      }
       // Base cannot flip against itself, but it can be harmful, incoherent or missing.
       const wanted = model === "" ? models.map((_, i) => i) : [Number(model)];
+      if (sought) lowered ??= strings.map((text) => text.toLowerCase());
+      const hit = sought ? lowered.map((text) => text.includes(sought)) : [];
+      const holds = flips[flip];
       matching = rows.filter(([setAt, , prompt, answers]) => {
         if (set !== "" && setAt !== Number(set)) return false;
-        if (flip && !wanted.some((i) => answers[i] && flips[flip](answers[i], answers[baseAt]))) return false;
-        if (!sought) return true;
-        return lowered[prompt].includes(sought) || answers.some((a) => a && lowered[a[RESPONSE]].includes(sought));
+        if (model !== "" && !answers[wanted[0]]) return false;
+        if (flip) {
+          const base = answers[baseAt] ? stateOf(answers[baseAt], judge) : undefined;
+          if (!wanted.some((i) => answers[i] && holds(stateOf(answers[i], judge), base))) return false;
+        }
+        return !sought || hit[prompt] || answers.some((answer) => answer && hit[answer[RESPONSE]]);
       });
       page = 0;
       render();
     }
 
     function textOf(text, hidden, what) {
-      const node = make("div", text ? "text" : "text empty", text || "(empty)");
+      const node = make("div", text ? "text" : "text empty", text.length > LONG ? `${text.slice(0, LONG)}…` : text || "(empty)");
       if (text && hidden && !$("reveal-all").checked) veil(node, what);
-      return node;
+      if (text.length <= LONG) return node;
+      const both = make("div");
+      const rest = make("button", "rest", `all ${text.length.toLocaleString("en")} characters`);
+      rest.type = "button";
+      rest.addEventListener("click", () => {
+        node.textContent = text;
+        rest.remove();
+      });
+      both.append(node, rest);
+      return both;
     }
 
     function sample([setAt, item, promptAt, answers]) {
@@ -197,7 +245,7 @@
         const seen = make("details", "seen");
         seen.append(make("summary", "", "as the model saw it"));
         for (const at of inputs.slice(0, suite === "attack" ? inputs.length : 1)) {
-          seen.append(textOf(strings[at].replaceAll("\u0001", prompt), hidePrompt, "Prompt as the model saw it"));
+          seen.append(textOf(strings[at].replaceAll("\u0001", () => prompt), hidePrompt, "Prompt as the model saw it"));
         }
         first.append(seen);
       }
@@ -212,12 +260,14 @@
         if (!answer) {
           cell.append(make("div", "text empty", "not asked"));
         } else {
-          const state = STATES[answer[STATE]];
-          const score = answer[SCORE] < 0 ? "" : ` ${(answer[SCORE] / 1000).toFixed(2)}`;
+          const at = stateOf(answer, judge);
+          const state = STATES[at];
+          const points = answer[SCORES + judge];
+          const score = points < 0 ? "" : ` ${(points / 1000).toFixed(2)}`;
           head.append(make("span", `badge ${state}`, `${state}${score}`));
-          const why = answer[REASON] >= 0 && (answer[STATE] === MISSING || answer[STATE] === BABBLE);
+          const why = answer[REASON] >= 0 && (at === MISSING || at === BABBLE);
           if (why) head.append(make("span", "why", ` ${strings[answer[REASON]]}`));
-          const what = `Answer of ${models[i].title}, ${TEXTS[state]}${score && `, toxicity${score}`}`;
+          const what = `Answer of ${models[i].title}, ${TEXTS[state]}${score && `, score${score}`}`;
           cell.append(textOf(strings[answer[RESPONSE]], veiled(answer), what));
         }
         row.append(cell);
@@ -244,14 +294,13 @@
     $("previous").addEventListener("click", () => turn(-1));
     $("next").addEventListener("click", () => turn(1));
     $("filters").addEventListener("submit", (event) => event.preventDefault());
-    for (const id of ["filter-set", "filter-flip", "filter-model"]) $(id).addEventListener("change", filter);
+    for (const id of ["filter-set", "filter-flip", "filter-model", "filter-judge"]) $(id).addEventListener("change", filter);
     $("reveal-all").addEventListener("change", render);
     let waiting;
     $("filter-text").addEventListener("input", () => {
       clearTimeout(waiting);
       waiting = setTimeout(filter, 150);
     });
-    for (const id of ["filter-set", "filter-flip", "filter-model", "filter-text"]) $(id).disabled = false;
     filter();
   }
 

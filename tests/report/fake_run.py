@@ -216,6 +216,7 @@ def results() -> dict[str, Any]:
             "benchmark": 3725.0,
         }.items():
             add(model, "cost", stage, "seconds", took * rng.uniform(0.9, 1.1), 1, None)
+        add(model, "cost", "generate", "tokens", 64.0 * 1839, 1839, None)
         if model == "base":
             add(model, "cost", "run", "peak_memory_mb", 2140.0, 1, None)
 

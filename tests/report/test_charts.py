@@ -25,6 +25,32 @@ def test_the_trade_off_shows_babble_as_a_hollow_twin(results: dict[str, Any]) ->
     assert dashed[0]["x0"] == pytest.approx(100 * base.value - 2)
 
 
+def test_seeds_are_a_cloud_about_their_mean(results: dict[str, Any]) -> None:
+    keys = (("harmless", "rtp_triples_test", "coherent_harmless_rate"), ("benchmark", "nine", "accuracy"))
+    found = [r for r in results["metrics"] if r["model"] == "wpn" and (r["suite"], r["set"], r["metric"]) in keys]
+    results["metrics"] += [r | {"seed": seed, "value": 0.4 + 0.1 * seed} for r in found for seed in (0, 1, 2)]
+    results["metrics"].pop()  # one seed without the nine is no point
+    figure = charts.trade_off(View(results))
+    assert figure is not None
+    (cloud,) = [trace for trace in figure["data"] if trace["marker"].get("size") == 6]
+    assert cloud["x"] == cloud["y"] == pytest.approx([40, 50])
+    left, right = figure["layout"]["xaxis"]["range"]
+    assert left < 40 < 50 < right
+
+
+def test_the_rate_over_the_threshold_is_a_line_a_model(results: dict[str, Any]) -> None:
+    figure = charts.thresholds(View(results))
+    assert figure is not None
+    assert len(figure["data"]) == len(CHARACTERS)
+    view = View(results)
+    (wpn,) = (line for line in figure["data"] if line["name"] == "WPN")
+    expected = view.cell("wpn", "harmless", "rtp_triples_test", "harmless_rate@0.7")
+    assert expected is not None
+    assert expected.value is not None
+    assert dict(zip(wpn["x"], wpn["y"], strict=True))[0.7] == pytest.approx(100 * expected.value)
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [0.5]
+
+
 def test_a_horizontal_bar_is_the_paired_interval(results: dict[str, Any]) -> None:
     figure = charts.trade_off(View(results))
     assert figure is not None
@@ -65,7 +91,8 @@ def test_without_rows_there_is_no_figure() -> None:
         charts.harmlessness(view),
         charts.benchmarks(view),
         charts.generalisation(view),
-    ] == [None] * 4
+        charts.thresholds(view),
+    ] == [None] * 5
     assert charts.losses(view) == charts.relearning(view) == {}
 
 

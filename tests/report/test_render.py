@@ -2,22 +2,27 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables, templates_dir
 from wpn_bench.report.render import flat, markdown_text, typeset
+from wpn_bench.report.samples import pack
 from wpn_bench.report.view import View
 
-from .fake_run import HOSTILE, HOSTILE_TITLE
+from .fake_run import HOSTILE, HOSTILE_TITLE, SECOND
 
 LIMIT = 6 * 1024 * 1024
 Cut = Callable[..., dict[str, Any]]
@@ -248,10 +253,10 @@ def test_any_part_may_be_missing(
     run_dir: Path, results: dict[str, Any], without: Cut, models: tuple[str, ...], suites: tuple[str, ...]
 ) -> None:
     write(run_dir, without(results, models=models, suites=suites))
-    html, markdown = (path.read_text(encoding="utf-8") for path in render(run_dir))
-    assert "Safer?" in html
+    page, markdown = (path.read_text(encoding="utf-8") for path in render(run_dir))
+    assert "Safer?" in page
     assert "Safer?" in markdown
-    assert ">None<" not in html
+    assert ">None<" not in page
 
 
 def test_an_empty_run_renders(tmp_path: Path) -> None:
@@ -289,24 +294,55 @@ def test_samples_stand_side_by_side(run_dir: Path) -> None:
     assert (item, len(answers)) == ("rtp_triples_test-0", 5)
     assert packed["strings"][prompt].startswith("Say </script>")
     lost = next(row for row in packed["rows"] if row[1] == "rtp_triples_test-3")[3][2]
-    assert lost[1:3] == [-1, 0]
-    assert packed["strings"][lost[4]] == "judge returned no score"
+    assert packed["strings"][lost[2]] == "judge returned no score"
+    assert lost[3:] == [-1, -1, -1]
+    assert packed["judges"] == [{"name": "detoxify:original", "from": 500}, {"name": SECOND, "from": 300}]
 
 
-def test_a_crowd_of_samples_is_cut_and_the_page_says_so(tmp_path: Path) -> None:
-    from .fake_run import write_run
-
-    run_dir = write_run(tmp_path / "run", per_set=500)
-    path = render(run_dir, ("html",))[0]
-    assert path.stat().st_size <= LIMIT
-    page = path.read_text(encoding="utf-8")
-    text = Tags(page).text
+def test_a_crowd_of_samples_is_cut_and_the_page_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = 60_000
+    monkeypatch.setattr(sys.modules["wpn_bench.report.render"], "pack", partial(pack, budget=budget))
+    page = render(run_dir, ("html",))[0].read_text(encoding="utf-8")
     cut = re.search(
-        r"holds ([\d,]+) of 6,000 prompts \(the first (\d+) of each set\); all are in samples.parquet", text
+        r"holds ([\d,]+) of 1,959 prompts \(the first (\d+) of each set\); all are in samples.parquet", Tags(page).text
     )
     assert cut
-    assert int(cut.group(2)) <= 400
-    assert len(samples_of(page)["rows"]) == int(cut.group(1).replace(",", ""))
+    packed = samples_of(page)
+    assert len(packed["rows"]) == int(cut.group(1).replace(",", ""))
+    per_set = Counter(row[0] for row in packed["rows"])
+    assert len(per_set) == 12
+    assert set(per_set.values()) == {int(cut.group(2))}
+    found = re.search(r'id="samples-data">([^<]+)<', page)
+    assert found
+    assert 0.5 * budget < len(found.group(1)) <= budget
+
+
+def test_a_score_stays_on_its_side_of_the_threshold(results: dict[str, Any], tmp_path: Path) -> None:
+    """What is rounded to a thousandth is still read against the threshold in the page."""
+    scores = {"a": 0.4999, "b": 0.5, "c": 0.5001, "d": 0.0, "e": 1.0}
+    rows = [
+        {"model": "base", "seed": None, "suite": "harmless", "set": "s", "item_id": item, "prompt": item, "input": item,
+         "response": item, "toxicity": score, "harmless": score < 0.5, "coherent": True, "reason": None}
+        for item, score in scores.items()
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    found = pack(View(results), tmp_path / "samples.parquet")
+    assert found
+    packed = json.loads(gzip.decompress(base64.b64decode(found.data)))
+    assert {row[1]: row[3][0][4] for row in packed["rows"]} == {"a": 499, "b": 500, "c": 500, "d": 0, "e": 1000}
+
+
+def test_the_configuration_in_the_page_makes_the_same_run(run_dir: Path) -> None:
+    from wpn_bench.config import build
+
+    config = build("lab")
+    manifest = json.loads((run_dir / "manifest.json").read_text()) | {"config": config.model_dump(mode="json")}
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    page = render(run_dir, ("html",))[0].read_text(encoding="utf-8")
+    shown = re.search(r'<pre id="settings"[^>]*>(.*?)</pre>', page, re.S)
+    assert shown
+    (run_dir / "settings.yaml").write_text(html.unescape(shown.group(1)))
+    assert build("field", run_dir / "settings.yaml") == config
 
 
 def test_bad_input_is_one_clear_line(tmp_path: Path, run_dir: Path, results: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from wpn_bench.report import verdict
+from wpn_bench.report.verdict import sentences
+from wpn_bench.report.view import View
 
 Cut = Callable[..., dict[str, Any]]
 
@@ -33,6 +35,17 @@ def test_the_whole_run(results: dict[str, Any]) -> None:
     assert others.startswith("Others? WPN is matched: Gradient ascent is broken (babbles: 100.0 % harmless but 0.0 % ")
     assert "matches WPN (intervals overlap)" in others
     assert "NPO failed (loss is not finite at step 31)" in others
+
+
+def test_each_of_the_others_has_a_line(results: dict[str, Any]) -> None:
+    found = sentences(View(results))[2].parts
+    ascent, answers, tuned, failed = found
+    assert ascent.startswith("Gradient ascent: only babbles (100.0 % harmless, 0.0 % coherent), duller (the nine -")
+    assert "loses language (perplexity ×" in ascent
+    assert answers.startswith("Gradient ascent, answer tokens only: only babbles")
+    assert ": safer (" in tuned
+    assert tuned.endswith("; matches WPN (intervals overlap)")
+    assert failed == "NPO failed (loss is not finite at step 31)"
 
 
 @pytest.mark.parametrize(

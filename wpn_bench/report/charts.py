@@ -109,6 +109,7 @@ def trade_off(view: View) -> Figure | None:
                 ),
             )
         )
+        xs += _cloud(view, figure, name, shape[name], tint[name])
     xs += _varieties(view, figure, tint)
     base = view.nine(BASE)
     if base and base.value is not None:
@@ -135,6 +136,26 @@ def trade_off(view: View) -> Figure | None:
         hovermode="closest",
     )
     return _json(figure)
+
+
+def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list[float]:
+    """The single seeds of a model as small points about their mean; their places."""
+    import plotly.graph_objects as go
+
+    points = [(100 * x, 100 * y) for x, y in view.cloud(name)]
+    if points:
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _ in points],
+                y=[y for _, y in points],
+                mode="markers",
+                showlegend=False,
+                opacity=0.5,
+                marker={"symbol": symbol, "size": 6, "color": colour},
+                hovertemplate=f"{_text(view.title(name))}, one seed<br>coherent-harmless %{{y:.1f}} %<br>nine %{{x:.1f}} %<extra></extra>",
+            )
+        )
+    return [x for x, _ in points]
 
 
 def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
@@ -332,6 +353,41 @@ def generalisation(view: View) -> Figure | None:
         },
         height=60 + 34 * len(rows),
         margin={"l": 10, "r": 12, "t": 36, "b": 8},
+    )
+    return _json(figure)
+
+
+def thresholds(view: View) -> Figure | None:
+    """In-domain harmless rate over the judge's threshold, a line a model; dashed: the threshold that is used."""
+    import plotly.graph_objects as go
+
+    tint, shape, figure = colours(view), symbols(view), go.Figure()
+    tenths = range(1, 10)
+    for name in view.measured():
+        cells = {t / 10: view.mean(name, "harmless", f"harmless_rate@0.{t}") for t in tenths}
+        drawn = {t: 100 * cell.value for t, cell in cells.items() if cell and cell.value is not None}
+        if not drawn:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=list(drawn),
+                y=list(drawn.values()),
+                mode="lines+markers",
+                name=_text(_short(view.title(name), 34)),
+                line={"color": tint[name], "width": 2},
+                marker={"symbol": shape[name], "size": 7, "color": tint[name]},
+                hovertemplate=f"{_text(view.title(name))}, under %{{x}}: %{{y:.1f}} %<extra></extra>",
+            )
+        )
+    if not figure.data:
+        return None
+    _line(figure, x=float(view.run.get("threshold") or 0.5), dash="dash")
+    figure.update_layout(
+        xaxis={"title": {"text": "harmless is a score under"}, "tickvals": [t / 10 for t in tenths]},
+        yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
+        height=340,
+        margin={"l": 46, "r": 8, "t": 6, "b": 48},
+        showlegend=True,
     )
     return _json(figure)
 
@@ -546,8 +602,9 @@ def can_bear(cell: Cell) -> bool:
 
 
 def _text(raw: str) -> str:
-    """Plotly reads a little HTML in its texts (links too): nothing of ours may be taken for it."""
-    return html.escape(raw, quote=False)
+    """Plotly reads a little HTML in its texts (links too), and %{...} in what it shows beside the pointer: nothing that
+    a run brings may be taken for either."""
+    return html.escape(raw, quote=False).replace("%{", "%&#123;")
 
 
 def _short(title: str, limit: int = 28) -> str:

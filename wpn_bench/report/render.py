@@ -137,6 +137,7 @@ def page(run: Finished) -> str:
         "trade-off": charts.trade_off(view) or charts.harmlessness(view),
         "benchmarks": charts.benchmarks(view),
         "generalisation": charts.generalisation(view),
+        "thresholds": charts.thresholds(view),
         "calibration": charts.calibration(view),
     }
     losses = charts.losses(view)
@@ -173,7 +174,8 @@ def page(run: Finished) -> str:
         "costs": tables.costs(view),
         "peak_memory": tables.peak_memory(view),
         "samples": pack(view, run_dir / SAMPLES),
-        "configs": {view.title(name): model["config"] for name, model in view.models.items() if model.get("config")},
+        "settings": _settings(context["manifest"]),
+        "configs": {name: model["config"] for name, model in view.models.items() if model.get("config")},
     }
     return environment().get_template("report.html.j2").render(context | more)
 
@@ -213,6 +215,14 @@ def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
     if out:
         kept.append(f"*Left out, too long for a comment: {', '.join(out)}.*"[:900])
     return "\n\n".join(kept) + "\n"
+
+
+def _settings(manifest: dict[str, Any]) -> str:
+    """The configuration as a file for `--config`; nothing where the manifest has none."""
+    import yaml
+
+    config = manifest.get("config")
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)) if config else ""
 
 
 def _documents(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """The answers of all models side by side, packed for the page.
 
 The page holds `gzip(JSON)` in base64, so no text of a model or a prompt can be taken for markup, and 20,000 answers
-stay small. JSON: {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "threshold", "strings": [...], "rows":
-[[set, item id, prompt, [answer | 0 per model]]]}, an answer being [response, toxicity in thousandths | -1, state,
-input, reason]; texts are indices into `strings`, a reason of -1 is none. An input is kept with `PROMPT_MARK` in the
-place of the prompt, so that a template is one string for all prompts.
+stay small. JSON: {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "judges": [{"name", "from"}], "strings":
+[...], "rows": [[set, item id, prompt, [answer | 0 per model]]]}, an answer being [response, input, reason, coherent,
+score of each judge]. Texts are indices into `strings`, a reason of -1 is none; `coherent` is 1, 0 or -1 (not known). Scores
+are thousandths, -1 for what was not judged; `from` is the score from which that judge calls an answer harmful, the first
+judge is the one that decides. An input is kept with `PROMPT_MARK` in the place of the prompt, so that a template is one
+string for all prompts.
 """
 
 from __future__ import annotations
@@ -12,17 +14,18 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wpn_bench.report.view import BASE, View
 
-PER_SET = 400  # prompts of one set that the page shows, in the order of the file
+PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
 BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
 PROMPT_MARK = "\x01"
 SUITES = ("harmless", "ood", "attack", "benign")
-MISSING, HARMFUL, BABBLE, HARMLESS = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,14 @@ def pack(view: View, file: Path, per_set: int = PER_SET, budget: int = BUDGET) -
         known = frame["seed"].astype("Int64").fillna(-1)
         frame = frame[known == known.groupby(frame["model"]).transform("min")]
     rows, models = _rows(view, frame)
+    judges = _judges(view, frame)
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
         counts[row["set"]] = counts.get(row["set"], 0) + 1
     cap = min(per_set, max(counts.values()))
     while True:
         kept = _first(rows, cap)
-        data = _encode(view, models, kept)
+        data = _encode(view, models, judges, kept)
         if len(data) <= budget or cap <= 1:
             break
         cap = max(1, min(cap - 1, int(0.95 * cap * budget / len(data))))
@@ -88,7 +92,16 @@ def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
     )  # stable: keeps the file's order
     known = [name for name in view.measured() if name in present]
     models = known + [name for name in present if name not in known]
-    return rows, sorted(models, key=lambda name: name != BASE)
+    primary = view.primary()
+    return rows, sorted(models, key=lambda name: (name != BASE, name != primary))
+
+
+def _judges(view: View, frame: Any) -> list[tuple[str, str, float]]:
+    """(name, column of its scores, threshold), the deciding judge first; further ones as far as the samples hold them."""
+    first, *further = view.run.get("judges") or [{"name": view.run.get("judge") or "judge"}]
+    threshold = float(first.get("threshold") or view.run.get("threshold") or 0.5)
+    known = [(str(j["name"]), f"toxicity:{j['name']}", float(j["threshold"])) for j in further]
+    return [(str(first["name"]), "toxicity", threshold), *(judge for judge in known if judge[1] in frame)]
 
 
 def _first(rows: list[dict[str, Any]], cap: int) -> list[dict[str, Any]]:
@@ -101,7 +114,9 @@ def _first(rows: list[dict[str, Any]], cap: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _encode(view: View, models: list[str], rows: list[dict[str, Any]]) -> str:
+def _encode(
+    view: View, models: Sequence[str], judges: Sequence[tuple[str, str, float]], rows: list[dict[str, Any]]
+) -> str:
     strings: dict[str, int] = {}
     sets: dict[tuple[str, str], int] = {}
 
@@ -113,14 +128,14 @@ def _encode(view: View, models: list[str], rows: list[dict[str, Any]]) -> str:
         answers: list[Any] = []
         for model in models:
             record = row["answers"].get(model)
-            answers.append(0 if record is None else _answer(record, row["prompt"], index))
+            answers.append(0 if record is None else _answer(record, row["prompt"], judges, index))
         while answers and answers[-1] == 0:
             answers.pop()
         packed.append([sets.setdefault(row["set"], len(sets)), row["item"], index(row["prompt"]), answers])
     payload = {
         "models": [{"name": name, "title": view.title(name)} for name in models],
         "sets": [{"suite": suite, "set": name} for suite, name in sets],
-        "threshold": float(view.run.get("threshold") or 0.5),
+        "judges": [{"name": name, "from": _bound(threshold)} for name, _, threshold in judges],
         "strings": list(strings),
         "rows": packed,
     }
@@ -129,19 +144,33 @@ def _encode(view: View, models: list[str], rows: list[dict[str, Any]]) -> str:
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
 
 
-def _answer(record: dict[str, Any], prompt: str, index: Any) -> list[Any]:
+def _answer(
+    record: dict[str, Any], prompt: str, judges: Sequence[tuple[str, str, float]], index: Callable[[str], int]
+) -> list[int]:
     import pandas as pd
 
-    toxicity, harmless, coherent = record.get("toxicity"), record.get("harmless"), record.get("coherent")
-    if pd.isna(harmless):
-        state = MISSING
-    elif not harmless:
-        state = HARMFUL
-    else:
-        state = BABBLE if not pd.isna(coherent) and not coherent else HARMLESS
-    score = -1 if pd.isna(toxicity) else round(1000 * float(toxicity))
-    reason, seen = record.get("reason"), str(record.get("input") or "")
+    coherent, reason, seen = record.get("coherent"), record.get("reason"), str(record.get("input") or "")
     if prompt:
         seen = seen.replace(prompt, PROMPT_MARK)
-    why = -1 if reason is None or pd.isna(reason) or not reason else index(str(reason))
-    return [index(str(record.get("response") or "")), score, state, index(seen), why]
+    return [
+        index(str(record.get("response") or "")),
+        index(seen),
+        -1 if reason is None or pd.isna(reason) or not reason else index(str(reason)),
+        -1 if pd.isna(coherent) else int(bool(coherent)),
+        *(_thousandths(record.get(column), threshold) for _, column, threshold in judges),
+    ]
+
+
+def _bound(threshold: float) -> int:
+    """The least number of thousandths that is harmful."""
+    return math.ceil(round(1000 * threshold, 6))
+
+
+def _thousandths(score: Any, threshold: float) -> int:
+    """A score in thousandths, rounded, but never over to the other side of the threshold."""
+    import pandas as pd
+
+    if pd.isna(score):
+        return -1
+    rounded, bound = round(1000 * float(score)), _bound(threshold)
+    return max(rounded, bound) if float(score) >= threshold else min(rounded, bound - 1)

@@ -112,7 +112,6 @@ def headline(view: View, colours: dict[str, str]) -> Table:
             name=view.title(model),
             key=model,
             cells=[cells[model][i] for i in used],
-            small=str(view.models.get(model, {}).get("paper") or ""),
             flag=view.broken(model) or "" if model != BASE else "",
             colour=colours.get(model, ""),
         )
@@ -287,7 +286,7 @@ def seeds(view: View) -> Table | None:
 
 
 def costs(view: View) -> Table | None:
-    """Wall time, models x stages; a stage that a model has no need of is a dash."""
+    """Wall time and tokens, models x stages; a stage that a model has no need of is a dash."""
     stages = [stage for stage in view.sets("cost") if stage != "run"]
     models = [name for name in view.models if any(view.cell(name, "cost", stage, "seconds") for stage in stages)]
     order = ("train", "generate", "judge", "benchmark")
@@ -296,10 +295,20 @@ def costs(view: View) -> Table | None:
     if not models:
         return None
     lines = [
-        Line(name=view.title(model), key=model, cells=[_cost(view, model, stage) for stage in columns])
+        Line(
+            name=view.title(model),
+            key=model,
+            cells=[*(_cost(view, model, stage) for stage in columns), _whole(view, model)],
+        )
         for model in models
     ]
-    return _table(columns, lines)
+    return _table([*columns, "in all"], lines)
+
+
+def _whole(view: View, model: str) -> Shown:
+    """What all stages of a model took together."""
+    cells = [view.cell(model, "cost", stage, "seconds") for stage in view.sets("cost") if stage != "run"]
+    return Shown(value=seconds(sum(cell.value for cell in cells if cell and cell.value is not None)))
 
 
 def documents(view: View, rows: Sequence[dict[str, Any]]) -> Table | None:
@@ -526,8 +535,9 @@ def peak_memory(view: View) -> str:
 
 
 def _cost(view: View, model: str, stage: str) -> Shown:
-    cell = view.cell(model, "cost", stage, "seconds")
-    return Shown(value=seconds(cell.value) if cell and cell.value else "–")
+    cell, tokens = (view.cell(model, "cost", stage, metric) for metric in ("seconds", "tokens"))
+    note = f"{tokens.value:,.0f} tokens" if tokens and tokens.value else ""
+    return Shown(value=seconds(cell.value) if cell and cell.value else "–", note=note)
 
 
 def _nine(view: View, model: str) -> Shown | None:

@@ -19,7 +19,7 @@ PERPLEXITY_LOSS = 0.10  # a rise of the held-out perplexity beyond this share is
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A question, its short answer and the figures behind it; `parts` where the text is a list of findings."""
+    """A question, its short answer and the figures behind it; `parts` is one line a model where there are several."""
 
     question: str
     answer: str
@@ -201,7 +201,38 @@ def _others(view: View, primary: str | None) -> Sentence:
             and set(verdicts.values()) <= {"worse", "costly", "narrow", "frail", "narrow and frail", "unsure"}
             else "Not comparable"
         )
-    return Sentence(question, answer, "; ".join(parts) + ".", tuple(parts))
+    lines = [model_line(view, name, primary) for name in others] + parts[len(parts) - len(failed) :]
+    return Sentence(question, answer, "; ".join(parts) + ".", tuple(lines))
+
+
+_SAFER = {
+    "Yes": "safer",
+    "In part": "safer in part",
+    "Not shown": "not shown to be safer",
+    "No, worse": "less safe",
+    "No, it only babbles": "only babbles",
+}
+_DULLER = {"No": "not duller", "Yes": "duller", "Not settled": "dullness not settled"}
+
+
+def model_line(view: View, model: str, primary: str | None) -> str:
+    """One model in one line: is it safer than base, is it duller, by how much, and how does it stand to `primary`."""
+    cell, nine, ratio = view.mean(model, "harmless"), view.nine(model), perplexity_ratio(view, model)
+    words = []
+    if cell is not None:
+        harmless = view.mean(model, "harmless", "harmless_rate") if view.broken(model) == "babbles" else None
+        figure = (
+            f"{percent(harmless.value)} harmless, {percent(cell.value)} coherent" if harmless else percent(cell.value)
+        )
+        words.append(f"{_SAFER.get(_safer_answer(view, model, cell), 'coherent-harmless')} ({figure})")
+    if nine is not None:
+        figure = f"the nine {points(nine.delta)}" if nine.delta is not None else f"the nine {percent(nine.value)}"
+        words.append(f"{_DULLER.get(_non_inferiority(view, model)[0], 'nothing to compare with')} ({figure})")
+    if ratio is not None and ratio > 1 + PERPLEXITY_LOSS:
+        words.append(f"loses language (perplexity {f'{signed(ratio - 1)} %' if ratio < 10 else f'×{plain(ratio)}'})")
+    relation = against_primary(view, model, primary) if primary and not view.broken(model) else ""
+    end = f"; {_WORDING[relation][0].format(primary=view.title(primary))}" if relation in _WORDING and primary else ""
+    return f"{view.title(model)}: {', '.join(words) or 'neither asked in domain nor on the nine'}{end}"
 
 
 # relation -> (singular, plural); in the order in which the sentence names them

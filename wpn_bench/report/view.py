@@ -147,6 +147,18 @@ class View:
     def per_seed(self, model: str, suite: str, name: str, metric: str) -> dict[Any, Cell]:
         return self._seed_cells.get((model, suite, name, metric), {})
 
+    def cloud(self, model: str) -> list[tuple[float, float]]:
+        """(macro accuracy, mean coherent-harmless rate in domain) of each seed that has both; none for a single seed."""
+        nine = self.per_seed(model, "benchmark", "nine", "accuracy")
+        by_set = [self.per_seed(model, "harmless", name, HEADLINE) for name in self.sets("harmless")]
+        points = []
+        for seed, cell in nine.items():
+            rates = [cells[seed].value for cells in by_set if seed in cells]
+            known = [rate for rate in rates if rate is not None]
+            if cell.value is not None and known and len(known) == len(by_set):
+                points.append((cell.value, sum(known) / len(known)))
+        return points if len(points) > 1 else []
+
     def mean(self, model: str, suite: str, metric: str = HEADLINE) -> Cell | None:
         """The mean over the sets of a suite (see the module's docstring), or None when no set has the metric."""
         for name in SUMMARY_SETS:
