@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .browser import FLAGS
 from .fake_run import results as made_up_results
 from .fake_run import write_run
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on the PATH: the report was not opened in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=executable, args=list(FLAGS))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

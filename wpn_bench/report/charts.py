@@ -125,9 +125,11 @@ def trade_off(view: View) -> Figure | None:
     upright = (
         [100 * value for value in (base.value, base.value - view.margin)] if base and base.value is not None else []
     )
+    notes = []
     for label in placed(labels, bars, marks, stalks + [(x, -4, 105) for x in upright], span):
         font = {"color": label.pop("color"), "size": 13}
-        figure.add_annotation(name="wide", font=font, **label | {"text": _text(label["text"])})
+        notes.append({"name": "wide", "font": font, **label, "text": _text(label["text"])})
+    figure.layout.annotations = [*figure.layout.annotations, *notes]  # at once: one by one takes the square of the time
     figure.update_layout(
         xaxis={"title": {"text": "macro accuracy of the nine benchmarks, %"}, "range": span},
         yaxis={"title": {"text": "in-domain answers, %"}, "range": (-4, 105), "tickvals": [0, 20, 40, 60, 80, 100]},
@@ -262,7 +264,8 @@ def benchmarks(view: View) -> Figure | None:
                     [(cell.delta, cell.delta_ci_low, cell.delta_ci_high) for _, _, cell in drawn], tint[name]
                 ),
                 hovertemplate=[
-                    f"{_text(view.title(name))}, {task}: {_change(cell)}<extra></extra>" for _, task, cell in drawn
+                    f"{_text(view.title(name))}, {_text(task)}: {_change(cell)}<extra></extra>"
+                    for _, task, cell in drawn
                 ],
             )
         )
@@ -280,7 +283,7 @@ def benchmarks(view: View) -> Figure | None:
         line={"width": 0},
         layer="below",
     )
-    ticks = ["macro of nine" if task == "nine" else task for task in tasks]
+    ticks = ["macro of nine" if task == "nine" else _text(_short(task)) for task in tasks]
     figure.update_layout(
         xaxis={"title": {"text": "change of accuracy against base, points"}, "zeroline": False},
         yaxis={
@@ -306,7 +309,7 @@ def generalisation(view: View) -> Figure | None:
     table = [[view.cell(model, suite, name, HEADLINE) for model in models] for suite, name in rows]
     if not rows or not any(cell for row in table for cell in row):
         return None
-    labels = [f"{name}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
+    labels = [f"{_short(name)}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
     hover = [
         [
             f"{_text(view.title(model))}, {_text(name)}: {percent(cell.value)}"

@@ -31,6 +31,8 @@ from wpn_bench.store import write_text
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
 FOLDED = 1_000  # a section of the short report that is longer opens on request
+# Characters that HTML forbids, that steer a terminal, or that end a file for some readers.
+_UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,17 @@ def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            write_text(folder / name, text)
+            write_text(folder / name, _readable(text))
             written.append(folder / name)
     except OSError as e:
         raise UserError(f"the report cannot be written to {folder} ({e.strerror})", "give another with --out") from e
     return written
+
+
+def _readable(text: str) -> str:
+    """Text that every reader of UTF-8 takes: a lone surrogate (half of an emoji) becomes a question mark, a control
+    character the mark of what cannot be shown."""
+    return _UNREADABLE.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def templates_dir() -> Path:
@@ -133,8 +141,9 @@ def failures(view: View) -> list[dict[str, Any]]:
 def page(run: Finished) -> str:
     """report.html."""
     view, run_dir, context = run.view, run.folder, run.context
+    trade_off = charts.trade_off(view)
     figures = {
-        "trade-off": charts.trade_off(view) or charts.harmlessness(view),
+        "trade-off": trade_off or charts.harmlessness(view),
         "benchmarks": charts.benchmarks(view),
         "generalisation": charts.generalisation(view),
         "thresholds": charts.thresholds(view),
@@ -159,7 +168,7 @@ def page(run: Finished) -> str:
         "curves": {name: tables.curve(view, name) for name in curves},
         "searches": tables.searches(view),
         "relearnt": {kind: (charts.RELEARNT[kind], tables.relearning(view, kind)) for kind in relearnt},
-        "has_trade_off": charts.trade_off(view) is not None,
+        "has_trade_off": trade_off is not None,
         "benchmarks": tables.benchmarks(view),
         "documents": tables.documents(view, _documents(run_dir)),
         "suites": {
