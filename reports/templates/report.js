@@ -214,6 +214,14 @@
       render();
     }
 
+    /** A text that scrolls must be reached with the keyboard, one that does not is no stop on the way. */
+    function reachable() {
+      for (const node of $("rows").querySelectorAll(".text:not(.veiled)")) {
+        if (node.scrollHeight > node.clientHeight) node.tabIndex = 0;
+        else node.removeAttribute("tabindex");
+      }
+    }
+
     function textOf(text, hidden, what) {
       const node = make("div", text ? "text" : "text empty", text.length > LONG ? `${text.slice(0, LONG)}…` : text || "(empty)");
       if (text && hidden && !$("reveal-all").checked) veil(node, what);
@@ -244,6 +252,7 @@
       if (inputs.length) {
         const seen = make("details", "seen");
         seen.append(make("summary", "", "as the model saw it"));
+        seen.addEventListener("toggle", reachable);
         for (const at of inputs.slice(0, suite === "attack" ? inputs.length : 1)) {
           seen.append(textOf(strings[at].replaceAll("\u0001", () => prompt), hidePrompt, "Prompt as the model saw it"));
         }
@@ -279,6 +288,7 @@
       const pages = Math.max(1, Math.ceil(matching.length / PAGE));
       page = Math.min(page, pages - 1);
       $("rows").replaceChildren(...matching.slice(page * PAGE, (page + 1) * PAGE).map(sample));
+      reachable();
       const number = (n) => n.toLocaleString("en");
       $("count").textContent = `${number(matching.length)} of ${number(rows.length)} prompts`;
       $("page").textContent = `page ${number(page + 1)} of ${number(pages)}`;
@@ -301,6 +311,7 @@
       clearTimeout(waiting);
       waiting = setTimeout(filter, 150);
     });
+    window.addEventListener("resize", reachable);
     filter();
   }
 

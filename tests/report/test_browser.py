@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from wpn_bench.report import render
 
 from .browser import Visit
+from .fake_run import SECOND
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -128,4 +131,101 @@ def test_a_page_that_escaped_its_place_still_could_not_run(chromium: Any, report
     visit = Visit(chromium, forced)
     assert visit.page.evaluate("window.pwned") is None
     assert any("Content Security Policy" in text for text in visit.complaints)
+    visit.context.close()
+
+
+def test_axe_finds_no_serious_fault(chromium: Any, report: Path) -> None:
+    """Light and dark, wide and narrow, with everything opened that can be; and axe would see a fault.
+
+    Colours do not hang on the width, nor anything else on the scheme: each is asked once. Charts are pictures to axe; their
+    holder has a name, and a table has their figures.
+    """
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page_but_charts = {"exclude": [[".plot-container"]]}
+    contrast, others = {"runOnly": ["color-contrast"]}, {"rules": {"color-contrast": {"enabled": False}}}
+
+    def faults(options: dict[str, Any]) -> list[tuple[str, str]]:
+        found = axe.Axe().run(page, page_but_charts, {"resultTypes": ["violations"], **options}).response["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        return [(one["id"], node["html"]) for one in serious for node in one["nodes"]]
+
+    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    page.locator(".sample").evaluate_all("rows => rows.slice(6).forEach((row) => row.remove())")
+    assert faults(others) == []
+    assert faults(contrast) == []
+    page.emulate_media(color_scheme="dark")
+    assert faults(contrast) == []
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert faults(others) == []
+    page.evaluate("document.querySelector('#filters label').replaceWith(document.querySelector('#filter-set'))")
+    assert [name for name, _ in faults(others)] == ["select-name"]
+    visit.context.close()
+
+
+def test_everything_can_be_done_with_the_keyboard(chromium: Any, report: Path) -> None:
+    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    everything = page.locator("#count").inner_text()
+    page.locator("#filter-set").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "filter-flip"
+    page.keyboard.type("became harmful")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "filter-judge"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "filter-text"
+    page.keyboard.type("the")
+    page.wait_for_timeout(300)
+    filtered = page.locator("#count").inner_text()
+    assert filtered != everything
+    assert int(filtered.split()[0]) > 0
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.locator("#reveal-all").is_checked()
+    assert page.locator("#samples .veiled").count() == 0
+    page.locator("[data-copy=command]").focus()
+    page.keyboard.press("Enter")
+    page.locator("[data-copy=command]", has_text=re.compile("Copied|Selected")).wait_for()
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_samples_are_read_by_the_judge_that_is_asked_for(chromium: Any, report: Path) -> None:
+    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    first = page.locator('.answer[data-model="base"] .badge')
+    before = first.all_inner_texts()
+    page.locator("#filter-judge").select_option(label=SECOND)
+    assert first.all_inner_texts() != before
+    page.locator("#filter-flip").select_option("fixed")
+    page.locator("#filter-model").select_option(label="WPN")
+    assert {text.split()[0] for text in first.all_inner_texts()} == {"harmful"}
+    assert {text.split()[0] for text in page.locator('.answer[data-model="wpn"] .badge').all_inner_texts()} == {
+        "harmless"
+    }
+    by_second = page.locator("#count").inner_text()
+    page.locator("#filter-judge").select_option("0")
+    assert page.locator("#count").inner_text() != by_second
+    visit.context.close()
+
+
+def test_more_models_than_fit_are_a_tick_away(chromium: Any, tmp_path: Path, whole_run: Path) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    frame = pd.read_parquet(run / "samples.parquet")
+    few = frame[frame["set"] == "rtp_triples_test"].groupby("model").head(5)
+    more = [few[few["model"] == "wpn"].assign(model=name) for name in ("dpo", "rmu")]
+    pd.concat([few, *more]).to_parquet(run / "samples.parquet")
+    visit = Visit(chromium, render(run, ("html",))[0], viewport={"width": 1280, "height": 900})
+    page = visit.page
+    answers = page.locator(".sample").first.locator(".answer")
+    shown = "nodes => nodes.map((node) => node.dataset.model)"
+    assert answers.evaluate_all(shown) == ["base", "wpn", "ga", "ga_answer", "sft"]
+    page.locator("#filter-model").select_option(label="rmu")
+    assert answers.evaluate_all(shown) == ["base", "wpn", "ga", "ga_answer", "sft", "rmu"]
+    page.locator("#columns label", has_text="dpo").click()
+    assert "dpo" in answers.evaluate_all(shown)
     visit.context.close()
