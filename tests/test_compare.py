@@ -351,6 +351,25 @@ def test_documents_are_paired_by_their_id(documents: Callable[..., Measurement])
     assert (got.delta, got.p_value) == (0.0, 1.0)
 
 
+def test_documents_that_turned_are_counted(documents: Callable[..., Measurement]) -> None:
+    found = [
+        documents("base", None, "a", [1, 1, 1, 0], ids=[6, 7, 8, 9]),
+        documents("wpn", 0, "a", [1, 0, 0], ids=[9, 8, 7]),
+        documents("wpn", 1, "a", [1, 1, 1, 1], ids=[6, 7, 8, 9]),
+        documents("wpn", 0, "b", [1, 0]),
+    ]
+    rows = compare.turned_rows(compare.read_documents(found))
+    assert [(r.seed, r.set, r.metric, r.value, r.n) for r in rows] == [
+        (0, "a", "lost", 2, 3),
+        (0, "a", "gained", 1, 3),
+        (1, "a", "lost", 0, 4),
+        (1, "a", "gained", 1, 4),
+    ]
+    (mean,) = (r for r in compare.sum_up(rows) if r.seed is None and r.metric == "lost")
+    assert mean.value == 1.0
+    assert compare.turned_rows(compare.read_documents([])) == []
+
+
 def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[..., Measurement]) -> None:
     found = [
         documents("base", None, "a", [1, 0]),

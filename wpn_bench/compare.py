@@ -347,6 +347,22 @@ def _paired(base: Sequence[pd.Series], model: Sequence[pd.Series]) -> Difference
     return stats.paired_accuracies([b.tolist() for b, _ in pairs], [m.loc[b.index].tolist() for b, m in pairs])
 
 
+def turned_rows(documents: pd.DataFrame) -> list[Row]:
+    """How many documents of each task only the base gets right (`lost`), and only the model (`gained`), of `n` that both
+    answered."""
+    rows: list[Row] = []
+    if documents.empty:
+        return rows
+    base = documents[documents["model"] == BASE][["task", "doc_id", "correct"]]
+    others = documents[documents["model"] != BASE].merge(base, on=["task", "doc_id"], suffixes=("", "_base"))
+    for (model, seed, task), both in others.groupby(["model", "seed", "task"], sort=False):
+        right, before = both["correct"].astype(bool), both["correct_base"].astype(bool)
+        counts = {"lost": int((before & ~right).sum()), "gained": int((right & ~before).sum())}
+        key = (str(model), int(str(seed)), "benchmark", str(task))
+        rows += [Row(*key, metric, count, len(both)) for metric, count in counts.items()]
+    return rows
+
+
 def text_rows(found: Sequence[Measurement]) -> list[Row]:
     """Mean token loss (nats) and perplexity of held-out text, against the base on the same windows."""
     import numpy as np
@@ -433,7 +449,7 @@ def _point(row: Row, seed: int | None, step: int) -> dict[str, Any]:
 
 # --- all seeds -------------------------------------------------------------------------------------------------------
 
-_UNBOUNDED = {"token_loss", "perplexity", "missing", "seconds"}
+_UNBOUNDED = {"token_loss", "perplexity", "missing", "seconds", "lost", "gained"}
 
 
 def sum_up(rows: Sequence[Row]) -> list[Row]:

@@ -944,6 +944,7 @@ def write(
     rows = compare.prompt_rows(samples, threshold)
     rows += compare.worst_case_rows(samples, threshold)
     rows += compare.benchmark_rows(documents)
+    rows += compare.turned_rows(documents)
     rows += compare.text_rows(_found(made.read, outcomes))
     rows = compare.adjust_for_attacks(compare.sum_up(rows))
     notes = list(inputs.notes)

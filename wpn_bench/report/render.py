@@ -26,7 +26,7 @@ from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.view import View
-from wpn_bench.results import DOCUMENTS, MANIFEST, SAMPLES, read_results
+from wpn_bench.results import MANIFEST, SAMPLES, read_results
 from wpn_bench.store import write_text
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
@@ -55,7 +55,7 @@ class Finished:
 def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None) -> list[Path]:
     """Write the reports of a run into its folder (or into `out`) and return their paths, in the order of `names`.
 
-    Needs `results.json`; `manifest.json`, `samples.parquet` and `documents.parquet` are used where they are there.
+    Needs `results.json`; `manifest.json` and `samples.parquet` are used where they are there.
     Raises UserError for a folder without results, results of another schema, an unknown format, and a folder that cannot be
     written.
     """
@@ -170,7 +170,7 @@ def page(run: Finished) -> str:
         "relearnt": {kind: (charts.RELEARNT[kind], tables.relearning(view, kind)) for kind in relearnt},
         "has_trade_off": trade_off is not None,
         "benchmarks": tables.benchmarks(view),
-        "documents": tables.documents(view, _documents(run_dir)),
+        "documents": tables.documents(view),
         "suites": {
             suite: tables.rates(view, suite) for suite in ("harmless", "ood", "attack", "benign") if view.sets(suite)
         },
@@ -234,14 +234,6 @@ def _settings(manifest: dict[str, Any]) -> str:
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)) if config else ""
 
 
-def _documents(run_dir: Path) -> list[dict[str, Any]]:
-    file = run_dir / DOCUMENTS
-    if not file.is_file():
-        return []
-    import pandas as pd
-
-    rows: list[Any] = pd.read_parquet(file, columns=["model", "task", "doc_id", "correct"]).to_dict("records")
-    return rows
 
 
 @cache

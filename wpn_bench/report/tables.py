@@ -311,28 +311,25 @@ def _whole(view: View, model: str) -> Shown:
     return Shown(value=seconds(sum(cell.value for cell in cells if cell and cell.value is not None)))
 
 
-def documents(view: View, rows: Sequence[dict[str, Any]]) -> Table | None:
-    """Tasks x methods: how many documents were lost (right for base alone) and gained. `rows` as documents.parquet."""
-    right: dict[tuple[str, str], dict[Any, bool]] = {}
-    for row in rows:
-        by_document = right.setdefault((str(row["model"]), str(row["task"])), {})
-        by_document.setdefault(row["doc_id"], bool(row["correct"]))  # the first seed where there are several
-    methods = view.methods()
-    known = {task for _, task in right}
-    tasks = [task for task in NINE if task in known] + sorted(known - set(NINE))
+def documents(view: View) -> Table | None:
+    """Tasks x methods: how many documents were lost (right for base alone) and gained; means over seeds."""
+    methods, known = view.methods(), view.sets("benchmark")
     lines = []
-    for task in tasks:
-        base = right.get((BASE, task), {})
-        cells: list[Shown | None] = []
-        for model in methods:
-            after = right.get((model, task), {})
-            both = base.keys() & after.keys()
-            lost = sum(base[doc] and not after[doc] for doc in both)
-            gained = sum(after[doc] and not base[doc] for doc in both)
-            cells.append(Shown(value=f"-{lost} / +{gained}", ci=f"of {len(both):,}") if both else None)
+    for task in [*(t for t in NINE if t in known), *(t for t in known if t not in NINE)]:
+        cells = [_turned(view, model, task) for model in methods]
         if any(cells):
             lines.append(Line(name=task, cells=cells))
     return _table([view.title(model) for model in methods], lines) if lines else None
+
+
+def _turned(view: View, model: str, task: str) -> Shown | None:
+    lost, gained = (view.cell(model, "benchmark", task, metric) for metric in ("lost", "gained"))
+    if lost is None or gained is None:
+        return None
+    # Of several seeds n counts every document once a seed.
+    n = (lost.n or 0) // max(1, len(view.per_seed(model, "benchmark", task, "lost")))
+    fewer, more = (f"{cell.value:.1f}".removesuffix(".0") for cell in (lost, gained))
+    return Shown(value=f"-{fewer} / +{more}", ci=f"of {n:,}")
 
 
 @dataclass(frozen=True, slots=True)
