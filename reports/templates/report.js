@@ -48,14 +48,16 @@
     return { data, layout };
   }
 
-  const drawAll = () => {
+  /** Draws one figure after the other, and lets the page breathe between them. */
+  async function drawAll() {
     for (const holder of document.querySelectorAll("[data-figure]")) {
       const figure = figures[holder.dataset.figure];
       if (!figure) continue;
       const { data, layout } = drawn(figure, NARROW.matches);
       window.Plotly.react(holder, data, layout, { responsive: true, displayModeBar: false });
+      await new Promise((resolve) => setTimeout(resolve));
     }
-  };
+  }
 
   async function startFigures() {
     if (!$("plotly-data")) return;
@@ -64,7 +66,7 @@
       script.textContent = await unpack("plotly-data");
       document.head.append(script);
       $("plotly-data").remove();
-      drawAll();
+      await drawAll();
       NARROW.addEventListener("change", drawAll);
       DARK.addEventListener("change", drawAll);
     } catch (error) {
@@ -315,5 +317,7 @@
     filter();
   }
 
-  startFigures().then(startSamples);
+  Promise.all([startSamples(), startFigures()]).then(() => {
+    document.documentElement.dataset.ready = "yes";
+  });
 })();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
 from wpn_bench.pipeline import read_manifest
 from wpn_bench.results import schema, validate
+
+from .figures import check_report, recompute
 
 pytestmark = pytest.mark.slow
 Cli = Callable[..., Any]
@@ -258,6 +261,27 @@ def _described(file: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def test_every_row_follows_from_the_stored_items(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
+    rows = load_run(place.folder / "run").metrics
+    assert recompute(place.folder / "run", place.folder / "store") == (rows["suite"] != "cost").sum() > 1000
+
+
+def test_every_figure_of_the_reports_is_in_the_results(
+    place: Lab, first: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    run = place.folder / "run"
+    assert check_report(run) > 500
+    assert (run / "report.html").stat().st_size <= 6 * 1024 * 1024
+    results = place.results()
+    for row in results["metrics"]:
+        if (row["model"], row["set"], row["metric"]) == ("wpn", "nine", "accuracy"):
+            row["value"] += 0.05
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("models"))
+    (tmp_path / "other" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(AssertionError, match="Models and headline metrics"):
+        check_report(tmp_path / "other")
+
+
 def test_the_base_is_measured_once_for_both_methods(place: Lab, first: subprocess.CompletedProcess[str]) -> None:
     stages = Counter(s["stage"] for s in read_manifest(place.folder / "run")["stages"])
     assert stages == {
@@ -309,13 +333,13 @@ def test_a_second_judge_beside_the_first(place: Lab, first: subprocess.Completed
         text = (place.folder / "judges" / file).read_text()
         assert str(place.folder) not in text
         assert name in text
+    recompute(place.folder / "judges", place.folder / "store")
+    check_report(place.folder / "judges")
     assert '<section id="judges">' in (place.folder / "judges" / "report.html").read_text()
 
 
 def _as_classifier(checkpoint: Path, folder: Path) -> Path:
     """A Detoxify checkpoint as a classifier of transformers'."""
-    import shutil
-
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 

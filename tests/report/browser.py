@@ -24,4 +24,4 @@ class Visit:
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("dialog", lambda d: (self.complaints.append(f"dialog {d.message}"), d.dismiss()))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector(".sample", timeout=30_000)
+        self.page.wait_for_selector("html[data-ready] .sample", timeout=30_000)

@@ -234,8 +234,6 @@ def _settings(manifest: dict[str, Any]) -> str:
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)) if config else ""
 
 
-
-
 @cache
 def _plotly() -> tuple[str, str]:
     """Plotly's script as base64 of gzip (2 MB instead of 5), and the digest that lets the page run it."""
