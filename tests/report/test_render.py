@@ -485,8 +485,8 @@ def test_24_varieties_are_one_table_and_stay_out_of_the_others(tmp_path: Path) -
     assert "| hidden | last | off | off |" in markdown
     assert [m["name"] for m in samples_of(render(run_dir, ("html",))[0].read_text("utf-8"))["models"]][:3] == [
         "base",
-        "sft",
         "wpn",
+        "sft",
     ]
 
 
