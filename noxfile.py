@@ -84,6 +84,15 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """The pictures of the documents, from a new run on the lab. Needs Chromium on the PATH."""
+    install(session, "-e", ".[test]")
+    run = session.create_tmp() + "/run"
+    session.run("wpn-bench", "full", "--out", run)
+    session.run("python", "docs/pictures.py", run)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
 

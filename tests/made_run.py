@@ -66,7 +66,7 @@ def write_run(
             for task in tasks:
                 for k in range(n):
                     row = {"model": model, "seed": seed, "task": task, "doc_id": k, "doc_hash": f"{task}{k}"}
-                    documents.append(row | {"correct": k < right * n})
+                    documents.append(row | {"target": "a", "prediction": "a", "correct": k < right * n})
     asked = _frame(samples)
     if len(asked):
         asked["toxicity"] = asked["toxicity"].astype(float)
