@@ -274,8 +274,11 @@ def test_every_figure_of_the_reports_is_in_the_results(
     assert (run / "report.html").stat().st_size <= 6 * 1024 * 1024
     results = place.results()
     for row in results["metrics"]:
-        if (row["model"], row["set"], row["metric"]) == ("wpn", "nine", "accuracy"):
-            row["value"] += 0.05
+        if (row["set"], row["metric"]) == (
+            "nine",
+            "accuracy",
+        ):  # of all models: after three steps WPN may be as base is
+            row["value"] += 0.0137
     shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("models"))
     (tmp_path / "other" / "results.json").write_text(json.dumps(results))
     with pytest.raises(AssertionError, match="Models and headline metrics"):

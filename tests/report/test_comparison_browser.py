@@ -10,7 +10,6 @@ import pytest
 from wpn_bench.report import compare_runs
 
 from .made_runs import made
-from .test_browser import chromium as chromium
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

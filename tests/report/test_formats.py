@@ -19,7 +19,7 @@ from wpn_bench.report.headline import HEADLINES
 from wpn_bench.report.numbers import percent
 from wpn_bench.report.render import MARKDOWN_LIMIT, fitted
 from wpn_bench.report.view import View
-from wpn_bench.results import load_run
+from wpn_bench.run import load_run
 
 from .fake_run import HOSTILE, results
 from .test_render import Tags, write

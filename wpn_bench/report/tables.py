@@ -132,13 +132,17 @@ def _headline(view: View, one: Headline, model: str) -> Shown | None:
 
 def items(found: Table) -> str:
     """How many answers or documents the figures of each column rest on: 'Worst attack 240 to 720; Perplexity 9,932'."""
-    counted = []
+    counted: dict[str, list[str]] = {}  # columns by their numbers: two of them rest on the same answers
     for i, column in enumerate(found.columns):
         counts = {found.shared_n[i]} | {cell.n for line in found.lines if (cell := line.cells[i])}
         numbers = sorted({n for n in counts if n is not None})
         if numbers:
-            counted.append(f"{column} {' to '.join(f'{n:,}' for n in dict.fromkeys((numbers[0], numbers[-1])))}")
-    return "; ".join(counted)
+            span = " to ".join(f"{n:,}" for n in dict.fromkeys((numbers[0], numbers[-1])))
+            counted.setdefault(span, []).append(column)
+    named = {
+        span: columns[0] if len(columns) == 1 else columns[0].rpartition(", ")[2] for span, columns in counted.items()
+    }
+    return "; ".join(f"{name} {span}" for span, name in named.items())
 
 
 def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:
