@@ -23,6 +23,8 @@ PICTURES = {
     "phone": ("", 400),
 }
 HEIGHT = 1500  # of what is not one part
+PART = 1200  # of what is
+EDGE = 24
 
 
 def digest() -> str:
@@ -52,7 +54,12 @@ def main() -> None:
             if part:
                 box = page.locator(part).bounding_box()
                 assert box is not None
-                clip = {**box, "height": min(box["height"], HEIGHT)}
+                clip = {
+                    "x": box["x"] - EDGE,
+                    "y": box["y"] - EDGE,
+                    "width": box["width"] + 2 * EDGE,
+                    "height": min(box["height"], PART) + EDGE,
+                }
                 page.screenshot(path=target, full_page=True, clip=clip)
             else:
                 page.screenshot(path=target)
