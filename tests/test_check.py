@@ -152,6 +152,33 @@ def test_answers_that_nobody_could_judge_do_not_pass(tmp_path: Path, baseline: P
     assert of(check(broken, low), "coherent_harmless_rate", "min").outcome == "inconclusive"
 
 
+def test_a_task_that_failed_does_not_pass(tmp_path: Path) -> None:
+    """A mean over the tasks that are left would be another mean; so would one over fewer trainings."""
+    import pandas as pd
+
+    for name, seeds, lost in (("task", (0,), "task == 'piqa'"), ("seed", (0, 1), "task == 'piqa' and seed == 1")):
+        run = write_run(tmp_path / name, n=400, seeds=seeds)
+        documents = pd.read_parquet(run / "documents.parquet")
+        gone = documents.query(f"model == 'wpn' and {lost}").index
+        documents.drop(gone).to_parquet(run / "documents.parquet", index=False)
+        checked = check(run)
+        assert checked.exit_code == 4
+        assert of(checked, "nine").outcome == of(checked, "piqa").outcome == "inconclusive"
+        assert "not measured" in of(checked, "nine").reason
+        assert of(checked, "copa").outcome == "pass"
+
+
+def test_a_mean_of_fewer_sets_than_were_asked_does_not_reach_a_bound(run: Path, tmp_path: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["metrics"] = [r for r in results["metrics"] if (r["model"], r["set"]) != ("wpn", "games")]
+    for file in ("samples.parquet", "documents.parquet", "manifest.json"):
+        (tmp_path / file).write_bytes((run / file).read_bytes())
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    finding = of(check(tmp_path, Gates(min={"coherent_harmless_rate@ood": 0.9})), "coherent_harmless_rate@ood", "min")
+    assert finding.outcome == "inconclusive"
+    assert "measured on 1 of 2 sets only" in finding.reason
+
+
 def test_several_seeds_must_agree(tmp_path: Path) -> None:
     """A drop in one of three trainings widens the interval: the nine are no longer shown to hold."""
     old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=2000, seeds=(0, 1, 2), suites={})
@@ -300,6 +327,7 @@ def test_the_command_and_all_that_it_writes(run: Path, baseline: Path, tmp_path:
         "new": pytest.approx(0.3),
         "p_value": pytest.approx(0, abs=1e-9),
         "unjudged": 0,
+        "complete": True,
         "reason": "",
     }
     suite = ElementTree.parse(files["v.xml"]).getroot().find("testsuite")

@@ -163,7 +163,7 @@ class Finding:
     """One question and its answer. `value`, `low`, `high`: the change (a fraction, new minus old) or, for an absolute bound,
     the metric; `bound` in the same unit; `old` and `new` the two sides' values. `p_value`: one-sided and adjusted, of "it
     changed by no more than the bound". `required`: it must be shown, not only watched. `unjudged`: answers without a
-    judgement on which the verdict hangs."""
+    judgement on which the verdict hangs. `complete`: both sides were measured on all of it."""
 
     target: Target
     kind: Literal["change", "min", "max"]
@@ -179,6 +179,7 @@ class Finding:
     new: float | None = None
     p_value: float | None = None
     unjudged: int = 0
+    complete: bool = True
 
     @property
     def figure(self) -> str:
@@ -301,8 +302,8 @@ def _changes(
         )
     ours = reference.of_run(run, [model])
     notes = _spread(ours, model)
-    if ours.about["model"] != theirs.about["model"] or ours.about["revision"] != theirs.about["revision"]:
-        notes.append(f"the baseline is of {theirs.about['model']}, the run of {ours.about['model']}")
+    if any(ours.about.get(k) != theirs.about.get(k) for k in ("model", "revision")):
+        notes.append(f"the baseline is of {theirs.about.get('model')}, the run of {ours.about.get('model')}")
     suites = list(dict.fromkeys(one.suite for one in theirs.asked + ours.asked))
     if apart := reference.differences(ours, theirs, suites):
         more = f" (and {len(apart) - 3} more)" if len(apart) > 3 else ""
@@ -310,7 +311,7 @@ def _changes(
             f"run and baseline were not asked the same: {'; '.join(apart[:3])}{more}",
             "run it with the baseline's settings, or save a new baseline: wpn-bench check RUN --save-baseline FILE",
         )
-    name = f"{against} of {theirs.about['run']} ({str(theirs.about['created'])[:10]})"
+    name = f"{against} of {theirs.about.get('run')} ({str(theirs.about.get('created'))[:10]})"
     return compared(ours, theirs, model, against, margin, gates), name, notes
 
 
@@ -332,8 +333,9 @@ class _Pair:
     model: str
     against: str
 
-    def groups(self, target: Target) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """(old, new) for each set of the target, each (seeds, items) with NaN for what has no answer."""
+    def groups(self, target: Target) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]] | None:
+        """(old, new) for each set of the target, each (seeds, items) with NaN for what has no answer; None where a side was
+        not measured on one of the sets with each of its seeds, for a mean over fewer sets is another mean."""
         import numpy as np
 
         suite, names = _sets_of(self.ours, target)
@@ -341,10 +343,11 @@ class _Pair:
         for name in names:
             old = self.theirs.values(self.against, suite, name, target.metric)
             new = self.ours.values(self.model, suite, name, target.metric)
-            if old and new:
-                # In the order of the seeds, so that the same ones meet.
-                sides = [np.stack([side[s] for s in sorted(side, key=lambda s: s or 0)]) for side in (old, new)]
-                found.append((sides[0], sides[1]))
+            if len(old) < len(self.theirs.seeds(self.against)) or len(new) < len(self.ours.seeds(self.model)):
+                return None
+            # In the order of the seeds, so that the same ones meet.
+            sides = [np.stack([side[s] for s in sorted(side, key=lambda s: s or 0)]) for side in (old, new)]
+            found.append((sides[0], sides[1]))
         return found
 
 
@@ -382,7 +385,7 @@ def compared(
                     f"{text} is better when it {'falls' if better > 0 else 'rises'}", f"use {option} {text}=..."
                 )
             bounds[target] = (limit / 100, True)
-    findings = [f for t, (limit, required) in bounds.items() if (f := _change(pair, t, limit, required)) is not None]
+    findings = [_change(pair, target, limit, required) for target, (limit, required) in bounds.items()]
     nine = [f for f in findings if f.target == Target(ACCURACY, NINE)]
     tasks_ = [f for f in findings if f.target.metric == ACCURACY and f not in nine]
     answers = [f for f in findings if f.target.metric != ACCURACY]
@@ -397,11 +400,12 @@ def _known(target: Target, ours: Reference) -> None:
         raise unknown("task or prompt set", target.where, (NINE, *SUITES, *sets))
 
 
-def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Finding | None:
-    """The finding before Holm's adjustment; None where a side has no answers."""
+def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Finding:
+    """The finding before Holm's adjustment."""
     groups = pair.groups(target)
-    if not groups:
-        return None
+    if groups is None:
+        said = "a part of it was not measured: see what failed in the run"
+        return Finding(target, "change", required, "inconclusive", bound, None, None, None, None, said, complete=False)
     sign = target.better
     n = sum(old.shape[1] for old, _ in groups)
     found = _paired(groups, None)
@@ -469,7 +473,7 @@ def _adjusted(findings: Sequence[Finding]) -> list[Finding]:
         one = replace(finding, p_value=p)
         if one.outcome == "regression" and p is not None and p > ALPHA:
             one = replace(one, outcome="inconclusive", reason=_reason(one, "inconclusive"))
-        if one.outcome == "inconclusive" and not one.required and not one.unjudged:
+        if one.outcome == "inconclusive" and one.complete and not one.required and not one.unjudged:
             one = replace(one, outcome="pass", reason=f"{_figures(one)}: no {_worse(one)} beyond the margin is shown")
         adjusted.append(one)
     return adjusted
@@ -545,6 +549,8 @@ def _bounded(view: View, model: str, target: Target, cell: Cell, kind: Literal["
     if outcome == "inconclusive":
         said += ": the interval holds the bound"
     finding = replace(finding, reason=said)
+    if outcome == "pass" and cell.note:  # "2 of 4 sets"
+        return replace(finding, outcome="inconclusive", reason=f"{said}; measured on {cell.note} only", complete=False)
     if outcome == "pass" and (missing := _missing(view, model, target)):
         n = cell.n or 0
         worst = (value * n + (missing if target.better < 0 else 0)) / (n + missing)
