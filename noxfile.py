@@ -53,6 +53,15 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def check(session: nox.Session) -> None:
+    """The lab, held against reports/baselines/lab.json: did a change of the code make WPN worse?"""
+    install(session, ".[tune]")
+    run = session.create_tmp() + "/run"
+    session.run("wpn-bench", "full", "--out", run)
+    session.run("wpn-bench", "check", run, "--baseline", "reports/baselines/lab.json", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite. Arguments go to pytest."""
     install(session, "-e", ".[test]")

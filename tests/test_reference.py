@@ -12,6 +12,7 @@ from made_run import write_run
 
 from wpn_bench import reference
 from wpn_bench.errors import UserError
+from wpn_bench.paths import reports_dir
 from wpn_bench.reference import ACCURACY, BENCHMARK, Bits
 
 
@@ -102,6 +103,22 @@ def test_another_revision_of_the_data_is_named(tmp_path: Path) -> None:
     assert reference.differences(sides[0], sides[1], [BENCHMARK]) == [
         "task copa is another one: revision 'v1'; baseline: 'v2'"
     ]
+
+
+def test_the_shipped_baseline_is_of_the_lab_as_it_is() -> None:
+    """The prompt sets and tasks are those of the preset; `nox -s check` holds a whole run against it."""
+    from wpn_bench.benchmarks.definitions import read_folders, task_folders
+    from wpn_bench.config import build
+
+    shipped = reference.read(reports_dir() / "baselines" / "lab.json")
+    lab = build("lab", None)
+    assert set(lab.methods) | {"base"} == set(shipped.models)
+    assert shipped.sets(BENCHMARK) == [name.removeprefix("lab_") for name in lab.benchmarks]
+    assert shipped.sets("attack") == list(lab.attacks)
+    assert shipped.ground["template"] == lab.template
+    tasks = read_folders(task_folders(("lab",)))
+    for one in (a for a in shipped.asked if a.suite == BENCHMARK):
+        assert one.source == tasks[f"lab_{one.name}"].digest, one.name
 
 
 def _break(found: dict[str, Any], how: str) -> str:
