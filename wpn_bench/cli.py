@@ -588,7 +588,6 @@ def check(
     options = {"model": model, "against": against, "margin": margin, "inconclusive": inconclusive}
     given |= {name: value for name, value in options.items() if value is not None}
     checked = gate.check(run, gate.gates_of(given), baseline)
-    said.show(checked)
     try:
         if json_:
             write_json(json_, checked.json())
@@ -599,6 +598,7 @@ def check(
                 file.write(said.markdown(checked))
     except OSError as e:
         raise UserError(f"{e.filename} cannot be written ({e.strerror})", "give another file") from e
+    said.show(checked)
     if annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
         print("\n".join(said.workflow_commands(checked)))
     if checked.exit_code:
