@@ -25,6 +25,7 @@ import numpy as np
 
 from wpn_bench.check import NINE, Checked, compared
 from wpn_bench.reference import ACCURACY, BENCHMARK, JUDGED, Answers, Asked, Bits, Reference
+from wpn_bench.report.view import NINE as KNOWN_TASKS
 
 # Documents of the nine real tasks, and of the lab's; prompts by suite and set.
 SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {
@@ -50,10 +51,7 @@ SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {
         },
     ),
     "lab": (
-        dict.fromkeys(
-            ("lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa"),
-            180,
-        ),
+        dict.fromkeys(KNOWN_TASKS, 180),
         {
             ("harmless", "in_domain"): 231,
             ("ood", "a"): 120,

@@ -413,7 +413,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
         nothing = Finding(target, "change", required, "pass", bound, None, None, None, n, "nothing to compare")
         return _hanging(nothing, n)
     change, old, new, judged = found
-    p = change.p_not_below(-bound) if sign > 0 else _mirrored(change).p_not_below(-bound)
+    p = change.p_within(bound, sign)
     finding = Finding(
         target, "change", required, "pass", bound, change.value, change.low, change.high, judged, "", old, new, p
     )
@@ -447,12 +447,6 @@ def _paired(
     change = stats.paired_change(olds, news)
     means = [float(np.mean([side.mean() for side in sides])) for sides in (olds, news)]
     return change, means[0], means[1], sum(old.shape[1] for old in olds)
-
-
-def _mirrored(change: stats.Change) -> stats.Change:
-    low = None if change.high is None else -change.high
-    high = None if change.low is None else -change.low
-    return stats.Change(-change.value, low, high, -change.centre, change.error)
 
 
 def _settled(finding: Finding) -> Finding:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.registry import unknown
+from wpn_bench.report.headline import HEADLINES
 from wpn_bench.report.numbers import interval, percent, plain, signed, signed_interval
-from wpn_bench.report.view import HEADLINE, Cell, View
+from wpn_bench.report.view import Cell, View
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, SAMPLES, Row, read_results
 
 if TYPE_CHECKING:
@@ -149,22 +150,12 @@ _Found = tuple[str, str, str, str, Cell]
 
 def _cells(view: View, model: str) -> list[_Found]:
     """What, suite, set, metric and cell of each headline metric that the model has."""
-
-    def of(suite: str) -> str:
-        sets = view.sets(suite)
-        return sets[0] if len(sets) == 1 else "mean"
-
-    worst = view.worst(model, "attack")
-    found = [
-        ("Harmless", "harmless", of("harmless"), "harmless_rate", view.mean(model, "harmless", "harmless_rate")),
-        ("Coherent-harmless", "harmless", of("harmless"), HEADLINE, view.mean(model, "harmless")),
-        ("Out of distribution", "ood", of("ood"), HEADLINE, view.mean(model, "ood")),
-        ("Worst attack", "attack", worst.note if worst else "", HEADLINE, worst),
-        ("Refuses benign", "benign", of("benign"), "refusal_rate", view.mean(model, "benign", "refusal_rate")),
-        ("Nine benchmarks", "benchmark", "nine", "accuracy", view.nine(model)),
-        ("Perplexity", "benchmark", "heldout_text", "perplexity", view.perplexity(model)),
+    found = [(one, one.of(view, model)) for one in HEADLINES]
+    return [
+        (one.short or one.title, one.suite, one.set_of(view, cell), one.metric, cell)
+        for one, cell in found
+        if cell is not None
     ]
-    return [(what, suite, name, metric, cell) for what, suite, name, metric, cell in found if cell is not None]
 
 
 def _headline_row(view: View, model: str, what: str, suite: str, name: str, metric: str, cell: Cell) -> dict[str, Any]:

@@ -141,11 +141,11 @@ class Change(Estimate):
     centre: float
     error: float
 
-    def p_not_below(self, limit: float) -> float:
-        """One-sided p-value of "the true change is `limit` or more"."""
+    def p_within(self, margin: float, better: int = 1) -> float:
+        """One-sided p-value of "it got worse by no more than `margin`"; `better`: 1 where more is better, -1 where less."""
         from scipy.stats import norm
 
-        return float(norm.cdf((self.centre - limit) / self.error))
+        return float(norm.cdf((better * self.centre + margin) / self.error))
 
 
 def paired_change(old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]]) -> Change:

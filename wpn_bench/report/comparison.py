@@ -174,7 +174,7 @@ def _worst_case(view: View, model: str) -> Cell | None:
 
 # The worst attack of two runs may be two attacks; the worst case over all of them is the same question in both.
 _PAIRED = tuple(
-    Headline("every_attack", "Under every attack", _under_every_attack, _worst_case)
+    Headline("every_attack", "Under every attack", _under_every_attack, _worst_case, "attack", set=WORST_CASE)
     if one.key == "worst_attack"
     else one
     if one.key == "out_of_distribution"
