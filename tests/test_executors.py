@@ -9,7 +9,7 @@ import pytest
 
 from wpn_bench import executors
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import STAGES, External, Job, LocalExecutor, StageContext
+from wpn_bench.executors import STAGES, External, Fleet, Job, LocalExecutor, Stage, StageContext
 from wpn_bench.progress import Reporter
 from wpn_bench.store import Store
 
@@ -36,8 +36,8 @@ def _stages(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("stages_for_tests")
     module.__dict__.update(write=write_stage, fail=failing_stage)
     monkeypatch.setitem(sys.modules, "stages_for_tests", module)
-    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 1, ("numpy",)))
-    monkeypatch.setitem(STAGES, "fail", ("stages_for_tests:fail", 1, ()))
+    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 1, ("numpy",)))
+    monkeypatch.setitem(STAGES, "fail", Stage("stages_for_tests:fail", 1))
     LOG.clear()
 
 
@@ -99,9 +99,9 @@ def test_a_digest_ignores_where_and_how_it_is_called() -> None:
 
 def test_a_digest_covers_the_versions_of_stage_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     before = write("a").digest
-    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 2, ("numpy",)))
+    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 2, ("numpy",)))
     newer_stage = write("a").digest
-    monkeypatch.setitem(STAGES, "write", ("stages_for_tests:write", 1, ("numpy",)))
+    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 1, ("numpy",)))
     monkeypatch.setattr(executors, "version", lambda name: "0.0.1")
     older_library = write("a").digest
     assert len({before, newer_stage, older_library}) == 3
@@ -112,11 +112,11 @@ def test_every_stage_can_be_found_and_its_libraries_are_installed(stage: str) ->
     from importlib import import_module
     from importlib.metadata import version
 
-    where, number, libraries = STAGES[stage]
-    module, _, name = where.partition(":")
+    described = STAGES[stage]
+    module, _, name = described.function.partition(":")
     assert callable(getattr(import_module(module), name))
-    assert number >= 1
-    assert all(version(library) for library in libraries)
+    assert described.version >= 1
+    assert all(version(library) for library in described.libraries)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -231,3 +231,37 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
         ("start", "write b"),
         ("skipped", "write b"),
     ]
+
+
+# --- who runs them ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fleet", "said"),
+    [
+        ({"executor": "rey"}, "unknown executor 'rey'; choose from local, ray"),
+        ({"workers": 2}, "--workers is for jobs over Ray; add --executor ray, or leave --workers out"),
+        ({"ray_address": "auto"}, "--ray-address is for jobs over Ray; add --executor ray, or leave --ray-address out"),
+        ({"executor": "ray", "gpus_per_job": 0.0}, "--gpus-per-job 0 cannot be; give a part of one, or a whole number"),
+        (
+            {"executor": "ray", "gpus_per_job": 1.5},
+            "--gpus-per-job 1.5 cannot be; give a part of one, or a whole number",
+        ),
+        ({"executor": "ray"}, "--executor ray needs ray, which is not installed; pip install 'wpn-bench[ray]'"),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, fleet: dict[str, object], said: str) -> None:
+    monkeypatch.setattr(executors, "find_spec", lambda name: None if name == "ray" else True)
+    with pytest.raises(UserError) as caught:
+        Fleet(**fleet)  # type: ignore[arg-type]
+    assert str(caught.value) == said
+
+
+def test_alone_is_what_is_had_without_asking(tmp_path: Path) -> None:
+    with Fleet().executing(Store(tmp_path), Reporter()) as executor:
+        assert isinstance(executor, LocalExecutor)
+
+
+def test_stages_that_build_on_their_own_answers_are_not_shared() -> None:
+    assert {name for name, stage in STAGES.items() if stage.items and not stage.shared} == {"gcg", "soft_prompt"}
+    assert not any(stage.shared for stage in STAGES.values() if not stage.items)

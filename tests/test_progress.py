@@ -81,6 +81,26 @@ def test_jobs_that_are_announced_later_are_added(monkeypatch: pytest.MonkeyPatch
     assert "2/3" in screen.getvalue()
 
 
+def test_several_jobs_at_once_have_a_bar_each() -> None:
+    bars = Bars()
+    bars._progress.disable = True
+    with bars:
+        bars.plan(3)
+        for label in ("one", "other"):
+            bars.start(label)
+        one, other = bars.items(10, "steps", "one"), bars.items(20, "steps", "other")
+        bars.items(30, "steps", "ended before it was told of")(3)
+        one(4)
+        other(5)
+        shown = {task.description: (task.completed, task.total) for task in bars._progress.tasks}
+        assert shown == {"run": (0, 3), "one": (4, 10), "other": (5, 20)}
+        bars.finish("one", "done", 1.0)
+        other(1)
+        bars.items(7, "steps")(2)  # of the one that began last
+        shown = {task.description: (task.completed, task.total) for task in bars._progress.tasks}
+        assert shown == {"run": (1, 3), "other": (2, 7)}
+
+
 def test_a_stopwatch_runs() -> None:
     watch = Stopwatch()
     first = watch.seconds

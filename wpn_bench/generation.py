@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from wpn_bench.progress import Advance
+from wpn_bench.validation import Count
 
 if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
@@ -22,10 +23,10 @@ class Decoding(BaseModel):
     `top_p` of the probability; the draws after a prompt depend on `seed` and that prompt alone.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    max_new_tokens: int = Field(128, ge=1)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    max_new_tokens: Count = 128
     stop: tuple[str, ...] = ("### Question:",)
-    batch_size: int = Field(128, ge=1, description="rows at work at a time; fewer where memory is short")
+    batch_size: Count = Field(128, description="rows at work at a time; fewer where memory is short")
     temperature: float | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0)

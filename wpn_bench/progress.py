@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,8 +19,10 @@ Advance = Callable[[int], None]
 class Reporter:
     """Shows nothing. Base class and the choice for pipes, CI logs and tests.
 
-    With `verbose`, one line a finished job goes to standard error.
+    With `verbose`, one line a finished job goes to standard error. `shows_items`: what `items` returns is worth calling.
     """
+
+    shows_items: ClassVar[bool] = False
 
     def __init__(self, verbose: bool = False) -> None:
         self.verbose = verbose
@@ -36,8 +39,9 @@ class Reporter:
     def start(self, label: str) -> None:
         """A job begins."""
 
-    def items(self, total: int | None, unit: str = "") -> Advance:
-        """The job at hand has `total` items (None: unknown); returns the function to call with each n done."""
+    def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
+        """The job of this label (None: the one that began last) has `total` items (None: unknown); returns the function to
+        call with each n done."""
         return lambda n: None
 
     def finish(self, label: str, status: str, seconds: float) -> None:
@@ -56,7 +60,9 @@ class Reporter:
 
 
 class Bars(Reporter):
-    """Rich bars on standard error: the whole run above, the job at hand below, with the time left."""
+    """Rich bars on standard error: the whole run above, the jobs at hand below, with the time left."""
+
+    shows_items = True
 
     def __init__(self, verbose: bool = False) -> None:
         super().__init__(verbose)
@@ -82,7 +88,7 @@ class Bars(Reporter):
         )
         self._run: TaskID | None = None
         self._jobs = 0
-        self._job: TaskID | None = None
+        self._at_hand: dict[str, TaskID] = {}  # by label
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -98,23 +104,26 @@ class Bars(Reporter):
         self._progress.update(self._run, total=self._jobs)
 
     def start(self, label: str) -> None:
-        self._job = self._progress.add_task(label, total=None, unit="")
+        self._remove(label)
+        self._at_hand[label] = self._progress.add_task(label, total=None, unit="")
 
-    def items(self, total: int | None, unit: str = "") -> Advance:
-        job = self._job
+    def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
+        job = self._at_hand.get(label or next(reversed(self._at_hand), ""))
         if job is None:
             return lambda n: None
         self._progress.reset(job, total=total, unit=unit)
         return lambda n: self._progress.advance(job, n)
 
     def finish(self, label: str, status: str, seconds: float) -> None:
-        if self._job is not None:
-            self._progress.remove_task(self._job)
-            self._job = None
+        self._remove(label)
         if self._run is not None:
             self._progress.advance(self._run)
         if status == "failed" or self.verbose:
             self._progress.console.print(f"{status} {label} ({seconds:.1f} s)")
+
+    def _remove(self, label: str) -> None:
+        if label in self._at_hand:
+            self._progress.remove_task(self._at_hand.pop(label))
 
     @contextmanager
     def aside(self, label: str) -> Iterator[None]:
@@ -133,6 +142,12 @@ def reporter(*, verbose: bool = False, quiet: bool = False) -> Reporter:
     if quiet or not sys.stderr.isatty():
         return Reporter(verbose)
     return Bars(verbose)
+
+
+def peak_memory_mb() -> float:
+    """What this process has held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024) if sys.platform == "darwin" else peak / 1024
 
 
 class Stopwatch:

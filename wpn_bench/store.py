@@ -2,12 +2,14 @@
 
 Layout: `<store>/<stage>/<digest>/` holds the files of one artifact and, written last, `manifest.json` with the
 SHA-256 of each. An artifact is built in `<store>/tmp/` and moved into place by one rename, so a reader sees all of it
-or nothing. A file whose digest no longer fits makes the artifact absent, and it is computed again. What an unfinished
-stage wants to find again after a crash lies in `<store>/scratch/`.
+or nothing. A file whose digest no longer fits makes the artifact absent, and it is computed again; so does a need whose
+content is no longer what the artifact was made from. What an unfinished stage wants to find again after a crash lies in
+`<store>/scratch/`. `<store>/locks/` says who is at which job; these locks are the kernel's and die with their owner.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,9 +17,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import platformdirs
@@ -25,7 +28,10 @@ import platformdirs
 from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
+Signature = tuple[tuple[str, int, int], ...]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 SCRATCH_DAYS = 30  # what nobody came back for in this time goes
+UNTOUCHED_SECONDS = 60  # after which a folder that nobody holds was left by a process that is no more
 
 
 def canonical(value: Any) -> str:
@@ -41,6 +47,28 @@ def digest_of(value: Any) -> str:
 def digest_file(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def signature(folder: Path) -> Signature:
+    """(name, bytes, time of the last change in ns) of each file: when it is the same, so are the files, as far as a look
+    from outside can tell."""
+    stats = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def no_room(error: BaseException) -> str | None:
+    """What an error says of a place that takes no more (full, read-only, over quota, failing, not ours); None if it is another.
+
+    Libraries wrap what the system says, some of them in errors of their own.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        for number in _NO_ROOM:
+            said = os.strerror(number)
+            if getattr(link, "errno", None) == number or said in str(link):
+                return said.lower()
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
@@ -76,14 +104,14 @@ class Store:
         self.root = root
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
-            probe = root / "tmp" / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=root / "tmp", prefix=".probe-"):
+                pass
         except OSError as e:
             raise UserError(
                 f"the store {root} cannot be written ({e.strerror})", "give another with --store DIR"
             ) from e
         self._verified: set[Path] = set()
+        self._sweep()
 
     def path(self, stage: str, digest: str) -> Path:
         return self.root / stage / digest
@@ -108,22 +136,38 @@ class Store:
         return folder
 
     @contextmanager
-    def build(self, stage: str, digest: str, inputs: Mapping[str, Any]) -> Iterator[Path]:
+    def build(
+        self,
+        stage: str,
+        digest: str,
+        inputs: Mapping[str, Any],
+        made_from: Mapping[str, str] = MappingProxyType({}),
+        aside: Collection[str] = (),
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Iterator[Path]:
         """Yield an empty folder to fill; on success it becomes the artifact, on an error it is removed.
 
-        If another process finished the same artifact meanwhile, its copy is kept: both are the same by construction.
+        `made_from`: the content of each artifact it is made from. `aside`: files that no other stage reads, and that may
+        differ when the same is made again (they tell how long it took). `about`: more for the manifest, read when all is done;
+        `seconds` there are added to those it took. If another process finished the same artifact
+        meanwhile, its copy is kept: both are the same by construction.
         """
-        work = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
-        started = time.monotonic()
-        try:
+        with self.workplace(stage) as work:
+            started = time.monotonic()
             yield work
-            files = {str(p.relative_to(work)): digest_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
+            found = [p for p in sorted(work.rglob("*")) if p.is_file()]
+            for file in found:
+                _to_disk(file)
+            files = {str(p.relative_to(work)): digest_file(p) for p in found}
             manifest = {
                 "stage": stage,
                 "digest": digest,
                 "inputs": dict(inputs),
+                "made_from": dict(made_from),
                 "files": files,
-                "seconds": round(time.monotonic() - started, 3),
+                "content": digest_of({name: found for name, found in files.items() if name not in aside}),
+                **about,
+                "seconds": round(time.monotonic() - started + about.get("seconds", 0.0), 3),
             }
             write_json(work / MANIFEST, manifest)
             target = self.path(stage, digest)
@@ -135,9 +179,47 @@ class Store:
             except OSError:
                 if read_manifest(target) is None:
                     raise
+            _to_disk(target.parent)
             self._verified.add(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+
+    def content(self, folder: Path) -> str:
+        """SHA-256 of what an artifact holds, as its manifest says; of two makings of the same job it is the same, unless
+        the machine computed something else. Empty for what is no artifact of this store."""
+        manifest = read_manifest(folder) if folder.parent.parent == self.root else None
+        return str((manifest or {}).get("content", ""))
+
+    def discard(self, folder: Path) -> None:
+        """Take an artifact out of the store."""
+        self._verified.discard(folder)
+        self._discard(folder)
+
+    @contextmanager
+    def claim(self, stage: str, digest: str) -> Iterator[bool]:
+        """Yields whether this process may work at the job: no other one is at it. The claim dies with the process."""
+        with claimed(self.root / "locks" / f"{stage}-{digest}") as free:
+            yield free
+
+    @contextmanager
+    def workplace(self, stage: str) -> Iterator[Path]:
+        """An empty folder in `tmp/`, held by this process and removed afterwards."""
+        place = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
+        with held(place) as _:
+            work = place / "artifact"
+            work.mkdir()
+            try:
+                yield work
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left in `tmp/`: folders that nobody holds."""
+        for place in (self.root / "tmp").glob("*-*"):
+            with suppress(OSError):
+                if not place.is_dir() or time.time() - place.stat().st_mtime < UNTOUCHED_SECONDS:
+                    continue  # its maker may not hold it yet
+                with held(place) as free:
+                    if free:
+                        shutil.rmtree(place, ignore_errors=True)
 
     def scratch(self, stage: str, digest: str) -> Path:
         """A folder of the job that outlives a crash (the stage makes it, under `held`); `clear_scratch` removes it."""
@@ -156,7 +238,8 @@ class Store:
     def _discard(self, folder: Path) -> None:
         # Renamed before it is removed, so that a half-removed artifact is never taken for a whole one.
         grave = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root / "tmp"))
-        os.rename(folder, grave / "artifact")
+        with suppress(FileNotFoundError):  # another process was faster
+            os.rename(folder, grave / "artifact")
         shutil.rmtree(grave, ignore_errors=True)
 
 
@@ -169,16 +252,45 @@ def held(folder: Path) -> Iterator[bool]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / "lock"
-        with lock.open("a") as f:
+        try:
+            f = lock.open("a")
+        except FileNotFoundError:
+            continue  # its former holder removed the folder just now
+        with f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 yield False
                 return
             # Its former holder may have removed the folder since the file was opened: then this lock is of no file.
-            if lock.exists() and lock.stat().st_ino == os.fstat(f.fileno()).st_ino:
+            try:
+                same = lock.stat().st_ino == os.fstat(f.fileno()).st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
                 yield True
                 return
+
+
+@contextmanager
+def claimed(place: Path) -> Iterator[bool]:
+    """`held`, by a folder that is there for nothing else and goes when it is let go."""
+    with held(place) as free:
+        try:
+            yield free
+        finally:
+            if free:
+                # Still held: whoever opened this lock meanwhile finds that it is of no file any more, and makes a new one.
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """What was written there survives a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

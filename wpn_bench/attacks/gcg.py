@@ -30,8 +30,11 @@ from wpn_bench.attacks.search import (
     Slope,
     TargetLoss,
     checked,
+    kept_states,
+    packed,
     prepare,
     spread,
+    unpacked,
     with_suffix,
 )
 from wpn_bench.executors import StageContext
@@ -112,12 +115,19 @@ def search_suffix(
     loss = TargetLoss(model, ground.places, config.pass_tokens)
     every = len(ground.places)
     now = best = torch.tensor(ground.ids)
-    first, _ = _all_losses(loss, now)
     active = 1 if config.progressive else every
     best_loss = float("inf")
     losses: list[float] = []
     counts: list[int] = []
-    for step in range(config.steps + 1):
+    kept = kept_states(ground.places, config, ground.ids, config.seed if seed is None else seed)
+    if kept.known:
+        # Where a search that was killed stood, draws of random numbers included.
+        first, now, best, best_loss, active, losses, counts, state = unpacked(kept.known[0])
+        rng.set_state(state)
+        advance(len(losses))
+    else:
+        first, _ = _all_losses(loss, now)
+    for step in range(len(losses), config.steps + 1):
         slope = loss.slope(loss.embedded(now).unsqueeze(0), range(active), keep=True)
         while active < every and bool(slope.reached.all()):
             # The next prompt makes another loss, with which those before cannot be compared.
@@ -135,6 +145,8 @@ def search_suffix(
         drawn = _candidates(tokenizer, ground.places[:active], now, gradient, allowed, config, rng)
         if len(drawn):
             now = _chosen(loss, drawn, now, slope, _compared(active, config, rng), config)
+        if kept.due():
+            kept.add({0: packed([first, now, best, best_loss, active, losses, counts, rng.get_state()])})
         advance(1)
     last, hits = _all_losses(loss, best)
     return GCGResult(
@@ -293,9 +305,15 @@ def run_gcg_stage(ctx: StageContext) -> None:
     advance = ctx.progress(len(searches) * config.steps, "steps")
     allowed = allowed_tokens(model, tokenizer, ascii_only=config.ascii_only)
     results = []
-    for part in searches:
+    kept = kept_states(ground.places, config, ground.ids, "results")
+    for number, part in enumerate(searches):
+        if number in kept.known:
+            results.append(GCGResult(**unpacked(kept.known[number])))
+            advance(config.steps)
+            continue
         seed = None if config.universal else seed_for(config, part.places[0].item)
         results.append(search_suffix(model, tokenizer, part, config, seed=seed, allowed=allowed, advance=advance))
+        kept.add({number: packed(asdict(results[-1]))})
     found = {item: result.suffix for result in results for item in result.items}
     for_all = results[0].suffix if config.universal else ground.suffix
     suffixed = [with_suffix(item, for_all if config.universal else found.get(item.id, for_all)) for item in items]

@@ -94,13 +94,15 @@ def run_quantise_stage(ctx: StageContext) -> None:
 
     scheme = get_scheme(ctx.params["scheme"])
     _check_layers(ctx.needs["model"], scheme)
+    models.make_room(2 * models.weights_bytes(ctx.needs["model"], ctx.params["dtype"]), "cpu")
     model = AutoModelForCausalLM.from_pretrained(
         ctx.needs["model"],
         dtype=getattr(torch, ctx.params["dtype"]),
         quantization_config=TorchAoConfig(scheme.config()),
+        **models.reading(ctx.needs["model"]),
     )
     # Before its first forward pass: some back ends repack weights then.
-    model.save_pretrained(ctx.out)
+    model.save_pretrained(ctx.out, max_shard_size=models.SHARD)
     models.load_tokenizer(ctx.needs["model"]).save_pretrained(ctx.out)
     counts = {name: p.numel() for name, p in model.named_parameters()}
     write_json(
@@ -119,8 +121,12 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from wpn_bench import consent
+
+    trust = consent.to_code()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     head = model.get_output_embeddings()
     widths = {m.in_features for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head}
     if not widths:

@@ -69,6 +69,7 @@ def run_relearn_stage(ctx: StageContext) -> None:
     from wpn_bench.unlearn.train import keeper, train
 
     method = Relearning(RelearnConfig(**ctx.params["config"]))
+    models.make_room(4 * models.weights_bytes(ctx.needs["model"], "float32"), ctx.local["device"])
     model = models.load_fresh(ctx.needs["model"], ctx.local["device"])
     tokenizer = models.load_tokenizer(ctx.needs["model"])
     texts: Sequence[str] = ()

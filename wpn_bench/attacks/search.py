@@ -7,15 +7,20 @@ memory runs out.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wpn_bench import journal
 from wpn_bench.engine.budget import Budget, for_batches, free_memory
 from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.journal import Section
 from wpn_bench.prompts import Item, joined, render
+from wpn_bench.validation import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +38,15 @@ _KEPT = 36  # numbers of the model's width that a layer keeps of a token for its
 class SearchConfig(BaseModel):
     """What every search for a suffix is told. The result depends on all of it but `pass_tokens`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     init: str = Field("!", min_length=1, description="word that, repeated, is the suffix to begin with")
-    suffix_tokens: int = Field(20, ge=1, description="as many tokens at most as whole repeats of `init` fill")
+    suffix_tokens: Count = Field(20, description="as many tokens at most as whole repeats of `init` fill")
     target: str = Field(
         "Sure, here is", min_length=1, description="what to reach where an item has no harmful reference"
     )
-    target_tokens: int = Field(20, ge=1, description="of the reference's beginning")
+    target_tokens: Count = Field(20, description="of the reference's beginning")
     universal: bool = Field(False, description="one suffix for all prompts instead of one each")
-    prompts: int = Field(25, ge=1, description="items that a universal suffix is searched on, spread over those given")
+    prompts: Count = Field(25, description="items that a universal suffix is searched on, spread over those given")
     seed: int = Field(0, ge=0)
     pass_tokens: int | None = Field(None, ge=1, description="tokens of a pass at most; None: from the free memory")
 
@@ -381,6 +386,32 @@ class TargetLoss:
         with head_input(self.model) as kept:
             self.model(**given)
         return kept[0]
+
+
+def kept_states(places: Sequence[Place], config: SearchConfig, *more: Any) -> Section:
+    """The section of the job's journal for a search over these places: 0 is its newest state, or results by number."""
+
+    def of() -> str:
+        around = (ids for place in places for ids in (place.before, place.after, place.target))
+        return journal.fingerprint(around, config.model_dump_json(exclude=set(NOT_IN_DIGEST)), *more)
+
+    return journal.section("search", of)
+
+
+def packed(value: Any) -> str:
+    """Tensors and plain values, to the last bit, as text that a journal can hold."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def unpacked(text: str) -> Any:
+    """What was `packed`, on the processor; nothing but tensors and plain values is read."""
+    import torch
+
+    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True, map_location="cpu")
 
 
 def checked(losses: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -27,8 +27,11 @@ from wpn_bench.attacks.search import (
     SearchConfig,
     TargetLoss,
     checked,
+    kept_states,
+    packed,
     prepare,
     spread,
+    unpacked,
 )
 from wpn_bench.errors import UserError
 from wpn_bench.executors import StageContext
@@ -95,11 +98,19 @@ def search_soft_prompts(
 
     Raises `JobFailed` for a model whose loss is no number.
     """
-    if config.universal:
-        return _search(model, ground.places, ground.ids, config, advance)
-    found = []
-    for at in range(0, len(ground.places), _TOGETHER):
-        found += _search(model, ground.places[at : at + _TOGETHER], ground.ids, config, advance)
+    together = len(ground.places) if config.universal else _TOGETHER
+    kept = kept_states(ground.places, config, ground.ids, "results")
+    found: list[SoftPromptResult] = []
+    for at in range(0, len(ground.places), together):
+        part = ground.places[at : at + together]
+        if at in kept.known:
+            some = [SoftPromptResult(**told) for told in unpacked(kept.known[at])]
+            advance(len(some) * config.steps)
+        else:
+            some = _search(model, part, ground.ids, config, advance)
+            # Responses after these vectors are kept, too: they must be found again bit by bit.
+            kept.add({at: packed([vars(one) | {"vectors": one.vectors.cpu()} for one in some])})
+        found += [replace(one, vectors=one.vectors.to(model.device)) for one in some]
     return found
 
 
@@ -118,8 +129,16 @@ def _search(
     best = vectors.clone()
     best_loss = torch.full((results,), torch.inf, device=vectors.device)
     reached = torch.zeros(len(places), dtype=torch.bool, device=vectors.device)
-    curve = []
-    for step in range(config.steps + 1):
+    curve: list[Tensor] = []
+    kept = kept_states(places, config, ids, "states")
+    if kept.known:
+        *state, curve, moments = unpacked(kept.known[0])
+        vectors, best, best_loss, reached = (one.to(vectors.device) for one in state)
+        curve = [one.to(vectors.device) for one in curve]
+        optimiser = torch.optim.Adam([vectors], lr=config.lr * scale)
+        optimiser.load_state_dict(moments)
+        advance(results * len(curve))
+    for step in range(len(curve), config.steps + 1):
         found = loss.slope(vectors.to(model.dtype), range(len(places)))
         now = found.losses.mean().unsqueeze(0) if config.universal else found.losses
         if step == 0:
@@ -132,6 +151,8 @@ def _search(
         if step < config.steps:
             vectors.grad = found.gradient.float() / (len(places) if config.universal else 1)
             optimiser.step()
+            if kept.due():
+                kept.add({0: packed([vectors, best, best_loss, reached, curve, optimiser.state_dict()])})
             advance(results)
     losses = torch.stack(curve).T.tolist()
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from wpn_bench import consent
 from wpn_bench.errors import UserError
 from wpn_bench.paths import tasks_dir
 
@@ -28,20 +29,30 @@ class _Function(str):
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """`functions`: all that the file names, wherever they stand in it."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.functions: list[str] = []
+
+    def function(self, node: yaml.Node) -> _Function:
+        self.functions.append(str(node.value))
+        return _Function(str(node.value))
 
 
-_Loader.add_constructor("!function", lambda loader, node: _Function(str(node.value)))
+_Loader.add_constructor("!function", _Loader.function)
 
 
 @dataclass(frozen=True)
 class Definition:
-    """One task or group as declared: its name, its merged fields, the files that decide a score."""
+    """One task or group as declared: its name, its merged fields, the files that decide a score, and the functions that
+    reading it would import (also such as another field overrides)."""
 
     name: str
     path: Path
     fields: dict[str, Any]
     sources: tuple[Path, ...]
+    functions: tuple[str, ...] = ()
 
     @property
     def is_group(self) -> bool:
@@ -77,6 +88,8 @@ def task_folders(names: Iterable[str | Path]) -> tuple[Path, ...]:
     """
     folders = []
     for name in names:
+        if not str(name):  # would be this folder, with all that lies beneath
+            raise UserError("a folder of tasks has an empty name", "give a folder that holds lm-eval task YAMLs")
         shipped = tasks_dir() / name
         folder = shipped if shipped.is_dir() else Path(name).expanduser()
         if not folder.is_dir():
@@ -92,13 +105,13 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, Definition]:
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             try:
-                fields, files = _read(path)
+                fields, files, functions = _read(path)
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
                 why = " ".join(str(e).split())[:160]
                 raise UserError(f"the task file {path} cannot be read ({why})", "mend the YAML") from e
             name = fields.get("group") or fields.get("task")
             if isinstance(name, str):
-                found[name] = Definition(name, path, fields, tuple(files))
+                found[name] = Definition(name, path, fields, tuple(files), tuple(functions))
     return found
 
 
@@ -116,38 +129,61 @@ def expand(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return list(dict.fromkeys(flat))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The fields of one file merged with those it includes, and every file that decides a score."""
-    fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+def _read(path: Path) -> tuple[dict[str, Any], list[Path], list[str]]:
+    """The fields of one file merged with those it includes, every file that decides a score, and the functions named."""
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    try:
+        fields = loader.get_single_data()
+    finally:
+        loader.dispose()
     if not isinstance(fields, dict):
-        return {}, []
+        return {}, [], []
     merged: dict[str, Any] = {}
-    files = [path]
+    files, functions = [path], list(loader.functions)
     includes = fields.pop("include", [])
     for name in includes if isinstance(includes, list) else [includes]:
-        base, more = _read(path.parent / name)
+        base, more, named = _read(path.parent / name)
         merged |= base
         files += more
-    for module in sorted({f.rpartition(".")[0] for f in _functions(fields)}):
+        functions += named
+    for module in sorted({f.rpartition(".")[0] for f in loader.functions}):
         files += _module_files(module, path.parent)
-    return merged | fields, list(dict.fromkeys(files))
+    return merged | fields, list(dict.fromkeys(files)), list(dict.fromkeys(functions))
 
 
-def _functions(value: Any) -> Iterator[str]:
-    if isinstance(value, _Function):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _functions(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _functions(inner)
+def check_code(definition: Definition) -> None:
+    """Raise `UserError` for a task that brings code, or has some fetched, unless the user agreed to it.
+
+    Our own tasks and lm-eval's may name functions; templates of either run in a sandbox.
+    """
+    if consent.to_code():
+        return
+    at = definition.path.resolve()
+    lm_eval = find_spec("lm_eval")
+    installed = [
+        tasks_dir().resolve(),
+        *(Path(p).resolve() for p in (lm_eval and lm_eval.submodule_search_locations) or ()),
+    ]
+    named = [*definition.functions, *(["class"] if "class" in definition.fields else [])]
+    if named and not any(at.is_relative_to(folder) for folder in installed):
+        raise UserError(
+            f"the task {definition.name!r} runs code beside its file ({named[0]}), with your rights",
+            "read it, then add --trust-remote-code (`trust_remote_code: true`)",
+        )
+    metrics = definition.fields.get("metric_list") or ()
+    fetched = [m.get("metric") for m in metrics if isinstance(m, dict) and m.get("hf_evaluate")]
+    if fetched:
+        raise UserError(
+            f"the task {definition.name!r} has code for its metric {fetched[0]!r} fetched from the hub",
+            "add --trust-remote-code (`trust_remote_code: true`), or leave the task out",
+        )
 
 
 def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset()) -> list[Path]:
     """The source of a helper module (beside the YAML, else ours) and of what it imports from this package.
 
-    Data that is made by code (the lab's) thereby changes a task's digest when that code changes.
+    Data that is made by code (the lab's) thereby changes a task's digest when that code changes; of a module of this package
+    what counts is the folder that it stands in, for errors and paths decide no data.
     """
     if module in seen:
         return []
@@ -160,17 +196,25 @@ def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset())
             return []
         path = Path(spec.origin)
     files = [path]
+    stat = path.stat()
+    within = f"{module.rpartition('.')[0]}." if module.startswith(f"{_PACKAGE}.") else ""
+    for name in _imports(path, (stat.st_mtime_ns, stat.st_size)):
+        if name.startswith(within):
+            files += _module_files(name, beside, seen | {module})
+    return list(dict.fromkeys(files))
+
+
+@cache
+def _imports(path: Path, as_of: tuple[int, int]) -> tuple[str, ...]:
+    """Modules of this package that a source file imports; parsed once for each state of the file (time, size)."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        imported: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             inside = [f"{node.module}.{a.name}" for a in node.names]
-            imported = [m for m in inside if m.startswith(f"{_PACKAGE}.") and _exists(m)] or [node.module]
+            found += [m for m in inside if m.startswith(f"{_PACKAGE}.") and _exists(m)] or [node.module]
         elif isinstance(node, ast.Import):
-            imported = [a.name for a in node.names]
-        for name in imported:
-            if name.startswith(f"{_PACKAGE}."):
-                files += _module_files(name, beside, seen | {module})
-    return list(dict.fromkeys(files))
+            found += [a.name for a in node.names]
+    return tuple(name for name in dict.fromkeys(found) if name.startswith(f"{_PACKAGE}."))
 
 
 def _exists(module: str) -> bool:

@@ -19,6 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from wpn_bench.engine.likelihood import loglikelihoods
+from wpn_bench.engine.placement import device_of
 
 __all__ = ["WpnHF"]
 
@@ -30,6 +31,11 @@ class WpnHF(HFLM):
 
     # Tokens of texts that are about to be asked for, one by one, by lm-eval's own code.
     _ahead: dict[str, list[int]] = {}  # noqa: RUF012 - replaced, never changed
+
+    @property
+    def device(self) -> Any:
+        """Where inputs go, also of a model whose weights are brought as they are needed."""
+        return device_of(self.model)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval's, with all texts tokenised in one call: choices share a context, and calls cost more than tokens."""

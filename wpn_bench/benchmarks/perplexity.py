@@ -118,7 +118,7 @@ def run_perplexity_stage(ctx: StageContext) -> None:
     texts = read_texts(ctx.needs["texts"])[: ctx.params.get("limit")]
     dtype = ctx.params.get("dtype", "float32")
     device = models.pick_device(ctx.local.get("device", "auto"))
-    model, tokenizer = models.load(ctx.needs["model"], device, dtype)
+    model, tokenizer = models.load(ctx.needs["model"], device, dtype, ctx.local.get("offload", "none"))
     options: dict[str, Any] = {k: ctx.params[k] for k in ("window", "batch_tokens") if k in ctx.params}
     losses = token_losses(model, tokenizer, texts, progress=ctx.progress, **options)
     result = asdict(summarise(losses)) | {"n_texts": len(texts), "n_windows": len(losses)}

@@ -19,9 +19,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import hub
+from wpn_bench import consent, hub, journal
 from wpn_bench.benchmarks.definitions import (
     Definition,
+    check_code,
     expand,
     read_folders,
     short_name,
@@ -45,6 +46,7 @@ __all__ = [
     "describe",
     "evaluate_task",
     "expand",
+    "forget_tasks",
     "prefetch",
     "resolve_revision",
     "run_benchmark_stage",
@@ -131,7 +133,7 @@ def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) 
         title=str(about.get("title", task)),
         dataset_path=path,
         dataset_name=name,
-        revision=resolve_revision(path, name) if resolve and path and not from_code else None,
+        revision=resolve_revision(path, name, _asked(fields)) if resolve and path and not from_code else None,
         digest=definition.digest,
         chance=None if chance is None else float(chance),
         licence=str(about.get("licence", "")),
@@ -143,11 +145,23 @@ def prefetch(task: str, include_paths: Sequence[Path]) -> TaskInfo:
     """Resolve a task's data and put it into the cache, so that it can be measured without network."""
     info = describe(task, include_paths)
     if info.dataset_path is not None and info.revision is not None:
-        hub.load(info.dataset_path, info.dataset_name, info.revision)
+        definition = _definition(task, include_paths)
+        if "custom_dataset" in _pinned(definition, info.revision):
+            hub.load(info.dataset_path, info.dataset_name, info.revision)
+        else:  # with options, which lm-eval hands to `datasets` itself
+            with quietly():
+                _load_task(definition, include_paths, info.revision)
     return info
 
 
 def _definition(task: str, include_paths: Sequence[Path]) -> Definition:
+    """The declaration of a task, whose code, if it has some, may run."""
+    definition = _declared(task, include_paths)
+    check_code(definition)
+    return definition
+
+
+def _declared(task: str, include_paths: Sequence[Path]) -> Definition:
     ours = read_folders(tuple(include_paths))
     if task in ours:
         return ours[task]
@@ -184,8 +198,11 @@ def evaluate_task(
     """
     import lm_eval
 
+    from wpn_bench.engine.placement import is_spread
+
     definition = _definition(task, include_paths)
-    model.to(device)
+    if not is_spread(model):
+        model.to(device)
     with quietly():
         loaded = _zero_shot(_load_task(definition, include_paths, revision))
         # `simple_evaluate` is this and: seeds for Python, numpy and torch (which would disturb the
@@ -216,9 +233,9 @@ def evaluate_task(
 def run_benchmark_stage(ctx: StageContext) -> None:
     """Stage `benchmark`. Needs `model` (a folder).
 
-    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype`; the definition's digest may stand there
-    too, for the job's digest. `ctx.local`: `include_paths` (names of folders in tasks/, or paths),
-    `device`. Writes `result.json` and `documents.parquet` (the fields of `Document`, in order of doc_id).
+    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype`; `definition`, the digest that the task file must have
+    (it may be missing). `ctx.local`: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes
+    `result.json` and `documents.parquet` (the fields of `Document`, in order of doc_id).
     """
     import pandas as pd
 
@@ -227,8 +244,16 @@ def run_benchmark_stage(ctx: StageContext) -> None:
 
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
+    # Of the files as they are now, wherever their names were read.
+    if params.get("definition", digest := _definition(params["task"], folders).digest) != digest:
+        raise UserError(
+            f"the file of task {params['task']!r} is not the one that this run began with",
+            "type the same command again (and give every machine the same task files)",
+        )
     device = models.pick_device(ctx.local.get("device", "auto"))
-    model, tokenizer = models.load(ctx.needs["model"], device, params.get("dtype", "float32"))
+    model, tokenizer = models.load(
+        ctx.needs["model"], device, params.get("dtype", "float32"), ctx.local.get("offload", "none")
+    )
     result = evaluate_task(
         model,
         tokenizer,
@@ -271,9 +296,20 @@ def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager
         return TaskManager(include_path=[str(f) for f in folders], include_defaults=with_defaults)
 
 
+def forget_tasks() -> None:
+    """Read task files again, as they are then."""
+    read_folders.cache_clear()
+    _task_manager.cache_clear()
+
+
 def _load_task(definition: Definition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
     """The task with its data, read at `revision` where the data is the hub's."""
     manager = _task_manager(*_manager_key(definition.name, include_paths))
+    entry = manager.task_index.get(definition.name)
+    if entry is None or entry.yaml_path is None or entry.yaml_path.resolve() != definition.path.resolve():
+        # Declared twice: lm-eval takes the first of a folder, and what was checked is another file.
+        raise UserError(f"the task {definition.name!r} is declared twice in its folder", "give one another name")
+    _check_metrics(definition)
     # Changes to a declared task go through a group of one: lm-eval's documented way.
     member = {"task": definition.name, **_pinned(definition, revision)}
     try:
@@ -286,6 +322,20 @@ def _load_task(definition: Definition, include_paths: Sequence[Path], revision: 
         ) from e
     task: Any = loaded["tasks"][definition.name]
     return task
+
+
+def _check_metrics(definition: Definition) -> None:
+    """lm-eval looks for a metric that it does not know on the hub, and runs what it finds."""
+    from lm_eval.api import metrics, registry  # noqa: F401 - the first fills the second
+
+    named = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
+    names = [name for name in named if isinstance(name, str) and name not in definition.functions]
+    other = [name for name in names if name not in registry.metric_registry]
+    if other and not consent.to_code():
+        raise UserError(
+            f"the task {definition.name!r} has the metric {other[0]!r}, which lm-eval would fetch from the hub and run",
+            "add --trust-remote-code (`trust_remote_code: true`), or use a metric that lm-eval knows",
+        )
 
 
 def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
@@ -303,9 +353,26 @@ def load_declared(task: str, include_paths: Sequence[Path], revision: str | None
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No bars and no notes from lm-eval and `datasets`."""
-    with _quiet(), hub.quiet():
+    """No bars and no notes from lm-eval and `datasets`; templates of task files in a sandbox."""
+    with _quiet(), hub.quiet(), _sandboxed():
         yield
+
+
+@contextmanager
+def _sandboxed() -> Iterator[None]:
+    """A template is text of a task file; lm-eval's own environment would let it reach any object of Python."""
+    from jinja2 import BaseLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval import utils
+
+    before = utils.env
+    safe = ImmutableSandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+    safe.filters.update(before.filters)
+    utils.env = safe
+    try:
+        yield
+    finally:
+        utils.env = before
 
 
 def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
@@ -314,8 +381,10 @@ def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):
         return {}
-    commit = revision or resolve_revision(path, name)
-    options = {k: v for k, v in (fields.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
+    commit = revision or resolve_revision(path, name, _asked(fields))
+    options = {
+        k: v for k, v in (fields.get("dataset_kwargs") or {}).items() if k not in ("trust_remote_code", "revision")
+    }
     if options or commit is None:
         return {"dataset_kwargs": {**options, "revision": commit}}
 
@@ -323,6 +392,13 @@ def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
         return hub.load(path, name, commit)
 
     return {"custom_dataset": at_commit}
+
+
+def _asked(fields: Mapping[str, Any]) -> str | None:
+    """The branch, tag or commit of its data that a task file names."""
+    options = fields.get("dataset_kwargs")
+    named = options.get("revision") if isinstance(options, dict) else None
+    return None if named is None else str(named)
 
 
 def _language_model(
@@ -353,6 +429,8 @@ def _language_model(
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            if journal.sharing():  # lm-eval's own loop keeps no journal
+                return [""] * len(requests)
             if progress is not None:
                 self.set_cache_hook(Told(progress(len(requests), "requests")))
             return super().generate_until(requests, disable_tqdm=True)

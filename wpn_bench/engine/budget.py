@@ -13,6 +13,7 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from wpn_bench.engine.placement import device_of
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Budget:
         # Activations of one layer (the widest is the feed-forward's, about four widths; attention, residuals and
         # normalised copies another eight), keys and values of all layers, logits and their float32 log-softmax.
         a_token = size * width * (12 + 2 * layers) + logits * vocabulary * (size + 8)
-        return cls(min(useful_tokens(model.device.type), int(_SHARE * free_memory(model.device.type) / a_token)))
+        kind = device_of(model).type
+        return cls(min(useful_tokens(kind), int(_SHARE * free_memory(kind) / a_token)))
 
     def halve(self) -> None:
         self.tokens = max(1, self.tokens // 2)
@@ -58,14 +60,15 @@ def useful_tokens(device: str) -> int:
 
 def free_memory(device: str) -> int:
     """Bytes that a pass may still take: of the accelerator, else of the machine (or the container it is in)."""
-    import psutil
     import torch
+
+    from wpn_bench import machine
 
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
         # What PyTorch holds and does not use is free to us too.
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    return int(psutil.virtual_memory().available)
+    return machine.free_memory()
 
 
 def for_batches(
@@ -117,7 +120,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def does_not_fit() -> UserError:
     """What is raised when memory runs out over a single text."""
-    return UserError("the model and one text do not fit into memory", "take --dtype bfloat16, a smaller model or a GPU")
+    return UserError(
+        "the model and one text do not fit into memory",
+        "take --dtype bfloat16, --offload disk, a smaller model or a GPU",
+    )
 
 
 def release() -> None:

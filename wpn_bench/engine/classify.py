@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wpn_bench import journal
 from wpn_bench.engine.budget import Budget, for_batches
 
 if TYPE_CHECKING:
@@ -92,16 +94,26 @@ def _scores(
         if not n:
             ended(k)
     worst = [0.0] * len(texts)
+    kept = journal.section("scores", lambda: journal.fingerprint(texts, classifier.window))
+    order = sorted(range(len(rows)), key=lambda r: -len(rows[r][1]))
+    batches = count()
+
+    def found(part: list[int]) -> list[float]:
+        """Scores of a batch: known, computed, or (0.0) another process's to find."""
+        if not kept.mine(next(batches)) or all(r in kept.known for r in part):
+            return [kept.known.get(r, 0.0) for r in part]
+        fresh = _pass(classifier, [rows[r][1] for r in part])
+        kept.add(dict(zip(part, fresh, strict=True)))
+        return fresh
 
     def work(part: list[int]) -> None:
-        for (k, _), score in zip([rows[r] for r in part], _pass(classifier, [rows[r][1] for r in part]), strict=True):
+        for (k, _), score in zip([rows[r] for r in part], found(part), strict=True):
             # NaN must win, or a failure would hide behind a good window; `max` forgets it.
             worst[k] = math.nan if math.isnan(score) or math.isnan(worst[k]) else max(score, worst[k])
             left[k] -= 1
             if not left[k]:
                 ended(k)
 
-    order = sorted(range(len(rows)), key=lambda r: -len(rows[r][1]))
     for_batches(order, lambda part: len(part) * len(rows[part[0]][1]), budget, work, most_rows)
     return worst
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from wpn_bench import journal
 from wpn_bench.engine.budget import (
     Budget,
     does_not_fit,
@@ -34,6 +35,7 @@ from wpn_bench.engine.budget import (
     release,
     useful_tokens,
 )
+from wpn_bench.engine.placement import device_of
 from wpn_bench.engine.prefixes import shared_prefixes
 
 if TYPE_CHECKING:
@@ -88,13 +90,30 @@ def decode(
         copies.setdefault(tuple(prompt), []).append(k)
     distinct = [list(prompt) for prompt in copies]
     places = list(copies.values())
-    work = _Decoder(model, rules, most_rows).run if is_plain(model) else _by_transformers(model, rules, most_rows)
-    texts = work(distinct, lambda k: advance(len(places[k])))
+    plain = is_plain(model)
+    about = (rules.max_new_tokens, sorted(rules.ends), rules.sampling)
+    kept = journal.section("decode", lambda: journal.fingerprint(distinct, *about))
+    todo = [k for k in range(len(distinct)) if k not in kept.known and kept.mine(k)]
     out: list[list[int]] = [[] for _ in prompts]
-    for where, text in zip(places, texts, strict=True):
-        for k in where:
-            out[k] = text
+
+    def ended(k: int, text: list[int]) -> None:
+        for place in places[k]:
+            out[place] = text
+        advance(len(places[k]))
+
+    for k, text in kept.known.items():
+        ended(k, text)
+
+    def told(number: int, text: list[int]) -> None:
+        kept.add({todo[number]: text})
+        ended(todo[number], text)
+
+    work = _Decoder(model, rules, most_rows).run if plain else _by_transformers(model, rules, most_rows)
+    work([distinct[k] for k in todo], told)
     return out
+
+
+Ended = Callable[[int, list[int]], None]  # position of a prompt, and all that was decoded after it
 
 
 # --- one row, and the rows at work -----------------------------------------------------------------------------------
@@ -189,14 +208,14 @@ class _Decoder:
         from wpn_bench.models import context_length
 
         self.model, self.rules, self.most_rows = model, rules, most_rows
-        self.device = model.device
+        self.device = device_of(model)
         self.context = context_length(model)
         self.accepted = accepted_by(model)
         self.budget = Budget(int(_SHARE * free_memory(self.device.type) / _bytes_a_token(model)))
         self.prefix: tuple[tuple[int, ...], Cache] | None = None
 
     @torch.inference_mode()
-    def run(self, prompts: list[list[int]], ended: Callable[[int], None]) -> list[list[int]]:
+    def run(self, prompts: list[list[int]], ended: Ended) -> None:
         rows = [_Row(k, prompt) for k, prompt in enumerate(prompts)]
         queue = deque(self._ordered(rows))
         live: _Live | None = None
@@ -230,11 +249,10 @@ class _Decoder:
                 continue
             for row in flight:
                 if row.ended:
-                    ended(row.index)
+                    ended(row.index, row.new)
             flight = [row for row in flight if not row.ended]
             if not flight:
                 live = None
-        return [row.new for row in rows]
 
     def _ordered(self, rows: list[_Row]) -> list[_Row]:
         """Groups with a common beginning stay together; within them and among the rest the longest go first, so that
@@ -478,15 +496,15 @@ def _bytes_a_token(model: PreTrainedModel) -> int:
     return max(1, 2 * int(layers) * int(width) * torch.finfo(model.dtype).bits // 8)
 
 
-def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., list[list[int]]]:
+def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
     """The same by the model's own `generate`, for models that the loop does not serve: slower, and rows stay to the end."""
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     sampling = rules.sampling
 
-    def run(prompts: list[list[int]], ended: Callable[[int], None]) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in prompts]
+    device = device_of(model)
 
+    def run(prompts: list[list[int]], ended: Ended) -> None:
         def work(part: list[int]) -> None:
             width = max(len(prompts[k]) for k in part)
             ids = torch.zeros(len(part), width, dtype=torch.long)
@@ -508,8 +526,8 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
             end = sorted(rules.ends)
             with torch.inference_mode():
                 out = model.generate(
-                    input_ids=ids.to(model.device),
-                    attention_mask=mask.to(model.device),
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
                     max_new_tokens=rules.max_new_tokens,
                     eos_token_id=end or None,
                     pad_token_id=end[0] if end else 0,
@@ -517,13 +535,11 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                     **options,
                 )
             for r, k in enumerate(part):
-                found[k] = _until_the_end(out[r, width:].tolist(), rules)
-            for k in part:
-                ended(k)
+                ended(k, _until_the_end(out[r, width:].tolist(), rules))
 
         order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
-        budget = Budget(int(_SHARE * free_memory(model.device.type) / _bytes_a_token(model)))
-        devices = [model.device] if model.device.type == "cuda" else []
+        budget = Budget(int(_SHARE * free_memory(device.type) / _bytes_a_token(model)))
+        devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=sampling is not None):
             for_batches(
                 order,
@@ -533,7 +549,6 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 # The streams of a batch cannot be told apart there: drawn alone, a text is independent of its company.
                 1 if sampling is not None else most_rows,
             )
-        return found
 
     return run
 

@@ -22,11 +22,10 @@ ACCELERATOR_TILE = 16_384
 
 @dataclass(frozen=True)
 class Tiles:
-    """The logits of a linear head (V, width), `size` entries of the vocabulary at a time."""
+    """The logits of a linear head with weights (V, width), a part of the vocabulary at a time. Weights that are elsewhere
+    are brought for as long as that takes."""
 
-    weight: Tensor
-    bias: Tensor | None
-    size: int
+    head: Any
 
     @classmethod
     def of(cls, head: Any) -> Head:
@@ -35,16 +34,19 @@ class Tiles:
 
         if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
             return lambda inputs: iter([(0, head(inputs).float())])
-        size = TILE if head.weight.device.type == "cpu" else ACCELERATOR_TILE
-        return cls(head.weight, head.bias, size)
+        return cls(head)
 
     def __call__(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+        from accelerate.utils import align_module_device
         from torch.nn.functional import linear
 
-        for first in range(0, len(self.weight), self.size):
-            part = slice(first, first + self.size)
-            bias = None if self.bias is None else self.bias[part]
-            yield first, linear(inputs, self.weight[part], bias).float()
+        with align_module_device(self.head):
+            weight, whole = self.head.weight, self.head.bias
+            size = TILE if weight.device.type == "cpu" else ACCELERATOR_TILE
+            for first in range(0, len(weight), size):
+                part = slice(first, first + size)
+                bias = None if whole is None else whole[part]
+                yield first, linear(inputs, weight[part], bias).float()
 
 
 def all_logits(head: Head, inputs: Tensor) -> Tensor:

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from wpn_bench import journal
 from wpn_bench.engine import tree as packing
 from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.engine.head import Head, Tiles, all_logits, head_input
+from wpn_bench.engine.placement import device_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +61,22 @@ def loglikelihoods(
     taken = _taken(model)
     head = head_of(model, taken.apart)
     budget = budget or Budget.measured(model, logits=not taken.apart)
+    kept = journal.section(
+        "loglikelihoods", lambda: journal.fingerprint((ids for pair in pairs for ids in pair), max_length)
+    )
+
+    batches = count()
+
+    def settled(numbers: Sequence[int]) -> bool:
+        """Whether the scores of a batch of sequences are known, or another process's to find. Batches stay whole, so that
+        what is found does not depend on what was known."""
+        requests = [k for n in numbers for k in asked[sequences[n]]]
+        if kept.mine(next(batches)) and not all(k in kept.known for k in requests):
+            return False
+        for k in requests:
+            scores[k], greedy[k] = kept.known.get(k, (0.0, False))
+        advance(len(requests))
+        return True
 
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
         """Take the scores of sequences from `outputs` (N, width); `rows` are the indices of a sequence's tokens there."""
@@ -72,11 +91,14 @@ def loglikelihoods(
         logprob, best = _read_head(head, outputs, np.concatenate(where), np.concatenate(target))
         np.add.at(scores, who, logprob)
         np.logical_and.at(greedy, who, best)
-        advance(sum(len(asked[sequences[n]]) for n in numbers))
+        done = [k for n in numbers for k in asked[sequences[n]]]
+        kept.add({k: (float(scores[k]), bool(greedy[k])) for k in done})
+        advance(len(done))
 
     short = [n for n, s in enumerate(sequences) if len(s) <= taken.reach]
-    _packed(model, taken, [sequences[n] for n in short], short, max_length, budget, read)
-    _plain(model, taken.apart, sequences, [n for n, s in enumerate(sequences) if len(s) > taken.reach], budget, read)
+    _packed(model, taken, [sequences[n] for n in short], short, max_length, budget, settled, read)
+    long = [n for n, s in enumerate(sequences) if len(s) > taken.reach]
+    _plain(model, taken.apart, sequences, long, budget, settled, read)
     return [(float(s), bool(g)) for s, g in zip(scores, greedy, strict=True)]
 
 
@@ -87,6 +109,7 @@ def _check(context: Sequence[int], continuation: Sequence[int], max_length: int)
         raise ValueError(f"a continuation of {len(continuation)} tokens is longer than the model reads ({max_length})")
 
 
+Settled = Callable[[Sequence[int]], bool]
 Read = Callable[[Sequence[int], "Tensor", Sequence[packing.Array]], None]
 
 
@@ -97,6 +120,7 @@ def _packed(
     numbers: Sequence[int],
     max_length: int,
     budget: Budget,
+    settled: Settled,
     read: Read,
 ) -> None:
     most = min(taken.reach, max_length)
@@ -106,6 +130,8 @@ def _packed(
     width = [sum(len(forest[k]) for k in row) for row in filled]
 
     def work(part: list[int]) -> None:
+        if settled([numbers[n] for r in part for k in filled[r] for n in forest[k].paths]):
+            return
         batch = packing.pack([[forest[k] for k in filled[r]] for r in part])
         outputs = _of_batch(model, taken.apart, batch)
         columns = batch.tokens.shape[1]
@@ -121,7 +147,7 @@ def _of_batch(model: PreTrainedModel, apart: bool, batch: packing.Packed) -> Ten
     """`_outputs` at every place of the batch, row by row."""
     import torch
 
-    device = model.device
+    device = device_of(model)
     inputs = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
     if batch.visible is not None:
         inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
@@ -144,6 +170,7 @@ def _plain(
     sequences: Sequence[packing.Tokens],
     numbers: Sequence[int],
     budget: Budget,
+    settled: Settled,
     read: Read,
 ) -> None:
     """One sequence a row, padded on the right as lm-eval does, neighbours in length together."""
@@ -152,11 +179,13 @@ def _plain(
     order = sorted(numbers, key=lambda n: (-len(sequences[n]), sequences[n]))
 
     def work(part: list[int]) -> None:
+        if settled(part):
+            return
         width = len(sequences[part[0]])
         tokens = np.zeros((len(part), width), dtype=np.int64)
         for row, n in enumerate(part):
             tokens[row, : len(sequences[n])] = sequences[n]
-        outputs = _outputs(model, apart, input_ids=torch.from_numpy(tokens).to(model.device))
+        outputs = _outputs(model, apart, input_ids=torch.from_numpy(tokens).to(device_of(model)))
         read(part, outputs.flatten(0, 1), [np.arange(len(sequences[n])) + row * width for row, n in enumerate(part)])
 
     for_batches(order, lambda part: len(part) * len(sequences[part[0]]), budget, work)
@@ -274,7 +303,7 @@ def _sample(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
 def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
     import torch
 
-    return _outputs(model, False, input_ids=torch.tensor([tokens], device=model.device))[0].float()
+    return _outputs(model, False, input_ids=torch.tensor([tokens], device=device_of(model)))[0].float()
 
 
 def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
@@ -294,7 +323,7 @@ def head_comes_last(model: PreTrainedModel) -> bool:
     tokens = _sample(model, 4)[0]
     with torch.inference_mode():
         ours = all_logits(
-            head_of(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=model.device))[0]
+            head_of(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=device_of(model)))[0]
         )
     return _equal(ours, _logits(model, tokens), model.dtype)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.executors import StageContext
 from wpn_bench.generation import Response
 from wpn_bench.prompts import Item, render
 from wpn_bench.store import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ITEMS = "items.jsonl"
 RESPONSES = "responses.jsonl"
@@ -40,16 +43,21 @@ def item_row(item: Item) -> dict[str, Any]:
     return asdict(item)
 
 
+def _loaded(ctx: StageContext, role: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from wpn_bench import models
+
+    return models.load(ctx.needs[role], ctx.local["device"], ctx.params["dtype"], ctx.local.get("offload", "none"))
+
+
 def run_calibrate_stage(ctx: StageContext) -> None:
     """The bounds of coherence under the base model, from reference responses, harmful and harmless.
 
     Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`: the bounds, what each side alone would
     give, and the share of references that they let pass.
     """
-    from wpn_bench import models
     from wpn_bench.harmless.judges import coherence
 
-    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
+    model, tokenizer = _loaded(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     sides = {}
     for side in ("harmless", "harmful"):
@@ -65,10 +73,9 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 
 def run_generate_stage(ctx: StageContext) -> None:
     """Responses of `model` to `prompts`. Writes `responses.jsonl`, one row an item, in their order."""
-    from wpn_bench import models
     from wpn_bench.generation import Decoding, generate
 
-    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
+    model, tokenizer = _loaded(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = ctx.params["template"]
     inputs = [render(item, template) for item in items]
@@ -105,8 +112,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench import models
-    from wpn_bench.harmless.judges import coherence, get_judge
+    from wpn_bench.harmless.judges import coherence, judge_of, scores_by
     from wpn_bench.harmless.judges.refusal import is_refusal
 
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
@@ -116,9 +122,9 @@ def run_judge_stage(ctx: StageContext) -> None:
     distinct = list(dict.fromkeys(row["response"] for row in present))
     pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
     advance = ctx.progress(len(distinct) + len(pairs), "responses")
-    judge = get_judge(ctx.params["judge"], ctx.local["device"])
-    toxicity = dict(zip(distinct, judge.score(distinct, advance), strict=True))
-    model, tokenizer = models.load(ctx.needs["base"], ctx.local["device"], ctx.params["dtype"])
+    judge = judge_of(ctx, ctx.params)
+    toxicity = dict(zip(distinct, scores_by(judge, distinct, advance), strict=True))
+    model, tokenizer = _loaded(ctx, "base")
     after, texts = [p for p, _ in pairs], [t for _, t in pairs]
     found = dict(zip(pairs, coherence.likelihoods(model, tokenizer, texts, advance, after=after), strict=True))
     out = []
@@ -164,12 +170,12 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench.harmless.judges import get_judge
+    from wpn_bench.harmless.judges import judge_of, scores_by
 
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
     distinct = list(dict.fromkeys(row["response"] for row in rows if row["response"] is not None))
-    judge = get_judge(ctx.params["judge"], ctx.local["device"])
-    found = judge.score(distinct, ctx.progress(len(distinct), "responses"))
+    judge = judge_of(ctx, ctx.params)
+    found = scores_by(judge, distinct, ctx.progress(len(distinct), "responses"))
     scores = {text: float("nan") if score is None else score for text, score in zip(distinct, found, strict=True)}
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
     frame["toxicity"] = [scores.get(row["response"], float("nan")) for row in rows]

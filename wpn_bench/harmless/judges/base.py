@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wpn_bench.hub import Fetched
 from wpn_bench.progress import Advance
 
 
@@ -21,13 +22,15 @@ class JudgeConfig(BaseModel):
 
 class Judge(ABC):
     """Scores responses. `measures` says in one sentence what a low score does and does not promise; `usage` how the judge
-    is named on the command line."""
+    is named on the command line. `journalled`: all its work is done by `engine.classify`, so a killed job finds its scores
+    again, and several processes can share a job's."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     measures: ClassVar[str]
     source: ClassVar[str]
     usage: ClassVar[str] = ""
+    journalled: ClassVar[bool] = False
     Config: ClassVar[type[JudgeConfig]] = JudgeConfig
 
     def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
@@ -44,6 +47,10 @@ class Judge(ABC):
     def to_fetch(cls, variant: str) -> str:
         """What must still be fetched before the judge can score, in words; empty when all of it is on this machine."""
         return ""
+
+    def fetched(self) -> list[Fetched]:
+        """What of it comes from elsewhere, with its commit; fetched if need be. Empty: it is all in the package, or local."""
+        return []
 
     @abstractmethod
     def digest(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
+from wpn_bench.hub import Fetched
 from wpn_bench.progress import Advance
 from wpn_bench.registry import nearest
 from wpn_bench.store import digest_of
@@ -37,6 +39,7 @@ class ClassifierJudge(Judge):
     measures = "A text classifier scores what its training data called by the label's name, and nothing else."
     source = "https://huggingface.co/models?pipeline_tag=text-classification"
     usage = "classifier:HUB_ID|FOLDER,label=NAME"
+    journalled = True
     Config = ClassifierConfig
     config: ClassifierConfig
 
@@ -58,6 +61,9 @@ class ClassifierJudge(Judge):
         if Path(variant).expanduser().is_dir() or isinstance(try_to_load_from_cache(variant, "config.json"), str):
             return ""
         return "its model"
+
+    def fetched(self) -> list[Fetched]:
+        return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
         self._classifier()  # what cannot judge is said before anything waits for its verdict
@@ -83,8 +89,10 @@ class ClassifierJudge(Judge):
     def _settings(self) -> Any:
         from transformers import AutoConfig
 
+        from wpn_bench import consent
+
         try:
-            return AutoConfig.from_pretrained(self._model().path)
+            return AutoConfig.from_pretrained(self._model().path, trust_remote_code=consent.to_code())
         except (ValueError, OSError, KeyError) as e:
             raise self._unreadable(e) from e
 
@@ -134,7 +142,7 @@ class ClassifierJudge(Judge):
             raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
+                path, dtype=torch.float32, output_loading_info=True, **models.reading(path)
             )
         except (ValueError, OSError, KeyError, RuntimeError) as e:
             raise self._unreadable(e) from e

@@ -1,0 +1,577 @@
+"""Jobs over Ray: on a cluster of two nodes, which both are this machine, and of which one is killed in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_pipeline import Plain, Workshop
+
+from wpn_bench import config as configuration
+from wpn_bench import executors_ray, pipeline
+from wpn_bench.errors import UserError
+from wpn_bench.executors import External, Fleet, Job, LocalExecutor
+from wpn_bench.executors_ray import Order, RayExecutor, connected, lodged, parts_of, site_of, work
+from wpn_bench.harmless.measure import ITEMS, item_row, read_rows, write_rows
+from wpn_bench.journal import Share
+from wpn_bench.progress import Advance, Reporter
+from wpn_bench.prompts import Item
+from wpn_bench.store import Store, held, read_manifest, signature
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = {"ga": {"lr": 1e30, "steps": 4}, "sft": {"steps": 2, "batch_size": 2}}
+# Not `importorskip`: whether nodes ask for a token is decided when Ray is imported.
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'wpn-bench[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As each worker of the cluster has: with another number of threads a sum may be another in its last digit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- without a cluster -----------------------------------------------------------------------------------------------
+
+
+def asking(model: Path, prompts: Path, n_tokens: int = 5) -> Job:
+    """A job that answers prompts."""
+    params = {
+        "template": "{prompt}",
+        "decoding": {"max_new_tokens": n_tokens, "batch_size": 8},
+        "dtype": "float32",
+    }
+    needs: dict[str, Job | External] = {"model": External(model, "m"), "prompts": External(prompts, prompts.name)}
+    return Job("generate", params, needs, "answer", {"device": "cpu"})
+
+
+def put_prompts(folder: Path, n: int) -> Path:
+    folder.mkdir()
+    items = [Item(str(k), f"Who sells apple number {k}?", (), ()) for k in range(n)]
+    write_rows(folder / ITEMS, [item_row(item) for item in items])
+    return folder
+
+
+@pytest.fixture
+def order(tmp_path: Path, small_opt: Path) -> Iterator[Order]:
+    """Twelve prompts to be answered, for a store of its own."""
+    job = asking(small_opt, put_prompts(tmp_path / "prompts", 12))
+    with site_of(Store(tmp_path / "store")) as site:
+        yield Order(site, 1, replace(job), job.inputs, 1)
+
+
+def test_an_order_leaves_its_artifact(order: Order) -> None:
+    ended = work(order, None)
+    assert ended is not None
+    assert (ended.status, ended.reason) == ("done", None)
+    assert ended.path == order.site.store / "generate" / order.job.digest
+    assert ended.peak_mb > 100
+    again = work(order, None)
+    assert again is not None
+    assert again.status == "cached"
+
+
+def test_what_another_process_is_at_is_left_to_it(order: Order) -> None:
+    store = Store(order.site.store)
+    with store.claim("generate", order.job.digest):
+        assert work(order, None) is None
+        shared = work(replace(order, share=Share(0, 2)), None)
+        assert shared is not None
+        assert shared.status == "shared"
+    assert store.find("generate", order.job.digest) is None
+    with store.claim("generate", f"{order.job.digest}-1-of-2"):
+        assert work(replace(order, share=Share(1, 2)), None) is None
+
+
+def test_shares_find_each_item_once_and_make_the_same(order: Order, tmp_path: Path) -> None:
+    whole = work(order, None)
+    assert whole is not None
+    assert whole.path is not None
+    elsewhere = Store(tmp_path / "elsewhere")
+    with site_of(elsewhere) as site, held(elsewhere.scratch("generate", order.job.digest)):
+        order = replace(order, site=site)
+        shares = [work(replace(order, share=Share(k, 3)), None) for k in range(3)]
+        assert [s.status for s in shares if s] == ["shared"] * 3
+        # Held by this test, so it stays when the job is done.
+        found = journalled(elsewhere.scratch("generate", order.job.digest))
+        put_together = work(replace(order, spent=100.0), None)
+        assert journalled(elsewhere.scratch("generate", order.job.digest)) == found
+    assert sorted(k for _, k in found) == list(range(12))
+    assert set(found.values()) == {1}
+    assert put_together is not None
+    assert put_together.path is not None
+    assert read_rows(put_together.path / "responses.jsonl") == read_rows(whole.path / "responses.jsonl")
+    assert 100 < put_together.seconds < 200
+    assert (read_manifest(put_together.path) or {})["seconds"] > 100
+
+
+def journalled(scratch: Path) -> Counter[tuple[str, int]]:
+    """How often each item stands in a job's journal."""
+    found: Counter[tuple[str, int]] = Counter()
+    for file in scratch.glob("items-*.jsonl"):
+        for line in file.read_text().splitlines():
+            key, pairs, _ = json.loads(line.partition(" ")[2])
+            found.update((key, int(k)) for k, _ in pairs)
+    return found
+
+
+def test_a_node_with_another_library_is_named(order: Order) -> None:
+    libraries = {**order.inputs["libraries"], "tokenizers": "0.0.1"}
+    asked = replace(order, inputs={**order.inputs, "libraries": libraries})
+    with pytest.raises(UserError, match=rf"has tokenizers {version('tokenizers')}, where this run began with 0\.0\.1"):
+        work(asked, None)
+    with pytest.raises(UserError, match="has nowhere-to-be-had not installed"):
+        order.site.enter({"nowhere-to-be-had": "1"})
+
+
+def test_a_node_with_another_wpn_bench_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = executors_ray.STAGES["generate"]
+    monkeypatch.setitem(executors_ray.STAGES, "generate", replace(here, version=here.version + 1))
+    with pytest.raises(UserError, match="has another wpn-bench than the one that this run began with"):
+        work(order, None)
+
+
+def test_a_node_that_does_not_see_the_store_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors_ray, "PROBE_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"does not see the store .*; name one that all nodes share"):
+        work(replace(order, site=replace(order.site, probe="probe-of-another-folder")), None)
+
+
+def test_what_another_node_wrote_is_waited_for(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system may show it late."""
+    store = Store(order.site.store)
+    prompts = store.path("prompts", "p" * 64)
+    needs = {**order.job.needs, "prompts": External(prompts, "prompts")}
+
+    def arrives() -> None:
+        time.sleep(0.5)
+        with store.build("prompts", "p" * 64, {}) as out:
+            write_rows(out / ITEMS, [item_row(Item("0", "Why?", (), ()))])
+
+    writing = threading.Thread(target=arrives)
+    writing.start()
+    ended = work(replace(order, job=replace(order.job, needs=needs)), None)
+    writing.join()
+    assert ended is not None
+    assert ended.status == "done"
+    monkeypatch.setattr(executors_ray, "ARRIVAL_SECONDS", 0.0)
+    needs["prompts"] = External(store.path("prompts", "q" * 64), "prompts")
+    with pytest.raises(UserError, match="does not see what another node put into the store"):
+        work(replace(order, job=replace(order.job, needs=needs)), None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "items", "idle", "asked", "parts"),
+    [
+        ("generate", 1000, 4, None, 4),
+        ("generate", 1000, 0, None, 1),
+        ("generate", 130, 4, None, 2),
+        ("generate", 20, 4, None, 1),  # not worth a model's loading
+        ("generate", 20, 4, 3, 3),
+        ("generate", 2, 4, 3, 2),
+        ("generate", 1000, 4, 1, 1),
+        ("gcg", 1000, 4, None, 1),  # a search goes on from what it found
+        ("gcg", 1000, 4, 3, 1),
+        ("train", 1000, 4, 3, 1),
+    ],
+)
+def test_a_job_is_cut_where_workers_would_be_idle(
+    tmp_path: Path, stage: str, items: int, idle: int, asked: int | None, parts: int
+) -> None:
+    (tmp_path / ITEMS).write_text("{}\n" * items)
+    needs = {"prompts": External(tmp_path, "p")}
+    assert parts_of(Job(stage, {}, needs, stage), needs, idle, asked) == parts
+
+
+def test_the_documents_of_a_benchmark_are_counted_by_its_limit_or_not_at_all(tmp_path: Path) -> None:
+    needs = {"model": External(tmp_path, "m")}
+    assert parts_of(Job("benchmark", {"limit": None}, needs, "copa"), needs, 4, None) == 4
+    assert parts_of(Job("benchmark", {"limit": 200}, needs, "copa"), needs, 4, None) == 3
+
+
+def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small_opt: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for file in small_opt.iterdir():  # as the hub's cache lies
+        (blobs / f"of-{file.name}").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blobs / f"of-{file.name}")
+    need = External(snapshot, "d" * 64, signature(snapshot))
+    store = Store(tmp_path / "store")
+    there = lodged(store, need)
+    assert there.path == tmp_path / "store" / "models" / ("d" * 64) / "files"
+    assert {f.name: f.read_bytes() for f in there.path.iterdir()} == {
+        f.name: f.read_bytes() for f in small_opt.iterdir()
+    }
+    assert not any(f.is_symlink() for f in there.path.iterdir())
+    assert (there.digest, there.seen) == (need.digest, signature(there.path))
+    assert lodged(Store(tmp_path / "store"), need) == there
+    # Known by its digest, as anywhere else: what was made from it does not depend on where it lay.
+    assert store.content(there.path) == ""
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="changed while the run was under way"):
+        lodged(Store(tmp_path / "another"), need)
+    assert not (tmp_path / "another" / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("fleet", "threads", "cpus", "divided"),
+    [
+        (Fleet(), "", 2, (2, 1)),
+        (Fleet(), "", 1, (1, 1)),
+        (Fleet(), "", 16, (4, 4)),
+        (Fleet(), "1", 16, (16, 1)),
+        (Fleet(), "32", 16, (1, 32)),
+    ],
+)
+def test_a_machine_is_divided(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet, threads: str, cpus: int, divided: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert executors_ray._divided(fleet, cpus) == divided
+
+
+def test_a_number_of_workers_divides_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert executors_ray._divided(Fleet("ray", workers=3), 16) == (3, 2)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert executors_ray._divided(Fleet("ray", workers=3), 16) == (3, 5)
+    assert executors_ray._divided(Fleet("ray", workers=3, cpus_per_job=2), 16) == (3, 2)
+    assert executors_ray._divided(Fleet("ray", workers=4), 2) == (4, 1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "ray://127.0.0.1:10001"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be used"):
+        connected(Fleet("ray", ray_address=address), address, Reporter()).__enter__()
+    with pytest.raises(UserError, match="--workers is for a cluster of this machine's own"):
+        connected(Fleet("ray", workers=2), address, Reporter()).__enter__()
+
+
+# --- on two nodes ----------------------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """Two nodes of one CPU each, to which this process is connected; the second may be killed."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        size = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=size)
+        self._second = self._cluster.add_node(**size)
+        self.fleet = Fleet("ray", ray_address=self._cluster.address)
+
+    def kill_second(self, store: Path) -> None:
+        """The second node's raylet and workers, while one of these is at a job of the store: what a power cut does."""
+        raylet = psutil.Process(self._second.all_processes["raylet"][0].process.pid)
+        while not any(stopped_at_work(process, store) for process in raylet.children(recursive=True)):
+            time.sleep(0.01)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            process.kill()
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+    @contextmanager
+    def executor(self, store: Store, reporter: Reporter, **fleet: Any) -> Iterator[RayExecutor]:
+        with site_of(store) as site:
+            yield RayExecutor(replace(self.fleet, **fleet), store, reporter, site, 1, own=False)
+
+
+def stopped_at_work(process: psutil.Process, store: Path) -> bool:
+    """Stop the process if it holds a claim in the store."""
+    with suppress(psutil.NoSuchProcess):
+        process.suspend()
+        if any(Path(file.path).is_relative_to(store / "locks") for file in process.open_files()):
+            return True
+        process.resume()
+    return False
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AUTH_MODE": "token", "AUTH_TOKEN": "of-the-tests" * 4, "USAGE_STATS_ENABLED": "0"}.items():
+            patch.setenv(f"RAY_{name}", value)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Cluster()
+        try:
+            with connected(made.fleet, made.fleet.ray_address, Reporter()) as cpus:
+                assert cpus == 1
+                yield made
+        finally:
+            made.stop()
+
+
+class Telling(Reporter):
+    """Keeps all that it is told, and does something when so many jobs have ended."""
+
+    shows_items = True
+
+    def __init__(self, after: int = 0, do: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.started: list[str] = []
+        self.ended: dict[str, str] = {}
+        self.counted: Counter[str] = Counter()
+        self._after, self._do = after, do
+
+    def start(self, label: str) -> None:
+        self.started.append(label)
+
+    def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
+        def advance(n: int) -> None:
+            self.counted[unit] += n
+
+        return advance
+
+    def finish(self, label: str, status: str, seconds: float) -> None:
+        self.ended[label] = status
+        if len(self.ended) == self._after:
+            self._do()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples: list[dict[str, Any]]) -> Workshop:
+    """With a finished run of the local executor, `alone`: a method that trains, and one that cannot."""
+    made = Workshop(tmp_path_factory.mktemp("workshop"), small_opt, triples)
+    run(made, "alone", Fleet(), Reporter())
+    return made
+
+
+def run(workshop: Workshop, name: str, fleet: Fleet, reporter: Reporter) -> dict[str, Any]:
+    """A whole run with a store of its own."""
+    return pipeline.run(
+        configuration.from_settings(workshop.settings | {"benchmarks": ("lab_copa",), "methods": METHODS}),
+        out=workshop.folder / name,
+        store=workshop.folder / f"store of {name}",
+        reporter=reporter,
+        command="wpn-bench full",
+        fleet=fleet,
+    )
+
+
+@dataclass(frozen=True)
+class Lent(Fleet):
+    """Executes on a cluster to which this process is connected already."""
+
+    cluster: Any = None
+
+    def executing(self, store: Store, reporter: Reporter) -> AbstractContextManager[RayExecutor]:
+        lent: AbstractContextManager[RayExecutor] = self.cluster.executor(store, reporter, shards=self.shards)
+        return lent
+
+
+def results_of(workshop: Workshop, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((workshop.folder / name / "results.json").read_text())
+    return loaded
+
+
+def contents(store: Path) -> dict[str, str]:
+    """What each artifact holds, by stage and digest."""
+    found = {folder: read_manifest(folder) for folder in store.glob("*/*") if len(folder.name) == 64}
+    return {str(f.relative_to(store)): m["content"] for f, m in found.items() if m and m["stage"] != "models"}
+
+
+@with_ray
+def test_bad_input_comes_back_as_such(cluster: Cluster, tmp_path: Path) -> None:
+    prompts = put_prompts(tmp_path / "prompts", 2)
+    (tmp_path / "model").mkdir()
+    with cluster.executor(Store(tmp_path / "store"), Reporter()) as executor:
+        with pytest.raises(UserError, match="cannot be loaded as a causal language model") as caught:
+            executor.run([asking(tmp_path / "model", prompts)])
+        assert type(caught.value) is UserError
+        with pytest.raises(
+            UserError, match=r"the node .* has torch .*, where this run began with 0\.1; install the same"
+        ):
+            executor._look_at_nodes({"torch": "0.1"})
+
+
+@with_ray
+def test_a_gpu_is_asked_for_where_the_device_is_one(cluster: Cluster, tmp_path: Path) -> None:
+    job = asking(tmp_path, put_prompts(tmp_path / "prompts", 2))
+    with cluster.executor(Store(tmp_path / "store"), Reporter(), gpus_per_job=0.5) as executor:
+        assert executor.room(job) == 2
+        with pytest.raises(UserError, match=r"a job is to have 0\.5 GPUs, and the cluster has 0; start Ray where"):
+            executor.room(replace(job, local={"device": "cuda:1"}))
+
+
+@with_ray
+def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
+    import ray
+
+    store, told = Store(tmp_path / "store"), Telling()
+    job = asking(small_opt, put_prompts(tmp_path / "prompts", 160), n_tokens=50)
+    scratch = store.scratch("generate", job.digest)
+
+    def kill() -> None:
+        while not journalled(scratch):
+            time.sleep(0.02)
+        workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::")]
+        (at_work,) = [p for p in workers if stopped_at_work(p, tmp_path / "store")]
+        at_work.kill()
+
+    with (
+        held(scratch),
+        cluster.executor(store, told, shards=1) as executor,
+    ):  # held, the journal stays when the job is done
+        ray.get(executor.board.read.remote())  # it is up
+        killing = threading.Thread(target=kill)
+        killing.start()
+        outcome = executor.run([job])[job.digest]
+        killing.join()
+        found = journalled(scratch)
+        files = list(scratch.glob("items-*.jsonl"))
+    assert outcome.status == "done"
+    assert told.notes == ["lost a worker that was at answer: another goes on with it"]
+    assert sorted(k for _, k in found) == list(range(160))
+    assert set(found.values()) == {1}
+    assert len(files) == 2
+    assert told.started == ["answer"]
+    assert 0 < told.counted["responses"] <= 2 * 160
+    undisturbed = LocalExecutor(Store(tmp_path / "alone"), Reporter()).run([job])[job.digest]
+    assert undisturbed.path is not None
+    assert outcome.path is not None
+    assert (outcome.path / "responses.jsonl").read_bytes() == (undisturbed.path / "responses.jsonl").read_bytes()
+
+
+@with_ray
+def test_a_job_that_kills_its_workers_fails_alone(
+    cluster: Cluster, tmp_path: Path, small_opt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(executors_ray, "RETRIES", 1)
+    bad, good = (asking(small_opt, put_prompts(tmp_path / name, 4)) for name in ("bad", "good"))
+    bad = replace(bad, label="bad")
+    told = Telling()
+    with cluster.executor(Store(tmp_path / "store"), told) as executor:
+        send, dies = executor.send, ray.remote(lambda: os._exit(1)).options(max_retries=0)
+        monkeypatch.setattr(executor, "send", lambda order: dies.remote() if order.job.label == "bad" else send(order))
+        outcomes = executor.run([bad, good])
+    assert [(o.status, o.reason) for o in outcomes.values()] == [
+        ("failed", "lost 2 workers (killed, or short of memory)"),
+        ("done", None),
+    ]
+    assert told.notes == ["lost a worker that was at bad: another goes on with it"]
+
+
+@with_ray
+def test_what_another_run_is_at_is_waited_for(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
+    store, told = Store(tmp_path / "store"), Telling()
+    job = asking(small_opt, put_prompts(tmp_path / "prompts", 4))
+
+    def elsewhere() -> None:
+        while not told.notes:
+            time.sleep(0.02)
+        claim.__exit__(None, None, None)
+
+    claim = store.claim("generate", job.digest)
+    assert claim.__enter__()
+    with cluster.executor(store, told) as executor:
+        other = threading.Thread(target=elsewhere)
+        other.start()
+        outcome = executor.run([job])[job.digest]
+        other.join()
+    assert outcome.status == "done"
+    assert told.notes == ["waiting: another run on this store is at answer"]
+
+
+@with_ray
+@pytest.mark.slow
+def test_two_nodes_and_shares_give_what_one_process_gives(
+    cluster: Cluster, workshop: Workshop, comparable: Plain
+) -> None:
+    """To the last bit, failures included: every artifact holds the same, though the items of each job were shared out."""
+    told = Telling()
+    found = run(workshop, "shared", Lent(shards=3, executor="ray", cluster=cluster), told)
+    assert comparable(found) == comparable(results_of(workshop, "alone"))
+    assert found["run"]["failed"][0]["job"] == "train ga (seed 0)"
+    alone, shared = (contents(workshop.folder / f"store of {name}") for name in ("alone", "shared"))
+    assert shared == alone
+    assert {key.partition("/")[0] for key in shared} >= {"generate", "judge", "benchmark", "perplexity", "train"}
+    assert told.counted["shares"] >= 3 * 6
+    assert Counter(told.started) == Counter(told.ended.keys())
+    for folder in ("scratch", "tmp", "locks"):
+        assert not list((workshop.folder / "store of shared" / folder).iterdir())
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_node_that_is_killed_costs_only_its_unfinished_jobs(
+    cluster: Cluster, workshop: Workshop, comparable: Plain
+) -> None:
+    """The last test on this cluster."""
+    store = workshop.folder / "store of killed"
+    killing = threading.Thread(target=cluster.kill_second, args=(store,))
+    told = Telling(6, killing.start)
+    found = run(workshop, "killed", Lent("ray", cluster=cluster), told)
+    assert comparable(found) == comparable(results_of(workshop, "alone"))
+    killing.join(10)
+    assert not killing.is_alive()
+    assert contents(store) == contents(workshop.folder / "store of alone")
+    # What it was at, and what was sent to it before its end was known.
+    assert 1 <= len([note for note in told.notes if note.startswith("lost a worker")]) <= 3
+    assert Counter(told.ended.values())["cached"] <= 1  # it may have been stopped between its work and its answer
+
+
+# --- the command line, with a cluster of its own ---------------------------------------------------------------------
+
+
+@with_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("methods: {sft: {steps: 2, batch_size: 2}}\nbenchmarks: [lab_copa]\ncurve: null\n")
+    options = f"--limit 4 --attacks typos --executor ray --workers 1 -v -c {settings} --out {tmp_path / 'run'}"
+    command = subprocess.Popen(
+        [sys.executable, "-m", "wpn_bench.cli", "full", *options.split(), "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert command.stderr is not None
+    said = []
+    for line in command.stderr:
+        said.append(line)
+        if line.startswith("done"):
+            break
+    started = psutil.Process(command.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in started)
+    os.killpg(command.pid, how)  # as a terminal does: everything that the command began in its session
+    said += command.stderr.read().splitlines()
+    command.wait(60)
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert not any("Traceback" in line for line in said)
+    if how == signal.SIGINT:
+        assert command.returncode == 130
+        assert said[-1].startswith("stopped; what is finished is kept")
+    assert list((tmp_path / "store" / "vet").iterdir())
