@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from wpn_bench.errors import EXIT_FAILED, EXIT_USER, JobFailed, UserError, WpnBenchError
@@ -15,3 +17,8 @@ def test_a_user_error_is_one_line_with_the_way_out() -> None:
 def test_exit_codes(error: WpnBenchError, code: int) -> None:
     assert isinstance(error, WpnBenchError)
     assert error.exit_code == code
+
+
+def test_a_user_error_comes_whole_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(UserError("the file is odd", "mend it")))
+    assert (type(error), error.problem, error.way_out) == (UserError, "the file is odd", "mend it")

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,23 @@ def test_weights_that_cannot_be_read(folder: Path, damage: str) -> None:
         load_fresh(folder)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)")],
+)  # fmt: skip
+def test_short_memory_is_not_taken_for_a_broken_model(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(UserError, match=r"does not fit into memory in float32; take --dtype bfloat16, --offload disk"):
+        load_fresh(folder)
+
+
 def test_weights_that_are_not_all_there(folder: Path) -> None:
     """A layer too few in the file: transformers would fill it with random numbers and only warn."""
     from safetensors.torch import load_file, save_file
@@ -177,6 +195,46 @@ def test_only_the_last_two_stay_in_memory(make_lm: Callable[..., Path], monkeypa
     assert load(two)[0] is not second
 
 
+@pytest.mark.parametrize(("room", "stay"), [(1.5, 1), (2.5, 2)])
+def test_two_stay_only_where_two_fit(
+    room: float, stay: int, make_lm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`room`: for so many models there is memory; where it is short the other goes before the next comes."""
+    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+    monkeypatch.setattr(models, "working_memory", lambda config, dtype: 0)
+    one, two = (make_lm("opt", seed=s) for s in (1, 2))
+    size = models.weights_bytes(one, "float32")
+    monkeypatch.setattr(
+        "wpn_bench.engine.budget.free_memory", lambda device: (room - len(models._LOADED)) * size / models.SPARE
+    )
+    first = load(one)[0]
+    load(two)
+    assert len(models._LOADED) == stay
+    assert (load(one)[0] is first) == (stay == 2)
+
+
+def test_training_makes_room(make_lm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+    load(make_lm("opt", seed=1))
+    models.make_room(1, "cpu")
+    assert len(models._LOADED) == 1
+    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 1000)
+    models.make_room(1001, "cpu")
+    assert not models._LOADED
+
+
+def test_weights_in_several_files(small_lm: Path, tmp_path: Path) -> None:
+    """What is too large for one file is loaded, counted and known as well."""
+    model, tokenizer = load_fresh(small_lm), load_tokenizer(small_lm)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path, **({"max_shard_size": "40KB"} if part is model else {}))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert models.weights_bytes(tmp_path, "float32") == models.weights_bytes(small_lm, "float32")
+    again = load_fresh(tmp_path)
+    assert all((a == b).all() for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert resolve(str(tmp_path)).digest != resolve(str(small_lm)).digest
+
+
 def test_dtype(small_opt: Path) -> None:
     import torch
 
@@ -206,5 +264,10 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown device 'gpu'"):
         pick_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == "cuda"
     assert pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match="there is no device 'cuda:2'"):
+        pick_device("cuda:2")
+    with pytest.raises(UserError, match="nothing can be computed on device 'meta'"):
+        pick_device("meta")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+from wpn_bench.redact import without_secrets
+
 EXIT_OK = 0
 EXIT_FAILED = 1  # a bug, or a job that failed
 EXIT_USER = 2  # bad input: one line, and the way out
@@ -10,10 +15,19 @@ EXIT_INCONCLUSIVE = 4  # `check`: the data bear no verdict
 EXIT_STOPPED = 130  # Ctrl-C, as shells have it
 
 
+def scrubbed(text: str) -> str:
+    """A message without what is nobody's business: tokens, logins in addresses, the name of the home folder."""
+    text, home = without_secrets(text), str(Path.home())
+    return re.sub(rf"{re.escape(home)}(?=[/\s'\",;:)]|$)", "~", text) if home != "/" else text
+
+
 class WpnBenchError(Exception):
-    """Base of all named errors of this package."""
+    """Base of all named errors of this package. No message holds a secret, whatever it was made of."""
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(scrubbed(message))
 
 
 class UserError(WpnBenchError):
@@ -25,9 +39,13 @@ class UserError(WpnBenchError):
     exit_code = EXIT_USER
 
     def __init__(self, problem: str, way_out: str) -> None:
-        self.problem = " ".join(problem.split())
-        self.way_out = " ".join(way_out.split())
+        self.problem = scrubbed(" ".join(problem.split()))
+        self.way_out = scrubbed(" ".join(way_out.split()))
         super().__init__(f"{self.problem}; {self.way_out}")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        # Pickled by what it was made from: it may have been raised in another process.
+        return UserError, (self.problem, self.way_out)
 
 
 class JobFailed(WpnBenchError):

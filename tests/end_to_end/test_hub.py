@@ -221,3 +221,73 @@ def test_a_local_model_and_no_hub_for_the_data(typed: Typed, tmp_path: Path, sma
     line = one_line(typed("full", "--model", small_opt, "--out", "x", **gone))
     assert "PKU-Alignment/PKU-SafeRLHF" in line
     assert "network" in line
+
+
+# --- fetched ahead, over a bad line; then no line at all --------------------------------------------------------------
+
+SMALL = """\
+methods: {sft: {steps: 2, batch_size: 4}}
+forget: FORGET
+in_domain: []
+vet: false
+decoding: {max_new_tokens: 8, batch_size: 8}
+ood: [advbench]
+benign: []
+attacks: []
+benchmarks: [wpn_copa]
+"""
+# No connection and no name look-up, in any library; a unix socket may be.
+GUARD = """\
+import socket
+def refuse(*given, **named):
+    with open({log!r}, "a") as f:
+        f.write(repr(given) + "\\n")
+    raise OSError("there is no network here")
+connect = socket.socket.connect
+socket.socket.connect = lambda self, at: connect(self, at) if self.family == socket.AF_UNIX else refuse(at)
+socket.getaddrinfo = refuse
+"""
+
+
+def test_what_was_prefetched_over_a_bad_line_runs_without_any(
+    place: Path, typed: Typed, hub_with: Callable[..., dict[str, str]], shared_hub: Path, tmp_path: Path
+) -> None:
+    rows = (shared_hub / "files" / "rtp_triples_test.jsonl").read_text(encoding="utf-8").split("\n")[:40]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (place / "small.yaml").write_text(SMALL.replace("FORGET", str(tmp_path / "mine.jsonl")))
+    asked = ["--model", "facebook/opt-125m", "--config", "small.yaml"]
+    log = tmp_path / "requests"
+    env = hub_with("--fail-rate", "0.2", "--cut-rate", "0.2", "--seed", "2", "--log", str(log))
+    done = typed("prefetch", *asked, **env)
+    assert done.returncode == 0, done.stderr
+    assert any(line.endswith(" 503") for line in log.read_text().splitlines())
+    lines = done.stdout.splitlines()
+    fetched = {line.split()[2] for line in lines if line.startswith("fetched")}
+    assert {"bert-base-uncased", "facebook/opt-125m", "aps/super_glue", "walledai/AdvBench"} <= fetched
+    assert lines[-1].endswith("wpn-bench full --model facebook/opt-125m --config small.yaml --store store --offline")
+
+    log.unlink()
+    again = typed("prefetch", *asked, **env)
+    assert not [line for line in again.stdout.splitlines() if line.startswith("fetched")]
+    assert not [line for line in log.read_text().splitlines() if "/resolve/" in line]  # where branches are now, no more
+
+    refused = tmp_path / "refused"
+    guard = tmp_path / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(GUARD.format(log=str(refused)))
+    env |= {"PYTHONPATH": f"{guard}:{env['PYTHONPATH']}"}
+    run = typed("full", *asked, "--limit", 3, "--offline", "--out", "ahead", **env)
+    assert run.returncode == 0, run.stderr
+    assert not refused.exists()
+    manifest = read_manifest(place / "ahead")
+    commits = [manifest["model"]["revision"], manifest["tasks"]["copa"]["revision"]]
+    commits += [manifest["prompt_sets"]["advbench"]["source"]["revision"]]
+    commits += [one["source"]["revision"] for one in manifest["texts"].values()]
+    commits.append(manifest["judged_from"]["detoxify:original"]["bert-base-uncased"])
+    assert all(len(commit) == 40 for commit in commits)
+    assert (manifest["config"]["trust_remote_code"], manifest["config"]["allow_pickle"]) == (False, False)
+
+    line = one_line(typed("full", *asked, "--benchmarks", "wpn_piqa", "--offline", "--out", "x", **env))
+    assert "the data set 'baber/piqa' is not cached" in line
+    assert "wpn-bench prefetch" in line
+    assert not refused.exists()

@@ -1,0 +1,94 @@
+"""docs/licences.md from the environment that this runs in: `nox -s licences` runs it where wpn-bench lies with all its extras.
+
+    python docs/licences.py LISTING.json > docs/licences.md
+
+LISTING.json is what `pip-licenses --format=json` says of that environment; what needs what is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, metadata, requires
+from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+PROJECT = "wpn-bench"
+EXTRAS = ("tune", "quantise", "mlflow", "wandb")
+# Licences that ask something of those who pass changes on; a table that names them is read by somebody.
+COPYLEFT = re.compile(r"GPL|Mozilla|MPL|EPL|CDDL|EUPL|Affero", re.I)
+HEAD = """\
+# Licences of what is installed with wpn-bench
+
+Made by `nox -s licences` (`pip-licenses`) from an installation on Linux with Python 3.11 and the versions of `constraints.txt`;
+the same session writes a CycloneDX SBOM to `dist/sbom.cdx.json`. wpn-bench itself is Apache-2.0. It ships none of these
+packages: pip fetches them, each under its own licence. "Needed by" names the extra of a package that a plain
+`pip install wpn-bench` leaves out.
+"""
+
+
+def needed(extra: str | None = None) -> set[str]:
+    """Names of all that `PROJECT` needs here, with that extra alone besides; normalised, without its own."""
+    found: set[tuple[str, str]] = set()  # with each extra: `fsspec` alone needs less than `fsspec[http]`
+    waiting = [(PROJECT, extra or "")]
+    while waiting:
+        name, asked = waiting.pop()
+        for one in map(Requirement, requires(name) or ()):
+            here = {**default_environment(), "extra": asked}
+            if (one.marker is not None and not one.marker.evaluate(here)) or not is_here(one.name):
+                continue
+            more = {(normal(one.name), wanted) for wanted in ("", *one.extras)} - found
+            found |= more
+            waiting += more
+    return {name for name, _ in found} - {normal(PROJECT)}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def is_here(name: str) -> bool:
+    try:
+        metadata(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def table(listing: Iterable[dict[str, str]]) -> str:
+    """The rows that wpn-bench or one of its extras needs, then those whose licence asks something of who changes them."""
+    plain = needed()
+    by_extra = {extra: needed(extra) - plain for extra in EXTRAS}
+    lines, asking = [], []
+    for row in sorted(listing, key=lambda row: normal(row["Name"])):
+        name = normal(row["Name"])
+        extras = [extra for extra, names in by_extra.items() if name in names]
+        if name not in plain and not extras:
+            continue
+        licence = row["License"].strip().splitlines()[0].replace("|", "/")
+        licence = "not declared (see the file in its wheel)" if licence == "UNKNOWN" else licence
+        version = row["Version"].partition("+")[0]
+        who = f"extra {', '.join(extras)}" if extras else PROJECT
+        lines.append(f"| {row['Name']} | {version} | {licence} | {who} |")
+        if COPYLEFT.search(licence):
+            asking.append(f"{row['Name']} ({licence}; {who})")
+    return "\n".join(
+        [
+            HEAD,
+            f"Packages: {len(lines)}, {len(lines) - sum('| extra ' in line for line in lines)} of them without any extra."
+            f" Licences that ask something of those who pass on a changed copy: {'; '.join(asking) or 'none'}."
+            " What that means here: [security-audit.md](security-audit.md).",
+            "",
+            "| package | version | licence | needed by |",
+            "|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

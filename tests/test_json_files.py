@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wpn_bench.errors import UserError
+from wpn_bench.json_files import load_json
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff{}", r"is not UTF-8 \(byte 0\)"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"9" * 5000, "is not valid JSON"),
+        (b"", "is not valid JSON"),
+    ],
+)
+def test_what_is_no_json(tmp_path: Path, raw: bytes, problem: str) -> None:
+    (tmp_path / "x.json").write_bytes(raw)
+    with pytest.raises(UserError, match=rf"x\.json {problem}.*; fetch it again$"):
+        load_json(tmp_path / "x.json", "fetch it again")
+
+
+def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": "\u00e9"}', encoding="utf-8")
+    assert load_json(tmp_path / "x.json", "") == {"a": "\u00e9"}
+    with pytest.raises(FileNotFoundError):
+        load_json(tmp_path / "y.json", "")
+    with pytest.raises(UserError, match=r"cannot be read .Is a directory"):
+        load_json(tmp_path, "give a file")

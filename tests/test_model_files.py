@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wpn_bench import consent, model_files, models
+from wpn_bench.errors import UserError
+
+
+@pytest.fixture
+def folder(small_opt: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_opt, tmp_path / "model"))
+
+
+def settle(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_whole_model_is_let_through(small_lm: Path) -> None:
+    model_files.check(small_lm)
+    model_files.check_causal(small_lm)
+
+
+def test_shards_by_their_index(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    placed = {name: f"part-{k % 2}.safetensors" for k, name in enumerate(names)}
+    for part in set(placed.values()):
+        kept = {name: weights[name] for name in names if placed[name] == part}
+        save_file(kept, folder / part, metadata={"format": "pt"})
+    (folder / model_files.INDEX).write_text(json.dumps({"weight_map": placed}))
+    model_files.check(folder)
+    (folder / "part-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks part-1.safetensors, one of the 2 files"):
+        model_files.check(folder)
+
+
+def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    model_files.check(folder)
+    with consent.given(pickles=True):
+        assert models.resolve(str(folder)).path == folder
+
+
+@pytest.mark.parametrize(("is_decoder", "fits"), [(True, True), (False, False)])
+def test_an_encoder_that_was_told_to_be_a_decoder(folder: Path, is_decoder: bool, fits: bool) -> None:
+    settle(folder, model_type="bert", is_decoder=is_decoder)
+    if fits:
+        model_files.check_causal(folder)
+        return
+    with pytest.raises(UserError, match="reads in both directions"):
+        model_files.check_causal(folder)
+
+
+def test_more_tokens_than_the_tokenizer_has_are_no_fault(folder: Path) -> None:
+    """Embeddings are padded to a round number; the reverse has no row for a token."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    size = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"]["zzz"] = size
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=f'token "zzz" has number {size}, and the model knows {size}'):
+        model_files.check(folder)
+    del tokenizer["model"]["vocab"]["zzz"]
+    dropped = next(t for t, i in tokenizer["model"]["vocab"].items() if i == size - 1)
+    tokenizer["model"]["merges"] = [m for m in tokenizer["model"]["merges"] if "".join(m) != dropped]
+    del tokenizer["model"]["vocab"][dropped]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model_files.check(folder)
