@@ -18,8 +18,9 @@ from wpn_bench.prompts import Item
 from wpn_bench.unlearn.lora import Adapters, check
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import LoRAConfig, MethodConfig
+from wpn_bench.unlearn.train import train
 
-from .training import Done, Weights, equal, method_of
+from .training import TEMPLATE, Done, Weights, equal, method_of
 
 RANK_4 = {"lora": {"rank": 4}, "lr": 3e-2}
 
@@ -122,6 +123,76 @@ def test_ways_to_say_it(given: Any, config: LoRAConfig | None) -> None:
     made = MethodConfig(lora=given)
     assert made.lora == config
     assert MethodConfig(**made.model_dump(mode="json")) == made
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in METHODS if method_of(name).needs_reference), ("sft", {"kl": 1}), ("grad_diff", {"retain": "kl"}),
+     ("llmu", {"variant": "released"}), ("wpn", {"space": "hidden"}), ("wpn", {"mixed_precision": "bf16"}),
+     ("npo", {"gradient_checkpointing": True}), ("dpo", {"lora": {"rank": 4, "dropout": 0.3}})],
+)  # fmt: skip
+def test_the_model_without_its_adapters_is_the_reference(
+    name: str,
+    options: dict[str, Any],
+    small_opt: Path,
+    items: list[Item],
+    texts: list[str],
+    weights: Callable[[Any], Weights],
+) -> None:
+    """A frozen second copy gives the same losses and the same model, bit for bit."""
+    method = method_of(name, **{**RANK_4, "steps": 3, **options})
+    assert method.needs_reference
+    alone = Done(small_opt, method, items, texts, reference=None)
+    beside = Done(small_opt, method, items, texts, reference=models.load(small_opt)[0])
+    assert alone.said.history == beside.said.history
+    assert equal(weights(alone.model), weights(beside.model))
+
+
+def test_adapters_are_off_for_the_reference_alone(small_lm: Path) -> None:
+    model = models.load_fresh(small_lm).train()
+    plain = models.load_fresh(small_lm).eval()
+    adapters = Adapters(model, LoRAConfig(rank=2, dropout=0.5), 0)
+    with torch.no_grad():
+        for p in trained(model).values():
+            p.normal_()
+    reference = adapters.reference()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        expected = plain(input_ids=ids).logits
+        assert torch.equal(reference(input_ids=ids).logits, expected)
+        # Also by its parts, as a plug-in's loss may call it.
+        hidden = plain.base_model(input_ids=ids)[0]
+        assert torch.equal(reference.base_model(input_ids=ids)[0], hidden)
+        assert torch.equal(reference.get_output_embeddings()(hidden), expected)
+        assert torch.equal(reference.generate(ids, max_new_tokens=3), plain.generate(ids, max_new_tokens=3))
+        assert not torch.equal(model(input_ids=ids).logits, expected)
+    assert model.training
+    assert all(p.requires_grad for p in trained(model).values())
+    assert reference.config is model.config
+
+
+def test_adapters_learn_in_float32_inside_a_model_in_half_precision(
+    small_lm: Path, items: list[Item], texts: list[str]
+) -> None:
+    """As `--dtype bfloat16 --lora 4` trains: the frozen weights stay half as large."""
+    model = models.load_fresh(small_lm, dtype="bfloat16")
+    seen: dict[bool, set[torch.dtype]] = {}
+
+    def look(step: int, current: Any) -> None:
+        for name, p in model.named_parameters():
+            seen.setdefault("lora_" in name, set()).add(p.dtype)
+
+    said = train(
+        model, models.load_tokenizer(small_lm), method_of("wpn", **RANK_4), items, texts, template=TEMPLATE, seed=0,
+        after_step=look,
+    )  # fmt: skip
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
+    losses = [h["loss"] for h in said.history]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

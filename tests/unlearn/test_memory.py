@@ -77,6 +77,17 @@ def test_what_saves_memory_is_seen_to() -> None:
     assert estimate("opt", batch_size=16, retain_batch_size=16).activations > 1.9 * full.activations
 
 
+@pytest.mark.parametrize("options", [{}, {"mixed_precision": "bf16"}])
+def test_adapters_are_float32_and_spare_the_reference(options: dict[str, Any]) -> None:
+    found = estimate("opt", "npo", dtype="bfloat16", lora=4, **options)
+    assert found.reference == 0
+    assert found.gradients == 4 * found.trainable
+    assert found.optimizer == 8 * found.trainable
+    # With mixed precision weights are float32, and there is a copy of them in half precision.
+    whole, small = (6, 6) if options else (2, 4)
+    assert found.weights == whole * found.parameters + small * found.trainable
+
+
 def test_methods_that_read_more_rows_take_more() -> None:
     of = {
         name: estimate("opt", name, batch_size=8, retain_batch_size=8).activations

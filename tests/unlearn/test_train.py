@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from wpn_bench import models
-from wpn_bench.errors import JobFailed
+from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import StageContext
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.prompts import Item
@@ -324,6 +324,16 @@ def test_the_stage_stops_by_the_judge(stage: Callable[..., StageContext]) -> Non
     assert "reached 0.5" in said["stopped"]
 
 
+def test_the_stage_takes_no_method_for_another(stage: Callable[..., StageContext]) -> None:
+    """A plug-in whose source differs on another machine."""
+    ctx = stage("sft", steps=1)
+    ctx.params["code"] = {"version": METHODS.get("sft").version, "source": "of another version"}  # type: ignore[index]
+    with pytest.raises(UserError, match="the method sft is not the one that this run began with"):
+        run_train_stage(ctx)
+    ctx.params["code"] = {"version": METHODS.get("sft").version, "source": None}  # type: ignore[index]
+    run_train_stage(ctx)
+
+
 def test_the_stage_keeps_the_adapter_beside_the_model(stage: Callable[..., StageContext], small_opt: Path) -> None:
     ctx = stage("sft", steps=2, lora={"rank": 2})
     run_train_stage(ctx)
@@ -334,6 +344,18 @@ def test_the_stage_keeps_the_adapter_beside_the_model(stage: Callable[..., Stage
     # Settings of training leave no trace in what is saved.
     ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (ctx.out, small_opt))
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("options", "copies"), [({}, 2), ({"lora": {"rank": 2}}, 1)])
+def test_adapters_need_no_second_copy_of_the_model(
+    options: dict[str, Any], copies: int, stage: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Path] = []
+    load_fresh = models.load_fresh
+    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+    monkeypatch.setattr(models, "load_fresh", lambda path, *rest: loads.append(path) or load_fresh(path, *rest))
+    run_train_stage(stage("npo", steps=1, **options))
+    assert len(loads) == copies
 
 
 def test_mixed_precision_trains_whole_weights_and_saves_what_was_asked_for(

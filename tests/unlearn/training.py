@@ -23,7 +23,8 @@ class Done:
 
     def __init__(self, folder: Path, method: Method, items: list[Item], texts: list[str], **options: Any) -> None:
         self.model = models.load_fresh(folder)
-        self.reference = models.load(folder)[0] if method.needs_reference else None
+        held_apart = method.needs_reference and not method.config.lora
+        self.reference = options.pop("reference", models.load(folder)[0] if held_apart else None)
         self.said: Trained = train(
             self.model,
             models.load_tokenizer(folder),

@@ -1,7 +1,7 @@
 """From forget items and retain texts to the tensors that a method's loss reads.
 
 Shapes: R rows, T tokens. The same item order, sampled responses and negatives come out for the same seed and step,
-whatever the machine.
+whatever the machine and however many processes share the batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item, joined, render
+from wpn_bench.unlearn.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +60,10 @@ class Batch:
 
 
 class Batches:
-    """A sequence of batches, one a step: `batches[k]` depends on the seed and on k only."""
+    """A sequence of batches, one a step: `batches[k]` depends on the seed and on k only.
+
+    Of several processes each gets a part of the same batch: items with all their rows, and retain texts.
+    """
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class Batches:
         max_length: int,
         retain_max_length: int,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self.tokenizer = tokenizer
         self.items = list(items)
@@ -90,6 +96,13 @@ class Batches:
         self.max_length = max_length
         self.retain_max_length = retain_max_length
         self.seed = seed
+        self.processes = processes
+        for size, what in ((self.batch_size, "items to forget"), (self.retain_batch_size, "retain texts")):
+            if 0 < size < processes.count:
+                raise UserError(
+                    f"{size} {what} a step leave some of {processes.count} processes without work",
+                    f"use --processes {size} or fewer",
+                )
 
     def __len__(self) -> int:
         return self.steps
@@ -128,7 +141,15 @@ class Batches:
         if "retain" in self.uses and self.retain_batch_size:
             picked = self._chosen(step, len(self.texts), self.retain_batch_size, "retain")
             tensors["retain"] = self._pad([(*self._text(self.texts[k]), n) for n, k in enumerate(picked)])
-        return tensors
+        return {name: self._part(rows) for name, rows in tensors.items()}
+
+    def _part(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's rows, still as wide as the widest of all: consecutive owners, as even as they go."""
+        if self.processes.count == 1:
+            return rows
+        owner = rows["owner"]
+        mine = owner * self.processes.count // (owner.max() + 1) == self.processes.rank
+        return {name: tensor[mine] for name, tensor in rows.items()}
 
     def _negatives(self, k: int, chosen: Sequence[Item], rng: random.Random) -> list[str]:
         """The item's own harmful responses first, then those of other items of the batch, then its own again."""

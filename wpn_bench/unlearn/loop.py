@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from wpn_bench.progress import Advance, Stopwatch
 from wpn_bench.store import write_json
@@ -20,6 +21,8 @@ from wpn_bench.unlearn import checkpoints
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.divergence import OVERFLOWS, diverged, exploded
 from wpn_bench.unlearn.methods.base import Method
+from wpn_bench.unlearn.processes import here
+from wpn_bench.unlearn.shards import like, load_optimizer_state, optimizer_state, whole
 
 PROGRESS = "progress.json"
 WEIGHTS = "trained.safetensors"
@@ -39,34 +42,90 @@ class Record:
         return [h["loss"] for h in self.history]
 
 
+class Objective(torch.nn.Module):
+    """A method's loss as a module, for what wraps a model for several processes (DDP, FSDP) to wrap: within one forward
+    pass of it the method calls the model or parts of it as often as it likes.
+
+    `sharded`: the reference is spread over the processes as the model is; else each of them has all of it.
+    """
+
+    def __init__(self, model: Any, method: Method, reference: Any, sharded: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
+        if sharded and reference is not None:
+            self.frozen = reference.requires_grad_(False)
+        # In a tuple it is no part of the module: nobody is to train, move or shard it.
+        self._reference = (reference,)
+
+    def train(self, mode: bool = True) -> Objective:
+        """The reference stays as it is: it drops nothing at random."""
+        self.training = mode
+        self.model.train(mode)
+        return self
+
+    def forward(self, inputs: Any) -> tuple[Any, dict[str, float]]:
+        loss = self.method.loss(self.model, Batch.from_tensors(inputs), self._reference[0])
+        return loss.total, loss.parts
+
+
 class UnlearnTrainer(Trainer):
     """The trainer, with `method.loss` of each micro-batch, watched for divergence.
 
     The loss of a step is the mean over its micro-batches, in `record.history` as in the gradient. Checkpoints hold the
-    trained weights (with LoRA the adapters alone) beside the trainer's own states and the record.
+    trained weights (with LoRA the adapters alone) beside the trainer's own states and the record. They are the same files
+    whatever the number of processes, each of which gives its part of a step's mean.
     """
 
     def __init__(
-        self, *, method: Method, reference: Any, batches: Batches, record: Record, peak_lr: float, **rest: Any
+        self,
+        *,
+        model: Any,
+        method: Method,
+        reference: Any,
+        batches: Batches,
+        record: Record,
+        peak_lr: float,
+        **rest: Any,
     ) -> None:
+        self.taught = model
         self.method = method
-        self.reference = reference
         self.batches = batches
         self.record = record
         self.peak_lr = peak_lr
         self.overflows = 0
         self._micro: list[tuple[float, dict[str, float]]] = []
-        super().__init__(train_dataset=batches, data_collator=lambda rows: rows[0], **rest)
+        objective = Objective(model, method, reference, here().sharded)
+        super().__init__(model=objective, train_dataset=batches, data_collator=lambda rows: rows[0], **rest)
         clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = lambda *args, **kwargs: self._watch_gradients(clip(*args, **kwargs))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if here().sharded:
+            from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+            # accelerate takes FSDP on GPUs alone, though torch's second version runs on CPUs too.
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = getattr(state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+
+    def get_train_dataloader(self) -> Any:
+        # `batches` has its order from the seed, and of each batch the part of this process: nothing is left to deal out.
+        batches: Any = self.batches  # a sequence is all that is asked for
+        return torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=self.data_collator)
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss = self.method.loss(model, Batch.from_tensors(inputs), self.reference)
-        value = float(loss.total.detach())
+        loss, parts = model(inputs)
+        # All processes see the same figures, and so come to the same decisions.
+        every = torch.tensor([float(loss.detach()), *parts.values()], dtype=torch.float64, device=loss.device)
+        value, *means = (here().total(every) / here().count).tolist()
         if not math.isfinite(value):
             raise self._diverged(f"the loss of {self.method.name} is {value}")
-        self._micro.append((value, loss.parts))
-        return (loss.total, None) if return_outputs else loss.total
+        self._micro.append((value, dict(zip(parts, means, strict=True))))
+        return (loss, None) if return_outputs else loss
 
     def _watch_gradients(self, norm: Any) -> Any:
         """The trainer reads the norm of all gradients off here, before they are clipped to it."""
@@ -97,22 +156,40 @@ class UnlearnTrainer(Trainer):
             logs |= {f"loss/{name}": value for name, value in self.record.history[-1]["parts"].items()}
         super().log(logs, *args, **kwargs)
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        # `batches` has its order from the seed already.
-        return torch.utils.data.SequentialSampler(self.batches)
-
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in _trained(self.model)}, folder / WEIGHTS)
+        weights = {name: whole(p.detach()).contiguous() for name, p in _trained(self.taught)}
+        if here().main:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         with torch.no_grad():
-            for name, p in _trained(self.model):
-                p.copy_(weights[name])
+            for name, p in _trained(self.taught):
+                p.copy_(like(weights[name], p))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not here().sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state(self.optimizer)
+        if here().main:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not here().sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            state, schedule = (
+                torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            load_optimizer_state(self.optimizer, state)
+            self.lr_scheduler.load_state_dict(schedule)
 
 
 def _trained(model: Any) -> list[tuple[str, Any]]:
@@ -125,12 +202,14 @@ class Watch(TrainerCallback):
     def __init__(
         self,
         trainer: UnlearnTrainer,
+        current: Callable[[], Any],
         harmless_rate: Callable[[Any], float] | None,
         save_every: int,
         advance: Advance,
         after_step: Callable[[int], None],
     ) -> None:
         self.trainer = trainer
+        self.current = current
         self.harmless_rate = harmless_rate
         self.save_every = save_every
         self.advance = advance
@@ -142,6 +221,11 @@ class Watch(TrainerCallback):
     def seconds(self) -> float:
         """Of training, those before it was killed included."""
         return self.seconds_before + self.clock.seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if here().count > 1:
+            # What is dropped at random is another thing in each process, for so are its items.
+            torch.manual_seed(args.seed + 2**32 * here().rank)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.end_of_step()
@@ -163,15 +247,20 @@ class Watch(TrainerCallback):
     def _look(self) -> float:
         """The harmless rate of the model as it will be used; what is learnt next does not depend on having looked."""
         assert self.harmless_rate is not None
-        model = self.trainer.model
+        model, rate = self.current(), 0.0
+        if not here().main:
+            return here().agree(rate)
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _unpatched(model):
             model.eval()
             rate = self.harmless_rate(model)
             model.train()
-        return rate
+        return here().agree(rate)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        here().wait()  # each leaves the state of its random generators
+        if not here().main:
+            return control
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.record.seconds = self.seconds
         write_json(folder / PROGRESS, asdict(self.trainer.record))
@@ -185,8 +274,9 @@ def read_record(checkpoint: Path) -> Record:
 
 
 @contextmanager
-def half_precision(models: Sequence[Any], kind: str) -> Iterator[None]:
-    """Within it, forward passes of `models` run in `kind` ("no": as they are); whole models answer in float32.
+def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[None]:
+    """Within it, forward passes of `models` on `device` ("cpu", "cuda") run in `kind` ("no": as they are); whole models
+    answer in float32.
 
     The trainer does so for the model it trains. But a loss may call the decoder and the output head by themselves, and the
     reference must round as the model does, or the two would differ before anything is learnt.
@@ -202,7 +292,7 @@ def half_precision(models: Sequence[Any], kind: str) -> Iterator[None]:
         for model in models:
             for part in _parts(model):
                 # One each: an autocast entered again within itself never ends.
-                forward = torch.autocast(model.device.type, dtype=dtype)(part.forward)
+                forward = torch.autocast(device, dtype=dtype)(part.forward)
                 part.forward = convert_outputs_to_fp32(forward) if part is model else forward
                 patched.append(part)
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,30 @@ class Adapters:
                     "name linear modules of the model in lora: target_modules, or leave it at all-linear",
                 ) from e
         _refuse_embeddings(model, targets)
+        self._off = False
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Within it, the model answers as it did before it had adapters, in evaluation mode."""
+        if self._off:  # a call within a call
+            yield
+            return
+        training = self._wrapped.training
+        self._off = True
+        # Of the inner model: the outer one's `disable_adapter` looks at the state of every module first.
+        self._wrapped.base_model.disable_adapter_layers()
+        self._wrapped.eval()
+        try:
+            yield
+        finally:
+            self._wrapped.train(training)
+            self._wrapped.base_model.enable_adapter_layers()
+            self._off = False
+
+    def reference(self) -> PreTrainedModel:
+        """The model as it was before it had adapters, as a loss wants it for a frozen reference. It holds no weights."""
+        seen: Any = _WithoutAdapters(self, self._wrapped.get_base_model())
+        return seen
 
     def save(self, folder: Path) -> None:
         """Write the adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it. It names no base model: where
@@ -71,6 +97,37 @@ class Adapters:
         """The model with W + alpha / rank * B A in place of W, all plain modules again."""
         merged: PreTrainedModel = self._wrapped.merge_and_unload()
         return merged
+
+
+class _WithoutAdapters:
+    """A module that is called with the adapters switched off, as are its methods and the modules in it."""
+
+    def __init__(self, adapters: Adapters, module: Any) -> None:
+        self._adapters, self._module = adapters, module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._adapters.switched_off():
+            return self._module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._seen(getattr(self._module, name))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._seen(self._module[key])
+
+    def _seen(self, value: Any) -> Any:
+        import torch
+
+        if isinstance(value, torch.nn.Module):
+            return _WithoutAdapters(self._adapters, value)
+        if not callable(value):
+            return value
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            with self._adapters.switched_off():
+                return self._seen(value(*args, **kwargs))
+
+        return method
 
 
 def check(model_class: Any, model_config: Any, config: LoRAConfig) -> None:

@@ -45,7 +45,8 @@ class Training:
 
 def of_training(model_class: Any, model_config: Any, method: Method, dtype: str) -> Training:
     """What training with `method` takes. `dtype` is the type that the model is saved in; with mixed precision the weights
-    are float32 and activations half of that, with a copy of the weights in half precision."""
+    are float32 and activations half of that, with a copy of the weights in half precision. Adapters are float32 whatever
+    the model is, and spare the reference: that is the model without them."""
     config = method.config
     mixed = config.mixed_precision != "no"
     # In the type that is computed in, for that decides what autograd keeps.
@@ -59,20 +60,32 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
     activations, again = 0, 0
     for n, length in _rows(method, model_config):
         one = shape(length, config.gradient_checkpointing)
-        activations += n * (one.row + _LOGITS * 4 * length * one.vocabulary)
+        activations += n * (one.row + _logits(computed) * length * one.vocabulary)
         if config.gradient_checkpointing:
             # One layer at a time is computed again, for the rows of one forward pass.
             layers = int(model_config.get_text_config().num_hidden_layers)
             again = max(again, n * shape(length, False).row // layers)
+    trained = 4 if config.lora else size
     return Training(
         parameters=one.parameters,
         trainable=one.trainable,
-        weights=one.held * (size + 2 * mixed),
-        reference=one.parameters * size if method.needs_reference else 0,
-        gradients=one.trainable * size,
-        optimizer=2 * one.trainable * size,
+        weights=one.parameters * (size + 2 * mixed) + (one.held - one.parameters) * (trained + 2 * mixed),
+        reference=one.parameters * size if method.needs_reference and not config.lora else 0,
+        gradients=one.trainable * trained,
+        optimizer=2 * one.trainable * trained,
         activations=activations + again,
     )
+
+
+def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> int:
+    """Bytes that autograd keeps of one row of `length` tokens, logits included; fewer where the weights are not trained."""
+    one = _shape(model_class, model_config.to_json_string(use_diff=False), dtype, "", False, length)
+    return one.row + _logits(dtype) * length * one.vocabulary
+
+
+def _logits(dtype: str) -> int:
+    """Bytes of a logit at the peak; in half precision the head's output and its gradient are there as well."""
+    return 4 * _LOGITS + (0 if dtype == "float32" else 2 * 2)
 
 
 @dataclass(frozen=True)

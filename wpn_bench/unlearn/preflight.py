@@ -75,8 +75,11 @@ def architecture(source: Path | str, revision: str | None = None) -> tuple[Any, 
     (None, None) where there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    from wpn_bench import consent
+
+    trust = consent.to_code()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision or "main")
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust)
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
     except (ValueError, OSError, KeyError):
         return None, None

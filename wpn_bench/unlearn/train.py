@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.errors import UserError
 from wpn_bench.executors import StageContext
+from wpn_bench.models import SHARD
 from wpn_bench.progress import Advance
 from wpn_bench.prompts import Item
 from wpn_bench.store import held, write_json
 from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
-from wpn_bench.unlearn.methods.base import Method
+from wpn_bench.unlearn.methods.base import Method, code_of
+from wpn_bench.unlearn.processes import here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,9 +73,13 @@ def train(
     `stop_at_harmless_rate`. `after_step` is told of each step done and gets
     a function that gives the model of then (with LoRA a copy with the adapters merged in). With a folder `checkpoints`,
     training goes on from the newest whole checkpoint in it, to the same weights and history as if it had never been
-    interrupted (bit for bit on the CPU; the same settings are taken for granted). With LoRA the model has the adapters
-    merged in afterwards, and `adapter` is the folder to keep them in. Raises `JobFailed` when training diverges (see
-    `divergence.py`).
+    interrupted (bit for bit on the CPU; the same settings are taken for granted). With LoRA no `reference` is needed (it is
+    the model without its adapters), the model has them merged in afterwards, and `adapter` is the folder to keep them in.
+    Raises `JobFailed` when training diverges (see `divergence.py`).
+
+    Where several processes train together (`processes.py`), each calls this with the same arguments and takes its part of
+    every batch; the first alone looks, keeps and writes. With FSDP only the first has the trained model in the end, and
+    what needs a reference is given one.
     """
     import torch
     from transformers import TrainingArguments
@@ -81,9 +89,12 @@ def train(
     from wpn_bench.unlearn import checkpoints as kept
     from wpn_bench.unlearn.batches import Batches
     from wpn_bench.unlearn.loop import Record, UnlearnTrainer, Watch, half_precision, read_record
+    from wpn_bench.unlearn.shards import gather
 
     config = method.config
     curves = curves or Curves()
+    together = here()
+    computed_on = torch.device(together.device or model.device).type
     lr = config.peak_lr(_width(model))
     batches = Batches(
         tokenizer,
@@ -99,16 +110,24 @@ def train(
         max_length=min(config.max_length, context_length(model)),
         retain_max_length=min(config.retain_max_length, context_length(model)),
         seed=seed,
+        processes=together,
     )
     with ExitStack() as stack:
-        if checkpoints is None or not stack.enter_context(held(checkpoints)):
+        if together.main and (checkpoints is None or not stack.enter_context(held(checkpoints))):
             # Nobody asked to go on later, or another process is at this very training.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        before = kept.latest(checkpoints)
+        checkpoints = together.agree(checkpoints)
+        assert checkpoints is not None
+        before = together.agree(kept.latest(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
-        stack.enter_context(_prepared(model, config.gradient_checkpointing))
-        stack.enter_context(half_precision([m for m in (model, reference) if m is not None], config.mixed_precision))
+        # What FSDP has spread is no longer of use as a model: the first process keeps a whole one beside it.
+        taught = copy.deepcopy(model) if together.sharded and together.main else model
+        stack.enter_context(_prepared(taught, config.gradient_checkpointing))
+        both = [m for m in (taught, reference) if m is not None]
+        stack.enter_context(half_precision(both, config.mixed_precision, computed_on))
+        if adapters is not None and reference is None and method.needs_reference:
+            reference = adapters.reference()
         stack.enter_context(_environment(curves))
         arguments = TrainingArguments(
             output_dir=str(checkpoints),
@@ -121,8 +140,7 @@ def train(
             weight_decay=config.weight_decay,
             adam_beta2=config.beta2,
             max_grad_norm=config.grad_clip,
-            bf16=config.mixed_precision == "bf16",
-            fp16=config.mixed_precision == "fp16",
+            fp16=config.mixed_precision == "fp16",  # for its scaler: `half_precision` does the rest, and all of bf16
             seed=seed,
             save_strategy="no",  # `Watch` says when
             logging_strategy="steps" if curves.report_to else "no",
@@ -131,11 +149,12 @@ def train(
             run_name=curves.name or None,
             disable_tqdm=True,
             remove_unused_columns=False,
-            use_cpu=model.device.type == "cpu",
+            use_cpu=computed_on == "cpu",
             dataloader_pin_memory=False,
+            ddp_find_unused_parameters=True,  # a loss need not reach every weight (RMU)
         )
         trainer = UnlearnTrainer(
-            model=model,
+            model=taught,
             args=arguments,
             method=method,
             reference=reference,
@@ -144,16 +163,28 @@ def train(
             peak_lr=lr,
         )
 
-        def told(step: int) -> None:
-            after_step(step, lambda: model if adapters is None else adapters.merged_copy())
+        def current() -> PreTrainedModel:
+            if together.sharded:
+                gather(taught, model if together.main else None)
+            return model
 
-        watch = Watch(trainer, harmless_rate, config.save_every, advance, told)
+        def told(step: int) -> None:
+            def merged() -> PreTrainedModel:
+                now = current()
+                return now if adapters is None or not together.main else adapters.merged_copy()
+
+            after_step(step, merged)
+
+        watch = Watch(trainer, current, harmless_rate, config.save_every, advance, told)
         trainer.add_callback(watch)
         # Its printer would put a line of metrics on standard output.
         trainer.remove_callback(PrinterCallback)
         advance(len(record.history))
         trainer.train(resume_from_checkpoint=str(before) if before else None)
+        current()
     steps = len(record.history)
+    if not together.main:
+        return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise diverged(f"weights of {method.name} are no numbers any more", steps, lr, record.losses)
     if adapters is not None:
@@ -207,8 +238,10 @@ def keeper(
 
     def keep(step: int, current: Callable[[], PreTrainedModel]) -> None:
         if step in snapshots:
-            for part in (current(), tokenizer):
-                part.save_pretrained(out / f"step-{step}")
+            model = current()  # which the processes of a training put together
+            if here().main:
+                model.save_pretrained(out / f"step-{step}", max_shard_size=SHARD)
+                tokenizer.save_pretrained(out / f"step-{step}")
 
     return keep
 
@@ -218,33 +251,54 @@ def run_train_stage(ctx: StageContext) -> None:
 
     Writes the model (safetensors, its tokenizer), `training.json`, and with LoRA the adapter in `adapter/`; with the
     parameter `snapshots`, the model after each of these steps in `step-<k>/`, too.
+
+    With a `launch` in `local` all of this is done in processes of its own, which call this again without it.
     """
+    from wpn_bench.unlearn import launch
+
+    if "launch" in ctx.local:
+        launch.run(ctx)
+        return
     import torch
 
     from wpn_bench import models
     from wpn_bench.generation import Decoding, generate
-    from wpn_bench.harmless.judges import get_judge
+    from wpn_bench.harmless.judges import judge_of
     from wpn_bench.harmless.measure import read_items, read_rows
     from wpn_bench.prompts import render
     from wpn_bench.unlearn.methods import METHODS
 
     device, dtype = ctx.local["device"], ctx.params["dtype"]
+    together = here()
     kind = METHODS.get(ctx.params["method"])
+    if ctx.params.get("code", code := code_of(kind)) != code:
+        raise UserError(
+            f"the method {kind.name} is not the one that this run began with",
+            "type the same command again (and give every machine the same packages)",
+        )
     method = kind(kind.Config(**ctx.params["config"], **ctx.local.get("config", {})))
     # Mixed precision keeps its weights in float32; what is saved has the type that was asked for.
     trained_in = dtype if method.config.mixed_precision == "no" else "float32"
+    # Of all weights, also a gradient, two moments and the reference.
+    copies = 1 if method.config.lora else 5
+    models.make_room(copies * models.weights_bytes(ctx.needs["model"], trained_in), device)
     model = models.load_fresh(ctx.needs["model"], device, trained_in)
     tokenizer = models.load_tokenizer(ctx.needs["model"])
-    reference = models.load(ctx.needs["model"], device, trained_in)[0] if method.needs_reference else None
+    # What FSDP has spread cannot be asked without its adapters by one process alone.
+    held_apart = method.needs_reference and (not method.config.lora or together.sharded)
+    reference = models.load(ctx.needs["model"], device, trained_in)[0] if held_apart else None
     harmless_rate = None
     if method.config.stop_at_harmless_rate is not None:
         stop = ctx.params["stop"]
         prompts = read_items(ctx.needs["validation"])
         inputs = [render(item, ctx.params["template"]) for item in prompts]
-        judge = get_judge(stop["judge"], device)
+        measured_on = together.device or device
+        judge = judge_of(ctx, stop, measured_on) if together.main else None
 
         def harmless_rate(current: PreTrainedModel) -> float:
-            answers = generate(current, tokenizer, inputs, Decoding(**stop["decoding"]))
+            assert judge is not None
+            answers = generate(current.to(measured_on), tokenizer, inputs, Decoding(**stop["decoding"]))
+            current.to(device)
             scores = judge.score([a.text for a in answers if a.text is not None])
             known = [s for s in scores if s is not None]
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
@@ -267,7 +321,9 @@ def run_train_stage(ctx: StageContext) -> None:
         adapter=ctx.out / ADAPTER,
         curves=Curves(**ctx.local.get("curves", {})),
     )
-    model.to(getattr(torch, dtype)).save_pretrained(ctx.out)
+    if not together.main:
+        return
+    model.to(getattr(torch, dtype)).save_pretrained(ctx.out, max_shard_size=SHARD)
     tokenizer.save_pretrained(ctx.out)
     write_json(
         ctx.out / TRAINING,
@@ -281,5 +337,7 @@ def run_train_stage(ctx: StageContext) -> None:
             "stopped": trained.stopped,
             "history": trained.history,
             "checks": trained.checks,
+            "processes": together.count,
+            "parallel": together.kind,
         },
     )

@@ -26,8 +26,10 @@ def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance 
     A reference that cannot be judged stays. An item of which all harmless references are dropped goes whole; one that
     had none stays.
     """
+    from wpn_bench.harmless.judges import scores_by
+
     texts = harmless_texts(items)
-    scores = dict(zip(texts, judge.score(texts, advance), strict=True))
+    scores = dict(zip(texts, scores_by(judge, texts, advance), strict=True))
 
     def decent(text: str) -> bool:
         score = scores[text]
@@ -44,10 +46,10 @@ def harmless_texts(items: Sequence[Item]) -> list[str]:
 
 def run_vet_stage(ctx: StageContext) -> None:
     """Needs `prompts` (the forget set); writes the same kind of artifact (which may be empty)."""
-    from wpn_bench.harmless.judges import get_judge
+    from wpn_bench.harmless.judges import judge_of
     from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 
     items = read_items(ctx.needs["prompts"])
-    judge = get_judge(ctx.params["judge"], ctx.local["device"])
+    judge = judge_of(ctx, ctx.params)
     left = vet(items, judge, ctx.params["threshold"], ctx.progress(len(harmless_texts(items)), "references"))
     write_rows(ctx.out / ITEMS, [item_row(i) for i in left])

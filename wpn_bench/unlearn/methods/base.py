@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wpn_bench.engine.head import head_only_at
 from wpn_bench.registry import source_digest
+from wpn_bench.unlearn.processes import divisor
 from wpn_bench.unlearn.search import Choice, Log, Range
+from wpn_bench.validation import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +34,8 @@ class LoRAConfig(BaseModel):
     the end of their names (`q_proj`); "all-linear" is every linear module but the output head.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rank: int = Field(16, ge=1)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    rank: Count = 16
     alpha: float | None = Field(None, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
@@ -46,11 +48,11 @@ class MethodConfig(BaseModel):
     to shrink with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA it is ten times that (docs/training.md).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    steps: int = Field(100, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="forget items a micro-batch")
-    retain_batch_size: int = Field(8, ge=1, description="retain texts a micro-batch")
-    accumulation: int = Field(1, ge=1, description="micro-batches an optimiser step; their losses are averaged")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    steps: Count = Field(100, description="optimiser steps")
+    batch_size: Count = Field(8, description="forget items a micro-batch")
+    retain_batch_size: Count = Field(8, description="retain texts a micro-batch")
+    accumulation: Count = Field(1, description="micro-batches an optimiser step; their losses are averaged")
     max_length: int = Field(160, ge=8, description="tokens of a forget row, prompt and response")
     retain_max_length: int = Field(128, ge=8, description="tokens of a retain row")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: 0.05 / hidden size, 0.5 with LoRA")
@@ -62,7 +64,7 @@ class MethodConfig(BaseModel):
     stop_at_harmless_rate: float | None = Field(
         None, ge=0, le=1, description="stop once the validation prompts' harmless rate reaches this"
     )
-    check_every: int = Field(1, ge=1, description="steps between two looks at the validation prompts")
+    check_every: Count = Field(1, description="steps between two looks at the validation prompts")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="forward and backward in this type, weights and losses in float32"
     )
@@ -212,8 +214,16 @@ def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of all `values` where `mask` is 1 (both of one shape): the usual token-level cross-entropy."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    """Mean of all `values` where `mask` is 1 (both of one shape): the usual token-level cross-entropy.
+
+    Over the tokens of the whole batch, however many processes share it.
+    """
+    return (values * mask).sum() / divisor(mask.sum())
+
+
+def mean_of(values: Tensor) -> Tensor:
+    """Mean of `values` (R,), one an item or a row: over the whole batch, however many processes share it."""
+    return values.mean() * (len(values) / divisor(values.new_tensor(len(values))))
 
 
 def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None) -> Tensor:
@@ -240,7 +250,7 @@ class Responses:
     @property
     def ce(self) -> Tensor:
         """The usual token-level cross-entropy of all responses together; a scalar."""
-        return -self.total.sum() / self.n.sum().clamp(min=1)
+        return -self.total.sum() / divisor(self.n.sum())
 
 
 def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
@@ -252,7 +262,7 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
     with torch.no_grad():
         p = logits_at(reference, rows, kept).log_softmax(-1)
     q = logits_at(model, rows, kept).log_softmax(-1)
-    return F.kl_div(q, p, reduction="sum", log_target=True) / kept.sum().clamp(min=1)
+    return F.kl_div(q, p, reduction="sum", log_target=True) / divisor(kept.sum())
 
 
 def plus_kl(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_of, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class DPO(Method):
             rejected_before = response_logprobs(reference, batch.harmful).total
         chosen = response_logprobs(model, batch.harmless).total - chosen_before
         rejected = response_logprobs(model, batch.harmful).total - rejected_before
-        preference = -F.logsigmoid(self.config.beta * (chosen - rejected)).mean()
+        preference = -mean_of(F.logsigmoid(self.config.beta * (chosen - rejected)))
         parts = {
             "preference": float(preference.detach()),
-            "harmless_log_ratio": float(chosen.detach().mean()),
-            "harmful_log_ratio": float(rejected.detach().mean()),
+            "harmless_log_ratio": float(mean_of(chosen.detach())),
+            "harmful_log_ratio": float(mean_of(rejected.detach())),
         }
         return plus_cross_entropy(Loss(preference, parts), self.config.alpha, model, batch.retain)

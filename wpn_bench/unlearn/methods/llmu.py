@@ -14,6 +14,7 @@ from wpn_bench.unlearn.methods.base import (
     cross_entropy,
     forward,
     kl_to_reference,
+    mean_of,
 )
 from wpn_bench.unlearn.search import Log
 
@@ -83,4 +84,4 @@ def cross_entropy_with_padding(model: PreTrainedModel, reference: PreTrainedMode
     with torch.no_grad():
         p = at_least_float32(forward(reference, rows).logits).softmax(-1)
     q = at_least_float32(forward(model, rows).logits).log_softmax(-1)
-    return -(p * q).sum(-1).mean()
+    return -mean_of((p * q).sum(-1).flatten())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_of, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -52,6 +52,6 @@ class NPO(Method):
         with torch.no_grad():
             before = response_logprobs(reference, batch.harmful).total
         ratio = response_logprobs(model, batch.harmful).total - before
-        forget = -(2 / beta) * F.logsigmoid(-beta * ratio).mean()
-        parts = {"forget": float(forget.detach()), "harmful_log_ratio": float(ratio.detach().mean())}
+        forget = -(2 / beta) * mean_of(F.logsigmoid(-beta * ratio))
+        parts = {"forget": float(forget.detach()), "harmful_log_ratio": float(mean_of(ratio.detach()))}
         return plus_cross_entropy(Loss(forget, parts), self.config.alpha, model, batch.retain)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy, mean_of, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class SafeUnlearning(Method):
         with torch.no_grad():
             before = response_logprobs(reference, batch.harmful).mean
         ratio = response_logprobs(model, batch.harmful).mean - before
-        unlearn = -F.logsigmoid(-ratio).mean()
+        unlearn = -mean_of(F.logsigmoid(-ratio))
         total = self.config.benign * benign + self.config.refusal * refusal + self.config.unlearn * unlearn
         parts = {"retain_loss": benign, "harmless_loss": refusal, "unlearn": unlearn}
         return Loss(total, {name: float(value.detach()) for name, value in parts.items()})

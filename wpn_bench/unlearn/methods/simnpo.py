@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, plus_cross_entropy, response_logprobs
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_of, plus_cross_entropy, response_logprobs
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
@@ -47,6 +47,6 @@ class SimNPO(Method):
         assert batch.harmful is not None
         beta = self.config.beta
         nll = -response_logprobs(model, batch.harmful).mean
-        forget = -(2 / beta) * F.logsigmoid(beta * (nll - self.config.delta)).mean()
-        parts = {"forget": float(forget.detach()), "harmful_loss": float(nll.detach().mean())}
+        forget = -(2 / beta) * mean_of(F.logsigmoid(beta * (nll - self.config.delta)))
+        parts = {"forget": float(forget.detach()), "harmful_loss": float(mean_of(nll.detach()))}
         return plus_cross_entropy(Loss(self.config.gamma * forget, parts), self.config.alpha, model, batch.retain)

@@ -14,6 +14,7 @@ from wpn_bench.unlearn.methods.base import (
     at_least_float32,
     forward,
     logprobs_of,
+    mean_of,
     mean_over,
     plus_kl,
     predicted,
@@ -70,7 +71,7 @@ def n_pair(positive: Tensor, negatives: Tensor) -> Tensor:
     import torch
 
     gaps = negatives - positive.unsqueeze(1)
-    return torch.logsumexp(torch.cat([torch.zeros_like(gaps[:, :1]), gaps], dim=1), dim=1).mean()
+    return mean_of(torch.logsumexp(torch.cat([torch.zeros_like(gaps[:, :1]), gaps], dim=1), dim=1))
 
 
 class WPN(Method):

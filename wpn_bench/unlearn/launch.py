@@ -1,0 +1,301 @@
+"""Train in several processes: what the user says of them, and one training started with `accelerate launch`.
+
+The run stays one process, which plans, measures and keeps the store. It hands a training over as a file
+(`worker.py` reads it), follows its progress, and takes its failures for its own. The processes die with it, however it
+ends: each waits on a pipe that only this one holds open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.store import write_json
+from wpn_bench.validation import first_of
+
+if TYPE_CHECKING:
+    from wpn_bench.executors import StageContext
+    from wpn_bench.unlearn.methods.base import Method
+
+JOB, PROGRESS, FAILURE = "job.json", "progress", "failure-{}.json"
+WORKER = "wpn_bench.unlearn.worker"
+PATIENCE = 20.0  # seconds that processes get to end by themselves
+_POLL = 0.05
+_SEE = "see docs/training.md, or write the file with `accelerate config`"
+
+
+class FSDP(BaseModel):
+    """The part `fsdp_config` of an accelerate file, as far as it decides anything here. Version 1 is not to be had."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[2] = 2
+    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"] = "TRANSFORMER_BASED_WRAP"
+    transformer_layer_cls_to_wrap: str | None = None
+    min_num_params: int = Field(100_000_000, ge=0)
+    reshard_after_forward: bool = True
+    offload_params: bool = False
+
+
+# Of an accelerate file: what is taken up elsewhere, or says nothing to us.
+_PASSED_OVER = {
+    "compute_environment",
+    "debug",
+    "downcast_bf16",
+    "main_training_function",
+    "rdzv_backend",
+    "same_network",
+}
+_PASSED_OVER |= {"machine_rank", "main_process_ip", "main_process_port", "tpu_env", "enable_cpu_affinity", "use_cpu"}
+# Of `fsdp_config`: version 1's, and those that decide how files are written and read, which is ours to decide.
+_PASSED_OVER_OF_FSDP = {"state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "use_orig_params"}
+_PASSED_OVER_OF_FSDP |= {"backward_prefetch", "forward_prefetch", "sharding_strategy"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a training is started: how many processes on this machine, and with FSDP its settings (None: each process has
+    the whole model)."""
+
+    processes: int
+    fsdp: Mapping[str, Any] | None = None
+    mixed_precision: str = "no"
+
+    @classmethod
+    def of(cls, processes: int | None, file: str | None) -> Launch | None:
+        """What `--processes` and `--accelerate` come to; None: train in this process. `UserError` for a file that asks for
+        what is not to be had."""
+        said = cls._read(Path(file).expanduser()) if file else cls(1)
+        count = processes or said.processes
+        if file and count < 2:
+            raise UserError(
+                f"{Path(file).name} is for several processes, and {count} is asked for",
+                "set num_processes to 2 or more, or leave --accelerate out",
+            )
+        return cls(count, said.fsdp, said.mixed_precision) if count > 1 else None
+
+    @classmethod
+    def _read(cls, path: Path) -> Launch:
+        from wpn_bench.config import read_yaml
+
+        raw = read_yaml(path)
+        kind = str(raw.pop("distributed_type", "NO"))
+        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
+            raise UserError(
+                f"{path.name}: distributed_type {kind} is not supported", "use FSDP, MULTI_GPU or MULTI_CPU"
+            )
+        processes, machines = raw.pop("num_processes", 1), raw.pop("num_machines", 1)
+        if not isinstance(processes, int) or processes < 1:
+            raise UserError(f"{path.name}: num_processes {processes!r} is not a positive number", _SEE)
+        if machines != 1:
+            raise UserError(
+                f"{path.name}: num_machines is {machines}, and a training is spread over one machine only",
+                "set num_machines: 1",
+            )
+        fsdp = raw.pop("fsdp_config", None) or {}
+        precision = str(raw.pop("mixed_precision", "no") or "no")
+        # GPUs are chosen by CUDA_VISIBLE_DEVICES; whatever else is switched on would be silently left out.
+        for name, value in raw.items():
+            if name not in _PASSED_OVER and value not in (None, False, {}, [], "", "no", "all"):
+                raise UserError(f"{path.name}: {name} is not supported", f"leave it out; {_SEE}")
+        return cls(processes, _fsdp(path, fsdp) if kind == "FSDP" else None, precision)
+
+    def check(self, methods: Sequence[Method], device: str) -> None:
+        """Raise `UserError` for what these processes cannot do, before anything is computed."""
+        import torch
+
+        if device not in ("cpu", "cuda"):
+            raise UserError(
+                f"--device {device} is one device, and {self.processes} processes need one each",
+                "use --device cuda, and CUDA_VISIBLE_DEVICES to choose",
+            )
+        gpus = torch.cuda.device_count()
+        if device == "cuda" and self.processes > gpus:
+            raise UserError(
+                f"{self.processes} processes were asked for, and there is one GPU for each of {gpus}",
+                f"use --processes {gpus}, or --device cpu" if gpus > 1 else "use --device cpu, or leave it out",
+            )
+        for method in methods:
+            config = method.config
+            if self.mixed_precision not in ("no", config.mixed_precision):
+                raise UserError(
+                    f"the accelerate file says mixed_precision: {self.mixed_precision}, and {method.name} is trained with"
+                    f" {config.mixed_precision}",
+                    f"say --mixed-precision {self.mixed_precision}: it decides what is computed",
+                )
+            if config.mixed_precision == "fp16":
+                raise UserError(
+                    f"{method.name}: fp16 is for one process", "use --mixed-precision bf16, or leave --processes out"
+                )
+            sizes = {"batch_size": config.batch_size} if method.uses - {"retain"} else {}
+            sizes |= {"retain_batch_size": config.retain_batch_size} if "retain" in method.uses else {}
+            for name, size in sizes.items():
+                if size < self.processes:
+                    raise UserError(
+                        f"{method.name}: {name} {size} leaves some of {self.processes} processes without work",
+                        f"use --processes {size} or fewer, or a larger {name}",
+                    )
+
+    def file(self, device: str) -> dict[str, Any]:
+        """What `accelerate launch` is told. All of it, so that no default of the user's own comes in."""
+        told: dict[str, Any] = {
+            "compute_environment": "LOCAL_MACHINE",
+            # So that it starts processes on CPUs as it does on GPUs; it would have MPI do it there.
+            "distributed_type": "FSDP" if self.fsdp is not None else "MULTI_GPU",
+            "num_processes": self.processes,
+            "num_machines": 1,
+            "machine_rank": 0,
+            "main_process_port": 0,  # whichever is free
+            "mixed_precision": "no",  # the method's configuration says it
+            "use_cpu": device == "cpu",
+        }
+        if self.fsdp is not None:
+            told["fsdp_config"] = {f"fsdp_{k}": v for k, v in self.fsdp.items() if v is not None}
+            told["fsdp_config"] |= {"fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": False}
+        return told
+
+
+def _fsdp(path: Path, raw: Any) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise UserError(f"{path.name}: fsdp_config holds no settings", _SEE)
+    given = {str(name).removeprefix("fsdp_"): value for name, value in raw.items()}
+    if given.pop("activation_checkpointing", False):
+        raise UserError(f"{path.name}: fsdp_activation_checkpointing is not supported", "use --gradient-checkpointing")
+    if not given.pop("activation_checkpointing_offload", False):
+        given = {name: value for name, value in given.items() if name not in _PASSED_OVER_OF_FSDP}
+    try:
+        return FSDP(**given).model_dump()
+    except ValidationError as e:
+        raise UserError(f"{path.name}: fsdp_config: {first_of(e)}", _SEE) from e
+
+
+def run(ctx: StageContext) -> None:
+    """Do the training of `ctx`, whose `local` holds a `launch`, in processes of its own. Raises what it raised there;
+    `RuntimeError` if a process died, for that may pass."""
+    from wpn_bench import models
+
+    launch, device = Launch(**ctx.local["launch"]), str(ctx.local["device"])
+    models.let_go()  # they need the memory
+    with tempfile.TemporaryDirectory(prefix="wpn-bench-") as name:
+        folder = Path(name)
+        write_json(folder / JOB, _told(ctx))
+        write_json(folder / "accelerate.json", launch.file(device))
+        with (folder / "said").open("w+b") as said:
+            code = _follow(ctx, folder, _environment(launch, device), said)
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        if code:
+            raise _failure(folder, launch.processes, text, code)
+
+
+def _told(ctx: StageContext) -> dict[str, Any]:
+    """The stage's context as JSON."""
+    local = {name: value for name, value in ctx.local.items() if name != "launch"}
+    if "curves" in local:
+        local["curves"] = {**local["curves"], "folder": local["curves"]["folder"] and str(local["curves"]["folder"])}
+    return {
+        "params": dict(ctx.params),
+        "needs": {role: str(path) for role, path in ctx.needs.items()},
+        "out": str(ctx.out),
+        "local": local,
+        "scratch": None if ctx.scratch is None else str(ctx.scratch),
+        "sharded": ctx.local["launch"]["fsdp"] is not None,
+    }
+
+
+def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], said: Any) -> int:
+    """Start the processes and pass on their progress until they end; returns the exit code."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.json")]
+    process = subprocess.Popen(
+        [*command, "-m", WORKER, str(folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        start_new_session=True,  # Ctrl-C is for the run alone, which then ends them
+    )
+    try:
+        advance, seen = None, 0
+        while True:
+            code = process.poll()
+            with suppress(FileNotFoundError):
+                done, total = map(int, (folder / PROGRESS).read_text(encoding="utf-8").split())
+                advance = advance or ctx.progress(total, "steps")
+                advance(done - seen)
+                seen = done
+            if code is not None:
+                return code
+            time.sleep(_POLL)
+    finally:
+        _end(process)
+
+
+def _environment(launch: Launch, device: str) -> dict[str, str]:
+    import torch
+
+    # What a launcher around this very process has left would be taken for theirs.
+    theirs = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    package = str(Path(__file__).resolve().parents[2])
+    kept["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [kept.get("PYTHONPATH")])])
+    kept["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // launch.processes))
+    if device == "cpu":
+        kept |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return kept
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End whatever is left: the workers see their pipe closed, the launcher sees them gone."""
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
+    for way in (lambda: None, process.terminate, process.kill):
+        way()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+            return
+
+
+def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
+    """What went wrong: what a worker says of itself, else which of them was killed, else the last that was said."""
+    told = [folder / FAILURE.format(rank) for rank in range(processes)]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in told if file.is_file()]
+    for one in found:
+        if one["kind"] == "UserError":
+            return UserError(one["problem"], one["way_out"])
+        if one["kind"] == "JobFailed":
+            return JobFailed(one["reason"])
+    # torchrun's summary. A process whose partner is gone fails as well, so the killed one is named first.
+    ended = re.findall(r"rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*(-?\d+)", said)
+    killed = [(f"process {rank} of {processes}", -int(one)) for rank, one in ended if int(one) < 0 and int(one) != -15]
+    if code < 0:
+        killed.append((f"the launcher of {processes} processes", -code))
+    if killed:
+        who, signal = killed[0]
+        why = ", as it is when memory runs out" if signal == 9 else ""
+        return RuntimeError(
+            f"{who} was killed (signal {signal}{why}); type the same command again to go on from the last checkpoint"
+        )
+    if found:
+        return RuntimeError(found[0]["reason"])
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return RuntimeError(
+        f"{processes} processes could not be started ({lines[-1][:300] if lines else 'they said nothing'})"
+    )
+
+
+def local_of(launch: Launch | None) -> dict[str, Any]:
+    """The part of a job's `local` that starts its processes; nothing to train in this one."""
+    return {} if launch is None else {"launch": asdict(launch)}

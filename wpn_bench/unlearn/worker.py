@@ -1,0 +1,107 @@
+"""One of the processes that train a model together: `accelerate launch -m wpn_bench.unlearn.worker FOLDER`.
+
+Started by `launch.py`, never by hand. The first process writes progress and the model; each says why it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.executors import StageContext
+from wpn_bench.progress import Advance
+from wpn_bench.store import write_json
+from wpn_bench.unlearn.launch import FAILURE, JOB, PROGRESS
+from wpn_bench.unlearn.processes import Processes, here, join
+
+# A look at the validation prompts may take the first process long while the others wait; a process that died is seen by
+# the launcher at once.
+_WAIT = timedelta(days=1)
+
+
+def main(folder: Path) -> None:
+    """Do this process's part of the training that `folder` describes; ends the process."""
+    threading.Thread(target=_die_with_the_run, daemon=True).start()
+    rank = int(os.environ["RANK"])
+    try:
+        _train(folder)
+    except BaseException as e:
+        traceback.print_exc()
+        write_json(folder / FAILURE.format(rank), _said(e))
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: a process group whose other half is gone may wait for it when it is taken down in order.
+    os._exit(code)
+
+
+def _train(folder: Path) -> None:
+    from accelerate import PartialState
+
+    from wpn_bench.unlearn.train import run_train_stage
+
+    told = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    on_cpu = told["local"]["device"] == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=_WAIT)
+    device = "cpu" if on_cpu else str(state.device)  # accelerate numbers CPUs as well, and few know what cpu:0 is
+    join(Processes(state.process_index, state.num_processes, told["sharded"], device))
+    # FSDP spreads a model from the main memory: whole, it may be too large for the device.
+    local = {**told["local"], "device": "cpu" if here().sharded else device}
+    if local.get("curves", {}).get("folder"):
+        local["curves"] |= {"folder": Path(local["curves"]["folder"])}
+    ctx = StageContext(
+        told["params"],
+        {role: Path(path) for role, path in told["needs"].items()},
+        Path(told["out"]),
+        local,
+        _progress(folder),
+        None if told["scratch"] is None else Path(told["scratch"]),
+    )
+    run_train_stage(ctx)
+    here().wait()
+
+
+def _progress(folder: Path) -> Any:
+    """A progress handle that the run reads from a file."""
+
+    def items(total: int | None, unit: str = "") -> Advance:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            if here().main:
+                partial = folder / f".{PROGRESS}"
+                partial.write_text(f"{done} {total}", encoding="utf-8")
+                os.replace(partial, folder / PROGRESS)
+
+        return advance
+
+    return items
+
+
+def _said(e: BaseException) -> dict[str, str]:
+    if isinstance(e, UserError):
+        return {"kind": "UserError", "problem": e.problem, "way_out": e.way_out}
+    kind = "JobFailed" if isinstance(e, JobFailed) else "error"
+    return {"kind": kind, "reason": " ".join(str(e).split())[:500] or type(e).__name__}
+
+
+def _die_with_the_run() -> None:
+    """The run holds the other end of standard input, and nothing is ever written to it."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
