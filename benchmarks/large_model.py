@@ -1,0 +1,254 @@
+"""A large model on a small machine: what the estimates say and what is measured, on random weights of OPT's shapes.
+
+    python benchmarks/large_model.py --shape opt-1.3b --limit-gib 4
+    python benchmarks/large_model.py --shape opt-2.7b --limit-gib 8
+
+Makes the model in bfloat16 (in --folder, else in a temporary folder that goes again) and then, each in a process of its own:
+
+- trains adapters (rank 16, activations computed again, --steps steps of WPN; every row at full length, so that the
+  estimate is held at its bound);
+- answers prompts and scores continuations with the model in memory, in --dtype, and then read from disk under a limit of
+  --limit-gib on the process's data (RLIMIT_DATA; libraries and the mapped files included) that is smaller than the weights
+  in that type: the answers must be the same;
+- tries the same without offloading under that limit, which must fail;
+- asks `wpn-bench full` for training of all weights in twice the memory of the weights in float32, which must be refused
+  before anything is loaded.
+
+"needed" is what a run asks to be free before it begins (the estimate, a tenth for the allocator, a GiB for libraries);
+"measured" the high-water mark of the whole process, "not of files" the most of it that was no mapped file, looked at every
+20 ms: pages of files go when memory is short (Linux). Nothing here says anything about what a real model answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cost_of_methods import Peak
+
+from wpn_bench.machine import SPARE
+
+GIB = 2**30
+# Width, layers, heads (Zhang et al. 2022, OPT, table 1).
+SHAPES = {"opt-125m": (768, 12, 12), "opt-1.3b": (2048, 24, 32), "opt-2.7b": (2560, 32, 32)}
+TEXT = "the old baker sells warm bread and sweet cakes in the busy market of the small quiet town every day"
+PROMPTS, NEW_TOKENS = 4, 4
+
+
+class Memory:
+    """Peaks of this process since it was made, in bytes: of all that is resident, and of what no file holds as well."""
+
+    def __init__(self) -> None:
+        self.resident = Peak("cpu")
+        self.own = 0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            self.own = max(self.own, Peak._status("RssAnon"))
+            time.sleep(0.02)
+
+    def peaks(self) -> dict[str, int]:
+        return {"measured": self.resident.before + self.resident.above(), "own": self.own}
+
+
+def make(folder: Path, shape: str) -> None:
+    """Random weights in bfloat16, and the lab's tokenizer, whose ids are among the first of OPT's 50,272."""
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from wpn_bench import lab, models
+
+    width, layers, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    config = OPTConfig(
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+    )
+    OPTForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
+    models.load_tokenizer(lab.base_model()).save_pretrained(folder)
+
+
+def _subject(args: argparse.Namespace, **changes: Any) -> Any:
+    from wpn_bench import config
+    from wpn_bench.resources import Subject
+
+    settings = config.build("lab").model_dump() | {"model": str(args.folder), "dtype": "bfloat16", "device": "cpu"}
+    subject = Subject.of(config.from_settings(settings | changes))
+    assert subject is not None
+    return subject
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """A few steps of WPN with adapters, as `--lora 16 --gradient-checkpointing --dtype bfloat16`."""
+    import peft  # noqa: F401  # what is imported belongs to the libraries, for which a run sets memory aside
+
+    import wpn_bench.unlearn.loop  # noqa: F401
+    from wpn_bench import models, resources
+    from wpn_bench.prompts import Item
+    from wpn_bench.unlearn.methods import METHODS
+    from wpn_bench.unlearn.train import train as unlearn
+
+    options = {
+        "steps": args.steps, "lora": 16, "gradient_checkpointing": True, "batch_size": 2, "retain_batch_size": 2,
+        "max_length": args.length, "retain_max_length": args.length,
+    }  # fmt: skip
+    estimate = resources.training(_subject(args, training=options), "wpn")
+    long = " ".join([TEXT] * (args.length // 8))
+    items = [Item(str(k), f"What does number {k} sell?", harmful=(long,), harmless=(long,)) for k in range(8)]
+    kind = METHODS.get("wpn")
+    tokenizer = models.load_tokenizer(args.folder)
+    memory = Memory()
+    model = models.load_fresh(args.folder, "cpu", "bfloat16")
+    said = unlearn(model, tokenizer, kind(kind.Config(**options)), items, [long] * 8, template="Q: {prompt} A:", seed=0)
+    return {
+        "estimated": estimate.total / SPARE + resources.LIBRARIES["cpu"],
+        **memory.peaks(),
+        "seconds": said.seconds / said.steps,
+        "losses": [h["loss"] for h in said.history],
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Answers and scores; `args.offload` says how the model is held, `args.capped` whether memory is limited."""
+    from wpn_bench import models, resources
+    from wpn_bench.engine.decode import Rules, decode
+    from wpn_bench.engine.likelihood import loglikelihoods
+
+    need = resources.measuring(_subject(args, dtype=args.dtype, offload=args.offload))
+    tokenizer = models.load_tokenizer(args.folder)
+    ids = tokenizer(TEXT)["input_ids"]
+    prompts = [ids[: 12 + k] for k in range(PROMPTS)]
+    pairs = [(ids[:10], ids[10 : 14 + k]) for k in range(PROMPTS)]
+    if args.capped:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(args.limit_gib * GIB), resource.RLIM_INFINITY))
+    memory, start = Memory(), time.monotonic()
+    model, _ = models.load(args.folder, "cpu", args.dtype, args.offload)
+    texts = decode(model, prompts, Rules(NEW_TOKENS))
+    scores = loglikelihoods(model, pairs, max_length=512)
+    placed = list(getattr(model, "hf_device_map", {"": "cpu"}).values())
+    return {
+        # No judge is loaded here.
+        "estimated": (need.memory - need.parts["judge"]) / SPARE + resources.LIBRARIES["cpu"],
+        "weights": models.weights_bytes(args.folder, args.dtype),
+        **memory.peaks(),
+        "seconds": time.monotonic() - start,
+        "answers": [texts, scores],
+        "on_disk": sum(place == "disk" for place in placed) / len(placed),
+    }
+
+
+def child(args: argparse.Namespace, task: str, offload: str = "none", capped: bool = False) -> dict[str, Any]:
+    """The result of a task in a process of its own; {"failed": its last line} where it did not end well."""
+    command = [sys.executable, __file__, "--child", task, "--folder", str(args.folder), "--offload", offload]
+    command += [
+        "--steps",
+        str(args.steps),
+        "--length",
+        str(args.length),
+        "--limit-gib",
+        str(args.limit_gib),
+        "--dtype",
+        args.dtype,
+    ]
+    done = subprocess.run([*command, *(["--capped"] if capped else [])], capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def refused(args: argparse.Namespace) -> tuple[str, float]:
+    """What `full` says to training of all weights, under a limit of twice the weights in float32, and after how long."""
+    from wpn_bench import models
+
+    most = 2 * models.weights_bytes(args.folder, "float32")
+    start = time.monotonic()
+    command = [sys.executable, "-m", "wpn_bench.cli", "full", "--model", str(args.folder), "--preset", "lab"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, "--methods", "wpn", "--out", f"{folder}/run", "--store", f"{folder}/store", "--device", "cpu"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY)),
+        )
+    if done.returncode != 2:
+        raise SystemExit(f"full was not refused: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stderr.strip().splitlines()[-1], time.monotonic() - start
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.2f}"
+
+
+def row(what: str, found: dict[str, Any], more: str = "") -> None:
+    """A line of the table."""
+    if "failed" in found:
+        print(f"| {what} | | fails: {found['failed'][:200]} | | | |", flush=True)
+        return
+    sizes = " | ".join(gib(found[name]) for name in ("estimated", "measured", "own"))
+    print(f"| {what} | {sizes} | {found['seconds']:.0f} | {more} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="opt-1.3b")
+    parser.add_argument("--folder", type=Path, help="where the model is, or is made and stays")
+    parser.add_argument(
+        "--limit-gib", type=float, default=4.0, help="of data of the offloaded process, libraries included"
+    )
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--length", type=int, default=96, help="tokens of every row")
+    parser.add_argument("--child", choices=("train", "measure", "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--offload", default="none", help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help="that it is measured in")
+    parser.add_argument("--capped", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child == "make":
+        make(args.folder, args.shape)
+    elif args.child:
+        print(json.dumps({"train": train, "measure": measure}[args.child](args)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            args.folder = args.folder or Path(folder) / args.shape
+            run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not (args.folder / "config.json").is_file():
+        command = [sys.executable, __file__, "--child", "make", "--shape", args.shape, "--folder", str(args.folder)]
+        subprocess.run(command, check=True)
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    print(f"| {args.shape}, random weights | needed GiB | measured GiB | not of files | seconds | |")
+    print("|---|---|---|---|---|---|")
+    row(f"adapters, {args.length} tokens a row, a step", child(args, "train"))
+    plain = child(args, "measure")
+    row("measuring, in memory", plain, f"weights {gib(plain['weights'])} GiB" if "weights" in plain else "")
+    under = f"under {args.limit_gib} GiB"
+    spread = child(args, "measure", "disk", capped=True)
+    if "answers" in spread:
+        same = "the same answers" if spread["answers"] == plain["answers"] else "OTHER ANSWERS"
+        row(f"measuring, {under}, --offload disk", spread, f"{spread['on_disk']:.0%} of modules on disk, {same}")
+    else:
+        row(f"measuring, {under}, --offload disk", spread)
+    row(f"measuring, {under}, --offload none", child(args, "measure", capped=True))
+    said, seconds = refused(args)
+    print(f"\n{said}\n(after {seconds:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

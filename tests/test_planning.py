@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from workshop import Workshop
+
+from wpn_bench import config as configuration
+from wpn_bench import planning, rates
+from wpn_bench.executors import Job
+from wpn_bench.planning import makespan
+from wpn_bench.progress import Reporter
+from wpn_bench.rates import Rate, Rates, kind_of
+
+HERE = "this machine"
+
+
+def job(name: str, *needs: Job) -> Job:
+    return Job("perplexity", {"name": name}, {str(k): need for k, need in enumerate(needs)}, name)
+
+
+def test_a_fleet_waits_for_what_a_job_needs() -> None:
+    a, b = job("a"), job("b")
+    c = job("c", a, b)
+    seconds = {a.digest: 4.0, b.digest: 3.0, c.digest: 2.0}
+    assert makespan([a, b, c], seconds, 1) == 9.0
+    assert makespan([a, b, c], seconds, 2) == 6.0
+    assert makespan([a, b, c], seconds, 9) == 6.0
+    assert makespan([], {}, 3) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.lists(st.integers(0, 8), max_size=3)), max_size=9), st.integers(1, 5))
+def test_more_workers_help_and_never_beyond_the_longest_chain(plan: list[tuple[int, list[int]]], workers: int) -> None:
+    jobs: list[Job] = []
+    chain: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for k, (length, needs) in enumerate(plan):
+        made = job(str(k), *(jobs[n] for n in needs if n < k))
+        jobs.append(made)
+        seconds[made.digest] = float(length)
+        chain[made.digest] = length + max((chain[n.digest] for n in made.needs.values()), default=0.0)
+    work = sum(seconds.values())
+    took = makespan(jobs, seconds, workers)
+    longest = max(chain.values(), default=0.0)
+    # Graham 1966: list scheduling is within (work / workers + longest chain).
+    assert max(longest, work / workers) - 1e-9 <= took <= work / workers + longest + 1e-9
+    assert makespan(jobs, seconds, 1) == pytest.approx(work)
+
+
+def test_the_nearest_size_that_was_measured_counts() -> None:
+    found = Rates(
+        {
+            "generate 8": [
+                Rate(10.0, 100, 1_000_000, HERE),
+                Rate(12.0, 100, 1_000_000, HERE),
+                Rate(50.0, 100, 1_000_000, HERE),
+                Rate(100.0, 10, 100_000_000, HERE),
+                Rate(1.0, 100, 1_000_000, "another"),
+            ]
+        }
+    )
+    assert found.expected("generate 8", 50, 1_000_000, HERE) == rates.Expected(6.0, "same")
+    assert found.expected("generate 8", 10, 200_000_000, HERE) == rates.Expected(200.0, "scaled")
+    assert found.expected("generate 9", 10, 1_000_000, HERE) == rates.Expected(0.0, "none")
+    assert found.expected("generate 8", 10, 1_000_000, "a third") == rates.Expected(0.0, "none")
+
+
+def test_jobs_are_alike_by_what_decides_their_speed() -> None:
+    answers: dict[str, Any] = {"decoding": {"max_new_tokens": 8}, "template": "x"}
+    assert kind_of("generate", answers) == kind_of("generate", answers | {"template": "y"})
+    assert kind_of("generate", answers) != kind_of("generate", {"decoding": {"max_new_tokens": 9}})
+    assert kind_of("benchmark", {"task": "piqa"}) != kind_of("benchmark", {"task": "copa"})
+
+
+def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
+    workshop = Workshop(tmp_path, small_opt, triples)
+
+    def asked(workers: int = 1, **changes: Any) -> planning.Forecast:
+        config = configuration.from_settings(workshop.settings | changes)
+        return planning.forecast(config, workshop.store, workers, Reporter())
+
+    before = asked()
+    assert before.work == 0.0
+    assert before.unknown == sum(line.jobs for line in before.lines) > 10
+    workshop.run()
+    after = asked()
+    assert (after.work, after.seconds, after.unknown) == (0.0, 0.0, 0)
+    assert all(line.done == line.jobs for line in after.lines)
+    assert after.parameters == before.parameters == rates.count_parameters(small_opt) > 10_000
+    # Another seed: as much again as the first one of it took, to be measured once more.
+    more = asked(seeds=(0, 1))
+    left = {line.stage: line.jobs - line.done for line in more.lines}
+    assert left == {"calibrate": 0, "train": 1, "generate": 4, "judge": 4, "benchmark": 2, "perplexity": 1}
+    assert more.unknown == 0
+    manifests = [json.loads(f.read_text()) for f in (workshop.store / "train").glob("*/manifest.json")]
+    (line,) = (line for line in more.lines if line.stage == "train")
+    assert line.seconds == pytest.approx(manifests[0]["seconds"])
+    assert 0 < asked(4, seeds=(0, 1)).seconds < more.seconds == pytest.approx(more.work)
+    assert asked(tune=2, relearn={"steps": [0, 2]}).open

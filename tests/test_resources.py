@@ -1,0 +1,321 @@
+"""What is estimated, and what is refused before anything is fetched or loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import OPTConfig
+
+from wpn_bench import config, models, pipeline, resources
+from wpn_bench.errors import UserError
+from wpn_bench.progress import Reporter
+from wpn_bench.resources import Subject, Verdict
+
+Cli = Callable[..., Any]
+GIB = resources.GIB
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of OPT-1.3B, without weights."""
+    folder = tmp_path_factory.mktemp("large")
+    OPTConfig(
+        hidden_size=2048, word_embed_proj_dim=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`free(8)`: so many GiB of memory are free."""
+
+    def set_to(gib: float) -> None:
+        monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: int(gib * GIB))
+
+    set_to(64)
+    return set_to
+
+
+def subject(folder: Path, **changes: Any) -> Subject:
+    settings = config.build("lab").model_dump() | {"model": str(folder), "methods": {"wpn": {}, "ga": {}}}
+    found = Subject.of(config.from_settings(settings | {"device": "cpu"} | changes))
+    assert found is not None
+    return found
+
+
+# --- estimates -------------------------------------------------------------------------------------------------------
+
+
+def test_weights(large: Path, small_lm: Path) -> None:
+    assert subject(large).weights() == 4 * 1_315_758_080  # as facebook/opt-1.3b has
+    assert subject(large, dtype="bfloat16").weights() == 2 * 1_315_758_080
+    real = models.load_fresh(small_lm)
+    n = sum(p.numel() for p in real.parameters())
+    assert subject(small_lm).parameters == n
+    assert models.weights_bytes(small_lm, "bfloat16") == 2 * n
+
+
+def test_every_stage_has_a_need(large: Path) -> None:
+    attacks = {"gradient_attacks": {"gcg": {}}, "quantise": ("int8",), "relearn": {}}
+    found = {(need.stage, need.name): need for need in resources.needs(subject(large, **attacks))}
+    assert list(found) == [
+        ("train", "wpn"), ("train", "ga"), ("generate", ""), ("gcg", "gcg"), ("quantise", "int8"), ("relearn", "relearn"),
+    ]  # fmt: skip
+    weights = subject(large).weights()
+    assert found["train", "wpn"].memory > 5 * weights  # with a reference
+    assert 4 * weights < found["train", "ga"].memory < found["train", "wpn"].memory
+    assert weights < found["generate", ""].memory < found["gcg", "gcg"].memory < 2 * weights
+    assert found["relearn", "relearn"].memory > 4 * weights
+    only = {need.stage for need in resources.needs(subject(large, stages=("train",), **attacks))}
+    assert only == {"train"}
+
+
+def test_what_offloading_takes(large: Path) -> None:
+    whole, spread = (resources.measuring(subject(large, offload=way)) for way in ("none", "disk"))
+    assert spread.parts["weights"] == 2 * 4 * 50272 * 2048
+    assert spread.memory < whole.memory / 3
+
+
+def test_what_the_store_keeps(large: Path) -> None:
+    """Counted by hand: models of 2 methods and 3 seeds, and checkpoints with Adam's states of one training at a time."""
+    one = subject(large).weights()
+    plain = resources.kept(subject(large, seeds=(0, 1, 2)))
+    assert (plain.trained, plain.snapshots, plain.rounded) == (6 * one, 0, 0)
+    assert plain.checkpoints == 2 * 3 * one  # after 50 and 100 steps
+    assert resources.kept(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
+    assert resources.kept(subject(large, seeds=(0, 1, 2)), done=6) == resources.Kept(0, 0, 0, 0)
+    assert resources.kept(subject(large, tune=4)).trained == (2 + 8) * one
+    relearn = {"kinds": ("harmful",), "steps": (0, 5, 10)}
+    attacked = resources.kept(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
+    assert attacked.snapshots == 3 * 2 * one  # base and two methods after two steps, in float32
+    assert attacked.rounded == 3 * 2 * one // 2
+    assert attacked.total == sum((attacked.trained, attacked.snapshots, attacked.rounded, attacked.checkpoints))
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None]) -> None:
+    for gib, fits, text in ((16, True, "fits: base"), (10, True, "fits one model"), (5, False, "does not fit: one")):
+        free(gib)
+        found = resources.of_measuring(subject(large))
+        assert (found.fits, found.text.startswith(text)) == (fits, True), found
+
+
+@pytest.mark.parametrize(
+    ("gib", "changes", "way_out"),
+    [
+        (5, {}, "use --dtype bfloat16"),
+        (5, {"dtype": "bfloat16"}, None),
+        (3.5, {}, "use --offload disk"),
+        (3.5, {"offload": "cpu"}, "use --offload disk"),
+        (3.5, {"offload": "disk"}, None),
+        (1.2, {"offload": "disk"}, "take a smaller model"),
+    ],
+)
+def test_the_option_that_makes_measuring_fit(
+    large: Path, free: Callable[[float], None], gib: float, changes: dict[str, Any], way_out: str | None
+) -> None:
+    free(gib)
+    found = resources.of_measuring(subject(large, **changes))
+    assert found.fits == (way_out is None)
+    assert found.way_out.startswith(way_out or "")
+
+
+@pytest.mark.parametrize(
+    ("gib", "options", "way_out"),
+    [
+        (16, {}, "use --lora 16 --gradient-checkpointing"),
+        (10.5, {}, "use --lora 16 --gradient-checkpointing --dtype bfloat16 ("),
+        (
+            10.5,
+            {"mixed_precision": "bf16"},
+            "use --lora 16 --gradient-checkpointing --dtype bfloat16 --mixed-precision no (",
+        ),
+        (5, {}, "use --lora 16 --gradient-checkpointing --dtype bfloat16 and `training: {batch_size: 1, "),
+        (2, {}, "take a smaller model"),
+    ],
+)
+def test_the_options_that_make_training_fit(
+    large: Path, free: Callable[[float], None], gib: float, options: dict[str, Any], way_out: str
+) -> None:
+    free(gib)
+    found = resources.of_training(subject(large, training=options))
+    assert not found.fits
+    assert found.text.startswith("does not fit: wpn takes at most ")
+    assert found.way_out.startswith(way_out), found.way_out
+    typed = found.way_out.partition("use ")[2]
+    if typed and "batch_size" not in typed:  # it does fit by then
+        given = {"lora": 16, "gradient_checkpointing": True}
+        dtype = "bfloat16" if "bfloat16" in typed else "float32"
+        assert resources.of_training(subject(large, training=given, dtype=dtype)).fits
+
+
+def test_attacks_need_the_whole_model(large: Path, free: Callable[[float], None]) -> None:
+    free(6)
+    asked = subject(large, gradient_attacks={"gcg": {}}, quantise=("int8",), relearn={}, offload="disk")
+    found = list(resources.of_attacks(asked))
+    assert [one.text.split()[3] for one in found] == ["gcg", "int8", "relearn"]
+    assert not any(one.fits for one in found)
+    assert all("--attacks" in one.way_out for one in found)
+    free(64)
+    assert all(one.fits for one in resources.of_attacks(asked))
+
+
+def test_no_room_for_a_response(large: Path) -> None:
+    decoding = {"max_new_tokens": 2048}
+    with pytest.raises(UserError, match=r"attends to 2048 tokens.*; use --max-new-tokens below 2048"):
+        resources.check(subject(large, decoding=decoding).config, force=True)
+
+
+def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
+    large: Path, free: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(subject: Subject) -> Verdict:
+        raise TypeError("forward() got an unexpected keyword")
+
+    monkeypatch.setattr(resources, "of_training", fails)
+    notes: list[str] = []
+    resources.check(subject(large).config, warn=notes.append)
+    assert len(notes) == 1
+    assert "OPTForCausalLM takes cannot be estimated (forward() got" in notes[0]
+
+
+# --- disk ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.hub
+def test_what_is_to_be_fetched(hub_endpoint: dict[str, str], run_python: Any) -> None:
+    """All that `resolve` fetches and nothing else; nothing once it is there."""
+    code = (
+        "from pathlib import Path; from wpn_bench import models, resources\n"
+        "asked = 'facebook/opt-125m'; before = resources.to_fetch(asked)\n"
+        "folder = models.resolve(asked).path\n"
+        "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.to_fetch(asked))\n"
+        "print(resources.to_fetch('no/such-model'))\n"
+    )
+    before, fetched, after, unknown = map(int, run_python(code, hub_endpoint).stdout.split())
+    assert before == fetched > 1_000_000
+    assert (after, unknown) == (0, 0)
+
+
+def test_a_download_for_which_there_is_no_disk(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "to_fetch", lambda asked, revision: 3 * GIB)
+    for free, fits in ((2 * GIB, False), (4 * GIB, True)):
+        monkeypatch.setattr(resources, "free_disk", lambda folder, free=free: free)
+        found = resources.of_download(subject(large).config)
+        assert found.fits == fits
+        assert ("set HF_HOME" in found.way_out) != fits
+        assert "3.0 GiB" in found.text
+
+
+def test_no_disk_for_what_is_trained_unless_it_is_there(
+    small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any
+) -> None:
+    """The store has room for one more model: too little to begin with two, enough to go on with the second."""
+    forget = write_jsonl(tmp_path / "forget.jsonl", triples)
+    settings = config.build("lab").model_dump() | {
+        "model": str(small_opt), "forget": str(forget), "in_domain": (), "ood": (), "benign": (), "validation": None,
+        "stages": ("train",), "benchmarks": (), "vet": True, "device": "cpu", "retain": "lab_retain", "heldout": None,
+        "training": {"steps": 1, "save_every": 0},
+    }  # fmt: skip
+
+    def run(*methods: str, **options: Any) -> dict[str, Any]:
+        asked = config.from_settings(settings | {"methods": {name: {} for name in methods}})
+        store, out = tmp_path / "store", tmp_path / "out"
+        return pipeline.run(asked, out=out, store=store, reporter=Reporter(), command="", **options)
+
+    one = models.weights_bytes(small_opt, "float32")
+    monkeypatch.setattr(resources, "free_disk", lambda folder: int(1.5 * one))
+    with pytest.raises(UserError, match=r"store: .* the trained models alone may take .*--force"):
+        run("sft", "ga")
+    assert not (tmp_path / "store" / "train").exists()
+    assert run("sft")["models"]["sft"]["status"] == "ok"
+    results = run("sft", "ga")
+    assert results["models"]["ga"]["status"] == "ok"
+    monkeypatch.setattr(resources, "free_disk", lambda folder: 0)
+    assert run("sft", "npo", force=True)["models"]["npo"]["status"] == "ok"
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["full", "train", "harmless", "attack", "benchmarks"])
+def test_it_is_refused_in_one_line_before_anything_is_loaded(
+    command: str, large: Path, free: Callable[[float], None], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(16)
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was asked for")
+
+    monkeypatch.setattr(models, "resolve", loaded)
+    where = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    start = time.process_time()
+    said = cli(command, "-m", large, "--preset", "lab", "--methods", "wpn", *where)
+    assert time.process_time() - start < 15  # seconds of work, however busy the machine is
+    assert (said.code, said.out) == (2, "")
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("wpn-bench: training: does not fit: wpn takes at most ")
+    assert "to be had on cpu; use --lora 16" in line
+    assert "--force" in line
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AssertionError, match="the model was asked for"):
+        cli(command, "-m", large, "--preset", "lab", "--methods", "wpn", *where, "--force")
+
+
+def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> None:
+    free(1)
+    notes: list[str] = []
+    resources.check(subject(large).config, force=True, warn=notes.append)
+    assert [note.split(":")[1].strip() for note in notes] == ["training", "measuring"]
+    assert all(note.endswith("going on by --force") for note in notes)
+
+
+def test_measured_from_disk_is_measured_the_same(
+    small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any,
+    comparable: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:  # fmt: skip
+    """A whole run with `offload: disk` and no memory for the weights gives the results of one without."""
+    base = shutil.copytree(small_opt, tmp_path / "base")
+    tests = write_jsonl(
+        tmp_path / "tests.jsonl", [{"prompt": f"Where does the {r['prompt'][13:]}"} for r in triples[:6]]
+    )
+    settings = config.build("lab").model_dump() | {
+        "model": str(base), "methods": {"sft": {"steps": 2}}, "forget": str(write_jsonl(tmp_path / "f.jsonl", triples)),
+        "in_domain": (str(tests),), "ood": (), "benign": (), "attacks": (), "validation": None, "device": "cpu",
+        "benchmarks": ("lab_copa",), "limit": 6, "decoding": {"max_new_tokens": 6},
+    }  # fmt: skip
+    found, placed = [], []
+    real = models._places
+
+    def noting(*given: Any) -> dict[str, Any]:
+        placed.append(real(*given))
+        return placed[-1]
+
+    monkeypatch.setattr(models, "_places", noting)
+    for way in ("none", "disk"):
+        monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+        monkeypatch.setattr(models, "free_of_shell", lambda way=way: 0.0 if way == "disk" else float("inf"))
+        placed.clear()
+        asked = config.from_settings(settings | {"offload": way})
+        results = pipeline.run(
+            asked, out=tmp_path / way, store=tmp_path / f"store-{way}", reporter=Reporter(), command=""
+        )
+        assert not results["run"]["failed"]
+        assert any(place.get("max_memory") == {"cpu": 0} for place in placed) == (way == "disk")
+        found.append(json.dumps(comparable(results), sort_keys=True))
+    assert found[0] == found[1]
+
+
+def test_a_container_s_device_is_asked_by_its_kind(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "pick_device", lambda asked: "cuda:1")
+    found = Subject(SimpleNamespace(device="cuda:1"), None, None)  # type: ignore[arg-type]
+    assert found.device == "cuda"
