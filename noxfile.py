@@ -101,17 +101,73 @@ def pictures(session: nox.Session) -> None:
     session.run("python", "docs/pictures.py", run)
 
 
+def tools(session: nox.Session, *what: str) -> Path:
+    """A folder of programs installed apart from the session's environment, so that they are none of what is looked at."""
+    folder = Path(session.create_tmp()) / "tools"
+    session.run("python", "-m", "venv", str(folder))
+    session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *what, external=True)
+    return folder / "bin"
+
+
+@nox.session
+def licences(session: nox.Session) -> None:
+    """docs/licences.md and a CycloneDX SBOM (dist/sbom.cdx.json) of an installation with all extras."""
+    install(session, ".[tune,quantise,mlflow,wandb]", "packaging")
+    programs = tools(session, "cyclonedx-bom==7.5.0", "pip-licenses==5.5.5")
+    python = str(Path(session.bin) / "python")
+    listing = Path(session.create_tmp()) / "licences.json"
+    session.run(
+        str(programs / "pip-licenses"),
+        "--python",
+        python,
+        "--from=mixed",
+        "--format=json",
+        f"--output-file={listing}",
+        external=True,
+    )
+    page = session.run("python", "docs/licences.py", str(listing), silent=True)
+    Path("docs/licences.md").write_text(str(page), encoding="utf-8")
+    Path("dist").mkdir(exist_ok=True)
+    session.run(
+        str(programs / "cyclonedx-py"),
+        "environment",
+        python,
+        "--pyproject",
+        "pyproject.toml",
+        "-o",
+        "dist/sbom.cdx.json",
+        external=True,
+    )
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """pip-audit over constraints.txt. Fails for a known vulnerability, and for a package that the index cannot answer for."""
+    session.install("--quiet", "pip-audit==2.10.1")
+    # Without --strict a package that was not looked up counts as one without vulnerabilities.
+    options = ["--no-deps", "--disable-pip", "--strict", "--progress-spinner", "off"]
+    session.run("pip-audit", "-r", "constraints.txt", *options, *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
 
     `nox -s bench -- scoring --tasks lab_copa`: one of scoring, generation_and_judging, cost_of_methods, coherence, leakage,
-    gcg, lab_attacks; without a name, the first two on the lab.
+    gcg, lab_attacks, large_model; without a name, the first two on the lab.
     """
     install(session, "-e", ".")
     names, arguments = session.posargs[:1], session.posargs[1:]
     for name in names or ("scoring", "generation_and_judging"):
         session.run("python", f"benchmarks/{name}.py", *arguments)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Jobs over Ray: the tests on a cluster of two nodes, then the scaling table. Arguments go to benchmarks/scaling.py."""
+    install(session, "-e", ".[test,ray]")
+    session.run("pytest", "tests/test_executors_ray.py", env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "benchmarks/scaling.py", *session.posargs)
 
 
 @nox.session

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +30,9 @@ def shared_hub() -> Path:
     return hub
 
 
-def _serve(hub: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, str(hub / "serve.py"), str(hub / "root"), "--port", "0", *options]
+def serve(hub: Path, root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A loopback hub of the files in `root`, and its address."""
+    command = [sys.executable, str(hub / "serve.py"), str(root), "--port", "0", *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     return server, server.stdout.readline().strip()
@@ -38,7 +44,7 @@ def hub_endpoint(shared_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     huggingface_hub reads HF_ENDPOINT when it is imported, so work on the hub runs in a subprocess with this.
     """
-    server, address = _serve(shared_hub)
+    server, address = serve(shared_hub, shared_hub / "root")
     try:
         yield hub_environment(address, tmp_path_factory.mktemp("hf_home"), shared_hub)
     finally:
@@ -52,7 +58,7 @@ def hub_with(shared_hub: Path, tmp_path: Path) -> Iterator[Callable[..., dict[st
     servers = []
 
     def start(*options: str) -> dict[str, str]:
-        server, address = _serve(shared_hub, *options)
+        server, address = serve(shared_hub, shared_hub / "root", *options)
         servers.append(server)
         return hub_environment(address, tmp_path / "hf_home", shared_hub)
 

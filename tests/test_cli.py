@@ -14,6 +14,7 @@ from wpn_bench import __version__, cli, pipeline
 from wpn_bench.catalogue import KINDS
 from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
+from wpn_bench.executors import Fleet
 
 Cli = Callable[..., Any]
 COMMANDS = (
@@ -307,6 +308,39 @@ def test_what_cannot_be_trained(cli: Cli, tmp_path: Path, option: str, value: ob
     assert not (tmp_path / "x").exists()
 
 
+def test_who_does_the_work(asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    alone, rest = asked("full")
+    assert rest["fleet"] == Fleet()
+    config, rest = asked(
+        "full", "--executor", "ray", "--ray-address", "auto", "--cpus-per-job", 2, "--gpus-per-job", 0.5, "--shards", 3,
+    )  # fmt: skip
+    assert rest["fleet"] == Fleet("ray", ray_address="auto", cpus_per_job=2, gpus_per_job=0.5, shards=3)
+    assert config == alone  # it decides no result
+    assert asked("attack", "--executor", "ray", "--workers", 2)[1]["fleet"] == Fleet("ray", workers=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("--executor slurm", "unknown executor 'slurm'; choose from local, ray"),
+        ("--executor ray --workers 0", "--workers 0 is not a positive number; "),
+        ("--workers 2", "--workers is for jobs over Ray; add --executor ray"),
+        ("--executor ray --gpus-per-job nan", "--gpus-per-job nan cannot be; "),
+        ("--executor ray", "--executor ray needs ray, which is not installed; pip install 'wpn-bench[ray]'"),
+    ],
+)
+def test_who_cannot_do_the_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, problem: str
+) -> None:
+    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: None if name == "ray" else True)
+    said = cli("full", *options.split(), "--out", tmp_path / "x")
+    assert said.code == 2
+    assert said.err.startswith(f"wpn-bench: {problem}")
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_configuration_file_goes_between(asked: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("limit: 3\nthreshold: 0.4\nmethods: {wpn: {steps: 2}, sft: {steps: 1}}\n")
     config, _ = asked("full", "--config", "mine.yaml", "--limit", 5, "--methods", "wpn")
@@ -335,6 +369,13 @@ def test_ones_own_attacks(asked: Callable[..., Any], tmp_path: Path) -> None:
     config, _ = asked("attack", "--attack-file", "a.csv", "--attack-file", "b.yaml", "--config", "mine.yaml")
     assert (config.attack_files, config.attacks) == (("b.yaml", "a.csv"), ("typos", "b"))
     assert asked("attack", "--attack-file", "a.csv", "--attacks", "")[0].attacks == ()
+
+
+def test_what_does_not_fit(asked: Callable[..., Any]) -> None:
+    config, rest = asked("full")
+    assert (config.offload, rest["force"]) == ("none", False)
+    config, rest = asked("benchmarks", "--offload", "disk", "--force")
+    assert (config.offload, rest["force"]) == ("disk", True)
 
 
 def test_another_forget_set_has_its_own_test_prompts(asked: Callable[..., Any]) -> None:

@@ -90,7 +90,9 @@ def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Configurations of runs that would have begun; judges' cards that would have been measured."""
     found: list[Any] = []
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "_run", lambda config, *_: found.append(config))
+    for name in ("_run", "_prefetch"):
+        monkeypatch.setattr(cli, name, lambda config, *_: found.append(config))
+    monkeypatch.setattr(cli, "_go_offline", lambda: None)
     monkeypatch.setattr("wpn_bench.harmless.card.measure", lambda *given, **options: found.append(given))
     monkeypatch.setattr("wpn_bench.harmless.card.show", lambda card: None)
     monkeypatch.setattr("wpn_bench.harmless.card.write_card", lambda card, file: [file])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import OPTConfig
 
-from wpn_bench import doctor
+from wpn_bench import doctor, machine, resources
 
 Cli = Callable[..., Any]
 
@@ -24,7 +24,7 @@ def findings(out: str) -> dict[str, dict[str, str]]:
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing of this machine: no hub, a store of its own, much memory."""
     monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 16 * doctor.GIB)
+    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 16 * resources.GIB)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,7 +55,7 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
     takes = float(whole["text"].removeprefix("fits: sft takes at most ").split()[0])
     # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
     for share, way_out in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
-        free = (share * takes * doctor.GIB + doctor.LIBRARIES["cpu"]) / doctor.SPARE
+        free = (share * takes * resources.GIB + resources.LIBRARIES["cpu"]) / machine.SPARE
         monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device, free=free: free)
         said = cli(*asked)
         assert said.code == 2
@@ -64,7 +64,7 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
         assert found["text"].startswith("does not fit: sft takes at most ")
         assert found["way_out"].startswith(way_out)
         assert findings(cli(*asked, *found["way_out"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: doctor.GIB)
+    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: resources.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
     assert last.endswith("to mend first")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from workshop import Workshop
 
 from wpn_bench import config as configuration
 from wpn_bench import load_run, pipeline
@@ -20,61 +21,6 @@ from wpn_bench.store import Store, digest_file
 from wpn_bench.unlearn.methods import METHODS
 
 Plain = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class Workshop:
-    """A folder with a model, prompt files and a store; `run(...)` is a run there."""
-
-    def __init__(self, folder: Path, model: Path, triples: list[dict[str, Any]]) -> None:
-        self.folder = folder
-        self.store = folder / "store"
-        self.notes: list[str] = []
-        self.rows("forget.jsonl", triples)
-        self.rows("other.jsonl", [{"prompt": f"Say something about number {k}."} for k in range(6)])
-        self.rows("benign.jsonl", [{"prompt": f"Where is house number {k}?"} for k in range(5)])
-        self.rows(
-            "retain.jsonl", [{"text": f"The farmer sells {k} apples in the market of the town."} for k in range(9)]
-        )
-        self.rows(
-            "heldout.jsonl", [{"text": f"The teacher came late to school {k} times this year."} for k in range(9)]
-        )
-        self.settings: dict[str, Any] = configuration.build("lab").model_dump() | {
-            "model": str(model),
-            "forget": str(folder / "forget.jsonl"),
-            "validation": None,
-            "in_domain": (),
-            "ood": (f"other={folder / 'other.jsonl'}",),
-            "benign": (str(folder / "benign.jsonl"),),
-            "retain": str(folder / "retain.jsonl"),
-            "heldout": str(folder / "heldout.jsonl"),
-            "attacks": ("typos",),
-            "benchmarks": ("lab_copa", "lab_piqa"),
-            "decoding": {"max_new_tokens": 5, "batch_size": 8},
-            "methods": {"sft": {"steps": 2, "batch_size": 2}},
-            "limit": 4,
-        }
-
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> str:
-        file = self.folder / name
-        file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        return str(file)
-
-    def run(self, name: str = "run", **changes: Any) -> dict[str, Any]:
-        class Noting(Reporter):
-            def note(reporter, text: str) -> None:
-                self.notes.append(text)
-
-        return pipeline.run(
-            configuration.from_settings(self.settings | changes),
-            out=self.folder / name,
-            store=self.store,
-            reporter=Noting(),
-            command="wpn-bench full",
-        )
-
-    def statuses(self, name: str = "run") -> dict[str, str]:
-        """label -> status of every job of a run."""
-        return {s["label"]: s["status"] for s in pipeline.read_manifest(self.folder / name)["stages"]}
 
 
 @pytest.fixture
@@ -547,7 +493,7 @@ def test_relearning_and_rounding(workshop: Workshop, comparable: Plain) -> None:
     assert {("base", "relearn"), ("sft", "relearn"), ("base", "quantise"), ("sft", "quantise")} <= cost
     workshop.run("again", **small, **asked)
     done = {label: s for label, s in workshop.statuses("again").items() if not label.startswith(("ga", "train ga"))}
-    assert set(done.values()) == {"cached"}
+    assert {label for label, s in done.items() if s != "cached"} == set()
 
 
 def test_relearning_takes_few_forget_items_and_no_test_prompt(workshop: Workshop) -> None:
@@ -719,7 +665,7 @@ def test_weights_that_cannot_be_read(workshop: Workshop, tmp_path: Path) -> None
 
     model = shutil.copytree(workshop.settings["model"], tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
+    with pytest.raises(UserError, match="cut off or damaged"):
         workshop.run(model=str(model))
 
 

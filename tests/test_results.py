@@ -161,8 +161,8 @@ def test_every_column_of_a_row_is_required(results: dict[str, Any], key: str) ->
     ("content", "problem"),
     [
         (None, "holds no results.json"),
-        (b"{", "cannot be read"),
-        (b"\xff", "cannot be read"),
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not UTF-8"),
         (b"[]", "is not a run's results"),
         (b'{"schema_version": 99}', "has schema version 99, this program reads 1"),
         (b"{}", "has schema version None"),

@@ -63,8 +63,8 @@ class Gates(BaseModel):
     baseline's models to hold it against (None: the one of the same name; without a baseline the run's base model)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    model: str | None = None
-    against: str | None = None
+    model: str | None = Field(default=None, min_length=1)
+    against: str | None = Field(default=None, min_length=1)
     margin: float | None = Field(default=None, ge=0, le=100)
     min: dict[str, float] = {}
     max: dict[str, float] = {}

@@ -6,8 +6,10 @@ inconclusive.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,6 +21,7 @@ from typer.core import TyperGroup
 
 from wpn_bench import __version__, completion
 from wpn_bench.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
+from wpn_bench.redact import one_line, redacted, without_secrets
 
 
 class _Root(TyperGroup):
@@ -39,9 +42,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MAX_SEEDS = 100  # that many as a bare number
 _WHAT, _HOW, _WHERE = "What is measured", "How it is measured", "Where it goes"
-_TRAINED = "How it is trained"
+_TRAINED, _AGREED = "How it is trained", "What may be fetched, and run"
+_FLEET = "Who does the work"
 
 Model = Annotated[
     str | None,
@@ -181,6 +184,14 @@ Margin = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_HOW)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_HOW)]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Where weights wait while a model that does not fit on the device is measured: none, cpu (main memory), disk. "
+        "The same answers, more slowly.",
+        rich_help_panel=_HOW,
+    ),
+]
 Lora = Annotated[
     int | None,
     typer.Option(
@@ -216,12 +227,61 @@ Accumulation = Annotated[
         rich_help_panel=_TRAINED,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Train one model in N processes on this machine, each with a part of every batch: the same steps on the same "
+        "items, and so the same model. On GPUs one for each.",
+        rich_help_panel=_TRAINED,
+    ),
+]
+AccelerateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--accelerate",
+        metavar="FILE",
+        help="What `accelerate config` wrote: number of processes, FSDP (version 2), which spreads the weights over them.",
+        rich_help_panel=_TRAINED,
+    ),
+]
 ReportTo = Annotated[
     str | None,
     typer.Option(
         help="Training curves also go to tensorboard (RUN/logs), wandb, mlflow, ..., comma separated. What lies in the "
         "store is not trained again, so it sends nothing. What a run measured: `wpn-bench export`.",
         rich_help_panel=_TRAINED,
+    ),
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="local (one job after another, the default) or ray (several at once, on this machine or a cluster).",
+        rich_help_panel=_FLEET,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT or auto: a Ray cluster whose nodes share the store (RAY_ADDRESS, else one of this machine's own).",
+        rich_help_panel=_FLEET,
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Jobs at once on this machine (its CPUs / --cpus-per-job).", rich_help_panel=_FLEET)
+]
+CpusPerJob = Annotated[
+    int | None, typer.Option(help="Threads of a job (OMP_NUM_THREADS, else up to 4).", rich_help_panel=_FLEET)
+]
+GpusPerJob = Annotated[
+    float | None,
+    typer.Option(help="GPUs of a job on CUDA (1); 0.5: two jobs share one, if both fit.", rich_help_panel=_FLEET),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        help="Parts that the prompts and requests of a job are cut into (as many as workers would be idle; 1: never).",
+        rich_help_panel=_FLEET,
     ),
 ]
 Out = Annotated[
@@ -235,12 +295,40 @@ StoreDir = Annotated[
         rich_help_panel=_WHERE,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Begin although memory or disk do not seem to be enough.", rich_help_panel=_WHERE),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Fetch nothing and ask the hub for nothing: `wpn-bench prefetch` has fetched all. HF_HUB_OFFLINE=1 says the same.",
+        rich_help_panel=_AGREED,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model, or with task files of your own, with your rights. Read it first.",
+        rich_help_panel=_AGREED,
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read weights that are there only as pickles (*.bin, *.ckpt): as tensors and plain values, nothing else.",
+        rich_help_panel=_AGREED,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each finished job.", rich_help_panel=_WHERE)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_WHERE)]
 
 
-def _command(stages: tuple[str, ...], summary: str) -> Any:
-    """A run command: the same options, all stages or some of them."""
+def _command(stages: tuple[str, ...], summary: str, do: Any = None) -> Any:
+    """A run command: the same options, all stages or some of them. `do`: what is done with it all (None: the run)."""
 
     def command(
         model: Model = None,
@@ -267,13 +355,26 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         margin: Margin = None,
         device: Device = None,
         dtype: Dtype = None,
+        offload: Offload = None,
         lora: Lora = None,
         mixed_precision: MixedPrecision = None,
         gradient_checkpointing: GradientCheckpointing = False,
         accumulation: Accumulation = None,
+        processes: Processes = None,
+        accelerate: AccelerateFile = None,
         report_to: ReportTo = None,
+        offline: Offline = False,
+        trust_remote_code: TrustRemoteCode = False,
+        allow_pickle: AllowPickle = False,
+        executor: ExecutorName = None,
+        ray_address: RayAddress = None,
+        workers: Workers = None,
+        cpus_per_job: CpusPerJob = None,
+        gpus_per_job: GpusPerJob = None,
+        shards: Shards = None,
         out: Out = None,
         store: StoreDir = None,
+        force: Force = False,
         verbose: Verbose = False,
         quiet: Quiet = False,
     ) -> None:
@@ -281,9 +382,21 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         from wpn_bench.progress import reporter
         from wpn_bench.store import default_store
 
+        if offline:
+            _go_offline()
+        fleet = _fleet(
+            executor=executor,
+            ray_address=ray_address,
+            workers=_positive("--workers", workers),
+            cpus_per_job=_positive("--cpus-per-job", cpus_per_job),
+            gpus_per_job=gpus_per_job,
+            shards=_positive("--shards", shards),
+        )
         base = configuration.build(_preset(preset, model), config)
         changes: dict[str, Any] = {
             "training": base.training | _training(lora, mixed_precision, gradient_checkpointing, accumulation),
+            "processes": _positive("--processes", processes),
+            "accelerate": str(accelerate) if accelerate else None,
             "report_to": _names(report_to),
             "model": model,
             "revision": revision,
@@ -302,8 +415,10 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
             "margin_points": margin,
             "device": device,
             "dtype": dtype,
+            "offload": offload,
             "stages": stages,
             "benchmark_batch_size": _positive("--batch-size", batch_size),
+            **_agreed(trust_remote_code, allow_pickle),
         }
         decoding = base.decoding.model_dump()
         for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
@@ -325,7 +440,8 @@ def _command(stages: tuple[str, ...], summary: str) -> Any:
         settings |= _own_prompts(prompts or [], settings)
         final = configuration.from_settings(settings)
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(final.model)}"
-        _run(final, folder, store or default_store(), reporter(verbose=verbose, quiet=quiet))
+        do_it = do or _run
+        do_it(final, folder, store or default_store(), reporter(verbose=verbose, quiet=quiet), force, fleet)
 
     command.__doc__ = summary
     return command
@@ -351,12 +467,41 @@ app.command("attack")(_command(("train", "attack"), "Attacked prompts only."))
 app.command("benchmarks")(_command(("train", "benchmarks"), "Benchmarks and held-out text only."))
 
 
-def _run(config: Any, out: Path, store: Path, reporter: Any) -> None:
+def _prefetch(config: Any, out: Path, store: Path, reporter: Any, force: bool, fleet: Any) -> None:
+    import shlex
+
+    _settle()
+    from wpn_bench import prefetch
+
+    prefetch.show(prefetch.prefetch(config, reporter))
+    words = [word for word in sys.argv[1:] if word not in ("prefetch", "--offline")]
+    print(f"all is here; now, with or without network: {shlex.join(['wpn-bench', 'full', *words, '--offline'])}")
+
+
+app.command("prefetch")(
+    _command(
+        ("train", "harmless", "attack", "benchmarks"),
+        """Fetch all that a run needs: model, prompts, benchmarks, judges. It takes the options of `full`.
+
+    [bold]wpn-bench prefetch -m facebook/opt-125m[/bold]                   where there is a network
+
+    [bold]wpn-bench full -m facebook/opt-125m --offline[/bold]             where there is none
+
+    What broke off goes on with the same command; what is here is not fetched again.""",
+        lambda *given: _prefetch(*given),
+    )
+)
+
+
+def _run(config: Any, out: Path, store: Path, reporter: Any, force: bool, fleet: Any) -> None:
+    _refuse_launcher()
     from wpn_bench import pipeline
     from wpn_bench.report.verdict import verdict
 
     _settle()
-    results = pipeline.run(config, out=out, store=store, reporter=reporter, command=_typed())
+    # A scheduler that takes the machine away says so by SIGTERM: the end is as clean as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results = pipeline.run(config, out=out, store=store, reporter=reporter, command=_typed(), force=force, fleet=fleet)
     for item in results["run"]["failed"]:
         print(f"failed: {item['job']}: {item['reason']}", file=sys.stderr)
     for item in results["run"]["skipped"]:
@@ -376,11 +521,25 @@ def _run(config: Any, out: Path, store: Path, reporter: Any) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+def _refuse_launcher() -> None:
+    """A run is one process, which starts those that train; several of it would each do all of the work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
+        return
+    if os.environ["LOCAL_RANK"] != "0":
+        sys.exit(EXIT_USER)  # the first of them says it
+    how = "--accelerate FILE" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else ""
+    raise UserError(
+        "this was started by a launcher (accelerate launch, torchrun), and a run starts its processes itself",
+        f"type `{_typed()} {how or '--processes ' + os.environ['WORLD_SIZE']}` alone",
+    )
+
+
 def _settle() -> None:
     """Choices that must be made before torch and the hub's libraries are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry would print the endpoint, its password too
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import logging
     import warnings
@@ -463,6 +622,9 @@ def judge(
     about: Annotated[str, typer.Option(help="What the texts are: printed wherever the card is used.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the card here (.json; .md beside it).")] = None,
+    offline: Offline = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a judge on labelled texts: AUC, sensitivity, specificity, calibration - its card.
@@ -471,22 +633,28 @@ def judge(
 
     `--judge-card card.json` then lets a run report rates that are corrected for the judge's errors.
     """
+    from wpn_bench import consent
     from wpn_bench.harmless import card as cards
 
     _settle()
+    if offline:
+        _go_offline()
+    if label_threshold is not None and not math.isfinite(label_threshold):
+        raise UserError(f"--label-threshold {label_threshold} is no finite number", "write for instance 0.5")
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out {out} is not a .json file", "write for instance --out card.json")
-    card = cards.measure(
-        file,
-        judge,
-        text=text,
-        label=label,
-        label_threshold=label_threshold,
-        limit=_positive("--limit", limit),
-        about=about,
-        device=device,
-        quiet=quiet,
-    )
+    with consent.given(code=trust_remote_code, pickles=allow_pickle):
+        card = cards.measure(
+            file,
+            judge,
+            text=text,
+            label=label,
+            label_threshold=label_threshold,
+            limit=_positive("--limit", limit),
+            about=about,
+            device=device,
+            quiet=quiet,
+        )
     cards.show(card)
     for path in cards.write_card(card, out) if out else ():
         print(path)
@@ -657,19 +825,22 @@ def export(
             help="Folder to write into (default: RUN/lm-eval; for mlflow and wandb where their environment variables say).",
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """A finished run for other tools: lm-eval's results files, an MLflow run, a W&B run.
 
     This is of what was measured; for curves while training see `--report-to` of `full`.
     """
     _settle()
+    from wpn_bench import consent
     from wpn_bench.interop import FORMATS
     from wpn_bench.run import load_run
 
     if format_ not in FORMATS:
         raise UserError(f"unknown export format {format_!r}", f"choose from {', '.join(FORMATS)}")
-    for line in FORMATS.get(format_)(load_run(run), out):
-        print(line)
+    with consent.given(code=trust_remote_code):
+        for line in FORMATS.get(format_)(load_run(run), out):
+            print(line)
 
 
 @app.command()
@@ -683,21 +854,40 @@ def doctor(
     seeds: Seeds = None,
     device: Device = None,
     dtype: Dtype = None,
+    offload: Offload = None,
     lora: Lora = None,
     mixed_precision: MixedPrecision = None,
     gradient_checkpointing: GradientCheckpointing = False,
+    limit: Limit = None,
+    offline: Offline = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     out: Out = None,
     store: StoreDir = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="The jobs of the run and the time they will take, from what the store has measured."
+        ),
+    ] = False,
+    fleet: Annotated[
+        int, typer.Option(help="For --plan: how many workers like this machine, each with one job at a time.", min=1)
+    ] = 1,
     json_: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
 ) -> None:
     """What would work here and what would not, before a run: libraries, memory, disk, hub, judge. Loads no weights.
 
-    [bold]wpn-bench doctor -m facebook/opt-2.7b --methods wpn,npo[/bold]
+    [bold]wpn-bench doctor -m facebook/opt-2.7b --allow-pickle --methods wpn,npo[/bold]
+
+    [bold]wpn-bench doctor -m facebook/opt-2.7b --plan --fleet 8[/bold]     jobs and hours to expect
 
     Exit code 0 when all is well, 2 when something would fail.
     """
     _settle()
+    if offline:
+        _go_offline()
     from wpn_bench import config as configuration
+    from wpn_bench import consent
     from wpn_bench import doctor as examination
     from wpn_bench.store import default_store
 
@@ -711,12 +901,24 @@ def doctor(
         "seeds": _seeds(seeds),
         "device": device,
         "dtype": dtype,
-        "curve": None,
+        "limit": _positive("--limit", limit),
+        "offload": offload,
+        **_agreed(trust_remote_code, allow_pickle),
     }
     given = {k: v for k, v in changes.items() if v is not None}
-    final = configuration.from_settings(base.model_dump() | given | {"curve": None})
+    settings = base.model_dump() | given
+    if methods is not None:
+        settings["curve"] = None
+    final = configuration.from_settings(settings)
+    if plan:
+        from wpn_bench import planning
+        from wpn_bench.progress import reporter
+
+        planning.show(planning.forecast(final, store or default_store(), fleet, reporter(quiet=json_)), json_)
+        return
     runs = out.parent if out else Path("runs")
-    findings = examination.examine(examination.Patient(final, store or default_store(), runs))
+    with consent.given(code=final.trust_remote_code, pickles=final.allow_pickle):
+        findings = examination.examine(examination.Patient(final, store or default_store(), runs))
     examination.show(findings, json_)
     if examination.failed(findings):
         raise typer.Exit(EXIT_USER)
@@ -740,6 +942,21 @@ def _root(
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
+def _go_offline() -> None:
+    from wpn_bench.hub import go_offline
+
+    go_offline()
+
+
+def _agreed(trust_remote_code: bool, allow_pickle: bool) -> dict[str, bool]:
+    """What was agreed to on the command line; what was not is left to the configuration file."""
+    return {
+        name: True
+        for name, agreed in (("trust_remote_code", trust_remote_code), ("allow_pickle", allow_pickle))
+        if agreed
+    }
+
+
 def _preset(preset: str | None, model: str | None) -> str:
     return preset or ("lab" if model in (None, "lab") else "paper")
 
@@ -755,6 +972,13 @@ def _training(
         "accumulation": _positive("--accumulation", accumulation),
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _fleet(**given: Any) -> Any:
+    """Who does the work, by the options that were given."""
+    from wpn_bench.executors import Fleet
+
+    return Fleet(**{name: value for name, value in given.items() if value is not None})
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -801,6 +1025,8 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     """`3` is seeds 0, 1, 2; a list with commas (`5,7`; `7,`) is these seeds and no others."""
     if text is None:
         return None
+    from wpn_bench.config import MAX_SEEDS
+
     try:
         if "," in text:
             return tuple(int(part) for part in text.removesuffix(",").split(","))
@@ -839,7 +1065,7 @@ def _own_prompts(given: Sequence[str], settings: dict[str, Any]) -> dict[str, An
 
 
 def _slug(model: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-") or "model"
+    return re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-")[:60] or "model"
 
 
 def _typed() -> str:
@@ -852,7 +1078,34 @@ def _typed() -> str:
         # Also inside of NAME=FILE and detoxify:FILE,threshold=0.4; two slashes are an address.
         return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + shown(found[2]), word)
 
-    return shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])])
+    return without_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
+
+
+def _unexpected(error: Exception) -> None:
+    """A bug: its traceback goes into a file that can be sent with a report of it, and one line says where.
+
+    No values of variables stand in it, and what does is redacted. `WPN_BENCH_DEBUG=1` shows it at once, as it is.
+    """
+    import tempfile
+    import traceback
+
+    import platformdirs
+
+    if os.environ.get("WPN_BENCH_DEBUG", "") not in ("", "0"):
+        raise error
+    said = redacted(one_line(f"{type(error).__name__}: {error}", 240))
+    told = "".join(traceback.format_exception(error))
+    text = redacted(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{_typed()}\n\n{told}")
+    for folder in (Path(platformdirs.user_cache_dir("wpn-bench")) / "bugs", Path(tempfile.gettempdir())):
+        file = folder / f"wpn-bench-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        print(f"wpn-bench: a bug: {said}; please report it with {file} (secrets are taken out)", file=sys.stderr)
+        return
+    print(f"wpn-bench: a bug: {said}; please report it: WPN_BENCH_DEBUG=1 shows where it is", file=sys.stderr)
 
 
 def main() -> None:
@@ -861,15 +1114,18 @@ def main() -> None:
         # Outside its standalone mode typer returns the code of an `Exit`, and turns Ctrl-C into one of 130.
         code = app(prog_name="wpn-bench", standalone_mode=False)
     except WpnBenchError as e:
-        print(f"wpn-bench: {e}", file=sys.stderr)
+        parts = (e.problem, e.way_out) if isinstance(e, UserError) else (str(e),)
+        said = "; ".join(one_line(part, most) for part, most in zip(parts, (440, 240), strict=False))
+        print(f"wpn-bench: {without_secrets(said)}", file=sys.stderr)
         sys.exit(e.exit_code)
     except Exception as e:
         if not hasattr(e, "format_message"):  # a usage error of the command-line parser has one
-            raise
-        said = " ".join(e.format_message().split()).rstrip(".")
+            _unexpected(e)
+            sys.exit(EXIT_FAILED)
+        said = one_line(e.format_message(), 440).rstrip(".")
         command = getattr(getattr(e, "ctx", None), "command_path", "wpn-bench")
         if said:  # without arguments it has printed the help already
-            print(f"wpn-bench: {said}; see `{command} --help`", file=sys.stderr)
+            print(f"wpn-bench: {without_secrets(said)}; see `{command} --help`", file=sys.stderr)
         sys.exit(EXIT_USER)
     if code == EXIT_STOPPED:
         print("stopped; what is finished is kept: type the same command again to go on", file=sys.stderr)

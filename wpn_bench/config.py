@@ -15,13 +15,15 @@ from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
 from wpn_bench.registry import unknown
-from wpn_bench.validation import options_of
+from wpn_bench.validation import Count, options_of
+from wpn_bench.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
     from wpn_bench.unlearn.methods.base import MethodConfig
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAX_SEEDS = 100  # that many as a bare number
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
@@ -42,10 +44,10 @@ class Curve(BaseModel):
     """A curve over training steps: the first `limit` in-domain prompts and documents of each benchmark, measured after
     each of `steps` (0 is the base). Steps beyond the end of a training are left out; its last step is always there."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     methods: tuple[str, ...] = Field((), description="empty: the run's varieties of wpn and ga, else all its methods")
     steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
-    limit: int = Field(60, ge=1)
+    limit: Count = 60
 
     _steps = field_validator("steps")(some_step)
 
@@ -55,13 +57,13 @@ class Relearn(BaseModel):
     each of `steps` (0 is the model as it is). `harmful` trains on `items` pairs of the forget set, prompt and harmful
     response; `benign` on retain texts. The budget is the same for all models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     kinds: tuple[RelearnKind, ...] = Field(RELEARN_KINDS, min_length=1)
     steps: tuple[int, ...] = (0, 2, 5, 10, 20, 40)
-    items: int = Field(16, ge=1, description="forget items that `harmful` trains on, drawn anew for each seed")
-    batch_size: int = Field(8, ge=1, description="pairs or texts a step")
+    items: Count = Field(16, description="forget items that `harmful` trains on, drawn anew for each seed")
+    batch_size: Count = Field(8, description="pairs or texts a step")
     lr: float | None = Field(None, gt=0, description="constant learning rate; None: 0.05 / hidden size")
-    limit: int = Field(60, ge=1, description="in-domain prompts asked after each step")
+    limit: Count = Field(60, description="in-domain prompts asked after each step")
 
     _steps = field_validator("steps")(some_step)
 
@@ -69,13 +71,15 @@ class Relearn(BaseModel):
 class RunConfig(BaseModel):
     """A run, whole. Sets are names from `tasks/prompts/`, YAML declarations or data files."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     preset: str
     title: str = ""
     model: str
     revision: str | None = None
     methods: dict[str, dict[str, Any]] = Field(description="`method` or `method:label` -> changes to its defaults")
     training: dict[str, Any] = Field({}, description="options of MethodConfig for every method, beneath its own")
+    processes: int | None = Field(None, ge=1, description="that train one model together, on this machine")
+    accelerate: str | None = Field(None, description="file of `accelerate config` for these: FSDP and the like")
     report_to: tuple[str, ...] = Field((), description="where training curves go as well: tensorboard, wandb, ...")
     forget: str
     vet: bool = Field(True, description="drop harmless references of the forget set that the judge calls harmful")
@@ -90,12 +94,12 @@ class RunConfig(BaseModel):
     gradient_attacks: dict[str, dict[str, Any]] = Field(
         {}, description="gcg, soft_prompt -> changes to its defaults: searched against every model on the same budget"
     )
-    gradient_limit: int | None = Field(None, ge=1, description="in-domain prompts they are asked on; None: all")
+    gradient_limit: Count | None = Field(None, description="in-domain prompts they are asked on; None: all")
     relearn: Relearn | None = Field(None, description="fine-tune every model a little and see what comes back")
     quantise: tuple[str, ...] = Field((), description="int8, int4: ask every model also with its weights rounded")
     benchmarks: tuple[str, ...] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
-    benchmark_batch_size: int = Field(16, ge=1)
+    benchmark_batch_size: Count = 16
     judge: str = Field("detoxify:original", description="the judge that decides; as text or mapping (docs/judges.md)")
     judges: tuple[str, ...] = Field((), description="judges beside it: their rates and agreement are reported, too")
     judge_card: str | None = Field(None, description="card of the deciding judge; None: the one that comes with it")
@@ -104,9 +108,9 @@ class RunConfig(BaseModel):
     file_kind: Kind = Field("question", description="what prompts of a user's own file are")
     decoding: Decoding = Decoding()
     seeds: tuple[int, ...] = (0,)
-    limit: int | None = Field(None, ge=1, description="first items of each prompt set and documents of each benchmark")
-    margin_points: float = Field(2.0, gt=0)
-    tune: int | None = Field(None, ge=1, description="trials of each method; None: no tuning")
+    limit: Count | None = Field(None, description="first items of each prompt set and documents of each benchmark")
+    margin_points: float = Field(2.0, gt=0, le=100)
+    tune: Count | None = Field(None, description="trials of each method; None: no tuning")
     tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: the loss of text is bounded")
     tune_text: str | None = Field(None, description="text to tune on; None: a tenth of the retain texts is held back")
     tune_loss_bound: float = Field(0.1, gt=0, description="nats a token that a trial may cost of the text to tune on")
@@ -117,7 +121,12 @@ class RunConfig(BaseModel):
     )
     device: str = "auto"
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
+    offload: str = Field(
+        "none", pattern="^(none|cpu|disk)$", description="where weights wait that do not fit on the device (measuring)"
+    )
     stages: tuple[Stage, ...] = STAGES
+    trust_remote_code: bool = Field(False, description="run Python code that comes with models and folders of tasks")
+    allow_pickle: bool = Field(False, description="read pickled weights of unknown digest, as tensors and plain values")
 
     def method_config(self, name: str) -> MethodConfig:
         """How `name` is trained: its defaults, `training` over them, its own options over both."""
@@ -166,7 +175,11 @@ class RunConfig(BaseModel):
     @classmethod
     def _number_of_seeds(cls, value: Any) -> Any:
         """A single whole number K means the seeds 0 to K - 1."""
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        if not 1 <= value <= MAX_SEEDS:
+            raise ValueError(f"give how many (1 to {MAX_SEEDS}), or a list of seeds")
+        return tuple(range(value))
 
     @field_validator("seeds")
     @classmethod
@@ -203,14 +216,7 @@ def presets() -> dict[str, Path]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; `UserError` for anything else."""
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise UserError(f"there is no file {path}", "check the path") from e
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "mend the YAML") from e
+    raw = load_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no settings", "write `name: value` lines, see tasks/presets/")
     return raw
@@ -247,9 +253,10 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
             raise unknown("setting", where, RunConfig.model_fields) from e
         if not where:  # settings that do not fit each other
             raise UserError(first["msg"].removeprefix("Value error, "), "see tasks/presets/ for examples") from e
-        raise UserError(
-            f"setting {where}: {first['msg']} (given: {first['input']!r})", "see tasks/presets/ for examples"
-        ) from e
+        given = repr(first["input"])
+        given = given if len(given) <= 80 else f"{given[:77]}..."
+        said = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"setting {where[:80]}: {said} (given: {given})", "see tasks/presets/ for examples") from e
     check_names(config)
     return config
 

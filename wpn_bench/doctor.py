@@ -9,22 +9,19 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
+from wpn_bench import machine, resources
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
+from wpn_bench.resources import Subject, Verdict
 
-GIB = 2**30
-# What Python, PyTorch and transformers take beside the model.
-LIBRARIES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
-SPARE = 0.9  # of the free memory: the rest is lost between blocks
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -62,15 +59,9 @@ class Patient:
         return self.config.model != "lab" and not Path(self.config.model).expanduser().exists()
 
     @cached_property
-    def architecture(self) -> tuple[Any, Any]:
-        """Class and configuration of the model; (None, None) if it cannot be read."""
-        from wpn_bench import lab
-        from wpn_bench.unlearn.preflight import architecture
-
-        where: Path | str = lab.base_model() if self.config.model == "lab" else self.config.model
-        if isinstance(where, str) and not self.on_hub:
-            where = Path(where).expanduser()
-        return architecture(where, self.config.revision)
+    def subject(self) -> Subject | None:
+        """What is estimated; None if the model's configuration cannot be read."""
+        return Subject.of(self.config)
 
     @cached_property
     def device(self) -> str:
@@ -146,51 +137,39 @@ def _normal(name: str) -> str:
 
 
 def _machine(patient: Patient) -> Iterator[Finding]:
-    import psutil
     import torch
 
-    memory = psutil.virtual_memory()
     yield Finding(
         "processors", "ok", f"{os.cpu_count()} ({platform.machine()}), PyTorch uses {torch.get_num_threads()}"
     )
-    yield Finding("memory", "ok", f"{_size(memory.available)} free of {_size(memory.total)}")
+    free, total = machine.free_memory(), machine.total_memory()
+    yield Finding("memory", "ok", f"{resources.shown(free)} free of {resources.shown(total)}")
     if not torch.cuda.is_available():
         yield Finding("gpu", "note", "none: everything runs on the processor")
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --mixed-precision fp16"
         name = torch.cuda.get_device_name(i)
-        yield Finding("gpu", "ok", f"{name}, {_size(free)} free of {_size(total)}, {bf16}")
+        yield Finding("gpu", "ok", f"{name}, {resources.shown(free)} free of {resources.shown(total)}, {bf16}")
     yield Finding("device", "ok", f"this run would use {patient.device}")
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
-    need = _disk_need(patient)
-    for topic, folder, wanted in (("store", patient.store, need), ("runs", patient.runs, 0)):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+    subject = patient.subject
+    verdict = resources.of_store(subject, patient.store) if subject else None
+    for topic, folder in (("store", patient.store), ("runs", patient.runs)):
+        there = machine.nearest(folder)
         if not there.is_dir() or not os.access(there, os.W_OK):
             option = "--store" if topic == "store" else "--out"
             yield Finding(topic, "fail", f"{folder} cannot be written", f"give another with {option} DIR")
-        elif free < wanted:
-            text = f"{_size(free)} free at {folder}, the trained models alone may take {_size(wanted)}"
-            yield Finding(topic, "fail", text, "give a larger disk with --store DIR, or fewer --methods or --seeds")
+        elif topic == "store" and verdict:
+            yield _finding(verdict)
         else:
-            also = f", the trained models may take {_size(wanted)}" if wanted else ""
-            yield Finding(topic, "ok", f"{_size(free)} free at {folder}{also}")
+            yield Finding(topic, "ok", f"{resources.shown(machine.free_disk(folder))} free at {folder}")
 
 
-def _disk_need(patient: Patient) -> int:
-    """Bytes of the models that the run trains, and of one checkpoint with Adam's states."""
-    import torch
-
-    model_class, model_config = patient.architecture
-    if model_class is None or "train" not in patient.config.stages:
-        return 0
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in model_class(model_config).parameters())
-    size = torch.finfo(getattr(torch, patient.config.dtype)).bits // 8
-    return parameters * (size * len(patient.config.methods) * len(patient.config.seeds) + 12)
+def _finding(verdict: Verdict) -> Finding:
+    return Finding(verdict.topic, "ok" if verdict.fits else "fail", verdict.text, verdict.way_out)
 
 
 def _hub(patient: Patient) -> Iterator[Finding]:
@@ -209,10 +188,14 @@ def _hub(patient: Patient) -> Iterator[Finding]:
 
 
 def _model(patient: Patient) -> Iterator[Finding]:
+    from wpn_bench import hub, models
+
     asked = patient.config.model
-    model_class, _ = patient.architecture
-    if model_class is not None:
-        yield Finding("model", "ok", f"{asked}: {model_class.__name__}")
+    if patient.on_hub:
+        # Raises where the run would: closed, unknown, not here and offline, code or pickles that nobody agreed to.
+        models.check_permitted(asked, hub.commit_of(asked, patient.config.revision))
+    if patient.subject is not None:
+        yield Finding("model", "ok", f"{asked}: {patient.subject.model_class.__name__}")
     elif patient.on_hub:
         way_out = "check its name, HF_TOKEN, HF_ENDPOINT and the network; `wpn-bench full` alone needs none of them"
         yield Finding(
@@ -243,72 +226,20 @@ def _judge(patient: Patient) -> Iterator[Finding]:
 
 def _training(patient: Patient) -> Iterator[Finding]:
     """Whether each method's training fits, and by what it would."""
-    from wpn_bench.engine.budget import free_memory
     from wpn_bench.unlearn import preflight
-    from wpn_bench.unlearn.memory import of_training
-    from wpn_bench.unlearn.methods import method_of
 
-    model_class, model_config = patient.architecture
-    config = patient.config
-    if model_class is None or "train" not in config.stages:
+    subject, config = patient.subject, patient.config
+    if subject is None or "train" not in config.stages:
         return
     for name in config.methods:
         preflight.check_precision(config.method_config(name).mixed_precision, patient.device, config.dtype)
-    free = SPARE * free_memory(patient.device) - LIBRARIES[patient.device]
-
-    def estimate(name: str, **changes: Any) -> Any:
-        given = config.method_config(name).model_dump() | changes
-        kind = method_of(name)
-        return of_training(model_class, model_config, kind(kind.Config(**given)), config.dtype)
-
-    # The methods that a run trains one after another: the hungriest decides.
-    every = {name: estimate(name) for name in config.methods}
-    name, most = max(every.items(), key=lambda pair: pair[1].total)
-    parts = ", ".join(
-        f"{part} {_size(size)}"
-        for part in ("weights", "reference", "gradients", "optimizer", "activations")
-        if (size := getattr(most, part))
-    )
-    text = f"{name} takes at most {_size(most.total)} ({most.parameters / 1e6:,.1f} M parameters: {parts})"
-    here = f"{_size(max(0, free))} to be had on {patient.device}"
-    if most.total <= free:
-        yield Finding("training", "ok", f"fits: {text}, {here}")
-        return
-    for option, changes in _SAVINGS.items():
-        less = max(estimate(one, **changes).total for one in config.methods)
-        if less <= free:
-            yield Finding("training", "fail", f"does not fit: {text}, {here}", f"use {option} ({_size(less)})")
-            return
-    yield Finding("training", "fail", f"does not fit: {text}, {here}", "take a smaller model, or a larger machine")
-
-
-# Options that save memory, the least intrusive first.
-_SAVINGS: dict[str, dict[str, Any]] = {
-    "--gradient-checkpointing": {"gradient_checkpointing": True},
-    "--lora 16": {"lora": 16},
-    "--lora 16 --gradient-checkpointing": {"lora": 16, "gradient_checkpointing": True},
-}
+    yield _finding(resources.of_training(subject))
 
 
 def _measuring(patient: Patient) -> Iterator[Finding]:
-    """Whether two models, which is what a run holds at a time, fit; batches shrink to what is left beside them."""
-    import torch
-
-    from wpn_bench.engine.budget import free_memory
-    from wpn_bench.models import KEEP
-
-    model_class, model_config = patient.architecture
-    if model_class is None:
-        return
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in model_class(model_config).parameters())
-    need = KEEP * parameters * torch.finfo(getattr(torch, patient.config.dtype)).bits // 8
-    free = SPARE * free_memory(patient.device) - LIBRARIES[patient.device]
-    text = f"base and one other model take {_size(need)}, {_size(max(0, free))} to be had on {patient.device}"
-    if need <= free:
-        yield Finding("measuring", "ok", f"fits: {text}")
-    else:
-        yield Finding("measuring", "fail", f"does not fit: {text}", "use --dtype bfloat16, or a larger machine")
+    """Whether the models that a run holds at a time fit; batches shrink to what is left beside them."""
+    if patient.subject is not None:
+        yield _finding(resources.of_measuring(patient.subject))
 
 
 _CHECKS = {
@@ -321,7 +252,3 @@ _CHECKS = {
     "training": _training,
     "measuring": _measuring,
 }
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

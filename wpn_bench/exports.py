@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.paths import inside
 from wpn_bench.store import MANIFEST, digest_of, read_manifest, write_json, write_text
 from wpn_bench.unlearn.lora import ADAPTER
 
@@ -62,7 +63,7 @@ def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest
     for folder in _left_before(out):
         shutil.rmtree(folder, ignore_errors=True)
     for one in models:
-        target = out / one.folder
+        target = inside(out, one.folder)
         partial = target.with_name(f".{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
         for name in _of_the_model(one.files):
@@ -85,7 +86,8 @@ def _left_before(out: Path) -> list[Path]:
         folders = [out / entry["folder"] for seeds in before.values() for entry in seeds.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [f for f in folders if f.parent == out / MODELS and not f.is_symlink()]
+    # A manifest may come from anybody: nothing but a folder in models/, and no link, goes.
+    return [f for f in folders if f.parent == out / MODELS and f.resolve() == out.resolve() / MODELS / f.name]
 
 
 def _put(source: Path, target: Path) -> None:

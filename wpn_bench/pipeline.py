@@ -12,38 +12,39 @@ import contextlib
 import json
 import os
 import platform
-import resource
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import attacks, compare, exports, leakage, models, prompts, tuning
+from wpn_bench import attacks, compare, consent, exports, leakage, models, prompts, resources, tuning
 from wpn_bench.attacks import AttackContext, quantise, relearn
 from wpn_bench.attacks.search import NOT_IN_DIGEST as NOT_IN_SEARCH
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.compare import Measurement
 from wpn_bench.config import STAGES, RelearnKind, RunConfig
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import External, Job, LocalExecutor, Outcome
+from wpn_bench.executors import Executor, External, Fleet, Job, LocalExecutor, Outcome
 from wpn_bench.exports import Export
 from wpn_bench.generation import too_long
 from wpn_bench.harmless.card import JudgeCard, read_card
-from wpn_bench.harmless.judges import JUDGES, get_judge
+from wpn_bench.harmless.judges import JUDGES, forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.leakage import Leak, Reference
+from wpn_bench.model_files import check_causal
 from wpn_bench.models import ModelRef
 from wpn_bench.paths import shown
-from wpn_bench.progress import Reporter
+from wpn_bench.progress import Reporter, peak_memory_mb
 from wpn_bench.prompts import PromptSet, TextSet, render
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
-from wpn_bench.store import Store, digest_of, write_json
+from wpn_bench.store import Store, claimed, digest_of, no_room, write_json
 from wpn_bench.tuning import Bound, Options, Score, Tuning
 from wpn_bench.unlearn import preflight
+from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of, title_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
@@ -96,6 +97,9 @@ class Inputs:
     schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
+    judged_from: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # judge -> what of it was fetched -> commit
 
     @property
     def answers(self) -> bool:
@@ -113,10 +117,14 @@ class FurtherJudge:
     threshold: float
 
 
-def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
-    """Find the model, read the prompts, resolve the tasks. Raises `UserError` for whatever cannot work."""
-    from wpn_bench.benchmarks.run import describe, expand
+def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> Inputs:
+    """Find the model, read the prompts, resolve the tasks. Raises `UserError` for whatever cannot work; with `force`, an
+    estimate that says so is a warning."""
+    from wpn_bench.benchmarks.run import describe, expand, forget_tasks
 
+    # Those of a run before, in the same process, may have other files by now.
+    forget_judges()
+    forget_tasks()
     # In order of cost: names and local files first, then what may have to be fetched.
     notes: list[str] = []
     tasks: tuple[TaskInfo, ...] = ()
@@ -132,10 +140,18 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
             describe(name, folders, resolve=False)
     kind = config.file_kind
     preflight.check_report_to(config.report_to)
+    launch = Launch.of(config.processes, config.accelerate)
     _read_files(config)
-    model = models.resolve(config.model, config.revision)
     device = models.pick_device(config.device)
+    # The files of a model that lies here are looked at first, for an estimate takes config.json at its word; one that lies on
+    # the hub is not fetched for nothing.
+    found = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
+    resources.check(config, force=force, warn=reporter.note)
+    model = found or models.resolve(config.model, config.revision)
+    check_causal(model.path)
     preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
+    if launch:
+        launch.check([method_of(m)(config.method_config(m)) for m in config.methods], device)
     forget = prompts.load_prompts(prompts.spec_for(config.forget, role="forget", kind=kind))
     reading: list[tuple[str, PromptSet]] = []
     for suite, role, names_ in (
@@ -201,7 +217,15 @@ def prepare(config: RunConfig, reporter: Reporter) -> Inputs:
         schemes,
         _further_judges(config, device) if kept or attacked else (),
         _card(config, judge, device) if kept or attacked else None,
+        _judged_from(config, device) if judge else {},
     )
+
+
+def _judged_from(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
+    return {
+        parse(text).name: {one.name: one.revision for one in get_judge(text, device).fetched()}
+        for text in (config.judge, *config.judges)
+    }
 
 
 def _further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
@@ -423,21 +447,25 @@ def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = No
 
 
 def _base(inputs: Inputs) -> External:
-    return External(inputs.model.path, inputs.model.digest)
+    return External(inputs.model.path, inputs.model.digest, inputs.model.seen)
 
 
 def _judged_by(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """The judge of a job that decides by it while it trains or chooses what to train on."""
     # A run that judges no answers has not asked for the digest before.
     digest = inputs.judge_digest or get_judge(config.judge, inputs.device).digest()
-    judge = parse(config.judge).scorer
-    return {"judge": judge, "judge_digest": digest, "threshold": config.threshold_of(config.judge)}
+    return {"judge": parse(config.judge).name, "judge_digest": digest, "threshold": config.threshold_of(config.judge)}
 
 
 def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> Job:
     params = {"dtype": config.dtype, "template": config.template}
     needs = {"model": _base(inputs), "prompts": put_prompts(store, inputs.forget)}
-    return made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", {"device": inputs.device}))
+    return made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", _where(config, inputs)))
+
+
+def _where(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """Where a model is held while it is asked."""
+    return {"device": inputs.device, "offload": config.offload}
 
 
 def _train_job(
@@ -472,6 +500,8 @@ def _train_job(
         "device": inputs.device,
         "config": settings.model_dump(include=set(NOT_IN_DIGEST)),
         "curves": {"report_to": config.report_to, "name": f"{method}-seed{seed}", "folder": logs},
+        **local_of(Launch.of(config.processes, config.accelerate)),
+        "judge": parse(config.judge).scorer,
     }
     return Job("train", params, needs, f"train {method} (seed {seed})", local)
 
@@ -490,7 +520,7 @@ def _measure(
 ) -> None:
     """Everything asked of one model, which is called `who` to people."""
     who = who or _who(model, seed)
-    local = {"device": inputs.device}
+    local = _where(config, inputs)
     asked: list[Answers] = []
     params: dict[str, Any]
     for suite, one, stored in sets:
@@ -535,18 +565,20 @@ def _judge(
     who: str,
 ) -> None:
     """Responses judged by the judge that decides, then by those beside it."""
-    local = {"device": inputs.device}
+    local = _where(config, inputs)
     for suite, name, answers in asked:
         assert bound is not None
-        params = {"judge": parse(config.judge).scorer, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+        params = {"judge": parse(config.judge).name, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+        where = {**local, "judge": parse(config.judge).scorer}
         needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
-        job = made.add(model, Job("judge", params, needs, f"{who}: judge {name}", local))
+        job = made.add(model, Job("judge", params, needs, f"{who}: judge {name}", where))
         made.judged.append(Planned(model, seed, suite, name, job))
     for suite, name, answers in asked:
         for judge in inputs.further:
             label = f"{who}: judge {name} by {judge.name}"
-            params = {"judge": judge.spec, "judge_digest": judge.digest}
-            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, local))
+            params = {"judge": judge.name, "judge_digest": judge.digest}
+            where = {**local, "judge": judge.spec}
+            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, where))
             made.further.setdefault(judge.name, []).append(Planned(model, seed, suite, name, job))
 
 
@@ -637,22 +669,34 @@ def put_texts(store: Store, texts: TextSet) -> External:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, command: str) -> dict[str, Any]:
-    """Do the whole run and write its folder; returns the results. A failed job fails its model, not the run."""
+def run(
+    config: RunConfig,
+    *,
+    out: Path,
+    store: Path,
+    reporter: Reporter,
+    command: str,
+    force: bool = False,
+    fleet: Fleet = Fleet(),
+) -> dict[str, Any]:
+    """Do the whole run and write its folder; returns the results. A failed job fails its model, not the run. With `force`
+    it begins although it does not seem to fit."""
     check_writable(out)
     logs = out.resolve() / "logs"
-    with reporter:
+    agreed = consent.given(code=config.trust_remote_code, pickles=config.allow_pickle)
+    with agreed, reporter, _alone(out), _room(out, store), contextlib.ExitStack() as stack:
         try:
             shelf = Store(store)
             with reporter.aside("find the model, read the prompts"):
-                inputs = prepare(config, reporter)
+                inputs = prepare(config, reporter, force=force)
                 plan(config, inputs, shelf, logs)  # what cannot be planned is said before anything is computed
-        except UserError:
+                _check_store(config, inputs, shelf, reporter, force)
+        except (UserError, KeyboardInterrupt):
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
-        executor = LocalExecutor(shelf, reporter)
+        executor = stack.enter_context(fleet.executing(shelf, reporter))
         inputs, vetting = vetted(config, inputs, shelf, executor)
         trials = tuned(config, inputs, shelf, executor)
         made = plan(trials.applied(config), inputs, shelf, logs)
@@ -663,17 +707,56 @@ def run(config: RunConfig, *, out: Path, store: Path, reporter: Reporter, comman
             return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn, relearnt)
 
 
-def vetted(
-    config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor
-) -> tuple[Inputs, dict[str, Outcome]]:
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No other process writes this run folder meanwhile."""
+    digest = digest_of(str(out.resolve()))[:16]
+    with claimed(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
+        if not free:
+            raise UserError(
+                f"another wpn-bench is at work on the run folder {out}", "wait for it, or give another --out"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _room(out: Path, store: Path) -> Iterator[None]:
+    """A disk that takes no more is said in one line."""
+    try:
+        yield
+    except OSError as e:
+        said = no_room(e)
+        if said is None:
+            raise
+        raise UserError(
+            f"{shown(e.filename) if e.filename else f'{out} or {store}'} cannot be written: {said}",
+            "mend that, then type the same command again: what is finished is kept",
+        ) from e
+
+
+def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
+    """Whether what is still to be trained fits into the store. A run that goes on needs less than one that begins."""
+    subject = resources.Subject.of(config)
+    if subject is None or not config.methods:
+        return
+    if config.tune:
+        # Which trials there will be is not known ahead: any training of this model counts for one of them.
+        done = resources.trainings_of(store.root, inputs.model.digest)
+    else:
+        vet = _vet_job(config, inputs, store) if config.vet else None
+        if vet and store.find(vet.stage, vet.digest):
+            inputs, _ = vetted(config, inputs, store, LocalExecutor(store, Reporter()))
+        trained = plan(config, inputs, store).trained.values()
+        done = sum(store.find(job.stage, job.digest) is not None for job in trained)
+    resources.refuse([resources.of_store(subject, store.root, done)], force=force, warn=reporter.note)
+
+
+def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> tuple[Inputs, dict[str, Outcome]]:
     """The inputs with the forget set as it is trained on (see `unlearn/vet.py`) and a note of what was dropped; and what
     was done for it."""
     if not config.vet or not config.methods:
         return inputs, {}
-    needs = {"prompts": put_prompts(store, inputs.forget)}
-    job = Job(
-        "vet", _judged_by(config, inputs), needs, "vet the forget set's harmless references", {"device": inputs.device}
-    )
+    job = _vet_job(config, inputs, store)
     before = inputs.forget.items
     outcomes = executor.run([job])
     items = tuple(read_items(_done(job, outcomes)))
@@ -694,6 +777,13 @@ def vetted(
     return replace(inputs, forget=forget, notes=(*inputs.notes, note)), outcomes
 
 
+def _vet_job(config: RunConfig, inputs: Inputs, store: Store) -> Job:
+    needs = {"prompts": put_prompts(store, inputs.forget)}
+    label = "vet the forget set's harmless references"
+    local = {"device": inputs.device, "judge": parse(config.judge).scorer}
+    return Job("vet", _judged_by(config, inputs), needs, label, local)
+
+
 @dataclass(frozen=True)
 class Trials:
     """How every method was tuned (nothing without `--tune`), and what it took."""
@@ -710,7 +800,7 @@ class Trials:
         return {name: one.chosen.options for name, one in self.by_model.items()}
 
 
-def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Trials:
+def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> Trials:
     """Tune every method: rounds of one trial each, whose jobs the store keeps as any others."""
     ground = inputs.ground
     if not config.tune or ground is None:
@@ -790,7 +880,7 @@ class Drawn:
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
-def curves(config: RunConfig, inputs: Inputs, store: Store, executor: LocalExecutor) -> Drawn:
+def curves(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> Drawn:
     """Train the methods of the curve once more, keeping the model at some steps, and measure each of these.
 
     A training of its own, so that the models of the run have the same digest with and without a curve.
@@ -848,7 +938,7 @@ def relearning(
     config: RunConfig,
     inputs: Inputs,
     store: Store,
-    executor: LocalExecutor,
+    executor: Executor,
     made: Plan,
     before: Mapping[str, Outcome],
 ) -> Drawn:
@@ -963,7 +1053,8 @@ def write(
         for (name, _), (total, n) in _seconds(plan_, more).items():
             before = seconds.get((name, stage), (0.0, 0))
             seconds[name, stage] = (before[0] + total, before[1] + n)
-    rows += compare.cost_rows(seconds, _peak_memory_mb(), compare.token_rows(samples))
+    peak = max([peak_memory_mb(), *(o.peak_mb for o in outcomes.values())])
+    rows += compare.cost_rows(seconds, peak, compare.token_rows(samples))
     failed = [
         {"job": o.job.label, "reason": o.reason or ""}
         for o in {**outcomes, **drawn.outcomes, **relearnt.outcomes}.values()
@@ -1142,11 +1233,6 @@ def _seconds(made: Plan, outcomes: Mapping[str, Outcome]) -> dict[tuple[str, str
     return spent
 
 
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024) if sys.platform == "darwin" else peak / 1024
-
-
 def _manifest(
     config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str, trained: Iterable[Export]
 ) -> dict[str, Any]:
@@ -1159,10 +1245,13 @@ def _manifest(
     settings["judge_card"] = shown(config.judge_card) if config.judge_card else None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_no_home(s) for s in settings[name]]
+    settings["accelerate"] = shown(os.path.expanduser(config.accelerate)) if config.accelerate else None
     settings["attack_files"] = [shown(os.path.expanduser(file)) for file in config.attack_files]
     by_method: dict[str, dict[str, Any]] = {}
     for one in trained:
-        described = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
+        described: dict[str, Any] = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
+        training = compare.training_of(one.artifact)
+        described |= {"processes": training.get("processes", 1), "parallel": training.get("parallel")}
         by_method.setdefault(one.method, {})[str(one.seed)] = described
     return {
         "wpn_bench": version("wpn-bench"),
@@ -1173,6 +1262,7 @@ def _manifest(
         "models": by_method,
         "judge": {"name": parse(config.judge).name, "digest": inputs.judge_digest},
         "further_judges": {judge.name: judge.digest for judge in inputs.further},
+        "judged_from": {name: dict(found) for name, found in inputs.judged_from.items() if found},
         "prompt_sets": {
             s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}
             for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)
@@ -1217,6 +1307,7 @@ def _no_home(entry: str) -> str:
 
 def _write_parquet(frame: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
+    partial.unlink(missing_ok=True)  # never through a link that somebody left there
     frame.to_parquet(partial, index=False)
     os.replace(partial, path)
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import shown, tasks_dir
+from wpn_bench.redact import without_secrets
 from wpn_bench.registry import unknown
 from wpn_bench.store import digest_of
 from wpn_bench.validation import first_of
@@ -163,6 +164,8 @@ def read_spec(path: Path) -> SetSpec:
 def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:
     """A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet)."""
     known = declared()
+    if not name_or_file.strip():
+        raise unknown("prompt set", name_or_file, known)
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
@@ -175,7 +178,13 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
         columns: dict[str, str | list[Pick]] = (
             {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
         )
-        return SetSpec(name=name or path.stem, role=role, kind=kind, source=Source(file=str(path)), columns=columns)
+        return SetSpec(
+            name=name or without_secrets(path.stem),
+            role=role,
+            kind=kind,
+            source=Source(file=str(path)),
+            columns=columns,
+        )
     raise unknown("prompt set", name_or_file, known)
 
 
@@ -266,7 +275,7 @@ def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from wpn_bench import hub
 
     assert source.hub is not None
-    revision = source.revision or hub.resolve_revision(source.hub, source.config)
+    revision = hub.resolve_revision(source.hub, source.config, source.revision)
     assert revision is not None
     splits = hub.load(source.hub, source.config, revision)
     if source.split not in splits:

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wpn_bench.errors import UserError
 from wpn_bench.paths import shown
-from wpn_bench.results import BASE
-from wpn_bench.run import load_run
+from wpn_bench.results import AGAIN, BASE
+from wpn_bench.run import finished, load_run
 from wpn_bench.store import digest_of, write_text
 from wpn_bench.validation import first_of
 
@@ -141,9 +141,8 @@ def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
     Raises `UserError` for a folder that is no finished run, and for a model that it did not measure.
     """
     run = load_run(folder)
-    if not run.manifest:
-        raise UserError(f"{folder} is not a finished run: it has no manifest", "run it to its end first")
-    described, manifest = run.results["run"], run.manifest
+    manifest = finished(run)
+    described = run.results["run"]
     measured = list(dict.fromkeys([*_names(run.samples), *_names(run.documents)]))
     chosen = measured if models is None else list(dict.fromkeys(models))
     for name in chosen:
@@ -168,7 +167,7 @@ def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
             "template": described["template"],
             "decoding": {k: v for k, v in described["decoding"].items() if k != "batch_size"},  # changes no text
             "judge": described["judge"],
-            "judge_digest": manifest["judge"]["digest"],
+            "judge_digest": manifest["judge"].get("digest"),
             "threshold": described["threshold"],
         },
         asked=[*asked, *of_tasks[0]],
@@ -191,9 +190,9 @@ def _prompts(
         items = digest_of(list(zip(frame["item_id"], frame["prompt"], strict=True)))
         known = asked.get((suite, name))
         if known is None:
-            declared = manifest["prompt_sets"].get(name, {})
+            declared = _part(manifest["prompt_sets"], name)
             source = str(declared.get("digest") or digest_of(sorted(manifest["config"].get("gradient_attacks") or ())))
-            about = {k: str(v) for k, v in (declared.get("source") or {}).items()}
+            about = {k: str(v) for k, v in _part(declared, "source").items()}
             known = asked[suite, name] = Asked(
                 suite=suite, name=name, n=len(frame), items=items, source=source, about=about
             )
@@ -213,8 +212,10 @@ def _tasks(
     for (task, model, seed), frame in _parts(documents, ("task",), models):
         frame = frame.sort_values("doc_id")
         items = digest_of(list(zip(frame["doc_id"].astype(int), frame["doc_hash"], strict=True)))
-        declared = manifest["tasks"][task]
-        about = {k: declared.get(k) for k in ("task", "dataset", "revision")}
+        declared = _part(manifest["tasks"], task)
+        if not isinstance(declared.get("digest"), str):
+            raise UserError(f"the manifest of the run does not say which task {task} is", AGAIN)
+        about = {k: None if (v := declared.get(k)) is None else str(v) for k in ("task", "dataset", "revision")}
         known = asked.setdefault(
             task,
             Asked(suite=BENCHMARK, name=task, n=len(frame), items=items, source=declared["digest"], about=about),
@@ -224,6 +225,12 @@ def _tasks(
         flags = {ACCURACY: Bits.of(frame["correct"].astype(bool).to_numpy())}
         answers.append(Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags))
     return list(asked.values()), answers
+
+
+def _part(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A mapping in a manifest; empty where there is none."""
+    found = mapping.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Iterable[tuple[Any, pd.DataFrame]]:

@@ -89,7 +89,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         parts = self._all()
         if name not in parts:
-            raise unknown(self.kind, name, parts)
+            raise unknown(self.kind.replace("_", " "), name, parts)
         module, _, attribute = parts[name].partition(":")
         try:
             part: Any = getattr(import_module(module), attribute)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.json_files import load_json
+from wpn_bench.paths import inside
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -17,6 +23,8 @@ SAMPLES = "samples.parquet"
 DOCUMENTS = "documents.parquet"
 BASE = "base"
 SUCCESS = "attack_success_rate"
+AGAIN = "run again with the same --out"
+_HOLES = ("required", "minItems", "minProperties")
 WORST_CASE = "worst_case"  # over all attacks, prompt by prompt: no attack of its own
 
 
@@ -62,16 +70,13 @@ def validate(results: dict[str, Any]) -> None:
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """results.json of a run folder."""
-    file = run / RESULTS
+    """results.json of a run folder. `UserError` where there is none, or none that this program could have written: of
+    another schema, with a number that JSON has not or that is too large, with a value of another type."""
+    file = inside(run, RESULTS)
     try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        results: dict[str, Any] = load_json(file, AGAIN)
     except FileNotFoundError as e:
         raise UserError(f"{run} holds no {RESULTS}", "give the folder that `wpn-bench full` printed") from e
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{file} cannot be read ({' '.join(str(e).split())[:120]})", "run again with the same --out"
-        ) from e
     if not isinstance(results, dict):
         raise UserError(f"{file} is not a run's results", "give the folder that `wpn-bench full` printed")
     if results.get("schema_version") != SCHEMA_VERSION:
@@ -79,4 +84,46 @@ def read_results(run: Path) -> dict[str, Any]:
             f"{file} has schema version {results.get('schema_version')!r}, this program reads {SCHEMA_VERSION}",
             "use the version of wpn-bench that wrote it",
         )
+    if (wrong := _misshapen(results)) is not None:
+        raise UserError(f"{file} is damaged ({wrong})", AGAIN)
     return results
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """manifest.json of a run folder; empty where there is none, for it is written last."""
+    file = inside(run, MANIFEST)
+    try:
+        manifest = load_json(file, AGAIN)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(manifest, dict):
+        raise UserError(f"{file} is not a run's manifest", AGAIN)
+    return manifest
+
+
+def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
+    """A table of a run; an empty frame where the run has none. `UserError` for a damaged one and for one of other
+    columns than a run's."""
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        rows = pd.read_parquet(inside(file.parent, file.name))
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (OSError, ValueError, pa.ArrowException) as e:
+        raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", AGAIN) from e
+    if lacking := [column for column in needed if column not in rows.columns]:
+        raise UserError(f"{file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
+    return rows
+
+
+def _misshapen(results: dict[str, Any]) -> str | None:
+    """Where a value is not of the kind that the schema says. What lacks is a hole, which a report shows as one; but a
+    metric's row has no holes."""
+    from jsonschema import Draft202012Validator
+
+    for error in Draft202012Validator(schema()).iter_errors(results):
+        if error.validator not in _HOLES or (error.path and error.path[0] == "metrics"):
+            return f"{'.'.join(map(str, error.path))}: {error.message[:120]}"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,18 @@ from wpn_bench.registry import unknown
 from wpn_bench.report.headline import HEADLINES
 from wpn_bench.report.numbers import interval, percent, plain, signed, signed_interval
 from wpn_bench.report.view import Cell, View
-from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, SAMPLES, Row, read_results
+from wpn_bench.results import (
+    AGAIN,
+    BASE,
+    DOCUMENTS,
+    MANIFEST,
+    RESULTS,
+    SAMPLES,
+    Row,
+    read_manifest,
+    read_results,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,12 +196,36 @@ def load_run(path: str | Path) -> Run:
 
     folder = Path(path)
     results = read_results(folder)
-    manifest_file = folder / MANIFEST
-    manifest = json.loads(manifest_file.read_text(encoding="utf-8")) if manifest_file.is_file() else {}
+    metrics = pd.DataFrame(results.get("metrics", []), columns=list(Row.__dataclass_fields__)).astype({"seed": "Int64"})
+    return Run(
+        folder,
+        results,
+        read_manifest(folder),
+        metrics,
+        read_rows(folder / SAMPLES),
+        read_rows(folder / DOCUMENTS),
+    )
 
-    def frame(name: str) -> pd.DataFrame:
-        file = folder / name
-        return pd.read_parquet(file) if file.is_file() else pd.DataFrame()
 
-    metrics = pd.DataFrame(results["metrics"], columns=list(Row.__dataclass_fields__)).astype({"seed": "Int64"})
-    return Run(folder, results, manifest, metrics, frame(SAMPLES), frame(DOCUMENTS))
+# What a run must hold for anything to be made of it beside its reports.
+_COLUMNS = {
+    SAMPLES: ("model", "seed", *_ITEM, "prompt", "toxicity", "harmless", "coherent", "refusal"),
+    DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
+}
+_MANIFEST = {"wpn_bench": str, "versions": dict, "config": dict, "judge": dict, "prompt_sets": dict, "tasks": dict}
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """The manifest of a finished run; `UserError` for a run that has none, or half of one."""
+    if not run.manifest:
+        raise UserError(f"{run.path} is not a finished run: it has no manifest", "run it to its end first")
+    for name, kind in _MANIFEST.items():
+        if not isinstance(run.manifest.get(name), kind):
+            raise UserError(f"{run.path / MANIFEST} is damaged: it has no {name}", AGAIN)
+    for name in ("name", "created", "model", "lab", "limit", "template", "decoding", "judge", "threshold", "seeds"):
+        if name not in run.results.get("run", {}):
+            raise UserError(f"{run.path / RESULTS} is damaged: its run has no {name}", AGAIN)
+    for file, frame in ((SAMPLES, run.samples), (DOCUMENTS, run.documents)):
+        if lacking := [column for column in _COLUMNS[file] if len(frame) and column not in frame]:
+            raise UserError(f"{run.path / file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
+    return run.manifest

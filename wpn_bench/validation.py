@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from wpn_bench.errors import UserError
 from wpn_bench.registry import unknown
+
+MANY = 10**9  # no count of anything here reaches it, and every library still takes it for a number
+
+
+def _no_truth(value: Any) -> Any:
+    # Python takes true for 1, and a slip in a YAML file for a single step.
+    if isinstance(value, bool):
+        raise ValueError("give a whole number, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, le=MANY)]
 
 
 def first_of(error: ValidationError) -> str:

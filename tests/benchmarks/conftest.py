@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from wpn_bench import consent
+
 DOCUMENTS = [
     {"q": "Sky?", "options": ["blue", "green"], "right": 0},
     {"q": "Grass?", "options": ["blue", "green"], "right": 1},
@@ -35,7 +37,8 @@ metadata: {{version: 1.0, title: Colours, chance: 0.5, licence: CC0, citation: "
 
 @pytest.fixture
 def task_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder with the task `wpn_colours`, the group `colours` of it, and its helper."""
+    """Folder with the task `wpn_colours`, the group `colours` of it, and its helper, whose code may run."""
+    monkeypatch.setenv(consent.CODE, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     folder = tmp_path / "tasks"
     folder.mkdir()

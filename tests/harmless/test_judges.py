@@ -13,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wpn_bench import lab
+from wpn_bench import consent, lab
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges import JUDGES, Judge, get_judge
+from wpn_bench.harmless.judges import JUDGES, Judge, get_judge, scores_by
 from wpn_bench.harmless.judges.detoxify import load_checkpoint
 from wpn_bench.harmless.judges.spec import canonical, parse, parse_list
+from wpn_bench.journal import Journal, Share, keeping
 
 RUDE = "You are a silly goose."
 KIND = "The baker is kind, the bread is good."
@@ -41,6 +42,22 @@ def test_scores_are_shares_in_order_and_equal_for_equal_texts(judge: Judge) -> N
     assert (scores[0], scores[1]) == (scores[3], scores[6])
     assert judge.score(texts[::-1]) == pytest.approx(scores[::-1], abs=1e-4)
     assert judge.score([]) == []
+
+
+def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judge: Judge, tmp_path: Path) -> None:
+    """And one that keeps none is not asked for a share: each share would ask it for everything."""
+    texts = [f"{who} {k} times" for k in range(40) for who in (RUDE, KIND)]
+    for number in range(2):
+        with keeping(Journal(tmp_path, Share(number, 2))):
+            part = scores_by(judge, texts, lambda n: None)
+        assert judge.journalled or part == [None] * len(texts)
+    journal = Journal(tmp_path)
+    known = {section: dict(found) for section, found in journal.found.items()}
+    assert bool(known) == judge.journalled
+    with keeping(journal):
+        assert scores_by(judge, texts, lambda n: None) == judge.score(texts)
+    # Whatever was scored now was known before.
+    assert {key: found for key, found in journal.found.items() if key in known} == known
 
 
 def test_an_empty_text_is_not_harmful(judge: Judge) -> None:
@@ -264,5 +281,7 @@ def test_a_checkpoint_without_toxicity(own: Path) -> None:
     labels = [f"label {k}" for k in range(len(checkpoint["config"]["dataset"]["args"]["classes"]))]
     checkpoint["config"]["dataset"]["args"]["classes"] = labels
     torch.save(checkpoint, own)
-    with pytest.raises(UserError, match="scores no toxicity"):
+    with pytest.raises(UserError, match="is a pickle with an unknown digest"):
+        get_judge(f"detoxify:{own}").digest()
+    with consent.given(pickles=True), pytest.raises(UserError, match="scores no toxicity"):
         get_judge(f"detoxify:{own}").digest()

@@ -353,7 +353,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, run_dir: Path, results: dic
     with pytest.raises(UserError, match="schema version 9"):
         render(write(run_dir, results | {"schema_version": 9}))
     (run_dir / "results.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         render(run_dir)
 
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from wpn_bench.errors import UserError
-from wpn_bench.results import BASE
-from wpn_bench.run import Run
+from wpn_bench.paths import inside
+from wpn_bench.results import AGAIN, BASE, MANIFEST
+from wpn_bench.run import Run, finished
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
 
 def export(run: Run, out: Path | None) -> list[str]:
@@ -18,9 +22,14 @@ def export(run: Run, out: Path | None) -> list[str]:
 
     if run.documents.empty:
         raise UserError(f"{run.path} holds no benchmark documents", "export a run of `full` or `benchmarks`")
-    folder = out or run.path / "lm-eval"
-    config = run.manifest["config"]
-    tasks = {short: (one["task"], one["revision"]) for short, one in run.manifest["tasks"].items()}
+    folder = out or inside(run.path, "lm-eval")
+    manifest = finished(run)
+    config = manifest["config"]
+    if lacking := {"benchmark_folders", "dtype", "benchmark_batch_size"} - {*config}:
+        raise UserError(f"{run.path / MANIFEST} is damaged: its config has no {min(lacking)}", AGAIN)
+    tasks = {short: (one["task"], one["revision"]) for short, one in manifest["tasks"].items()}
+    if odd := [task for task, _ in tasks.values() if not _FILE_NAME.fullmatch(str(task))]:
+        raise UserError(f"{odd[0]!r} is no name of a task", "export a run that wpn-bench wrote")
     lines = []
     for (model, seed), answers in run.documents.groupby(["model", "seed"], sort=False, dropna=False):
         name = _name(str(model), None if model == BASE else int(str(seed)), run)
@@ -39,7 +48,10 @@ def export(run: Run, out: Path | None) -> list[str]:
 
 def _name(model: str, seed: int | None, run: Run) -> str:
     several = len(run.results["run"]["seeds"]) > 1
-    return f"{model.replace(':', '-')}{f'-seed{seed}' if several and seed is not None else ''}"
+    name = f"{model.replace(':', '-')}{f'-seed{seed}' if several and seed is not None else ''}"
+    if not _FILE_NAME.fullmatch(name):
+        raise UserError(f"{model!r} is no name of a model", "export a run that wpn-bench wrote")
+    return name
 
 
 def _model_args(run: Run, model: str, seed: Any, dtype: str) -> dict[str, Any]:

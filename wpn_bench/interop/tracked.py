@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.paths import inside
 from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES
 from wpn_bench.run import Run
 
@@ -77,7 +78,7 @@ def _known(value: Any) -> bool:
 
 def files(run: Run) -> list[Path]:
     """What goes along: the reports, results, manifest, and the items behind them."""
-    return [run.path / name for name in FILES if (run.path / name).is_file()]
+    return [file for name in FILES if (file := inside(run.path, name)).is_file()]
 
 
 def lacking(package: str, extra: str) -> UserError:

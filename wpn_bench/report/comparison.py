@@ -128,7 +128,7 @@ def _card(run: Compared, out: Path) -> dict[str, Any]:
     page = run.folder / formats.FORMATS["html"].file
     return {
         "label": run.label,
-        "link": quote(os.path.relpath(page.resolve(), out.resolve())) if page.is_file() else "",
+        "link": _link(page, out) if page.is_file() else "",
         "created": str(about.get("created") or "")[:16].replace("T", " "),
         "model": str(about.get("model") or ""),
         "command": str(about.get("command") or ""),
@@ -138,6 +138,13 @@ def _card(run: Compared, out: Path) -> dict[str, Any]:
         "failed": failures(run.view),
         "answers": [(one.question, one.answer) for one in sentences(run.view)],
     }
+
+
+def _link(page: Path, out: Path) -> str:
+    """The way from the comparison to a run's report; empty where it leads further up than the folder that both lie in, and
+    would tell whoever gets the page how this machine's folders are called."""
+    way = Path(os.path.relpath(page.resolve(), out.resolve()))
+    return "" if way.parts[:2] == ("..", "..") else quote(str(way))
 
 
 def _side_by_side(runs: Sequence[Compared]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:

@@ -10,6 +10,7 @@ from wpn_bench.harmless.card import JudgeCard, lines
 from wpn_bench.report.numbers import interval, percent
 from wpn_bench.report.tables import Line, Shown, Table, rate
 from wpn_bench.report.view import BASE, View
+from wpn_bench.results import read_rows
 
 SHOWN = 20  # disagreements of a judge with the one that decides
 SUITES = {"harmless": "in domain", "ood": "out of distribution", "attack": "under attack", "benign": "benign"}
@@ -140,11 +141,7 @@ def _agreement(view: View) -> Table | None:
 
 
 def _judged(file: Path) -> Any:
-    if not file.is_file():
-        return None
-    import pandas as pd
-
-    return pd.read_parquet(file)
+    return read_rows(file, ("model",)) if file.is_file() else None
 
 
 def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict[str, Any]) -> list[Disagreement]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench import compare, stats
 from wpn_bench.report.settings import Compared, part
 from wpn_bench.report.view import BASE, HEADLINE
-from wpn_bench.results import DOCUMENTS, SAMPLES, WORST_CASE, Row
+from wpn_bench.results import DOCUMENTS, SAMPLES, WORST_CASE, Row, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,12 +185,9 @@ def _pair_documents(found: Paired) -> None:
 
 def _read(run: Compared, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     """Those of the columns that the run's table has; None where it has no such table."""
-    import pandas as pd
-
-    file = run.folder / name
-    if not file.is_file():
+    if not (run.folder / name).is_file():
         return None
-    frame = pd.read_parquet(file)
+    frame = read_rows(run.folder / name, ("seed", *columns[:1]))
     return frame[[c for c in columns if c in frame]].astype({"seed": "Int64"})
 
 

@@ -11,7 +11,6 @@ import base64
 import gzip
 import hashlib
 import html
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.view import View
-from wpn_bench.results import MANIFEST, SAMPLES, read_results
+from wpn_bench.results import SAMPLES, read_manifest, read_results
 from wpn_bench.store import write_text
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
@@ -92,15 +91,6 @@ def templates_dir() -> Path:
     if folder.is_dir():
         return folder
     raise UserError("the report templates were not installed with wpn-bench", "install wpn-bench again")
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The run's manifest, or nothing where it is not there (it is written last, so a broken run has none)."""
-    try:
-        found = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _context(view: View, run_dir: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.report.view import BASE, View
+from wpn_bench.results import read_rows
 
 PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
 BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
@@ -44,11 +45,7 @@ def pack(view: View, file: Path, per_set: int = PER_SET, budget: int = BUDGET) -
 
     Where `per_set` prompts of each set do not fit into `budget` bytes, fewer are taken.
     """
-    if not file.is_file():
-        return None
-    import pandas as pd
-
-    frame = pd.read_parquet(file)
+    frame = read_rows(file, ("model", "suite", "set", "item_id"))
     if frame.empty:
         return None
     frame = frame[~frame["model"].isin(list(view.varieties))]

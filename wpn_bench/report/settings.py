@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.report.render import flat, read_manifest
+from wpn_bench.report.render import flat
 from wpn_bench.report.view import BASE, View, one_line
-from wpn_bench.results import read_results
+from wpn_bench.results import read_manifest, read_results
 
 UNKNOWN = "not recorded"
 NOT_RUN = "not run"
