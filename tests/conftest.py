@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from loopback import hub_environment, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,14 +28,6 @@ def shared_hub() -> Path:
     if not (hub / "serve.py").is_file():
         pytest.skip("no ../shared/hub beside the repository: tests on real data are skipped")
     return hub
-
-
-def serve(hub: Path, root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """A loopback hub of the files in `root`, and its address."""
-    command = [sys.executable, str(hub / "serve.py"), str(root), "--port", "0", *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    return server, server.stdout.readline().strip()
 
 
 @pytest.fixture(scope="session")
@@ -66,18 +58,6 @@ def hub_with(shared_hub: Path, tmp_path: Path) -> Iterator[Callable[..., dict[st
     for server in servers:
         server.terminate()
         server.wait()
-
-
-def hub_environment(address: str, home: Path, hub: Path) -> dict[str, str]:
-    """This process's environment with the hub at `address`; nothing of the user's own caches or tokens."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
-    return kept | {
-        "HF_ENDPOINT": address,
-        "HF_HOME": str(home),
-        "TORCH_HOME": str(hub / "torch_home"),
-        "PYTHONPATH": str(ROOT),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 @pytest.fixture(scope="session")

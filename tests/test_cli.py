@@ -76,7 +76,7 @@ def test_without_arguments_the_help_is_shown(cli: Cli) -> None:
     said = cli()
     assert said.code == 2
     assert "Usage: wpn-bench" in said.out + said.err
-    assert "full" in said.out + said.err
+    assert "full        Train WPN" in said.out + said.err
 
 
 def test_the_console_script(tmp_path: Path) -> None:
@@ -412,8 +412,16 @@ def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setenv("WPN_BENCH_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli("full", "--out", tmp_path)
+    monkeypatch.delenv("WPN_BENCH_DEBUG")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = cli("full", "--out", tmp_path)
+    assert said.code == 1
+    assert re.fullmatch(r"wpn-bench: a bug: ZeroDivisionError: a bug; please report it with (\S+) .*\n", said.err)
+    (told,) = (tmp_path / "wpn-bench" / "bugs").iterdir()
+    assert "Traceback" in told.read_text()
 
 
 def test_a_failed_job_ends_in_1_and_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr("wpn_bench.harmless.card.show", lambda card: None)
     monkeypatch.setattr("wpn_bench.harmless.card.write_card", lambda card, file: [file])
     monkeypatch.setattr(cli, "_settle", lambda: None)
+    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: name)  # Ray is an extra
     # tests/interop and the lab's end-to-end test export for good.
     monkeypatch.setattr("wpn_bench.interop.FORMATS.get", lambda name: lambda run, out: [])
     return found

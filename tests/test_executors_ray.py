@@ -28,7 +28,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.executors import External, Fleet, Job, LocalExecutor
 from wpn_bench.executors_ray import Order, RayExecutor, connected, lodged, parts_of, site_of, work
 from wpn_bench.harmless.measure import ITEMS, item_row, read_rows, write_rows
-from wpn_bench.journal import Share
+from wpn_bench.journal import Journal, Share
 from wpn_bench.progress import Advance, Reporter
 from wpn_bench.prompts import Item
 from wpn_bench.store import Store, held, read_manifest, signature
@@ -112,16 +112,19 @@ def test_shares_find_each_item_once_and_make_the_same(order: Order, tmp_path: Pa
         shares = [work(replace(order, share=Share(k, 3)), None) for k in range(3)]
         assert [s.status for s in shares if s] == ["shared"] * 3
         # Held by this test, so it stays when the job is done.
+        seconds = Journal(elsewhere.scratch("generate", order.job.digest)).spent
         found = journalled(elsewhere.scratch("generate", order.job.digest))
-        put_together = work(replace(order, spent=100.0), None)
+        put_together = work(order, None)
         assert journalled(elsewhere.scratch("generate", order.job.digest)) == found
     assert sorted(k for _, k in found) == list(range(12))
     assert set(found.values()) == {1}
     assert put_together is not None
     assert put_together.path is not None
     assert read_rows(put_together.path / "responses.jsonl") == read_rows(whole.path / "responses.jsonl")
-    assert 100 < put_together.seconds < 200
-    assert (read_manifest(put_together.path) or {})["seconds"] > 100
+    # What the shares took is counted, too.
+    spent = (read_manifest(put_together.path) or {})["seconds"]
+    assert spent == pytest.approx(put_together.seconds, abs=0.01)
+    assert spent > seconds > 0
 
 
 def journalled(scratch: Path) -> Counter[tuple[str, int]]:

@@ -102,6 +102,8 @@ def test_a_row_has_no_nan_in_json(results: dict[str, Any]) -> None:
     assert results["metrics"][2]["value"] is None
     assert Row("m", 1, "s", "t", "u", math.inf, 1).json()["value"] is None
     json.dumps(results, allow_nan=False)
+    # The perplexity of a training that went astray: exp(400).
+    assert Row("ga", 0, "benchmark", "heldout_text", "perplexity", 1e170, 5).json()["value"] is None
 
 
 @pytest.mark.parametrize(

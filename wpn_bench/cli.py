@@ -1124,7 +1124,9 @@ def main() -> None:
             sys.exit(EXIT_FAILED)
         said = one_line(e.format_message(), 440).rstrip(".")
         command = getattr(getattr(e, "ctx", None), "command_path", "wpn-bench")
-        if said:  # without arguments it has printed the help already
+        if type(e).__name__ == "NoArgsIsHelpError":
+            print(e.format_message(), file=sys.stderr)  # the list of commands; that of Rich has been printed already
+        else:
             print(f"wpn-bench: {without_secrets(said)}; see `{command} --help`", file=sys.stderr)
         sys.exit(EXIT_USER)
     if code == EXIT_STOPPED:

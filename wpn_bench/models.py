@@ -99,12 +99,12 @@ def lies_here(asked: str) -> bool:
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
     """`revision`: the commit, of what was fetched from the hub."""
-    _check_folder(folder)
     # Looked at before it is read: what changes meanwhile is seen later on.
     seen = signature(folder)
     digests = _digests(folder)
-    if revision is not None:
+    if revision is not None:  # first of all, for what is damaged is fetched anew
         hub.check_files(asked, folder, digests)
+    _check_folder(folder)
     return ModelRef(asked, folder, digest_of(digests), revision, seen)
 
 

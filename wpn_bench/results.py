@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
-from wpn_bench.json_files import load_json
+from wpn_bench.json_files import LARGEST, load_json
 from wpn_bench.paths import inside
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class Row:
     p_value: float | None = None
 
     def json(self) -> dict[str, Any]:
-        """As a JSON object; NaN, which JSON has not, becomes null."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        """As a JSON object; NaN, which JSON has not, becomes null, as does what is too large to be worked with."""
+        return {k: None if isinstance(v, float) and not abs(v) <= LARGEST else v for k, v in asdict(self).items()}
 
     def summed_up(self) -> Row:
         """The same row as the sum of a single seed."""

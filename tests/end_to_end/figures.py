@@ -312,7 +312,10 @@ def check_report(run: Path) -> int:
     sums = [sum(one[key] for one in leaks) for key in ("n", "same", "near", "siblings", "dropped")]
     about = written([*_numbers(results["run"]), *sums, *(n for one in settings for n in one)]) | _of_card(results)
     said = [results["run"], {name: model.get("paper") for name, model in results["models"].items()}]
-    about |= {t for text in _numbers(said) if isinstance(text, str) for t in tokens(text)}
+    # Times are shown with a space between day and hour.
+    about |= {
+        t for text in _numbers(said) if isinstance(text, str) for t in tokens(re.sub(r"(\dT)(\d)", r"\1 \2", text))
+    }
     checked = 0
 
     def held(text: str, allowed: set[str], where: object) -> None:

@@ -51,14 +51,14 @@ attacks: [typos]
 benchmarks: [lab_copa]
 decoding: {max_new_tokens: 8, batch_size: 8}
 """
-# A run whose training cannot write: the reason that is kept names its file, and the error the token in its path.
+# A run whose training lacks a file: the reason that is kept names its file, and the error the token in its path.
 BROKEN = """\
 import sys
 from wpn_bench import cli
 from wpn_bench.unlearn import train
 file = sys.argv.pop()
 def run_train_stage(ctx):
-    raise OSError(28, "No space left on device", file)
+    raise FileNotFoundError(2, "No such file or directory", file)
 train.run_train_stage = run_train_stage
 cli.main()
 """
@@ -131,7 +131,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     own = ("--prompts", f"mine={prompts}", "--limit", "2", *config, *store, "--methods", "wpn", "--seeds", "7,")
     done = found.typed("harmless", *own, "--out", "broken", secret / SECRETS["AWS_SECRET_ACCESS_KEY"], code=BROKEN)
     assert done.returncode == 1, done.stderr
-    assert "No space left on device" in done.stderr
+    assert "No such file or directory" in done.stderr
     run = secret / "run"
     verdict = ("--json", "check.json", "--junit", "check.xml", "--summary", "check.md", "--annotations", "github")
     commands = [

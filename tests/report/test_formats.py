@@ -99,7 +99,7 @@ def test_every_name_in_the_summary_is_documented(run_dir: Path) -> None:
 
 
 def test_the_csv_is_the_rows_of_the_results(run_dir: Path, results: dict[str, Any]) -> None:
-    results["metrics"][0] |= {"set": 'a "b", c', "value": float("nan")}
+    results["metrics"][0] |= {"set": 'a "b", c', "value": None}
     text = render(write(run_dir, results), ("csv",))[0].read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == list(results["metrics"][0])

@@ -264,17 +264,38 @@ def test_an_empty_run_renders(tmp_path: Path) -> None:
     assert "No model was measured" in page_of(tmp_path).text
 
 
-def test_nulls_and_nan_are_holes(run_dir: Path, results: dict[str, Any]) -> None:
+def test_nulls_are_holes(run_dir: Path, results: dict[str, Any]) -> None:
     for row in results["metrics"]:
         if row["model"] == "sft" and row["suite"] == "ood":
             row["value"] = None
         if row["model"] == "ga" and row["suite"] == "benchmark":
-            row |= {"value": float("nan"), "ci_low": float("nan"), "ci_high": None}
+            row |= {"value": None, "ci_low": None, "ci_high": None}
     page = render(write(run_dir, results), ("html",))[0].read_text(encoding="utf-8")
     assert "not measured" in page
     figures = re.search(r'id="figures">(.*?)</script>', page, re.S)
     assert figures
     json.loads(figures.group(1), parse_constant=lambda name: pytest.fail(f"{name} in the figures is not JSON"))
+
+
+@pytest.mark.parametrize("odd", ["NaN", "1e308", "-1e155", "9" * 300])
+def test_odd_numbers_are_refused_in_one_line(run_dir: Path, odd: str) -> None:
+    """Nothing of ours writes them, and nothing sensible can be drawn or computed of them."""
+    file = run_dir / "results.json"
+    file.write_text(re.sub(r'"value": [0-9.]+', f'"value": {odd}', file.read_text(encoding="utf-8"), count=1))
+    with pytest.raises(UserError, match=r"results\.json is not valid JSON .*is no number"):
+        render(run_dir, ("html",))
+
+
+@pytest.mark.parametrize("large", [1e149, -1e149])
+def test_large_numbers_are_drawn(run_dir: Path, results: dict[str, Any], large: float) -> None:
+    for row in results["metrics"]:
+        row |= {"ci_low": -1e149, "ci_high": 1e149}
+        if not re.search("_rate|accuracy", row["metric"]):
+            row["value"] = large
+    render(write(run_dir, results))
+    results["metrics"][0] |= {"metric": "harmless_rate", "value": large}
+    with pytest.raises(UserError, match=r"metrics\.0\.value: .* than the (minimum of 0|maximum of 1)"):
+        render(write(run_dir, results))
 
 
 def test_several_seeds_are_shown_apart(run_dir: Path, results: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
+from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
 from wpn_bench.progress import Reporter
 from wpn_bench.prompts import Item
@@ -430,7 +431,12 @@ def job_of(tmp_path: Path, folder: Path) -> dict[str, Any]:
             "seed": 1,
             "template": TEMPLATE,
             "dtype": "float32",
-            "stop": {"judge": "detoxify:lab", "judge_digest": "", "threshold": 0.5, "decoding": decoding},
+            "stop": {
+                "judge": "detoxify:lab",
+                "judge_digest": get_judge("detoxify:lab").digest(),
+                "threshold": 0.5,
+                "decoding": decoding,
+            },
         },
         "needs": {"model": str(folder), **{role: str(tmp_path / role) for role in roles}},
         "local": {

@@ -16,6 +16,7 @@ import torch
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import StageContext
+from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.methods import METHODS
@@ -261,7 +262,7 @@ def stage(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) 
             "dtype": "float32",
             "stop": {
                 "judge": "detoxify:lab",
-                "judge_digest": "",
+                "judge_digest": get_judge("detoxify:lab").digest(),
                 "threshold": 0.5,
                 "decoding": {"max_new_tokens": 4, "batch_size": 8},
             },
