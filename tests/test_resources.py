@@ -257,7 +257,9 @@ def test_it_is_refused_in_one_line_before_anything_is_loaded(
         raise AssertionError("the model was asked for")
 
     monkeypatch.setattr(models, "resolve", loaded)
-    monkeypatch.setattr(models, "lies_here", lambda asked: False)  # as if it lay on the hub
+    # As if it lay on the hub.
+    monkeypatch.setattr(models, "lies_here", lambda asked: False)
+    monkeypatch.setattr(models, "settings_folder", lambda asked, revision: large)
     where = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     start = time.process_time()
     said = cli(command, "-m", large, "--preset", "lab", "--methods", "wpn", *where)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LAB = "lab"
 _WEIGHTS = (".safetensors", ".bin")
+_SETTINGS = ("config.json", "tokenizer_config.json")
 _PARTS = (".json", ".model", ".txt", ".jinja", *_WEIGHTS)
 # Other frameworks' weights, checkpoints and training states, examples.
 _NOT_NEEDED = (
@@ -64,8 +65,6 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
     Raises `UserError` for a folder without a model, an unknown id, and no network with nothing cached; for a model that
     needs code of its own, or has its weights as pickles only, without the consent to it (see `consent.py`).
     """
-    from huggingface_hub.errors import HFValidationError
-
     if asked == LAB:
         from wpn_bench import lab
 
@@ -80,16 +79,34 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
         return _ref(asked, folder, None)
     if os.path.exists(folder):
         raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
+    commit = _commit(asked, revision)
+    return _ref(asked, _download(asked, commit), commit)
+
+
+def _commit(asked: str, revision: str | None) -> str:
+    from huggingface_hub.errors import HFValidationError
+
     if not hub.HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
         raise UserError(f"no model folder at {asked}", "give an existing folder or a hub id such as facebook/opt-125m")
     try:
-        commit = hub.commit_of(asked, revision)
+        return hub.commit_of(asked, revision)
     except HFValidationError as e:
         raise UserError(
             f"no model folder at {asked}, and no hub id", "give a folder, or an id such as facebook/opt-125m"
         ) from e
-    folder = _download(asked, commit)
-    return _ref(asked, folder, commit)
+
+
+def settings_folder(asked: str, revision: str | None = None) -> Path:
+    """A folder with the config.json of `asked` (`lab`, a folder, or a hub id, of which no weights are fetched), and with
+    the code of its own if that may be run. Raises `UserError` for a hub id that cannot be had."""
+    if asked == LAB:
+        from wpn_bench import lab
+
+        return lab.base_model()
+    if lies_here(asked):
+        return Path(os.path.expanduser(asked))
+    commit = _commit(asked, revision)
+    return hub.snapshot(asked, commit, allow=[*_SETTINGS, *(["*.py"] if consent.to_code() else [])])
 
 
 def lies_here(asked: str) -> bool:
@@ -192,7 +209,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def check_permitted(asked: str, commit: str) -> list[str]:
     """Raise `UserError` for a model of the hub that nobody agreed to read, before its weights are fetched; the names of
     its files."""
-    settings = hub.snapshot(asked, commit, allow=["config.json", "tokenizer_config.json"])
+    settings = hub.snapshot(asked, commit, allow=_SETTINGS)
     names = hub.names_of(asked, commit)
     _check_consent(asked, settings, names)
     return names

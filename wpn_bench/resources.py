@@ -6,7 +6,6 @@ cache. `doctor` prints them; `full` and its like refuse a run that cannot succee
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -44,11 +43,9 @@ class Subject:
     @classmethod
     def of(cls, config: RunConfig) -> Subject | None:
         """The run's; None where the model's configuration cannot be read, which whoever fetches the model says better."""
-        from wpn_bench import lab
         from wpn_bench.unlearn.preflight import architecture
 
-        folder = lab.base_model() if config.model == models.LAB else Path(config.model).expanduser()
-        found = architecture(folder if os.path.isdir(folder) else config.model, config.revision)
+        found = architecture(models.settings_folder(config.model, config.revision))
         return None if found[0] is None else cls(config, *found)
 
     @cached_property

@@ -70,16 +70,15 @@ def check_precision(kind: str, device: str, dtype: str) -> None:
         )
 
 
-def architecture(source: Path | str, revision: str | None = None) -> tuple[Any, Any]:
-    """The class and the configuration of the causal language model in a folder or behind a hub id, without its weights;
-    (None, None) where there is none."""
+def architecture(folder: Path) -> tuple[Any, Any]:
+    """The class and the configuration of the causal language model in a folder, without its weights; (None, None) where
+    there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     from wpn_bench import consent
 
-    trust = consent.to_code()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=consent.to_code())
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
     except (ValueError, OSError, KeyError):
         return None, None
