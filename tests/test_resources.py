@@ -275,6 +275,14 @@ def test_it_is_refused_in_one_line_before_anything_is_loaded(
     assert "AssertionError: the model was asked for" in said.err
 
 
+def test_more_layers_than_a_model_can_have(large: Path, tmp_path: Path) -> None:
+    """Of a model on the hub config.json is all that is known before it is fetched."""
+    config = json.loads((large / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    with pytest.raises(UserError, match="says 1000000000 layers"):
+        subject(tmp_path)
+
+
 def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> None:
     free(1)
     notes: list[str] = []

@@ -29,6 +29,7 @@ GIB = 2**30
 LIBRARIES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
 JUDGE = GIB // 2  # of classifiers those that come with detoxify are among the largest: 125 M weights in float32
 CHECKPOINTS = 3  # of a training: two are kept, and a third is written before the oldest goes
+MOST_LAYERS = 5000  # of a model; today's large ones have 130
 SEARCHED_TOKENS = 256  # of a prompt, suffix and target that a gradient attack differentiates at a time
 
 
@@ -45,8 +46,14 @@ class Subject:
         """The run's; None where the model's configuration cannot be read, which whoever fetches the model says better."""
         from wpn_bench.unlearn.preflight import architecture
 
-        found = architecture(models.settings_folder(config.model, config.revision))
-        return None if found[0] is None else cls(config, *found)
+        model_class, settings = architecture(models.settings_folder(config.model, config.revision))
+        if model_class is None:
+            return None
+        # Its sizes are found by building it without weights, layer by layer.
+        layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise UserError(f"the config.json of {config.model} says {layers} layers", "give a model that there can be")
+        return cls(config, model_class, settings)
 
     @cached_property
     def device(self) -> str:
@@ -307,6 +314,8 @@ class Kept:
 
 def kept(subject: Subject, done: int = 0) -> Kept:
     """What the run will leave, without the `done` trainings that the store has already."""
+    from wpn_bench.attacks.relearn import RelearnConfig
+
     config, one = subject.config, subject.weights()
     methods, seeds = len(config.methods), len(config.seeds)
     if "train" not in config.stages:
@@ -326,7 +335,12 @@ def kept(subject: Subject, done: int = 0) -> Kept:
         (min(CHECKPOINTS, c.steps // c.save_every) * (t.gradients + t.optimizer) for t, c in every if c.save_every),
         default=0,
     )
-    return Kept(trainings * one, snapshots, rounded, checkpoints if trainings else 0)
+    if not trainings:
+        checkpoints = 0
+    if "attack" in config.stages and config.relearn:
+        each = max(config.relearn.steps) // RelearnConfig().save_every
+        checkpoints = max(checkpoints, min(CHECKPOINTS, each) * 3 * subject.weights("float32"))
+    return Kept(trainings * one, snapshots, rounded, checkpoints)
 
 
 def trainings_of(store: Path, base: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench.unlearn.checkpoints import SEAL, latest, seal
+from wpn_bench.unlearn.checkpoints import SEAL, latest, prune, seal, step_of
 
 
 def checkpoint(root: Path, step: int, *, sealed: bool = True) -> Path:
@@ -32,6 +32,7 @@ def test_the_newest_by_number(tmp_path: Path) -> None:
 def test_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
+    prune(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-15"}
 
 
@@ -63,6 +64,13 @@ def test_sealed_again_after_a_change(tmp_path: Path) -> None:
     (folder / "weights").write_text("others")
     seal(folder)
     assert latest(tmp_path) == folder
+
+
+def test_one_of_no_use_is_passed_over_and_removed(tmp_path: Path) -> None:
+    older, newer = (checkpoint(tmp_path, step) for step in (9, 10))
+    assert latest(tmp_path, lambda step: step < 10) == older
+    assert step_of(older) == 9
+    assert not newer.exists()
 
 
 def test_all_damaged(tmp_path: Path) -> None:

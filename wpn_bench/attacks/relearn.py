@@ -28,7 +28,6 @@ class RelearnConfig(MethodConfig):
     kind: RelearnKind = "harmful"
     schedule: str = "constant"  # type: ignore[assignment]
     warmup_steps: int = 0
-    save_every: int = 0
 
 
 class Relearning(Method):
@@ -66,7 +65,8 @@ def run_relearn_stage(ctx: StageContext) -> None:
     """
     from wpn_bench import models
     from wpn_bench.harmless.measure import read_items, read_rows
-    from wpn_bench.unlearn.train import keeper, train
+    from wpn_bench.unlearn.snapshots import Snapshots
+    from wpn_bench.unlearn.train import train
 
     method = Relearning(RelearnConfig(**ctx.params["config"]))
     models.make_room(4 * models.weights_bytes(ctx.needs["model"], "float32"), ctx.local["device"])
@@ -84,5 +84,6 @@ def run_relearn_stage(ctx: StageContext) -> None:
         template=ctx.params["template"],
         seed=ctx.params["seed"],
         advance=ctx.progress(method.config.steps, "steps"),
-        after_step=keeper(ctx.out, ctx.params["snapshots"], tokenizer),
+        snapshots=Snapshots(ctx.params["snapshots"], tokenizer, ctx.out),
+        checkpoints=ctx.scratch,
     )

@@ -265,6 +265,7 @@ class Watch(TrainerCallback):
         self.trainer.record.seconds = self.seconds
         write_json(folder / PROGRESS, asdict(self.trainer.record))
         checkpoints.seal(folder)
+        checkpoints.prune(folder.parent)
         return control
 
 

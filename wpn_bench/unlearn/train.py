@@ -21,6 +21,7 @@ from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
 from wpn_bench.unlearn.methods.base import Method, code_of
 from wpn_bench.unlearn.processes import here
+from wpn_bench.unlearn.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +64,7 @@ def train(
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
     advance: Advance = lambda n: None,
     after_step: Callable[[int, Callable[[], PreTrainedModel]], None] = lambda step, current: None,
+    snapshots: Snapshots | None = None,
     checkpoints: Path | None = None,
     adapter: Path | None = None,
     curves: Curves | None = None,
@@ -71,8 +73,8 @@ def train(
 
     `harmless_rate` measures the validation prompts; it is called every `check_every` steps if the method has a
     `stop_at_harmless_rate`. `after_step` is told of each step done and gets
-    a function that gives the model of then (with LoRA a copy with the adapters merged in). With a folder `checkpoints`,
-    training goes on from the newest whole checkpoint in it, to the same weights and history as if it had never been
+    a function that gives the model of then (with LoRA a copy with the adapters merged in); `snapshots` keeps it of some.
+    With a folder `checkpoints`, training goes on from the newest whole checkpoint in it, to the same weights and history as if it had never been
     interrupted (bit for bit on the CPU; the same settings are taken for granted). With LoRA no `reference` is needed (it is
     the model without its adapters), the model has them merged in afterwards, and `adapter` is the folder to keep them in.
     Raises `JobFailed` when training diverges (see `divergence.py`).
@@ -118,7 +120,8 @@ def train(
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = together.agree(checkpoints)
         assert checkpoints is not None
-        before = together.agree(kept.latest(checkpoints) if together.main else None)
+        going_on = snapshots.go_on_from if snapshots else kept.latest
+        before = together.agree(going_on(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
         # What FSDP has spread is no longer of use as a model: the first process keeps a whole one beside it.
@@ -173,6 +176,10 @@ def train(
                 now = current()
                 return now if adapters is None or not together.main else adapters.merged_copy()
 
+            if snapshots and step in snapshots.steps:
+                now = merged()  # which the processes put together
+                if together.main:
+                    snapshots.keep(checkpoints, step, now)
             after_step(step, merged)
 
         watch = Watch(trainer, current, harmless_rate, config.save_every, advance, told)
@@ -182,6 +189,8 @@ def train(
         advance(len(record.history))
         trainer.train(resume_from_checkpoint=str(before) if before else None)
         current()
+        if snapshots and together.main:
+            snapshots.hand_over(checkpoints)
     steps = len(record.history)
     if not together.main:
         return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
@@ -229,21 +238,6 @@ def _environment(curves: Curves) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-def keeper(
-    out: Path, snapshots: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> Callable[[int, Callable[[], PreTrainedModel]], None]:
-    """An `after_step` that writes the model after each of these steps to `step-<k>/`."""
-
-    def keep(step: int, current: Callable[[], PreTrainedModel]) -> None:
-        if step in snapshots:
-            model = current()  # which the processes of a training put together
-            if here().main:
-                model.save_pretrained(out / f"step-{step}", max_shard_size=SHARD)
-                tokenizer.save_pretrained(out / f"step-{step}")
-
-    return keep
 
 
 def run_train_stage(ctx: StageContext) -> None:
@@ -315,9 +309,8 @@ def run_train_stage(ctx: StageContext) -> None:
         reference=reference,
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),
-        after_step=keeper(ctx.out, snapshots, tokenizer),
-        # A snapshot left before a crash is gone with the folder it lay in, so such a training begins anew.
-        checkpoints=ctx.scratch if method.config.save_every and not snapshots else None,
+        snapshots=Snapshots(snapshots, tokenizer, ctx.out) if snapshots else None,
+        checkpoints=ctx.scratch,
         adapter=ctx.out / ADAPTER,
         curves=Curves(**ctx.local.get("curves", {})),
     )
