@@ -118,7 +118,7 @@ class OwnHub:
 @pytest.fixture
 def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnHub]:
     """A hub with the model `me/tiny`, and an empty cache."""
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
 
     root, log = tmp_path / "root", tmp_path / "log"
     shutil.copytree(tiny_model, root / "models" / "me" / "tiny")
@@ -133,6 +133,7 @@ def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "PAUSES", (0.01,) * 30)
     hub.commit_of.cache_clear()
+    close_session()  # one that another test began may go through a proxy of that test
     start()
     yield OwnHub(root, log, start)
     hub.commit_of.cache_clear()

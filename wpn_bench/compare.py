@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 THRESHOLDS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 NINE = "nine"
 HELDOUT = "heldout_text"
+MOST_LOSS = 345.0  # nats a token of which the exponential is taken: it stays below `json_files.LARGEST`
 ATTACK = "attack"
 _NO_DIFFERENCE = Difference(float("nan"), None, None, None)
 
@@ -378,8 +379,8 @@ def text_rows(found: Sequence[Measurement]) -> list[Row]:
             change = stats.paired_ratio(base["sum_nll"].tolist(), frame["sum_nll"].tolist(), frame["n_tokens"].tolist())
         n = int(frame["n_tokens"].sum())
         rows.append(_row(model, seed, "benchmark", HELDOUT, "token_loss", n, loss, change))
-        # exp is monotone, so the interval carries over; the change of a perplexity has no simple paired interval.
-        limits = [None if v is None else float(np.exp(min(v, 700.0))) for v in (loss.value, loss.low, loss.high)]
+        # A model that is ruined has one beyond all use. exp is monotone, so the interval carries over; the change of a perplexity has no simple paired interval.
+        limits = [None if v is None else float(np.exp(min(v, MOST_LOSS))) for v in (loss.value, loss.low, loss.high)]
         assert limits[0] is not None
         perplexity = Estimate(limits[0], limits[1], limits[2])
         rows.append(_row(model, seed, "benchmark", HELDOUT, "perplexity", n, perplexity, _NO_DIFFERENCE))

@@ -70,22 +70,23 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
 
         folder = lab.base_model()
         return _ref(asked, folder, None)
-    if not asked.strip():
-        raise UserError("no model is named", "give a folder or a hub id such as facebook/opt-125m")
     folder = Path(os.path.expanduser(asked))
-    # Not Path's own questions: they raise for a name too long to be a file's.
     if os.path.isdir(folder):
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
         return _ref(asked, folder, None)
-    if os.path.exists(folder):
-        raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
     commit = _commit(asked, revision)
     return _ref(asked, _download(asked, commit), commit)
 
 
 def _commit(asked: str, revision: str | None) -> str:
+    """The commit of a hub id; `UserError` for what is none."""
     from huggingface_hub.errors import HFValidationError
 
+    if not asked.strip():
+        raise UserError("no model is named", "give a folder or a hub id such as facebook/opt-125m")
+    # Not Path's own question: it raises for a name too long to be a file's.
+    if os.path.exists(os.path.expanduser(asked)):
+        raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
     if not hub.HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
         raise UserError(f"no model folder at {asked}", "give an existing folder or a hub id such as facebook/opt-125m")
     try:
