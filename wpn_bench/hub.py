@@ -126,6 +126,11 @@ def commit_of(model: str, revision: str | None = None) -> str:
 _AWAY: set[str] = set()  # addresses of hubs that did not answer
 
 
+def is_away() -> bool:
+    """Whether the hub may not be asked, or did not answer when it was: libraries would try for half a minute."""
+    return is_offline() or _endpoint() in _AWAY
+
+
 def _endpoint() -> str:
     from huggingface_hub import constants
 
@@ -204,8 +209,7 @@ def snapshot(
         if not lacking:
             return folder
         _check_space(model, sum(sizes[name] for name in lacking))
-    # Where the hub did not answer a moment ago, the library would try for half a minute.
-    patterns["local_files_only"] = is_offline() or _endpoint() in _AWAY
+    patterns["local_files_only"] = is_away()
     try:
         return Path(patiently(lambda: snapshot_download(model, revision=commit, **patterns)))
     except Exception as e:

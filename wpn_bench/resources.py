@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import models
+from wpn_bench import hub, models
 from wpn_bench.attacks.base import RELEARN
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
@@ -351,10 +351,10 @@ def trainings_of(store: Path, base: str) -> int:
 
 def to_fetch(asked: str, revision: str | None = None) -> int:
     """Bytes that the hub's model has and the cache has not; 0 for a folder, and where the hub cannot be asked."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.hf_api import RepoFile
 
-    if asked == models.LAB or Path(asked).expanduser().exists() or constants.HF_HUB_OFFLINE:
+    if models.lies_here(asked) or hub.is_away():
         return 0
     try:
         tree = HfApi().list_repo_tree(asked, recursive=True, revision=revision)
