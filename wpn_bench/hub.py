@@ -171,7 +171,7 @@ def names_of(model: str, commit: str) -> list[str]:
 
     if (listed := _listed(model, commit)) is not None:
         return list(listed)
-    if is_offline():  # fetched by an older library, which kept no list
+    if is_away():  # fetched by an older library, which kept no list
         folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
         return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     try:
