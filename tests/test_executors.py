@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -205,6 +207,21 @@ def test_bad_input_ends_the_run_and_keeps_what_is_done(run: Callable[..., dict[s
         run(write("a"), fail(Bad), write("b"))
     assert LOG == ["a", "failing"]
     assert run(write("a")) == {"write a": ("cached", None)}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EXDEV])
+def test_a_place_that_takes_no_more_ends_the_run_and_keeps_what_is_done(
+    run: Callable[..., dict[str, object]], number: int
+) -> None:
+    """Whatever library it was that wrapped what the system said."""
+
+    def wrapped(why: str) -> Exception:
+        return RuntimeError(f"cannot write: {os.strerror(number)} ({why})")
+
+    for how in (wrapped, lambda why: OSError(number, os.strerror(number), why)):
+        with pytest.raises(UserError, match=f"fail: {os.strerror(number).lower()}; mend that, then type the same"):
+            run(write("a"), fail(how))  # type: ignore[arg-type]
+        assert run(write("a"))["write a"] == ("cached", None)
 
 
 def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:

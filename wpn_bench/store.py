@@ -29,7 +29,8 @@ from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
 Signature = tuple[tuple[str, int, int], ...]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+# The last: a folder of the store is a mount of its own, so nothing can be renamed into it.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EXDEV)
 SCRATCH_DAYS = 30  # what nobody came back for in this time goes
 UNTOUCHED_SECONDS = 60  # after which a folder that nobody holds was left by a process that is no more
 
