@@ -16,6 +16,9 @@ from loopback import hub_environment, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Where a test asks lm-eval itself: the processes that its bootstrap forks hang now and then.
+os.environ["DISABLE_MULTIPROC"] = "1"
+
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")

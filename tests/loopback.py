@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def without_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies to nowhere for the rest of the test, and no longer: what opens addresses for this process is made with them."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 def serve(hub: Path, root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:

@@ -192,7 +192,7 @@ def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
 
 
 @pytest.mark.hub
-def test_what_is_to_be_fetched(hub_endpoint: dict[str, str], run_python: Any) -> None:
+def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_python: Any) -> None:
     """All that `resolve` fetches and nothing else; nothing once it is there."""
     code = (
         "from pathlib import Path; from wpn_bench import models, resources\n"
@@ -201,7 +201,7 @@ def test_what_is_to_be_fetched(hub_endpoint: dict[str, str], run_python: Any) ->
         "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.to_fetch(asked))\n"
         "print(resources.to_fetch('no/such-model'))\n"
     )
-    before, fetched, after, unknown = map(int, run_python(code, hub_endpoint).stdout.split())
+    before, fetched, after, unknown = map(int, run_python(code, hub_with()).stdout.split())
     assert before == fetched > 1_000_000
     assert (after, unknown) == (0, 0)
 

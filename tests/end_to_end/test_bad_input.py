@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import without_line
 from made_run import write_run
 
 from wpn_bench import reference
@@ -349,8 +350,7 @@ def place(files: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(files.folder / "hf"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", files.folder / "hf_datasets")
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    without_line(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(files.folder / "torch"))
     monkeypatch.setenv("WPN_BENCH_STORE", str(files.folder / "store"))
     monkeypatch.chdir(files.folder)

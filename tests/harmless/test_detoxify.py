@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loopback import without_line
 
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import JUDGES, get_judge
@@ -170,8 +171,7 @@ def test_unknown_variants() -> None:
 
 def test_no_network_and_no_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Proxy to nowhere: the checkpoint's address cannot be reached."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    without_line(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be fetched.*--judge detoxify:lab"):
         DetoxifyJudge("original", "cpu").digest()
