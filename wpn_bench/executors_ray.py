@@ -214,7 +214,7 @@ class _Telling:
         def advance(n: int) -> None:
             nonlocal done, told
             done += n
-            if time.monotonic() - told > TICK_SECONDS:
+            if done == total or time.monotonic() - told > TICK_SECONDS:
                 told = time.monotonic()
                 self._tell(total, unit, done)
 
