@@ -196,34 +196,39 @@ def test_another_version_of_a_library(
     assert world.again() == world.of(*parts)
 
 
-def test_a_model_that_changes_while_the_run_is_under_way(world: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(world.store)
+def afterwards(stage: str, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something happens after each job of this stage."""
     perform = executors.perform
 
     def performed(store: Store, job: Any, *rest: Any) -> Any:
         outcome = perform(store, job, *rest)
-        if job.stage == "calibrate":
-            file = world.folder / "model" / "model.safetensors"
-            weights = load_file(file)
-            save_file({name: value + 1 for name, value in weights.items()}, file, metadata={"format": "pt"})
+        if job.stage == stage:
+            do()
         return outcome
 
     monkeypatch.setattr(executors, "perform", performed)
+
+
+def test_a_model_that_changes_while_the_run_is_under_way(world: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(world.store)
+
+    def other_weights() -> None:
+        file = world.folder / "model" / "model.safetensors"
+        weights = load_file(file)
+        save_file({name: value + 1 for name, value in weights.items()}, file, metadata={"format": "pt"})
+
+    afterwards("calibrate", other_weights, monkeypatch)
     with pytest.raises(UserError, match="the files in model changed while the run was under way"):
         world.again()
 
 
 def test_a_judge_that_changes_while_the_run_is_under_way(world: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(world.store)
-    perform = executors.perform
 
-    def performed(store: Store, job: Any, *rest: Any) -> Any:
-        outcome = perform(store, job, *rest)
-        if job.stage == "generate":
-            with (world.folder / "judge" / "judge.ckpt").open("ab") as f:
-                f.write(b"\0")
-        return outcome
+    def other_judge() -> None:
+        with (world.folder / "judge" / "judge.ckpt").open("ab") as f:
+            f.write(b"\0")
 
-    monkeypatch.setattr(executors, "perform", performed)
+    afterwards("generate", other_judge, monkeypatch)
     with pytest.raises(UserError, match=r"the judge detoxify:judge\.ckpt is not the one that this run began with"):
         world.again()

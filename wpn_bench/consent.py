@@ -7,8 +7,9 @@ alone decides (`given`): what an environment happens to hold before does not cou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from wpn_bench.machine import environment
 
 CODE, PICKLES = "WPN_BENCH_TRUST_REMOTE_CODE", "WPN_BENCH_ALLOW_PICKLE"
 
@@ -23,16 +24,6 @@ def to_pickles() -> bool:
     return os.environ.get(PICKLES) == "1"
 
 
-@contextmanager
-def given(*, code: bool = False, pickles: bool = False) -> Iterator[None]:
+def given(*, code: bool = False, pickles: bool = False) -> AbstractContextManager[None]:
     """For as long as this lasts, exactly these have been agreed to, here and in processes started meanwhile."""
-    before = {name: os.environ.get(name) for name in (CODE, PICKLES)}
-    os.environ.update({CODE: str(int(code)), PICKLES: str(int(pickles))})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return environment(**{CODE: str(int(code)), PICKLES: str(int(pickles))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from wpn_bench.redact import without_secrets
@@ -19,6 +20,15 @@ def scrubbed(text: str) -> str:
     """A message without what is nobody's business: tokens, logins in addresses, the name of the home folder."""
     text, home = without_secrets(text), str(Path.home())
     return re.sub(rf"{re.escape(home)}(?=[/\s'\",;:)]|$)", "~", text) if home != "/" else text
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it came of; each once, for they may go round in a circle."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class WpnBenchError(Exception):

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from wpn_bench.errors import UserError
+from wpn_bench.errors import UserError, causes
 from wpn_bench.store import digest_file, write_json, write_text
 
 if TYPE_CHECKING:
@@ -432,18 +432,9 @@ def patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def _chain(e: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came of; each once, for they may go round in a circle."""
-    seen: set[int] = set()
-    while e is not None and id(e) not in seen:
-        seen.add(id(e))
-        yield e
-        e = e.__cause__ or e.__context__
-
-
 def _is_passing(e: Exception) -> bool:
     """Whether the same request may well succeed in a moment."""
-    for link in _chain(e):
+    for link in causes(e):
         status = getattr(getattr(link, "response", None), "status_code", None) or getattr(link, "code", None)
         if isinstance(status, int) and (status >= 500 or status == 429):
             return True
@@ -491,7 +482,7 @@ def _refusal(e: Exception, kind: Kind, name: str, revision: str | None) -> UserE
 
 
 def _full(e: Exception) -> OSError | None:
-    for link in _chain(e):
+    for link in causes(e):
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return link
     return None

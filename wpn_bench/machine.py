@@ -1,15 +1,33 @@
-"""How much memory and disk there is to be had: what the machine has free, and what a container or a shell allows."""
+"""What this process finds where it runs: how much memory and disk there is to be had (what the machine has free, and what a
+container or a shell allows), and its environment."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SPARE = 0.9  # of the free memory: the rest is lost between blocks
 CGROUPS = Path("/sys/fs/cgroup")
 PROCESS = Path("/proc/self/cgroup")
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """For as long as this lasts, these variables of the environment have these values, here and in processes started
+    meanwhile; then those that they had."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def free_memory() -> int:

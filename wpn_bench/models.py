@@ -65,13 +65,7 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
     Raises `UserError` for a folder without a model, an unknown id, and no network with nothing cached; for a model that
     needs code of its own, or has its weights as pickles only, without the consent to it (see `consent.py`).
     """
-    if asked == LAB:
-        from wpn_bench import lab
-
-        folder = lab.base_model()
-        return _ref(asked, folder, None)
-    folder = Path(os.path.expanduser(asked))
-    if os.path.isdir(folder):
+    if (folder := _here(asked)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
         return _ref(asked, folder, None)
     commit = _commit(asked, revision)
@@ -84,7 +78,6 @@ def _commit(asked: str, revision: str | None) -> str:
 
     if not asked.strip():
         raise UserError("no model is named", "give a folder or a hub id such as facebook/opt-125m")
-    # Not Path's own question: it raises for a name too long to be a file's.
     if os.path.exists(os.path.expanduser(asked)):
         raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
     if not hub.HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
@@ -100,19 +93,25 @@ def _commit(asked: str, revision: str | None) -> str:
 def settings_folder(asked: str, revision: str | None = None) -> Path:
     """A folder with the config.json of `asked` (`lab`, a folder, or a hub id, of which no weights are fetched), and with
     the code of its own if that may be run. Raises `UserError` for a hub id that cannot be had."""
-    if asked == LAB:
-        from wpn_bench import lab
-
-        return lab.base_model()
-    if lies_here(asked):
-        return Path(os.path.expanduser(asked))
+    if (folder := _here(asked)) is not None:
+        return folder
     commit = _commit(asked, revision)
     return hub.snapshot(asked, commit, allow=[*_SETTINGS, *(["*.py"] if consent.to_code() else [])])
 
 
 def lies_here(asked: str) -> bool:
     """Whether `asked` is the lab's model or a folder, so that nothing is fetched for it."""
-    return asked == LAB or os.path.isdir(os.path.expanduser(asked))
+    return _here(asked) is not None
+
+
+def _here(asked: str) -> Path | None:
+    if asked == LAB:
+        from wpn_bench import lab
+
+        return lab.base_model()
+    # Not Path's own question: it raises for a name too long to be a file's.
+    folder = os.path.expanduser(asked)
+    return Path(folder) if os.path.isdir(folder) else None
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:

@@ -112,9 +112,14 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
         return pd.DataFrame()
     except (OSError, ValueError, pa.ArrowException) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", AGAIN) from e
+    check_columns(file, rows, needed)
+    return rows
+
+
+def check_columns(file: Path, rows: pd.DataFrame, needed: Iterable[str]) -> None:
+    """Raise `UserError` for a run's table that lacks one of these."""
     if lacking := [column for column in needed if column not in rows.columns]:
         raise UserError(f"{file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
-    return rows
 
 
 def _misshapen(results: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from wpn_bench.results import (
     RESULTS,
     SAMPLES,
     Row,
+    check_columns,
     read_manifest,
     read_results,
     read_rows,
@@ -226,6 +227,6 @@ def finished(run: Run) -> dict[str, Any]:
         if name not in run.results.get("run", {}):
             raise UserError(f"{run.path / RESULTS} is damaged: its run has no {name}", AGAIN)
     for file, frame in ((SAMPLES, run.samples), (DOCUMENTS, run.documents)):
-        if lacking := [column for column in _COLUMNS[file] if len(frame) and column not in frame]:
-            raise UserError(f"{run.path / file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
+        if len(frame):
+            check_columns(run.path / file, frame, _COLUMNS[file])
     return run.manifest

@@ -25,7 +25,7 @@ from typing import Any
 
 import platformdirs
 
-from wpn_bench.errors import UserError
+from wpn_bench.errors import UserError, causes
 
 MANIFEST = "manifest.json"
 Signature = tuple[tuple[str, int, int], ...]
@@ -62,13 +62,11 @@ def no_room(error: BaseException) -> str | None:
 
     Libraries wrap what the system says, some of them in errors of their own.
     """
-    link: BaseException | None = error
-    while link is not None:
+    for link in causes(error):
         for number in _NO_ROOM:
             said = os.strerror(number)
             if getattr(link, "errno", None) == number or said in str(link):
                 return said.lower()
-        link = link.__cause__ or link.__context__
     return None
 
 

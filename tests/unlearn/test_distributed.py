@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import External, Job, LocalExecutor, Outcome
-from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
 from wpn_bench.progress import Reporter
 from wpn_bench.prompts import Item
@@ -29,10 +28,10 @@ from wpn_bench.unlearn import checkpoints, launch, processes, worker
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.launch import FSDP, Launch
 from wpn_bench.unlearn.methods import METHODS
-from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, Method
+from wpn_bench.unlearn.methods.base import Method
 from wpn_bench.unlearn.processes import ALONE, Processes
 
-from .training import QUICK, TEMPLATE, Done, method_of
+from .training import QUICK, TEMPLATE, Done, job_in, method_of, put_needs, stop_of
 
 SHARDED = FSDP().model_dump()
 WAIT = 120.0
@@ -413,38 +412,13 @@ class Counting(Reporter):
 
 def job_of(tmp_path: Path, folder: Path) -> dict[str, Any]:
     """What the code above reads: a long training in two processes, with many checkpoints."""
-    roles = ("forget", "retain", "validation")
-    for role in roles:
-        (tmp_path / role).mkdir()
-    write_rows(tmp_path / "forget" / ITEMS, [item_row(i) for i in some_items()])
-    write_rows(tmp_path / "validation" / ITEMS, [item_row(i) for i in some_items()[:3]])
-    write_rows(tmp_path / "retain" / "texts.jsonl", [{"text": t} for t in some_texts()])
     # Looked at once, in the end; a random model says nothing abusive.
     goal = {"stop_at_harmless_rate": 0.9, "check_every": 60}
-    config = method_of("wpn", steps=60, lr=1e-4, save_every=5, **goal).config
-    decoding = {"max_new_tokens": 4, "batch_size": 8}
-    return {
-        "store": str(tmp_path / "store"),
-        "params": {
-            "method": "wpn",
-            "config": config.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
-            "seed": 1,
-            "template": TEMPLATE,
-            "dtype": "float32",
-            "stop": {
-                "judge": "detoxify:lab",
-                "judge_digest": get_judge("detoxify:lab").digest(),
-                "threshold": 0.5,
-                "decoding": decoding,
-            },
-        },
-        "needs": {"model": str(folder), **{role: str(tmp_path / role) for role in roles}},
-        "local": {
-            "device": "cpu",
-            "config": config.model_dump(include=set(NOT_IN_DIGEST)),
-            "launch": asdict(Launch(2)),
-        },
-    }
+    method = method_of("wpn", steps=60, lr=1e-4, save_every=5, **goal)
+    said = job_in(tmp_path, folder, method, put_needs(tmp_path, some_items(), some_texts(), some_items()[:3]))
+    said["params"]["stop"] = stop_of()
+    said["local"]["launch"] = asdict(Launch(2))
+    return said
 
 
 def here_and_now(said: dict[str, Any], reporter: Reporter) -> Outcome:

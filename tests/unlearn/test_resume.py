@@ -16,16 +16,13 @@ import pytest
 from wpn_bench import executors
 from wpn_bench.errors import JobFailed
 from wpn_bench.executors import External, Job, LocalExecutor
-from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
 from wpn_bench.progress import Reporter
 from wpn_bench.prompts import Item
 from wpn_bench.store import Store, read_manifest
 from wpn_bench.unlearn import checkpoints
-from wpn_bench.unlearn.methods import METHODS
-from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST
 from wpn_bench.unlearn.train import TRAINING
 
-from .training import QUICK, TEMPLATE
+from .training import job_in, method_of, put_needs
 
 CODE = """
 import json, sys
@@ -46,23 +43,8 @@ print(outcome.status, outcome.path)
 @pytest.fixture
 def said(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) -> dict[str, Any]:
     """What the code above reads: a long training with many checkpoints."""
-    for role in ("forget", "retain"):
-        (tmp_path / role).mkdir()
-    write_rows(tmp_path / "forget" / ITEMS, [item_row(i) for i in items])
-    write_rows(tmp_path / "retain" / "texts.jsonl", [{"text": t} for t in texts])
-    config = METHODS.get("wpn").Config(**{**QUICK, "steps": 60, "save_every": 5})
-    return {
-        "store": str(tmp_path / "store"),
-        "params": {
-            "method": "wpn",
-            "config": config.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
-            "seed": 1,
-            "template": TEMPLATE,
-            "dtype": "float32",
-        },
-        "needs": {"model": str(small_opt), **{role: str(tmp_path / role) for role in ("forget", "retain")}},
-        "local": {"device": "cpu", "config": config.model_dump(include=set(NOT_IN_DIGEST))},
-    }
+    method = method_of("wpn", steps=60, save_every=5)
+    return job_in(tmp_path, small_opt, method, put_needs(tmp_path, items, texts))
 
 
 def run(said: dict[str, Any]) -> Path:

@@ -16,14 +16,13 @@ import torch
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.executors import StageContext
-from wpn_bench.harmless.judges import get_judge
-from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
+from wpn_bench.harmless.measure import read_items
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
 from wpn_bench.unlearn.train import TRAINING, run_train_stage, train
 
-from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of
+from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of, put_needs, stop_of
 
 # --- every method ----------------------------------------------------------------------------------------------------
 
@@ -247,12 +246,8 @@ def test_loss_that_becomes_no_number_half_way(small_opt: Path, items: list[Item]
 @pytest.fixture
 def stage(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) -> Callable[..., StageContext]:
     def make(name: str, **options: Any) -> StageContext:
-        folders = {role: tmp_path / role for role in ("forget", "retain", "validation", "out")}
-        for folder in folders.values():
-            folder.mkdir()
-        write_rows(folders["forget"] / ITEMS, [item_row(i) for i in items])
-        write_rows(folders["validation"] / ITEMS, [item_row(i) for i in items[:3]])
-        write_rows(folders["retain"] / "texts.jsonl", [{"text": t} for t in texts])
+        folders = put_needs(tmp_path, items, texts, items[:3])
+        (out := tmp_path / "out").mkdir()
         config = METHODS.get(name).Config(**{**QUICK, **options}).model_dump(mode="json")
         params = {
             "method": name,
@@ -260,14 +255,8 @@ def stage(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) 
             "seed": 1,
             "template": TEMPLATE,
             "dtype": "float32",
-            "stop": {
-                "judge": "detoxify:lab",
-                "judge_digest": get_judge("detoxify:lab").digest(),
-                "threshold": 0.5,
-                "decoding": {"max_new_tokens": 4, "batch_size": 8},
-            },
+            "stop": stop_of(),
         }
-        out = folders.pop("out")
         return StageContext(
             params, {"model": small_opt, **folders}, out, {"device": "cpu"}, lambda n, u: lambda k: None
         )

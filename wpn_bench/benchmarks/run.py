@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from wpn_bench.benchmarks.definitions import (
 )
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
+from wpn_bench.machine import environment
 from wpn_bench.registry import nearest, unknown
 
 if TYPE_CHECKING:
@@ -355,22 +355,9 @@ def load_declared(task: str, include_paths: Sequence[Path], revision: str | None
 @contextmanager
 def quietly() -> Iterator[None]:
     """No bars and no notes from lm-eval and `datasets`; templates of task files in a sandbox; no processes of lm-eval's own."""
-    with _quiet(), hub.quiet(), _sandboxed(), _alone():
+    # Processes that its bootstrap forks hang now and then.
+    with _quiet(), hub.quiet(), _sandboxed(), environment(DISABLE_MULTIPROC="1"):
         yield
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """A bootstrap of lm-eval's would fork this process, whose threads may hold a lock just then: what is forked hangs."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before
 
 
 @contextmanager

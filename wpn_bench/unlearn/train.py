@@ -6,13 +6,14 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.executors import StageContext
+from wpn_bench.machine import environment
 from wpn_bench.models import SHARD
 from wpn_bench.progress import Advance
 from wpn_bench.prompts import Item
@@ -226,18 +227,11 @@ def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
             disable()
 
 
-@contextmanager
-def _environment(curves: Curves) -> Iterator[None]:
+def _environment(curves: Curves) -> AbstractContextManager[None]:
     """TensorBoard's callback takes its folder from the environment alone."""
-    name, before = "TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")
-    if curves.folder is None or before is not None:
-        yield
-        return
-    os.environ[name] = str(curves.folder / curves.name)
-    try:
-        yield
-    finally:
-        del os.environ[name]
+    if curves.folder is None or "TENSORBOARD_LOGGING_DIR" in os.environ:
+        return nullcontext()
+    return environment(TENSORBOARD_LOGGING_DIR=str(curves.folder / curves.name))
 
 
 def run_train_stage(ctx: StageContext) -> None:
