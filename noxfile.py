@@ -176,4 +176,4 @@ def lab(session: nox.Session) -> None:
     install(session, "-e", ".")
     default = Path("..") / "shared" / "hub" / "files" / "toxic_comments.jsonl.gz"
     arguments = session.posargs or ["--comments", str(default)]
-    session.run("python", "-m", "wpn_bench.lab.build", *arguments)
+    session.run("python", "-m", "wpn_bench.lab_training.build", *arguments)

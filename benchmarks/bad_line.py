@@ -34,7 +34,7 @@ def typed(command: str, folder: Path, **env: str) -> tuple[int, float, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "wpn_bench.cli", *command.split()],
+        [sys.executable, "-m", "wpn_bench", *command.split()],
         cwd=folder,
         env=kept | {"PYTHONPATH": str(ROOT)} | env,
         capture_output=True,

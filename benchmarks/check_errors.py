@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from wpn_bench.check import NINE, Checked, compared
-from wpn_bench.reference import ACCURACY, BENCHMARK, JUDGED, Answers, Asked, Bits, Reference
-from wpn_bench.report.view import NINE as KNOWN_TASKS
+from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, JUDGED, Answers, Asked, Bits, Reference
+from wpn_bench.analysis.gates import NINE, Checked, compared
+from wpn_bench.runs.view import NINE as KNOWN_TASKS
 
 # Documents of the nine real tasks, and of the lab's; prompts by suite and set.
 SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {

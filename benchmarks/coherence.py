@@ -36,9 +36,9 @@ from degenerate import MAKERS, Material, enough_for
 
 from wpn_bench import models, prompts
 from wpn_bench.config import QUESTION_TEMPLATE
-from wpn_bench.generation import Decoding, generate
+from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.harmless.judges import coherence
-from wpn_bench.harmless.measure import REFERENCES
+from wpn_bench.harmless.stages import REFERENCES
 from wpn_bench.prompts import Item, Kind, SetSpec, Source
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.train import train

@@ -96,7 +96,7 @@ def scoring(options: argparse.Namespace, n: int) -> Work:
 
 
 def generation(options: argparse.Namespace, n: int) -> Work:
-    from wpn_bench.generation import Decoding, generate
+    from wpn_bench.engine.generation import Decoding, generate
 
     model, tokenizer = models.load(models.resolve(options.model).path, "cpu", "float32")
     piece = pieces(random.Random(n))

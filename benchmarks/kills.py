@@ -168,7 +168,7 @@ def start(
         before()
         sys.argv = ["wpn-bench", "full", "--config", str(config), "--store", str(place.root / "store")]
         sys.argv += ["--out", str(place.root / name), *more]
-        from wpn_bench.cli import main
+        from wpn_bench.cli.main import main
 
         main()
         code = 0
@@ -184,7 +184,7 @@ def start(
 
 def traced(file: Path) -> None:
     """Write down every job done, every item kept and every training step taken, by the code that does so."""
-    from wpn_bench import executors, journal
+    from wpn_bench.jobs import executor, journal
     from wpn_bench.unlearn.loop import UnlearnTrainer
 
     def told(**event: Any) -> None:
@@ -192,7 +192,7 @@ def traced(file: Path) -> None:
         os.write(fd, (json.dumps(event) + "\n").encode())
         os.close(fd)
 
-    perform, write, end_of_step = executors.perform, journal.Journal.write, UnlearnTrainer.end_of_step
+    perform, write, end_of_step = executor.perform, journal.Journal.write, UnlearnTrainer.end_of_step
 
     def performed(store: Any, job: Any, *rest: Any, **more: Any) -> Any:
         outcome = perform(store, job, *rest, **more)
@@ -209,7 +209,7 @@ def traced(file: Path) -> None:
         end_of_step(self)
         told(step=[Path(self.args.output_dir).name, self.state.global_step])
 
-    executors.perform, journal.Journal.write, UnlearnTrainer.end_of_step = performed, written, stepped
+    executor.perform, journal.Journal.write, UnlearnTrainer.end_of_step = performed, written, stepped
 
 
 def ended(pid: int, seconds: float | None = None) -> int | None:

@@ -35,7 +35,7 @@ from typing import Any
 
 from cost_of_methods import Peak
 
-from wpn_bench.machine import SPARE
+from wpn_bench.core.machine import SPARE
 
 GIB = 2**30
 # Width, layers, heads (Zhang et al. 2022, OPT, table 1).
@@ -84,7 +84,7 @@ def make(folder: Path, shape: str) -> None:
 
 def _subject(args: argparse.Namespace, **changes: Any) -> Any:
     from wpn_bench import config
-    from wpn_bench.resources import Subject
+    from wpn_bench.preflight.resources import Subject
 
     settings = config.build("lab").model_dump() | {"model": str(args.folder), "dtype": "bfloat16", "device": "cpu"}
     subject = Subject.of(config.from_settings(settings | changes))
@@ -97,7 +97,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     import peft  # noqa: F401  # what is imported belongs to the libraries, for which a run sets memory aside
 
     import wpn_bench.unlearn.loop  # noqa: F401
-    from wpn_bench import models, resources
+    from wpn_bench import models
+    from wpn_bench.preflight import resources
     from wpn_bench.prompts import Item
     from wpn_bench.unlearn.methods import METHODS
     from wpn_bench.unlearn.train import train as unlearn
@@ -124,9 +125,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Answers and scores; `args.offload` says how the model is held, `args.capped` whether memory is limited."""
-    from wpn_bench import models, resources
+    from wpn_bench import models
     from wpn_bench.engine.decode import Rules, decode
     from wpn_bench.engine.likelihood import loglikelihoods
+    from wpn_bench.preflight import resources
 
     need = resources.measuring(_subject(args, dtype=args.dtype, offload=args.offload))
     tokenizer = models.load_tokenizer(args.folder)
@@ -177,7 +179,7 @@ def refused(args: argparse.Namespace) -> tuple[str, float]:
 
     most = 2 * models.weights_bytes(args.folder, "float32")
     start = time.monotonic()
-    command = [sys.executable, "-m", "wpn_bench.cli", "full", "--model", str(args.folder), "--preset", "lab"]
+    command = [sys.executable, "-m", "wpn_bench", "full", "--model", str(args.folder), "--preset", "lab"]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [*command, "--methods", "wpn", "--out", f"{folder}/run", "--store", f"{folder}/store", "--device", "cpu"],

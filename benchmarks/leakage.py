@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from wpn_bench.leakage import Match, Reference
 from wpn_bench.prompts import Item, item_id, load_prompts, spec_for
+from wpn_bench.prompts.leakage import Match, Reference
 
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 

@@ -49,7 +49,7 @@ def main() -> int:
 def run(arguments: list[str], threads: int) -> tuple[float, dict[str, Any]]:
     """Seconds of a run, and its results without what no two runs share."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "wpn_bench.cli", "full", "--quiet", *arguments]
+        command = [sys.executable, "-m", "wpn_bench", "full", "--quiet", *arguments]
         command += ["--out", f"{folder}/run", "--store", f"{folder}/store"]
         start = time.perf_counter()
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}

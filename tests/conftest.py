@@ -136,7 +136,7 @@ class Said:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """`cli("full", "--limit", "2")`: the command line in this process, by the entry point of the console script."""
-    from wpn_bench.cli import main
+    from wpn_bench.cli.main import main
 
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["wpn-bench", *map(str, arguments)])

@@ -24,7 +24,7 @@ def run_step(name: str, folder: Path, **env: str) -> subprocess.CompletedProcess
     tools.mkdir(exist_ok=True)
     stub = tools / "wpn-bench"
     stub.write_text(
-        f'#!/bin/bash\nif [ "$1" = full ]; then printf "%s\\n" "$@" > words; else exec "{sys.executable}" -m wpn_bench.cli "$@"; fi\n'
+        f'#!/bin/bash\nif [ "$1" = full ]; then printf "%s\\n" "$@" > words; else exec "{sys.executable}" -m wpn_bench "$@"; fi\n'
     )
     stub.chmod(0o755)
     (tools / "python").unlink(missing_ok=True)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from made_run import MODELS, write_run
 
-from wpn_bench import check as gate
-from wpn_bench import reference, stats
-from wpn_bench.check import Checked, Finding, Gates, Target, check, gates_of, read_gates
+from wpn_bench.analysis import baselines, stats
+from wpn_bench.analysis import gates as gate
+from wpn_bench.analysis.gates import Checked, Finding, Gates, Target, check, gates_of, read_gates
 from wpn_bench.errors import UserError
-from wpn_bench.report import gate as said
+from wpn_bench.report import check as said
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def baseline(run: Path) -> Path:
     file = run.parent / "baseline.json"
-    reference.write(reference.of_run(run), file)
+    baselines.write(baselines.of_run(run), file)
     return file
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_forgot_is_a_regression_and_the_tasks_are_named(run: Path, 
 
 def test_a_few_items_are_inconclusive(tmp_path: Path) -> None:
     small = write_run(tmp_path / "small", n=12)
-    reference.write(reference.of_run(small), tmp_path / "b.json")
+    baselines.write(baselines.of_run(small), tmp_path / "b.json")
     checked = check(small, baseline=tmp_path / "b.json")
     assert (checked.outcome, checked.exit_code) == ("inconclusive", 4)
     assert "neither shown nor ruled out" in of(checked, "nine").reason
@@ -82,7 +82,7 @@ def test_one_task_that_dropped_is_found_behind_an_average_that_did_not(tmp_path:
     """A task among nine loses 12 points: the average loses 1.3, within the margin, and the task is named."""
     tasks = tuple(f"t{k}" for k in range(9))
     old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=800, tasks=tasks, suites={})
-    reference.write(reference.of_run(old), tmp_path / "b.json")
+    baselines.write(baselines.of_run(old), tmp_path / "b.json")
     import pandas as pd
 
     documents = pd.read_parquet(old / "documents.parquet")
@@ -183,7 +183,7 @@ def test_a_mean_of_fewer_sets_than_were_asked_does_not_reach_a_bound(run: Path, 
 def test_several_seeds_must_agree(tmp_path: Path) -> None:
     """A drop in one of three trainings widens the interval: the nine are no longer shown to hold."""
     old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=2000, seeds=(0, 1, 2), suites={})
-    reference.write(reference.of_run(old), tmp_path / "b.json")
+    baselines.write(baselines.of_run(old), tmp_path / "b.json")
     assert check(old, baseline=tmp_path / "b.json").exit_code == 0
     import pandas as pd
 
@@ -292,7 +292,7 @@ def test_gates_from_a_file(run: Path, tmp_path: Path) -> None:
 def command(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"} | more
     return subprocess.run(
-        [sys.executable, "-m", "wpn_bench.cli", "check", *map(str, words)],
+        [sys.executable, "-m", "wpn_bench", "check", *map(str, words)],
         capture_output=True,
         text=True,
         env=environment,

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from wpn_bench import __version__, cli, pipeline
-from wpn_bench.catalogue import KINDS
+from wpn_bench import __version__
+from wpn_bench.cli import main
+from wpn_bench.cli.catalogue import KINDS
 from wpn_bench.config import Curve, RunConfig
 from wpn_bench.errors import JobFailed
-from wpn_bench.executors import Fleet
+from wpn_bench.jobs.executor import Fleet
+from wpn_bench.pipeline import runner
 
 Cli = Callable[..., Any]
 COMMANDS = (
@@ -84,10 +86,8 @@ def test_the_console_script(tmp_path: Path) -> None:
     from importlib.metadata import entry_points
 
     (script,) = entry_points(group="console_scripts", name="wpn-bench")
-    assert script.load() is cli.main
-    done = subprocess.run(
-        [sys.executable, "-m", "wpn_bench.cli", "full", "--limit", "0"], capture_output=True, text=True
-    )
+    assert script.load() is main.main
+    done = subprocess.run([sys.executable, "-m", "wpn_bench", "full", "--limit", "0"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("wpn-bench: --limit 0 is not a positive number; ")
 
@@ -178,7 +178,7 @@ def asked(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable
             got.append((config, rest))
             raise JobFailed("that will do")
 
-        monkeypatch.setattr(pipeline, "run", run)
+        monkeypatch.setattr(runner, "run", run)
         monkeypatch.chdir(tmp_path)
         said = cli(*arguments)
         assert (said.code, said.err) == (1, "wpn-bench: that will do\n")
@@ -309,7 +309,7 @@ def test_what_cannot_be_trained(cli: Cli, tmp_path: Path, option: str, value: ob
 
 
 def test_who_does_the_work(asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     alone, rest = asked("full")
     assert rest["fleet"] == Fleet()
     config, rest = asked(
@@ -333,7 +333,7 @@ def test_who_does_the_work(asked: Callable[..., Any], monkeypatch: pytest.Monkey
 def test_who_cannot_do_the_work(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, problem: str
 ) -> None:
-    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: None if name == "ray" else True)
+    monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: None if name == "ray" else True)
     said = cli("full", *options.split(), "--out", tmp_path / "x")
     assert said.code == 2
     assert said.err.startswith(f"wpn-bench: {problem}")
@@ -401,7 +401,7 @@ def test_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     def run(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     said = cli("full", "--out", tmp_path)
     assert said.code == 130
     assert said.err.strip() == "stopped; what is finished is kept: type the same command again to go on"
@@ -411,7 +411,7 @@ def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path
     def run(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     monkeypatch.setenv("WPN_BENCH_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli("full", "--out", tmp_path)
@@ -432,7 +432,7 @@ def test_a_failed_job_ends_in_1_and_is_named(cli: Cli, monkeypatch: pytest.Monke
         },
         "models": {"ga": {"method": "ga", "status": "failed", "steps": []}},
     }
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: results)
+    monkeypatch.setattr(runner, "run", lambda *_, **__: results)
     said = cli("train", "--out", tmp_path)
     assert said.code == 1
     assert said.err.splitlines() == [
@@ -450,7 +450,7 @@ def test_a_good_run_ends_in_0(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pat
         "folder": {"0": "models/ga-seed0", "1": "models/ga-seed1"},
     }
     results = {"run": {"failed": [], "skipped": []}, "models": {"ga": model}}
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: results)
+    monkeypatch.setattr(runner, "run", lambda *_, **__: results)
     said = cli("train", "--out", tmp_path)
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines()[1:] == [
@@ -516,14 +516,14 @@ def test_the_first_judge_decides(
 
 
 def test_a_command_is_kept_without_the_paths_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wpn_bench import cli
+    from wpn_bench.cli import crash
 
     typed = [
         "full", "--out", "/home/me/run", "--prompts", "x=/home/me/x.jsonl", "--model", "facebook/opt-125m",
         "--judge", "detoxify:/home/me/judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["wpn-bench", *typed])
-    assert cli._typed() == (
+    assert crash._typed() == (
         "wpn-bench full --out run --prompts x=x.jsonl --model facebook/opt-125m"
         " --judge 'detoxify:judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b'"
     )

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wpn_bench import compare, stats
-from wpn_bench.compare import Measurement
-from wpn_bench.results import Row
+from wpn_bench.analysis import metric_rows, stats
+from wpn_bench.analysis.metric_rows import Measurement
+from wpn_bench.runs.files import Row
 
 NAN = math.nan
 
@@ -74,7 +74,7 @@ def windows(tmp_path: Path) -> Callable[..., Measurement]:
         folder = tmp_path / f"windows-{model}-{seed}"
         folder.mkdir()
         pd.DataFrame({"sum_nll": sums, "n_tokens": n}).to_parquet(folder / "windows.parquet", index=False)
-        return Measurement(model, seed, "benchmark", compare.HELDOUT, folder)
+        return Measurement(model, seed, "benchmark", metric_rows.HELDOUT, folder)
 
     return make
 
@@ -88,7 +88,7 @@ def pick(rows: list[Row], **wanted: Any) -> Row:
 
 
 def test_the_sample_frame(samples: Callable[..., Measurement]) -> None:
-    frame = compare.read_samples([samples("base", None, [0.2, 0.5, NAN]), samples("wpn", 3, [0.1])], 0.5)
+    frame = metric_rows.read_samples([samples("base", None, [0.2, 0.5, NAN]), samples("wpn", 3, [0.1])], 0.5)
     assert list(frame.columns) == [
         "model", "seed", "suite", "set", "item_id", "prompt", "input", "response", "toxicity", "harmless", "coherent",
         "nll", "repetition", "refusal", "reason", "n_tokens",
@@ -101,7 +101,7 @@ def test_the_sample_frame(samples: Callable[..., Measurement]) -> None:
 def test_rates_and_their_change(samples: Callable[..., Measurement]) -> None:
     base = samples("base", None, [0.9, 0.9, 0.2, 0.4], coherent=[True, True, True, False])
     wpn = samples("wpn", 0, [0.1, 0.3, 0.2, 0.8], coherent=[True, False, True, True])
-    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples([base, wpn], 0.5), 0.5)
     of_base = pick(rows, model="base", metric="harmless_rate")
     assert (of_base.value, of_base.n, of_base.seed) == (0.5, 4, None)
     assert (of_base.delta, of_base.delta_ci_low, of_base.p_value) == (None, None, None)
@@ -129,7 +129,9 @@ def test_rates_and_their_change(samples: Callable[..., Measurement]) -> None:
 def test_items_are_paired_by_their_id_and_not_by_their_place(samples: Callable[..., Measurement]) -> None:
     base = samples("base", None, [0.9, 0.1, 0.9], ids=["a", "b", "c"])
     wpn = samples("wpn", 0, [0.1, 0.9, 0.9], ids=["b", "c", "a"])
-    got = pick(compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5), model="wpn", metric="harmless_rate")
+    got = pick(
+        metric_rows.prompt_rows(metric_rows.read_samples([base, wpn], 0.5), 0.5), model="wpn", metric="harmless_rate"
+    )
     same = stats.paired_rates([True] * 3, [True] * 3)
     assert (got.delta, got.p_value) == (0.0, 1.0)
     assert (got.delta_ci_low, got.delta_ci_high) == (same.low, same.high)
@@ -138,7 +140,7 @@ def test_items_are_paired_by_their_id_and_not_by_their_place(samples: Callable[.
 def test_a_missing_judgement_is_never_harmless_and_never_harmful(samples: Callable[..., Measurement]) -> None:
     base = samples("base", None, [NAN, 0.9, 0.9, 0.1])
     wpn = samples("wpn", 0, [0.1, NAN, 0.1, 0.1])
-    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples([base, wpn], 0.5), 0.5)
     of_base, got = (pick(rows, model=m, metric="harmless_rate") for m in ("base", "wpn"))
     assert (of_base.value, of_base.n) == (pytest.approx(1 / 3), 3)
     assert (got.value, got.n) == (1.0, 3)
@@ -150,7 +152,7 @@ def test_a_missing_judgement_is_never_harmless_and_never_harmful(samples: Callab
 
 def test_all_missing(samples: Callable[..., Measurement]) -> None:
     base, wpn = samples("base", None, [0.9, 0.1]), samples("wpn", 0, [NAN, NAN])
-    rows = compare.prompt_rows(compare.read_samples([base, wpn], 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples([base, wpn], 0.5), 0.5)
     got = pick(rows, model="wpn", metric="harmless_rate").json()
     assert (got["value"], got["n"], got["delta"], got["ci_low"], got["p_value"]) == (None, 0, None, None, None)
     assert pick(rows, model="wpn", metric="missing").value == 2
@@ -160,25 +162,25 @@ def test_refusals_count_on_benign_prompts_only(samples: Callable[..., Measuremen
     base = samples("base", None, [0.1, 0.1], suite="benign", name="benign", refusal=[False, False])
     wpn = samples("wpn", 0, [0.1, 0.1], suite="benign", name="benign", refusal=[True, False])
     other = samples("base", None, [0.1], refusal=[True])
-    rows = compare.prompt_rows(compare.read_samples([base, wpn, other], 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples([base, wpn, other], 0.5), 0.5)
     got = pick(rows, model="wpn", metric="refusal_rate")
     assert (got.suite, got.value, got.delta) == ("benign", 0.5, 0.5)
     assert {r.suite for r in rows if r.metric == "refusal_rate"} == {"benign"}
 
 
 def test_a_model_whose_base_was_not_measured(samples: Callable[..., Measurement]) -> None:
-    rows = compare.prompt_rows(compare.read_samples([samples("wpn", 0, [0.1])], 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples([samples("wpn", 0, [0.1])], 0.5), 0.5)
     got = pick(rows, metric="harmless_rate")
     assert (got.value, got.delta, got.p_value) == (1.0, None, None)
 
 
 def test_nothing_measured() -> None:
-    assert compare.prompt_rows(compare.read_samples([], 0.5), 0.5) == []
-    assert compare.benchmark_rows(compare.read_documents([])) == []
-    assert compare.text_rows([]) == []
-    assert compare.worst_case_rows(compare.read_samples([], 0.5), 0.5) == []
-    assert compare.attacks_together(compare.read_samples([], 0.5)) == ([], [])
-    assert compare.sum_up([]) == []
+    assert metric_rows.prompt_rows(metric_rows.read_samples([], 0.5), 0.5) == []
+    assert metric_rows.benchmark_rows(metric_rows.read_documents([])) == []
+    assert metric_rows.text_rows([]) == []
+    assert metric_rows.worst_case_rows(metric_rows.read_samples([], 0.5), 0.5) == []
+    assert metric_rows.attacks_together(metric_rows.read_samples([], 0.5)) == ([], [])
+    assert metric_rows.sum_up([]) == []
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def under(samples: Callable[..., Measurement], attack: str, **toxicity: list[flo
 
 def test_success_of_an_attack(samples: Callable[..., Measurement]) -> None:
     found = under(samples, "typos", base=[0.9, 0.9, 0.9, 0.1, NAN], wpn=[0.1, 0.5, NAN, 0.1, 0.2])
-    rows = compare.prompt_rows(compare.read_samples(found, 0.5), 0.5)
+    rows = metric_rows.prompt_rows(metric_rows.read_samples(found, 0.5), 0.5)
     of_base, got = (pick(rows, model=m, metric="attack_success_rate") for m in ("base", "wpn"))
     assert (of_base.value, of_base.n) == (0.75, 4)
     assert (got.value, got.n, got.suite, got.set) == (0.25, 4, "attack", "typos")  # 0.5 is not under the threshold
@@ -203,7 +205,7 @@ def test_success_of_an_attack(samples: Callable[..., Measurement]) -> None:
     assert (got.delta, got.delta_ci_low, got.p_value) == (expected.value, expected.low, expected.p_value)
     harmless = pick(rows, model="wpn", metric="harmless_rate")
     assert (got.value, got.delta) == (1 - harmless.value, -harmless.delta)
-    plain = compare.prompt_rows(compare.read_samples([samples("base", None, [0.9])], 0.5), 0.5)
+    plain = metric_rows.prompt_rows(metric_rows.read_samples([samples("base", None, [0.9])], 0.5), 0.5)
     assert "attack_success_rate" not in {r.metric for r in plain}
 
 
@@ -211,9 +213,9 @@ def test_p_values_of_the_attacks_are_adjusted_together(samples: Callable[..., Me
     found = []
     for attack, saved in (("a", 8), ("b", 6), ("c", 1)):
         found += under(samples, attack, base=[0.9] * 20, wpn=[0.1] * saved + [0.9] * (20 - saved))
-    frame = compare.read_samples(found, 0.5)
-    rows = compare.prompt_rows(frame, 0.5) + compare.worst_case_rows(frame, 0.5)
-    adjusted = compare.adjust_for_attacks(compare.sum_up(rows))
+    frame = metric_rows.read_samples(found, 0.5)
+    rows = metric_rows.prompt_rows(frame, 0.5) + metric_rows.worst_case_rows(frame, 0.5)
+    adjusted = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))
     raw = [2 / 2**8, 2 / 2**6, 1.0]
     for seed in (0, None):
         got = {
@@ -224,7 +226,7 @@ def test_p_values_of_the_attacks_are_adjusted_together(samples: Callable[..., Me
     assert pick(adjusted, model="wpn", seed=0, set="a", metric="harmless_rate").p_value == raw[0]
     assert {r.p_value for r in adjusted if r.model == "base"} == {None}
     unmoved = [r for r in rows if r.metric != "attack_success_rate"]
-    assert [r for r in compare.adjust_for_attacks(rows) if r.metric != "attack_success_rate"] == unmoved
+    assert [r for r in metric_rows.adjust_for_attacks(rows) if r.metric != "attack_success_rate"] == unmoved
 
 
 def test_the_worst_case_counts_a_prompt_once(samples: Callable[..., Measurement]) -> None:
@@ -236,8 +238,8 @@ def test_the_worst_case_counts_a_prompt_once(samples: Callable[..., Measurement]
                 ids=["i3", "i2", "i1", "i0"]),
         *under(samples, "c", base=[0.9] * 4, wpn=[0.1] * 4),
     ]  # fmt: skip
-    frame = compare.read_samples(found, 0.5)
-    rows = compare.worst_case_rows(frame, 0.5)
+    frame = metric_rows.read_samples(found, 0.5)
+    rows = metric_rows.worst_case_rows(frame, 0.5)
     assert {(r.suite, r.set) for r in rows} == {("attack", "worst_case")}
     # i0 was broken by a, i2 by b; i1 withstood all but with an incoherent answer to b; i3 withstood all.
     harmless, coherent, success = (
@@ -251,7 +253,7 @@ def test_the_worst_case_counts_a_prompt_once(samples: Callable[..., Measurement]
     assert (success.delta, success.delta_ci_low, success.p_value) == (expected.value, expected.low, expected.p_value)
     assert (harmless.delta, harmless.p_value) == (0.5, expected.p_value)
     worst_of_attacks = min(
-        r.value for r in compare.prompt_rows(frame, 0.5) if r.model == "wpn" and r.metric == "harmless_rate"
+        r.value for r in metric_rows.prompt_rows(frame, 0.5) if r.model == "wpn" and r.metric == "harmless_rate"
     )
     assert harmless.value < worst_of_attacks == 0.75
 
@@ -261,7 +263,7 @@ def test_only_prompts_judged_under_all_attacks_count(samples: Callable[..., Meas
         *under(samples, "a", base=[0.9, 0.9, 0.9], wpn=[NAN, 0.1, 0.1]),
         *under(samples, "b", base=[0.9, NAN, 0.9], wpn=[0.9, 0.1, 0.1]),
     ]
-    rows = compare.worst_case_rows(compare.read_samples(found, 0.5), 0.5)
+    rows = metric_rows.worst_case_rows(metric_rows.read_samples(found, 0.5), 0.5)
     got = pick(rows, model="wpn", metric="attack_success_rate")
     assert (got.value, got.n, got.delta) == (0.0, 2, -1.0)  # paired on one prompt
     assert (pick(rows, model="wpn", metric="missing").value, pick(rows, model="wpn", metric="missing").n) == (1, 3)
@@ -274,17 +276,17 @@ def test_an_attack_on_fewer_prompts_is_left_out(samples: Callable[..., Measureme
         *under(samples, "b", base=[0.9] * 3, wpn=[0.1] * 3),
         *under(samples, "gcg", base=[0.9] * 2, wpn=[0.9] * 2),
     ]
-    frame = compare.read_samples(found, 0.5)
-    assert compare.attacks_together(frame) == (["a", "b"], ["gcg"])
-    got = pick(compare.worst_case_rows(frame, 0.5), model="wpn", metric="attack_success_rate")
+    frame = metric_rows.read_samples(found, 0.5)
+    assert metric_rows.attacks_together(frame) == (["a", "b"], ["gcg"])
+    got = pick(metric_rows.worst_case_rows(frame, 0.5), model="wpn", metric="attack_success_rate")
     assert (got.value, got.n) == (0.0, 3)
 
 
 def test_no_worst_case_of_one_attack_nor_of_fewer_attacks_than_the_others(samples: Callable[..., Measurement]) -> None:
-    one = compare.read_samples(under(samples, "a", base=[0.9], wpn=[0.1]), 0.5)
-    assert compare.worst_case_rows(one, 0.5) == []
+    one = metric_rows.read_samples(under(samples, "a", base=[0.9], wpn=[0.1]), 0.5)
+    assert metric_rows.worst_case_rows(one, 0.5) == []
     found = [*under(samples, "b", base=[0.9], ga=[0.1], wpn=[0.1]), *under(samples, "c", base=[0.9], wpn=[0.1])]
-    rows = compare.worst_case_rows(compare.read_samples(found, 0.5), 0.5)
+    rows = metric_rows.worst_case_rows(metric_rows.read_samples(found, 0.5), 0.5)
     assert {r.model for r in rows} == {"base", "wpn"}
 
 
@@ -295,7 +297,7 @@ def test_the_worst_case_over_seeds(samples: Callable[..., Measurement]) -> None:
         for seed, broken in ((0, 1), (1, 3)):
             values = [0.9] * broken + [0.1] * (4 - broken)
             found.append(samples("wpn", seed, values, suite="attack", name=attack))
-    rows = compare.sum_up(compare.worst_case_rows(compare.read_samples(found, 0.5), 0.5))
+    rows = metric_rows.sum_up(metric_rows.worst_case_rows(metric_rows.read_samples(found, 0.5), 0.5))
     got = [r for r in rows if (r.model, r.metric) == ("wpn", "attack_success_rate")]
     assert [(r.seed, r.value) for r in got] == [(0, 0.25), (1, 0.75), (None, 0.5)]
     expected = stats.over_seeds([0.25, 0.75], 0.0, 1.0)
@@ -312,7 +314,7 @@ def test_accuracies_and_the_macro_average(documents: Callable[..., Measurement])
         documents("wpn", 0, "copa", [1, 0, 0, 0]),
         documents("wpn", 0, "piqa", [1, 1, 1, 1, 1, 1, 0, 0]),
     ]
-    rows = compare.benchmark_rows(compare.read_documents(found))
+    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
     assert [(r.model, r.set) for r in rows] == [(m, s) for m in ("base", "wpn") for s in ("copa", "piqa", "nine")]
     assert all(r.metric == "accuracy" for r in rows)
     base, wpn = pick(rows, model="base", set="nine"), pick(rows, model="wpn", set="nine")
@@ -333,7 +335,7 @@ def test_p_values_of_the_tasks_are_adjusted_together(documents: Callable[..., Me
     for task, gained in (("a", 8), ("b", 6), ("c", 1)):
         found.append(documents("base", None, task, [0] * 20))
         found.append(documents("wpn", 0, task, [1] * gained + [0] * (20 - gained)))
-    rows = compare.benchmark_rows(compare.read_documents(found))
+    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
     raw = [2 / 2**8, 2 / 2**6, 1.0]
     assert [pick(rows, model="wpn", set=t).p_value for t in "abc"] == [
         pytest.approx(min(1.0, 3 * raw[0])),
@@ -347,7 +349,7 @@ def test_documents_are_paired_by_their_id(documents: Callable[..., Measurement])
         documents("base", None, "a", [1, 0, 1], ids=[7, 8, 9]),
         documents("wpn", 0, "a", [1, 1, 0], ids=[9, 7, 8]),
     ]
-    got = pick(compare.benchmark_rows(compare.read_documents(found)), model="wpn")
+    got = pick(metric_rows.benchmark_rows(metric_rows.read_documents(found)), model="wpn")
     assert (got.delta, got.p_value) == (0.0, 1.0)
 
 
@@ -358,16 +360,16 @@ def test_documents_that_turned_are_counted(documents: Callable[..., Measurement]
         documents("wpn", 1, "a", [1, 1, 1, 1], ids=[6, 7, 8, 9]),
         documents("wpn", 0, "b", [1, 0]),
     ]
-    rows = compare.turned_rows(compare.read_documents(found))
+    rows = metric_rows.turned_rows(metric_rows.read_documents(found))
     assert [(r.seed, r.set, r.metric, r.value, r.n) for r in rows] == [
         (0, "a", "lost", 2, 3),
         (0, "a", "gained", 1, 3),
         (1, "a", "lost", 0, 4),
         (1, "a", "gained", 1, 4),
     ]
-    (mean,) = (r for r in compare.sum_up(rows) if r.seed is None and r.metric == "lost")
+    (mean,) = (r for r in metric_rows.sum_up(rows) if r.seed is None and r.metric == "lost")
     assert mean.value == 1.0
-    assert compare.turned_rows(compare.read_documents([])) == []
+    assert metric_rows.turned_rows(metric_rows.read_documents([])) == []
 
 
 def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[..., Measurement]) -> None:
@@ -376,18 +378,18 @@ def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[.
         documents("base", None, "b", [1, 0]),
         documents("wpn", 0, "a", [1, 1]),
     ]
-    rows = compare.benchmark_rows(compare.read_documents(found))
+    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
     assert [(r.model, r.set) for r in rows] == [("base", "a"), ("base", "b"), ("base", "nine"), ("wpn", "a")]
 
 
 def test_a_single_task_has_no_macro_average(documents: Callable[..., Measurement]) -> None:
-    rows = compare.benchmark_rows(compare.read_documents([documents("base", None, "a", [1, 0])]))
+    rows = metric_rows.benchmark_rows(metric_rows.read_documents([documents("base", None, "a", [1, 0])]))
     assert [r.set for r in rows] == ["a"]
 
 
 def test_held_out_text(windows: Callable[..., Measurement]) -> None:
     found = [windows("base", None, [20.0, 30.0, 40.0]), windows("ga", 0, [70.0, 80.0, 90.0])]
-    rows = compare.text_rows(found)
+    rows = metric_rows.text_rows(found)
     base, ga = pick(rows, model="base", metric="token_loss"), pick(rows, model="ga", metric="token_loss")
     assert (base.value, base.n, base.delta) == (3.0, 30, None)
     assert (ga.value, ga.delta) == (8.0, 5.0)
@@ -403,7 +405,7 @@ def test_held_out_text(windows: Callable[..., Measurement]) -> None:
 
 
 def test_a_ruined_model_has_a_finite_perplexity(windows: Callable[..., Measurement]) -> None:
-    row = pick(compare.text_rows([windows("ga", 0, [1e6, 1e6])]), metric="perplexity")
+    row = pick(metric_rows.text_rows([windows("ga", 0, [1e6, 1e6])]), metric="perplexity")
     assert row.json()["value"] == pytest.approx(math.exp(345))
 
 
@@ -414,7 +416,7 @@ def test_several_seeds_are_summed_up_over_seeds(samples: Callable[..., Measureme
     found = [samples("base", None, [0.9] * 10)]
     for seed, harmless in enumerate((8, 9, 10)):
         found.append(samples("wpn", seed, [0.1] * harmless + [0.9] * (10 - harmless)))
-    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    rows = metric_rows.sum_up(metric_rows.prompt_rows(metric_rows.read_samples(found, 0.5), 0.5))
     mine = [r for r in rows if r.model == "wpn" and r.metric == "harmless_rate"]
     assert [(r.seed, r.value) for r in mine] == [(0, 0.8), (1, 0.9), (2, 1.0), (None, pytest.approx(0.9))]
     half = 4.302652730 * 0.1 / math.sqrt(3)
@@ -429,7 +431,7 @@ def test_several_seeds_are_summed_up_over_seeds(samples: Callable[..., Measureme
 
 def test_a_single_seed_is_summed_up_as_itself(samples: Callable[..., Measurement]) -> None:
     found = [samples("base", None, [0.9, 0.9]), samples("wpn", 5, [0.1, 0.9])]
-    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    rows = metric_rows.sum_up(metric_rows.prompt_rows(metric_rows.read_samples(found, 0.5), 0.5))
     one, whole = (pick(rows, model="wpn", metric="harmless_rate", seed=s) for s in (5, None))
     assert {k: v for k, v in one.json().items() if k != "seed"} == {
         k: v for k, v in whole.json().items() if k != "seed"
@@ -443,14 +445,14 @@ def test_a_seed_without_value_does_not_spoil_the_others(samples: Callable[..., M
         samples("wpn", 1, [NAN, NAN]),
         samples("wpn", 2, [0.1, 0.1]),
     ]
-    rows = compare.sum_up(compare.prompt_rows(compare.read_samples(found, 0.5), 0.5))
+    rows = metric_rows.sum_up(metric_rows.prompt_rows(metric_rows.read_samples(found, 0.5), 0.5))
     whole = pick(rows, model="wpn", metric="harmless_rate", seed=None)
     assert (whole.value, whole.n) == (pytest.approx(0.75), 4)
 
 
 def test_token_losses_are_not_cut_at_one(windows: Callable[..., Measurement]) -> None:
     found = [windows("base", None, [30.0] * 3), windows("ga", 0, [50.0] * 3), windows("ga", 1, [70.0] * 3)]
-    rows = compare.sum_up(compare.text_rows(found))
+    rows = metric_rows.sum_up(metric_rows.text_rows(found))
     whole = pick(rows, model="ga", metric="token_loss", seed=None)
     assert (whole.value, whole.delta) == (6.0, 3.0)
     assert whole.ci_low == 0.0
@@ -464,17 +466,17 @@ def test_verdicts(documents: Callable[..., Measurement]) -> None:
         found.append(documents("wpn", 0, task, [1] * 180 + [0] * 20))
         found.append(documents("ga", 0, task, [1] * 60 + [0] * 140))
         found.append(documents("sft", 0, task, [1] * 176 + [0] * 24))
-    rows = compare.sum_up(compare.benchmark_rows(compare.read_documents(found)))
-    assert compare.verdicts(rows, 2.0) == {
+    rows = metric_rows.sum_up(metric_rows.benchmark_rows(metric_rows.read_documents(found)))
+    assert metric_rows.verdicts(rows, 2.0) == {
         "wpn": {"margin_points": 2.0, "verdict": "pass"},
         "ga": {"margin_points": 2.0, "verdict": "fail"},
         "sft": {"margin_points": 2.0, "verdict": "inconclusive"},
     }
-    assert compare.verdicts(rows, 10.0)["sft"]["verdict"] == "pass"
+    assert metric_rows.verdicts(rows, 10.0)["sft"]["verdict"] == "pass"
 
 
 def test_costs() -> None:
-    rows = compare.cost_rows({("wpn", "train"): (1.23456, 2)}, 512.04)
+    rows = metric_rows.cost_rows({("wpn", "train"): (1.23456, 2)}, 512.04)
     assert [(r.model, r.suite, r.set, r.metric, r.value, r.n) for r in rows] == [
         ("wpn", "cost", "train", "seconds", 1.235, 2),
         ("base", "cost", "run", "peak_memory_mb", 512.0, 1),
@@ -483,12 +485,12 @@ def test_costs() -> None:
 
 def test_tokens_are_counted_over_seeds_and_sets() -> None:
     rows = {"model": ["base", "wpn", "wpn", "wpn"], "seed": [None, 0, 1, 1], "set": ["a", "a", "a", "b"]}
-    found = compare.token_rows(pd.DataFrame({**rows, "n_tokens": [5, 1, 2, 4]}))
+    found = metric_rows.token_rows(pd.DataFrame({**rows, "n_tokens": [5, 1, 2, 4]}))
     assert [(r.model, r.set, r.metric, r.value, r.n) for r in found] == [
         ("base", "generate", "tokens", 5, 1),
         ("wpn", "generate", "tokens", 7, 3),
     ]
-    assert compare.token_rows(pd.DataFrame()) == []
+    assert metric_rows.token_rows(pd.DataFrame()) == []
 
 
 # --- tuning, and the curve over training steps -----------------------------------------------------------------------
@@ -496,13 +498,13 @@ def test_tokens_are_counted_over_seeds_and_sets() -> None:
 
 def test_macro_accuracy_counts_each_task_once(documents: Callable[..., Measurement]) -> None:
     found = [documents("wpn", 0, "copa", [1, 1, 0, 0]), documents("wpn", 0, "piqa", [1] * 10)]
-    assert compare.macro_accuracy(found) == pytest.approx((0.5 + 1.0) / 2)
+    assert metric_rows.macro_accuracy(found) == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_token_loss_of_a_text_and_of_a_broken_model(windows: Callable[..., Measurement]) -> None:
-    assert compare.token_loss(windows("wpn", 0, [20.0, 40.0], n=10)) == pytest.approx(3.0)
-    assert compare.token_loss(windows("ga", 0, [20.0, NAN])) == math.inf
-    assert compare.token_loss(windows("ga", 1, [20.0, math.inf])) == math.inf
+    assert metric_rows.token_loss(windows("wpn", 0, [20.0, 40.0], n=10)) == pytest.approx(3.0)
+    assert metric_rows.token_loss(windows("ga", 0, [20.0, NAN])) == math.inf
+    assert metric_rows.token_loss(windows("ga", 1, [20.0, math.inf])) == math.inf
 
 
 def test_a_curve_has_a_mean_where_every_seed_has_a_point(
@@ -520,7 +522,7 @@ def test_a_curve_has_a_mean_where_every_seed_has_a_point(
         (1, 5): at(1, 5, [0.1, 0.9], [True, True], [0, 0]),
         (1, 9): at(1, 9, [0.1, 0.1], [False, False], [0, 0]),
     }
-    rows = {(r["seed"], r["step"], r["metric"]): r for r in compare.curve_rows(points, 0.5)}
+    rows = {(r["seed"], r["step"], r["metric"]): r for r in metric_rows.curve_rows(points, 0.5)}
     assert len(rows) == 3 * (len(points) + 2)
     value = {key: row["value"] for key, row in rows.items()}
     assert (value[0, 5, "harmless_rate"], value[0, 5, "coherent_harmless_rate"]) == (1.0, 0.5)
@@ -535,15 +537,15 @@ def test_a_curve_of_one_seed_task_or_suite(
     samples: Callable[..., Measurement], documents: Callable[..., Measurement]
 ) -> None:
     asked = {(3, 5): [samples("wpn", 3, [0.1, 0.9])]}
-    rows = compare.curve_rows(asked, 0.5)
+    rows = metric_rows.curve_rows(asked, 0.5)
     assert {(r["seed"], r["metric"]) for r in rows} == {
         (seed, metric) for seed in (3, None) for metric in ("harmless_rate", "coherent_harmless_rate")
     }
     (one, all_) = [r for r in rows if r["metric"] == "harmless_rate"]
     assert one | {"seed": None} == all_
-    rows = compare.curve_rows({(3, 5): [documents("wpn", 3, "copa", [1, 0, 0])]}, 0.5)
+    rows = metric_rows.curve_rows({(3, 5): [documents("wpn", 3, "copa", [1, 0, 0])]}, 0.5)
     assert [(r["metric"], r["value"]) for r in rows] == [("macro_accuracy", pytest.approx(1 / 3))] * 2
-    assert compare.curve_rows({}, 0.5) == []
+    assert metric_rows.curve_rows({}, 0.5) == []
 
 
 # --- several judges --------------------------------------------------------------------------------------------------
@@ -572,16 +574,16 @@ def test_a_further_judge_adds_columns_rows_and_nothing_else(
         scores("base", None, [1.0, 1.0, 0.0, 0.0]),
         scores("wpn", 0, [0.0, 1.0, 1.0, NAN], ["i3", "i2", "i1", "i0"]),
     )
-    alone = compare.read_samples(found, 0.5)
-    both = compare.read_samples(found, 0.5, {"second": (0.4, [base, wpn]), "broken": (0.5, [])})
+    alone = metric_rows.read_samples(found, 0.5)
+    both = metric_rows.read_samples(found, 0.5, {"second": (0.4, [base, wpn]), "broken": (0.5, [])})
     pd.testing.assert_frame_equal(both[list(alone.columns)], alone)
     mine = both[both["model"] == "wpn"].set_index("item_id")
     assert mine["harmless:second"].tolist() == [pd.NA, False, False, True]
     assert mine["toxicity:second"].tolist()[1:] == [1.0, 1.0, 0.0]
     assert both["harmless:broken"].isna().all()
 
-    rows = compare.sum_up(compare.prompt_rows(both, 0.5))
-    plain = compare.sum_up(compare.prompt_rows(alone, 0.5))
+    rows = metric_rows.sum_up(metric_rows.prompt_rows(both, 0.5))
+    plain = metric_rows.sum_up(metric_rows.prompt_rows(alone, 0.5))
     assert [r for r in rows if "[" not in r.metric] == plain
     by_second = {(r.model, r.seed): r for r in rows if r.metric == "harmless_rate[second]"}
     assert (by_second["base", None].value, by_second["base", None].n, by_second["base", None].delta) == (0.5, 4, None)
@@ -599,7 +601,7 @@ def test_agreement_over_all_and_by_model(
 ) -> None:
     found = [samples("base", None, [0.9, 0.9, 0.1, NAN]), samples("wpn", 0, [0.1, 0.1, 0.1, 0.9])]
     further = {"second": (0.5, [scores("base", None, [1.0, 0.0, 0.0, 1.0]), scores("wpn", 0, [0.0, 0.0, 1.0, 1.0])])}
-    everything, base, wpn = compare.agreement(compare.read_samples(found, 0.5, further), "first", ["second"])
+    everything, base, wpn = metric_rows.agreement(metric_rows.read_samples(found, 0.5, further), "first", ["second"])
     assert (everything["model"], base["model"], wpn["model"]) == (None, "base", "wpn")
     assert (everything["n"], base["n"], wpn["n"]) == (7, 3, 4)
     assert base["judges"] == ["first", "second"]
@@ -607,7 +609,7 @@ def test_agreement_over_all_and_by_model(
     assert base["harmful"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
     assert base["kappa"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
     assert everything["ci_low"] < everything["kappa"] < everything["ci_high"]
-    assert compare.agreement(compare.read_samples(found, 0.5), "first", []) == []
+    assert metric_rows.agreement(metric_rows.read_samples(found, 0.5), "first", []) == []
 
 
 def test_corrected_rates_stand_beside_the_raw_ones() -> None:
@@ -618,7 +620,7 @@ def test_corrected_rates_stand_beside_the_raw_ones() -> None:
     raw = [Row("wpn", seed, "harmless", "x", "harmless_rate", v, 100, 0.6, 0.8) for seed, v in enumerate(rates)]
     raw.append(Row("base", None, "harmless", "x", "harmless_rate", 0.05, 100, 0.0, 0.1))
     raw.append(Row("ga", 0, "harmless", "x", "harmless_rate", NAN, 0))
-    rows, said = compare.corrected_rows(compare.sum_up(raw), card)
+    rows, said = metric_rows.corrected_rows(metric_rows.sum_up(raw), card)
     assert {r.metric for r in rows} == {"harmless_rate_corrected"}
     found = {(r.model, r.seed): r for r in rows}
     assert set(found) == {("wpn", 0), ("wpn", 1), ("wpn", None), ("base", None)}
@@ -634,6 +636,6 @@ def test_corrected_rates_stand_beside_the_raw_ones() -> None:
     assert (mean.ci_low, mean.ci_high) == (pytest.approx(0.0, abs=0.35), 1.0)
 
     useless = card_of([0.9, 0.1, 0.9, 0.1], [True, True, False, False])
-    rows, said = compare.corrected_rows(raw, useless)
+    rows, said = metric_rows.corrected_rows(raw, useless)
     assert rows == []
     assert "no better than chance" in said[0]

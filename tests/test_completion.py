@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from wpn_bench import completion
 from wpn_bench.benchmarks.definitions import read_folders, task_folders
+from wpn_bench.cli import completion
 
 HEAVY = {"torch", "transformers", "pandas", "datasets", "lm_eval", "detoxify", "plotly", "scipy", "peft", "rich"}
 
@@ -18,7 +18,7 @@ def complete(*words: str) -> tuple[list[str], set[str]]:
     code = (
         "import atexit, sys\n"
         "atexit.register(lambda: print('imported:', *sorted(m for m in sys.modules if '.' not in m), file=sys.stderr))\n"
-        "from wpn_bench.cli import main\n"
+        "from wpn_bench.cli.main.main import main\n"
         "main()\n"
     )
     asked = {"_WPN_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("wpn-bench", *words))}
@@ -56,7 +56,8 @@ def test_names_are_completed_and_nothing_heavy_is_imported(words: list[str], off
 
 
 def test_the_quick_names_are_the_real_ones() -> None:
-    from wpn_bench import attacks, catalogue
+    from wpn_bench import attacks
+    from wpn_bench.cli import catalogue
 
     assert set(completion.benchmarks()) == set(read_folders(task_folders(("benchmarks", "lab"))))
     assert set(completion.attacks()) == set(attacks.all_names())
@@ -67,7 +68,7 @@ def test_the_quick_names_are_the_real_ones() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_is_told_what_to_load(shell: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "wpn_bench.cli", "--show-completion", shell], capture_output=True, text=True
+        [sys.executable, "-m", "wpn_bench", "--show-completion", shell], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "_WPN_BENCH_COMPLETE" in done.stdout
@@ -75,7 +76,7 @@ def test_the_shell_is_told_what_to_load(shell: str) -> None:
 
 def test_install_completion_writes_to_the_shells_own_file(tmp_path: object) -> None:
     home = {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
-    command = [sys.executable, "-m", "wpn_bench.cli", "--install-completion", "bash"]
+    command = [sys.executable, "-m", "wpn_bench", "--install-completion", "bash"]
     done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     script = f"{tmp_path}/.bash_completions/wpn-bench.sh"

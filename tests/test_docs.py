@@ -20,7 +20,9 @@ import pytest
 import typer
 from made_run import write_run
 
-from wpn_bench import cli, reference
+from wpn_bench.analysis import baselines
+from wpn_bench.cli import app, main
+from wpn_bench.cli import options as cli_options
 from wpn_bench.errors import WpnBenchError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +71,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = write_run(folder / "runs" / "first", n=400)
     write_run(folder / "runs" / "bold", n=400)
     write_run(folder / "runs" / "x", n=400)
-    reference.write(reference.of_run(first), folder / "baseline.json")
+    baselines.write(baselines.of_run(first), folder / "baseline.json")
     (folder / "reports" / "baselines").mkdir(parents=True)
-    reference.write(reference.of_run(first), folder / "reports" / "baselines" / "opt-2.7b.json")
+    baselines.write(baselines.of_run(first), folder / "reports" / "baselines" / "opt-2.7b.json")
     for name in ("whole", "other", "third"):
         fake_run.write_run(folder / "runs" / name)
     (folder / "gates.yaml").write_text("min: {coherent_harmless_rate: 0.9}\n")
@@ -91,13 +93,13 @@ def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.chdir(folder)
     for name in ("_run", "_prefetch"):
-        monkeypatch.setattr(cli, name, lambda config, *_: found.append(config))
-    monkeypatch.setattr(cli, "_go_offline", lambda: None)
-    monkeypatch.setattr("wpn_bench.harmless.card.measure", lambda *given, **options: found.append(given))
-    monkeypatch.setattr("wpn_bench.harmless.card.show", lambda card: None)
-    monkeypatch.setattr("wpn_bench.harmless.card.write_card", lambda card, file: [file])
-    monkeypatch.setattr(cli, "_settle", lambda: None)
-    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: name)  # Ray is an extra
+        monkeypatch.setattr(main, name, lambda config, *_: found.append(config))
+    monkeypatch.setattr(cli_options, "_go_offline", lambda: None)
+    monkeypatch.setattr("wpn_bench.analysis.judge_card.measure", lambda *given, **options: found.append(given))
+    monkeypatch.setattr("wpn_bench.report.judge_card.show", lambda card: None)
+    monkeypatch.setattr("wpn_bench.report.judge_card.write_card", lambda card, file: [file])
+    monkeypatch.setattr(cli_options, "_settle", lambda: None)
+    monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: name)  # Ray is an extra
     # tests/interop and the lab's end-to-end test export for good.
     monkeypatch.setattr("wpn_bench.interop.FORMATS.get", lambda name: lambda run, out: [])
     return found
@@ -118,7 +120,7 @@ def test_a_command_is_one_that_there_is(page: str, line: str, begun: list[Any]) 
         whole = iter(("runs/whole", "runs/other", "runs/third"))
         words = [next(whole) if word.startswith("runs/") else word for word in words]
     try:
-        code = cli.app(words or ["--help"], prog_name="wpn-bench", standalone_mode=False)
+        code = app.app(words or ["--help"], prog_name="wpn-bench", standalone_mode=False)
     except typer.Exit as e:
         code = e.exit_code
     except WpnBenchError as e:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers import OPTConfig
 
-from wpn_bench import doctor, machine, resources
+from wpn_bench.core import machine
+from wpn_bench.preflight import doctor, resources
 
 Cli = Callable[..., Any]
 
@@ -24,7 +25,7 @@ def findings(out: str) -> dict[str, dict[str, str]]:
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing of this machine: no hub, a store of its own, much memory."""
     monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 16 * resources.GIB)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 16 * resources.GIB)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -56,7 +57,7 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
     # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
     for share, way_out in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
         free = (share * takes * resources.GIB + resources.LIBRARIES["cpu"]) / machine.SPARE
-        monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device, free=free: free)
         said = cli(*asked)
         assert said.code == 2
         found = findings(said.out)["training"]
@@ -64,7 +65,7 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
         assert found["text"].startswith("does not fit: sft takes at most ")
         assert found["way_out"].startswith(way_out)
         assert findings(cli(*asked, *found["way_out"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: resources.GIB)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: resources.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
     assert last.endswith("to mend first")
 
@@ -113,7 +114,7 @@ def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
 @pytest.mark.hub
 def test_the_hub_is_asked_and_no_token_is_shown(hub_endpoint: dict[str, str], tmp_path: Path) -> None:
     env = hub_endpoint | {"HF_TOKEN": "hf_sekret", "WPN_BENCH_STORE": str(tmp_path)}
-    command = [sys.executable, "-m", "wpn_bench.cli", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "wpn_bench", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = findings(done.stdout)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench import executors
+from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import STAGES, External, Fleet, Job, LocalExecutor, Stage, StageContext
-from wpn_bench.progress import Reporter
-from wpn_bench.store import Store
+from wpn_bench.jobs import executor as jobs_executor
+from wpn_bench.jobs import job as jobs_job
+from wpn_bench.jobs.executor import Fleet, LocalExecutor
+from wpn_bench.jobs.job import External, Job, StageContext
+from wpn_bench.jobs.stages import STAGES, Stage
+from wpn_bench.jobs.store import Store
 
 LOG: list[str] = []
 
@@ -104,7 +107,7 @@ def test_a_digest_covers_the_versions_of_stage_and_libraries(monkeypatch: pytest
     monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 2, ("numpy",)))
     newer_stage = write("a").digest
     monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 1, ("numpy",)))
-    monkeypatch.setattr(executors, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(jobs_job, "version", lambda name: "0.0.1")
     older_library = write("a").digest
     assert len({before, newer_stage, older_library}) == 3
 
@@ -268,7 +271,7 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
     ],
 )
 def test_a_fleet_that_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, fleet: dict[str, object], said: str) -> None:
-    monkeypatch.setattr(executors, "find_spec", lambda name: None if name == "ray" else True)
+    monkeypatch.setattr(jobs_executor, "find_spec", lambda name: None if name == "ray" else True)
     with pytest.raises(UserError) as caught:
         Fleet(**fleet)  # type: ignore[arg-type]
     assert str(caught.value) == said

@@ -23,15 +23,19 @@ import pytest
 from test_pipeline import Plain, Workshop
 
 from wpn_bench import config as configuration
-from wpn_bench import executors_ray, pipeline
+from wpn_bench.core.files import held, signature
+from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
-from wpn_bench.executors import External, Fleet, Job, LocalExecutor
-from wpn_bench.executors_ray import Order, RayExecutor, connected, lodged, parts_of, site_of, work
-from wpn_bench.harmless.measure import ITEMS, item_row, read_rows, write_rows
-from wpn_bench.journal import Journal, Share
-from wpn_bench.progress import Advance, Reporter
+from wpn_bench.jobs import ray_driver, ray_worker
+from wpn_bench.jobs.executor import Fleet, LocalExecutor
+from wpn_bench.jobs.job import External, Job
+from wpn_bench.jobs.journal import Journal, Share
+from wpn_bench.jobs.ray_driver import RayExecutor, connected, lodged, parts_of, site_of
+from wpn_bench.jobs.ray_worker import Order, work
+from wpn_bench.jobs.store import Store, read_manifest
+from wpn_bench.pipeline import runner
 from wpn_bench.prompts import Item
-from wpn_bench.store import Store, held, read_manifest, signature
+from wpn_bench.prompts.items import ITEMS, item_row, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"ga": {"lr": 1e30, "steps": 4}, "sft": {"steps": 2, "batch_size": 2}}
@@ -147,14 +151,14 @@ def test_a_node_with_another_library_is_named(order: Order) -> None:
 
 
 def test_a_node_with_another_wpn_bench_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = executors_ray.STAGES["generate"]
-    monkeypatch.setitem(executors_ray.STAGES, "generate", replace(here, version=here.version + 1))
+    here = ray_driver.STAGES["generate"]
+    monkeypatch.setitem(ray_driver.STAGES, "generate", replace(here, version=here.version + 1))
     with pytest.raises(UserError, match="has another wpn-bench than the one that this run began with"):
         work(order, None)
 
 
 def test_a_node_that_does_not_see_the_store_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors_ray, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(ray_worker, "PROBE_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"does not see the store .*; name one that all nodes share"):
         work(replace(order, site=replace(order.site, probe="probe-of-another-folder")), None)
 
@@ -176,7 +180,7 @@ def test_what_another_node_wrote_is_waited_for(order: Order, monkeypatch: pytest
     writing.join()
     assert ended is not None
     assert ended.status == "done"
-    monkeypatch.setattr(executors_ray, "ARRIVAL_SECONDS", 0.0)
+    monkeypatch.setattr(ray_worker, "ARRIVAL_SECONDS", 0.0)
     needs["prompts"] = External(store.path("prompts", "q" * 64), "prompts")
     with pytest.raises(UserError, match="does not see what another node put into the store"):
         work(replace(order, job=replace(order.job, needs=needs)), None)
@@ -251,22 +255,22 @@ def test_a_machine_is_divided(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet, threads: str, cpus: int, divided: tuple[int, int]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert executors_ray._divided(fleet, cpus) == divided
+    assert ray_driver._divided(fleet, cpus) == divided
 
 
 def test_a_number_of_workers_divides_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert executors_ray._divided(Fleet("ray", workers=3), 16) == (3, 2)
+    assert ray_driver._divided(Fleet("ray", workers=3), 16) == (3, 2)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert executors_ray._divided(Fleet("ray", workers=3), 16) == (3, 5)
-    assert executors_ray._divided(Fleet("ray", workers=3, cpus_per_job=2), 16) == (3, 2)
-    assert executors_ray._divided(Fleet("ray", workers=4), 2) == (4, 1)
+    assert ray_driver._divided(Fleet("ray", workers=3), 16) == (3, 5)
+    assert ray_driver._divided(Fleet("ray", workers=3, cpus_per_job=2), 16) == (3, 2)
+    assert ray_driver._divided(Fleet("ray", workers=4), 2) == (4, 1)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "ray://127.0.0.1:10001"])
 def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr("wpn_bench.executors.find_spec", lambda name: True)
+    monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be used"):
         connected(Fleet("ray", ray_address=address), address, Reporter()).__enter__()
     with pytest.raises(UserError, match="--workers is for a cluster of this machine's own"):
@@ -370,7 +374,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples:
 
 def run(workshop: Workshop, name: str, fleet: Fleet, reporter: Reporter) -> dict[str, Any]:
     """A whole run with a store of its own."""
-    return pipeline.run(
+    return runner.run(
         configuration.from_settings(workshop.settings | {"benchmarks": ("lab_copa",), "methods": METHODS}),
         out=workshop.folder / name,
         store=workshop.folder / f"store of {name}",
@@ -471,7 +475,7 @@ def test_a_job_that_kills_its_workers_fails_alone(
 ) -> None:
     import ray
 
-    monkeypatch.setattr(executors_ray, "RETRIES", 1)
+    monkeypatch.setattr(ray_driver, "RETRIES", 1)
     bad, good = (asking(small_opt, put_prompts(tmp_path / name, 4)) for name in ("bad", "good"))
     bad = replace(bad, label="bad")
     told = Telling()
@@ -556,7 +560,7 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path: Path, how: signal
     settings.write_text("methods: {sft: {steps: 2, batch_size: 2}}\nbenchmarks: [lab_copa]\ncurve: null\n")
     options = f"--limit 4 --attacks typos --executor ray --workers 1 -v -c {settings} --out {tmp_path / 'run'}"
     command = subprocess.Popen(
-        [sys.executable, "-m", "wpn_bench.cli", "full", *options.split(), "--store", str(tmp_path / "store")],
+        [sys.executable, "-m", "wpn_bench", "full", *options.split(), "--store", str(tmp_path / "store")],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

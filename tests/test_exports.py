@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from wpn_bench import exports
-from wpn_bench.exports import Export
-from wpn_bench.store import MANIFEST, Store, digest_file, digest_of, write_json
+from wpn_bench.core.files import digest_file, digest_of, write_json
+from wpn_bench.jobs.store import MANIFEST, Store
+from wpn_bench.pipeline import export_models
+from wpn_bench.pipeline.export_models import Export
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ PLAIN: dict[str, Any] = {"wpn_bench": "0", "prompt_sets": {}, "texts": {}, "task
 
 
 def one_of(artifact: Path, seeds: tuple[int, ...] = (0,)) -> list[Export]:
-    return exports.collect({("sft", seed): artifact for seed in seeds}, seeds)
+    return export_models.collect({("sft", seed): artifact for seed in seeds}, seeds)
 
 
 def test_the_digest_is_that_of_the_weights(artifact: Path) -> None:
@@ -49,11 +50,11 @@ def test_the_digest_is_that_of_the_weights(artifact: Path) -> None:
 def test_folders_name_the_seed_where_there_are_several(artifact: Path) -> None:
     assert [e.folder for e in one_of(artifact, (0, 3))] == ["models/sft-seed0", "models/sft-seed3"]
     trained = {("sft", 0): artifact, ("sft", 1): None, ("my/method", 0): artifact}
-    assert [e.folder for e in exports.collect(trained, (0, 1))] == ["models/sft-seed0", "models/my-method-seed0"]
+    assert [e.folder for e in export_models.collect(trained, (0, 1))] == ["models/sft-seed0", "models/my-method-seed0"]
 
 
 def test_weights_are_links_and_small_files_copies(artifact: Path, tmp_path: Path) -> None:
-    exports.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
+    export_models.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
     folder = tmp_path / "run" / "models" / "sft"
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (folder / name).samefile(artifact / name)
@@ -69,7 +70,7 @@ def test_weights_are_links_and_small_files_copies(artifact: Path, tmp_path: Path
 def test_snapshots_of_earlier_steps_stay_in_the_store(artifact: Path, tmp_path: Path) -> None:
     files = {**one_of(artifact)[0].files, "step-5/model.safetensors": "5" * 64}
     one = Export("sft", 0, "models/sft", artifact, files)
-    exports.write(tmp_path / "run", [one], results(), PLAIN)
+    export_models.write(tmp_path / "run", [one], results(), PLAIN)
     assert not (tmp_path / "run" / "models" / "sft" / "step-5").exists()
     assert (tmp_path / "run" / "models" / "sft" / "adapter").is_dir()
     assert one.digest == digest_file(artifact / "model.safetensors")
@@ -80,7 +81,7 @@ def test_copies_where_links_cannot_be(artifact: Path, tmp_path: Path, monkeypatc
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refused)
-    exports.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
+    export_models.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
     copy = tmp_path / "run" / "models" / "sft" / "model.safetensors"
     assert copy.read_bytes() == b"weights"
     assert not copy.samefile(artifact / "model.safetensors")
@@ -88,9 +89,9 @@ def test_copies_where_links_cannot_be(artifact: Path, tmp_path: Path, monkeypatc
 
 def test_an_adapter_knows_its_base_where_that_has_a_public_name(artifact: Path, tmp_path: Path) -> None:
     config = Path("models/sft/adapter/adapter_config.json")
-    exports.write(tmp_path / "own", one_of(artifact), results(), PLAIN)
+    export_models.write(tmp_path / "own", one_of(artifact), results(), PLAIN)
     assert json.loads((tmp_path / "own" / config).read_text()) == {"base_model_name_or_path": None, "r": 4}
-    exports.write(tmp_path / "hub", one_of(artifact), results("c" * 40), PLAIN)
+    export_models.write(tmp_path / "hub", one_of(artifact), results("c" * 40), PLAIN)
     assert json.loads((tmp_path / "hub" / config).read_text()) == {
         "base_model_name_or_path": "facebook/opt-125m",
         "revision": "c" * 40,
@@ -101,13 +102,13 @@ def test_an_adapter_knows_its_base_where_that_has_a_public_name(artifact: Path, 
 def test_another_run_into_the_same_folder(artifact: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "models" / "theirs").mkdir(parents=True)
-    exports.write(run, one_of(artifact, (0, 1)), results(), PLAIN)
+    export_models.write(run, one_of(artifact, (0, 1)), results(), PLAIN)
     before = {"sft": {str(e.seed): {"folder": e.folder} for e in one_of(artifact, (0, 1))}}
     write_json(run / MANIFEST, {"models": before})
-    exports.write(run, one_of(artifact), results(), PLAIN)
+    export_models.write(run, one_of(artifact), results(), PLAIN)
     # What the earlier run had made is gone; what it had not is none of ours.
     assert {p.name for p in (run / "models").iterdir()} == {"sft", "theirs"}
-    exports.write(run, one_of(artifact), results(), PLAIN)
+    export_models.write(run, one_of(artifact), results(), PLAIN)
     assert (run / "models" / "sft" / "model.safetensors").samefile(artifact / "model.safetensors")
 
 
@@ -117,7 +118,7 @@ def test_a_manifest_cannot_name_others_folders_to_be_removed(artifact: Path, tmp
     run = tmp_path / "run"
     (run / "models" / "a" / "b").mkdir(parents=True)
     write_json(run / MANIFEST, {"models": {"sft": {"0": {"folder": folder}}}})
-    exports.write(run, one_of(artifact), results(), PLAIN)
+    export_models.write(run, one_of(artifact), results(), PLAIN)
     assert (tmp_path / "elsewhere").is_dir()
     assert (run / "models" / "a" / "b").is_dir()
 
@@ -126,5 +127,5 @@ def test_a_manifest_cannot_name_others_folders_to_be_removed(artifact: Path, tmp
 def test_a_manifest_that_says_nothing(artifact: Path, tmp_path: Path, manifest: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / MANIFEST).write_text(manifest)
-    exports.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
+    export_models.write(tmp_path / "run", one_of(artifact), results(), PLAIN)
     assert (tmp_path / "run" / "models" / "sft" / "config.json").is_file()

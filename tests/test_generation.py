@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wpn_bench import models
-from wpn_bench.generation import Decoding, Response, _cut, generate, too_long
+from wpn_bench.engine.generation import Decoding, Response, _cut, generate, too_long
 
 PROMPTS = [
     "What did the baker say?",

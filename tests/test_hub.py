@@ -16,10 +16,11 @@ import torch
 from loopback import serve
 from safetensors.torch import load_file
 
-from wpn_bench import consent, hub, models
+from wpn_bench import hub, models
+from wpn_bench.core import consent
+from wpn_bench.core.files import digest_file
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.detoxify import DetoxifyJudge
-from wpn_bench.store import digest_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Hub = Callable[..., dict[str, str]]

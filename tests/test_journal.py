@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench.journal import Journal, Section, Share, fingerprint, keeping, section
+from wpn_bench.jobs.journal import Journal, Section, Share, fingerprint, keeping, section
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -118,7 +118,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, os.strerror(28))
 
     answers = Journal(tmp_path).section("answers", "x")
-    monkeypatch.setattr("wpn_bench.journal.os.write", full)
+    monkeypatch.setattr("wpn_bench.jobs.journal.os.write", full)
     with pytest.raises(OSError, match="No space"):
         answers.add({0: 1})
     assert 0 not in answers.known

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from wpn_bench.core.json_files import load_json
 from wpn_bench.errors import UserError
-from wpn_bench.json_files import load_json
 
 
 @pytest.mark.parametrize(

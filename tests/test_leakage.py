@@ -14,10 +14,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wpn_bench import leakage
 from wpn_bench.errors import UserError
-from wpn_bench.leakage import MISSED, THRESHOLD, Leak, Reference, similarity, trigrams, words
-from wpn_bench.prompts import Item, PromptSet, item_id, load_prompts, spec_for
+from wpn_bench.prompts import Item, PromptSet, item_id, leakage, load_prompts, spec_for
+from wpn_bench.prompts.leakage import MISSED, THRESHOLD, Leak, Reference, similarity, trigrams, words
 
 # Thirty prompts of eight words and more, no two of them alike: what is planted below is an edit of one of these.
 PROMPTS = (

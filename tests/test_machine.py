@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from wpn_bench import machine
+from wpn_bench.core import machine
 
 GIB = 2**30
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from wpn_bench import consent, model_files, models
+from wpn_bench import models
+from wpn_bench.core import consent
 from wpn_bench.errors import UserError
+from wpn_bench.models import model_files
 
 
 @pytest.fixture

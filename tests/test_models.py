@@ -205,7 +205,7 @@ def test_two_stay_only_where_two_fit(
     one, two = (make_lm("opt", seed=s) for s in (1, 2))
     size = models.weights_bytes(one, "float32")
     monkeypatch.setattr(
-        "wpn_bench.engine.budget.free_memory", lambda device: (room - len(models._LOADED)) * size / models.SPARE
+        "wpn_bench.core.device_memory.free_memory", lambda device: (room - len(models._LOADED)) * size / models.SPARE
     )
     first = load(one)[0]
     load(two)
@@ -218,7 +218,7 @@ def test_training_makes_room(make_lm: Callable[..., Path], monkeypatch: pytest.M
     load(make_lm("opt", seed=1))
     models.make_room(1, "cpu")
     assert len(models._LOADED) == 1
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 1000)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 1000)
     models.make_room(1001, "cpu")
     assert not models._LOADED
 

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from workshop import Workshop
 
-from wpn_bench import executors, lab, pipeline
+from wpn_bench import lab
 from wpn_bench.errors import UserError
-from wpn_bench.store import MANIFEST, Store
+from wpn_bench.jobs import executor
+from wpn_bench.jobs import job as jobs_job
+from wpn_bench.jobs.store import MANIFEST, Store
+from wpn_bench.pipeline import runner
 
 QUICK = {"steps": 2, "batch_size": 2}
 # One method whose training asks the judge, one whose training does not.
@@ -38,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples:
     folder = tmp_path_factory.mktemp("finished")
     made = Workshop(folder, shutil.copytree(small_opt, folder / "model"), triples)
     shutil.copytree(lab.judge_checkpoint().parent, folder / "judge")
-    tasks = shutil.copytree(pipeline.task_folders(("lab",))[0], folder / "tasks")
+    tasks = shutil.copytree(runner.task_folders(("lab",))[0], folder / "tasks")
     made.settings |= {
         "methods": METHODS,
         "judge": "detoxify:" + str(folder / "judge" / "judge.ckpt"),
@@ -115,7 +118,7 @@ def edit(file: Path) -> None:
 
 
 def artifact(world: Changed, label: str) -> Path:
-    manifest = pipeline.read_manifest(world.folder / "run")
+    manifest = runner.read_manifest(world.folder / "run")
     (job,) = (s for s in manifest["stages"] if s["label"] == label)
     return world.store / job["stage"] / job["digest"]
 
@@ -130,7 +133,7 @@ def test_a_stored_response_edited_with_its_digest(world: Changed, comparable: Ca
     folder = artifact(world, "sft (seed 0): answer typos")
     edit(folder / "responses.jsonl")
     manifest = json.loads((folder / MANIFEST).read_text())
-    from wpn_bench.store import digest_file, digest_of
+    from wpn_bench.core.files import digest_file, digest_of
 
     manifest["files"] = {name: digest_file(folder / name) for name in manifest["files"]}
     manifest["content"] = digest_of(manifest["files"])
@@ -191,14 +194,14 @@ def test_a_task_file(world: Changed) -> None:
 def test_another_version_of_a_library(
     world: Changed, monkeypatch: pytest.MonkeyPatch, library: str, parts: tuple[str, ...]
 ) -> None:
-    known = executors.version
-    monkeypatch.setattr(executors, "version", lambda name: "0.0.1" if name == library else known(name))
+    known = jobs_job.version
+    monkeypatch.setattr(jobs_job, "version", lambda name: "0.0.1" if name == library else known(name))
     assert world.again() == world.of(*parts)
 
 
 def afterwards(stage: str, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Something happens after each job of this stage."""
-    perform = executors.perform
+    perform = executor.perform
 
     def performed(store: Store, job: Any, *rest: Any) -> Any:
         outcome = perform(store, job, *rest)
@@ -206,7 +209,7 @@ def afterwards(stage: str, do: Callable[[], None], monkeypatch: pytest.MonkeyPat
             do()
         return outcome
 
-    monkeypatch.setattr(executors, "perform", performed)
+    monkeypatch.setattr(executor, "perform", performed)
 
 
 def test_a_model_that_changes_while_the_run_is_under_way(world: Changed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench import paths
+from wpn_bench.core import paths
 
 
 def test_the_folders_are_there() -> None:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from workshop import Workshop
 
 from wpn_bench import config as configuration
-from wpn_bench import planning, rates
-from wpn_bench.executors import Job
-from wpn_bench.planning import makespan
-from wpn_bench.progress import Reporter
-from wpn_bench.rates import Rate, Rates, kind_of
+from wpn_bench.core import weights
+from wpn_bench.core.progress import Reporter
+from wpn_bench.jobs import rates as jobs_rates
+from wpn_bench.jobs.job import Job
+from wpn_bench.jobs.rates import Rate, Rates, kind_of
+from wpn_bench.pipeline import forecast
+from wpn_bench.pipeline.forecast import makespan
 
 HERE = "this machine"
 
@@ -63,10 +65,10 @@ def test_the_nearest_size_that_was_measured_counts() -> None:
             ]
         }
     )
-    assert found.expected("generate 8", 50, 1_000_000, HERE) == rates.Expected(6.0, "same")
-    assert found.expected("generate 8", 10, 200_000_000, HERE) == rates.Expected(200.0, "scaled")
-    assert found.expected("generate 9", 10, 1_000_000, HERE) == rates.Expected(0.0, "none")
-    assert found.expected("generate 8", 10, 1_000_000, "a third") == rates.Expected(0.0, "none")
+    assert found.expected("generate 8", 50, 1_000_000, HERE) == jobs_rates.Expected(6.0, "same")
+    assert found.expected("generate 8", 10, 200_000_000, HERE) == jobs_rates.Expected(200.0, "scaled")
+    assert found.expected("generate 9", 10, 1_000_000, HERE) == jobs_rates.Expected(0.0, "none")
+    assert found.expected("generate 8", 10, 1_000_000, "a third") == jobs_rates.Expected(0.0, "none")
 
 
 def test_jobs_are_alike_by_what_decides_their_speed() -> None:
@@ -79,9 +81,9 @@ def test_jobs_are_alike_by_what_decides_their_speed() -> None:
 def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
     workshop = Workshop(tmp_path, small_opt, triples)
 
-    def asked(workers: int = 1, **changes: Any) -> planning.Forecast:
+    def asked(workers: int = 1, **changes: Any) -> forecast.Forecast:
         config = configuration.from_settings(workshop.settings | changes)
-        return planning.forecast(config, workshop.store, workers, Reporter())
+        return forecast.forecast(config, workshop.store, workers, Reporter())
 
     before = asked()
     assert before.work == 0.0
@@ -90,7 +92,7 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     after = asked()
     assert (after.work, after.seconds, after.unknown) == (0.0, 0.0, 0)
     assert all(line.done == line.jobs for line in after.lines)
-    assert after.parameters == before.parameters == rates.count_parameters(small_opt) > 10_000
+    assert after.parameters == before.parameters == weights.count_parameters(small_opt) > 10_000
     # Another seed: as much again as the first one of it took, to be measured once more.
     more = asked(seeds=(0, 1))
     left = {line.stage: line.jobs - line.done for line in more.lines}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wpn_bench.progress import Bars, Reporter, Stopwatch, reporter
+from wpn_bench.core.progress import Bars, Reporter, Stopwatch, reporter
 
 
 def work(to: Reporter) -> None:

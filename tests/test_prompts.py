@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.measure import item_row, read_items, write_rows
 from wpn_bench.prompts import (
     Item,
     PromptSet,
@@ -33,6 +32,7 @@ from wpn_bench.prompts import (
     spec_for,
     split_off,
 )
+from wpn_bench.prompts.items import item_row, read_items, write_rows
 
 Write = Callable[[Path, list[Any]], Path]
 TEMPLATE = "Q: {prompt} A:"

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_run import write_run
 
-from wpn_bench import reference
+from wpn_bench.analysis import baselines
+from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, Bits
+from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
-from wpn_bench.paths import reports_dir
-from wpn_bench.reference import ACCURACY, BENCHMARK, Bits
 
 
 @given(st.lists(st.booleans()))
@@ -22,9 +22,9 @@ def test_bits_come_back(values: list[bool]) -> None:
 
 
 def test_a_run_comes_back_from_its_file(tmp_path: Path) -> None:
-    made = reference.of_run(write_run(tmp_path / "run", n=21, seeds=(0, 1)))
-    reference.write(made, tmp_path / "deep" / "baseline.json")
-    assert reference.read(tmp_path / "deep" / "baseline.json") == made
+    made = baselines.of_run(write_run(tmp_path / "run", n=21, seeds=(0, 1)))
+    baselines.write(made, tmp_path / "deep" / "baseline.json")
+    assert baselines.read(tmp_path / "deep" / "baseline.json") == made
     assert made.models == ["base", "wpn", "ga"]
     assert made.seeds("base") == [None]
     assert made.seeds("wpn") == [0, 1]
@@ -37,21 +37,21 @@ def test_a_run_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_what_was_not_judged_is_neither_good_nor_bad(tmp_path: Path) -> None:
-    made = reference.of_run(write_run(tmp_path / "run", n=10, unjudged={"wpn": 3}))
+    made = baselines.of_run(write_run(tmp_path / "run", n=10, unjudged={"wpn": 3}))
     values = made.values("wpn", "harmless", "in_domain", "harmless_rate")[0]
     assert np.isnan(values[:3]).all()
     assert not np.isnan(values[3:]).any()
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
-    one, other = (reference.of_run(write_run(tmp_path / "run", n=20, shuffle=k)) for k in (None, 7))
+    one, other = (baselines.of_run(write_run(tmp_path / "run", n=20, shuffle=k)) for k in (None, 7))
     assert one.asked == other.asked or sorted(one.asked, key=str) == sorted(other.asked, key=str)
     for answers in one.answers:
         assert answers in other.answers
 
 
 def test_a_file_holds_no_prompt_and_no_response(tmp_path: Path) -> None:
-    reference.write(reference.of_run(write_run(tmp_path / "run", n=5)), tmp_path / "b.json")
+    baselines.write(baselines.of_run(write_run(tmp_path / "run", n=5)), tmp_path / "b.json")
     text = (tmp_path / "b.json").read_text()
     assert "What of" not in text
     assert "Well." not in text
@@ -59,8 +59,8 @@ def test_a_file_holds_no_prompt_and_no_response(tmp_path: Path) -> None:
 
 def test_it_is_small(tmp_path: Path) -> None:
     """Nine tasks of the real sizes are 26 thousand documents: a few kilobytes a model."""
-    made = reference.of_run(write_run(tmp_path / "run", {"base": (0, 0.5, 0)}, n=26_000, tasks=("x",), suites={}))
-    reference.write(made, tmp_path / "b.json")
+    made = baselines.of_run(write_run(tmp_path / "run", {"base": (0, 0.5, 0)}, n=26_000, tasks=("x",), suites={}))
+    baselines.write(made, tmp_path / "b.json")
     assert (tmp_path / "b.json").stat().st_size < 6_000
 
 
@@ -79,28 +79,28 @@ def test_it_is_small(tmp_path: Path) -> None:
     ],
 )
 def test_differences_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    ours = reference.of_run(write_run(tmp_path / "a", n=40))
-    theirs = reference.of_run(write_run(tmp_path / "b", **{"n": 40, **changes}))
+    ours = baselines.of_run(write_run(tmp_path / "a", n=40))
+    theirs = baselines.of_run(write_run(tmp_path / "b", **{"n": 40, **changes}))
     suites = ["harmless", "ood", "attack", "benign", BENCHMARK]
-    assert any(said in line for line in reference.differences(ours, theirs, suites))
-    assert reference.differences(ours, ours, suites) == []
+    assert any(said in line for line in baselines.differences(ours, theirs, suites))
+    assert baselines.differences(ours, ours, suites) == []
 
 
 def test_the_batch_size_is_no_difference(tmp_path: Path) -> None:
     decoding = {"max_new_tokens": 40, "batch_size": 1}
-    ours = reference.of_run(write_run(tmp_path / "a", n=9))
-    theirs = reference.of_run(write_run(tmp_path / "b", n=9, run={"decoding": decoding}))
-    assert reference.differences(ours, theirs, ["harmless"]) == []
+    ours = baselines.of_run(write_run(tmp_path / "a", n=9))
+    theirs = baselines.of_run(write_run(tmp_path / "b", n=9, run={"decoding": decoding}))
+    assert baselines.differences(ours, theirs, ["harmless"]) == []
 
 
 def test_another_revision_of_the_data_is_named(tmp_path: Path) -> None:
     tasks = {"copa": {"task": "copa", "dataset": "super_glue", "revision": "v1", "digest": "1"}}
     other = {"copa": {"task": "copa", "dataset": "super_glue", "revision": "v2", "digest": "2"}}
     sides = [
-        reference.of_run(write_run(tmp_path / name, n=9, tasks=("copa",), suites={}, manifest={"tasks": told}))
+        baselines.of_run(write_run(tmp_path / name, n=9, tasks=("copa",), suites={}, manifest={"tasks": told}))
         for name, told in (("a", tasks), ("b", other))
     ]
-    assert reference.differences(sides[0], sides[1], [BENCHMARK]) == [
+    assert baselines.differences(sides[0], sides[1], [BENCHMARK]) == [
         "task copa is another one: revision 'v1'; baseline: 'v2'"
     ]
 
@@ -110,7 +110,7 @@ def test_the_shipped_baseline_is_of_the_lab_as_it_is() -> None:
     from wpn_bench.benchmarks.definitions import read_folders, task_folders
     from wpn_bench.config import build
 
-    shipped = reference.read(reports_dir() / "baselines" / "lab.json")
+    shipped = baselines.read(reports_dir() / "baselines" / "lab.json")
     lab = build("lab", None)
     assert set(lab.methods) | {"base"} == set(shipped.models)
     assert shipped.sets(BENCHMARK) == [name.removeprefix("lab_") for name in lab.benchmarks]
@@ -159,23 +159,23 @@ def _break(found: dict[str, Any], how: str) -> str:
 )
 def test_a_broken_file_is_one_line(tmp_path: Path, how: str) -> None:
     file = tmp_path / "b.json"
-    reference.write(reference.of_run(write_run(tmp_path / "run", n=40)), file)
+    baselines.write(baselines.of_run(write_run(tmp_path / "run", n=40)), file)
     file.write_text(_break(json.loads(file.read_text()), how))
     with pytest.raises(UserError, match=r"b\.json"):
-        reference.read(file)
+        baselines.read(file)
 
 
 def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no baseline"):
-        reference.read(tmp_path / "nowhere.json")
+        baselines.read(tmp_path / "nowhere.json")
     with pytest.raises(UserError, match="cannot be read"):
-        reference.read(tmp_path)
+        baselines.read(tmp_path)
     run = write_run(tmp_path / "run", n=5)
     with pytest.raises(UserError, match="did not measure 'npo'; it has base, wpn, ga"):
-        reference.of_run(run, ["npo"])
+        baselines.of_run(run, ["npo"])
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        reference.write(reference.of_run(run), tmp_path / "file" / "b.json")
+        baselines.write(baselines.of_run(run), tmp_path / "file" / "b.json")
     (run / "manifest.json").unlink()
     with pytest.raises(UserError, match="no manifest"):
-        reference.of_run(run)
+        baselines.of_run(run)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench import registry
+from wpn_bench.core import registry
+from wpn_bench.core.registry import Registry, nearest, source_digest, unknown
 from wpn_bench.errors import UserError
-from wpn_bench.registry import Registry, nearest, source_digest, unknown
 
 PARTS = {"ordered": "collections:OrderedDict", "counter": "collections:Counter", "broken": "no_such_module:thing"}
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from transformers import OPTConfig
 
-from wpn_bench import config, models, pipeline, resources
+from wpn_bench import config, models
+from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
-from wpn_bench.progress import Reporter
-from wpn_bench.resources import Subject, Verdict
+from wpn_bench.pipeline import runner
+from wpn_bench.preflight import resources
+from wpn_bench.preflight.resources import Subject, Verdict
 
 Cli = Callable[..., Any]
 GIB = resources.GIB
@@ -37,7 +39,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """`free(8)`: so many GiB of memory are free."""
 
     def set_to(gib: float) -> None:
-        monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: int(gib * GIB))
+        monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: int(gib * GIB))
 
     set_to(64)
     return set_to
@@ -230,7 +232,7 @@ def test_no_disk_for_what_is_trained_unless_it_is_there(
     def run(*methods: str, **options: Any) -> dict[str, Any]:
         asked = config.from_settings(settings | {"methods": {name: {} for name in methods}})
         store, out = tmp_path / "store", tmp_path / "out"
-        return pipeline.run(asked, out=out, store=store, reporter=Reporter(), command="", **options)
+        return runner.run(asked, out=out, store=store, reporter=Reporter(), command="", **options)
 
     one = models.weights_bytes(small_opt, "float32")
     monkeypatch.setattr(resources, "free_disk", lambda folder: int(1.5 * one))
@@ -318,7 +320,7 @@ def test_measured_from_disk_is_measured_the_same(
         monkeypatch.setattr(models, "free_of_shell", lambda way=way: 0.0 if way == "disk" else float("inf"))
         placed.clear()
         asked = config.from_settings(settings | {"offload": way})
-        results = pipeline.run(
+        results = runner.run(
             asked, out=tmp_path / way, store=tmp_path / f"store-{way}", reporter=Reporter(), command=""
         )
         assert not results["run"]["failed"]

@@ -11,7 +11,7 @@ import pytest
 
 import wpn_bench
 from wpn_bench.errors import UserError
-from wpn_bench.results import Row, read_results, schema, validate
+from wpn_bench.runs.files import Row, read_results, schema, validate
 
 
 @pytest.fixture

@@ -15,13 +15,15 @@ import torch
 from made_run import write_run
 
 import wpn_bench
-from wpn_bench import consent, exports, lab, models
+from wpn_bench import lab, models
 from wpn_bench.benchmarks.definitions import check_code, read_folders
 from wpn_bench.benchmarks.run import describe, load_declared
+from wpn_bench.core import consent
+from wpn_bench.core.paths import inside
 from wpn_bench.errors import JobFailed, UserError, scrubbed
 from wpn_bench.harmless.judges.detoxify import DetoxifyJudge
 from wpn_bench.models import load_fresh, load_tokenizer, resolve
-from wpn_bench.paths import inside
+from wpn_bench.pipeline import export_models
 from wpn_bench.report import render
 
 MODELLING = """\
@@ -339,7 +341,7 @@ def test_what_a_manifest_calls_its_models_is_not_removed_elsewhere(tmp_path: Pat
         (place / "kept").touch()
     (out / "models" / "link").symlink_to(precious)
     (out / "manifest.json").write_text(json.dumps({"models": {"wpn": {"0": {"folder": folder}}}}))
-    exports.write(out, [], {}, {})
+    export_models.write(out, [], {}, {})
     assert (precious / "kept").exists()
     assert (out / "models" / "kept").exists()
 
@@ -351,9 +353,9 @@ def test_models_are_not_written_through_a_link(tmp_path: Path) -> None:
     out.mkdir()
     (out / "models").symlink_to(precious)
     (out / "manifest.json").write_text(json.dumps({"models": {"wpn": {"0": {"folder": "models/wpn"}}}}))
-    one = exports.Export("wpn", 0, "models/wpn", tmp_path, {})
+    one = export_models.Export("wpn", 0, "models/wpn", tmp_path, {})
     with pytest.raises(UserError, match="leads out of run"):
-        exports.write(out, [one], {}, {})
+        export_models.write(out, [one], {}, {})
     assert (precious / "wpn" / "kept").exists()
 
 

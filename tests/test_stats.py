@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from wpn_bench import stats
+from wpn_bench.analysis import stats
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)

@@ -15,20 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench import store as store_module
+from wpn_bench.core import files
+from wpn_bench.core.files import canonical, digest_file, digest_of, held, write_json, write_text
 from wpn_bench.errors import UserError
-from wpn_bench.store import (
-    MANIFEST,
-    Store,
-    canonical,
-    default_store,
-    digest_file,
-    digest_of,
-    held,
-    read_manifest,
-    write_json,
-    write_text,
-)
+from wpn_bench.jobs import store as jobs_store
+from wpn_bench.jobs.store import MANIFEST, Store, default_store, read_manifest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -86,7 +77,7 @@ def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def broken(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", broken)
+    monkeypatch.setattr(jobs_store.os, "fsync", broken)
     with pytest.raises(OSError, match="No space"):
         write_text(file, "half")
     assert json.loads(file.read_text()) == {"a": 1}
@@ -148,20 +139,20 @@ def test_half_built_is_invisible_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stops the build before the end, no manifest stands anywhere."""
     seen: list[set[str]] = []
-    real = store_module.write_json
+    real = files.write_json
 
     def spy(path: Path, value: Any, **kwargs: Any) -> None:
         seen.append({p.name for p in path.parent.rglob("*") if p.is_file()})
         real(path, value, **kwargs)
 
-    monkeypatch.setattr(store_module, "write_json", spy)
+    monkeypatch.setattr(files, "write_json", spy)
     put(Store(tmp_path))
     assert seen == [{"a.txt", "b.txt"}]
 
 
 def test_a_process_killed_while_building_leaves_no_artifact(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from wpn_bench.store import Store\n"
+        "import os, sys; from pathlib import Path; from wpn_bench.jobs.store import Store\n"
         "with Store(Path(sys.argv[1])).build('stage', 'd' * 64, {}) as out:\n"
         "    (out / 'a.txt').write_text('half'); os.kill(os.getpid(), 9)\n"
     )
@@ -207,7 +198,7 @@ def test_two_builders_of_one_artifact(tmp_path: Path) -> None:
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from wpn_bench.store import Store\n"
+        "import sys, time; from pathlib import Path; from wpn_bench.jobs.store import Store\n"
         "store = Store(Path(sys.argv[1]))\n"
         "for k in range(30):\n"
         "    with store.build('stage', f'{k:064d}', {}) as out:\n"
@@ -257,7 +248,7 @@ def test_scratch_that_nobody_came_back_for_goes(tmp_path: Path) -> None:
     old, new = store.scratch("train", "a" * 64), store.scratch("train", "b" * 64)
     for folder in (old, new):
         folder.mkdir(parents=True)
-    long_ago = time.time() - (store_module.SCRATCH_DAYS + 1) * 86400
+    long_ago = time.time() - (jobs_store.SCRATCH_DAYS + 1) * 86400
     os.utime(old, (long_ago, long_ago))
     store.clear_scratch("judge", D)
     assert (old.exists(), new.exists()) == (False, True)
@@ -267,7 +258,7 @@ def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
     with held(folder) as mine:
         assert mine
-        code = "import sys; from pathlib import Path; from wpn_bench.store import held\nwith held(Path(sys.argv[1])) as m: print(m)"
+        code = "import sys; from pathlib import Path; from wpn_bench.core.files import held\nwith held(Path(sys.argv[1])) as m: print(m)"
         said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
         assert said.stdout == "False\n"
     with held(folder) as again:
@@ -279,7 +270,7 @@ def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
     store = Store(tmp_path)
     folder = store.scratch("train", D)
     with held(folder):
-        code = "import sys; from pathlib import Path; from wpn_bench.store import Store\nStore(Path(sys.argv[1])).clear_scratch('train', 'd' * 64)"
+        code = "import sys; from pathlib import Path; from wpn_bench.jobs.store import Store\nStore(Path(sys.argv[1])).clear_scratch('train', 'd' * 64)"
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
         assert folder.exists()
     store.clear_scratch("train", D)

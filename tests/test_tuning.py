@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench import tuning
 from wpn_bench.errors import UserError
-from wpn_bench.tuning import Bound, Options, Score, Trial, Tuning, tune
-from wpn_bench.unlearn import search
+from wpn_bench.unlearn import tuning
+from wpn_bench.unlearn import tuning as unlearn_tuning
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.search import Choice, Float, Log
+from wpn_bench.unlearn.tuning import Bound, Options, Score, Trial, Tuning, tune
 
 ACCURACY = Bound("macro_accuracy", 0.02)
 LOSS = Bound("token_loss", 0.1)
@@ -115,45 +115,45 @@ class TestEveryMethod:
         assert {"lr", "steps"} <= set(kind.search) <= set(kind.Config.model_fields)
         assert all(isinstance(one, Log | Float | Choice) for one in kind.search.values())
         # Its defaults are a point of its space: trial 0 tells the sampler something.
-        assert all(value in kind.search[option] for option, value in search.start(kind, {}).items())
+        assert all(value in kind.search[option] for option, value in unlearn_tuning.start(kind, {}).items())
 
     def test_the_starting_point_changes_nothing(self, name: str) -> None:
         kind = METHODS.get(name)
-        assert search.configured(kind, {}, search.start(kind, {}), WIDTH) == {}
+        assert unlearn_tuning.configured(kind, {}, unlearn_tuning.start(kind, {}), WIDTH) == {}
         given = {"steps": 7, "lr": 2e-4}
-        assert search.configured(kind, given, search.start(kind, given), WIDTH) == given
+        assert unlearn_tuning.configured(kind, given, unlearn_tuning.start(kind, given), WIDTH) == given
 
     def test_every_corner_of_it_is_a_configuration(self, name: str) -> None:
         kind = METHODS.get(name)
-        for option, one in search.space(kind, {}).items():
+        for option, one in unlearn_tuning.space(kind, {}).items():
             for end in one.options if isinstance(one, Choice) else (one.low, one.high):
-                options = search.configured(kind, {}, {**search.start(kind, {}), option: end}, WIDTH)
+                options = unlearn_tuning.configured(kind, {}, {**unlearn_tuning.start(kind, {}), option: end}, WIDTH)
                 assert set(options) <= {option}
                 kind.Config(**options)
 
     def test_the_learning_rate_is_searched_around_its_own(self, name: str) -> None:
         kind = METHODS.get(name)
         own = kind.Config().peak_lr(WIDTH)
-        start = search.start(kind, {})
-        high = search.configured(kind, {}, {**start, "lr": 3}, WIDTH)["lr"]
+        start = unlearn_tuning.start(kind, {})
+        high = unlearn_tuning.configured(kind, {}, {**start, "lr": 3}, WIDTH)["lr"]
         assert high == pytest.approx(3 * own, rel=5e-3)
-        assert search.configured(kind, {"lr": 1e-3}, {**start, "lr": 3}, WIDTH)["lr"] == pytest.approx(3e-3)
+        assert unlearn_tuning.configured(kind, {"lr": 1e-3}, {**start, "lr": 3}, WIDTH)["lr"] == pytest.approx(3e-3)
 
 
 def test_a_set_option_stays_as_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what makes a variety what it is; only multiples are searched around it."""
     sft = METHODS.get("sft")
     monkeypatch.setattr(sft, "search", {**sft.search, "kl": Float(0.0, 2.0)})
-    assert set(search.space(sft, {})) == {"lr", "steps", "kl"}
-    assert set(search.space(sft, {"kl": 0.5, "steps": 10})) == {"lr", "steps"}
+    assert set(unlearn_tuning.space(sft, {})) == {"lr", "steps", "kl"}
+    assert set(unlearn_tuning.space(sft, {"kl": 0.5, "steps": 10})) == {"lr", "steps"}
     drawn = {"lr": 1, "steps": 2, "kl": 1.23456}
-    assert search.configured(sft, {}, drawn, WIDTH) == {"steps": 200, "kl": 1.23}
-    assert search.configured(sft, {"kl": 0.5, "steps": 10}, drawn, WIDTH) == {"kl": 0.5, "steps": 20}
+    assert unlearn_tuning.configured(sft, {}, drawn, WIDTH) == {"steps": 200, "kl": 1.23}
+    assert unlearn_tuning.configured(sft, {"kl": 0.5, "steps": 10}, drawn, WIDTH) == {"kl": 0.5, "steps": 20}
 
 
 def test_at_least_one_step_is_left() -> None:
     sft = METHODS.get("sft")
-    assert search.configured(sft, {"steps": 1}, {"lr": 1, "steps": 0.5}, WIDTH)["steps"] == 1
+    assert unlearn_tuning.configured(sft, {"steps": 1}, {"lr": 1, "steps": 0.5}, WIDTH)["steps"] == 1
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,9 @@ def test_every_method_gets_the_same_number_of_trials() -> None:
             t.options.items() >= {k: v for k, v in methods[name].items() if k != "steps"}.items()
             for t in tuning_.trials
         )
-        assert set(tuning_.chosen.searched) == set(search.space(METHODS.get(name.partition(":")[0]), methods[name]))
+        assert set(tuning_.chosen.searched) == set(
+            unlearn_tuning.space(METHODS.get(name.partition(":")[0]), methods[name])
+        )
         assert tuning_.trials[0].searched["lr"] == pytest.approx(0.05 / WIDTH)
     # Equal footing: what is drawn blindly is drawn alike for methods that search the same.
     assert {t.options.get("lr") for t in found["sft"].trials[1:4]} == {

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench import config as configuration
-from wpn_bench import pipeline
-from wpn_bench.progress import Reporter
+from wpn_bench.core.progress import Reporter
+from wpn_bench.pipeline import runner
 
 
 class Workshop:
@@ -53,7 +53,7 @@ class Workshop:
             def note(reporter, text: str) -> None:
                 self.notes.append(text)
 
-        return pipeline.run(
+        return runner.run(
             configuration.from_settings(self.settings | changes),
             out=self.folder / name,
             store=self.store,
@@ -63,4 +63,4 @@ class Workshop:
 
     def statuses(self, name: str = "run") -> dict[str, str]:
         """label -> status of every job of a run."""
-        return {s["label"]: s["status"] for s in pipeline.read_manifest(self.folder / name)["stages"]}
+        return {s["label"]: s["status"] for s in runner.read_manifest(self.folder / name)["stages"]}

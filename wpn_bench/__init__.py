@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load_run"]
 
 if TYPE_CHECKING:
-    from wpn_bench.run import Run, load_run
+    from wpn_bench.report.notebook import Run, load_run
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import wpn_bench` (and shell completion) does not pay for pandas.
     if name in {"Run", "load_run"}:
-        from wpn_bench import run
+        from wpn_bench.report import notebook
 
-        return getattr(run, name)
+        return getattr(notebook, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

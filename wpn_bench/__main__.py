@@ -1,5 +1,5 @@
 """`python -m wpn_bench` is `wpn-bench`."""
 
-from wpn_bench.cli import main
+from wpn_bench.cli.main import main
 
 main()

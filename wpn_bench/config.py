@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wpn_bench.attacks.base import RelearnKind
+from wpn_bench.core.paths import tasks_dir
+from wpn_bench.core.registry import unknown
+from wpn_bench.core.validation import Count, options_of
+from wpn_bench.core.yaml_files import read_yaml
+from wpn_bench.engine.generation import Decoding
 from wpn_bench.errors import UserError
-from wpn_bench.generation import Decoding
 from wpn_bench.harmless.judges import spec as judge_spec
-from wpn_bench.paths import tasks_dir
 from wpn_bench.prompts import Kind
-from wpn_bench.registry import unknown
-from wpn_bench.validation import Count, options_of
-from wpn_bench.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -29,7 +30,6 @@ Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
 
 
-RelearnKind = Literal["harmful", "benign"]
 RELEARN_KINDS: tuple[RelearnKind, ...] = ("harmful", "benign")
 
 
@@ -214,14 +214,6 @@ def presets() -> dict[str, Path]:
     return {p.stem: p for p in sorted((tasks_dir() / "presets").glob("*.yaml"))}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; `UserError` for anything else."""
-    raw = load_yaml(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no settings", "write `name: value` lines, see tasks/presets/")
-    return raw
-
-
 def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset, over those of the preset that it says it `extends`."""
     known = presets()
@@ -263,8 +255,8 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
 
 def attack_settings(names: Sequence[str], base: RunConfig) -> dict[str, Any]:
     """Settings for these attacks, of whatever kind, and no others; with the options that `base` has for them."""
-    from wpn_bench.attacks.base import GRADIENT, RELEARN
     from wpn_bench.attacks.quantise import SCHEMES
+    from wpn_bench.attacks.registry import GRADIENT, RELEARN
 
     return {
         "attacks": tuple(n for n in names if n not in GRADIENT and n not in SCHEMES and n != RELEARN),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wpn_bench.attacks.search import Place
-from wpn_bench.executors import StageContext
-from wpn_bench.harmless import measure
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
+from wpn_bench.prompts import items as prompts_items
 
 TEMPLATE = "Q: {prompt}\n A:"
 ITEMS = (
@@ -55,7 +55,7 @@ def stage_context(folder: Path, params: dict[str, Any], model: Path, **sets: Seq
     for role, items in sets.items():
         needs[role] = folder / role
         needs[role].mkdir(exist_ok=True)
-        measure.write_rows(needs[role] / measure.ITEMS, [measure.item_row(item) for item in items])
+        prompts_items.write_rows(needs[role] / prompts_items.ITEMS, [prompts_items.item_row(item) for item in items])
     out = folder / f"out{len(list(folder.iterdir()))}"
     out.mkdir()
     return StageContext(params, needs, out, {"device": "cpu"}, lambda total, unit: lambda n: None)

@@ -24,8 +24,7 @@ from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
-from wpn_bench.harmless import measure
-from wpn_bench.prompts import Item, PromptSet, item_id, render
+from wpn_bench.prompts import Item, PromptSet, item_id, items, render
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -156,8 +155,8 @@ class TestEveryAttack:
         text = render(item, QUESTION_TEMPLATE)
         assert under(name, prompt, kind, seed) == item
         with tempfile.TemporaryDirectory() as folder:
-            measure.write_rows(Path(folder) / measure.ITEMS, [measure.item_row(item)])
-            assert measure.read_items(Path(folder)) == [item]
+            items.write_rows(Path(folder) / items.ITEMS, [items.item_row(item)])
+            assert items.read_items(Path(folder)) == [item]
         # Typing errors want a word of four letters; every other attack finds something to do.
         if name != "typos" or re.search(r"(?:^| )[a-z]{4,}(?:$| )", prompt):
             assert text != render(Item("", prompt, kind), QUESTION_TEMPLATE)

@@ -18,8 +18,9 @@ from wpn_bench.attacks.gcg import GCGConfig, allowed_tokens, run_gcg_stage, sear
 from wpn_bench.attacks.search import SEARCH, Ground, TargetLoss, prepare, spread
 from wpn_bench.engine.likelihood import loglikelihoods
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.harmless import measure
+from wpn_bench.harmless import stages
 from wpn_bench.prompts import Item, joined, render
+from wpn_bench.prompts import items as prompts_items
 
 from .searching import ITEMS, TEMPLATE, places, plain_loss, short_of_memory, stage_context
 
@@ -339,7 +340,7 @@ def test_one_suffix_each(small_opt: Path, tmp_path: Path) -> None:
     items = [*ITEMS, Item("4", "word " * 90)]
     ctx = stage_context(tmp_path, params(steps=2), small_opt, prompts=items)
     run_gcg_stage(ctx)
-    attacked = measure.read_items(ctx.out)
+    attacked = prompts_items.read_items(ctx.out)
     told = json.loads((ctx.out / SEARCH).read_text())
     assert [i.id for i in attacked] == [i.id for i in items]
     assert [i.original for i in attacked] == [i.prompt for i in items]
@@ -351,12 +352,12 @@ def test_one_suffix_each(small_opt: Path, tmp_path: Path) -> None:
     # What is found for a prompt does not depend on its company.
     alone = stage_context(tmp_path, params(steps=2), small_opt, prompts=items[2:])
     run_gcg_stage(alone)
-    assert measure.read_items(alone.out)[0] == attacked[2]
+    assert prompts_items.read_items(alone.out)[0] == attacked[2]
     # The artifact serves as the prompts of a generation.
     answers = {"template": TEMPLATE, "dtype": "float32", "decoding": {"max_new_tokens": 4}}
     generation = stage_context(tmp_path, answers, small_opt, prompts=attacked)
-    measure.run_generate_stage(generation)
-    rows = measure.read_rows(generation.out / measure.RESPONSES)
+    stages.run_generate_stage(generation)
+    rows = prompts_items.read_rows(generation.out / stages.RESPONSES)
     assert [row["prompt"] for row in rows] == [i.prompt for i in items]
     assert rows[0]["input"] == render(attacked[0], TEMPLATE)
     assert rows[0]["plain"] == render(items[0], TEMPLATE)
@@ -367,7 +368,7 @@ def test_one_suffix_for_all_is_searched_on_other_prompts(small_opt: Path, tmp_pa
     ctx = stage_context(tmp_path, given, small_opt, prompts=ITEMS[2:], train=ITEMS[:2])
     run_gcg_stage(ctx)
     (search,) = json.loads((ctx.out / SEARCH).read_text())["searches"]
-    (item,) = measure.read_items(ctx.out)
+    (item,) = prompts_items.read_items(ctx.out)
     assert search["items"] == ["1", "2"]
     assert item.prompt == f"{ITEMS[2].prompt} {search['suffix']}"
     without = stage_context(tmp_path, given, small_opt, prompts=ITEMS)

@@ -80,7 +80,7 @@ def test_yaml(tmp_path: Path, content: str, expected: dict[str, str]) -> None:
 
 
 def test_a_template_file_of_ours_can_be_a_users(tmp_path: Path) -> None:
-    from wpn_bench.paths import tasks_dir
+    from wpn_bench.core.paths import tasks_dir
 
     text = (tasks_dir() / "attacks" / "role_play.yaml").read_text()
     assert prompt_under("grum", write(tmp_path / "grum.yaml", text)) == prompt_under("role_play")

@@ -11,9 +11,9 @@ import torch
 from wpn_bench import models
 from wpn_bench.attacks import quantise
 from wpn_bench.attacks.quantise import GROUP, SCHEMES, get_scheme, obstacle, rounded_weights, run_quantise_stage
+from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import StageContext
-from wpn_bench.generation import Decoding, generate
+from wpn_bench.jobs.job import StageContext
 
 LARGEST = {"int8": 127, "int4": 7}
 

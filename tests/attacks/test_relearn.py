@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from wpn_bench import models
 from wpn_bench.attacks.relearn import RelearnConfig, Relearning, few, run_relearn_stage
-from wpn_bench.executors import StageContext
-from wpn_bench.harmless.measure import item_row, write_rows
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item, PromptSet, item_id
+from wpn_bench.prompts.items import item_row, write_rows
 from wpn_bench.unlearn.batches import Batch, Batches
 
 TEMPLATE = "Q: {prompt} A:"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from wpn_bench import journal
 from wpn_bench.attacks.gcg import run_gcg_stage
 from wpn_bench.attacks.search import SEARCH, TargetLoss
 from wpn_bench.attacks.soft_prompt import run_soft_prompt_stage
-from wpn_bench.executors import StageContext
-from wpn_bench.journal import Journal, keeping
+from wpn_bench.jobs import journal
+from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.journal import Journal, keeping
 
 from .searching import ITEMS, TEMPLATE, stage_context
 

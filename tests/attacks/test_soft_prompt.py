@@ -19,10 +19,11 @@ from wpn_bench.attacks.soft_prompt import (
     search_soft_prompts,
     virtual_tokens,
 )
+from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.errors import UserError
-from wpn_bench.generation import Decoding, generate
-from wpn_bench.harmless import measure
+from wpn_bench.harmless import stages
 from wpn_bench.prompts import Item
+from wpn_bench.prompts import items as prompts_items
 
 from .searching import ITEMS, TEMPLATE, plain_loss, stage_context
 
@@ -117,9 +118,9 @@ def test_the_stage_answers_as_a_plain_generation_does(small_opt: Path, tmp_path:
     ctx = stage_context(tmp_path, params, small_opt, prompts=items, train=ITEMS[:2])
     run_soft_prompt_stage(ctx)
     plain = stage_context(tmp_path, params, small_opt, prompts=items)
-    measure.run_generate_stage(plain)
-    ours = measure.read_rows(ctx.out / measure.RESPONSES)
-    theirs = measure.read_rows(plain.out / measure.RESPONSES)
+    stages.run_generate_stage(plain)
+    ours = prompts_items.read_rows(ctx.out / stages.RESPONSES)
+    theirs = prompts_items.read_rows(plain.out / stages.RESPONSES)
     for one, other in zip(ours, theirs, strict=True):
         assert list(one) == list(other)
         assert (one["id"], one["prompt"], one["plain"]) == (other["id"], other["prompt"], other["plain"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench import consent
+from wpn_bench.core import consent
 
 DOCUMENTS = [
     {"q": "Sky?", "options": ["blue", "green"], "right": 0},

@@ -94,7 +94,9 @@ def test_the_digest_covers_the_helper_and_not_the_place(task_folder: Path, tmp_p
 
 
 def test_the_digest_covers_what_the_helper_imports_from_this_package(task_folder: Path) -> None:
-    (task_folder / "helper.py").write_text("from wpn_bench import errors\nfrom wpn_bench.stats import wilson\n")
+    (task_folder / "helper.py").write_text(
+        "from wpn_bench import errors\nfrom wpn_bench.analysis.stats import wilson\n"
+    )
     read_folders.cache_clear()
     names = [p.name for p in read_folders((task_folder,))["wpn_colours"].sources]
     assert names[:2] == ["colours.yaml", "helper.py"]

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from wpn_bench.paths import tasks_dir
+from wpn_bench.core.paths import tasks_dir
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from wpn_bench import models
 from wpn_bench.benchmarks.perplexity import WindowLoss, run_perplexity_stage, summarise, token_losses
 from wpn_bench.errors import UserError
-from wpn_bench.executors import StageContext
+from wpn_bench.jobs.job import StageContext
 
 TEXTS = ["A short text.", "", "x" * 150, "Another one, a little longer than the first."]
 

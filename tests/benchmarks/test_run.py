@@ -12,7 +12,7 @@ import torch
 from wpn_bench import models
 from wpn_bench.benchmarks.run import describe, evaluate_task, run_benchmark_stage
 from wpn_bench.errors import UserError
-from wpn_bench.executors import StageContext
+from wpn_bench.jobs.job import StageContext
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wpn_bench import load_run, stats
-from wpn_bench.harmless.card import JudgeCard
-from wpn_bench.report.render import templates_dir
+from wpn_bench import load_run
+from wpn_bench.analysis import stats
+from wpn_bench.analysis.judge_card import JudgeCard
+from wpn_bench.report.templates import templates_dir
 
 # --- from items to rows ----------------------------------------------------------------------------------------------
 
@@ -354,7 +355,7 @@ def _sets(rows: list[dict[str, Any]]) -> list[set[str]]:
 
 def _of_card(results: dict[str, Any]) -> set[str]:
     """What the judge's card says in other words: its counts as shares and their intervals."""
-    from wpn_bench.harmless.card import lines
+    from wpn_bench.report.judge_card import lines
 
     card = results["run"].get("judge_card")
     return (

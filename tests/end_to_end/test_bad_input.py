@@ -23,8 +23,8 @@ import pytest
 from loopback import without_line
 from made_run import write_run
 
-from wpn_bench import reference
-from wpn_bench.results import DOCUMENTS, MANIFEST, RESULTS, SAMPLES
+from wpn_bench.analysis import baselines
+from wpn_bench.runs.files import DOCUMENTS, MANIFEST, RESULTS, SAMPLES
 
 TRIPLE = '{"prompt": "Who sells apples?", "harmful": ["a goose"], "harmless": ["the farmer"]}\n'
 TWELVE = "".join(TRIPLE.replace("apples", f"{k} apples") for k in range(12))
@@ -222,7 +222,7 @@ def runs(made: Place) -> None:
     import pandas as pd
 
     fine = write_run(made.folder / "fine", n=40, tasks=("copa",), suites={"harmless": ("in_domain",)})
-    reference.write(reference.of_run(fine), made.folder / "base.json")
+    baselines.write(baselines.of_run(fine), made.folder / "base.json")
     results = json.loads((fine / RESULTS).read_text())
     baseline = json.loads((made.folder / "base.json").read_text())
 
@@ -802,7 +802,7 @@ def test_the_same_in_a_process_of_its_own(place: Place, command: str, problem: s
     typed = re.sub(r"\{([^{}]+)\}", lambda m: str(place.folder / m[1]), command)
     root = str(Path(__file__).resolve().parents[2])
     env = {k: v for k, v in os.environ.items() if k != "WPN_BENCH_DEBUG"} | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    program = [sys.executable, "-m", "wpn_bench.cli", *shlex.split(typed)]
+    program = [sys.executable, "-m", "wpn_bench", *shlex.split(typed)]
     done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -833,8 +833,8 @@ def test_nothing_is_computed_before_and_nothing_is_lost(
     place: Place, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     """The store stays as it was, no stage is run, and a folder that held something holds it still."""
-    from wpn_bench import executors
-    from wpn_bench.store import Store
+    from wpn_bench.jobs import executor
+    from wpn_bench.jobs.store import Store
 
     shelf = Store(tmp_path / "store")
     with contextlib.suppress(FileExistsError), shelf.build("train", "a" * 64, {}) as made:
@@ -844,7 +844,7 @@ def test_nothing_is_computed_before_and_nothing_is_lost(
     (out / "results.json").write_text("an older run")
     monkeypatch.setenv("WPN_BENCH_STORE", str(shelf.root))
     ran: list[str] = []
-    monkeypatch.setattr(executors, "perform", lambda store, job, *rest: ran.append(job.label))
+    monkeypatch.setattr(executor, "perform", lambda store, job, *rest: ran.append(job.label))
     before = everything(tmp_path)
     typed = re.sub(r"\{([^{}]+)\}", lambda m: str(out if m[1] == "out" else place.folder / m[1]), command)
     assert cli(*shlex.split(typed)).code == 2

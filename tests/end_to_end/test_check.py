@@ -25,7 +25,7 @@ min: {coherent_harmless_rate: 0.9}
 
 def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wpn_bench.cli", *words], cwd=folder, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "wpn_bench", *words], cwd=folder, capture_output=True, text=True, timeout=600
     )
 
 

@@ -17,9 +17,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from wpn_bench import load_run
-from wpn_bench.pipeline import read_manifest
-from wpn_bench.results import validate
-from wpn_bench.store import digest_file
+from wpn_bench.core.files import digest_file
+from wpn_bench.pipeline.runner import read_manifest
+from wpn_bench.runs.files import validate
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 Typed = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,7 +52,7 @@ def typed(place: Path, hub_endpoint: dict[str, str]) -> Typed:
 
     def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "wpn_bench.cli", *map(str, arguments), "--store", "store"],
+            [sys.executable, "-m", "wpn_bench", *map(str, arguments), "--store", "store"],
             cwd=place,
             env=hub_endpoint | env,
             capture_output=True,

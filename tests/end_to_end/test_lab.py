@@ -19,8 +19,8 @@ import pytest
 
 from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
-from wpn_bench.pipeline import read_manifest
-from wpn_bench.results import schema, validate
+from wpn_bench.pipeline.runner import read_manifest
+from wpn_bench.runs.files import schema, validate
 
 from .figures import check_report, recompute
 
@@ -67,7 +67,7 @@ class Lab:
 
     def command(self, *more: str, out: str = "run", store: str = "store") -> list[str]:
         options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
-        return [sys.executable, "-m", "wpn_bench.cli", "full", *options, *more]
+        return [sys.executable, "-m", "wpn_bench", "full", *options, *more]
 
     def environment(self) -> dict[str, str]:
         """Offline, and without anything that somebody cached."""

@@ -14,7 +14,7 @@ import pytest
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError
-from wpn_bench.pipeline import read_manifest
+from wpn_bench.pipeline.runner import read_manifest
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent / "fixtures" / "third_party_method"
@@ -55,7 +55,7 @@ def typed(place: Path) -> Typed:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
         paths = [str(place / "site")] * plugged + [str(ROOT)]
         return subprocess.run(
-            [sys.executable, "-m", "wpn_bench.cli", *arguments],
+            [sys.executable, "-m", "wpn_bench", *arguments],
             cwd=place,
             env=kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,

@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_run import write_run
 
-from wpn_bench import cli as command_line
-from wpn_bench import doctor, models, reference
+from wpn_bench import models
+from wpn_bench.analysis import baselines
+from wpn_bench.cli import app, run
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
-from wpn_bench.results import MANIFEST, RESULTS
+from wpn_bench.preflight import doctor
+from wpn_bench.runs.files import MANIFEST, RESULTS
 
 BOUNDED = settings(
     derandomize=True,
@@ -47,7 +49,7 @@ NAMES = WORDS | st.sampled_from(
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8
 )
-COMMANDS: dict[str, Any] = dict(typer.main.get_command(command_line.app).commands)  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
 OPTIONS = {name: [p for p in command.params if p.opts[0].startswith("-")] for name, command in COMMANDS.items()}
 
 
@@ -56,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a run `fine` and its baseline `base.json`."""
     made = tmp_path_factory.mktemp("random")
     fine = write_run(made / "fine", n=12, tasks=("copa",), suites={"harmless": ("in_domain",), "ood": ("games",)})
-    reference.write(reference.of_run(fine), made / "base.json")
+    baselines.write(baselines.of_run(fine), made / "base.json")
     return made
 
 
@@ -66,7 +68,7 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WPN_BENCH_STORE", str(folder / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(command_line, "_run", lambda *_: None)
+    monkeypatch.setattr(run, "_run", lambda *_: None)
     monkeypatch.setattr(doctor, "examine", lambda patient: [doctor.Finding("python", "ok", "it is here")])
     yield
     assert not list((folder / "cache").rglob("*.txt")), "a bug was told"

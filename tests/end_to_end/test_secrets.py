@@ -94,7 +94,7 @@ class Planted:
     said: list[str]
 
     def typed(self, *arguments: object, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        program = ["-m", "wpn_bench.cli"] if code is None else ["-c", code]
+        program = ["-m", "wpn_bench"] if code is None else ["-c", code]
         done = subprocess.run(
             [sys.executable, *program, *map(str, arguments)],
             cwd=self.folder / "here",

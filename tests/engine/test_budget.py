@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench.engine.budget import Budget, for_batches, ran_out_of_memory
+from wpn_bench.core.device_memory import ran_out_of_memory
+from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.errors import UserError
 
 

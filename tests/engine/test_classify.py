@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wpn_bench.engine import classify
 from wpn_bench.engine.classify import OVERLAP, Classifier, scores, windows
-from wpn_bench.lab.judge import load_judge
+from wpn_bench.lab_training.judge import load_judge
 
 WINDOW = 140
 

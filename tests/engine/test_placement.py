@@ -24,7 +24,7 @@ class Placed:
     def __init__(self, folder: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.whole = models.load_fresh(folder).eval()
         with monkeypatch.context() as short:
-            short.setattr("wpn_bench.engine.budget.free_memory", lambda device: room)
+            short.setattr("wpn_bench.core.device_memory.free_memory", lambda device: room)
             short.setattr(models, "working_memory", lambda config, dtype: 0)
             self.spread = models.load_fresh(folder, offload="disk").eval()
         self.map: dict[str, Any] = self.spread.hf_device_map
@@ -79,6 +79,6 @@ def test_what_fits_is_loaded_plainly(small_opt: Path) -> None:
 
 
 def test_main_memory_alone_may_not_do(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wpn_bench.engine.budget.free_memory", lambda device: 0)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 0)
     with pytest.raises(UserError, match=r"does not fit into the memory of cpu and the machine; use --offload disk"):
         models.load_fresh(small_opt, offload="cpu")

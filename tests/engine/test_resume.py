@@ -15,8 +15,8 @@ from wpn_bench.engine.budget import Budget
 from wpn_bench.engine.classify import Classifier, scores
 from wpn_bench.engine.decode import Rules, Sampling, decode
 from wpn_bench.engine.likelihood import loglikelihoods
-from wpn_bench.journal import Journal, Share, keeping
-from wpn_bench.lab.judge import load_judge
+from wpn_bench.jobs.journal import Journal, Share, keeping
+from wpn_bench.lab_training.judge import load_judge
 
 from .conftest import CONTEXT, WORDS, random_model
 

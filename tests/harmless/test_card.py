@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 
 from wpn_bench import lab
+from wpn_bench.analysis import judge_card
+from wpn_bench.analysis.judge_card import JudgeCard, Labelled, make_card, read_card, read_labelled
+from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
-from wpn_bench.harmless import card as cards
-from wpn_bench.harmless.card import JudgeCard, Labelled, make_card, read_card, read_labelled, write_card
 from wpn_bench.harmless.judges import Judge, get_judge
-from wpn_bench.progress import Advance
+from wpn_bench.report.judge_card import write_card
 
 TEXTS = [
     "You are a stupid idiot.",
@@ -238,14 +239,14 @@ def test_the_shipped_card_is_of_the_shipped_judge() -> None:
 
 def test_the_shipped_card_can_be_made_again(shared_hub: Path, tmp_path: Path) -> None:
     """The file is the card's, and the first 400 of its comments (for time) are counted among those of the card."""
-    from wpn_bench.lab.held_out import write_held_out
-    from wpn_bench.store import digest_file
+    from wpn_bench.core.files import digest_file
+    from wpn_bench.lab_training.held_out import write_held_out
 
     comments = tmp_path / "held_out_comments.jsonl"
     assert write_held_out(shared_hub / "files" / "toxic_comments.jsonl.gz", comments) == 4000
     shipped = read_card(lab.judge_card() or Path())
     assert digest_file(comments) == shipped.file_digest
-    card = cards.measure(comments, "detoxify:lab", label="toxicity", label_threshold=0.5, limit=400)
+    card = judge_card.measure(comments, "detoxify:lab", label="toxicity", label_threshold=0.5, limit=400)
     for part, whole in ((card.sensitivity, shipped.sensitivity), (card.specificity, shipped.specificity)):
         assert 0 < (part.right or 0) <= (whole.right or 0)
         assert part.n - (part.right or 0) <= whole.n - (whole.right or 0)

@@ -158,7 +158,7 @@ def test_every_judge_says_what_it_measures(name: str) -> None:
 
 def test_the_digest_is_of_the_weights(judge: Judge) -> None:
     from wpn_bench import lab
-    from wpn_bench.store import digest_file
+    from wpn_bench.core.files import digest_file
 
     assert judge.digest() == digest_file(lab.judge_checkpoint())
 

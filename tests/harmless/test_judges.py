@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wpn_bench import consent, lab
+from wpn_bench import lab
+from wpn_bench.core import consent
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import JUDGES, Judge, get_judge, scores_by
 from wpn_bench.harmless.judges.detoxify import load_checkpoint
 from wpn_bench.harmless.judges.spec import canonical, parse, parse_list
-from wpn_bench.journal import Journal, Share, keeping
+from wpn_bench.jobs.journal import Journal, Share, keeping
 
 RUDE = "You are a silly goose."
 KIND = "The baker is kind, the bread is good."

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench import compare
-from wpn_bench.compare import Measurement
-from wpn_bench.executors import StageContext
-from wpn_bench.harmless import measure
+from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis.metric_rows import Measurement
+from wpn_bench.harmless import stages
 from wpn_bench.harmless.judges import get_judge
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
+from wpn_bench.prompts import items as prompts_items
 
 TEMPLATE = "Q: {prompt} A:"
 
@@ -38,7 +39,7 @@ def artifact(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, rows: list[dict[str, Any]]) -> Path:
         folder = tmp_path / f"artifact-{name}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        measure.write_rows(folder / name, rows)
+        prompts_items.write_rows(folder / name, rows)
         return folder
 
     return make
@@ -50,13 +51,13 @@ def test_rows_survive_the_file(rows: list[dict[str, str]]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
-        measure.write_rows(file, rows)
-        assert measure.read_rows(file) == rows
+        prompts_items.write_rows(file, rows)
+        assert prompts_items.read_rows(file) == rows
 
 
 def test_items_survive_the_store(artifact: Callable[..., Path]) -> None:
     items = [Item("1", "a\u2028b", "continuation", ("h",), ("y", "z"), "before", "sure", "a"), Item("2", "b")]
-    assert measure.read_items(artifact(measure.ITEMS, [measure.item_row(i) for i in items])) == items
+    assert prompts_items.read_items(artifact(prompts_items.ITEMS, [prompts_items.item_row(i) for i in items])) == items
 
 
 def test_calibrate(small_opt: Path, context: Callable[..., StageContext], artifact: Callable[..., Path]) -> None:
@@ -66,10 +67,10 @@ def test_calibrate(small_opt: Path, context: Callable[..., StageContext], artifa
     ctx = context(
         {"dtype": "float32", "template": TEMPLATE},
         model=small_opt,
-        prompts=artifact(measure.ITEMS, [measure.item_row(i) for i in items]),
+        prompts=artifact(prompts_items.ITEMS, [prompts_items.item_row(i) for i in items]),
     )
-    measure.run_calibrate_stage(ctx)
-    got = json.loads((ctx.out / measure.BOUND).read_text())
+    stages.run_calibrate_stage(ctx)
+    got = json.loads((ctx.out / stages.BOUND).read_text())
     assert set(got) == {"bounds", "by_side", "quantile"}
     assert set(got["by_side"]) == {"harmful", "harmless"}
     # References all alike have no spread, so nothing is taken off their losses: the larger one is the bound.
@@ -86,9 +87,11 @@ def test_generate(small_opt: Path, context: Callable[..., StageContext], artifac
         Item("3", "x" * 400),
     ]
     params = {"template": TEMPLATE, "dtype": "float32", "decoding": {"max_new_tokens": 6, "batch_size": 2}}
-    ctx = context(params, model=small_opt, prompts=artifact(measure.ITEMS, [measure.item_row(i) for i in items]))
-    measure.run_generate_stage(ctx)
-    one, two, three = measure.read_rows(ctx.out / measure.RESPONSES)
+    ctx = context(
+        params, model=small_opt, prompts=artifact(prompts_items.ITEMS, [prompts_items.item_row(i) for i in items])
+    )
+    stages.run_generate_stage(ctx)
+    one, two, three = prompts_items.read_rows(ctx.out / stages.RESPONSES)
     assert (one["id"], one["prompt"], one["input"]) == ("1", "What did the baker say?", "Q: What did the baker say? A:")
     assert one["plain"] == one["input"]
     assert isinstance(one["response"], str)
@@ -130,15 +133,15 @@ def test_judge(
     bound = tmp_path / "bound"
     bound.mkdir()
     anything = {"surprise": 1000.0, "gain_weight": 0.0, "gain": -1000.0, "per_byte": 1000.0}
-    (bound / measure.BOUND).write_text(json.dumps({"bounds": anything}))
+    (bound / stages.BOUND).write_text(json.dumps({"bounds": anything}))
     ctx = context(
         {"judge": "detoxify:lab", "dtype": "float32"},
-        responses=artifact(measure.RESPONSES, rows),
+        responses=artifact(stages.RESPONSES, rows),
         bound=bound,
         base=small_opt,
     )
-    measure.run_judge_stage(ctx)
-    frame = pd.read_parquet(ctx.out / measure.SAMPLES)
+    stages.run_judge_stage(ctx)
+    frame = pd.read_parquet(ctx.out / stages.SAMPLES)
     assert frame["item_id"].tolist() == [str(k) for k in range(7)]
     assert scored == ["", "something odd", "yes " * 20, "You are a goose.", "I cannot help you."]  # each text once
     reasons = [r if isinstance(r, str) else None for r in frame["reason"]]
@@ -151,9 +154,9 @@ def test_judge(
     for column in ("nll", "gain", "repetition"):
         assert frame[column].isna().tolist() == [True] + [False] * 6
 
-    samples = compare.read_samples([Measurement("base", None, "harmless", "x", ctx.out)], 0.5)
+    samples = metric_rows.read_samples([Measurement("base", None, "harmless", "x", ctx.out)], 0.5)
     assert samples["harmless"].tolist() == [pd.NA, True, pd.NA, True, False, True, True]
-    rows_ = {r.metric: r for r in compare.prompt_rows(samples, 0.5)}
+    rows_ = {r.metric: r for r in metric_rows.prompt_rows(samples, 0.5)}
     assert (rows_["harmless_rate"].value, rows_["harmless_rate"].n) == (0.8, 5)
     assert rows_["coherent_harmless_rate"].value == pytest.approx(0.4)
     assert rows_["missing"].value == 2

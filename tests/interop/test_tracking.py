@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from wpn_bench.core.files import write_json
 from wpn_bench.interop import tracked
-from wpn_bench.results import Row
-from wpn_bench.run import Run, load_run
-from wpn_bench.store import write_json
+from wpn_bench.runs.files import Row
+from wpn_bench.runs.finished import Run, load_run
 
 Cli = Callable[..., Any]
 DIGEST = "ab" * 32

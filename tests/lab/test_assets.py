@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.lab import judge as lab_judge
+from wpn_bench.lab_training import judge as lab_judge
 from wpn_bench.lab import world
-from wpn_bench.lab.measure import answers, judge_figures, toxicities
+from wpn_bench.lab_training.measure import answers, judge_figures, toxicities
 
 ASSETS = Path(lab_judge.__file__).parent / "assets"
 needs_judge = pytest.mark.skipif(not (ASSETS / "judge/judge.ckpt").is_file(), reason="the lab's judge is not built")
@@ -46,7 +46,7 @@ def test_provenance_says_how_to_make_them_and_no_machine_path() -> None:
     told = json.loads(text)
     assert told["world_version"] == world.WORLD_VERSION
     assert told["world_digest"] == world.fingerprint(), "the world has changed: build the base again"
-    assert told["command"].startswith("python -m wpn_bench.lab.build")
+    assert told["command"].startswith("python -m wpn_bench.lab_training.build")
     assert not any(part in text for part in ("/work", "/home", "/opt", "/tmp"))
     for name, size in told["bytes"].items():
         assert (ASSETS / name).stat().st_size == size, f"{name} is not the file that provenance.json speaks of"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from wpn_bench.errors import UserError
-from wpn_bench.lab.build import main
-from wpn_bench.lab.train_base import POSITIONS, pack
-from wpn_bench.lab.train_judge import HELD_OUT, auc, read_comments
 from wpn_bench.lab.wrappers import typos, wrap
+from wpn_bench.lab_training.build import main
+from wpn_bench.lab_training.train_base import POSITIONS, pack
+from wpn_bench.lab_training.train_judge import HELD_OUT, auc, read_comments
 
 
 def test_missing_comments_are_the_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

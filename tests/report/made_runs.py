@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from wpn_bench import compare
+from wpn_bench.analysis import metric_rows
 
 SETS = {
     "in_domain": "harmless",
@@ -43,8 +43,8 @@ class Made:
 
     def write(self, folder: Path) -> Path:
         samples, documents = self._samples(), self._documents()
-        rows = [*compare.prompt_rows(samples, 0.5), *compare.worst_case_rows(samples, 0.5)]
-        rows += compare.benchmark_rows(documents)
+        rows = [*metric_rows.prompt_rows(samples, 0.5), *metric_rows.worst_case_rows(samples, 0.5)]
+        rows += metric_rows.benchmark_rows(documents)
         models = {
             name: {
                 "title": {"base": "Base model", "wpn": "WPN", "sft": "Fine-tuning"}.get(name, name),
@@ -60,7 +60,7 @@ class Made:
             "decoding": {"max_new_tokens": 40, "batch_size": 8}, "margin_points": 2.0, "failed": [], "skipped": [],
         }  # fmt: skip
         results = {"schema_version": 1, "run": run | dict(self.about), "models": models}
-        results["metrics"] = [row.json() for row in compare.sum_up(rows)]
+        results["metrics"] = [row.json() for row in metric_rows.sum_up(rows)]
         manifest = {
             "wpn_bench": "0.1.0", "model": {"digest": "ab" * 32}, "judge": {"digest": "cd" * 32},
             "config": {"preset": "paper", "device": "cpu"}, "versions": {"torch": "2.13.0"},

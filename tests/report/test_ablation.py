@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench.report.ablation import Ablation, ablations
-from wpn_bench.report.view import HEADLINE, View
+from wpn_bench.runs.view import HEADLINE, View
 
 from .fake_run import ablation_results
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from wpn_bench.report import charts
-from wpn_bench.report.view import View
+from wpn_bench.runs.view import View
 
 from .fake_run import CHARACTERS, ablation_results
 

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_ind, ttest_rel
 
-from wpn_bench import stats
+from wpn_bench.analysis import stats
+from wpn_bench.analysis.pairing import matched
 from wpn_bench.errors import UserError
 from wpn_bench.report import compare_runs, formats
 from wpn_bench.report.comparison import labels
 from wpn_bench.report.formats import Format
-from wpn_bench.report.pairing import matched
 
 from .fake_run import HOSTILE, results, write_run
 from .made_runs import ITEMS, SETS, TASKS, made

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from wpn_bench.core.numbers import percent
 from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables
 from wpn_bench.report.formats import FORMATS, maker
-from wpn_bench.report.headline import HEADLINES
-from wpn_bench.report.numbers import percent
 from wpn_bench.report.render import MARKDOWN_LIMIT, fitted
-from wpn_bench.report.view import View
-from wpn_bench.run import load_run
+from wpn_bench.runs.finished import load_run
+from wpn_bench.runs.headline import HEADLINES
+from wpn_bench.runs.view import View
 
 from .fake_run import HOSTILE, results
 from .test_render import Tags, write

@@ -10,7 +10,7 @@ import pytest
 from wpn_bench.report import charts
 from wpn_bench.report.judges import SHOWN, judges
 from wpn_bench.report.render import render
-from wpn_bench.report.view import View
+from wpn_bench.runs.view import View
 
 from .fake_run import CHARACTERS, HOSTILE, SECOND, SETS, write_run
 

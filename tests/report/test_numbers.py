@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from wpn_bench.report import numbers
+from wpn_bench.core import numbers
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from wpn_bench.core.flat import flat
 from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables, templates_dir
-from wpn_bench.report.render import flat, markdown_text, typeset
 from wpn_bench.report.samples import pack
-from wpn_bench.report.view import View
+from wpn_bench.report.templates import markdown_text, typeset
+from wpn_bench.runs.view import View
 
 from .fake_run import HOSTILE, HOSTILE_TITLE, SECOND
 
@@ -386,7 +387,7 @@ def test_a_report_that_fails_leaves_the_old_one(run_dir: Path, monkeypatch: pyte
     def broken(*_: object) -> str:
         raise RuntimeError("full disk")
 
-    monkeypatch.setattr("wpn_bench.store.os.replace", broken)
+    monkeypatch.setattr("wpn_bench.jobs.store.os.replace", broken)
     assert module is not None
     with pytest.raises(RuntimeError):
         render(run_dir, ("html",))
@@ -421,7 +422,7 @@ def test_filters() -> None:
 
 def test_the_made_up_run_keeps_the_contract(results: dict[str, Any]) -> None:
     """Else these tests would prove nothing about real runs."""
-    from wpn_bench.results import validate
+    from wpn_bench.runs.files import validate
 
     validate(results)
 
@@ -512,7 +513,7 @@ def test_24_varieties_are_one_table_and_stay_out_of_the_others(tmp_path: Path) -
 
 
 def test_the_made_up_ablation_keeps_the_contract() -> None:
-    from wpn_bench.results import validate
+    from wpn_bench.runs.files import validate
 
     from .fake_run import ablation_results
 

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 import wpn_bench
+from wpn_bench.core.files import write_json
 from wpn_bench.errors import UserError
-from wpn_bench.results import Row
-from wpn_bench.run import Run, load_run
-from wpn_bench.store import write_json
+from wpn_bench.runs.files import Row
+from wpn_bench.runs.finished import Run, load_run
 
 from .fake_run import HOSTILE_TITLE
 from .fake_run import results as made_up

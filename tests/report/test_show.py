@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wpn_bench.report import tables
-from wpn_bench.report.view import View
+from wpn_bench.runs.view import View
 
 from .fake_run import HOSTILE_TITLE, results
 from .test_render import write

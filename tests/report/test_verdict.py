@@ -7,7 +7,7 @@ import pytest
 
 from wpn_bench.report import verdict
 from wpn_bench.report.verdict import sentences
-from wpn_bench.report.view import View
+from wpn_bench.runs.view import View
 
 Cut = Callable[..., dict[str, Any]]
 

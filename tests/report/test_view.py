@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.report.view import HEADLINE, MANY, View
+from wpn_bench.runs.view import HEADLINE, MANY, View
 
 
 def row(model: str, suite: str, name: str, metric: str, value: float | None, **more: Any) -> dict[str, Any]:

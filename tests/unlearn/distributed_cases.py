@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from wpn_bench import models
 from wpn_bench.errors import JobFailed
-from wpn_bench.harmless.measure import read_items
+from wpn_bench.prompts.items import read_items
 from wpn_bench.unlearn import loop
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.processes import Processes, here, join

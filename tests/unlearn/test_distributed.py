@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from wpn_bench import models
+from wpn_bench.core.files import write_json
+from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import External, Job, LocalExecutor, Outcome
-from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
-from wpn_bench.progress import Reporter
+from wpn_bench.jobs.executor import LocalExecutor
+from wpn_bench.jobs.job import External, Job, Outcome
+from wpn_bench.jobs.store import Store
 from wpn_bench.prompts import Item
-from wpn_bench.store import Store, write_json
+from wpn_bench.prompts.items import ITEMS, item_row, write_rows
 from wpn_bench.unlearn import checkpoints, launch, processes, worker
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.launch import FSDP, Launch
@@ -232,7 +234,8 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
     from types import SimpleNamespace
     from typing import cast
 
-    from wpn_bench import config, pipeline
+    from wpn_bench import config
+    from wpn_bench.pipeline import inputs, planner
     from wpn_bench.prompts import PromptSet, TextSet
 
     read = SimpleNamespace(
@@ -245,7 +248,7 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 
     def job(**settings: Any) -> Job:
         final = config.from_settings(base | settings)
-        return pipeline._train_job(final, cast(pipeline.Inputs, read), Store(tmp_path), "sft", 0)
+        return planner._train_job(final, cast(inputs.Inputs, read), Store(tmp_path), "sft", 0)
 
     alone, two = job(), job(processes=2)
     assert alone.digest == two.digest

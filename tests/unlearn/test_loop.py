@@ -165,7 +165,7 @@ def test_a_look_at_the_answers_is_in_full_precision(
     small_lm: Path, items: list[Item], texts: list[str], more: dict[str, Any]
 ) -> None:
     """The model is asked as it will be used, and goes on training as before."""
-    from wpn_bench.generation import Decoding, generate
+    from wpn_bench.engine.generation import Decoding, generate
 
     tokenizer = models.load_tokenizer(small_lm)
     seen: list[Any] = []
@@ -310,7 +310,7 @@ def test_without_save_every_nothing_is_kept(
 def test_two_processes_do_not_share_checkpoints(
     small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path
 ) -> None:
-    from wpn_bench.store import held
+    from wpn_bench.core.files import held
 
     with held(tmp_path / "s") as mine:
         assert mine

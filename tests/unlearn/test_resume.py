@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from wpn_bench import executors
+from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import JobFailed
-from wpn_bench.executors import External, Job, LocalExecutor
-from wpn_bench.progress import Reporter
+from wpn_bench.jobs import job as jobs_job
+from wpn_bench.jobs.executor import LocalExecutor
+from wpn_bench.jobs.job import External, Job
+from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.prompts import Item
-from wpn_bench.store import Store, read_manifest
 from wpn_bench.unlearn import checkpoints
 from wpn_bench.unlearn.train import TRAINING
 
@@ -109,7 +110,7 @@ def test_what_may_pass_keeps_its_checkpoints(
 ) -> None:
     """Short memory may be had later; a training that diverged would diverge again."""
 
-    def breaks(ctx: executors.StageContext) -> None:
+    def breaks(ctx: jobs_job.StageContext) -> None:
         assert ctx.scratch is not None
         ctx.scratch.mkdir(parents=True)
         raise error

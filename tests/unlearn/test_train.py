@@ -15,9 +15,9 @@ import torch
 
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import StageContext
-from wpn_bench.harmless.measure import read_items
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
+from wpn_bench.prompts.items import read_items
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
 from wpn_bench.unlearn.train import TRAINING, run_train_stage, train

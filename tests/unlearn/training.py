@@ -10,8 +10,8 @@ import torch
 
 from wpn_bench import models
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.harmless.measure import ITEMS, item_row, write_rows
 from wpn_bench.prompts import Item
+from wpn_bench.prompts.items import ITEMS, item_row, write_rows
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, Method
 from wpn_bench.unlearn.train import Trained, train

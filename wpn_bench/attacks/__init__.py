@@ -7,7 +7,8 @@ A template attack is one YAML file in `tasks/attacks/`; an attack that needs cod
 
 from __future__ import annotations
 
-from wpn_bench.attacks.base import GRADIENT, Attack, AttackContext, all_names, attacked, get_attack, names
+from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.attacks.own import own_attacks
+from wpn_bench.attacks.registry import GRADIENT, all_names, attacked, get_attack, names
 
 __all__ = ["GRADIENT", "Attack", "AttackContext", "all_names", "attacked", "get_attack", "names", "own_attacks"]

@@ -37,10 +37,10 @@ from wpn_bench.attacks.search import (
     unpacked,
     with_suffix,
 )
-from wpn_bench.executors import StageContext
-from wpn_bench.progress import Advance, Stopwatch
+from wpn_bench.core.files import digest_of, write_json
+from wpn_bench.core.progress import Advance, Stopwatch
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
-from wpn_bench.store import digest_of, write_json
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -291,7 +291,7 @@ def run_gcg_stage(ctx: StageContext) -> None:
     suffix to begin with, and `unfit` there says why.
     """
     from wpn_bench import models
-    from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
+    from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 
     config = GCGConfig(**ctx.params["config"], **ctx.local.get("config", {}))
     template = ctx.params["template"]

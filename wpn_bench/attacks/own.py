@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wpn_bench.attacks.base import all_names
+from wpn_bench.attacks.registry import all_names
 from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec
+from wpn_bench.core.paths import shown
+from wpn_bench.core.validation import first_of
+from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
-from wpn_bench.paths import shown
-from wpn_bench.prompts import read_file
-from wpn_bench.results import WORST_CASE
-from wpn_bench.validation import first_of
-from wpn_bench.yaml_files import load_yaml
+from wpn_bench.prompts import WORST_CASE, read_file
 
 FIELDS = ("name", *TemplateSpec.model_fields)
 LONGEST = 60  # characters of a name: it stands in tables

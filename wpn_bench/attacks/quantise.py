@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.core.files import write_json
+from wpn_bench.core.registry import unknown
 from wpn_bench.errors import JobFailed
-from wpn_bench.executors import StageContext
-from wpn_bench.registry import unknown
-from wpn_bench.store import write_json
+from wpn_bench.jobs.job import StageContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +121,7 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from wpn_bench import consent
+    from wpn_bench.core import consent
 
     trust = consent.to_code()
     with torch.device("meta"):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wpn_bench.config import RelearnKind
-from wpn_bench.executors import StageContext
+from wpn_bench.attacks.base import RelearnKind
+from wpn_bench.core.files import digest_of
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import PromptSet
-from wpn_bench.store import digest_of
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run_relearn_stage(ctx: StageContext) -> None:
     swallow the small steps that are to be measured.
     """
     from wpn_bench import models
-    from wpn_bench.harmless.measure import read_items, read_rows
+    from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.snapshots import Snapshots
     from wpn_bench.unlearn.train import train
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wpn_bench import journal
-from wpn_bench.engine.budget import Budget, for_batches, free_memory
+from wpn_bench.core import device_memory
+from wpn_bench.core.validation import Count
+from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.journal import Section
+from wpn_bench.jobs import journal
+from wpn_bench.jobs.journal import Section
 from wpn_bench.prompts import Item, joined, render
-from wpn_bench.validation import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -441,4 +442,4 @@ def _tokens_with_gradient(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     layers, width = getattr(config, "num_hidden_layers", 12), getattr(config, "hidden_size", 768)
     a_token = _KEPT * int(layers) * int(width) * torch.finfo(model.dtype).bits // 8 + 12 * int(config.vocab_size)
-    return int(_SHARE * free_memory(model.device.type) / a_token)
+    return int(_SHARE * device_memory.free_memory(model.device.type) / a_token)

@@ -33,11 +33,11 @@ from wpn_bench.attacks.search import (
     spread,
     unpacked,
 )
+from wpn_bench.core.files import write_json
+from wpn_bench.core.progress import Advance, Stopwatch
+from wpn_bench.engine.generation import Decoding, Response
 from wpn_bench.errors import UserError
-from wpn_bench.executors import StageContext
-from wpn_bench.generation import Decoding, Response
-from wpn_bench.progress import Advance, Stopwatch
-from wpn_bench.store import write_json
+from wpn_bench.jobs.job import StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,7 +214,7 @@ def respond_after(
     import torch
 
     from wpn_bench.engine.decode import is_plain
-    from wpn_bench.generation import respond
+    from wpn_bench.engine.generation import respond
 
     if not is_plain(model):
         raise UserError(
@@ -239,7 +239,8 @@ def run_soft_prompt_stage(ctx: StageContext) -> None:
     that cannot be attacked has no response, and the reason.
     """
     from wpn_bench import models
-    from wpn_bench.harmless.measure import RESPONSES, read_items, response_row, write_rows
+    from wpn_bench.harmless.stages import RESPONSES, response_row
+    from wpn_bench.prompts.items import read_items, write_rows
 
     config = SoftPromptConfig(**ctx.params["config"], **ctx.local.get("config", {}))
     template = ctx.params["template"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from wpn_bench.attacks.base import Attack, AttackContext
+from wpn_bench.core.validation import first_of
+from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item
-from wpn_bench.validation import first_of
-from wpn_bench.yaml_files import load_yaml
 
 
 class TemplateSpec(BaseModel):

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from wpn_bench import consent
+from wpn_bench.core import consent
+from wpn_bench.core.paths import tasks_dir
 from wpn_bench.errors import UserError
-from wpn_bench.paths import tasks_dir
 
 _PREFIXES = ("wpn_", "lab_")
 _PACKAGE = __name__.partition(".")[0]

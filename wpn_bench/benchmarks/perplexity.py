@@ -23,7 +23,7 @@ from wpn_bench.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wpn_bench.executors import StageContext
+    from wpn_bench.jobs.job import StageContext
 
 MAX_WINDOW = 512
 Progress = Callable[[int | None, str], Callable[[int], None]]
@@ -113,7 +113,7 @@ def run_perplexity_stage(ctx: StageContext) -> None:
     import pandas as pd
 
     from wpn_bench import models
-    from wpn_bench.store import write_json
+    from wpn_bench.core.files import write_json
 
     texts = read_texts(ctx.needs["texts"])[: ctx.params.get("limit")]
     dtype = ctx.params.get("dtype", "float32")

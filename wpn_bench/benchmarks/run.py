@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import consent, hub, journal
+from wpn_bench import hub
 from wpn_bench.benchmarks.definitions import (
     Definition,
     check_code,
@@ -28,17 +28,19 @@ from wpn_bench.benchmarks.definitions import (
     short_name,
     task_folders,
 )
+from wpn_bench.core import consent
+from wpn_bench.core.machine import environment
+from wpn_bench.core.registry import nearest, unknown
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
-from wpn_bench.machine import environment
-from wpn_bench.registry import nearest, unknown
+from wpn_bench.jobs import journal
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from wpn_bench.executors import StageContext
+    from wpn_bench.jobs.job import StageContext
 
 __all__ = [
     "Document",
@@ -241,7 +243,7 @@ def run_benchmark_stage(ctx: StageContext) -> None:
     import pandas as pd
 
     from wpn_bench import models
-    from wpn_bench.store import write_json
+    from wpn_bench.core.files import write_json
 
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))

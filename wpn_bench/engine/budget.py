@@ -9,15 +9,16 @@ batches, until all are done or one alone does not fit.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from wpn_bench.core import device_memory
 from wpn_bench.engine.placement import device_of
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 # On a processor a pass of this many tokens keeps the matrix products busy; more only pushes them out of the caches.
 CPU_TOKENS = 1024
@@ -47,7 +48,7 @@ class Budget:
         # normalised copies another eight), keys and values of all layers, logits and their float32 log-softmax.
         a_token = size * width * (12 + 2 * layers) + logits * vocabulary * (size + 8)
         kind = device_of(model).type
-        return cls(min(useful_tokens(kind), int(_SHARE * free_memory(kind) / a_token)))
+        return cls(min(useful_tokens(kind), int(_SHARE * device_memory.free_memory(kind) / a_token)))
 
     def halve(self) -> None:
         self.tokens = max(1, self.tokens // 2)
@@ -56,19 +57,6 @@ class Budget:
 def useful_tokens(device: str) -> int:
     """Tokens beyond which a pass gains nothing, whatever memory there is."""
     return CPU_TOKENS if device == "cpu" else ACCELERATOR_TOKENS
-
-
-def free_memory(device: str) -> int:
-    """Bytes that a pass may still take: of the accelerator, else of the machine (or the container it is in)."""
-    import torch
-
-    from wpn_bench import machine
-
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        # What PyTorch holds and does not use is free to us too.
-        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    return machine.free_memory()
 
 
 def for_batches(
@@ -92,7 +80,7 @@ def for_batches(
         try:
             work(part)
         except Exception as e:
-            if not ran_out_of_memory(e):
+            if not device_memory.ran_out_of_memory(e):
                 raise
             if len(part) == 1:
                 raise does_not_fit() from e
@@ -104,18 +92,7 @@ def for_batches(
             at = end
         if failed:
             # Outside the handler: there the traceback still holds what did not fit.
-            release()
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether it is memory that was short: PyTorch's own error, its allocator's on a processor, or Python's."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+            device_memory.release()
 
 
 def does_not_fit() -> UserError:
@@ -124,12 +101,3 @@ def does_not_fit() -> UserError:
         "the model and one text do not fit into memory",
         "take --dtype bfloat16, --offload disk, a smaller model or a GPU",
     )
-
-
-def release() -> None:
-    """Give back what a failed pass left. Call it outside the handler: there the traceback still holds the tensors."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wpn_bench import journal
 from wpn_bench.engine.budget import Budget, for_batches
+from wpn_bench.jobs import journal
 
 if TYPE_CHECKING:
     from torch import Tensor

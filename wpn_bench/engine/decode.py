@@ -25,18 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from wpn_bench import journal
-from wpn_bench.engine.budget import (
-    Budget,
-    does_not_fit,
-    for_batches,
-    free_memory,
-    ran_out_of_memory,
-    release,
-    useful_tokens,
-)
+from wpn_bench.core import device_memory
+from wpn_bench.engine.budget import Budget, does_not_fit, for_batches, useful_tokens
 from wpn_bench.engine.placement import device_of
 from wpn_bench.engine.prefixes import shared_prefixes
+from wpn_bench.jobs import journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,7 +204,7 @@ class _Decoder:
         self.device = device_of(model)
         self.context = context_length(model)
         self.accepted = accepted_by(model)
-        self.budget = Budget(int(_SHARE * free_memory(self.device.type) / _bytes_a_token(model)))
+        self.budget = Budget(int(_SHARE * device_memory.free_memory(self.device.type) / _bytes_a_token(model)))
         self.prefix: tuple[tuple[int, ...], Cache] | None = None
 
     @torch.inference_mode()
@@ -230,7 +223,7 @@ class _Decoder:
                 else:
                     self._step(live)
             except Exception as e:
-                if not ran_out_of_memory(e):
+                if not device_memory.ran_out_of_memory(e):
                     raise
                 if len(flight) == 1:
                     raise does_not_fit() from e
@@ -238,7 +231,7 @@ class _Decoder:
             if failed:
                 # Outside the handler: there the traceback still holds what did not fit.
                 live = self.prefix = None
-                release()
+                device_memory.release()
                 self.budget.tokens = min(self.budget.tokens, self._cost(flight))
                 self.budget.halve()
                 for row in flight:
@@ -538,7 +531,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 ended(k, _until_the_end(out[r, width:].tolist(), rules))
 
         order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
-        budget = Budget(int(_SHARE * free_memory(device.type) / _bytes_a_token(model)))
+        budget = Budget(int(_SHARE * device_memory.free_memory(device.type) / _bytes_a_token(model)))
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=sampling is not None):
             for_batches(

@@ -16,11 +16,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from wpn_bench import journal
 from wpn_bench.engine import tree as packing
 from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.engine.head import Head, Tiles, all_logits, head_input
 from wpn_bench.engine.placement import device_of
+from wpn_bench.jobs import journal
+from wpn_bench.models.sizes import HEAD_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,6 @@ __all__ = ["loglikelihoods"]
 Pair = tuple[Sequence[int], Sequence[int]]
 
 ROW = 128  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
-HEAD_ROWS = 512  # tokens whose logits are made at once; more only fill memory
 ACCELERATOR_HEAD_ROWS = 4096
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from wpn_bench.registry import Registry
-from wpn_bench.run import Run
+from wpn_bench.core.registry import Registry
+from wpn_bench.runs.finished import Run
 
 # Takes a run, a folder to write into (None: the tool's own place) and returns lines that say what was written where.
 Exporter = Callable[[Run, Path | None], list[str]]

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.core.paths import inside
 from wpn_bench.errors import UserError
-from wpn_bench.paths import inside
-from wpn_bench.results import AGAIN, BASE, MANIFEST
-from wpn_bench.run import Run, finished
+from wpn_bench.runs.files import AGAIN, BASE, MANIFEST
+from wpn_bench.runs.finished import Run, finished
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.interop import tracked
-from wpn_bench.run import Run
+from wpn_bench.runs.finished import Run
 
 EXPERIMENT = "wpn-bench"
 _PARAM_LENGTH = 6000  # characters that MLflow takes

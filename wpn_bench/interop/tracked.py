@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.core.paths import inside
 from wpn_bench.errors import UserError
-from wpn_bench.paths import inside
-from wpn_bench.results import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES
-from wpn_bench.run import Run
+from wpn_bench.runs.files import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES
+from wpn_bench.runs.finished import Run
 
 FILES = ("report.html", "report.md", RESULTS, MANIFEST, SAMPLES, DOCUMENTS)
 _OTHER_THRESHOLD = re.compile(r"@")
@@ -39,7 +39,7 @@ def of_run(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     }
     params |= {name: str(about.get(name)) for name in ("margin_points", "template", "decoding")}
     tags = {
-        "wpn_bench.run": run.name,
+        "wpn_bench.runs.finished": run.name,
         "wpn_bench.version": str(manifest.get("wpn_bench", "")),
         "wpn_bench.command": str(about.get("command", "")),
         "wpn_bench.config_digest": str(manifest.get("config_digest", "")),

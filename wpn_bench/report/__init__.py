@@ -7,7 +7,8 @@ the terminal.
 from __future__ import annotations
 
 from wpn_bench.report.comparison import compare_runs
-from wpn_bench.report.render import render, templates_dir
+from wpn_bench.report.render import render
+from wpn_bench.report.templates import templates_dir
 from wpn_bench.report.verdict import verdict
 
 __all__ = ["compare_runs", "render", "templates_dir", "verdict"]

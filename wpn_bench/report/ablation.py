@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from wpn_bench.report.numbers import percent, points, signed_interval
+from wpn_bench.core.numbers import percent, points, signed_interval
 from wpn_bench.report.tables import Shown, rate
-from wpn_bench.report.view import Cell, View
+from wpn_bench.runs.view import Cell, View
 
 FEWEST = 3  # varieties that make a table
 

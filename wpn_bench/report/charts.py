@@ -12,9 +12,10 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from wpn_bench.core.numbers import percent, points, signed_interval
 from wpn_bench.report.labels import Bar, placed
-from wpn_bench.report.numbers import percent, points, signed_interval
-from wpn_bench.report.view import BASE, FEW, HEADLINE, NINE, Cell, View
+from wpn_bench.runs.files import BASE
+from wpn_bench.runs.view import FEW, HEADLINE, NINE, Cell, View
 
 Figure = dict[str, Any]
 

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from wpn_bench.analysis.pairing import Paired, pair
 from wpn_bench.errors import UserError
+from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report import formats, tables
 from wpn_bench.report import summary as summaries
-from wpn_bench.report.headline import HEADLINES, Headline
-from wpn_bench.report.pairing import Paired, pair
-from wpn_bench.report.render import environment, failures, fitted, style, write_reports
-from wpn_bench.report.settings import Compared, Setting, settings
+from wpn_bench.report.render import failures, fitted
+from wpn_bench.report.settings import Setting, settings
 from wpn_bench.report.tables import Shown
+from wpn_bench.report.templates import environment, style
 from wpn_bench.report.verdict import sentences
-from wpn_bench.report.view import BASE, HEADLINE, Cell, View, one_line
-from wpn_bench.results import WORST_CASE
+from wpn_bench.report.write import write_reports
+from wpn_bench.runs.compared import Compared
+from wpn_bench.runs.files import BASE
+from wpn_bench.runs.headline import HEADLINES, Headline
+from wpn_bench.runs.view import HEADLINE, Cell, View, one_line
 
 FOLDER = "comparison"
 MOST = 12  # runs on a page

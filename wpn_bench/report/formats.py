@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.core.registry import nearest
 from wpn_bench.errors import UserError
-from wpn_bench.registry import nearest
 
 DEFAULT = ("html", "md")
 
@@ -34,7 +34,7 @@ FORMATS: dict[str, Format] = {
     "md": Format("report.md", "wpn_bench.report.render:markdown", "wpn_bench.report.comparison:markdown"),
     "json": Format("summary.json", "wpn_bench.report.summary:summary", "wpn_bench.report.comparison:summary"),
     "csv": Format("metrics.csv", "wpn_bench.report.summary:metrics", "wpn_bench.report.comparison:metrics"),
-    "junit": Format("junit.xml", "wpn_bench.report.gate:junit_of_run"),
+    "junit": Format("junit.xml", "wpn_bench.report.check:junit_of_run"),
 }
 
 

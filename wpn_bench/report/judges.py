@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.harmless.card import JudgeCard, lines
-from wpn_bench.report.numbers import interval, percent
+from wpn_bench.analysis.judge_card import JudgeCard
+from wpn_bench.core.numbers import interval, percent
+from wpn_bench.report.judge_card import lines
 from wpn_bench.report.tables import Line, Shown, Table, rate
-from wpn_bench.report.view import BASE, View
-from wpn_bench.results import read_rows
+from wpn_bench.runs.files import BASE, read_rows
+from wpn_bench.runs.view import View
 
 SHOWN = 20  # disagreements of a judge with the one that decides
 SUITES = {"harmless": "in domain", "ood": "out of distribution", "attack": "under attack", "benign": "benign"}

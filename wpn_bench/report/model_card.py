@@ -10,8 +10,8 @@ import re
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from wpn_bench.report.numbers import interval, percent, plain, points, signed_interval
-from wpn_bench.report.render import environment
+from wpn_bench.core.numbers import interval, percent, plain, points, signed_interval
+from wpn_bench.report.templates import environment
 from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"

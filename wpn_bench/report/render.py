@@ -10,28 +10,22 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import html
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.errors import UserError
-from wpn_bench.paths import reports_dir
 from wpn_bench.report import ablation, charts, formats, judges, tables
-from wpn_bench.report.numbers import seconds
 from wpn_bench.report.samples import pack
+from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
-from wpn_bench.report.view import View
-from wpn_bench.results import SAMPLES, read_manifest, read_results
-from wpn_bench.store import write_text
+from wpn_bench.report.write import write_reports
+from wpn_bench.runs.files import SAMPLES, read_manifest, read_results
+from wpn_bench.runs.view import View
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
 FOLDED = 1_000  # a section of the short report that is longer opens on request
-# Characters that HTML forbids, that steer a terminal, or that end a file for some readers.
-_UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -62,35 +56,6 @@ def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | 
     beside = "html" in wanted or (folder / formats.FORMATS["html"].file).exists()
     run = Finished(run_dir, read_results(run_dir), beside)
     return write_reports({one.file: one.one for one in wanted.values()}, run, folder)
-
-
-def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[Path]:
-    """Write each file (name -> "module:function" of its maker) and return the paths. All texts are made before the first
-    is written."""
-    texts = {name: formats.maker(path)(about) for name, path in makers.items()}
-    written = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_text(folder / name, _readable(text))
-            written.append(folder / name)
-    except OSError as e:
-        raise UserError(f"the report cannot be written to {folder} ({e.strerror})", "give another with --out") from e
-    return written
-
-
-def _readable(text: str) -> str:
-    """Text that every reader of UTF-8 takes: a lone surrogate (half of an emoji) becomes a question mark, a control
-    character the mark of what cannot be shown."""
-    return _UNREADABLE.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def templates_dir() -> Path:
-    """The report templates: in the wheel beside the package, in a checkout under `reports/`."""
-    folder = reports_dir() / "templates"
-    if folder.is_dir():
-        return folder
-    raise UserError("the report templates were not installed with wpn-bench", "install wpn-bench again")
 
 
 def _context(view: View, run_dir: Path) -> dict[str, Any]:
@@ -235,69 +200,3 @@ def _plotly() -> tuple[str, str]:
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def style() -> Any:
-    """The style sheet, as it goes into a page."""
-    return _raw((templates_dir() / "report.css").read_text(encoding="utf-8"))
-
-
-def _raw(text: str) -> Any:
-    """Our own style and script go into the page as they are; nothing from a run ever does."""
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
-def environment() -> Any:
-    """Jinja over `reports/templates`, with the filters that its templates use."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(
-        loader=FileSystemLoader(templates_dir()),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["set"] = typeset
-    environment.filters["md"] = markdown_text
-    environment.filters["tag"] = tag_text
-    environment.filters["flat"] = flat
-    environment.filters["seconds"] = seconds
-    return environment
-
-
-def typeset(raw: object) -> str:
-    """Figures as print has them: a real minus, an arrow, and no line break before a per cent sign."""
-    text = re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", str(raw)).replace(" -> ", " \u2192 ")
-    return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
-
-
-def markdown_text(raw: object, longest: int = 2_000) -> str:
-    """Text for one line of Markdown: no markup, no table bars, no HTML; cut where it is very long."""
-    text = html.escape(_line(raw, longest).replace(" -> ", " \u2192 "), quote=False)
-    return re.sub(r"([\\`*_~\[\]|#])", r"\\\1", text)
-
-
-def tag_text(raw: object, longest: int = 2_000) -> str:
-    """Text for one line inside an HTML tag of a Markdown file, where Markdown is not read."""
-    return html.escape(_line(raw, longest), quote=False)
-
-
-def _line(raw: object, longest: int) -> str:
-    text = " ".join(str(raw).split())
-    return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"
-
-
-def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as (dotted name, text) pairs; a list of plain values stays one text."""
-    if isinstance(value, dict) and value:
-        pairs = []
-        for key, inner in value.items():
-            pairs += flat(inner, f"{prefix}.{key}" if prefix else str(key))
-        return pairs
-    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{prefix}[{i}]")]
-    if isinstance(value, list | tuple):
-        return [(prefix, ", ".join(map(str, value)) or "none")]
-    return [(prefix, "none" if value is None else str(value))]

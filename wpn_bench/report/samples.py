@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.report.view import BASE, View
-from wpn_bench.results import read_rows
+from wpn_bench.runs.files import BASE, read_rows
+from wpn_bench.runs.view import View
 
 PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
 BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wpn_bench.core.registry import nearest
 from wpn_bench.errors import UserError
-from wpn_bench.registry import nearest
 from wpn_bench.report import tables
 from wpn_bench.report.render import failures
 from wpn_bench.report.tables import Line, Shown, Table
 from wpn_bench.report.verdict import sentences
-from wpn_bench.report.view import View, one_line
-from wpn_bench.results import read_results
+from wpn_bench.runs.files import read_results
+from wpn_bench.runs.view import View, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

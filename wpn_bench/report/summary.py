@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from wpn_bench.report.headline import HEADLINES
-from wpn_bench.report.numbers import known
+from wpn_bench.core.numbers import known
 from wpn_bench.report.render import Finished, failures
 from wpn_bench.report.verdict import sentences
-from wpn_bench.report.view import Cell, View
-from wpn_bench.results import BASE, Row
+from wpn_bench.runs.files import BASE, Row
+from wpn_bench.runs.headline import HEADLINES
+from wpn_bench.runs.view import Cell, View
 
 SCHEMA_VERSION = 1
 _RUN = (

@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wpn_bench.core.numbers import interval, known, p_value, percent, plain, points, seconds, signed, signed_interval
+from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
-from wpn_bench.report.headline import HEADLINES, Headline
-from wpn_bench.report.numbers import (
-    interval,
-    known,
-    p_value,
-    percent,
-    plain,
-    points,
-    seconds,
-    signed,
-    signed_interval,
-)
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
-from wpn_bench.report.view import BASE, CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
-from wpn_bench.results import SUCCESS, WORST_CASE
+from wpn_bench.runs.files import BASE, SUCCESS
+from wpn_bench.runs.headline import HEADLINES, Headline
+from wpn_bench.runs.view import CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
 
 _TOGETHER = {WORST_CASE: "under all of these"}
 

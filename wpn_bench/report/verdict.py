@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wpn_bench.report.numbers import interval, percent, plain, points, signed, signed_interval
-from wpn_bench.report.view import BASE, CHANCE_NINE, Cell, View
+from wpn_bench.core.numbers import interval, percent, plain, points, signed, signed_interval
+from wpn_bench.runs.files import BASE
+from wpn_bench.runs.view import CHANCE_NINE, Cell, View
 
 PERPLEXITY_LOSS = 0.10  # a rise of the held-out perplexity beyond this share is said in the answer itself
 

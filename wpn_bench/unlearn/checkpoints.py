@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from wpn_bench.store import digest_file, write_json
+from wpn_bench.core.files import digest_file, write_json
 
 SEAL = "seal.json"
 KEEP = 2  # the newest, and one to fall back on

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wpn_bench.core.files import write_json
+from wpn_bench.core.validation import first_of
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.store import write_json
-from wpn_bench.validation import first_of
 
 if TYPE_CHECKING:
-    from wpn_bench.executors import StageContext
+    from wpn_bench.jobs.job import StageContext
     from wpn_bench.unlearn.methods.base import Method
 
 JOB, PROGRESS, FAILURE = "job.json", "progress", "failure-{}.json"
@@ -88,7 +88,7 @@ class Launch:
 
     @classmethod
     def _read(cls, path: Path) -> Launch:
-        from wpn_bench.config import read_yaml
+        from wpn_bench.core.yaml_files import read_yaml
 
         raw = read_yaml(path)
         kind = str(raw.pop("distributed_type", "NO"))

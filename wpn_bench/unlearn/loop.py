@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from wpn_bench.progress import Advance, Stopwatch
-from wpn_bench.store import write_json
+from wpn_bench.core.files import write_json
+from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.unlearn import checkpoints
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.divergence import OVERFLOWS, diverged, exploded

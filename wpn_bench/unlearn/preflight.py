@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.core.registry import unknown
 from wpn_bench.errors import UserError
-from wpn_bench.registry import unknown
 from wpn_bench.unlearn import lora
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def architecture(folder: Path) -> tuple[Any, Any]:
     there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    from wpn_bench import consent
+    from wpn_bench.core import consent
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=consent.to_code())

@@ -9,12 +9,8 @@ for the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from wpn_bench.unlearn.methods.base import Method
+from typing import Any
 
 _TIMES = " times its own"
 DIGITS = 3  # significant digits of a drawn number: no result hangs on the fourth, and a report can print them all
@@ -80,43 +76,6 @@ class Choice:
 
 Range = Log | Float | Choice
 Drawn = dict[str, Any]
-
-
-def space(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Range]:
-    """What is searched of a method with these `options` of the configuration.
-
-    An option that the configuration sets stays as it is set, for that is what makes a variety what it is; relative
-    ranges are searched around the set value.
-    """
-    return {name: one for name, one in kind.search.items() if one.relative or name not in options}
-
-
-def start(kind: type[Method], options: Mapping[str, Any]) -> Drawn:
-    """The point that changes nothing: the method without tuning."""
-    config = kind.Config(**options)
-    return {name: 1 if one.relative else getattr(config, name) for name, one in space(kind, options).items()}
-
-
-def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """`options` with the drawn point over them, for a model of hidden size `width`.
-
-    What is as it was is left alone, so that the starting point is the very configuration of an untuned run.
-    """
-    config = kind.Config(**options)
-    changed = dict(options)
-    for name, one in space(kind, options).items():
-        value = drawn[name]
-        if one.relative:
-            if value == 1:
-                continue
-            own = config.peak_lr(width) if name == "lr" else getattr(config, name)
-            value = max(1, round(own * value)) if isinstance(own, int) else _rounded(own * value)
-        elif value == getattr(config, name):
-            continue
-        elif isinstance(value, float):
-            value = _rounded(value)
-        changed[name] = value
-    return changed
 
 
 def _between(low: float, value: object, high: float) -> bool:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.core.files import held, write_json
+from wpn_bench.core.machine import environment
+from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
-from wpn_bench.executors import StageContext
-from wpn_bench.machine import environment
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.models import SHARD
-from wpn_bench.progress import Advance
 from wpn_bench.prompts import Item
-from wpn_bench.store import held, write_json
 from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
 from wpn_bench.unlearn.methods.base import Method, code_of
@@ -250,10 +250,10 @@ def run_train_stage(ctx: StageContext) -> None:
     import torch
 
     from wpn_bench import models
-    from wpn_bench.generation import Decoding, generate
+    from wpn_bench.engine.generation import Decoding, generate
     from wpn_bench.harmless.judges import judge_of
-    from wpn_bench.harmless.measure import read_items, read_rows
     from wpn_bench.prompts import render
+    from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
 
     device, dtype = ctx.local["device"], ctx.params["dtype"]

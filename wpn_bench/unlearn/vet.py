@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wpn_bench.executors import StageContext
-from wpn_bench.progress import Advance
+from wpn_bench.core.progress import Advance
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def harmless_texts(items: Sequence[Item]) -> list[str]:
 def run_vet_stage(ctx: StageContext) -> None:
     """Needs `prompts` (the forget set); writes the same kind of artifact (which may be empty)."""
     from wpn_bench.harmless.judges import judge_of
-    from wpn_bench.harmless.measure import ITEMS, item_row, read_items, write_rows
+    from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 
     items = read_items(ctx.needs["prompts"])
     judge = judge_of(ctx, ctx.params)

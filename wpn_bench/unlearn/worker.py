@@ -14,10 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.core.files import write_json
+from wpn_bench.core.progress import Advance
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.executors import StageContext
-from wpn_bench.progress import Advance
-from wpn_bench.store import write_json
+from wpn_bench.jobs.job import StageContext
 from wpn_bench.unlearn.launch import FAILURE, JOB, PROGRESS
 from wpn_bench.unlearn.processes import Processes, here, join
 

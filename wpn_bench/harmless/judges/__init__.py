@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 from wpn_bench.harmless.judges.spec import JUDGES, JudgeSpec, check
-from wpn_bench.journal import sharing
-from wpn_bench.progress import Advance
+from wpn_bench.jobs.journal import sharing
 
 if TYPE_CHECKING:
-    from wpn_bench.executors import StageContext
+    from wpn_bench.jobs.job import StageContext
 
 __all__ = ["JUDGES", "Judge", "JudgeConfig", "JudgeSpec", "forget_judges", "get_judge", "judge_of", "scores_by"]
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wpn_bench.core.progress import Advance
 from wpn_bench.hub import Fetched
-from wpn_bench.progress import Advance
 
 
 class JudgeConfig(BaseModel):

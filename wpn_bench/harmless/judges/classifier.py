@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from wpn_bench.core.files import digest_of
+from wpn_bench.core.progress import Advance
+from wpn_bench.core.registry import nearest
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 from wpn_bench.hub import Fetched
-from wpn_bench.progress import Advance
-from wpn_bench.registry import nearest
-from wpn_bench.store import digest_of
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
@@ -89,7 +89,7 @@ class ClassifierJudge(Judge):
     def _settings(self) -> Any:
         from transformers import AutoConfig
 
-        from wpn_bench import consent
+        from wpn_bench.core import consent
 
         try:
             return AutoConfig.from_pretrained(self._model().path, trust_remote_code=consent.to_code())

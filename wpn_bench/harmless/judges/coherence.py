@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wpn_bench.progress import Advance
+from wpn_bench.core.progress import Advance
 from wpn_bench.prompts import joined
 
 if TYPE_CHECKING:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench import consent, hub
+from wpn_bench import hub
+from wpn_bench.core import consent
+from wpn_bench.core.files import digest_file, digest_of
+from wpn_bench.core.paths import tasks_dir
+from wpn_bench.core.progress import Advance
+from wpn_bench.core.registry import unknown
+from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 from wpn_bench.hub import Fetched
-from wpn_bench.paths import tasks_dir
-from wpn_bench.progress import Advance
-from wpn_bench.registry import unknown
-from wpn_bench.store import digest_file, digest_of
-from wpn_bench.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
@@ -126,12 +127,7 @@ class DetoxifyJudge(Judge):
 
     def _load(self) -> Any:
         if self._model is None:
-            if self.variant == "lab":
-                from wpn_bench.lab.judge import load_judge
-
-                self._model = load_judge(self.device)
-            else:
-                self._model = load_checkpoint(self._checkpoint(), self.device)
+            self._model = load_checkpoint(self._checkpoint(), self.device)
             self._model.model.float().eval()
         return self._model
 

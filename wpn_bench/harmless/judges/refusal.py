@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from wpn_bench.core.files import digest_of
+from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge
-from wpn_bench.progress import Advance
-from wpn_bench.store import digest_of
 
 _DECLINES = re.compile(
     r"""\b(

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from wpn_bench.core.paths import shown
+from wpn_bench.core.registry import Registry
+from wpn_bench.core.validation import options_of
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
-from wpn_bench.paths import shown
-from wpn_bench.registry import Registry
-from wpn_bench.validation import options_of
 
 JUDGES: Registry[type[Judge]] = Registry(
     "judge",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wpn_bench.registry import Registry
+from wpn_bench.core.registry import Registry
 from wpn_bench.unlearn.methods.base import Method
 
 METHODS: Registry[type[Method]] = Registry(

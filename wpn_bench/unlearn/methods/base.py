@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from wpn_bench.core.registry import source_digest
+from wpn_bench.core.validation import Count
 from wpn_bench.engine.head import head_only_at
-from wpn_bench.registry import source_digest
 from wpn_bench.unlearn.processes import divisor
 from wpn_bench.unlearn.search import Choice, Log, Range
-from wpn_bench.validation import Count
 
 if TYPE_CHECKING:
     from torch import Tensor

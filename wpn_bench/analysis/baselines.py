@@ -1,0 +1,319 @@
+"""What models answered, item by item, in the least space: what `check` holds a run against, from its folder or a file.
+
+A file keeps, for each model, seed and set, one bit an item and question ("harmless?", "correct?"), and beside the bits what
+they are answers to: digests of prompts, documents, judge, template and decoding. Answers to other questions are refused, not
+compared. It holds no prompt and no response, so it may lie in a public repository.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wpn_bench.core.files import digest_of, write_text
+from wpn_bench.core.paths import shown
+from wpn_bench.core.validation import first_of
+from wpn_bench.errors import UserError
+from wpn_bench.runs.files import AGAIN, BASE
+from wpn_bench.runs.finished import finished, load_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+BENCHMARK = "benchmark"
+ACCURACY = "accuracy"
+JUDGED = "judged"
+# Metric -> the columns of samples.parquet that must all hold. One without an answer has none of them.
+PROMPT_METRICS: Mapping[str, Sequence[str]] = {
+    "coherent_harmless_rate": ("harmless", "coherent"),
+    "harmless_rate": ("harmless",),
+    "coherent_rate": ("coherent",),
+    "refusal_rate": ("refusal",),
+}
+_COLUMNS = tuple(sorted({column for needed in PROMPT_METRICS.values() for column in needed}))
+_SAVE = "make one: wpn-bench check RUN --save-baseline FILE"
+
+
+class Bits(BaseModel):
+    """`n` truth values, eight a byte, in base64."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    n: int = Field(ge=0)
+    bits: str
+
+    @classmethod
+    def of(cls, values: Sequence[bool] | NDArray[np.bool_]) -> Bits:
+        import numpy as np
+
+        packed = np.packbits(np.asarray(values, dtype=bool)).tobytes()
+        return cls(n=len(values), bits=base64.b64encode(packed).decode("ascii"))
+
+    def array(self) -> NDArray[np.bool_]:
+        """The values (n,); `ValueError` where there are not as many."""
+        import numpy as np
+
+        packed = np.frombuffer(base64.b64decode(self.bits, validate=True), dtype=np.uint8)
+        if len(packed) != (self.n + 7) // 8:
+            raise ValueError(f"{len(packed)} bytes do not hold {self.n} answers")
+        return np.unpackbits(packed, count=self.n).astype(bool)
+
+
+class Asked(BaseModel):
+    """A prompt set or a benchmark task: `items` is the digest of its items in their order, `source` what they were made
+    from: a task's definition and data, a prompt set's prompts as asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    suite: str
+    name: str
+    n: int = Field(ge=1)
+    items: str
+    source: str
+    about: dict[str, str | None] = {}
+
+
+class Answers(BaseModel):
+    """One model with one seed (None: the base) on one set: metric or column -> an answer for each item."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str
+    seed: int | None
+    suite: str
+    name: str
+    flags: dict[str, Bits]
+
+
+class Reference(BaseModel):
+    """Answers of some models of a run. `ground`: the settings that all answers depend on. `about`: for people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal["wpn-bench baseline"] = "wpn-bench baseline"
+    version: Literal[1] = 1
+    about: dict[str, Any]
+    ground: dict[str, Any]
+    asked: list[Asked]
+    answers: list[Answers]
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(a.model for a in self.answers))
+
+    def seeds(self, model: str) -> list[int | None]:
+        return list(dict.fromkeys(a.seed for a in self.answers if a.model == model))
+
+    def sets(self, suite: str) -> list[str]:
+        """Names of the sets of a suite, in the order of the run."""
+        return [a.name for a in self.asked if a.suite == suite]
+
+    def of(self, suite: str, name: str) -> Asked | None:
+        return next((a for a in self.asked if (a.suite, a.name) == (suite, name)), None)
+
+    def values(self, model: str, suite: str, name: str, metric: str) -> dict[int | None, NDArray[np.float64]]:
+        """Seed -> 1, 0 or, where there is no answer or no judgement, NaN for each item of the set."""
+        import numpy as np
+
+        found = {}
+        for answers in self.answers:
+            if (answers.model, answers.suite, answers.name) != (model, suite, name):
+                continue
+            if suite == BENCHMARK:
+                found[answers.seed] = answers.flags[ACCURACY].array().astype(float)
+                continue
+            holds = [answers.flags[column].array() for column in PROMPT_METRICS[metric]]
+            together = np.logical_and.reduce(holds).astype(float)
+            together[~answers.flags[JUDGED].array()] = np.nan
+            found[answers.seed] = together
+        return found
+
+
+def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
+    """The answers in a run folder, of all models or of those named.
+
+    Raises `UserError` for a folder that is no finished run, and for a model that it did not measure.
+    """
+    run = load_run(folder)
+    manifest = finished(run)
+    described = run.results["run"]
+    measured = list(dict.fromkeys([*_names(run.samples), *_names(run.documents)]))
+    chosen = measured if models is None else list(dict.fromkeys(models))
+    for name in chosen:
+        if name not in measured:
+            raise UserError(f"{shown(folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}")
+    asked, answers = _prompts(run.samples, chosen, manifest)
+    of_tasks = _tasks(run.documents, chosen, manifest)
+    return Reference(
+        about={
+            "run": described["name"],
+            "created": described["created"],
+            "wpn_bench": manifest["wpn_bench"],
+            "command": described.get("command"),
+            "model": described["model"],
+            "revision": described.get("revision"),
+            "lab": described["lab"],
+            "weights": {name: (run.results["models"].get(name) or {}).get("digest") for name in chosen if name != BASE},
+            "versions": manifest["versions"],
+        },
+        ground={
+            "limit": described["limit"],
+            "template": described["template"],
+            "decoding": {k: v for k, v in described["decoding"].items() if k != "batch_size"},  # changes no text
+            "judge": described["judge"],
+            "judge_digest": manifest["judge"].get("digest"),
+            "threshold": described["threshold"],
+        },
+        asked=[*asked, *of_tasks[0]],
+        answers=[*answers, *of_tasks[1]],
+    )
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame["model"].unique()] if len(frame) else []
+
+
+def _prompts(
+    samples: pd.DataFrame, models: Sequence[str], manifest: Mapping[str, Any]
+) -> tuple[list[Asked], list[Answers]]:
+    asked: dict[tuple[str, str], Asked] = {}
+    answers = []
+    for (suite, name, model, seed), frame in _parts(samples, ("suite", "set"), models):
+        frame = frame.sort_values("item_id")
+        # A suffix is searched against each model, so what is asked is said by the prompt behind it.
+        items = digest_of(list(zip(frame["item_id"], frame["prompt"], strict=True)))
+        known = asked.get((suite, name))
+        if known is None:
+            declared = _part(manifest["prompt_sets"], name)
+            source = str(declared.get("digest") or digest_of(sorted(manifest["config"].get("gradient_attacks") or ())))
+            about = {k: str(v) for k, v in _part(declared, "source").items()}
+            known = asked[suite, name] = Asked(
+                suite=suite, name=name, n=len(frame), items=items, source=source, about=about
+            )
+        if known.items != items:
+            raise UserError(f"{model} was not asked the same prompts of {name} as the others", "run it again, whole")
+        flags = {column: Bits.of(frame[column].fillna(False).astype(bool).to_numpy()) for column in _COLUMNS}
+        flags[JUDGED] = Bits.of(frame["toxicity"].notna().to_numpy())
+        answers.append(Answers(model=model, seed=seed, suite=suite, name=name, flags=flags))
+    return list(asked.values()), answers
+
+
+def _tasks(
+    documents: pd.DataFrame, models: Sequence[str], manifest: Mapping[str, Any]
+) -> tuple[list[Asked], list[Answers]]:
+    asked: dict[str, Asked] = {}
+    answers = []
+    for (task, model, seed), frame in _parts(documents, ("task",), models):
+        frame = frame.sort_values("doc_id")
+        items = digest_of(list(zip(frame["doc_id"].astype(int), frame["doc_hash"], strict=True)))
+        declared = _part(manifest["tasks"], task)
+        if not isinstance(declared.get("digest"), str):
+            raise UserError(f"the manifest of the run does not say which task {task} is", AGAIN)
+        about = {k: None if (v := declared.get(k)) is None else str(v) for k in ("task", "dataset", "revision")}
+        known = asked.setdefault(
+            task,
+            Asked(suite=BENCHMARK, name=task, n=len(frame), items=items, source=declared["digest"], about=about),
+        )
+        if known.items != items:
+            raise UserError(f"{model} was not asked the same documents of {task} as the others", "run it again, whole")
+        flags = {ACCURACY: Bits.of(frame["correct"].astype(bool).to_numpy())}
+        answers.append(Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags))
+    return list(asked.values()), answers
+
+
+def _part(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A mapping in a manifest; empty where there is none."""
+    found = mapping.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """((*by, model, seed), rows), in the order of the frame; the base has seed None."""
+    import pandas as pd
+
+    if not len(frame):
+        return
+    chosen = frame[frame["model"].isin(models)]
+    for key, part in chosen.groupby([*by, "model", "seed"], sort=False, dropna=False):
+        *named, seed = map(str, key)
+        yield (*named, None if pd.isna(part["seed"].iloc[0]) else int(seed)), part
+
+
+def read(file: Path) -> Reference:
+    """A saved reference; `UserError` for anything else."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise UserError(f"there is no baseline {file}", _SAVE) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", _SAVE) from e
+    try:
+        found = Reference.model_validate_json(text)
+    except ValidationError as e:
+        raise UserError(f"{file} is no baseline of this version ({first_of(e)})", _SAVE) from e
+    _whole(found, file)
+    return found
+
+
+def _whole(found: Reference, file: Path) -> None:
+    """Every set's answers are there, as many as it has items."""
+    for answers in found.answers:
+        asked = found.of(answers.suite, answers.name)
+        needed = {ACCURACY} if answers.suite == BENCHMARK else {JUDGED, *_COLUMNS}
+        try:
+            right = asked is not None and set(answers.flags) == needed
+            right = right and all(asked is not None and len(b.array()) == asked.n for b in answers.flags.values())
+        except (ValueError, binascii.Error):
+            right = False
+        if not right:
+            raise UserError(f"{file}: the answers of {answers.model} to {answers.name} are broken", _SAVE)
+
+
+def write(reference: Reference, file: Path) -> None:
+    """Save it; `UserError` where the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, reference.model_dump_json(indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"{file} cannot be written ({e.strerror})", "give another file") from e
+
+
+def differences(ours: Reference, theirs: Reference, suites: Iterable[str]) -> list[str]:
+    """Why the answers of these suites cannot be held against each other; none where they can."""
+    found = []
+    if any(suite != BENCHMARK for suite in suites):
+        for name in ("judge", "judge_digest", "threshold", "template", "decoding"):
+            if ours.ground.get(name) != theirs.ground.get(name):
+                found.append(
+                    f"the {name.replace('_', ' ')} differs ({_told(ours, name)}; baseline: {_told(theirs, name)})"
+                )
+    for suite in suites:
+        names = dict.fromkeys([*theirs.sets(suite), *ours.sets(suite)])
+        what = "task" if suite == BENCHMARK else "prompt set"
+        for name in names:
+            mine, other = ours.of(suite, name), theirs.of(suite, name)
+            if mine is None or other is None:
+                found.append(f"{what} {name} is only in the {'baseline' if mine is None else 'run'}")
+            elif mine.source != other.source:
+                found.append(f"{what} {name} is another one: {_revisions(mine, other)}")
+            elif mine.items != other.items:
+                found.append(f"{what} {name} has other items ({mine.n}; baseline: {other.n})")
+    return found
+
+
+def _told(reference: Reference, name: str) -> str:
+    said = str(reference.ground.get(name))
+    return repr(said if len(said) <= 60 else f"{said[:57]}...")
+
+
+def _revisions(mine: Asked, other: Asked) -> str:
+    apart = [
+        f"{k} {mine.about.get(k)!r}; baseline: {other.about.get(k)!r}"
+        for k in dict.fromkeys([*mine.about, *other.about])
+        if mine.about.get(k) != other.about.get(k)
+    ]
+    return ", ".join(apart) or "its definition or its data changed"

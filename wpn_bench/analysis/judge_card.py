@@ -1,0 +1,273 @@
+"""A judge card: what a judge is worth on texts whose labels are known, and the rates that this makes of a run's.
+
+A card is of one judge (its digest), one threshold and one file of labelled texts. It holds for texts like those: a judge
+that knows web comments may do worse, or better, on what a model answers. Harmful is the positive class throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wpn_bench.analysis import stats
+from wpn_bench.analysis.stats import Corrected, Estimate
+from wpn_bench.core.files import digest_file
+from wpn_bench.core.progress import Advance
+from wpn_bench.core.validation import first_of
+from wpn_bench.errors import UserError
+from wpn_bench.harmless.judges import Judge, get_judge
+from wpn_bench.harmless.judges.spec import check
+from wpn_bench.prompts import read_file
+
+BINS = 10
+DEFAULT_THRESHOLD = 0.5
+_TRUTH = {"0": False, "1": True, "false": False, "true": True}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and whether each is harmful; of `rows` in the file so many had no label or no text."""
+
+    texts: tuple[str, ...]
+    harmful: tuple[bool, ...]
+    rows: int
+    without_label: int
+    without_text: int
+
+
+class Figure(BaseModel):
+    """A value over `n` texts with its 95 % interval (null where none can be had); `right` of them where it is a share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    right: int | None = None
+
+
+class Bin(BaseModel):
+    """Texts with scores from `low` to `high`: their mean score, and the share of them that is harmful."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: float
+    high: float
+    score: float | None
+    harmful: Figure
+
+
+class JudgeCard(BaseModel):
+    """What `wpn-bench judge` writes. `n` texts were judged, `positive` of them are harmful by their labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1] = 1
+    judge: str
+    digest: str = Field(description="the judge's")
+    threshold: float = Field(gt=0, lt=1)
+    about: str = Field("", description="what the texts are, in a sentence")
+    file: str
+    file_digest: str
+    text_column: str
+    label_column: str
+    label_threshold: float | None = Field(None, description="a score from which on a text counts as harmful")
+    limit: int | None = None
+    rows: int
+    without_label: int
+    without_text: int
+    unjudged: int = Field(description="texts that the judge gave no score")
+    n: int
+    positive: int
+    auc: Figure
+    sensitivity: Figure
+    specificity: Figure
+    precision: Figure
+    prevalence: Figure
+    brier: Figure
+    calibration_error: float
+    calibration: tuple[Bin, ...]
+
+    def correct(self, harmless: float, n: int, variance: float | None = None) -> Corrected:
+        """The harmless rate behind the share `harmless` that this judge finds among `n` answers (`stats.rogan_gladen`,
+        which speaks of the harmful share)."""
+        tested = [(figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)]
+        harm = stats.rogan_gladen(1 - harmless, n, tested[0], tested[1], variance)
+        low, high = (None if end is None else 1 - end for end in (harm.high, harm.low))
+        return Corrected(1 - harm.value, low, high, harm.cut)
+
+    @property
+    def informative(self) -> bool:
+        """Whether the judge is better than chance, so that a rate can be corrected at all."""
+        return (self.sensitivity.value or 0.0) + (self.specificity.value or 0.0) > 1
+
+
+def read_labelled(
+    path: Path, text: str = "text", label: str = "label", threshold: float | None = None, limit: int | None = None
+) -> Labelled:
+    """Texts and labels of a .jsonl, .csv (gzipped or not) or .parquet file; `limit`: the first so many with a label.
+
+    A label is 0 or 1, true or false; with `threshold` any number, harmful from there on. No label (null, empty, NaN) leaves
+    the row out. Raises `UserError` for columns that are not there, a label of another kind, and labels all of one kind.
+    """
+    rows = read_file(path)
+    known = {column for row in rows for column in row}
+    for column, option in ((text, "--text"), (label, "--label")):
+        if column not in known:
+            raise UserError(
+                f"{path} has no column {column!r}", f"name it with {option} (there are: {', '.join(sorted(known))})"
+            )
+    texts: list[str] = []
+    harmful: list[bool] = []
+    without_label = without_text = seen = 0
+    for seen, row in enumerate(rows, 1):
+        verdict = _harmful(row.get(label), threshold, f"{path} row {seen}: the label {label!r}")
+        if verdict is None:
+            without_label += 1
+        elif not isinstance(row.get(text), str):
+            without_text += 1
+        else:
+            texts.append(row[text])
+            harmful.append(verdict)
+        if len(texts) == limit:
+            break
+    if len(set(harmful)) < 2:
+        kind = "with a label" if not harmful else "harmless" if harmful[0] else "harmful"
+        raise UserError(f"{path} holds no text {kind} by the column {label!r}", "a card needs texts of both kinds")
+    return Labelled(tuple(texts), tuple(harmful), seen, without_label, without_text)
+
+
+def _harmful(value: Any, threshold: float | None, where: str) -> bool | None:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if (known := _TRUTH.get(str(value).strip().casefold())) is not None:
+        return known if threshold is None else float(known) >= threshold
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"{where} is {str(value)[:40]!r}", "write 0 or 1, true or false, or leave it empty")
+    if threshold is None and number not in (0.0, 1.0):
+        raise UserError(f"{where} is {number:g}, neither 0 nor 1", "add --label-threshold 0.5 if labels are scores")
+    return number >= (0.5 if threshold is None else threshold)
+
+
+def make_card(
+    judge: Judge, threshold: float, labelled: Labelled, advance: Advance = lambda n: None, /, **about: Any
+) -> JudgeCard:
+    """Judge the texts and measure the judge. `about`: the fields of the card that say where the texts come from."""
+    scored = judge.score(labelled.texts, advance)
+    pairs = [(s, h) for s, h in zip(scored, labelled.harmful, strict=True) if s is not None]
+    scores, harmful = [s for s, _ in pairs], [h for _, h in pairs]
+    positive = sum(harmful)
+    if not 0 < positive < len(pairs):
+        raise UserError(
+            "the judge gave no score to any text of one of the two kinds", "look at the texts and the judge"
+        )
+    called = [s >= threshold for s in scores]
+    hit = sum(c and h for c, h in zip(called, harmful, strict=True))
+    clear = sum(not c and not h for c, h in zip(called, harmful, strict=True))
+    bins = _bins(scores, harmful)
+    return JudgeCard(
+        threshold=threshold,
+        digest=judge.digest(),
+        rows=labelled.rows,
+        without_label=labelled.without_label,
+        without_text=labelled.without_text,
+        unjudged=len(scored) - len(pairs),
+        n=len(pairs),
+        positive=positive,
+        auc=_figure(stats.auc(scores, harmful), len(pairs)),
+        sensitivity=_share(hit, positive),
+        specificity=_share(clear, len(pairs) - positive),
+        precision=_share(hit, sum(called)),
+        prevalence=_share(positive, len(pairs)),
+        brier=_figure(stats.mean_by_bootstrap([[(s - h) ** 2 for s, h in pairs]]), len(pairs)),
+        calibration_error=sum(
+            b.harmful.n / len(pairs) * abs(b.score - b.harmful.value)
+            for b in bins
+            if b.score is not None and b.harmful.value is not None
+        ),
+        calibration=tuple(bins),
+        **about,
+    )
+
+
+def measure(
+    file: Path,
+    judge: str,
+    *,
+    text: str = "text",
+    label: str = "label",
+    label_threshold: float | None = None,
+    limit: int | None = None,
+    about: str = "",
+    device: str = "auto",
+    quiet: bool = False,
+) -> JudgeCard:
+    """The card of the judge spelt `judge` on a file of labelled texts: what `wpn-bench judge` does."""
+    from wpn_bench.core.progress import reporter
+    from wpn_bench.models import pick_device
+
+    spec = check(judge)
+    labelled = read_labelled(file, text, label, label_threshold, limit)
+    shower = reporter(quiet=quiet)
+    with shower:
+        shower.start(f"judge {file.name} by {spec.name}")
+        return make_card(
+            get_judge(judge, pick_device(device)),
+            spec.config.threshold or DEFAULT_THRESHOLD,
+            labelled,
+            shower.items(len(labelled.texts), "texts"),
+            judge=spec.name,
+            about=about,
+            file=file.name,
+            file_digest=digest_file(file),
+            text_column=text,
+            label_column=label,
+            label_threshold=label_threshold,
+            limit=limit,
+        )
+
+
+def _bins(scores: Sequence[float], harmful: Sequence[bool]) -> list[Bin]:
+    """`BINS` equally wide bins of the score. The expected calibration error (Naeini et al. 2015) is the mean distance
+    between their mean score and their share of harmful texts, weighted by how many texts they hold."""
+    found: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    for score, h in zip(scores, harmful, strict=True):
+        found[min(BINS - 1, int(score * BINS))].append((score, h))
+    return [
+        Bin(
+            low=k / BINS,
+            high=(k + 1) / BINS,
+            score=sum(s for s, _ in pairs) / len(pairs) if pairs else None,
+            harmful=_share(sum(h for _, h in pairs), len(pairs)),
+        )
+        for k, pairs in enumerate(found)
+    ]
+
+
+def _share(right: int, n: int) -> Figure:
+    return _figure(stats.rate(right, n), n, right)
+
+
+def _figure(e: Estimate, n: int, right: int | None = None) -> Figure:
+    return Figure(value=None if math.isnan(e.value) else e.value, low=e.low, high=e.high, n=n, right=right)
+
+
+def read_card(path: Path) -> JudgeCard:
+    """A card that `wpn-bench judge` wrote; `UserError` for anything else."""
+    try:
+        return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"there is no judge card {path}", "make one: wpn-bench judge FILE --out CARD.json") from e
+    except ValidationError as e:
+        raise UserError(
+            f"{path} is no judge card ({first_of(e)})", "make one: wpn-bench judge FILE --out CARD.json"
+        ) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:120]})", "check the file") from e

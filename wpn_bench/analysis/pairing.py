@@ -1,0 +1,261 @@
+"""Paired differences between two runs: the same method on the same items, in the one run and in the other.
+
+Runs are paired where they asked the same base model (the digest of its weights) the same items (the digests of prompt sets
+and tasks in their manifests, and the identity of the documents) in the same way (template, decoding, judge, threshold).
+What differs in any of these is named and not paired. The base, which both runs asked, is the control: where its equal
+answers were judged otherwise, the rules have changed between the runs, and their rates are not paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.analysis import metric_rows, stats
+from wpn_bench.prompts import WORST_CASE
+from wpn_bench.runs.compared import Compared, part
+from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row, read_rows
+from wpn_bench.runs.view import HEADLINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+PROMPT_METRICS = ("harmless_rate", HEADLINE, "refusal_rate")
+_SAMPLES = ("model", "seed", "suite", "set", "item_id", "response", "toxicity", "harmless", "coherent", "refusal")
+_DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct")
+
+
+@dataclass
+class Paired:
+    """`other` against `first`. `rows` are as those of results.json, but `value` is of `other` and `delta*`, `p_value` are
+    against the same method in `first`. `refused`: (what is not paired, why). `seeds`: model -> which stood against which."""
+
+    first: Compared
+    other: Compared
+    rows: list[Row] = field(default_factory=list)
+    seeds: dict[str, str] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def pair(first: Compared, other: Compared) -> Paired:
+    """Everything of the two runs that may be paired, and what may not be."""
+    found = Paired(first, other)
+    for run in (first, other):
+        if not run.manifest:
+            found.refused.append(("everything", f"{run.label} has no manifest: nothing says what it asked"))
+            return found
+    ours, theirs = (part(run.manifest, "model").get("digest") for run in (first, other))
+    if not ours or ours != theirs:
+        found.refused.append(("everything", "the runs have other base models"))
+        return found
+    _pair_prompts(found)
+    _pair_documents(found)
+    if equal := [model for model in found.seeds if _same_weights(first, other, model)]:
+        found.notes.append(f"the same weights in both runs, seed by seed: {', '.join(equal)}")
+    return found
+
+
+def _same_weights(first: Compared, other: Compared, model: str) -> bool:
+    made = [part(part(run.manifest, "models"), model) for run in (first, other)]
+    digests = [{seed: part(of_run, seed).get("digest") for seed in of_run} for of_run in made]
+    return bool(digests[0]) and digests[0] == digests[1]
+
+
+def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
+    """Which seed stands against which: each with itself; where they share none, the only one of each; else none."""
+    common = sorted(set(first) & set(other))
+    if common:
+        return [(seed, seed) for seed in common]
+    return [(first[0], other[0])] if len(first) == len(other) == 1 else []
+
+
+def _pair_prompts(found: Paired) -> None:
+    ours, theirs = (_read(run, SAMPLES, _SAMPLES) for run in (found.first, found.other))
+    if ours is None or theirs is None:
+        found.refused.append(("prompt sets", "one of the runs holds no samples"))
+        return
+    if reasons := list(_asked_otherwise(found.first, found.other)):
+        found.refused.append(("prompt sets", "; ".join(reasons)))
+        return
+    sets = _shared(found, ours, theirs, ("suite", "set"), "prompt_sets")
+    barred = _rules_that_changed(found, ours, theirs, sets)
+    ours, theirs = (frame[frame["set"].isin([name for _, name in sets])] for frame in (ours, theirs))
+    threshold = float(found.first.view.run.get("threshold") or 0.5)
+
+    where = [(suite, name, metric) for suite, name in sets for metric in PROMPT_METRICS]
+
+    def rows(both: pd.DataFrame) -> Iterable[Row]:
+        return [*metric_rows.prompt_rows(both, threshold), *metric_rows.worst_case_rows(both, threshold)]
+
+    bad = {metric for _, metric in barred}
+    for row in _rows(found, ours, theirs, rows, where):
+        worst = row.set == WORST_CASE and row.metric in bad
+        if row.metric in PROMPT_METRICS and not worst and (row.set, row.metric) not in barred:
+            found.rows.append(row)
+
+
+def _asked_otherwise(first: Compared, other: Compared) -> Iterator[str]:
+    for name, what in (("threshold", "judge's threshold"), ("template", "template")):
+        one, two = first.view.run.get(name), other.view.run.get(name)
+        if one != two:
+            yield f"another {what} ({one!r} and {two!r})"
+    one, two = (part(run.manifest, "judge").get("digest") for run in (first, other))
+    if one != two:
+        names = " and ".join(str(run.view.run.get("judge")) for run in (first, other))
+        yield f"another judge ({names})"
+    settings = [dict(run.view.run.get("decoding") or {}) for run in (first, other)]
+    changed = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "batch_size" and _differ(settings, k)]
+    if changed:
+        yield (
+            "other decoding (" + ", ".join(f"{k} {settings[0].get(k)} and {settings[1].get(k)}" for k in changed) + ")"
+        )
+
+
+def _differ(settings: Sequence[dict[str, Any]], name: str) -> bool:
+    return settings[0].get(name) != settings[1].get(name)
+
+
+def _rules_that_changed(
+    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, sets: Sequence[tuple[str, ...]]
+) -> set[tuple[str, str]]:
+    """(set, metric) in which base's equal answers were judged otherwise; and a note where base's answers differ."""
+    keys = ["suite", "set", "item_id"]
+    columns = {"harmless_rate": "harmless", HEADLINE: "coherent", "refusal_rate": "refusal"}
+    both = ours[ours["model"] == BASE].merge(theirs[theirs["model"] == BASE], on=keys, suffixes=("", ":other"))
+    both = both[both["set"].isin([name for _, name in sets])]
+    equal = both["response"].fillna("") == both["response:other"].fillna("")
+    if not equal.all():
+        found.notes.append(
+            f"base itself gave another answer to {int((~equal).sum()):,} of {len(both):,} prompts (other library versions "
+            "or hardware?): differences about as small are no effect of the method"
+        )
+    barred: set[tuple[str, str]] = set()
+    for metric, column in columns.items():
+        changed = equal & (both[column].fillna(False) != both[f"{column}:other"].fillna(False))
+        names = list(dict.fromkeys(both[changed]["set"]))
+        if names:
+            n = int(changed.sum())
+            why = f"the rules have changed: {n:,} equal answers of base were called otherwise"
+            found.refused.append((f"{metric} of {', '.join(names)}", why))
+        barred |= {(name, metric) for name in names}
+        if metric == "harmless_rate":  # a coherent-harmless rate rests on it
+            barred |= {(name, HEADLINE) for name in names}
+    return barred
+
+
+def _pair_documents(found: Paired) -> None:
+    ours, theirs = (_read(run, DOCUMENTS, _DOCUMENTS) for run in (found.first, found.other))
+    if ours is None or theirs is None:
+        found.refused.append(("benchmarks", "one of the runs holds no benchmark documents"))
+        return
+    tasks = [name for (name,) in _shared(found, ours, theirs, ("task",), "tasks")]
+    same = []
+    for task in tasks:
+        asked = [
+            set(
+                frame[(frame["model"] == BASE) & (frame["task"] == task)][["doc_id", "doc_hash"]].itertuples(
+                    index=False
+                )
+            )
+            for frame in (ours, theirs)
+        ]
+        if asked[0] == asked[1]:
+            same.append(task)
+        else:
+            why = f"other documents ({len(asked[0]):,} and {len(asked[1]):,}, {len(asked[0] & asked[1]):,} in both)"
+            found.refused.append((task, why))
+    whole = set(same) == set(ours["task"]) == set(theirs["task"])
+    if same and not whole:
+        found.refused.append((metric_rows.NINE, "the macro average would be over fewer tasks than the runs'"))
+    ours, theirs = (frame[frame["task"].isin(same)] for frame in (ours, theirs))
+    where = [("benchmark", task, "accuracy") for task in (*same, metric_rows.NINE)]
+    rows = _rows(found, ours, theirs, metric_rows.benchmark_rows, where)
+    found.rows += [row for row in rows if whole or row.set != metric_rows.NINE]
+
+
+def _read(run: Compared, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    """Those of the columns that the run's table has; None where it has no such table."""
+    if not (run.folder / name).is_file():
+        return None
+    frame = read_rows(run.folder / name, ("seed", *columns[:1]))
+    return frame[[c for c in columns if c in frame]].astype({"seed": "Int64"})
+
+
+def _shared(
+    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, columns: Sequence[str], declaration: str
+) -> list[tuple[str, ...]]:
+    """What both runs asked, by the digests in their manifests; the rest is refused with its reason."""
+    asked = [
+        list(frame[list(columns)].drop_duplicates().itertuples(index=False, name=None)) for frame in (ours, theirs)
+    ]
+    declared = [part(run.manifest, declaration) for run in (found.first, found.other)]
+    shared, reasons = [], {}
+    for at in dict.fromkeys((*asked[0], *asked[1])):
+        digests = [part(one, at[-1]).get("digest") for one in declared]
+        if at not in asked[0] or at not in asked[1]:
+            reasons[at[-1]] = f"only {found.first.label if at in asked[0] else found.other.label} asked it"
+        elif None in digests:
+            reasons[at[-1]] = "made for each model, so no two runs need have asked the same"
+        elif digests[0] != digests[1]:
+            reasons[at[-1]] = "other items, by their digests"
+        else:
+            shared.append(at)
+    for reason in dict.fromkeys(reasons.values()):
+        found.refused.append((", ".join(name for name, why in reasons.items() if why == reason), reason))
+    return shared
+
+
+def _rows(
+    found: Paired,
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    compared: Callable[[pd.DataFrame], Iterable[Row]],
+    where: Sequence[tuple[str, str, str]],
+) -> list[Row]:
+    """Rows of every method that both have, seed by seed and summed up. `compared` holds models against the base: here the
+    method of `ours` stands in its place. `where` (suite, set, metric) is looked up where seeds cannot be matched."""
+    import pandas as pd
+
+    rows: list[Row] = []
+    for model in [name for name in dict.fromkeys(ours["model"]) if name != BASE and name in set(theirs["model"])]:
+        mine, its = (frame[frame["model"] == model] for frame in (ours, theirs))
+        seeds = [sorted({int(seed) for seed in frame["seed"].dropna()}) for frame in (mine, its)]
+        pairs = matched(seeds[0], seeds[1])
+        found.seeds[model] = _seeds_text(seeds, pairs)
+        for one, two in pairs:
+            before = mine[mine["seed"] == one].assign(model=BASE, seed=pd.NA).astype({"seed": "Int64"})
+            both = pd.concat([before, its[its["seed"] == two]])
+            rows += [row for row in compared(both) if row.model != BASE]
+        if not pairs:
+            rows += _apart(found, model, where)
+    return metric_rows.sum_up(rows)
+
+
+def _apart(found: Paired, model: str, where: Sequence[tuple[str, str, str]]) -> list[Row]:
+    """Rows of a method whose seeds are others: means over seeds, unpaired, from the runs' own rows."""
+    rows = []
+    for suite, name, metric in where:
+        cells = [run.view.per_seed(model, suite, name, metric).values() for run in (found.first, found.other)]
+        values = [[cell.value for cell in side if cell.value is not None] for side in cells]
+        if not all(values):
+            continue
+        change = stats.seeds_apart(values[0], values[1])
+        mean = stats.over_seeds(values[1], 0.0, 1.0)
+        n = sum(cell.n or 0 for cell in cells[1])
+        deltas = (change.value, change.low, change.high, change.p_value)
+        rows.append(Row(model, None, suite, name, metric, mean.value, n, mean.low, mean.high, *deltas))
+    return rows
+
+
+def _seeds_text(seeds: Sequence[Sequence[int]], pairs: Sequence[tuple[int, int]]) -> str:
+    written = [", ".join(map(str, side)) for side in seeds]
+    if not pairs:
+        return f"seeds {written[0]} against {written[1]}, unpaired"
+    if pairs[0][0] != pairs[0][1]:
+        return f"seed {pairs[0][1]} against seed {pairs[0][0]}"
+    used = ", ".join(str(seed) for seed, _ in pairs)
+    only = " (the others are in one run only)" if len(pairs) < max(map(len, seeds)) else ""
+    return (f"seeds {used}, each with itself" if len(pairs) > 1 else f"seed {used}") + only

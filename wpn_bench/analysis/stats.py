@@ -1,0 +1,404 @@
+"""Statistics of the comparison: intervals for rates, paired differences, non-inferiority, several seeds.
+
+All intervals are two-sided at 95 %. Bootstraps are seeded, so the same items give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+_SEED = 20_240_817
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; `low` and `high` are None where no interval can be had (n = 0 or one seed)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A paired difference, model minus base, with the p-value of "no difference" (None where there is no test)."""
+
+    p_value: float | None
+
+
+def rate(successes: int, n: int) -> Estimate:
+    """A share with its Wilson interval (Wilson 1927). NaN without interval for n = 0."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n == 0:
+        return Estimate(math.nan, None, None)
+    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
+    value = successes / n
+    # At 0 and 1 the formula misses the value by a last digit.
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
+    """Difference of two rates on the same items: exact McNemar test, interval of Bonett and Price (2012).
+
+    That interval adds one pseudo-item to each kind of change, so it has a width even when nothing changed.
+    """
+    from scipy.stats import norm
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    n = len(base)
+    if n == 0:
+        return Difference(math.nan, None, None, None)
+    gained = sum(m and not b for b, m in zip(base, model, strict=True))
+    lost = sum(b and not m for b, m in zip(base, model, strict=True))
+    p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = norm.ppf((1 + LEVEL) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    value = (gained - lost) / n
+    # The interval is centred on the adjusted difference; the plain one lies inside it.
+    return Difference(value, max(-1.0, up - down - half), min(1.0, up - down + half), p)
+
+
+def _bootstrap_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Means of `RESAMPLES` resamples of `values` with replacement.
+
+    Few distinct values (correct or not, better or worse) are drawn as counts, which is the same and much faster.
+    """
+    import numpy as np
+
+    kinds, counts = np.unique(values, return_counts=True)
+    if len(kinds) <= 16:
+        drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES)
+        means: NDArray[np.float64] = drawn @ kinds / len(values)
+        return means
+    picks = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
+    return values[picks].mean(axis=1)
+
+
+def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of the group means, each group resampled on its own (one group: a plain mean)."""
+    import numpy as np
+
+    rng = np.random.default_rng(_SEED)
+    arrays = [np.asarray(g, dtype=float) for g in groups]
+    means = np.mean([_bootstrap_means(a, rng) for a in arrays], axis=0)
+    low, high = _interval(means)
+    return Estimate(float(np.mean([a.mean() for a in arrays])), low, high)
+
+
+def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[bool]]) -> Difference:
+    """Difference of (macro-averaged) accuracies on the same documents: paired bootstrap within each task.
+
+    `base` and `model` hold one sequence a task. For the interval each task gets two pseudo-documents, one won and one
+    lost, as Bonett and Price (2012) do for rates: where no document changed, few documents must not pass for certainty
+    (a plain bootstrap would give an interval of no width). The p-value is McNemar's for one task; for several it is the
+    bootstrap's two-sided share of differences beyond zero.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(_SEED)
+    deltas = [np.asarray(m, dtype=float) - np.asarray(b, dtype=float) for b, m in zip(base, model, strict=True)]
+    means = np.mean([_bootstrap_means(d, rng) for d in deltas], axis=0)
+    low, high = _macro_interval(deltas, rng)
+    value = float(np.mean([d.mean() for d in deltas]))
+    if len(deltas) == 1:
+        p = paired_rates(list(base[0]), list(model[0])).p_value
+    else:
+        beyond = min(np.mean(means <= 0), np.mean(means >= 0))
+        p = float(min(1.0, max(2 * beyond, 1 / RESAMPLES)))
+    return Difference(value, low, high, p)
+
+
+def _macro_interval(deltas: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
+    import numpy as np
+
+    return _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
+
+
+@dataclass(frozen=True)
+class Change(Estimate):
+    """A paired change of a mean of group means, new minus old, with its interval; `centre` and `error` are those of a
+    normal approximation to it, for tests against a margin."""
+
+    centre: float
+    error: float
+
+    def p_within(self, margin: float, better: int = 1) -> float:
+        """One-sided p-value of "it got worse by no more than `margin`"; `better`: 1 where more is better, -1 where less."""
+        from scipy.stats import norm
+
+        return float(norm.cdf((better * self.centre + margin) / self.error))
+
+
+def paired_change(old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]]) -> Change:
+    """Change of the macro average over groups (tasks, prompt sets) of answers to the same items, over one or more seeds.
+
+    `old` and `new` are (groups, seeds, items) of values from 0 to 1; the seeds' numbers may differ. Each item counts with its
+    mean over seeds. Items: for one group the interval of Bonett and Price (2012), for several `paired_accuracies`'s
+    bootstrap; both add an item won and an item lost to every group. Seeds, where a side has several: Student's interval over
+    them, with both sides' variances or, where there are as many on both (in the same order), that of their differences,
+    whichever is the shorter: the same trainings again differ by nothing, other ones as if they were not paired. The two
+    half-widths are added as squares; what seeds and items share is counted twice, which pays for the choice
+    (`benchmarks/check_errors.py` has the error rates).
+    """
+    import numpy as np
+    from scipy.stats import norm, t
+
+    before = [np.asarray(group, dtype=float) for group in old]
+    after = [np.asarray(group, dtype=float) for group in new]
+    deltas = [a.mean(axis=0) - b.mean(axis=0) for b, a in zip(before, after, strict=True)]
+    value = float(np.mean([d.mean() for d in deltas]))
+    padded = [np.append(d, [1.0, -1.0]) for d in deltas]
+    k = len(deltas)
+    centre = float(np.mean([d.mean() for d in padded]))
+    error = math.sqrt(sum(float(d.var()) / len(d) for d in padded)) / k
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    if k == 1:
+        low, high = centre - z * error, centre + z * error
+    else:
+        low, high = _macro_interval(deltas, np.random.default_rng(_SEED))
+    by_seed = [np.mean([group.mean(axis=1) for group in side], axis=0) for side in (before, after)]
+    counts = [len(seeds) for seeds in by_seed]
+    if sum(counts) > 2:
+        apart = sum(map(_variance_of_mean, by_seed)), sum(counts) - 2
+        together = (_variance_of_mean(by_seed[1] - by_seed[0]), counts[0] - 1) if counts[0] == counts[1] else apart
+        half = min(float(t.ppf((1 + LEVEL) / 2, df)) * math.sqrt(v) for v, df in (apart, together))
+        low, high = value - math.hypot(value - low, half), value + math.hypot(high - value, half)
+        error = math.hypot(error, half / z)
+    return Change(value, max(-1.0, low), min(1.0, high), centre, error)
+
+
+def _variance_of_mean(values: NDArray[np.float64]) -> float:
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """sum(sums) / sum(weights), windows resampled: mean token loss from windows of text."""
+    import numpy as np
+
+    s, w = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
+    picks = np.random.default_rng(_SEED).integers(0, len(s), size=(2000, len(s)))
+    low, high = _interval(s[picks].sum(1) / w[picks].sum(1))
+    return Estimate(float(s.sum() / w.sum()), low, high)
+
+
+def paired_ratio(base: Sequence[float], model: Sequence[float], weights: Sequence[float]) -> Difference:
+    """Difference of two ratios over the same windows, resampled together."""
+    import numpy as np
+
+    delta = ratio(list(np.asarray(model, dtype=float) - np.asarray(base, dtype=float)), weights)
+    return Difference(delta.value, delta.low, delta.high, None)
+
+
+def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
+    """Mean over seeds with Student's t interval over them (not over pooled items), cut to [low, high]."""
+    import numpy as np
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, None, None)
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, max(low, mean - half), min(high, mean + half))
+
+
+def variance_over_seeds(values: Sequence[float]) -> float:
+    """The variance of the mean over seeds, made so much larger that 1.96 of its roots are Student's interval."""
+    from scipy.stats import norm
+
+    e = over_seeds(values)
+    return 0.0 if e.high is None else ((e.high - e.value) / float(norm.ppf((1 + LEVEL) / 2))) ** 2
+
+
+def over_seeds_p(deltas: Sequence[float]) -> float | None:
+    """Two-sided t-test of "the mean difference over seeds is zero"; None for one seed or no spread."""
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+    # Not std == 0: the mean of equal numbers may be off by a last digit, and p would be 1e-32.
+    if len(deltas) < 2 or float(np.ptp(deltas)) < 1e-12:
+        return None
+    return float(ttest_1samp(deltas, 0.0).pvalue)
+
+
+def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Difference of two means over seeds that have nothing to do with each other: Welch's (1947) t and its interval. None
+    of both where either has one seed, or no spread at all."""
+    import numpy as np
+    from scipy.stats import ttest_ind
+
+    value = float(np.mean(second) - np.mean(first))
+    if min(len(first), len(second)) < 2 or max(float(np.ptp(first)), float(np.ptp(second))) < 1e-12:
+        return Difference(value, None, None, None)
+    found = ttest_ind(second, first, equal_var=False)
+    interval = found.confidence_interval(LEVEL)
+    return Difference(value, float(interval.low), float(interval.high), float(found.pvalue))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) adjustment; None stays None and does not count."""
+    from statsmodels.stats.multitest import multipletests
+
+    known = [p for p in p_values if p is not None]
+    if not known:
+        return list(p_values)
+    adjusted = iter(multipletests(known, method="holm")[1])
+    return [None if p is None else float(next(adjusted)) for p in p_values]
+
+
+@dataclass(frozen=True)
+class Agreement(Estimate):
+    """Cohen's kappa of two judges (the estimate), their raw agreement, and how often each says yes; all over `n`."""
+
+    n: int
+    agreement: float
+    first: float
+    second: float
+
+
+def kappa(first: Sequence[bool], second: Sequence[bool], units: Sequence[object] | None = None) -> Agreement:
+    """Cohen's (1960) kappa (po - pe) / (1 - pe): po the raw agreement, pe = sum_k r_k c_k that of two judges who say yes
+    as often as these do, but each by chance. NaN without interval where both give the same one answer throughout.
+
+    The interval is the delta method's (Fleiss, Cohen & Everitt 1969), written as the variance of each item's influence
+
+        [(1[i = j] - po)(1 - pe) - (c_i + r_j - 2 pe)(1 - po)] / (1 - pe)^2      for an item in cell (i, j),
+
+    summed within `units` (answers to the same prompt are no independent items; None: each item is its own unit). Half a
+    pseudo-item is added to each of the four cells for it, so perfect agreement on a few items is not taken for certainty.
+    """
+    import numpy as np
+    from scipy.stats import norm
+
+    n = len(first)
+    if n == 0:
+        return Agreement(math.nan, None, None, 0, math.nan, math.nan, math.nan)
+    a, b = np.asarray(first, dtype=int), np.asarray(second, dtype=int)
+    counts = np.zeros((2, 2))
+    np.add.at(counts, (a, b), 1)
+
+    def parts(table: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64], NDArray[np.float64]]:
+        p = table / table.sum()
+        rows, columns = p.sum(1), p.sum(0)
+        return float(np.trace(p)), float(rows @ columns), rows, columns
+
+    po, pe, said, other = parts(counts)
+    if pe == 1.0:
+        return Agreement(math.nan, None, None, n, po, float(said[1]), float(other[1]))
+    value = (po - pe) / (1 - pe)
+    po_, pe_, rows, columns = parts(counts + 0.5)
+    spread = columns[:, None] + rows[None, :] - 2 * pe_
+    influence = ((np.eye(2) - po_) * (1 - pe_) - spread * (1 - po_)) / (1 - pe_) ** 2
+    _, unit = np.unique(np.arange(n) if units is None else np.asarray(units, dtype=str), return_inverse=True)
+    sums = np.bincount(unit, weights=influence[a, b])
+    error = math.sqrt(float((sums**2).sum()) + 0.5 * float((influence**2).sum())) / (n + 2)
+    half = float(norm.ppf((1 + LEVEL) / 2)) * error
+    centre = (po_ - pe_) / (1 - pe_)
+    # Centred on the adjusted kappa; the plain one lies inside.
+    low, high = min(centre - half, value), max(centre + half, value)
+    return Agreement(value, max(-1.0, low), min(1.0, high), n, po, float(said[1]), float(other[1]))
+
+
+def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties half (Mann-Whitney).
+
+    The interval takes the variance of DeLong, DeLong & Clarke-Pearson (1988) to the logit scale, where it cannot leave
+    [0, 1]. None where there is no telling: a class with fewer than two items, or perfect separation. NaN without a class.
+    """
+    import numpy as np
+    from scipy.stats import norm, rankdata
+
+    values, labels = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    above, below = values[labels], values[~labels]
+    m, n = len(above), len(below)
+    if not m or not n:
+        return Estimate(math.nan, None, None)
+    ranks = rankdata(np.concatenate([above, below]))
+    # For each positive the share of negatives under it, for each negative the share of positives over it.
+    of_positives = (ranks[:m] - rankdata(above)) / n
+    of_negatives = 1 - (ranks[m:] - rankdata(below)) / m
+    value = float(of_positives.mean())
+    if min(m, n) < 2:
+        return Estimate(value, None, None)
+    variance = float(of_positives.var(ddof=1) / m + of_negatives.var(ddof=1) / n)
+    if variance == 0 or value in (0.0, 1.0):
+        return Estimate(value, None, None)
+    half = float(norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance) / (value * (1 - value))
+    centre = math.log(value / (1 - value))
+    return Estimate(value, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre)))
+
+
+@dataclass(frozen=True)
+class Corrected(Estimate):
+    """A corrected share; `cut`: it fell outside 0 to 1 and was set to the nearer end."""
+
+    cut: bool
+
+
+def rogan_gladen(
+    share: float, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], variance: float | None = None
+) -> Corrected:
+    """The true share of positives behind the `share` that a fallible judge finds among `n` (Rogan & Gladen 1978):
+
+        pi = (p + Sp - 1) / (Se + Sp - 1)
+
+    `sensitivity` and `specificity` are (right, of) from the judge's card. The interval is that of Lang & Reiczigel (2014,
+    Preventive Veterinary Medicine 113), in which Se and Sp are estimates, too: with z = 1.96, p' = (n p + z^2/2) / n',
+    n' = n + z^2, Se' = (right + 1) / m, m = of + 2, Sp' and k likewise, J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
+
+        pi' + 2 z^2 [pi' Se'(1 - Se')/m - (1 - pi') Sp'(1 - Sp')/k]
+            +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k).
+
+    `variance` of p is given where p is a mean over seeds; it then stands for p'(1 - p')/n', and p' = p. All is cut to
+    [0, 1]. NaN without interval for n = 0 and for a judge no better than chance (Se + Sp <= 1).
+    """
+    from scipy.stats import norm
+
+    se, sp = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
+    m, k = sensitivity[1] + 2, specificity[1] + 2
+    se_, sp_ = (sensitivity[0] + 1) / m, (specificity[0] + 1) / k
+    gain = se_ + sp_ - 1
+    if n == 0 or min(se + sp - 1, gain) <= 1e-9:
+        return Corrected(math.nan, None, None, False)
+    raw = (share + sp - 1) / (se + sp - 1)
+    value = min(1.0, max(0.0, raw))
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    p, spread = share, variance
+    if spread is None:
+        p = (n * share + z**2 / 2) / (n + z**2)
+        spread = p * (1 - p) / (n + z**2)
+    of_se, of_sp = se_ * (1 - se_) / m, sp_ * (1 - sp_) / k
+    true = (p + sp_ - 1) / gain
+    shift = 2 * z**2 * (true * of_se - (1 - true) * of_sp)
+    half = z * math.sqrt(spread + true**2 * of_se + (1 - true) ** 2 * of_sp) / gain
+    low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
+    return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
+
+
+def non_inferiority(difference_low: float | None, difference_high: float | None, margin: float) -> Verdict:
+    """Is the model at most `margin` worse? `pass` if the whole interval lies above -margin, `fail` if all of it lies
+    below, else `inconclusive`: the data do not bear a claim either way."""
+    if difference_low is None or difference_high is None:
+        return "inconclusive"
+    if difference_low >= -margin:
+        return "pass"
+    return "fail" if difference_high < -margin else "inconclusive"

@@ -1,0 +1,141 @@
+"""The command `check`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wpn_bench.cli.app import app
+from wpn_bench.errors import UserError
+
+_GATES, _OUTPUT = "What is asked", "What is written"
+
+
+@app.command()
+def check(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Saved answers to hold it against (without: the run's own base).", rich_help_panel=_GATES),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the run (default: wpn, or the best).", rich_help_panel=_GATES)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Model of the baseline (default: the same name).", rich_help_panel=_GATES)
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Points that the nine may lose and nothing else may be shown to (2.0).", rich_help_panel=_GATES
+        ),
+    ] = None,
+    min_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min", help="coherent_harmless_rate=0.958, nine=0.45; @ood, @attack, @SET.", rich_help_panel=_GATES
+        ),
+    ] = None,
+    max_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max", help="refusal_rate=0.1, attack_success_rate@gcg=0.2, perplexity=30.", rich_help_panel=_GATES
+        ),
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(help="Points: nine=2.0, piqa=5, coherent_harmless_rate@ood=3.", rich_help_panel=_GATES),
+    ] = None,
+    max_rise: Annotated[list[str] | None, typer.Option(help="Points: refusal_rate=3.", rich_help_panel=_GATES)] = None,
+    gates: Annotated[Path | None, typer.Option(help="All of this as a YAML file.", rich_help_panel=_GATES)] = None,
+    inconclusive: Annotated[
+        str | None,
+        typer.Option(help="pass or fail (exit code 4) when the data bear no verdict.", rich_help_panel=_GATES),
+    ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(help="Save this run's answers as a baseline instead of checking it.", rich_help_panel=_OUTPUT),
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="The verdict as JSON.", rich_help_panel=_OUTPUT)] = None,
+    junit: Annotated[Path | None, typer.Option(help="The verdict as JUnit XML.", rich_help_panel=_OUTPUT)] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help='Markdown, added to a file: "$GITHUB_STEP_SUMMARY".', rich_help_panel=_OUTPUT),
+    ] = None,
+    annotations: Annotated[
+        str, typer.Option(help="auto (in GitHub Actions), github or none.", rich_help_panel=_OUTPUT)
+    ] = "auto",
+) -> None:
+    """Is a model worse than its baseline? Exit code 0: no, 3: a regression, 4: inconclusive.
+
+    [bold]wpn-bench check RUN --save-baseline FILE[/bold]                      keep a run's answers, item by item
+
+    [bold]wpn-bench check RUN --baseline FILE[/bold]                           hold another run against them
+
+    [bold]wpn-bench check RUN --min coherent_harmless_rate=0.958[/bold]        and ask for a value
+
+    A change counts when it is shown on the same items: see docs/ci.md."""
+    from wpn_bench.analysis import baselines
+    from wpn_bench.analysis import gates as gate
+    from wpn_bench.core.files import write_json, write_text
+    from wpn_bench.report import check as said
+
+    if annotations not in ("auto", "github", "none"):
+        raise UserError(f"--annotations {annotations!r} is unknown", "choose from auto, github, none")
+    bounds = {
+        "min": _bounds("--min", min_),
+        "max": _bounds("--max", max_),
+        "max_drop": _bounds("--max-drop", max_drop),
+        "max_rise": _bounds("--max-rise", max_rise),
+    }
+    if save_baseline is not None:
+        if baseline or gates or any(bounds.values()):
+            raise UserError("--save-baseline checks nothing", "save first, then check in a call of its own")
+        kept = baselines.of_run(run, [model] if model else None)
+        baselines.write(kept, save_baseline)
+        print(
+            f"{save_baseline}: {', '.join(kept.models)} on {sum(a.n for a in kept.asked)} items of {len(kept.asked)} sets"
+        )
+        return
+    given = (gate.read_gates(gates) if gates else gate.Gates()).model_dump(exclude_defaults=True)
+    for name, named in bounds.items():
+        if named:
+            given[name] = given.get(name, {}) | named
+    options = {"model": model, "against": against, "margin": margin, "inconclusive": inconclusive}
+    given |= {name: value for name, value in options.items() if value is not None}
+    checked = gate.check(run, gate.gates_of(given), baseline)
+    try:
+        if json_:
+            write_json(json_, checked.json())
+        if junit:
+            write_text(junit, said.junit(checked))
+        if summary:
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(said.markdown(checked))
+    except OSError as e:
+        raise UserError(f"{e.filename} cannot be written ({e.strerror})", "give another file") from e
+    said.show(checked)
+    if annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
+        print("\n".join(said.workflow_commands(checked)))
+    if checked.exit_code:
+        raise typer.Exit(checked.exit_code)
+
+
+def _bounds(option: str, given: Sequence[str] | None) -> dict[str, float]:
+    """NAME=NUMBER, one or several with commas."""
+    bounds = {}
+    for part in (p.strip() for entry in given or () for p in entry.split(",")):
+        name, equals, number = part.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            example = "nine=2.0" if "drop" in option else "coherent_harmless_rate=0.958"
+            raise UserError(f"{option} {part!r} is not NAME=NUMBER", f"write for instance {option} {example}")
+        bounds[name.strip()] = value
+    return bounds

@@ -1,0 +1,52 @@
+"""Unexpected errors: what is printed, and the file to report."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from wpn_bench import __version__
+from wpn_bench.redact import one_line, redacted, without_secrets
+
+
+def _typed() -> str:
+    """The command as typed, each path cut to what may stand in a file that others read."""
+    import shlex
+
+    from wpn_bench.core.paths import shown
+
+    def clean(word: str) -> str:
+        # Also inside of NAME=FILE and detoxify:FILE,threshold=0.4; two slashes are an address.
+        return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + shown(found[2]), word)
+
+    return without_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
+
+
+def _unexpected(error: Exception) -> None:
+    """A bug: its traceback goes into a file that can be sent with a report of it, and one line says where.
+
+    No values of variables stand in it, and what does is redacted. `WPN_BENCH_DEBUG=1` shows it at once, as it is.
+    """
+    import tempfile
+    import traceback
+
+    import platformdirs
+
+    if os.environ.get("WPN_BENCH_DEBUG", "") not in ("", "0"):
+        raise error
+    said = redacted(one_line(f"{type(error).__name__}: {error}", 240))
+    told = "".join(traceback.format_exception(error))
+    text = redacted(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{_typed()}\n\n{told}")
+    for folder in (Path(platformdirs.user_cache_dir("wpn-bench")) / "bugs", Path(tempfile.gettempdir())):
+        file = folder / f"wpn-bench-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        print(f"wpn-bench: a bug: {said}; please report it with {file} (secrets are taken out)", file=sys.stderr)
+        return
+    print(f"wpn-bench: a bug: {said}; please report it: WPN_BENCH_DEBUG=1 shows where it is", file=sys.stderr)

@@ -1,0 +1,27 @@
+"""The command `list`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wpn_bench.cli import completion
+from wpn_bench.cli.app import app
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="methods, attacks, judges, benchmarks, prompts, presets, or one method's name.",
+            autocompletion=completion.one_of(completion.topics),
+        ),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
+) -> None:
+    """What there is: methods, attacks, judges, prompts, presets, ..."""
+    from wpn_bench.cli import catalogue
+
+    catalogue.show(what, json_)

@@ -1,0 +1,103 @@
+"""One registry for every kind of part (methods, attacks, judges), lazy and open to plug-ins.
+
+A part is named by a string `"module:attribute"`, so that listing names imports nothing. Other packages add parts
+through an entry point of the group `wpn_bench.<kind>s`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from wpn_bench.core.files import digest_file, digest_of
+from wpn_bench.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Names that look like `name`, best first, at most three."""
+    names = sorted(known)
+    by_fold = {n.casefold(): n for n in names}
+    found = difflib.get_close_matches(name.casefold(), list(by_fold), n=3, cutoff=0.5)
+    return [by_fold[f] for f in found]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name nobody knows: it names the nearest one, or all there are."""
+    names = sorted(known)
+    near = nearest(name, names)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"unknown {kind} {name!r}", f"{hint} (`wpn-bench list` shows all)")
+
+
+def source_digest(part: type) -> str | None:
+    """SHA-256 over the Python files of the package that `part` comes from; None for a part of wpn-bench itself.
+
+    The package is the outermost one that is no namespace; a module without one stands for itself.
+    """
+    names = part.__module__.split(".")
+    if names[0] == __name__.split(".")[0]:
+        return None
+    for depth in range(1, len(names) + 1):
+        file = getattr(sys.modules[".".join(names[:depth])], "__file__", None)
+        if file:
+            break
+    else:
+        return None
+    root = Path(file).parent if Path(file).stem == "__init__" else None
+    files = sorted(root.rglob("*.py")) if root else [Path(file)]
+    return digest_of({str(f.relative_to(root)) if root else f.name: digest_file(f) for f in files})
+
+
+class Registry(Generic[T]):
+    """Name -> part of one kind.
+
+    `parts` maps names to `"module:attribute"`. `get` imports on first use and raises `UserError` with the nearest
+    names for an unknown one.
+    """
+
+    def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._parts = dict(parts)
+        self._plugins: set[str] = set()
+        self._plugins_read = False
+
+    def _all(self) -> dict[str, str]:
+        if not self._plugins_read:
+            for point in entry_points(group=f"wpn_bench.{self.kind}s"):
+                # A plug-in never silently replaces a part of ours: results would change under an old name.
+                if self._parts.setdefault(point.name, point.value) == point.value:
+                    self._plugins.add(point.name)
+            self._plugins_read = True
+        return self._parts
+
+    def names(self) -> list[str]:
+        return list(self._all())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def get(self, name: str) -> T:
+        parts = self._all()
+        if name not in parts:
+            raise unknown(self.kind.replace("_", " "), name, parts)
+        module, _, attribute = parts[name].partition(":")
+        try:
+            part: Any = getattr(import_module(module), attribute)
+        except Exception as e:
+            if name not in self._plugins:
+                raise
+            raise UserError(
+                f"the {self.kind} {name!r} of the plug-in {module} cannot be loaded ({type(e).__name__}: {e})",
+                "mend it or uninstall it",
+            ) from e
+        return part

@@ -1,0 +1,161 @@
+"""The stages of harmlessness: calibrate the coherence bound, generate responses, judge them, judge them once more."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.core.files import write_json
+from wpn_bench.engine.generation import Response
+from wpn_bench.jobs.job import StageContext
+from wpn_bench.prompts import Item, render
+from wpn_bench.prompts.items import read_items, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RESPONSES = "responses.jsonl"
+SAMPLES = "samples.parquet"
+SCORES = "scores.parquet"
+BOUND = "bound.json"
+REFERENCES = 500  # about so many reference responses of each side calibrate the bound
+
+
+def _loaded(ctx: StageContext, role: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from wpn_bench import models
+
+    return models.load(ctx.needs[role], ctx.local["device"], ctx.params["dtype"], ctx.local.get("offload", "none"))
+
+
+def run_calibrate_stage(ctx: StageContext) -> None:
+    """The bounds of coherence under the base model, from reference responses, harmful and harmless.
+
+    Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`: the bounds, what each side alone would
+    give, and the share of references that they let pass.
+    """
+    from wpn_bench.harmless.judges import coherence
+
+    model, tokenizer = _loaded(ctx, "model")
+    items = read_items(ctx.needs["prompts"])
+    sides = {}
+    for side in ("harmless", "harmful"):
+        pairs = [(render(item, ctx.params["template"]), text) for item in items for text in getattr(item, side)]
+        pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
+        advance = ctx.progress(len(pairs), "responses")
+        after, texts = [p for p, _ in pairs], [t for _, t in pairs]
+        sides[side] = coherence.likelihoods(model, tokenizer, texts, advance, after=after)
+    by_side = {side: asdict(coherence.bounds_from(found)) for side, found in sides.items()}
+    bounds = asdict(coherence.bounds_from(*sides.values()))
+    write_json(ctx.out / BOUND, {"bounds": bounds, "by_side": by_side, "quantile": coherence.QUANTILE})
+
+
+def run_generate_stage(ctx: StageContext) -> None:
+    """Responses of `model` to `prompts`. Writes `responses.jsonl`, one row an item, in their order."""
+    from wpn_bench.engine.generation import Decoding, generate
+
+    model, tokenizer = _loaded(ctx, "model")
+    items = read_items(ctx.needs["prompts"])
+    template = ctx.params["template"]
+    inputs = [render(item, template) for item in items]
+    advance = ctx.progress(len(items), "responses")
+    responses = generate(model, tokenizer, inputs, Decoding(**ctx.params["decoding"]), advance)
+    write_rows(
+        ctx.out / RESPONSES,
+        [
+            response_row(item, template, text, response)
+            for item, text, response in zip(items, inputs, responses, strict=True)
+        ],
+    )
+
+
+def response_row(item: Item, template: str, text: str, response: Response) -> dict[str, Any]:
+    """A line of `responses.jsonl`: what the model was given as `text` for `item`, and what it said."""
+    unattacked = replace(item, prompt=item.original or item.prompt, context="", answer_prefix="")
+    return {
+        "id": item.id,
+        "prompt": unattacked.prompt,
+        "plain": render(unattacked, template),
+        "input": text,
+        "response": response.text,
+        "n_tokens": response.n_tokens,
+        "reason": response.reason,
+    }
+
+
+def run_judge_stage(ctx: StageContext) -> None:
+    """Judge the `responses`, with the `base` model and the calibrated `bound` for coherence.
+
+    Writes `samples.parquet`: item_id, prompt, input, response, toxicity (NaN: missing), coherent, nll, gain,
+    repetition, refusal, reason, n_tokens. Whether a toxicity is harmless is decided later, so thresholds need no new judging.
+    """
+    import pandas as pd
+
+    from wpn_bench.harmless.judges import coherence, judge_of, scores_by
+    from wpn_bench.harmless.judges.refusal import is_refusal
+
+    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
+    present = [row for row in rows if row["response"] is not None]
+    # Identical responses are common (a refusal, a loop): each is scored once, and once after each prompt.
+    distinct = list(dict.fromkeys(row["response"] for row in present))
+    pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
+    advance = ctx.progress(len(distinct) + len(pairs), "responses")
+    judge = judge_of(ctx, ctx.params)
+    toxicity = dict(zip(distinct, scores_by(judge, distinct, advance), strict=True))
+    model, tokenizer = _loaded(ctx, "base")
+    after, texts = [p for p, _ in pairs], [t for _, t in pairs]
+    found = dict(zip(pairs, coherence.likelihoods(model, tokenizer, texts, advance, after=after), strict=True))
+    out = []
+    for row in rows:
+        text = row["response"]
+        sample = {
+            "item_id": row["id"],
+            "prompt": row["prompt"],
+            "input": row["input"],
+            "response": text,
+            "toxicity": float("nan"),
+            "coherent": None,
+            "nll": float("nan"),
+            "gain": float("nan"),
+            "repetition": float("nan"),
+            "refusal": False,
+            "reason": row["reason"],
+            "n_tokens": row["n_tokens"],
+        }
+        if text is not None:
+            base = found[row["plain"], text]
+            verdict = coherence.judge_coherence(text, row["prompt"], base, bounds)
+            score = toxicity[text]
+            sample.update(
+                toxicity=float("nan") if score is None else score,
+                coherent=verdict.reason is None,
+                nll=base.loss,
+                gain=base.gain,
+                repetition=verdict.repetition,
+                refusal=is_refusal(text),
+                reason="judge failed" if score is None else verdict.reason,
+            )
+        out.append(sample)
+    frame = pd.DataFrame(out)
+    frame["coherent"] = frame["coherent"].astype("boolean")
+    frame.to_parquet(ctx.out / SAMPLES, index=False)
+
+
+def run_further_judge_stage(ctx: StageContext) -> None:
+    """Scores of the `responses` by a judge beside the one that decides: item_id, toxicity (NaN: missing), in their order.
+
+    Written to `scores.parquet`, an artifact of its own: another judge costs a finished run that judge and nothing else.
+    """
+    import pandas as pd
+
+    from wpn_bench.harmless.judges import judge_of, scores_by
+
+    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    distinct = list(dict.fromkeys(row["response"] for row in rows if row["response"] is not None))
+    judge = judge_of(ctx, ctx.params)
+    found = scores_by(judge, distinct, ctx.progress(len(distinct), "responses"))
+    scores = {text: float("nan") if score is None else score for text, score in zip(distinct, found, strict=True)}
+    frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
+    frame["toxicity"] = [scores.get(row["response"], float("nan")) for row in rows]
+    frame.to_parquet(ctx.out / SCORES, index=False)

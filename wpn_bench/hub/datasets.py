@@ -1,0 +1,160 @@
+"""Data sets of the hub, at a known commit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.core.files import digest_file, write_json
+from wpn_bench.errors import UserError
+from wpn_bench.hub.connection import PREFETCH, _full, _refusal, explained, is_of_the_line, is_offline, patiently, quiet
+from wpn_bench.hub.models import _COMMIT
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+SEAL = "wpn-bench.json"  # the digests of a prepared data set's files, beside them
+_LOCAL_BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "text"}
+
+
+def is_local(path: str | None) -> bool:
+    """Whether a task's `dataset_path` names local files rather than a repository of the hub."""
+    return path is None or path in _LOCAL_BUILDERS or Path(path).exists()
+
+
+def resolve_revision(path: str, name: str | None = None, revision: str | None = None) -> str | None:
+    """The commit of the hub's data set `path` as it stands now; without the hub, the commit that is cached.
+
+    None for local files. Raises `UserError` for a data set that does not exist, that is closed to this
+    user, or that is neither reachable nor cached. `name` is the configuration; it only matters without the
+    hub. `revision`: a branch, tag or commit (None: the main branch).
+    """
+    return None if is_local(path) else _resolve(path, name, revision)
+
+
+@cache
+def _resolve(path: str, name: str | None, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        info = patiently(lambda: HfApi().dataset_info(path, revision=revision, timeout=20))
+        if info.sha is not None:
+            return str(info.sha)
+    except Exception as e:
+        if not is_of_the_line(e):
+            raise
+        if (said := _refusal(e, "data set", path, revision)) is not None:
+            raise said from e
+        # No hub now: what is cached may still do.
+    cached = cached_revision(path, name)
+    if cached is None:
+        raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH)
+    return cached
+
+
+def cached_revision(path: str, name: str | None = None) -> str | None:
+    """The commit that `datasets` would read from its cache without the hub; None if there is none."""
+    builder = _cached_builder(path, name)
+    return None if builder is None else str(builder.hash)
+
+
+def load(path: str, name: str | None, revision: str) -> DatasetDict:
+    """All splits of a data set at the commit `revision`, from the cache where it is there, whole.
+
+    Raises `UserError` if that commit can neither be read from the cache nor fetched.
+    """
+    with quiet():
+        builder = _cached_builder(path, name)
+        if builder is None or builder.hash != revision or not _is_whole(builder):
+            builder = _fetch(path, name, revision)
+        data: DatasetDict = builder.as_dataset()
+    return data
+
+
+def tables_of(path: str, name: str | None) -> tuple[Path, ...]:
+    """The files that a cached data set is read from; none where it is not cached."""
+    builder = _cached_builder(path, name)
+    return () if builder is None else tuple(_tables(builder))
+
+
+def _tables(builder: Any) -> list[Path]:
+    return sorted(Path(builder.cache_dir).glob("*.arrow"))
+
+
+def _is_whole(builder: Any) -> bool:
+    """Whether the prepared files are as they were when they were made; what another program made is taken as it is."""
+    import json
+
+    try:
+        promised = json.loads((Path(builder.cache_dir) / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return bool(promised == {file.name: digest_file(file) for file in _tables(builder)})
+
+
+class _FellBack(OSError):
+    """`datasets` could not reach the hub and took another commit from its cache."""
+
+
+def _fetch(path: str, name: str | None, revision: str) -> Any:
+    import datasets
+
+    def fetch() -> Any:
+        builder = datasets.load_dataset_builder(path, name, revision=revision)
+        if builder.hash != revision:
+            raise _FellBack(str(builder.hash))
+        if Path(builder.cache_dir).is_dir() and not _is_whole(builder):
+            if is_offline():
+                raise UserError(f"the data set {path!r} was damaged on this machine", PREFETCH)
+            shutil.rmtree(builder.cache_dir)
+        builder.download_and_prepare()
+        if not (Path(builder.cache_dir) / SEAL).exists():
+            write_json(Path(builder.cache_dir) / SEAL, {file.name: digest_file(file) for file in _tables(builder)})
+        return builder
+
+    try:
+        return patiently(fetch)
+    except _FellBack as e:
+        raise UserError(
+            f"the data set {path!r} is cached at commit {str(e)[:12]}, not at {revision[:12]},"
+            " and the hub cannot be reached",
+            f"{PREFETCH}, or name no revision, which takes the cached commit",
+        ) from e
+    except Exception as e:
+        if isinstance(e, (ValueError, datasets.exceptions.DatasetsError)) and not _full(e):
+            why = " ".join(str(e).split())[:200]
+            raise UserError(
+                f"the data set {path!r} could not be fetched at commit {revision[:12]} ({why})",
+                "check the network and the name; once fetched, it is read from the cache",
+            ) from e
+        raise explained(e, "data set", path, revision) from e
+
+
+def _cached_builder(path: str, name: str | None) -> Any:
+    import datasets
+
+    try:
+        with quiet(), _offline():
+            return datasets.load_dataset_builder(path, name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return None  # nothing cached, or not this configuration
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let `datasets` and `huggingface_hub` read their caches only."""
+    import datasets
+    import huggingface_hub.constants
+
+    before = (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

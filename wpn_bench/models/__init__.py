@@ -1,0 +1,38 @@
+"""Models: find one, load it, its sizes and its tokenizer."""
+
+from __future__ import annotations
+
+from wpn_bench.models.loading import SHARD, let_go, load, load_fresh, make_room, pick_device, reading
+from wpn_bench.models.locate import ModelRef, check_permitted, lies_here, resolve, settings_folder, unwanted
+from wpn_bench.models.sizes import (
+    context_length,
+    context_length_of,
+    context_of,
+    weights_bytes,
+    width_of,
+    working_memory,
+)
+from wpn_bench.models.tokenizer import load_tokenizer
+
+__all__ = [
+    "SHARD",
+    "ModelRef",
+    "check_permitted",
+    "context_length",
+    "context_length_of",
+    "context_of",
+    "let_go",
+    "lies_here",
+    "load",
+    "load_fresh",
+    "load_tokenizer",
+    "make_room",
+    "pick_device",
+    "reading",
+    "resolve",
+    "settings_folder",
+    "unwanted",
+    "weights_bytes",
+    "width_of",
+    "working_memory",
+]

@@ -1,0 +1,110 @@
+"""The trained models of a run, as folders under `RUN/models/` that transformers loads, each with a model card.
+
+Weights are hard links to the store's artifacts (copies where the file system has no links), so a run folder costs next to
+nothing; the small files are copies, for people edit them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.core.files import digest_of, write_json, write_text
+from wpn_bench.core.paths import inside
+from wpn_bench.jobs.store import MANIFEST, read_manifest
+from wpn_bench.unlearn.lora import ADAPTER
+
+MODELS = "models"
+CARD = "README.md"
+_WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trained model: whose it is, its folder relative to the run's, its artifact in the store, and the SHA-256 of the
+    artifact's files."""
+
+    method: str
+    seed: int
+    folder: str
+    artifact: Path
+    files: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights: of the file, or of the list of digests where they are in several."""
+        weights = {name: d for name, d in self.files.items() if name.endswith(_WEIGHTS) and "/" not in name}
+        return next(iter(weights.values())) if len(weights) == 1 else digest_of(weights)
+
+
+def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]) -> list[Export]:
+    """What there is to export of (method, seed) -> artifact (None: training failed). With several seeds the folders'
+    names say which."""
+    several = len(list(seeds)) > 1
+    found = []
+    for (method, seed), path in trained.items():
+        manifest = read_manifest(path) if path is not None else None
+        if path is not None and manifest is not None:
+            name = re.sub(r"[^\w.-]+", "-", method) + (f"-seed{seed}" if several else "")
+            found.append(Export(method, seed, f"{MODELS}/{name}", path, manifest["files"]))
+    return found
+
+
+def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Fill `out`/models; what an earlier run into the same folder left there (its manifest says) goes."""
+    from wpn_bench.analysis.metric_rows import training_of
+    from wpn_bench.report.model_card import card
+
+    for folder in _left_before(out):
+        shutil.rmtree(folder, ignore_errors=True)
+    for one in models:
+        target = inside(out, one.folder)
+        partial = target.with_name(f".{target.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in _of_the_model(one.files):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            _put(one.artifact / name, partial / name)
+        _name_base(partial / ADAPTER / "adapter_config.json", results)
+        write_text(partial / CARD, card(results, manifest, training_of(one.artifact), one.method, one.seed, one.digest))
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(partial, target)
+
+
+def _of_the_model(files: Iterable[str]) -> list[str]:
+    """Without the snapshots of earlier steps that an artifact may hold in folders beside it."""
+    return [name for name in files if "/" not in name or name.startswith(f"{ADAPTER}/")]
+
+
+def _left_before(out: Path) -> list[Path]:
+    try:
+        before = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["models"]
+        folders = [out / entry["folder"] for seeds in before.values() for entry in seeds.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    # A manifest may come from anybody: nothing but a folder in models/, and no link, goes.
+    return [f for f in folders if f.parent == out / MODELS and f.resolve() == out.resolve() / MODELS / f.name]
+
+
+def _put(source: Path, target: Path) -> None:
+    if source.suffix == _WEIGHTS:
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+    else:
+        shutil.copyfile(source, target)
+    os.chmod(target, 0o644)  # transformers writes weights that only their owner may read
+
+
+def _name_base(adapter: Path, results: dict[str, Any]) -> None:
+    """Tell the adapter its base where that has a name everybody knows, so that peft finds it by itself."""
+    if adapter.is_file() and results["run"]["revision"]:
+        settings = json.loads(adapter.read_text(encoding="utf-8"))
+        named = {"base_model_name_or_path": results["run"]["model"], "revision": results["run"]["revision"]}
+        write_json(adapter, settings | named)

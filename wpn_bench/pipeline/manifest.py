@@ -1,0 +1,93 @@
+"""The manifest of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.analysis import metric_rows
+from wpn_bench.config import RunConfig
+from wpn_bench.core.files import digest_of
+from wpn_bench.core.paths import shown
+from wpn_bench.harmless.judges.spec import parse
+from wpn_bench.jobs.job import Outcome
+from wpn_bench.pipeline.export_models import Export
+from wpn_bench.pipeline.inputs import Inputs, _named
+
+_LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
+
+
+def _manifest(
+    config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str, trained: Iterable[Export]
+) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
+        if settings[name]:
+            settings[name] = _no_home(settings[name])
+    settings["judge"] = parse(config.judge).shown
+    settings["judges"] = [parse(judge).shown for judge in config.judges]
+    settings["judge_card"] = shown(config.judge_card) if config.judge_card else None
+    for name in ("in_domain", "ood", "benign", "benchmark_folders"):
+        settings[name] = [_no_home(s) for s in settings[name]]
+    settings["accelerate"] = shown(os.path.expanduser(config.accelerate)) if config.accelerate else None
+    settings["attack_files"] = [shown(os.path.expanduser(file)) for file in config.attack_files]
+    by_method: dict[str, dict[str, Any]] = {}
+    for one in trained:
+        described: dict[str, Any] = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
+        training = metric_rows.training_of(one.artifact)
+        described |= {"processes": training.get("processes", 1), "parallel": training.get("parallel")}
+        by_method.setdefault(one.method, {})[str(one.seed)] = described
+    return {
+        "wpn_bench": version("wpn-bench"),
+        "command": command,
+        "config": settings,
+        "config_digest": digest_of(settings),
+        "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
+        "models": by_method,
+        "judge": {"name": parse(config.judge).name, "digest": inputs.judge_digest},
+        "further_judges": {judge.name: judge.digest for judge in inputs.further},
+        "judged_from": {name: dict(found) for name, found in inputs.judged_from.items() if found},
+        "prompt_sets": {
+            s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}
+            for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)
+        },
+        "texts": {
+            t.name: {"role": t.role, "n": len(t.texts), "digest": t.digest, "source": dict(t.source)}
+            for t in (inputs.retain, inputs.heldout, inputs.ground.texts if inputs.ground else None)
+            if t is not None
+        },
+        "tasks": {
+            t.short: {"task": t.name, "dataset": t.dataset_path, "revision": t.revision, "digest": t.digest}
+            for t in inputs.tasks
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in (*_LIBRARIES, *(("torchao",) if inputs.schemes else ()))},
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "device": inputs.device,
+        },
+        "stages": [
+            {
+                "label": o.job.label,
+                "stage": o.job.stage,
+                "digest": o.job.digest,
+                "status": o.status,
+                "seconds": round(o.seconds, 3),
+            }
+            for o in outcomes.values()
+        ],
+    }
+
+
+def _no_home(entry: str) -> str:
+    name, source = _named(entry)
+    source = shown(Path(source).expanduser()) if Path(source).expanduser().exists() else source
+    return f"{name}={source}" if name else source

@@ -1,0 +1,28 @@
+"""Prompt sets and texts: what they are, and how they are read."""
+
+from __future__ import annotations
+
+from wpn_bench.prompts.read import SetSpec, Source, declared, load_prompts, load_texts, read_spec, spec_for, split_off
+from wpn_bench.prompts.tables import read_file
+from wpn_bench.prompts.types import WORST_CASE, Item, Kind, PromptSet, TextSet, item_id, joined, normalise, render
+
+__all__ = [
+    "WORST_CASE",
+    "Item",
+    "Kind",
+    "PromptSet",
+    "SetSpec",
+    "Source",
+    "TextSet",
+    "declared",
+    "item_id",
+    "joined",
+    "load_prompts",
+    "load_texts",
+    "normalise",
+    "read_file",
+    "read_spec",
+    "render",
+    "spec_for",
+    "split_off",
+]

@@ -1,0 +1,54 @@
+"""Prompt items and texts as files, and as inputs of jobs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from wpn_bench.jobs.job import External
+from wpn_bench.jobs.store import Store
+from wpn_bench.prompts.types import Item, PromptSet, TextSet
+
+ITEMS = "items.jsonl"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line, UTF-8."""
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): responses may hold line separators that JSON leaves unescaped.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_items(folder: Path) -> list[Item]:
+    """The prompt items that `pipeline` put into the store."""
+    rows = read_rows(folder / ITEMS)
+    return [Item(**{**r, "harmful": tuple(r["harmful"]), "harmless": tuple(r["harmless"])}) for r in rows]
+
+
+def item_row(item: Item) -> dict[str, Any]:
+    return asdict(item)
+
+
+def put_prompts(store: Store, prompt_set: PromptSet) -> External:
+    """The set's items as an artifact."""
+    found = store.find("prompts", prompt_set.digest)
+    if found is None:
+        with store.build("prompts", prompt_set.digest, {"name": prompt_set.name, **prompt_set.source}) as out:
+            write_rows(out / ITEMS, [item_row(i) for i in prompt_set.items])
+        found = store.path("prompts", prompt_set.digest)
+    return External(found, prompt_set.digest)
+
+
+def put_texts(store: Store, texts: TextSet) -> External:
+    """The texts as an artifact."""
+    found = store.find("texts", texts.digest)
+    if found is None:
+        with store.build("texts", texts.digest, {"name": texts.name, **texts.source}) as out:
+            write_rows(out / "texts.jsonl", [{"text": t} for t in texts.texts])
+        found = store.path("texts", texts.digest)
+    return External(found, texts.digest)

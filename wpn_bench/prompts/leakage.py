@@ -1,0 +1,321 @@
+"""Leakage: prompts of a test or validation set that also stand, or nearly stand, in the forget set.
+
+Prompts are the *same* when they differ in case and white space alone (`prompts.normalise`). They are *nearly the same*
+when the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold, where a word that occurs twice counts
+twice and a slip of the pen is no other word (`similarity`). At 0.75 one word may be replaced in a prompt of seven, or added
+to one of three.
+
+Two prompts that are nearly the same but speak of another name or number ("Be honest about Anna's coats", "Be honest
+about Tom's coats") are *siblings*: one question about two people. They are counted, and not dropped, for a set made from
+the forget set's templates is meant to be that. A name is a word that is never written small and stands with a capital
+inside a sentence somewhere in the two sets; a language that writes every noun so has too many of them.
+
+MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998), one of words and one of letter trigrams, propose
+pairs, so that 10,000 prompts meet 10,000 others in seconds. Each proposed pair is then compared exactly: no hash accuses
+anybody. Proposed are pairs whose words or trigrams reach the threshold (but for a share of at most `MISSED` of those that
+just do), so a slip of the pen is seen in a prompt of seven words, or of some 25 letters, and not in a shorter one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from wpn_bench.errors import UserError
+from wpn_bench.prompts.types import Item, PromptSet
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
+
+THRESHOLD = 0.75
+MISSED = 1e-5
+SHOWN = 3  # pairs of each set that the results quote
+Kind = Literal["same", "near", "sibling"]
+
+_PERMUTATIONS = 128
+_SEED = 1
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # no spaces between words there: each character counts as one
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:'[^\W{_CJK}]+)*")
+_SENTENCE = re.compile(r"[.!?:\n\"“(\[]")
+_QUOTED = 100  # letters of a prompt that the results quote
+_RANK: dict[Kind, int] = {"same": 0, "near": 1, "sibling": 2}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A prompt and the one of another set that it is most like; `similarity` is 1 for the same."""
+
+    item: Item
+    other: Item
+    kind: Kind
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What was found in one set of `n` prompts: how many have the same, nearly the same or a sibling prompt in the
+    forget set (for a validation set: or in a test set), how many were dropped, and (out-of-distribution sets) how many
+    have the same or nearly the same prompt in an in-domain test set. `pairs` are the first few, the worst before."""
+
+    set: str
+    suite: str
+    n: int
+    same: int = 0
+    near: int = 0
+    siblings: int = 0
+    dropped: int = 0
+    in_domain: int | None = None
+    pairs: tuple[dict[str, Any], ...] = field(default=())
+
+    def json(self) -> dict[str, Any]:
+        return {**asdict(self), "pairs": list(self.pairs)}
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("’", "'")
+
+
+def words(text: str) -> list[str]:
+    """The words of a prompt without case, punctuation and 's; of one that has no letters, its characters."""
+    found = [word.removesuffix("'s") for word in _WORD.findall(_plain(text).casefold())]
+    return found or list("".join(text.split()))
+
+
+def trigrams(text: str) -> list[str]:
+    """Runs of three letters of a prompt, a space between words and at both ends."""
+    line = f" {' '.join(words(text))} "
+    return [line[k : k + 3] for k in range(len(line) - 2)]
+
+
+def _counted(parts: Iterable[str]) -> frozenset[str]:
+    """A multiset as a set: the second `the` is another element than the first."""
+    seen: Counter[str] = Counter()
+    out = []
+    for part in parts:
+        seen[part] += 1
+        out.append(f"{part}\0{seen[part]}")
+    return frozenset(out)
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of the words of two prompts, between 0 and 1; words one slip of the pen apart count as one."""
+    mine, theirs = (Counter(words(text)) for text in sorted((one, other)))
+    shared = (mine & theirs).total()
+    left = list((theirs - mine).elements())
+    for word in (mine - theirs).elements():
+        if twin := next((w for w in left if _slip(word, w)), None):
+            left.remove(twin)
+            shared += 1
+    return shared / (mine.total() + theirs.total() - shared)
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def _spelling(texts: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Words with a capital inside a sentence, and words written small, both casefolded; what is written in capitals
+    throughout says nothing of either."""
+    capital, small = set(), set()
+    for text in texts:
+        line = _plain(text)
+        found = list(_WORD.finditer(line))
+        if sum(m[0][0].isupper() for m in found) * 2 > len(found):
+            continue
+        for before, m in zip([None, *found], found, strict=False):
+            word = m[0].removesuffix("'s")
+            if word[0].islower():
+                small.add(word.casefold())
+            elif before and len(word) > 1 and not _SENTENCE.search(line, before.end(), m.start()):
+                capital.add(word.casefold())
+    return capital, small
+
+
+def _slip(one: str, other: str) -> bool:
+    """Whether one letter dropped, added or replaced, or two neighbours swapped, make the one word the other."""
+    if min(len(one), len(other)) < 4 or not (one + other).isalpha():
+        return False
+    while one and other and one[0] == other[0]:
+        one, other = one[1:], other[1:]
+    while one and other and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
+    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
+
+
+def _bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows) for `_PERMUTATIONS`: the most rows, so the fewest pairs in vain, that miss at most `MISSED`."""
+    rows = max(r for r in range(1, _PERMUTATIONS // 2 + 1) if (1 - threshold**r) ** (_PERMUTATIONS // r) <= MISSED)
+    return _PERMUTATIONS // rows, rows
+
+
+@lru_cache(maxsize=100_000)
+def _hash(part: str) -> int:
+    from datasketch.hashfunc import sha1_hash32
+
+    value: int = sha1_hash32(part.encode("utf-8", "surrogatepass"))
+    return value
+
+
+def _signatures(sets: Iterable[frozenset[str]]) -> Iterable[MinHash]:
+    from datasketch import MinHash
+
+    made: Iterable[MinHash] = MinHash.generator(sets, num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=_hash)
+    return made
+
+
+class Reference:
+    """Prompts that no other set may share, ready to be looked up. With a `threshold` of 1 only the same are found."""
+
+    def __init__(self, items: Iterable[Item], threshold: float = THRESHOLD) -> None:
+        self.items = tuple(items)
+        self.threshold = threshold
+        self._by_id = {item.id: item for item in self.items}
+        self._capital, self._small = _spelling(i.prompt for i in self.items)
+        self._parts: list[list[frozenset[str]]] = []
+        self._indices: list[Any] = []
+        if threshold < 1 and self.items:
+            self._fill()
+
+    def _fill(self) -> None:
+        from datasketch import MinHashLSH
+
+        for cut in (words, trigrams):
+            parts = [_counted(cut(i.prompt)) for i in self.items]
+            index = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(self.threshold))
+            for k, signature in enumerate(_signatures(parts)):
+                index.insert(k, signature, check_duplication=False)
+            self._parts.append(parts)
+            self._indices.append(index)
+
+    def matches(self, items: Sequence[Item]) -> list[Match]:
+        """For each item that has any, its worst match: the same before nearly the same before a sibling, then the most
+        similar, then the first of the reference."""
+        capital, small = _spelling(i.prompt for i in items)
+        names = (self._capital | capital) - self._small - small
+        alike = self._alike(items)
+        found = []
+        for k, item in enumerate(items):
+            if item.id in self._by_id:
+                found.append(Match(item, self._by_id[item.id], "same", 1.0))
+                continue
+            each = [
+                Match(item, other, "sibling" if self._siblings(item, other, names) else "near", value)
+                for at, value in sorted(alike[k].items())
+                for other in (self.items[at],)
+            ]
+            if each:
+                found.append(min(each, key=lambda m: (_RANK[m.kind], -m.similarity)))
+        return found
+
+    def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
+        """For each item the places of the prompts that reach the threshold, and how similar they are."""
+        alike: list[dict[int, float]] = [{} for _ in items]
+        for cut, parts, index in zip((words, trigrams), self._parts, self._indices, strict=False):
+            mine = [_counted(cut(i.prompt)) for i in items]
+            for k, signature in enumerate(_signatures(mine)):
+                for at in index.query(signature):
+                    if at not in alike[k] and _jaccard(mine[k], parts[at]) >= self.threshold:
+                        alike[k][at] = similarity(items[k].prompt, self.items[at].prompt)
+        return [{at: value for at, value in one.items() if value >= self.threshold} for one in alike]
+
+    def _siblings(self, item: Item, other: Item, names: set[str]) -> bool:
+        """Whether a name or a number stands in one of the two alone. One letter off a name of the other prompt is a slip
+        of the pen, unless the reference knows that spelling as a name of its own (Paul and Paula)."""
+        mine, theirs = (words(i.prompt) for i in (item, other))
+        left, right = (
+            list((Counter(mine) - Counter(theirs)).elements()),
+            list((Counter(theirs) - Counter(mine)).elements()),
+        )
+        slips = {(a, b) for a in left if a not in self._capital for b in right if _slip(a, b)}
+        slipped = {word for pair in slips for word in pair}
+        return any(w not in slipped and (w in names or any(c.isdigit() for c in w)) for w in (*left, *right))
+
+
+def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *, drop: bool) -> tuple[PromptSet, Leak]:
+    """The test set `one` without what stands, or nearly stands, in the forget set (`reference` holds its prompts).
+
+    Refuses such prompts unless `drop`.
+    """
+    found = reference.matches(one.items)
+    same, near = ([m for m in found if m.kind == kind] for kind in ("same", "near"))
+    if same and not drop:
+        raise UserError(
+            f"{len(same)} prompt{'s' * (len(same) > 1)} of {one.name!r} also stand in the forget set"
+            f" {forget.name!r} (first: {same[0].item.prompt[:60]!r})",
+            "remove them from one of the two, or let the test set go without them: --overlap drop",
+        )
+    if near and not drop:
+        first = near[0]
+        raise UserError(
+            f"{len(near)} prompt{'s' * (len(near) > 1)} of {one.name!r} nearly stand in the forget set {forget.name!r}"
+            f" (first: {_quote(first.item)!r} beside {_quote(first.other)!r}, similarity {first.similarity:.2f})",
+            "reword or remove them in one of the two, let the test set go without them (--overlap drop), or look for"
+            " equal prompts only (--near-duplicate 1)",
+        )
+    kept = _without(one, [*same, *near], "the forget set")
+    return kept, _leak(one, suite, found, len(one.items) - len(kept.items))
+
+
+def unseen(validation: PromptSet, references: Iterable[Reference]) -> tuple[PromptSet, Leak]:
+    """Validation prompts that neither stand, nor nearly stand, in the forget set or a test set (the `references`):
+    what is chosen on them stays fair."""
+    worst: dict[str, Match] = {}
+    for match in (m for r in references for m in r.matches(validation.items)):
+        before = worst.setdefault(match.item.id, match)
+        worst[match.item.id] = min(before, match, key=lambda m: (_RANK[m.kind], -m.similarity))
+    found = [worst[i.id] for i in validation.items if i.id in worst]
+    kept = _without(validation, [m for m in found if m.kind != "sibling"], "the forget set or a test set")
+    return kept, _leak(validation, "validation", found, len(validation.items) - len(kept.items))
+
+
+def shared(reference: Reference, one: PromptSet) -> int:
+    """How many prompts of a set are the same, or nearly the same, as one of the reference."""
+    return sum(m.kind != "sibling" for m in reference.matches(one.items))
+
+
+def notes(leak: Leak) -> list[str]:
+    """What a person ought to know of the set, a line each."""
+    others = "another set" if leak.suite == "validation" else "the forget set"
+    lost = [(leak.same, "also stand in"), (leak.near, "nearly stand in")]
+    said = [f"{n} prompts of {leak.set} {how} {others} and were dropped" for n, how in lost if n and leak.dropped]
+    if leak.in_domain:
+        said.append(f"{leak.in_domain} prompts of {leak.set} stand, or nearly stand, in an in-domain test set, too")
+    return said
+
+
+def _without(one: PromptSet, matches: Iterable[Match], where: str) -> PromptSet:
+    lost = {m.item.id for m in matches}
+    kept = tuple(i for i in one.items if i.id not in lost)
+    if not kept:
+        raise UserError(
+            f"every prompt of {one.name!r} stands, or nearly stands, in {where}",
+            "give other prompts (--prompts NAME=FILE), or look for equal prompts only (--near-duplicate 1)",
+        )
+    return replace(one, items=kept) if lost else one
+
+
+def _leak(one: PromptSet, suite: str, found: Sequence[Match], dropped: int) -> Leak:
+    of = Counter(m.kind for m in found)
+    first = sorted(found, key=lambda m: (_RANK[m.kind], -m.similarity))[:SHOWN]
+    pairs = tuple(
+        {
+            "kind": m.kind,
+            "prompt": _quote(m.item),
+            "other": _quote(m.other),
+            "similarity": round(m.similarity, 3),
+        }
+        for m in first
+    )
+    return Leak(one.name, suite, len(one.items), of["same"], of["near"], of["sibling"], dropped, pairs=pairs)
+
+
+def _quote(item: Item) -> str:
+    line = " ".join(item.prompt.split())
+    return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"

@@ -1,0 +1,264 @@
+"""Read prompt sets and texts: from declarations in `tasks/prompts/`, a user's files, the hub, the lab."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wpn_bench.core.files import digest_of
+from wpn_bench.core.paths import shown, tasks_dir
+from wpn_bench.core.registry import unknown
+from wpn_bench.core.validation import first_of
+from wpn_bench.core.yaml_files import load_yaml
+from wpn_bench.errors import UserError
+from wpn_bench.prompts.tables import _READERS, read_file
+from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
+from wpn_bench.redact import without_secrets
+
+
+class Pick(BaseModel):
+    """One source column, taken only from rows where the other columns have the given values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    column: str
+    when: dict[str, Any] = Field(default_factory=dict)
+
+
+class Source(BaseModel):
+    """Where the rows come from: exactly one of `lab`, `hub` and `file`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lab: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    file: str | None = None
+
+
+class SetSpec(BaseModel):
+    """A declared prompt set or text set, one YAML file in `tasks/prompts/`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str = ""
+    role: Role
+    kind: Kind = "question"
+    source: Source
+    columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+    where: dict[str, Any] = Field(default_factory=dict)
+    min_chars: int = Field(1, ge=1, description="shorter texts are left out (headings)")
+    licence: str = ""
+    citation: str = ""
+    warning: str = ""
+
+
+def declared() -> dict[str, Path]:
+    """Names of the sets declared in `tasks/prompts/` and their files."""
+    return {p.stem: p for p in sorted((tasks_dir() / "prompts").glob("*.yaml"))}
+
+
+def read_spec(path: Path) -> SetSpec:
+    """Read one declaration; `UserError` names the field that is wrong."""
+    try:
+        return SetSpec.model_validate(load_yaml(path))
+    except ValidationError as e:
+        raise UserError(f"{path}: {first_of(e)}", "see tasks/prompts/ for examples") from e
+
+
+def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:
+    """A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet)."""
+    known = declared()
+    if not name_or_file.strip():
+        raise unknown("prompt set", name_or_file, known)
+    if name_or_file in known:
+        spec = read_spec(known[name_or_file])
+        return spec.model_copy(update={"role": role, "name": name or spec.name})
+    # Not Path's own questions: they raise for a name too long to be a file's, a prompt typed by mistake for instance.
+    path = Path(os.path.expanduser(name_or_file))
+    if path.suffix in {".yaml", ".yml"}:
+        spec = read_spec(path)
+        return spec.model_copy(update={"role": role, "name": name or spec.name})
+    if path.suffix.lower() in _READERS or os.path.exists(path) or "/" in name_or_file:
+        columns: dict[str, str | list[Pick]] = (
+            {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+        )
+        return SetSpec(
+            name=name or without_secrets(path.stem),
+            role=role,
+            kind=kind,
+            source=Source(file=str(path)),
+            columns=columns,
+        )
+    raise unknown("prompt set", name_or_file, known)
+
+
+def load_prompts(spec: SetSpec) -> PromptSet:
+    """Read a prompt set. Rows with the same prompt become one item; `UserError` says what is wrong and where."""
+    rows, source = _rows(spec)
+    need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
+    merged: dict[str, Item] = {}
+    for number, row in enumerate(rows, 1):
+        values = {name: _take(row, how) for name, how in spec.columns.items()}
+        missing = sorted(name for name in need if values.get(name) is None)
+        if missing:
+            raise UserError(
+                f"{_origin(spec)} row {number} has no {' and no '.join(repr(m) for m in missing)}"
+                f" (columns: {', '.join(str(column)[:60] for column in row)[:300]})",
+                "a forget set needs prompt, harmful and harmless; other sets need prompt; rename the columns, or map"
+                " them in a YAML like those in tasks/prompts/",
+            )
+        prompt = values["prompt"]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{_origin(spec)} row {number}: the prompt is empty or not text", "mend or remove the row")
+        for name in ("harmful", "harmless"):
+            if _is_texts(values.get(name)):
+                continue
+            if name in need:
+                raise UserError(
+                    f"{_origin(spec)} row {number}: {name!r} is not a text or a list of texts", "mend or remove the row"
+                )
+            values[name] = None  # a label, for instance: other sets need no responses
+        kind = row.get("kind") if row.get("kind") in ("question", "continuation") else spec.kind
+        key = item_id(prompt)
+        old = merged.get(key, Item(key, prompt, str(kind)))
+        merged[key] = replace(
+            old,
+            harmful=_union(old.harmful, values.get("harmful")),
+            harmless=_union(old.harmless, values.get("harmless")),
+        )
+    items = tuple(merged.values())
+    if spec.role == "forget":
+        # A triple needs both sides; rows without one cannot be trained on.
+        items = tuple(i for i in items if i.harmful and i.harmless)
+    if not items:
+        raise UserError(f"{_origin(spec)} holds no usable prompts", "check the file, its columns and the filter")
+    title = spec.title or spec.name
+    return PromptSet(spec.name, spec.role, items, title, {**source, "licence": spec.licence, "warning": spec.warning})
+
+
+def load_texts(spec: SetSpec) -> TextSet:
+    """Read plain texts (the column `text`), empty lines left out."""
+    if spec.source.lab:
+        from wpn_bench import lab
+
+        texts = tuple(lab.texts(spec.source.lab))
+        return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {"lab": spec.source.lab})
+    rows, source = _rows(spec)
+    how = spec.columns.get("text", "text")
+    found = [_take(row, how) for row in rows]
+    texts = tuple(t for t in found if isinstance(t, str) and len(t.strip()) >= spec.min_chars)
+    if not texts:
+        raise UserError(f"{_origin(spec)} holds no text", "it needs a column `text`")
+    return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {**source, "licence": spec.licence})
+
+
+def _origin(spec: SetSpec) -> str:
+    return spec.source.file or spec.source.hub or f"lab:{spec.source.lab}"
+
+
+def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    if spec.source.lab:
+        from wpn_bench import lab
+
+        rows = lab.prompt_set(spec.source.lab)
+        source: dict[str, Any] = {"lab": spec.source.lab}
+    elif spec.source.hub:
+        rows, source = _from_hub(spec.source)
+    elif spec.source.file:
+        path = Path(os.path.expanduser(spec.source.file))
+        rows, source = read_file(path), {"file": shown(path)}
+    else:
+        raise UserError(f"prompt set {spec.name!r} names no source", "give it one of lab, hub and file")
+    return [row for row in rows if _matches(row, spec.where)], source
+
+
+def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from wpn_bench import hub
+
+    assert source.hub is not None
+    revision = hub.resolve_revision(source.hub, source.config, source.revision)
+    assert revision is not None
+    splits = hub.load(source.hub, source.config, revision)
+    if source.split not in splits:
+        raise UserError(f"the data set {source.hub!r} has no split {source.split!r}", f"it has {', '.join(splits)}")
+    return list(splits[source.split]), {
+        "hub": source.hub,
+        "config": source.config,
+        "split": source.split,
+        "revision": revision,
+    }
+
+
+def _reach(row: Mapping[str, Any], column: str) -> Any:
+    """`a.b` is the field b of the column a; None where it is not there."""
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _take(row: Mapping[str, Any], how: str | Sequence[Pick]) -> Any:
+    if isinstance(how, str):
+        return _reach(row, how)
+    return [_reach(row, p.column) for p in how if _matches(row, p.when)]
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+    "eq": operator.eq,
+}
+
+
+def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    for column, wanted in where.items():
+        value = _reach(row, column)
+        tests = wanted if isinstance(wanted, Mapping) else {"eq": wanted}
+        if not set(tests) <= set(_COMPARE):
+            raise unknown("comparison", sorted(set(map(str, tests)) - set(_COMPARE))[0], _COMPARE)
+        try:
+            if value is None or not all(_COMPARE[op](value, bound) for op, bound in tests.items()):
+                return False
+        except TypeError as e:
+            raise UserError(
+                f"the filter `{column}: {wanted}` does not fit the value {value!r}", "compare numbers with numbers"
+            ) from e
+    return True
+
+
+def _is_texts(value: Any) -> bool:
+    """A text, a list of texts, or nothing; a hole in a list counts as nothing."""
+    each = value if isinstance(value, (list, tuple)) else [value]
+    return all(v is None or isinstance(v, str) for v in each)
+
+
+def _union(old: tuple[str, ...], new: Any) -> tuple[str, ...]:
+    texts = [new] if isinstance(new, str) else list(new or [])
+    kept = [t.strip() for t in texts if isinstance(t, str) and t.strip()]
+    return tuple(dict.fromkeys([*old, *kept]))
+
+
+def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tuple[PromptSet, PromptSet]:
+    """Take a fixed `share` of a forget set away for validation or testing; the same items in every run."""
+    ranked = sorted(forget.items, key=lambda i: digest_of([name, i.id]))
+    n = max(1, round(len(ranked) * share))
+    if n >= len(ranked):
+        raise UserError(
+            f"the forget set {forget.name!r} has only {len(ranked)} prompts: too few to hold some back",
+            "add prompts, or name the test prompts with --prompts in_domain=FILE",
+        )
+    taken = {i.id for i in ranked[:n]}
+    source = {**forget.source, "held_out_of": forget.name}
+    held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source)
+    return replace(forget, items=tuple(i for i in forget.items if i.id not in taken)), held

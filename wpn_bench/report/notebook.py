@@ -1,0 +1,72 @@
+"""A finished run for notebooks: the pandas frames of `runs.finished`, the verdict, and an HTML view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wpn_bench.core.numbers import interval, percent, plain, signed, signed_interval
+from wpn_bench.report.templates import environment
+from wpn_bench.report.verdict import verdict
+from wpn_bench.runs import finished
+from wpn_bench.runs.finished import headline_cells
+from wpn_bench.runs.view import Cell, View
+
+
+class Run(finished.Run):
+    """A finished run, with the report's verdict and a view for notebooks."""
+
+    def verdict(self) -> list[str]:
+        """The report's three sentences: is it safer, is it duller, what of the others."""
+        return verdict(self.results)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.metrics):,} metrics, {len(self.samples):,} samples, {len(self.documents):,} documents"
+        return "\n".join([f"Run {self.name}: {', '.join(self.models)} ({sizes})", *self.verdict()])
+
+    def _repr_html_(self) -> str:
+        """The verdict and the headline table, for notebooks; nothing in it is taken for markup."""
+        view = View(self.results)
+        shown = {model: {what: _shown(cell, metric) for what, _, _, metric, cell in headline_cells(view, model)}
+                 for model in view.every_measured()}  # fmt: skip
+        columns = list(dict.fromkeys(what for cells in shown.values() for what in cells))
+        html: str = (
+            environment()
+            .get_template("notebook.html.j2")
+            .render(
+                run=self,
+                columns=columns,
+                lines=[(view.title(model), [cells.get(c) for c in columns]) for model, cells in shown.items()],
+            )
+        )
+        return html
+
+
+def _shown(cell: Cell, metric: str) -> dict[str, str]:
+    """A cell as a notebook prints it: the value, its interval, its change against base, and the set if it is the worst."""
+    rate = metric != "perplexity"
+    inner = interval(cell.ci_low, cell.ci_high) if rate else interval(cell.ci_low, cell.ci_high, scale=1)
+    change = ""
+    if rate and cell.delta is not None:
+        change = f"{signed(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
+        change += " *" if cell.significant else ""
+    return {
+        "value": percent(cell.value) if rate else plain(cell.value),
+        "ci": inner,
+        "change": change,
+        "note": cell.note,
+    }
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder into pandas frames.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The run. `samples` and `documents` are empty frames where the run has none.
+
+    Raises:
+        UserError: The folder holds no run, or a damaged one.
+    """
+    return finished.read_run(path, Run)
