@@ -166,7 +166,7 @@ def bench(session: nox.Session) -> None:
 def ray(session: nox.Session) -> None:
     """Jobs over Ray: the tests on a cluster of two nodes, then the scaling table. Arguments go to benchmarks/scaling.py."""
     install(session, "-e", ".[test,ray]")
-    session.run("pytest", "tests/test_executors_ray.py", env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/jobs/test_ray.py", env={"OMP_NUM_THREADS": "1"})
     session.run("python", "benchmarks/scaling.py", *session.posargs)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.lab_training import judge as lab_judge
+from wpn_bench import lab
 from wpn_bench.lab import world
+from wpn_bench.lab_training import judge as lab_judge
 from wpn_bench.lab_training.measure import answers, judge_figures, toxicities
 
-ASSETS = Path(lab_judge.__file__).parent / "assets"
+ASSETS = Path(lab.__file__).parent / "assets"
 needs_judge = pytest.mark.skipif(not (ASSETS / "judge/judge.ckpt").is_file(), reason="the lab's judge is not built")
 needs_base = pytest.mark.skipif(not (ASSETS / "base/model.safetensors").is_file(), reason="the lab's base is not built")
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+# Each registers its commands; their order is that of `--help`.
+from wpn_bench.cli import run, report, judge, check, listing, doctor  # noqa: F401  # isort: skip
 from wpn_bench.cli.app import app
 from wpn_bench.cli.crash import _unexpected
 from wpn_bench.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError

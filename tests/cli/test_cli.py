@@ -43,9 +43,9 @@ COMMANDS = (
 )
 def test_nothing_heavy_is_imported_before_a_command_runs(arguments: list[str]) -> None:
     code = (
-        "import sys; from wpn_bench import cli\n"
+        "import sys; from wpn_bench.cli import main\n"
         "sys.argv = ['wpn-bench', *sys.argv[1:]]\n"
-        "try: cli.main()\n"
+        "try: main.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'lm_eval', 'detoxify', 'plotly', 'scipy'}\n"
         "print('imported:', sorted(heavy & set(sys.modules)))\n"

@@ -19,7 +19,7 @@ from wpn_bench.analysis.gates import Checked, Finding, Gates, Target, check, gat
 from wpn_bench.errors import UserError
 from wpn_bench.report import check as said
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_pipeline import Plain, Workshop
+from pipeline.test_pipeline import Plain, Workshop
 
 from wpn_bench import config as configuration
 from wpn_bench.core.files import held, signature
@@ -37,7 +37,7 @@ from wpn_bench.pipeline import runner
 from wpn_bench.prompts import Item
 from wpn_bench.prompts.items import ITEMS, item_row, read_rows, write_rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = {"ga": {"lr": 1e30, "steps": 4}, "sft": {"steps": 2, "batch_size": 2}}
 # Not `importorskip`: whether nodes ask for a token is decided when Ray is imported.
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'wpn-bench[ray]'")

@@ -18,7 +18,7 @@ def complete(*words: str) -> tuple[list[str], set[str]]:
     code = (
         "import atexit, sys\n"
         "atexit.register(lambda: print('imported:', *sorted(m for m in sys.modules if '.' not in m), file=sys.stderr))\n"
-        "from wpn_bench.cli.main.main import main\n"
+        "from wpn_bench.cli.main import main\n"
         "main()\n"
     )
     asked = {"_WPN_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("wpn-bench", *words))}
