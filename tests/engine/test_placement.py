@@ -13,6 +13,7 @@ from wpn_bench.engine.decode import Rules, Sampling, decode
 from wpn_bench.engine.likelihood import loglikelihoods
 from wpn_bench.engine.placement import device_of
 from wpn_bench.errors import UserError
+from wpn_bench.models import loading
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9, 11, 12], [20, 21], [33]]
 PAIRS = [([1, 5, 6, 7], [8, 9]), ([1, 5, 6, 7], [10]), ([1, 30], [31, 32, 33]), ([1, 5, 6, 8], [9] * 20)]
@@ -25,7 +26,7 @@ class Placed:
         self.whole = models.load_fresh(folder).eval()
         with monkeypatch.context() as short:
             short.setattr("wpn_bench.core.device_memory.free_memory", lambda device: room)
-            short.setattr(models, "working_memory", lambda config, dtype: 0)
+            short.setattr(loading, "working_memory", lambda config, dtype: 0)
             self.spread = models.load_fresh(folder, offload="disk").eval()
         self.map: dict[str, Any] = self.spread.hf_device_map
 

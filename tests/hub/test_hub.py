@@ -21,6 +21,7 @@ from wpn_bench.core import consent
 from wpn_bench.core.files import digest_file
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.detoxify import DetoxifyJudge
+from wpn_bench.hub import connection
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Hub = Callable[..., dict[str, str]]
@@ -132,7 +133,7 @@ def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
         _lies_at(address, monkeypatch)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "PAUSES", (0.01,) * 30)
+    monkeypatch.setattr(connection, "PAUSES", (0.01,) * 30)
     hub.commit_of.cache_clear()
     close_session()  # one that another test began may go through a proxy of that test
     start()
@@ -342,7 +343,7 @@ def test_detoxifys_checkpoint_is_fetched_whole(
     assert any(line.endswith("503") for line in own_hub.asked)
     file.unlink()
     (whole / name).write_bytes(b"another file")
-    monkeypatch.setattr(hub, "PAUSES", (0.01,) * 3)
+    monkeypatch.setattr(connection, "PAUSES", (0.01,) * 3)
     with pytest.raises(UserError, match="could not be fetched"):
         DetoxifyJudge("original", "cpu").digest()
     assert list(file.parent.iterdir()) == []

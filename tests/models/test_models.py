@@ -17,6 +17,7 @@ from wpn_bench.models import (
     load,
     load_fresh,
     load_tokenizer,
+    loading,
     pick_device,
     resolve,
     width_of,
@@ -186,7 +187,7 @@ def test_loading(small_lm: Path) -> None:
 
 
 def test_only_the_last_two_stay_in_memory(make_lm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
     one, two, three = (make_lm("opt", seed=s) for s in (1, 2, 3))
     first, second = load(one)[0], load(two)[0]
     assert load(one)[0] is first  # used again: now the second is the older one
@@ -200,27 +201,27 @@ def test_two_stay_only_where_two_fit(
     room: float, stay: int, make_lm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`room`: for so many models there is memory; where it is short the other goes before the next comes."""
-    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
-    monkeypatch.setattr(models, "working_memory", lambda config, dtype: 0)
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
+    monkeypatch.setattr(loading, "working_memory", lambda config, dtype: 0)
     one, two = (make_lm("opt", seed=s) for s in (1, 2))
     size = models.weights_bytes(one, "float32")
     monkeypatch.setattr(
-        "wpn_bench.core.device_memory.free_memory", lambda device: (room - len(models._LOADED)) * size / models.SPARE
+        "wpn_bench.core.device_memory.free_memory", lambda device: (room - len(loading._LOADED)) * size / loading.SPARE
     )
     first = load(one)[0]
     load(two)
-    assert len(models._LOADED) == stay
+    assert len(loading._LOADED) == stay
     assert (load(one)[0] is first) == (stay == 2)
 
 
 def test_training_makes_room(make_lm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
     load(make_lm("opt", seed=1))
     models.make_room(1, "cpu")
-    assert len(models._LOADED) == 1
+    assert len(loading._LOADED) == 1
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 1000)
     models.make_room(1001, "cpu")
-    assert not models._LOADED
+    assert not loading._LOADED
 
 
 def test_weights_in_several_files(small_lm: Path, tmp_path: Path) -> None:

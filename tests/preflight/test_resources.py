@@ -16,6 +16,7 @@ from transformers import OPTConfig
 from wpn_bench import config, models
 from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
+from wpn_bench.models import loading
 from wpn_bench.pipeline import runner
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.resources import Subject, Verdict
@@ -308,16 +309,16 @@ def test_measured_from_disk_is_measured_the_same(
         "benchmarks": ("lab_copa",), "limit": 6, "decoding": {"max_new_tokens": 6},
     }  # fmt: skip
     found, placed = [], []
-    real = models._places
+    real = loading._places
 
     def noting(*given: Any) -> dict[str, Any]:
         placed.append(real(*given))
         return placed[-1]
 
-    monkeypatch.setattr(models, "_places", noting)
+    monkeypatch.setattr(loading, "_places", noting)
     for way in ("none", "disk"):
-        monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
-        monkeypatch.setattr(models, "free_of_shell", lambda way=way: 0.0 if way == "disk" else float("inf"))
+        monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
+        monkeypatch.setattr(loading, "free_of_shell", lambda way=way: 0.0 if way == "disk" else float("inf"))
         placed.clear()
         asked = config.from_settings(settings | {"offload": way})
         results = runner.run(

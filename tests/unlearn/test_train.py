@@ -16,6 +16,7 @@ import torch
 from wpn_bench import models
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.models import loading
 from wpn_bench.prompts import Item
 from wpn_bench.prompts.items import read_items
 from wpn_bench.unlearn.methods import METHODS
@@ -342,8 +343,9 @@ def test_adapters_need_no_second_copy_of_the_model(
 ) -> None:
     loads: list[Path] = []
     load_fresh = models.load_fresh
-    monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
-    monkeypatch.setattr(models, "load_fresh", lambda path, *rest: loads.append(path) or load_fresh(path, *rest))
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
+    for module in (models, loading):  # training calls one, `models.load` the other
+        monkeypatch.setattr(module, "load_fresh", lambda path, *rest: loads.append(path) or load_fresh(path, *rest))
     run_train_stage(stage("npo", steps=1, **options))
     assert len(loads) == copies
 
