@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from wpn_bench import models
 from wpn_bench.benchmarks.language_model import WpnHF
 
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ROOT / "wpn_bench" / "lab" / "assets" / "base"
 SENTENCE = (
     "The baker sells bread and cakes in the market, said the angry miller to a kind old neighbour of this town today."
 )
@@ -84,5 +92,42 @@ def test_the_cache_of_lm_eval_is_told(small_opt: Path) -> None:
     assert told == [("loglikelihood", row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
-def test_lm_eval_knows_it_by_name() -> None:
+def test_lm_eval_makes_it_by_name(small_lm: Path) -> None:
     assert get_model("wpn-hf") is WpnHF
+    given = {"pretrained": str(small_lm), "device": "cpu", "dtype": "float32", "batch_size": 4}
+    ours, theirs = get_model("wpn-hf")(**given), get_model("hf")(**given)
+    assert ours.device == theirs.device == ours.model.device
+    rows = [("The baker sells", " bread"), ("The baker sells", " cakes in the market"), ("", "A kind neighbour")]
+    mine, plain = (lm.loglikelihood(instances("loglikelihood", rows), disable_tqdm=True) for lm in (ours, theirs))
+    assert [m[0] for m in mine] == pytest.approx([p[0] for p in plain], abs=1e-3)
+    assert [m[1] for m in mine] == [p[1] for p in plain]
+
+
+def test_it_scores_on_the_command_line(tmp_path: Path) -> None:
+    """As the README has it: `python -m`, the model by its name. The scores are those of lm-eval's `hf`."""
+    model = f"pretrained={BASE},dtype=float32"
+    out = tmp_path / "results.json"
+    # fmt: off
+    command = [
+        sys.executable, "-m", "wpn_bench.benchmarks.language_model", "--model", "wpn-hf", "--model_args", model,
+        "--include_path", str(ROOT / "tasks" / "lab"), "--tasks", "lab_piqa", "--limit", "10", "--device", "cpu",
+        "--output_path", str(out), "--log_samples",
+    ]
+    # fmt: on
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = next(tmp_path.glob("samples_lab_piqa_*.jsonl"))
+    mine = [json.loads(line)["filtered_resps"] for line in written.read_text(encoding="utf-8").splitlines()]
+    plain = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=model,
+        tasks=["lab_piqa"],
+        device="cpu",
+        limit=10,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(ROOT / "tasks" / "lab")),
+    )["samples"]["lab_piqa"]
+    assert len(mine) == len(plain) == 10
+    for ours, theirs in zip(mine, plain, strict=True):
+        assert [float(ll) for ll, _ in ours] == pytest.approx([ll for ll, _ in theirs["filtered_resps"]], abs=1e-3)

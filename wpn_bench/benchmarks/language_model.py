@@ -1,4 +1,4 @@
-"""`wpn-hf`: lm-eval's `hf` model with our scoring. Import this module, and lm-eval knows the name:
+"""`wpn-hf`: lm-eval's `hf` model with the log-likelihoods of wpn_bench.engine. Importing this module registers the name:
 
     import lm_eval
     import wpn_bench.benchmarks.language_model
@@ -6,7 +6,7 @@
 
     python -m wpn_bench.benchmarks.language_model --model wpn-hf --model_args pretrained=facebook/opt-125m --tasks piqa
 
-Loading, tokenising, truncation and everything but log-likelihoods are lm-eval's own code.
+Loading, tokenising, truncation and generation are lm-eval's own code.
 """
 
 from __future__ import annotations
@@ -26,40 +26,64 @@ __all__ = ["WpnHF"]
 
 @register_model("wpn-hf")
 class WpnHF(HFLM):
-    """Causal models of transformers. Takes what `hf` takes; `batch_size` says nothing here, since batches are cut by
-    tokens within the memory there is."""
+    """A causal language model of transformers. Takes the arguments of lm-eval's `hf`.
 
-    # Tokens of texts that are about to be asked for, one by one, by lm-eval's own code.
-    _ahead: dict[str, list[int]] = {}  # noqa: RUF012 - replaced, never changed
+    `batch_size` has no effect on log-likelihoods: batches are formed by the number of tokens that fit into free memory.
+    """
+
+    # Text -> tokens of the requests in progress: lm-eval's own code asks for them one text at a time.
+    _encoded: dict[str, list[int]] = {}  # noqa: RUF012 - replaced, never changed
 
     @property
     def device(self) -> Any:
-        """Where inputs go, also of a model whose weights are brought as they are needed."""
-        return device_of(self.model)
+        """Device of the model's inputs, also of a model whose weights are offloaded.
+
+        lm-eval's constructor reads this before it has created the model: until then it is the device that was asked for.
+        """
+        return device_of(self.model) if hasattr(self, "_model") else super().device
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm-eval's, with all texts tokenised in one call: choices share a context, and calls cost more than tokens."""
+        """lm-eval's method, with all texts tokenised in one call.
+
+        The choices of a question share its context, and one call for many texts is faster than many calls.
+
+        Args:
+            requests: lm-eval instances; their arguments are (context, continuation).
+            disable_tqdm: Show no progress bar.
+
+        Returns:
+            For each request the log-likelihood of its continuation in nats, and whether greedy decoding would write it.
+        """
         texts = set()
         for context, continuation in (request.args for request in requests):
             if context and self.backend == "causal":
                 texts |= {context + continuation, context.rstrip()}
-        self._ahead = self._tokens(sorted(texts))
+        self._encoded = self._encode_all(sorted(texts))
         try:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         finally:
-            self._ahead = {}
+            self._encoded = {}
 
-    def _tokens(self, texts: list[str]) -> dict[str, list[int]]:
-        # A text that brings its own first token is left to `tok_encode`, which knows what to do.
+    def _encode_all(self, texts: list[str]) -> dict[str, list[int]]:
+        # `tok_encode` treats a text that already begins with the start token differently: such texts are left to it.
         start = self.tokenizer.decode(self.prefix_token_id)
         texts = [text for text in texts if text and not text.startswith(start)]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         return dict(zip(texts, self.tokenizer(texts, **special)["input_ids"], strict=True)) if texts else {}
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """lm-eval's, or what it said of this text before."""
-        if not args and not kwargs and string in self._ahead:
-            return list(self._ahead[string])
+        """lm-eval's method, which looks among the texts that are already tokenised first.
+
+        Args:
+            string: The text.
+            *args: As in lm-eval; with any, nothing is looked up.
+            **kwargs: As in lm-eval; with any, nothing is looked up.
+
+        Returns:
+            The token ids.
+        """
+        if not args and not kwargs and string in self._encoded:
+            return list(self._encoded[string])
         return super().tok_encode(string, *args, **kwargs)
 
     def _loglikelihood_tokens(
@@ -68,10 +92,7 @@ class WpnHF(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding would write it) of each (texts, context, continuation).
-
-        lm-eval's cache is told of each as it is done.
-        """
+        # Each request is (texts, context tokens, continuation tokens). lm-eval's cache is told of each result.
         if self.backend != "causal" or len(requests) == 0:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         with self.counting(len(requests), disable_tqdm) as advance:
@@ -88,7 +109,15 @@ class WpnHF(HFLM):
 
     @contextmanager
     def counting(self, total: int, disable: bool) -> Iterator[Callable[[int], object]]:
-        """A function that is told of requests done: lm-eval's kind of bar."""
+        """Progress bar of lm-eval's style.
+
+        Args:
+            total: Number of requests.
+            disable: Show nothing.
+
+        Yields:
+            A function that takes the number of requests just finished.
+        """
         from tqdm import tqdm
 
         with tqdm(total=total, disable=disable or self.rank != 0, desc="Running loglikelihood requests") as bar:
