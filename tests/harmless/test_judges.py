@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from wpn_bench import lab
 from wpn_bench.core import consent
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges import JUDGES, Judge, get_judge, scores_by
+from wpn_bench.harmless.judges import JUDGES, Exchange, Judge, get_judge, scores_of
 from wpn_bench.harmless.judges.detoxify import load_checkpoint
 from wpn_bench.harmless.judges.spec import canonical, parse, parse_list
 from wpn_bench.jobs.journal import Journal, Share, keeping
@@ -48,15 +48,16 @@ def test_scores_are_shares_in_order_and_equal_for_equal_texts(judge: Judge) -> N
 def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judge: Judge, tmp_path: Path) -> None:
     """And one that keeps none is not asked for a share: each share would ask it for everything."""
     texts = [f"{who} {k} times" for k in range(40) for who in (RUDE, KIND)]
+    exchanges = [Exchange("p", text) for text in texts]
     for number in range(2):
         with keeping(Journal(tmp_path, Share(number, 2))):
-            part = scores_by(judge, texts, lambda n: None)
+            part = scores_of(judge, exchanges)
         assert judge.journalled or part == [None] * len(texts)
     journal = Journal(tmp_path)
     known = {section: dict(found) for section, found in journal.found.items()}
     assert bool(known) == judge.journalled
     with keeping(journal):
-        assert scores_by(judge, texts, lambda n: None) == judge.score(texts)
+        assert scores_of(judge, exchanges) == judge.score(texts)
     # Whatever was scored now was known before.
     assert {key: found for key, found in journal.found.items() if key in known} == known
 

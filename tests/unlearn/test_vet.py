@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench.prompts import Item, item_id
-from wpn_bench.unlearn.vet import harmless_texts, vet
+from wpn_bench.unlearn.vet import vet
 
 
 class ByWord:
@@ -42,7 +42,7 @@ def test_each_text_is_judged_once() -> None:
     judge = ByWord()
     items = [item("a", ("rude",), ("kind", "nice")), item("b", ("rude",), ("kind",))]
     vet(items, judge, 0.5)  # type: ignore[arg-type]
-    assert judge.asked == harmless_texts(items) == ["kind", "nice"]
+    assert judge.asked == ["kind", "nice"]
 
 
 @given(st.lists(st.lists(st.sampled_from(["kind", "rude", "odd", "nice"]), min_size=1, max_size=4), max_size=6))

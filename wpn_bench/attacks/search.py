@@ -103,7 +103,7 @@ class Ground:
 
 def with_suffix(item: Item, suffix: str) -> Item:
     """The attacked item: the suffix after the prompt, a space between."""
-    return replace(item, prompt=f"{item.prompt} {suffix}", original=item.original or item.prompt)
+    return replace(item, prompt=f"{item.prompt} {suffix}", original=item.request)
 
 
 def prepare(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import write_json
 from wpn_bench.engine.generation import Response
+from wpn_bench.harmless.judges.base import Exchange
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item, render
 from wpn_bench.prompts.items import read_items, read_rows, write_rows
@@ -71,7 +73,7 @@ def run_generate_stage(ctx: StageContext) -> None:
 
 def response_row(item: Item, template: str, text: str, response: Response) -> dict[str, Any]:
     """A line of `responses.jsonl`: what the model was given as `text` for `item`, and what it said."""
-    unattacked = replace(item, prompt=item.original or item.prompt, context="", answer_prefix="")
+    unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
     return {
         "id": item.id,
         "prompt": unattacked.prompt,
@@ -91,18 +93,18 @@ def run_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench.harmless.judges import coherence, judge_of, scores_by
+    from wpn_bench.harmless.judges import coherence, distinct, judge_of, scores_of
     from wpn_bench.harmless.judges.refusal import is_refusal
 
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
-    # Identical responses are common (a refusal, a loop): each is scored once, and once after each prompt.
-    distinct = list(dict.fromkeys(row["response"] for row in present))
+    exchanges = _exchanges(present)
+    # Equal responses are common (a refusal, a loop). Coherence is scored once for each response after each prompt.
     pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
-    advance = ctx.progress(len(distinct) + len(pairs), "responses")
     judge = judge_of(ctx, ctx.params)
-    toxicity = dict(zip(distinct, scores_by(judge, distinct, advance), strict=True))
+    advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
+    scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
     model, tokenizer = _loaded(ctx, "base")
     after, texts = [p for p, _ in pairs], [t for _, t in pairs]
     found = dict(zip(pairs, coherence.likelihoods(model, tokenizer, texts, advance, after=after), strict=True))
@@ -126,7 +128,7 @@ def run_judge_stage(ctx: StageContext) -> None:
         if text is not None:
             base = found[row["plain"], text]
             verdict = coherence.judge_coherence(text, row["prompt"], base, bounds)
-            score = toxicity[text]
+            score = scores[Exchange(row["prompt"], text)]
             sample.update(
                 toxicity=float("nan") if score is None else score,
                 coherent=verdict.reason is None,
@@ -149,13 +151,19 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench.harmless.judges import judge_of, scores_by
+    from wpn_bench.harmless.judges import distinct, judge_of, scores_of
 
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
-    distinct = list(dict.fromkeys(row["response"] for row in rows if row["response"] is not None))
+    exchanges = _exchanges([row for row in rows if row["response"] is not None])
     judge = judge_of(ctx, ctx.params)
-    found = scores_by(judge, distinct, ctx.progress(len(distinct), "responses"))
-    scores = {text: float("nan") if score is None else score for text, score in zip(distinct, found, strict=True)}
+    advance = ctx.progress(len(distinct(judge, exchanges)), "responses")
+    scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
+    found = [None if row["response"] is None else scores[Exchange(row["prompt"], row["response"])] for row in rows]
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
-    frame["toxicity"] = [scores.get(row["response"], float("nan")) for row in rows]
+    frame["toxicity"] = [float("nan") if score is None else score for score in found]
     frame.to_parquet(ctx.out / SCORES, index=False)
+
+
+def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:
+    """What the judge scores, from lines of `responses.jsonl`; their `prompt` is the one before any attack."""
+    return [Exchange(row["prompt"], row["response"]) for row in rows]

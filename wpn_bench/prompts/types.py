@@ -35,6 +35,11 @@ class Item:
     answer_prefix: str = ""
     original: str = ""
 
+    @property
+    def request(self) -> str:
+        """The prompt before any attack."""
+        return self.original or self.prompt
+
 
 @dataclass(frozen=True)
 class PromptSet:

@@ -251,7 +251,7 @@ def run_train_stage(ctx: StageContext) -> None:
 
     from wpn_bench import models
     from wpn_bench.engine.generation import Decoding, generate
-    from wpn_bench.harmless.judges import judge_of
+    from wpn_bench.harmless.judges import Exchange, judge_of, scores_of
     from wpn_bench.prompts import render
     from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
@@ -287,8 +287,12 @@ def run_train_stage(ctx: StageContext) -> None:
             assert judge is not None
             answers = generate(current.to(measured_on), tokenizer, inputs, Decoding(**stop["decoding"]))
             current.to(device)
-            scores = judge.score([a.text for a in answers if a.text is not None])
-            known = [s for s in scores if s is not None]
+            exchanges = [
+                Exchange(item.request, answer.text)
+                for item, answer in zip(prompts, answers, strict=True)
+                if answer.text is not None
+            ]
+            known = [s for s in scores_of(judge, exchanges) if s is not None]
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
     snapshots = ctx.params.get("snapshots", ())

@@ -1,9 +1,9 @@
-"""Harmless references that the run's own judge calls harmful are not trained on.
+"""Drops the harmless references of the forget set that the run's own judge calls harmful.
 
-Collected references are noisy: a tenth of the "harmless" continuations among the triples drawn from RealToxicityPrompts
-insult somebody, and a method that learns them learns to insult. All methods get the same vetted set. It is training data
-only; no test prompt or answer is looked at. Harmful references stay whatever the judge says: one that sees abusive
-words does not see dangerous help.
+Collected references are noisy: a tenth of the "harmless" continuations in the triples drawn from RealToxicityPrompts
+insult somebody, and a method that learns them learns to insult. All methods train on the same vetted set. Only training
+data is judged, no test prompt or answer. Harmful references are kept whatever the judge says: a judge of abusive words
+does not see dangerous help.
 """
 
 from __future__ import annotations
@@ -17,39 +17,50 @@ from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import Item
 
 if TYPE_CHECKING:
-    from wpn_bench.harmless.judges.base import Judge
+    from wpn_bench.harmless.judges.base import Exchange, Judge
 
 
 def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance = lambda n: None) -> tuple[Item, ...]:
-    """`items` without the harmless references scored at or above `threshold`.
+    """Drop the harmless references that the judge calls harmful.
 
-    A reference that cannot be judged stays. An item of which all harmless references are dropped goes whole; one that
-    had none stays.
+    Args:
+        items: The forget set.
+        judge: Scores each reference as a response to the prompt of its item.
+        threshold: A reference with this score or a higher one is dropped. One without a score is kept.
+        advance: Called with the number of distinct references scored since its last call.
+
+    Returns:
+        The items that are left. An item that loses all its harmless references is dropped; one that had none is kept.
     """
-    from wpn_bench.harmless.judges import scores_by
+    from wpn_bench.harmless.judges import scores_of
 
-    texts = harmless_texts(items)
-    scores = dict(zip(texts, scores_by(judge, texts, advance), strict=True))
-
-    def decent(text: str) -> bool:
-        score = scores[text]
-        return score is None or score < threshold
-
-    vetted = (replace(item, harmless=tuple(filter(decent, item.harmless))) for item in items)
+    exchanges = references(items)
+    harmful = {
+        exchange
+        for exchange, score in zip(exchanges, scores_of(judge, exchanges, advance), strict=True)
+        if score is not None and score >= threshold
+    }
+    vetted = [
+        replace(item, harmless=tuple(exchange.response for exchange in references([item]) if exchange not in harmful))
+        for item in items
+    ]
     return tuple(after for before, after in zip(items, vetted, strict=True) if after.harmless or not before.harmless)
 
 
-def harmless_texts(items: Sequence[Item]) -> list[str]:
-    """All harmless references, each once, in order."""
-    return list(dict.fromkeys(text for item in items for text in item.harmless))
+def references(items: Sequence[Item]) -> list[Exchange]:
+    """Every harmless reference as a response to the original prompt of its item, in order."""
+    from wpn_bench.harmless.judges.base import Exchange
+
+    return [Exchange(item.request, text) for item in items for text in item.harmless]
 
 
 def run_vet_stage(ctx: StageContext) -> None:
-    """Needs `prompts` (the forget set); writes the same kind of artifact (which may be empty)."""
-    from wpn_bench.harmless.judges import judge_of
+    """Needs `prompts` (the forget set). Writes an artifact of the same kind, which may be empty."""
+    from wpn_bench.harmless.judges import distinct, judge_of
     from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 
     items = read_items(ctx.needs["prompts"])
     judge = judge_of(ctx, ctx.params)
-    left = vet(items, judge, ctx.params["threshold"], ctx.progress(len(harmless_texts(items)), "references"))
-    write_rows(ctx.out / ITEMS, [item_row(i) for i in left])
+    advance = ctx.progress(len(distinct(judge, references(items))), "references")
+    left = vet(items, judge, ctx.params["threshold"], advance)
+    write_rows(ctx.out / ITEMS, [item_row(item) for item in left])

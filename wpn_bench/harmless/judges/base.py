@@ -1,16 +1,30 @@
-"""What a judge is."""
+"""The contract of a judge."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.progress import Advance
+from wpn_bench.errors import UserError
 from wpn_bench.hub import Fetched
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request and the response to it: what a judge scores.
+
+    `prompt` is the original request, without template, context and attack (of an attacked prompt: the prompt before the
+    attack), because the judge decides whether the response is a harmful answer to that request.
+    """
+
+    prompt: str
+    response: str
 
 
 class JudgeConfig(BaseModel):
@@ -21,15 +35,29 @@ class JudgeConfig(BaseModel):
 
 
 class Judge(ABC):
-    """Scores responses. `measures` says in one sentence what a low score does and does not promise; `usage` how the judge
-    is named on the command line. `journalled`: all its work is done by `engine.classify`, so a killed job finds its scores
-    again, and several processes can share a job's."""
+    """Gives each response a score between 0 (harmless) and 1 (harmful).
+
+    A judge implements one of two methods: `score`, if it reads the responses alone, or `score_exchanges`, with
+    `needs_prompt = True`, if it reads the prompts, too.
+
+    Attributes:
+        name: The name in the registry.
+        title: The name in reports.
+        measures: One sentence: what a low score does and does not promise.
+        source: A web address that describes the judge.
+        usage: How the judge is written on the command line.
+        needs_prompt: Whether a score depends on the prompt. If not, equal responses are scored once, whatever their prompts.
+        journalled: Whether all its work is done by `engine.classify`. Its scores then outlive a killed job, and several
+            processes can share a job.
+        Config: The options of the judge.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     measures: ClassVar[str]
     source: ClassVar[str]
     usage: ClassVar[str] = ""
+    needs_prompt: ClassVar[bool] = False
     journalled: ClassVar[bool] = False
     Config: ClassVar[type[JudgeConfig]] = JudgeConfig
 
@@ -40,29 +68,56 @@ class Judge(ABC):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """Raise `UserError` for a variant that cannot be, without loading anything."""
+        """Raise `UserError` for an impossible variant, without loading anything."""
         return
 
     @classmethod
     def to_fetch(cls, variant: str) -> str:
-        """What must still be fetched before the judge can score, in words; empty when all of it is on this machine."""
+        """What must still be downloaded before the judge can score, in words; empty if everything is on this machine."""
         return ""
 
     def fetched(self) -> list[Fetched]:
-        """What of it comes from elsewhere, with its commit; fetched if need be. Empty: it is all in the package, or local."""
+        """What the judge uses from a hub, with its commit; downloaded if need be. Empty if all of it is local."""
         return []
 
     @abstractmethod
     def digest(self) -> str:
-        """Identifies the weights and whatever else decides a score: a score is only reused for the judge that gave it."""
+        """Hash of the weights and of everything else that decides a score. Stored scores are reused only if it is equal."""
 
-    @abstractmethod
     def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
-        """Harm in [0, 1] for each text, in order; None where the judge gave no usable score (missing).
+        """Score responses without their prompts.
 
-        Equal texts have equal scores, and an empty text is not harmful.
+        Args:
+            texts: The responses. Equal texts must get equal scores. An empty text is not harmful.
+            advance: Called with the number of responses scored since its last call.
+
+        Returns:
+            One score in [0, 1] for each text, in order; None if the judge gave no usable score (missing).
+
+        Raises:
+            UserError: The judge reads the prompt, so it cannot score a response alone.
         """
+        if self.needs_prompt:
+            raise UserError(
+                f"the judge {self.name} reads the prompt, and there are responses only",
+                "give the prompts, too (`score_exchanges`), or name a judge that scores responses alone",
+            )
+        raise NotImplementedError(f"{type(self).__name__} implements neither score nor score_exchanges")
+
+    def score_exchanges(self, exchanges: Sequence[Exchange], advance: Advance = lambda n: None) -> list[float | None]:
+        """Score responses as answers to their prompts. Without `needs_prompt`: the responses are scored by `score`.
+
+        Args:
+            exchanges: Prompts with their responses. Equal exchanges must get equal scores.
+            advance: Called with the number of exchanges scored since its last call.
+
+        Returns:
+            One score in [0, 1] for each exchange, in order; None if the judge gave no usable score (missing).
+        """
+        if self.needs_prompt:
+            raise NotImplementedError(f"{type(self).__name__} has needs_prompt and does not implement score_exchanges")
+        return self.score([exchange.response for exchange in exchanges], advance)
 
     def card(self) -> Path | None:
-        """The card (see `harmless/card.py`) that comes with the judge, if one does."""
+        """The judge card (see `analysis/judge_card.py`) that is shipped with the judge, if there is one."""
         return None
