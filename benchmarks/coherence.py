@@ -108,7 +108,7 @@ def chosen_of_hub(hub: str, config: str, split: str, take: Callable[[dict[str, A
 
     revision = hubs.resolve_revision(hub, config)
     assert revision is not None
-    return [take(row) for row in hubs.load(hub, config, revision)[split]]
+    return [take(row) for row in hubs.load_dataset(hub, config, revision)[split]]
 
 
 def sentences(texts: Iterable[str]) -> list[Pair]:

@@ -35,7 +35,7 @@ from typing import Any
 
 from cost_of_methods import Peak
 
-from wpn_bench.core.machine import SPARE
+from wpn_bench.core.machine import USABLE_FRACTION
 
 GIB = 2**30
 # Width, layers, heads (Zhang et al. 2022, OPT, table 1).
@@ -84,10 +84,10 @@ def make(folder: Path, shape: str) -> None:
 
 def _subject(args: argparse.Namespace, **changes: Any) -> Any:
     from wpn_bench import config
-    from wpn_bench.preflight.resources import Subject
+    from wpn_bench.preflight.resources import ModelSpec
 
     settings = config.build("lab").model_dump() | {"model": str(args.folder), "dtype": "bfloat16", "device": "cpu"}
-    subject = Subject.of(config.from_settings(settings | changes))
+    subject = ModelSpec.of(config.from_settings(settings | changes))
     assert subject is not None
     return subject
 
@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps, "lora": 16, "gradient_checkpointing": True, "batch_size": 2, "retain_batch_size": 2,
         "max_length": args.length, "retain_max_length": args.length,
     }  # fmt: skip
-    estimate = resources.training(_subject(args, training=options), "wpn")
+    estimate = resources.training_memory(_subject(args, training=options), "wpn")
     long = " ".join([TEXT] * (args.length // 8))
     items = [Item(str(k), f"What does number {k} sell?", harmful=(long,), harmless=(long,)) for k in range(8)]
     kind = METHODS.get("wpn")
@@ -116,7 +116,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     model = models.load_fresh(args.folder, "cpu", "bfloat16")
     said = unlearn(model, tokenizer, kind(kind.Config(**options)), items, [long] * 8, template="Q: {prompt} A:", seed=0)
     return {
-        "estimated": estimate.total / SPARE + resources.LIBRARIES["cpu"],
+        "estimated": estimate.total / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
         **memory.peaks(),
         "seconds": said.seconds / said.steps,
         "losses": [h["loss"] for h in said.history],
@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from wpn_bench.engine.likelihood import loglikelihoods
     from wpn_bench.preflight import resources
 
-    need = resources.measuring(_subject(args, dtype=args.dtype, offload=args.offload))
+    need = resources.inference_memory(_subject(args, dtype=args.dtype, offload=args.offload))
     tokenizer = models.load_tokenizer(args.folder)
     ids = tokenizer(TEXT)["input_ids"]
     prompts = [ids[: 12 + k] for k in range(PROMPTS)]
@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     placed = list(getattr(model, "hf_device_map", {"": "cpu"}).values())
     return {
         # No judge is loaded here.
-        "estimated": (need.memory - need.parts["judge"]) / SPARE + resources.LIBRARIES["cpu"],
+        "estimated": (need.memory - need.parts["judge"]) / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
         "weights": models.weights_bytes(args.folder, args.dtype),
         **memory.peaks(),
         "seconds": time.monotonic() - start,

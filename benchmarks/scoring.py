@@ -60,7 +60,7 @@ def random_shape(name: str, dtype: str, device: str) -> Any:
 
 def asked(task: str, folders: list[Path], limit: int | None) -> Any:
     """The task with its requests made (`.instances`)."""
-    definition = run._definition(task, folders)
+    definition = run._permitted_definition(task, folders)
     with run._quiet():
         loaded = run._load_task(definition, folders, None)
         loaded.set_config(key="num_fewshot", value=0)

@@ -136,7 +136,7 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "problem", "way_out"),
+    ("change", "problem", "hint"),
     [
         ({"metods": {}}, "unknown setting 'metods'", "did you mean 'methods'"),
         ({"decoding": {"max_tokens": 3}}, "unknown setting 'decoding.max_tokens'", "known|did you mean"),
@@ -197,13 +197,13 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, Any], change: dict[str, Any], problem: str, way_out: str) -> None:
+def test_bad_settings_are_named(settings: dict[str, Any], change: dict[str, Any], problem: str, hint: str) -> None:
     import re
 
     with pytest.raises(UserError) as caught:
         from_settings(settings | change)
     assert re.search(problem, caught.value.problem)
-    assert re.search(way_out, caught.value.way_out)
+    assert re.search(hint, caught.value.hint)
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ from wpn_bench.errors import EXIT_FAILED, EXIT_USER, JobFailed, UserError, WpnBe
 def test_a_user_error_is_one_line_with_the_way_out() -> None:
     error = UserError("the file\n  x.jsonl\tis odd", "mend it,\nthen try again")
     assert str(error) == "the file x.jsonl is odd; mend it, then try again"
-    assert (error.problem, error.way_out) == ("the file x.jsonl is odd", "mend it, then try again")
+    assert (error.problem, error.hint) == ("the file x.jsonl is odd", "mend it, then try again")
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("a", "b"), EXIT_USER), (JobFailed("a"), EXIT_FAILED)])
@@ -21,4 +21,4 @@ def test_exit_codes(error: WpnBenchError, code: int) -> None:
 
 def test_a_user_error_comes_whole_from_another_process() -> None:
     error = pickle.loads(pickle.dumps(UserError("the file is odd", "mend it")))
-    assert (type(error), error.problem, error.way_out) == (UserError, "the file is odd", "mend it")
+    assert (type(error), error.problem, error.hint) == (UserError, "the file is odd", "mend it")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench.redact import HIDDEN, one_line, redacted, without_secrets
+from wpn_bench.redact import HIDDEN, one_line, redact, redact_secrets
 
 
 @pytest.mark.parametrize(
@@ -19,26 +19,26 @@ from wpn_bench.redact import HIDDEN, one_line, redacted, without_secrets
     ],
 )
 def test_what_is_taken_out_of_a_text_and_what_stays(text: str, left: str) -> None:
-    assert redacted(text) == left
+    assert redact(text) == left
 
 
 def test_the_environment_s_secrets_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "abcdef-123")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsehood")
     monkeypatch.setenv("DB_PASSWORD", "1")
-    assert without_secrets("abcdef-123, falsehood, 1") == f"{HIDDEN}, falsehood, 1"
+    assert redact_secrets("abcdef-123, falsehood, 1") == f"{HIDDEN}, falsehood, 1"
 
 
 def test_names_of_user_and_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "quintessa")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "gwendoline")
-    assert redacted("quintessa asked gwendoline, not quintessas") == f"{HIDDEN} asked {HIDDEN}, not quintessas"
+    assert redact("quintessa asked gwendoline, not quintessas") == f"{HIDDEN} asked {HIDDEN}, not quintessas"
 
 
 def test_a_name_that_every_log_has_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "root")
     monkeypatch.setattr(Path, "home", lambda: Path("/root"))
-    assert redacted("the root cause") == "the root cause"
+    assert redact("the root cause") == "the root cause"
 
 
 def test_whatever_stands_in_a_text_it_is_one_short_line() -> None:

@@ -16,11 +16,11 @@ from made_run import write_run
 
 import wpn_bench
 from wpn_bench import lab, models
-from wpn_bench.benchmarks.definitions import check_code, read_folders
-from wpn_bench.benchmarks.run import describe, load_declared
+from wpn_bench.benchmarks.definitions import read_folders, require_code_consent
+from wpn_bench.benchmarks.run import describe, load_task
 from wpn_bench.core import consent
-from wpn_bench.core.paths import inside
-from wpn_bench.errors import JobFailed, UserError, scrubbed
+from wpn_bench.core.paths import path_inside
+from wpn_bench.errors import JobFailed, UserError, redact_message
 from wpn_bench.harmless.judges.detoxify import DetoxifyJudge
 from wpn_bench.models import load_fresh, load_tokenizer, resolve
 from wpn_bench.pipeline import export_models
@@ -81,7 +81,7 @@ def test_with_consent_it_runs_and_decides_which_model_it_is(
     own_code: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with consent.given(code=True):
+    with consent.granted(code=True):
         before = resolve(str(own_code)).digest
         assert type(load_fresh(own_code)).__name__ == "OwnForCausalLM"
         assert mark.exists()
@@ -96,7 +96,7 @@ def test_code_of_another_repository_is_refused_even_then(own_code: Path) -> None
     config = json.loads((own_code / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "somebody/else--modeling_own.OwnForCausalLM"}
     (own_code / "config.json").write_text(json.dumps(config))
-    with consent.given(code=True), pytest.raises(UserError, match="runs code of another repository"):
+    with consent.granted(code=True), pytest.raises(UserError, match="runs code of another repository"):
         resolve(str(own_code))
 
 
@@ -110,12 +110,12 @@ def test_what_transformers_knows_needs_no_consent(own_code: Path, mark: Path) ->
 
 def test_consent_is_the_configurations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(consent.CODE, "1")
-    with consent.given():
-        assert not consent.to_code()
-        with consent.given(pickles=True):
-            assert (consent.to_code(), consent.to_pickles()) == (False, True)
-        assert not consent.to_pickles()
-    assert consent.to_code()
+    with consent.granted():
+        assert not consent.code_allowed()
+        with consent.granted(pickles=True):
+            assert (consent.code_allowed(), consent.pickles_allowed()) == (False, True)
+        assert not consent.pickles_allowed()
+    assert consent.code_allowed()
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def pickled(tiny_model: Path, tmp_path: Path) -> Path:
 def test_pickled_weights_need_consent(pickled: Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"only as pickles \(pytorch_model.bin\).*--allow-pickle"):
         resolve(str(pickled))
-    with consent.given(pickles=True):
+    with consent.granted(pickles=True):
         assert resolve(str(pickled)).digest != resolve(str(tiny_model)).digest
         read, same = load_fresh(pickled), load_fresh(tiny_model)
     assert all(torch.equal(a, b) for a, b in zip(read.parameters(), same.parameters(), strict=True))
@@ -143,10 +143,10 @@ def test_pickled_weights_need_consent(pickled: Path, tiny_model: Path) -> None:
 
 def test_a_pickle_that_acts_does_nothing_even_with_consent(pickled: Path, mark: Path) -> None:
     (pickled / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Bomb(mark)}))
-    with consent.given(pickles=True), pytest.raises(UserError, match="cannot be loaded"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="cannot be loaded"):
         load_fresh(pickled)
     torch.save({"w": Bomb(mark)}, pickled / "pytorch_model.bin")
-    with consent.given(pickles=True), pytest.raises(UserError, match="cannot be loaded"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="cannot be loaded"):
         load_fresh(pickled)
     assert not mark.exists()
 
@@ -180,7 +180,7 @@ def test_a_swapped_checkpoint_of_detoxify_is_refused_before_it_is_unpickled(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(UserError, match="is a pickle with an unknown digest"):
         DetoxifyJudge("original", "cpu").digest()
-    with consent.given(pickles=True), pytest.raises(UserError, match="cannot be loaded as a Detoxify checkpoint"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="cannot be loaded as a Detoxify checkpoint"):
         DetoxifyJudge("original", "cpu").digest()
     assert not mark.exists()
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_names_no_file_of_yours(tmp_path: Path) -> None:
     checkpoint = torch.load(lab.judge_checkpoint(), weights_only=True)
     checkpoint["config"]["arch"]["args"]["model_type"] = str(tmp_path)
     torch.save(checkpoint, tmp_path / "mine.ckpt")
-    with consent.given(pickles=True), pytest.raises(UserError, match="no model of the hub"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="no model of the hub"):
         DetoxifyJudge(str(tmp_path / "mine.ckpt"), "cpu").digest()
 
 
@@ -250,9 +250,9 @@ def test_functions_of_task_files_are_not_imported_unasked(tasks: Callable[..., P
     with pytest.raises(UserError, match=r"runs code beside its file .*--trust-remote-code"):
         describe("mine", [folder], resolve=False)
     with pytest.raises(UserError, match="runs code beside its file"):
-        load_declared("mine", [folder], None)
+        load_task("mine", [folder], None)
     assert not mark.exists()
-    with consent.given(code=True):
+    with consent.granted(code=True):
         assert describe("mine", [folder], resolve=False).name == "mine"
 
 
@@ -261,7 +261,7 @@ def test_our_own_tasks_and_lm_evals_need_no_consent() -> None:
 
     (folder,) = task_folders(["lab"])
     for definition in read_folders((folder,)).values():
-        check_code(definition)
+        require_code_consent(definition)
 
 
 def test_templates_run_in_a_sandbox(tasks: Callable[..., Path], mark: Path) -> None:
@@ -270,14 +270,14 @@ def test_templates_run_in_a_sandbox(tasks: Callable[..., Path], mark: Path) -> N
     reach = "{{ cycler.__init__.__globals__.os.mkdir('" + str(mark) + "') }}"
     folder = tasks(text=reach)
     with pytest.raises(SecurityError):  # lm-eval's own environment makes the folder
-        load_declared("mine", [folder], None)
+        load_task("mine", [folder], None)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("metric", ["exact_match, hf_evaluate: true", "./evil"])
 def test_metrics_are_not_fetched_and_run(tasks: Callable[..., Path], mark: Path, metric: str) -> None:
     with pytest.raises(UserError, match=r"metric .*--trust-remote-code"):
-        load_declared("mine", [tasks(metric=metric)], None)
+        load_task("mine", [tasks(metric=metric)], None)
     assert not mark.exists()
 
 
@@ -287,7 +287,7 @@ def test_a_task_declared_twice_is_refused(tasks: Callable[..., Path], mark: Path
     (folder / "z.yaml").write_text((folder / "mine.yaml").read_text().replace("process_docs: !function evil.f", ""))
     read_folders.cache_clear()
     with pytest.raises(UserError, match="is declared twice"):
-        load_declared("mine", [folder], None)
+        load_task("mine", [folder], None)
     assert not mark.exists()
 
 
@@ -426,8 +426,8 @@ def test_paths_stay_inside(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="leads out of folder"):
-        inside(folder, name)
-    assert inside(folder, "a/../b") == folder / "a/../b"
+        path_inside(folder, name)
+    assert path_inside(folder, "a/../b") == folder / "a/../b"
 
 
 # --- secrets in messages ---------------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_no_message_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         "503 for https://***@hub.example/api/models/x?a=b with Bearer *** and ***, key ***, in ~/models and '~' but not"
         " /home/janet"
     )
-    assert scrubbed(raw) == clean
+    assert redact_message(raw) == clean
     assert str(UserError(raw, raw)) == f"{clean}; {clean}"
     assert UserError(raw, "x").problem == clean
     assert str(JobFailed(raw)) == clean
@@ -458,8 +458,8 @@ def test_a_hub_with_a_login_is_not_quoted(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", _refuse)
-    monkeypatch.setattr(models.hub, "PAUSES", ())
-    models.hub.commit_of.cache_clear()
+    monkeypatch.setattr(models.hub, "RETRY_DELAYS", ())
+    models.hub.resolve_commit.cache_clear()
     said = cli("full", "--model", "nobody/nothing", "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert said.code == 2
     assert "jane" not in said.err

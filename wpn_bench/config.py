@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.core.paths import tasks_dir
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import Count, options_of
 from wpn_bench.core.yaml_files import read_yaml
 from wpn_bench.engine.generation import Decoding
@@ -218,7 +218,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset, over those of the preset that it says it `extends`."""
     known = presets()
     if name not in known:
-        raise unknown("preset", name, known)
+        raise unknown_name("preset", name, known)
     raw = read_yaml(known[name])
     extended = raw.pop("extends", None)
     return raw if extended is None else read_preset(extended) | raw
@@ -242,7 +242,7 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise unknown("setting", where, RunConfig.model_fields) from e
+            raise unknown_name("setting", where, RunConfig.model_fields) from e
         if not where:  # settings that do not fit each other
             raise UserError(first["msg"].removeprefix("Value error, "), "see tasks/presets/ for examples") from e
         given = repr(first["input"])

@@ -26,16 +26,16 @@ def one_line(text: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 100]} ... {line[-95:]}"
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """`text` without secrets of the environment, credentials in addresses, and tokens of known forms."""
     for value in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return _TOKENS.sub(HIDDEN, _IN_ADDRESS.sub(HIDDEN, text))
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """`text` without secrets, folders above a file, and the names of user and machine."""
-    text = without_secrets(text)
+    text = redact_secrets(text)
     text = _PATH.sub(lambda found: found[1] or "/", text)
     for name in _names():
         text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", HIDDEN, text)

@@ -181,15 +181,15 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "problem", "way_out"), BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize(("name", "content", "problem", "hint"), BAD, ids=range(len(BAD)))
 def test_bad_files_are_named_with_the_place(
-    tmp_path: Path, name: str, content: str | bytes, problem: str, way_out: str
+    tmp_path: Path, name: str, content: str | bytes, problem: str, hint: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         own_attacks([write(tmp_path / name, content)])
     assert name in caught.value.problem
     assert problem in caught.value.problem
-    assert way_out in caught.value.way_out
+    assert hint in caught.value.hint
     assert len(str(caught.value)) < 700
 
 
@@ -280,6 +280,6 @@ def test_any_file_is_a_value_or_a_user_error(read: Callable[[Path], None], suffi
         except UserError as e:
             said = e
     if said is not None:
-        assert said.way_out
+        assert said.hint
         assert file.name in said.problem or "prompt set" in said.problem
         assert len(str(said)) < 1000

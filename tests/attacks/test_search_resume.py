@@ -14,7 +14,7 @@ from wpn_bench.attacks.search import SEARCH, TargetLoss
 from wpn_bench.attacks.soft_prompt import run_soft_prompt_stage
 from wpn_bench.jobs import journal
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.jobs.journal import Journal, keeping
+from wpn_bench.jobs.journal import Journal, use_journal
 
 from .searching import ITEMS, TEMPLATE, stage_context
 
@@ -70,7 +70,7 @@ def test_it_goes_on_where_it_stood(
         again = stage_context(tmp_path, params, small_opt, prompts=ITEMS)
         again = replace(again, progress=lambda total, unit, advance=advance: advance)
         try:
-            with keeping(Journal(tmp_path / "journal")):
+            with use_journal(Journal(tmp_path / "journal")):
                 stage(again)
         except Killed:
             kills += 1

@@ -23,7 +23,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(machine, "PROCESS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "PROC_CGROUP", tmp_path / "cgroup")
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def group(folder: Path, version: int, limit: int | str, used: int, cached: int) 
 
 def test_no_limits(alone: Path) -> None:
     assert (machine.free_memory(), machine.total_memory()) == (64 * GIB, 100 * GIB)
-    assert machine.free_of_shell() == float("inf")
+    assert machine.free_under_ulimit() == float("inf")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -70,7 +70,7 @@ def test_limits_of_the_shell(kind: int, monkeypatch: pytest.MonkeyPatch) -> None
     taken = used.vms if kind == resource.RLIMIT_AS else used.data
     limits = {kind: taken + 3 * GIB}
     monkeypatch.setattr(resource, "getrlimit", lambda asked: (limits.get(asked, resource.RLIM_INFINITY),) * 2)
-    assert machine.free_memory() == machine.free_of_shell() == 3 * GIB
+    assert machine.free_memory() == machine.free_under_ulimit() == 3 * GIB
 
 
 def test_a_real_limit_is_seen() -> None:
@@ -87,5 +87,5 @@ def test_a_real_limit_is_seen() -> None:
 
 
 def test_disk_is_asked_where_the_folder_will_be(tmp_path: Path) -> None:
-    assert machine.nearest(tmp_path / "a" / "b") == tmp_path
+    assert machine.nearest_existing(tmp_path / "a" / "b") == tmp_path
     assert machine.free_disk(tmp_path / "a" / "b") > 0

@@ -22,7 +22,7 @@ def test_an_installed_package_has_its_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_shown_paths_never_name_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert paths.shown(tmp_path / "data" / "mine.jsonl") == "data/mine.jsonl"
-    assert paths.shown("data/mine.jsonl") == "data/mine.jsonl"
-    assert paths.shown("/home/somebody/secret/mine.jsonl") == "mine.jsonl"
-    assert paths.shown(tmp_path.parent / "else.jsonl") == "else.jsonl"
+    assert paths.display_path(tmp_path / "data" / "mine.jsonl") == "data/mine.jsonl"
+    assert paths.display_path("data/mine.jsonl") == "data/mine.jsonl"
+    assert paths.display_path("/home/somebody/secret/mine.jsonl") == "mine.jsonl"
+    assert paths.display_path(tmp_path.parent / "else.jsonl") == "else.jsonl"

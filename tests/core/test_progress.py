@@ -12,7 +12,7 @@ from wpn_bench.core.progress import Bars, Reporter, Stopwatch, reporter
 def work(to: Reporter) -> None:
     """A short run, as the pipeline tells of it."""
     with to:
-        with to.aside("find the model"):
+        with to.activity("find the model"):
             pass
         to.plan(2)
         for label, status in (("train wpn", "done"), ("train ga", "failed")):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wpn_bench.core import registry
-from wpn_bench.core.registry import Registry, nearest, source_digest, unknown
+from wpn_bench.core.registry import Registry, close_matches, source_digest, unknown_name
 from wpn_bench.errors import UserError
 
 PARTS = {"ordered": "collections:OrderedDict", "counter": "collections:Counter", "broken": "no_such_module:thing"}
@@ -37,16 +37,16 @@ def test_an_unknown_name_is_answered_with_the_nearest(slip: str, meant: str) -> 
     with pytest.raises(UserError) as caught:
         Registry("part", PARTS).get(slip)
     assert caught.value.problem == f"unknown part {slip!r}"
-    assert f"did you mean {meant!r}" in caught.value.way_out
+    assert f"did you mean {meant!r}" in caught.value.hint
 
 
 def test_a_name_like_no_other_lists_them_all() -> None:
-    assert "known: broken, counter, ordered" in unknown("part", "zzz", PARTS).way_out
+    assert "known: broken, counter, ordered" in unknown_name("part", "zzz", PARTS).hint
 
 
 def test_nearest_is_best_first_and_at_most_three() -> None:
     names = ["arc_easy", "arc_easier", "arc_eas", "arc_ease", "piqa"]
-    found = nearest("arc_easy", names)
+    found = close_matches("arc_easy", names)
     assert found[0] == "arc_easy"
     assert len(found) == 3
     assert "piqa" not in found

@@ -591,8 +591,8 @@ FILES_AND_FOLDERS = [
 ]  # fmt: skip
 _WITH = "full --config"
 YAML = [
-    (f"{_WITH} {{s_{name}.yaml}}", problem, way_out)
-    for name, problem, way_out in [
+    (f"{_WITH} {{s_{name}.yaml}}", problem, hint)
+    for name, problem, hint in [
         ("curve_steps", "setting curve.steps: give steps of 0 and more", "tasks/presets"),
         ("curve_key", "unknown setting 'curve.stepz'", "did you mean|known"),
         ("curve_method", "the curve is of 'npo', which is not among the methods", "tasks/presets"),
@@ -669,8 +669,8 @@ JUDGE = [
     ("judge", "Missing argument", "wpn-bench judge --help"),
 ]  # fmt: skip
 RUNS = [
-    (f"{command} {{{name}}}{more}", problem, way_out)
-    for name, problem, way_out in [
+    (f"{command} {{{name}}}{more}", problem, hint)
+    for name, problem, hint in [
         ("no_run", "results.json is damaged \\(run: ", "run again with the same --out"),
         ("metrics_numbers", "results.json is damaged \\(metrics.0: ", "run again with the same --out"),
         ("metrics_thin", "results.json is damaged \\(metrics.0: .*required", "run again with the same --out"),
@@ -763,9 +763,9 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "problem", "way_out"), ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("command", "problem", "hint"), ROWS, ids=[row[0] for row in ROWS])
 def test_one_line_the_way_out_and_exit_code_2(
-    place: Place, cli: Callable[..., Any], command: str, problem: str, way_out: str
+    place: Place, cli: Callable[..., Any], command: str, problem: str, hint: str
 ) -> None:
     typed = re.sub(r"\{([^{}]+)\}", lambda m: str(place.folder / m[1]), command)
     said = cli(*shlex.split(typed))
@@ -775,7 +775,7 @@ def test_one_line_the_way_out_and_exit_code_2(
     assert lines[0].startswith("wpn-bench: ")
     before, _, after = lines[0].removeprefix("wpn-bench: ").rpartition("; ")
     assert re.search(problem.replace("{{", "{").replace("}}", "}"), before + "; "), lines[0]
-    assert re.search(way_out, lines[0]), lines[0]
+    assert re.search(hint, lines[0]), lines[0]
     assert after
     assert said.out == ""
     assert len(lines[0]) < 700

@@ -69,7 +69,7 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WPN_BENCH_STORE", str(folder / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(run, "_run", lambda *_: None)
-    monkeypatch.setattr(doctor, "examine", lambda patient: [doctor.Finding("python", "ok", "it is here")])
+    monkeypatch.setattr(doctor, "run_checks", lambda patient: [doctor.Diagnostic("python", "ok", "it is here")])
     yield
     assert not list((folder / "cache").rglob("*.txt")), "a bug was told"
 

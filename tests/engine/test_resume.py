@@ -15,7 +15,7 @@ from wpn_bench.engine.budget import Budget
 from wpn_bench.engine.classify import Classifier, scores
 from wpn_bench.engine.decode import Rules, Sampling, decode
 from wpn_bench.engine.likelihood import loglikelihoods
-from wpn_bench.jobs.journal import Journal, Share, keeping
+from wpn_bench.jobs.journal import Journal, Shard, use_journal
 from wpn_bench.lab_training.judge import load_judge
 
 from .conftest import CONTEXT, WORDS, random_model
@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_was(call: Any, make: Any, shape: str, tmp_path: Pat
                 raise Killed
 
         try:
-            with keeping(Journal(tmp_path)):
+            with use_journal(Journal(tmp_path)):
                 found = call(model, advance)
         except Killed:
             kills += 1
@@ -111,7 +111,7 @@ def test_it_goes_on_where_it_was(call: Any, make: Any, shape: str, tmp_path: Pat
     assert found == whole
     assert sum(known) == total
     rows = counted(model)
-    with keeping(Journal(tmp_path)):
+    with use_journal(Journal(tmp_path)):
         assert call(model, lambda n: None) == whole
     assert rows == []  # all of it was known
 
@@ -123,31 +123,31 @@ def test_shares_make_the_whole(call: Any, make: Any, shape: str, tmp_path: Path)
     rows = counted(model)
     spent = []
     for number in range(3):
-        with keeping(Journal(tmp_path / "shared", Share(number, 3))):
+        with use_journal(Journal(tmp_path / "shared", Shard(number, 3))):
             call(model, lambda n: None)
         spent.append(sum(rows))
         rows.clear()
     assert all(spent)
-    with keeping(Journal(tmp_path / "shared")):
+    with use_journal(Journal(tmp_path / "shared")):
         assert call(model, lambda n: None) == whole
     assert rows == []
 
 
 def test_a_share_that_was_lost_is_made_up_for(tmp_path: Path) -> None:
     model = lm("opt")
-    with keeping(Journal(tmp_path, Share(0, 2))):
+    with use_journal(Journal(tmp_path, Shard(0, 2))):
         scored(model, lambda n: None)
-    with keeping(Journal(tmp_path)):
+    with use_journal(Journal(tmp_path)):
         assert scored(model, lambda n: None) == scored(model, lambda n: None)
 
 
 def test_other_inputs_find_nothing(tmp_path: Path) -> None:
     model = lm("opt")
-    with keeping(Journal(tmp_path)):
+    with use_journal(Journal(tmp_path)):
         decode(model, PROMPTS, Rules(6), most_rows=3)
     for prompts, rules in ((PROMPTS[:-3], Rules(6)), (PROMPTS, Rules(5)), (PROMPTS, Rules(6, frozenset({1})))):
         rows = counted(model)
-        with keeping(Journal(tmp_path)):
+        with use_journal(Journal(tmp_path)):
             assert decode(model, prompts, rules, most_rows=3) == decode(model, prompts, rules, most_rows=3)
         assert rows
 
@@ -162,5 +162,5 @@ def test_what_is_no_number_stays_so(tmp_path: Path) -> None:
 
     odd = Classifier.of(Odd(), load_judge().tokenizer, lambda logits: logits[:, 0])
     for _ in range(2):
-        with keeping(Journal(tmp_path)):
+        with use_journal(Journal(tmp_path)):
             assert np.isnan(scores(odd, TEXTS)).all()

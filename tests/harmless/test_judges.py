@@ -19,7 +19,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import JUDGES, Exchange, Judge, get_judge, scores_of
 from wpn_bench.harmless.judges.detoxify import load_checkpoint
 from wpn_bench.harmless.judges.spec import canonical, parse, parse_list
-from wpn_bench.jobs.journal import Journal, Share, keeping
+from wpn_bench.jobs.journal import Journal, Shard, use_journal
 
 RUDE = "You are a silly goose."
 KIND = "The baker is kind, the bread is good."
@@ -50,13 +50,13 @@ def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judg
     texts = [f"{who} {k} times" for k in range(40) for who in (RUDE, KIND)]
     exchanges = [Exchange("p", text) for text in texts]
     for number in range(2):
-        with keeping(Journal(tmp_path, Share(number, 2))):
+        with use_journal(Journal(tmp_path, Shard(number, 2))):
             part = scores_of(judge, exchanges)
         assert judge.journalled or part == [None] * len(texts)
     journal = Journal(tmp_path)
     known = {section: dict(found) for section, found in journal.found.items()}
     assert bool(known) == judge.journalled
-    with keeping(journal):
+    with use_journal(journal):
         assert scores_of(judge, exchanges) == judge.score(texts)
     # Whatever was scored now was known before.
     assert {key: found for key, found in journal.found.items() if key in known} == known
@@ -285,5 +285,5 @@ def test_a_checkpoint_without_toxicity(own: Path) -> None:
     torch.save(checkpoint, own)
     with pytest.raises(UserError, match="is a pickle with an unknown digest"):
         get_judge(f"detoxify:{own}").digest()
-    with consent.given(pickles=True), pytest.raises(UserError, match="scores no toxicity"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="scores no toxicity"):
         get_judge(f"detoxify:{own}").digest()

@@ -45,7 +45,7 @@ import sys
 from wpn_bench import hub
 from wpn_bench.errors import UserError
 try:
-    data = hub.load(*sys.argv[1:])
+    data = hub.load_dataset(*sys.argv[1:])
     print({split: len(rows) for split, rows in data.items()})
 except UserError as e:
     print("USER ERROR", e)
@@ -133,12 +133,12 @@ def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
         _lies_at(address, monkeypatch)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(connection, "PAUSES", (0.01,) * 30)
-    hub.commit_of.cache_clear()
+    monkeypatch.setattr(connection, "RETRY_DELAYS", (0.01,) * 30)
+    hub.resolve_commit.cache_clear()
     close_session()  # one that another test began may go through a proxy of that test
     start()
     yield OwnHub(root, log, start)
-    hub.commit_of.cache_clear()
+    hub.resolve_commit.cache_clear()
     for server in running:
         server.terminate()
         server.wait()
@@ -154,7 +154,7 @@ def _lies_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _forget() -> None:
     """What a new process would not know."""
-    hub.commit_of.cache_clear()
+    hub.resolve_commit.cache_clear()
 
 
 def test_a_model_is_fetched_once_and_known_by_its_commit(own_hub: OwnHub, tiny_model: Path) -> None:
@@ -256,7 +256,7 @@ def test_pickles_and_code_are_refused_before_they_are_fetched(own_hub: OwnHub) -
     with pytest.raises(UserError, match=r"me/tiny has its weights only as pickles .*--allow-pickle"):
         models.resolve("me/tiny")
     assert not [line for line in own_hub.asked if "resolve" in line and "config.json" not in line]
-    with consent.given(pickles=True):
+    with consent.granted(pickles=True):
         assert (models.resolve("me/tiny").path / "pytorch_model.bin").is_file()
     (folder / "pytorch_model.bin").unlink()
     (folder.parent / safe.name).rename(safe)
@@ -337,13 +337,13 @@ def test_detoxifys_checkpoint_is_fetched_whole(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     address = f"{constants.ENDPOINT}/me/checkpoint/resolve/main/{name}"
     monkeypatch.setitem(detoxify.MODEL_URLS, "original", address)
-    with consent.given(pickles=True):
+    with consent.granted(pickles=True):
         file = DetoxifyJudge("original", "cpu")._checkpoint()
     assert digest_file(file) == digest_file(whole / name)
     assert any(line.endswith("503") for line in own_hub.asked)
     file.unlink()
     (whole / name).write_bytes(b"another file")
-    monkeypatch.setattr(connection, "PAUSES", (0.01,) * 3)
+    monkeypatch.setattr(connection, "RETRY_DELAYS", (0.01,) * 3)
     with pytest.raises(UserError, match="could not be fetched"):
         DetoxifyJudge("original", "cpu").digest()
     assert list(file.parent.iterdir()) == []
@@ -357,12 +357,12 @@ from pathlib import Path
 from wpn_bench import hub
 from wpn_bench.errors import UserError
 path, name, commit = sys.argv[1:]
-table = hub.tables_of(path, name)[0]
+table = hub.cached_tables(path, name)[0]
 raw = bytearray(table.read_bytes())
 raw[len(raw) // 2] ^= 1
 table.write_bytes(raw[: -1])
 try:
-    print({split: len(rows) for split, rows in hub.load(path, name, commit).items()})
+    print({split: len(rows) for split, rows in hub.load_dataset(path, name, commit).items()})
 except UserError as e:
     print("USER ERROR", e)
 """

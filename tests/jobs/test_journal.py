@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench.jobs.journal import Journal, Section, Share, fingerprint, keeping, section
+from wpn_bench.jobs.journal import Journal, Section, Shard, fingerprint, section, use_journal
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -83,17 +83,17 @@ def test_the_newest_value_counts(tmp_path: Path) -> None:
 
 
 def test_two_processes_write_side_by_side(tmp_path: Path) -> None:
-    one, other = Journal(tmp_path, Share(0, 2)), Journal(tmp_path, Share(1, 2))
+    one, other = Journal(tmp_path, Shard(0, 2)), Journal(tmp_path, Shard(1, 2))
     for journal in (one, other):
         answers = journal.section("answers", "x")
-        answers.add({k: k * 10 for k in range(6) if answers.mine(k)})
+        answers.add({k: k * 10 for k in range(6) if answers.in_shard(k)})
     assert kept(tmp_path) == {k: k * 10 for k in range(6)}
     assert len(list(tmp_path.glob("items-*.jsonl"))) == 2
 
 
 def test_shares_take_every_item_once() -> None:
     for of in (1, 2, 3, 7):
-        takers = [sum(Share(number, of).holds(k) for number in range(of)) for k in range(20)]
+        takers = [sum(Shard(number, of).holds(k) for number in range(of)) for k in range(20)]
         assert takers == [1] * 20
 
 
@@ -102,12 +102,12 @@ def test_without_a_journal_nothing_is_kept() -> None:
     assert type(plain) is Section
     plain.add({0: 1})
     assert plain.known == {}
-    assert plain.mine(5)
-    assert not plain.due()
+    assert plain.in_shard(5)
+    assert not plain.save_due()
 
 
 def test_the_journal_at_hand_is_that_of_the_job(tmp_path: Path) -> None:
-    with keeping(Journal(tmp_path)):
+    with use_journal(Journal(tmp_path)):
         section("answers", lambda: "x").add({1: 2})
     assert type(section("answers", lambda: "x")) is Section
     assert kept(tmp_path) == {1: 2}

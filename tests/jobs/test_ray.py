@@ -23,15 +23,15 @@ import pytest
 from pipeline.test_pipeline import Plain, Workshop
 
 from wpn_bench import config as configuration
-from wpn_bench.core.files import held, signature
+from wpn_bench.core.files import folder_signature, try_lock
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import ray_driver, ray_worker
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External, Job
-from wpn_bench.jobs.journal import Journal, Share
-from wpn_bench.jobs.ray_driver import RayExecutor, connected, lodged, parts_of, site_of
-from wpn_bench.jobs.ray_worker import Order, work
+from wpn_bench.jobs.journal import Journal, Shard
+from wpn_bench.jobs.ray_driver import RayExecutor, connected, copy_to_store, run_environment, shard_count
+from wpn_bench.jobs.ray_worker import WorkerTask, run_task
 from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.pipeline import runner
 from wpn_bench.prompts import Item
@@ -76,49 +76,49 @@ def put_prompts(folder: Path, n: int) -> Path:
 
 
 @pytest.fixture
-def order(tmp_path: Path, small_opt: Path) -> Iterator[Order]:
+def order(tmp_path: Path, small_opt: Path) -> Iterator[WorkerTask]:
     """Twelve prompts to be answered, for a store of its own."""
     job = asking(small_opt, put_prompts(tmp_path / "prompts", 12))
-    with site_of(Store(tmp_path / "store")) as site:
-        yield Order(site, 1, replace(job), job.inputs, 1)
+    with run_environment(Store(tmp_path / "store")) as site:
+        yield WorkerTask(site, 1, replace(job), job.inputs, 1)
 
 
-def test_an_order_leaves_its_artifact(order: Order) -> None:
-    ended = work(order, None)
+def test_an_order_leaves_its_artifact(order: WorkerTask) -> None:
+    ended = run_task(order, None)
     assert ended is not None
     assert (ended.status, ended.reason) == ("done", None)
     assert ended.path == order.site.store / "generate" / order.job.digest
     assert ended.peak_mb > 100
-    again = work(order, None)
+    again = run_task(order, None)
     assert again is not None
     assert again.status == "cached"
 
 
-def test_what_another_process_is_at_is_left_to_it(order: Order) -> None:
+def test_what_another_process_is_at_is_left_to_it(order: WorkerTask) -> None:
     store = Store(order.site.store)
     with store.claim("generate", order.job.digest):
-        assert work(order, None) is None
-        shared = work(replace(order, share=Share(0, 2)), None)
+        assert run_task(order, None) is None
+        shared = run_task(replace(order, share=Shard(0, 2)), None)
         assert shared is not None
         assert shared.status == "shared"
     assert store.find("generate", order.job.digest) is None
     with store.claim("generate", f"{order.job.digest}-1-of-2"):
-        assert work(replace(order, share=Share(1, 2)), None) is None
+        assert run_task(replace(order, share=Shard(1, 2)), None) is None
 
 
-def test_shares_find_each_item_once_and_make_the_same(order: Order, tmp_path: Path) -> None:
-    whole = work(order, None)
+def test_shares_find_each_item_once_and_make_the_same(order: WorkerTask, tmp_path: Path) -> None:
+    whole = run_task(order, None)
     assert whole is not None
     assert whole.path is not None
     elsewhere = Store(tmp_path / "elsewhere")
-    with site_of(elsewhere) as site, held(elsewhere.scratch("generate", order.job.digest)):
+    with run_environment(elsewhere) as site, try_lock(elsewhere.scratch("generate", order.job.digest)):
         order = replace(order, site=site)
-        shares = [work(replace(order, share=Share(k, 3)), None) for k in range(3)]
+        shares = [run_task(replace(order, share=Shard(k, 3)), None) for k in range(3)]
         assert [s.status for s in shares if s] == ["shared"] * 3
         # Held by this test, so it stays when the job is done.
         seconds = Journal(elsewhere.scratch("generate", order.job.digest)).spent
         found = journalled(elsewhere.scratch("generate", order.job.digest))
-        put_together = work(order, None)
+        put_together = run_task(order, None)
         assert journalled(elsewhere.scratch("generate", order.job.digest)) == found
     assert sorted(k for _, k in found) == list(range(12))
     assert set(found.values()) == {1}
@@ -141,29 +141,29 @@ def journalled(scratch: Path) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_a_node_with_another_library_is_named(order: Order) -> None:
+def test_a_node_with_another_library_is_named(order: WorkerTask) -> None:
     libraries = {**order.inputs["libraries"], "tokenizers": "0.0.1"}
     asked = replace(order, inputs={**order.inputs, "libraries": libraries})
     with pytest.raises(UserError, match=rf"has tokenizers {version('tokenizers')}, where this run began with 0\.0\.1"):
-        work(asked, None)
+        run_task(asked, None)
     with pytest.raises(UserError, match="has nowhere-to-be-had not installed"):
         order.site.enter({"nowhere-to-be-had": "1"})
 
 
-def test_a_node_with_another_wpn_bench_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_with_another_wpn_bench_is_named(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     here = ray_driver.STAGES["generate"]
     monkeypatch.setitem(ray_driver.STAGES, "generate", replace(here, version=here.version + 1))
     with pytest.raises(UserError, match="has another wpn-bench than the one that this run began with"):
-        work(order, None)
+        run_task(order, None)
 
 
-def test_a_node_that_does_not_see_the_store_is_named(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_does_not_see_the_store_is_named(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "PROBE_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"does not see the store .*; name one that all nodes share"):
-        work(replace(order, site=replace(order.site, probe="probe-of-another-folder")), None)
+        run_task(replace(order, site=replace(order.site, probe="probe-of-another-folder")), None)
 
 
-def test_what_another_node_wrote_is_waited_for(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_node_wrote_is_waited_for(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network file system may show it late."""
     store = Store(order.site.store)
     prompts = store.path("prompts", "p" * 64)
@@ -176,14 +176,14 @@ def test_what_another_node_wrote_is_waited_for(order: Order, monkeypatch: pytest
 
     writing = threading.Thread(target=arrives)
     writing.start()
-    ended = work(replace(order, job=replace(order.job, needs=needs)), None)
+    ended = run_task(replace(order, job=replace(order.job, needs=needs)), None)
     writing.join()
     assert ended is not None
     assert ended.status == "done"
     monkeypatch.setattr(ray_worker, "ARRIVAL_SECONDS", 0.0)
     needs["prompts"] = External(store.path("prompts", "q" * 64), "prompts")
     with pytest.raises(UserError, match="does not see what another node put into the store"):
-        work(replace(order, job=replace(order.job, needs=needs)), None)
+        run_task(replace(order, job=replace(order.job, needs=needs)), None)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_a_job_is_cut_where_workers_would_be_idle(
 ) -> None:
     (tmp_path / ITEMS).write_text("{}\n" * items)
     needs = {"prompts": External(tmp_path, "p")}
-    assert parts_of(Job(stage, {}, needs, stage), needs, idle, asked) == parts
+    assert shard_count(Job(stage, {}, needs, stage), needs, idle, asked) == parts
 
 
 def test_the_documents_of_a_benchmark_are_counted_by_its_limit_or_not_at_all(tmp_path: Path) -> None:
     needs = {"model": External(tmp_path, "m")}
-    assert parts_of(Job("benchmark", {"limit": None}, needs, "copa"), needs, 4, None) == 4
-    assert parts_of(Job("benchmark", {"limit": 200}, needs, "copa"), needs, 4, None) == 3
+    assert shard_count(Job("benchmark", {"limit": None}, needs, "copa"), needs, 4, None) == 4
+    assert shard_count(Job("benchmark", {"limit": 200}, needs, "copa"), needs, 4, None) == 3
 
 
 def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small_opt: Path) -> None:
@@ -222,22 +222,22 @@ def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small
     for file in small_opt.iterdir():  # as the hub's cache lies
         (blobs / f"of-{file.name}").write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(blobs / f"of-{file.name}")
-    need = External(snapshot, "d" * 64, signature(snapshot))
+    need = External(snapshot, "d" * 64, folder_signature(snapshot))
     store = Store(tmp_path / "store")
-    there = lodged(store, need)
+    there = copy_to_store(store, need)
     assert there.path == tmp_path / "store" / "models" / ("d" * 64) / "files"
     assert {f.name: f.read_bytes() for f in there.path.iterdir()} == {
         f.name: f.read_bytes() for f in small_opt.iterdir()
     }
     assert not any(f.is_symlink() for f in there.path.iterdir())
-    assert (there.digest, there.seen) == (need.digest, signature(there.path))
-    assert lodged(Store(tmp_path / "store"), need) == there
+    assert (there.digest, there.seen) == (need.digest, folder_signature(there.path))
+    assert copy_to_store(Store(tmp_path / "store"), need) == there
     # Known by its digest, as anywhere else: what was made from it does not depend on where it lay.
     assert store.content(there.path) == ""
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_text("{}")
     with pytest.raises(UserError, match="changed while the run was under way"):
-        lodged(Store(tmp_path / "another"), need)
+        copy_to_store(Store(tmp_path / "another"), need)
     assert not (tmp_path / "another" / "models").exists()
 
 
@@ -304,7 +304,7 @@ class Cluster:
 
     @contextmanager
     def executor(self, store: Store, reporter: Reporter, **fleet: Any) -> Iterator[RayExecutor]:
-        with site_of(store) as site:
+        with run_environment(store) as site:
             yield RayExecutor(replace(self.fleet, **fleet), store, reporter, site, 1, own=False)
 
 
@@ -446,7 +446,7 @@ def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path
         at_work.kill()
 
     with (
-        held(scratch),
+        try_lock(scratch),
         cluster.executor(store, told, shards=1) as executor,
     ):  # held, the journal stays when the job is done
         ray.get(executor.board.read.remote())  # it is up

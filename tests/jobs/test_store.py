@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench.core import files
-from wpn_bench.core.files import canonical, digest_file, digest_of, held, write_json, write_text
+from wpn_bench.core.files import canonical_json, digest_file, digest_of, try_lock, write_json, write_text
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import store as jobs_store
 from wpn_bench.jobs.store import MANIFEST, Store, default_store, read_manifest
@@ -49,8 +49,8 @@ def _shuffled(value: Any) -> Any:
 
 @given(JSON)
 def test_canonical_reads_back_and_ignores_the_order_of_keys(value: Any) -> None:
-    assert json.loads(canonical(value)) == value
-    assert canonical(_shuffled(value)) == canonical(value)
+    assert json.loads(canonical_json(value)) == value
+    assert canonical_json(_shuffled(value)) == canonical_json(value)
     assert digest_of(_shuffled(value)) == digest_of(value)
 
 
@@ -61,7 +61,7 @@ def test_other_values_have_other_digests(a: Any, b: Any) -> None:
 
 
 def test_a_digest_is_that_of_the_canonical_text() -> None:
-    assert canonical({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'
+    assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'
     assert digest_of({"b": 1}) == hashlib.sha256(b'{"b":1}').hexdigest()
 
 
@@ -256,12 +256,12 @@ def test_scratch_that_nobody_came_back_for_goes(tmp_path: Path) -> None:
 
 def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
-    with held(folder) as mine:
+    with try_lock(folder) as mine:
         assert mine
-        code = "import sys; from pathlib import Path; from wpn_bench.core.files import held\nwith held(Path(sys.argv[1])) as m: print(m)"
+        code = "import sys; from pathlib import Path; from wpn_bench.core.files import try_lock\nwith try_lock(Path(sys.argv[1])) as m: print(m)"
         said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
         assert said.stdout == "False\n"
-    with held(folder) as again:
+    with try_lock(folder) as again:
         assert again
 
 
@@ -269,7 +269,7 @@ def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
     """Two runs may be at the same training; the one without the checkpoints may be done first."""
     store = Store(tmp_path)
     folder = store.scratch("train", D)
-    with held(folder):
+    with try_lock(folder):
         code = "import sys; from pathlib import Path; from wpn_bench.jobs.store import Store\nStore(Path(sys.argv[1])).clear_scratch('train', 'd' * 64)"
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
         assert folder.exists()
@@ -278,7 +278,7 @@ def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
 
 
 def test_a_folder_removed_by_its_holder_can_be_held_anew(tmp_path: Path) -> None:
-    with held(tmp_path / "s"):
+    with try_lock(tmp_path / "s"):
         shutil.rmtree(tmp_path / "s")
-        with held(tmp_path / "s") as anew:  # another lock file: the first lock is of no file any more
+        with try_lock(tmp_path / "s") as anew:  # another lock file: the first lock is of no file any more
             assert anew

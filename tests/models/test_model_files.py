@@ -52,7 +52,7 @@ def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     model_files.check(folder)
-    with consent.given(pickles=True):
+    with consent.granted(pickles=True):
         assert models.resolve(str(folder)).path == folder
 
 

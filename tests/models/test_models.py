@@ -206,7 +206,8 @@ def test_two_stay_only_where_two_fit(
     one, two = (make_lm("opt", seed=s) for s in (1, 2))
     size = models.weights_bytes(one, "float32")
     monkeypatch.setattr(
-        "wpn_bench.core.device_memory.free_memory", lambda device: (room - len(loading._LOADED)) * size / loading.SPARE
+        "wpn_bench.core.device_memory.free_memory",
+        lambda device: (room - len(loading._LOADED)) * size / loading.USABLE_FRACTION,
     )
     first = load(one)[0]
     load(two)

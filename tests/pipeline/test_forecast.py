@@ -14,7 +14,7 @@ from wpn_bench.core import weights
 from wpn_bench.core.progress import Reporter
 from wpn_bench.jobs import rates as jobs_rates
 from wpn_bench.jobs.job import Job
-from wpn_bench.jobs.rates import Rate, Rates, kind_of
+from wpn_bench.jobs.rates import Rate, Rates, job_kind
 from wpn_bench.pipeline import forecast
 from wpn_bench.pipeline.forecast import makespan
 
@@ -65,17 +65,17 @@ def test_the_nearest_size_that_was_measured_counts() -> None:
             ]
         }
     )
-    assert found.expected("generate 8", 50, 1_000_000, HERE) == jobs_rates.Expected(6.0, "same")
-    assert found.expected("generate 8", 10, 200_000_000, HERE) == jobs_rates.Expected(200.0, "scaled")
-    assert found.expected("generate 9", 10, 1_000_000, HERE) == jobs_rates.Expected(0.0, "none")
-    assert found.expected("generate 8", 10, 1_000_000, "a third") == jobs_rates.Expected(0.0, "none")
+    assert found.expected("generate 8", 50, 1_000_000, HERE) == jobs_rates.Estimate(6.0, "same")
+    assert found.expected("generate 8", 10, 200_000_000, HERE) == jobs_rates.Estimate(200.0, "scaled")
+    assert found.expected("generate 9", 10, 1_000_000, HERE) == jobs_rates.Estimate(0.0, "none")
+    assert found.expected("generate 8", 10, 1_000_000, "a third") == jobs_rates.Estimate(0.0, "none")
 
 
 def test_jobs_are_alike_by_what_decides_their_speed() -> None:
     answers: dict[str, Any] = {"decoding": {"max_new_tokens": 8}, "template": "x"}
-    assert kind_of("generate", answers) == kind_of("generate", answers | {"template": "y"})
-    assert kind_of("generate", answers) != kind_of("generate", {"decoding": {"max_new_tokens": 9}})
-    assert kind_of("benchmark", {"task": "piqa"}) != kind_of("benchmark", {"task": "copa"})
+    assert job_kind("generate", answers) == job_kind("generate", answers | {"template": "y"})
+    assert job_kind("generate", answers) != job_kind("generate", {"decoding": {"max_new_tokens": 9}})
+    assert job_kind("benchmark", {"task": "piqa"}) != job_kind("benchmark", {"task": "copa"})
 
 
 def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:

@@ -55,16 +55,16 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
     assert whole["text"].startswith("fits: sft takes at most ")
     takes = float(whole["text"].removeprefix("fits: sft takes at most ").split()[0])
     # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
-    for share, way_out in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
-        free = (share * takes * resources.GIB + resources.LIBRARIES["cpu"]) / machine.SPARE
+    for share, hint in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
+        free = (share * takes * resources.GIB + resources.LIBRARY_BYTES["cpu"]) / machine.USABLE_FRACTION
         monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device, free=free: free)
         said = cli(*asked)
         assert said.code == 2
         found = findings(said.out)["training"]
         assert found["status"] == "fail"
         assert found["text"].startswith("does not fit: sft takes at most ")
-        assert found["way_out"].startswith(way_out)
-        assert findings(cli(*asked, *found["way_out"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
+        assert found["hint"].startswith(hint)
+        assert findings(cli(*asked, *found["hint"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: resources.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
     assert last.endswith("to mend first")
@@ -91,7 +91,7 @@ def test_what_would_fail_is_said(cli: Cli, quiet: Path, options: list[str], topi
     assert said.code == 2
     found = findings(said.out)[topic]
     assert (found["status"], text in found["text"]) == ("fail", True), found
-    assert found["way_out"]
+    assert found["hint"]
 
 
 def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
@@ -105,7 +105,7 @@ def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
     found = findings(cli("doctor", "--device", "cpu", "--json").out)
     assert found["transformers"] == {
         "topic": "transformers", "status": "fail", "text": "4.9, but wpn-bench needs >=5.0",
-        "way_out": "pip install 'transformers>=5.0'",
+        "hint": "pip install 'transformers>=5.0'",
     }  # fmt: skip
     assert found["torch"]["status"] == "note"
     assert found["torch"]["text"].startswith("2.99; the tests ran with 2.")
@@ -138,4 +138,4 @@ def test_offline_says_what_lacks(cli: Cli, quiet: Path, monkeypatch: pytest.Monk
     assert "me:pass" not in said.out + said.err
     for topic in ("model", "judge"):
         assert found[topic]["status"] == "fail"
-        assert found[topic]["way_out"]
+        assert found[topic]["hint"]

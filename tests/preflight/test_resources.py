@@ -19,7 +19,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.models import loading
 from wpn_bench.pipeline import runner
 from wpn_bench.preflight import resources
-from wpn_bench.preflight.resources import Subject, Verdict
+from wpn_bench.preflight.resources import FitCheck, ModelSpec
 
 Cli = Callable[..., Any]
 GIB = resources.GIB
@@ -46,9 +46,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return set_to
 
 
-def subject(folder: Path, **changes: Any) -> Subject:
+def subject(folder: Path, **changes: Any) -> ModelSpec:
     settings = config.build("lab").model_dump() | {"model": str(folder), "methods": {"wpn": {}, "ga": {}}}
-    found = Subject.of(config.from_settings(settings | {"device": "cpu"} | changes))
+    found = ModelSpec.of(config.from_settings(settings | {"device": "cpu"} | changes))
     assert found is not None
     return found
 
@@ -67,7 +67,7 @@ def test_weights(large: Path, small_lm: Path) -> None:
 
 def test_every_stage_has_a_need(large: Path) -> None:
     attacks = {"gradient_attacks": {"gcg": {}}, "quantise": ("int8",), "relearn": {}}
-    found = {(need.stage, need.name): need for need in resources.needs(subject(large, **attacks))}
+    found = {(need.stage, need.name): need for need in resources.memory_needs(subject(large, **attacks))}
     assert list(found) == [
         ("train", "wpn"), ("train", "ga"), ("generate", ""), ("gcg", "gcg"), ("quantise", "int8"), ("relearn", "relearn"),
     ]  # fmt: skip
@@ -76,12 +76,12 @@ def test_every_stage_has_a_need(large: Path) -> None:
     assert 4 * weights < found["train", "ga"].memory < found["train", "wpn"].memory
     assert weights < found["generate", ""].memory < found["gcg", "gcg"].memory < 2 * weights
     assert found["relearn", "relearn"].memory > 4 * weights
-    only = {need.stage for need in resources.needs(subject(large, stages=("train",), **attacks))}
+    only = {need.stage for need in resources.memory_needs(subject(large, stages=("train",), **attacks))}
     assert only == {"train"}
 
 
 def test_what_offloading_takes(large: Path) -> None:
-    whole, spread = (resources.measuring(subject(large, offload=way)) for way in ("none", "disk"))
+    whole, spread = (resources.inference_memory(subject(large, offload=way)) for way in ("none", "disk"))
     assert spread.parts["weights"] == 2 * 4 * 50272 * 2048
     assert spread.memory < whole.memory / 3
 
@@ -89,14 +89,14 @@ def test_what_offloading_takes(large: Path) -> None:
 def test_what_the_store_keeps(large: Path) -> None:
     """Counted by hand: models of 2 methods and 3 seeds, and checkpoints with Adam's states of one training at a time."""
     one = subject(large).weights()
-    plain = resources.kept(subject(large, seeds=(0, 1, 2)))
+    plain = resources.store_usage(subject(large, seeds=(0, 1, 2)))
     assert (plain.trained, plain.snapshots, plain.rounded) == (6 * one, 0, 0)
     assert plain.checkpoints == 2 * 3 * one  # after 50 and 100 steps
-    assert resources.kept(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
-    assert resources.kept(subject(large, seeds=(0, 1, 2)), done=6) == resources.Kept(0, 0, 0, 0)
-    assert resources.kept(subject(large, tune=4)).trained == (2 + 8) * one
+    assert resources.store_usage(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
+    assert resources.store_usage(subject(large, seeds=(0, 1, 2)), done=6) == resources.StoreUsage(0, 0, 0, 0)
+    assert resources.store_usage(subject(large, tune=4)).trained == (2 + 8) * one
     relearn = {"kinds": ("harmful",), "steps": (0, 5, 10)}
-    attacked = resources.kept(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
+    attacked = resources.store_usage(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
     assert attacked.snapshots == 3 * 2 * one  # base and two methods after two steps, in float32
     assert attacked.rounded == 3 * 2 * one // 2
     assert attacked.total == sum((attacked.trained, attacked.snapshots, attacked.rounded, attacked.checkpoints))
@@ -108,12 +108,12 @@ def test_what_the_store_keeps(large: Path) -> None:
 def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None]) -> None:
     for gib, fits, text in ((16, True, "fits: base"), (10, True, "fits one model"), (5, False, "does not fit: one")):
         free(gib)
-        found = resources.of_measuring(subject(large))
+        found = resources.check_inference(subject(large))
         assert (found.fits, found.text.startswith(text)) == (fits, True), found
 
 
 @pytest.mark.parametrize(
-    ("gib", "changes", "way_out"),
+    ("gib", "changes", "hint"),
     [
         (5, {}, "use --dtype bfloat16"),
         (5, {"dtype": "bfloat16"}, None),
@@ -124,16 +124,16 @@ def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None
     ],
 )
 def test_the_option_that_makes_measuring_fit(
-    large: Path, free: Callable[[float], None], gib: float, changes: dict[str, Any], way_out: str | None
+    large: Path, free: Callable[[float], None], gib: float, changes: dict[str, Any], hint: str | None
 ) -> None:
     free(gib)
-    found = resources.of_measuring(subject(large, **changes))
-    assert found.fits == (way_out is None)
-    assert found.way_out.startswith(way_out or "")
+    found = resources.check_inference(subject(large, **changes))
+    assert found.fits == (hint is None)
+    assert found.hint.startswith(hint or "")
 
 
 @pytest.mark.parametrize(
-    ("gib", "options", "way_out"),
+    ("gib", "options", "hint"),
     [
         (16, {}, "use --lora 16 --gradient-checkpointing"),
         (10.5, {}, "use --lora 16 --gradient-checkpointing --dtype bfloat16 ("),
@@ -147,46 +147,46 @@ def test_the_option_that_makes_measuring_fit(
     ],
 )
 def test_the_options_that_make_training_fit(
-    large: Path, free: Callable[[float], None], gib: float, options: dict[str, Any], way_out: str
+    large: Path, free: Callable[[float], None], gib: float, options: dict[str, Any], hint: str
 ) -> None:
     free(gib)
-    found = resources.of_training(subject(large, training=options))
+    found = resources.check_training(subject(large, training=options))
     assert not found.fits
     assert found.text.startswith("does not fit: wpn takes at most ")
-    assert found.way_out.startswith(way_out), found.way_out
-    typed = found.way_out.partition("use ")[2]
+    assert found.hint.startswith(hint), found.hint
+    typed = found.hint.partition("use ")[2]
     if typed and "batch_size" not in typed:  # it does fit by then
         given = {"lora": 16, "gradient_checkpointing": True}
         dtype = "bfloat16" if "bfloat16" in typed else "float32"
-        assert resources.of_training(subject(large, training=given, dtype=dtype)).fits
+        assert resources.check_training(subject(large, training=given, dtype=dtype)).fits
 
 
 def test_attacks_need_the_whole_model(large: Path, free: Callable[[float], None]) -> None:
     free(6)
     asked = subject(large, gradient_attacks={"gcg": {}}, quantise=("int8",), relearn={}, offload="disk")
-    found = list(resources.of_attacks(asked))
+    found = list(resources.check_attacks(asked))
     assert [one.text.split()[3] for one in found] == ["gcg", "int8", "relearn"]
     assert not any(one.fits for one in found)
-    assert all("--attacks" in one.way_out for one in found)
+    assert all("--attacks" in one.hint for one in found)
     free(64)
-    assert all(one.fits for one in resources.of_attacks(asked))
+    assert all(one.fits for one in resources.check_attacks(asked))
 
 
 def test_no_room_for_a_response(large: Path) -> None:
     decoding = {"max_new_tokens": 2048}
     with pytest.raises(UserError, match=r"attends to 2048 tokens.*; use --max-new-tokens below 2048"):
-        resources.check(subject(large, decoding=decoding).config, force=True)
+        resources.check_resources(subject(large, decoding=decoding).config, force=True)
 
 
 def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
     large: Path, free: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(subject: Subject) -> Verdict:
+    def fails(subject: ModelSpec) -> FitCheck:
         raise TypeError("forward() got an unexpected keyword")
 
-    monkeypatch.setattr(resources, "of_training", fails)
+    monkeypatch.setattr(resources, "check_training", fails)
     notes: list[str] = []
-    resources.check(subject(large).config, warn=notes.append)
+    resources.check_resources(subject(large).config, warn=notes.append)
     assert len(notes) == 1
     assert "OPTForCausalLM takes cannot be estimated (forward() got" in notes[0]
 
@@ -210,12 +210,12 @@ def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_pyth
 
 
 def test_a_download_for_which_there_is_no_disk(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "to_fetch", lambda asked, revision: 3 * GIB)
+    monkeypatch.setattr(resources, "download_bytes", lambda asked, revision: 3 * GIB)
     for free, fits in ((2 * GIB, False), (4 * GIB, True)):
         monkeypatch.setattr(resources, "free_disk", lambda folder, free=free: free)
-        found = resources.of_download(subject(large).config)
+        found = resources.check_download(subject(large).config)
         assert found.fits == fits
-        assert ("set HF_HOME" in found.way_out) != fits
+        assert ("set HF_HOME" in found.hint) != fits
         assert "3.0 GiB" in found.text
 
 
@@ -289,7 +289,7 @@ def test_more_layers_than_a_model_can_have(large: Path, tmp_path: Path) -> None:
 def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> None:
     free(1)
     notes: list[str] = []
-    resources.check(subject(large).config, force=True, warn=notes.append)
+    resources.check_resources(subject(large).config, force=True, warn=notes.append)
     assert [note.split(":")[1].strip() for note in notes] == ["training", "measuring"]
     assert all(note.endswith("going on by --force") for note in notes)
 
@@ -332,5 +332,5 @@ def test_measured_from_disk_is_measured_the_same(
 
 def test_a_container_s_device_is_asked_by_its_kind(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "pick_device", lambda asked: "cuda:1")
-    found = Subject(SimpleNamespace(device="cuda:1"), None, None)  # type: ignore[arg-type]
+    found = ModelSpec(SimpleNamespace(device="cuda:1"), None, None)  # type: ignore[arg-type]
     assert found.device == "cuda"

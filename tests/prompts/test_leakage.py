@@ -299,8 +299,8 @@ def test_a_near_duplicate_is_refused_and_both_prompts_are_named() -> None:
     assert repr(PLANTED) in e.value.problem
     assert repr(PROMPTS[5]) in e.value.problem
     assert "similarity 0.86" in e.value.problem
-    assert "--overlap drop" in e.value.way_out
-    assert "--near-duplicate 1" in e.value.way_out
+    assert "--overlap drop" in e.value.hint
+    assert "--near-duplicate 1" in e.value.hint
 
 
 def test_both_are_dropped_and_said() -> None:

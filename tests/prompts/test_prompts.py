@@ -261,7 +261,7 @@ def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str, content: 
     with pytest.raises(UserError, match=problem) as caught:
         load(file, role="forget")
     assert name in caught.value.problem
-    assert caught.value.way_out
+    assert caught.value.hint
     assert len(str(caught.value)) < 1000
 
 

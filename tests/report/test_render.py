@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wpn_bench.core.flat import flat
+from wpn_bench.core.flat import flatten
 from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables, templates_dir
 from wpn_bench.report.samples import pack
@@ -415,7 +415,7 @@ def test_filters() -> None:
         typeset("-0.7 points; 31.4 -> 32.6; ga-2 [-1.6, 5 %]") == "−0.7\u00a0points; 31.4 → 32.6; ga-2 [−1.6, 5\u00a0%]"
     )
     assert markdown_text("a|b\n<c> [d](e) `f`") == r"a\|b &lt;c&gt; \[d\](e) \`f\`"
-    assert flat({"a": {"b": 1, "c": None}, "d": [1, 2], "e": [{"f": 1}]}) == [
+    assert flatten({"a": {"b": 1, "c": None}, "d": [1, 2], "e": [{"f": 1}]}) == [
         ("a.b", "1"), ("a.c", "none"), ("d", "1, 2"), ("e[0].f", "1"),
     ]  # fmt: skip
 

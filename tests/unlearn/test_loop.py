@@ -310,9 +310,9 @@ def test_without_save_every_nothing_is_kept(
 def test_two_processes_do_not_share_checkpoints(
     small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path
 ) -> None:
-    from wpn_bench.core.files import held
+    from wpn_bench.core.files import try_lock
 
-    with held(tmp_path / "s") as mine:
+    with try_lock(tmp_path / "s") as mine:
         assert mine
         done = Done(small_opt, method_of("sft", save_every=1, steps=3), items, texts, checkpoints=tmp_path / "s")
         assert done.said.steps == 3

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wpn_bench.core.files import digest_of, write_text
-from wpn_bench.core.paths import shown
+from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import first_of
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE
@@ -145,7 +145,9 @@ def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
     chosen = measured if models is None else list(dict.fromkeys(models))
     for name in chosen:
         if name not in measured:
-            raise UserError(f"{shown(folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}")
+            raise UserError(
+                f"{display_path(folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}"
+            )
     asked, answers = _prompts(run.samples, chosen, manifest)
     of_tasks = _tasks(run.documents, chosen, manifest)
     return Reference(

@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wpn_bench.analysis import baselines, stats
 from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, PROMPT_METRICS, Reference
 from wpn_bench.core.numbers import percent, plain, points, signed_interval
-from wpn_bench.core.paths import shown
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.paths import display_path
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import first_of
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, EXIT_REGRESSION, UserError
@@ -107,7 +107,7 @@ def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
         return Gates.model_validate(dict(raw))
     except ValidationError as e:
         if e.errors()[0]["type"] == "extra_forbidden":
-            raise unknown("gate setting", str(e.errors()[0]["loc"][0]), Gates.model_fields) from e
+            raise unknown_name("gate setting", str(e.errors()[0]["loc"][0]), Gates.model_fields) from e
         raise UserError(f"{where + ': ' if where else ''}{first_of(e)}", _EXAMPLE) from e
 
 
@@ -261,12 +261,14 @@ def check(run: Path, gates: Gates = Gates(), baseline: Path | None = None) -> Ch
     view = View(read_results(run))
     model = gates.model or view.primary()
     if model is None:
-        raise UserError(f"{shown(run)} has no unlearned model to check", "name one with --model (base is one)")
+        raise UserError(f"{display_path(run)} has no unlearned model to check", "name one with --model (base is one)")
     if model not in view.models:
-        raise unknown("model", model, view.models)
+        raise unknown_name("model", model, view.models)
     if view.failed(model):
         reason = view.models[model].get("reason") or "no reason recorded"
-        raise UserError(f"{model} failed in {shown(run)} ({reason})", "mend that first: there is nothing to check")
+        raise UserError(
+            f"{model} failed in {display_path(run)} ({reason})", "mend that first: there is nothing to check"
+        )
     changes, against, notes = _changes(run, view, model, gates, baseline)
     findings = [*changes, *_bounds(view, model, gates)]
     if not any(f.required for f in findings):
@@ -296,7 +298,7 @@ def _changes(
     against = gates.against or model
     if against not in theirs.models:
         raise UserError(
-            f"the baseline {shown(baseline)} has no {against!r} (it has {', '.join(theirs.models)})",
+            f"the baseline {display_path(baseline)} has no {against!r} (it has {', '.join(theirs.models)})",
             "say whom to hold it against: --against NAME",
         )
     ours = baselines.of_run(run, [model])
@@ -390,10 +392,10 @@ def compared(
 
 def _known(target: Target, ours: Reference) -> None:
     if target.metric != ACCURACY and target.metric not in PROMPT_METRICS:
-        raise unknown("metric", target.metric, (*PROMPT_METRICS, ACCURACY))
+        raise unknown_name("metric", target.metric, (*PROMPT_METRICS, ACCURACY))
     if not _sets_of(ours, target)[1]:
         sets = [one.name for one in ours.asked]
-        raise unknown("task or prompt set", target.where, (NINE, *SUITES, *sets))
+        raise unknown_name("task or prompt set", target.where, (NINE, *SUITES, *sets))
 
 
 def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Finding:

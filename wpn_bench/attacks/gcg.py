@@ -145,7 +145,7 @@ def search_suffix(
         drawn = _candidates(tokenizer, ground.places[:active], now, gradient, allowed, config, rng)
         if len(drawn):
             now = _chosen(loss, drawn, now, slope, _compared(active, config, rng), config)
-        if kept.due():
+        if kept.save_due():
             kept.add({0: packed([first, now, best, best_loss, active, losses, counts, rng.get_state()])})
         advance(1)
     last, hits = _all_losses(loss, best)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from wpn_bench.attacks.registry import all_names
 from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec
-from wpn_bench.core.paths import shown
+from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import first_of
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
@@ -41,7 +41,7 @@ def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
         path = Path(os.path.expanduser(file))
         for place, default, entry in _entries(path):
             where = f"{path} {place}".strip()
-            name, attack = _attack(where, default, entry, shown(path))
+            name, attack = _attack(where, default, entry, display_path(path))
             if name in ours or name in found:
                 whose = "an attack of wpn-bench" if name in ours else f"another attack of {found[name].file}"
                 raise UserError(f"{where}: {name!r} is already the name of {whose}", "give it a `name` of its own")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import write_json
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import JobFailed
 from wpn_bench.jobs.job import StageContext
 
@@ -67,7 +67,7 @@ SCHEMES = {scheme.name: scheme for scheme in _ALL}
 def get_scheme(name: str) -> Scheme:
     """The scheme of that name; `UserError` with the nearest names for an unknown one."""
     if name not in SCHEMES:
-        raise unknown("quantisation", name, SCHEMES)
+        raise unknown_name("quantisation", name, SCHEMES)
     return SCHEMES[name]
 
 
@@ -123,7 +123,7 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
 
     from wpn_bench.core import consent
 
-    trust = consent.to_code()
+    trust = consent.code_allowed()
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)

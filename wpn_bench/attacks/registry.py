@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.core.paths import tasks_dir
-from wpn_bench.core.registry import Registry, unknown
+from wpn_bench.core.registry import Registry, unknown_name
 from wpn_bench.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
     if name in _template_names():
         return TemplateAttack.from_file(file)
     if name not in CODED:
-        raise unknown("attack", name, [*all_names(), *(own or ())])
+        raise unknown_name("attack", name, [*all_names(), *(own or ())])
     return CODED.get(name)()
 
 

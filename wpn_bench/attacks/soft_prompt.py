@@ -151,7 +151,7 @@ def _search(
         if step < config.steps:
             vectors.grad = found.gradient.float() / (len(places) if config.universal else 1)
             optimiser.step()
-            if kept.due():
+            if kept.save_due():
                 kept.add({0: packed([vectors, best, best_loss, reached, curve, optimiser.state_dict()])})
             advance(results)
     losses = torch.stack(curve).T.tolist()

@@ -44,7 +44,7 @@ _Loader.add_constructor("!function", _Loader.function)
 
 
 @dataclass(frozen=True)
-class Definition:
+class TaskDefinition:
     """One task or group as declared: its name, its merged fields, the files that decide a score, and the functions that
     reading it would import (also such as another field overrides)."""
 
@@ -99,9 +99,9 @@ def task_folders(names: Iterable[str | Path]) -> tuple[Path, ...]:
 
 
 @cache
-def read_folders(folders: tuple[Path, ...]) -> dict[str, Definition]:
+def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
     """Tasks and groups declared in `folders`, by name; a later folder wins. Other YAML files are left out."""
-    found: dict[str, Definition] = {}
+    found: dict[str, TaskDefinition] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             try:
@@ -111,7 +111,7 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, Definition]:
                 raise UserError(f"the task file {path} cannot be read ({why})", "mend the YAML") from e
             name = fields.get("group") or fields.get("task")
             if isinstance(name, str):
-                found[name] = Definition(name, path, fields, tuple(files), tuple(functions))
+                found[name] = TaskDefinition(name, path, fields, tuple(files), tuple(functions))
     return found
 
 
@@ -151,12 +151,12 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Path], list[str]]:
     return merged | fields, list(dict.fromkeys(files)), list(dict.fromkeys(functions))
 
 
-def check_code(definition: Definition) -> None:
+def require_code_consent(definition: TaskDefinition) -> None:
     """Raise `UserError` for a task that brings code, or has some fetched, unless the user agreed to it.
 
     Our own tasks and lm-eval's may name functions; templates of either run in a sandbox.
     """
-    if consent.to_code():
+    if consent.code_allowed():
         return
     at = definition.path.resolve()
     lm_eval = find_spec("lm_eval")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.benchmarks.definitions import task_folders
-from wpn_bench.benchmarks.run import FEWSHOT_SEED, load_declared, quietly
+from wpn_bench.benchmarks.run import FEWSHOT_SEED, load_task, quiet_lm_eval
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def replay(
     tasks: dict[str, Any] = {}
     stored: dict[str, dict[int, Any]] = {}
     for (task, revision), frame in answers.items():
-        tasks[task] = load_declared(task, task_folders(folders), revision)
+        tasks[task] = load_task(task, task_folders(folders), revision)
         stored[task] = {int(row["doc_id"]): row for row in frame.to_dict("records")}
 
     class Stored(LM):
@@ -77,7 +77,7 @@ def replay(
 
     # A bootstrap has a bar and a line of its own, without a switch.
     rest = io.StringIO()
-    with quietly(), contextlib.redirect_stderr(rest), contextlib.redirect_stdout(rest):
+    with quiet_lm_eval(), contextlib.redirect_stderr(rest), contextlib.redirect_stdout(rest):
         # Errors in closed form need a positive number; so few draws, for a bootstrapped one, cost nothing.
         found: Any = lm_eval.evaluate(
             lm=Stored(), task_dict={"tasks": tasks}, limit=limit, bootstrap_iters=100, log_samples=True

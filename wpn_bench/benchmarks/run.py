@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench import hub
 from wpn_bench.benchmarks.definitions import (
-    Definition,
-    check_code,
+    TaskDefinition,
     expand,
     read_folders,
+    require_code_consent,
     short_name,
     task_folders,
 )
 from wpn_bench.core import consent
-from wpn_bench.core.machine import environment
-from wpn_bench.core.registry import nearest, unknown
+from wpn_bench.core.machine import environment_variables
+from wpn_bench.core.registry import close_matches, unknown_name
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
 from wpn_bench.jobs import journal
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from wpn_bench.jobs.job import StageContext
 
 __all__ = [
-    "Document",
-    "TaskInfo",
-    "TaskResult",
+    "BenchmarkInfo",
+    "BenchmarkResult",
+    "DocumentResult",
+    "clear_task_cache",
     "describe",
     "evaluate_task",
     "expand",
-    "forget_tasks",
     "prefetch",
     "resolve_revision",
     "run_benchmark_stage",
@@ -65,11 +65,11 @@ FEWSHOT_SEED = 1234  # lm-eval's own
 
 
 @dataclass(frozen=True)
-class TaskInfo:
+class BenchmarkInfo:
     """A benchmark before it is run.
 
     short: its name in results. revision: commit of its data set (None: local data, or not asked for).
-    digest: SHA-256 of its definition, see `Definition`. chance: accuracy of a blind guess, 0 to 1 (None:
+    digest: SHA-256 of its definition, see `TaskDefinition`. chance: accuracy of a blind guess, 0 to 1 (None:
     not declared).
     """
 
@@ -86,7 +86,7 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentResult:
     """One document's outcome.
 
     doc_hash: lm-eval's, the same for the same data. target, prediction: texts of the choices; for tasks
@@ -103,7 +103,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class TaskResult:
+class BenchmarkResult:
     """accuracy: share of the `n` documents answered right. metrics: all that lm-eval reports for the task."""
 
     task: str
@@ -111,32 +111,34 @@ class TaskResult:
     accuracy: float
     n: int
     metrics: Mapping[str, float]
-    documents: tuple[Document, ...] = field(repr=False)
+    documents: tuple[DocumentResult, ...] = field(repr=False)
 
 
 # --- before a run ---
 
 
-def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) -> TaskInfo:
+def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) -> BenchmarkInfo:
     """What a task is and which data it reads.
 
     `resolve=False` asks no hub and leaves `revision` None. Raises `UserError` for an unknown task (with the
     nearest names), for a group, and, when resolving, for data that is neither reachable nor cached.
     """
-    definition = _definition(task, include_paths)
+    definition = _permitted_definition(task, include_paths)
     if definition.is_group:
         raise UserError(f"{task!r} is a group of tasks", f"name its tasks: {', '.join(expand([task], include_paths))}")
     fields, about = definition.fields, definition.metadata
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     from_code = "custom_dataset" in fields or "class" in fields
     chance = about.get("chance")
-    return TaskInfo(
+    return BenchmarkInfo(
         name=task,
         short=short_name(task),
         title=str(about.get("title", task)),
         dataset_path=path,
         dataset_name=name,
-        revision=resolve_revision(path, name, _asked(fields)) if resolve and path and not from_code else None,
+        revision=resolve_revision(path, name, _declared_revision(fields))
+        if resolve and path and not from_code
+        else None,
         digest=definition.digest,
         chance=None if chance is None else float(chance),
         licence=str(about.get("licence", "")),
@@ -144,36 +146,36 @@ def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) 
     )
 
 
-def prefetch(task: str, include_paths: Sequence[Path]) -> TaskInfo:
+def prefetch(task: str, include_paths: Sequence[Path]) -> BenchmarkInfo:
     """Resolve a task's data and put it into the cache, so that it can be measured without network."""
     info = describe(task, include_paths)
     if info.dataset_path is not None and info.revision is not None:
-        definition = _definition(task, include_paths)
-        if "custom_dataset" in _pinned(definition, info.revision):
-            hub.load(info.dataset_path, info.dataset_name, info.revision)
+        definition = _permitted_definition(task, include_paths)
+        if "custom_dataset" in _pinned_fields(definition, info.revision):
+            hub.load_dataset(info.dataset_path, info.dataset_name, info.revision)
         else:  # with options, which lm-eval hands to `datasets` itself
-            with quietly():
+            with quiet_lm_eval():
                 _load_task(definition, include_paths, info.revision)
     return info
 
 
-def _definition(task: str, include_paths: Sequence[Path]) -> Definition:
+def _permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
     """The declaration of a task, whose code, if it has some, may run."""
-    definition = _declared(task, include_paths)
-    check_code(definition)
+    definition = _find_definition(task, include_paths)
+    require_code_consent(definition)
     return definition
 
 
-def _declared(task: str, include_paths: Sequence[Path]) -> Definition:
+def _find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
     ours = read_folders(tuple(include_paths))
     if task in ours:
         return ours[task]
     if task.startswith(("wpn_", "lab_")):
-        raise unknown("task", task, ours)  # a slip in one of our names: no need to read lm-eval's
+        raise unknown_name("task", task, ours)  # a slip in one of our names: no need to read lm-eval's
     theirs = _task_manager(tuple(include_paths), True).task_index
     entry = theirs.get(task)
     if entry is None or entry.yaml_path is None:
-        raise unknown("task", task, nearest(task, [*ours, *theirs]) or ours)
+        raise unknown_name("task", task, close_matches(task, [*ours, *theirs]) or ours)
     return read_folders((Path(entry.yaml_path).parent,))[task]
 
 
@@ -191,7 +193,7 @@ def evaluate_task(
     include_paths: Sequence[Path],
     revision: str | None = None,
     progress: Progress | None = None,
-) -> TaskResult:
+) -> BenchmarkResult:
     """Measure a model on one task.
 
     limit: the first documents only. device: where the model is moved if it is not there. revision: commit
@@ -203,10 +205,10 @@ def evaluate_task(
 
     from wpn_bench.engine.placement import is_spread
 
-    definition = _definition(task, include_paths)
+    definition = _permitted_definition(task, include_paths)
     if not is_spread(model):
         model.to(device)
-    with quietly():
+    with quiet_lm_eval():
         loaded = _zero_shot(_load_task(definition, include_paths, revision))
         # `simple_evaluate` is this and: seeds for Python, numpy and torch (which would disturb the
         # caller's; nothing here is random), and calls of git and pip to describe the machine (seconds, and
@@ -230,7 +232,7 @@ def evaluate_task(
         known = ", ".join(sorted(metrics)) or "none"
         raise UserError(f"the task {task!r} reports no accuracy (its metrics: {known})", "leave it out of --tasks")
     documents = tuple(_document(loaded, sample, accuracy) for sample in results["samples"][task])
-    return TaskResult(task, short_name(task), metrics[accuracy], len(documents), metrics, documents)
+    return BenchmarkResult(task, short_name(task), metrics[accuracy], len(documents), metrics, documents)
 
 
 def run_benchmark_stage(ctx: StageContext) -> None:
@@ -248,7 +250,7 @@ def run_benchmark_stage(ctx: StageContext) -> None:
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
     # Of the files as they are now, wherever their names were read.
-    if params.get("definition", digest := _definition(params["task"], folders).digest) != digest:
+    if params.get("definition", digest := _permitted_definition(params["task"], folders).digest) != digest:
         raise UserError(
             f"the file of task {params['task']!r} is not the one that this run began with",
             "type the same command again (and give every machine the same task files)",
@@ -299,13 +301,13 @@ def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager
         return TaskManager(include_path=[str(f) for f in folders], include_defaults=with_defaults)
 
 
-def forget_tasks() -> None:
+def clear_task_cache() -> None:
     """Read task files again, as they are then."""
     read_folders.cache_clear()
     _task_manager.cache_clear()
 
 
-def _load_task(definition: Definition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
+def _load_task(definition: TaskDefinition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
     """The task with its data, read at `revision` where the data is the hub's."""
     manager = _task_manager(*_manager_key(definition.name, include_paths))
     entry = manager.task_index.get(definition.name)
@@ -314,7 +316,7 @@ def _load_task(definition: Definition, include_paths: Sequence[Path], revision: 
         raise UserError(f"the task {definition.name!r} is declared twice in its folder", "give one another name")
     _check_metrics(definition)
     # Changes to a declared task go through a group of one: lm-eval's documented way.
-    member = {"task": definition.name, **_pinned(definition, revision)}
+    member = {"task": definition.name, **_pinned_fields(definition, revision)}
     try:
         loaded = manager.load({"group": "one", "task": [member]})
     except (OSError, ValueError) as e:
@@ -327,14 +329,14 @@ def _load_task(definition: Definition, include_paths: Sequence[Path], revision: 
     return task
 
 
-def _check_metrics(definition: Definition) -> None:
+def _check_metrics(definition: TaskDefinition) -> None:
     """lm-eval looks for a metric that it does not know on the hub, and runs what it finds."""
     from lm_eval.api import metrics, registry  # noqa: F401 - the first fills the second
 
     named = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
     names = [name for name in named if isinstance(name, str) and name not in definition.functions]
     other = [name for name in names if name not in registry.metric_registry]
-    if other and not consent.to_code():
+    if other and not consent.code_allowed():
         raise UserError(
             f"the task {definition.name!r} has the metric {other[0]!r}, which lm-eval would fetch from the hub and run",
             "add --trust-remote-code (`trust_remote_code: true`), or use a metric that lm-eval knows",
@@ -348,22 +350,22 @@ def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
     return task
 
 
-def load_declared(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
+def load_task(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
     """The task as `evaluate_task` gives it to lm-eval."""
-    with quietly():
-        return _zero_shot(_load_task(_definition(task, include_paths), include_paths, revision))
+    with quiet_lm_eval():
+        return _zero_shot(_load_task(_permitted_definition(task, include_paths), include_paths, revision))
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def quiet_lm_eval() -> Iterator[None]:
     """No bars and no notes from lm-eval and `datasets`; templates of task files in a sandbox; no processes of lm-eval's own."""
     # Processes that its bootstrap forks hang now and then.
-    with _quiet(), hub.quiet(), _sandboxed(), environment(DISABLE_MULTIPROC="1"):
+    with _quiet(), hub.quiet_libraries(), _sandboxed_templates(), environment_variables(DISABLE_MULTIPROC="1"):
         yield
 
 
 @contextmanager
-def _sandboxed() -> Iterator[None]:
+def _sandboxed_templates() -> Iterator[None]:
     """A template is text of a task file; lm-eval's own environment would let it reach any object of Python."""
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -379,13 +381,13 @@ def _sandboxed() -> Iterator[None]:
         utils.env = before
 
 
-def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
+def _pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:
     """Fields that make a task read its data at one commit; none for local data and data made by code."""
     fields = definition.fields
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):
         return {}
-    commit = revision or resolve_revision(path, name, _asked(fields))
+    commit = revision or resolve_revision(path, name, _declared_revision(fields))
     options = {
         k: v for k, v in (fields.get("dataset_kwargs") or {}).items() if k not in ("trust_remote_code", "revision")
     }
@@ -393,12 +395,12 @@ def _pinned(definition: Definition, revision: str | None) -> dict[str, Any]:
         return {"dataset_kwargs": {**options, "revision": commit}}
 
     def at_commit(**_: Any) -> Any:
-        return hub.load(path, name, commit)
+        return hub.load_dataset(path, name, commit)
 
     return {"custom_dataset": at_commit}
 
 
-def _asked(fields: Mapping[str, Any]) -> str | None:
+def _declared_revision(fields: Mapping[str, Any]) -> str | None:
     """The branch, tag or commit of its data that a task file names."""
     options = fields.get("dataset_kwargs")
     named = options.get("revision") if isinstance(options, dict) else None
@@ -433,7 +435,7 @@ def _language_model(
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            if journal.sharing():  # lm-eval's own loop keeps no journal
+            if journal.is_sharded():  # lm-eval's own loop keeps no journal
                 return [""] * len(requests)
             if progress is not None:
                 self.set_cache_hook(Told(progress(len(requests), "requests")))
@@ -447,7 +449,7 @@ def _language_model(
     return Quiet(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
-def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) -> Document:
+def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) -> DocumentResult:
     correct = bool(float(sample[accuracy]) == 1.0)
     answers = sample["filtered_resps"]
     if task.OUTPUT_TYPE == "multiple_choice":
@@ -463,7 +465,7 @@ def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) 
     else:
         lls = ()
         target, prediction = str(sample["target"]), str(answers[0])
-    return Document(int(sample["doc_id"]), str(sample["doc_hash"]), target, prediction, correct, lls)
+    return DocumentResult(int(sample["doc_id"]), str(sample["doc_hash"]), target, prediction, correct, lls)
 
 
 def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:

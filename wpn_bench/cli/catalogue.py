@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.core.registry import nearest
+from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def show(what: str | None, as_json: bool = False) -> None:
         _show_method(str(what), METHODS.get(str(what)), as_json)
         return
     if what is not None and what not in KINDS:
-        near = nearest(what, [*KINDS, *METHODS])
+        near = close_matches(what, [*KINDS, *METHODS])
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}"
         raise UserError(f"nothing to list under {what!r}", hint)
     kinds = [what] if what else list(KINDS)

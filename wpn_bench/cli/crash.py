@@ -9,20 +9,20 @@ from datetime import datetime
 from pathlib import Path
 
 from wpn_bench import __version__
-from wpn_bench.redact import one_line, redacted, without_secrets
+from wpn_bench.redact import one_line, redact, redact_secrets
 
 
 def _typed() -> str:
     """The command as typed, each path cut to what may stand in a file that others read."""
     import shlex
 
-    from wpn_bench.core.paths import shown
+    from wpn_bench.core.paths import display_path
 
     def clean(word: str) -> str:
         # Also inside of NAME=FILE and detoxify:FILE,threshold=0.4; two slashes are an address.
-        return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + shown(found[2]), word)
+        return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + display_path(found[2]), word)
 
-    return without_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
+    return redact_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
 
 
 def _unexpected(error: Exception) -> None:
@@ -37,9 +37,9 @@ def _unexpected(error: Exception) -> None:
 
     if os.environ.get("WPN_BENCH_DEBUG", "") not in ("", "0"):
         raise error
-    said = redacted(one_line(f"{type(error).__name__}: {error}", 240))
+    said = redact(one_line(f"{type(error).__name__}: {error}", 240))
     told = "".join(traceback.format_exception(error))
-    text = redacted(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{_typed()}\n\n{told}")
+    text = redact(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{_typed()}\n\n{told}")
     for folder in (Path(platformdirs.user_cache_dir("wpn-bench")) / "bugs", Path(tempfile.gettempdir())):
         file = folder / f"wpn-bench-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
         try:

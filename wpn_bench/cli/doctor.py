@@ -115,8 +115,8 @@ def doctor(
         forecast.show(forecast.forecast(final, store or default_store(), fleet, reporter(quiet=json_)), json_)
         return
     runs = out.parent if out else Path("runs")
-    with consent.given(code=final.trust_remote_code, pickles=final.allow_pickle):
-        findings = examination.examine(examination.Patient(final, store or default_store(), runs))
-    examination.show(findings, json_)
-    if examination.failed(findings):
+    with consent.granted(code=final.trust_remote_code, pickles=final.allow_pickle):
+        findings = examination.run_checks(examination.DoctorContext(final, store or default_store(), runs))
+    examination.print_diagnostics(findings, json_)
+    if examination.has_failures(findings):
         raise typer.Exit(EXIT_USER)

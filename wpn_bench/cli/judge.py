@@ -54,7 +54,7 @@ def judge(
         raise UserError(f"--label-threshold {label_threshold} is no finite number", "write for instance 0.5")
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out {out} is not a .json file", "write for instance --out card.json")
-    with consent.given(code=trust_remote_code, pickles=allow_pickle):
+    with consent.granted(code=trust_remote_code, pickles=allow_pickle):
         card = judge_card.measure(
             file,
             judge,

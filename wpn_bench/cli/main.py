@@ -13,7 +13,7 @@ from wpn_bench.cli import run, report, judge, check, listing, doctor  # noqa: F4
 from wpn_bench.cli.app import app
 from wpn_bench.cli.crash import _unexpected
 from wpn_bench.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
-from wpn_bench.redact import one_line, without_secrets
+from wpn_bench.redact import one_line, redact_secrets
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
         # Outside its standalone mode typer returns the code of an `Exit`, and turns Ctrl-C into one of 130.
         code = app(prog_name="wpn-bench", standalone_mode=False)
     except WpnBenchError as e:
-        parts = (e.problem, e.way_out) if isinstance(e, UserError) else (str(e),)
+        parts = (e.problem, e.hint) if isinstance(e, UserError) else (str(e),)
         said = "; ".join(one_line(part, most) for part, most in zip(parts, (440, 240), strict=False))
-        print(f"wpn-bench: {without_secrets(said)}", file=sys.stderr)
+        print(f"wpn-bench: {redact_secrets(said)}", file=sys.stderr)
         sys.exit(e.exit_code)
     except Exception as e:
         if not hasattr(e, "format_message"):  # a usage error of the command-line parser has one
@@ -35,7 +35,7 @@ def main() -> None:
         if type(e).__name__ == "NoArgsIsHelpError":
             print(e.format_message(), file=sys.stderr)  # the list of commands; that of Rich has been printed already
         else:
-            print(f"wpn-bench: {without_secrets(said)}; see `{command} --help`", file=sys.stderr)
+            print(f"wpn-bench: {redact_secrets(said)}; see `{command} --help`", file=sys.stderr)
         sys.exit(EXIT_USER)
     if code == EXIT_STOPPED:
         print("stopped; what is finished is kept: type the same command again to go on", file=sys.stderr)

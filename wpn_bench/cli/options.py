@@ -403,8 +403,8 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
             return tuple(int(part) for part in text.removesuffix(",").split(","))
         number = int(text)
     except ValueError as e:
-        way_out = "write --seeds 0,1,2, or --seeds 3 for the same"
-        raise UserError(f"--seeds {text!r} is not a list of whole numbers", way_out) from e
+        hint = "write --seeds 0,1,2, or --seeds 3 for the same"
+        raise UserError(f"--seeds {text!r} is not a list of whole numbers", hint) from e
     if not 1 <= number <= MAX_SEEDS:
         # Who types a large number most likely means that one seed.
         raise UserError(

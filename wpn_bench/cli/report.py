@@ -99,6 +99,6 @@ def export(
 
     if format_ not in FORMATS:
         raise UserError(f"unknown export format {format_!r}", f"choose from {', '.join(FORMATS)}")
-    with consent.given(code=trust_remote_code):
+    with consent.granted(code=trust_remote_code):
         for line in FORMATS.get(format_)(load_run(run), out):
             print(line)

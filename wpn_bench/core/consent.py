@@ -9,21 +9,21 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 
-from wpn_bench.core.machine import environment
+from wpn_bench.core.machine import environment_variables
 
 CODE, PICKLES = "WPN_BENCH_TRUST_REMOTE_CODE", "WPN_BENCH_ALLOW_PICKLE"
 
 
-def to_code() -> bool:
+def code_allowed() -> bool:
     """Whether Python code that comes with a model or a folder of tasks may run."""
     return os.environ.get(CODE) == "1"
 
 
-def to_pickles() -> bool:
+def pickles_allowed() -> bool:
     """Whether pickled weights that nobody vouches for may be read; even then tensors and plain values only."""
     return os.environ.get(PICKLES) == "1"
 
 
-def given(*, code: bool = False, pickles: bool = False) -> AbstractContextManager[None]:
+def granted(*, code: bool = False, pickles: bool = False) -> AbstractContextManager[None]:
     """For as long as this lasts, exactly these have been agreed to, here and in processes started meanwhile."""
-    return environment(**{CODE: str(int(code)), PICKLES: str(int(pickles))})
+    return environment_variables(**{CODE: str(int(code)), PICKLES: str(int(pickles))})

@@ -14,21 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.errors import causes
+from wpn_bench.errors import exception_chain
 
 Signature = tuple[tuple[str, int, int], ...]
 # The last: a folder of the store is a mount of its own, so nothing can be renamed into it.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EXDEV)
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON-serialisable value, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
@@ -36,19 +36,19 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def signature(folder: Path) -> Signature:
+def folder_signature(folder: Path) -> Signature:
     """(name, bytes, time of the last change in ns) of each file: when it is the same, so are the files, as far as a look
     from outside can tell."""
     stats = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def no_room(error: BaseException) -> str | None:
+def disk_error_text(error: BaseException) -> str | None:
     """What an error says of a place that takes no more (full, read-only, over quota, failing, not ours); None if it is another.
 
     Libraries wrap what the system says, some of them in errors of their own.
     """
-    for link in causes(error):
+    for link in exception_chain(error):
         for number in _NO_ROOM:
             said = os.strerror(number)
             if getattr(link, "errno", None) == number or said in str(link):
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def try_lock(folder: Path) -> Iterator[bool]:
     """Make `folder` and hold it against other processes; yields False if one of them holds it.
 
     The lock is the kernel's, so it ends with the process however that ends.
@@ -106,9 +106,9 @@ def held(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def claimed(place: Path) -> Iterator[bool]:
+def try_lock_temporary(place: Path) -> Iterator[bool]:
     """`held`, by a folder that is there for nothing else and goes when it is let go."""
-    with held(place) as free:
+    with try_lock(place) as free:
         try:
             yield free
         finally:
@@ -117,7 +117,7 @@ def claimed(place: Path) -> Iterator[bool]:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """What was written there survives a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:

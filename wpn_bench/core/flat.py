@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 
-def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """A nested record as (dotted name, text) pairs; a list of plain values stays one text."""
     if isinstance(value, dict) and value:
         pairs = []
         for key, inner in value.items():
-            pairs += flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            pairs += flatten(inner, f"{prefix}.{key}" if prefix else str(key))
         return pairs
     if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{prefix}[{i}]")]
+        return [pair for i, inner in enumerate(value) for pair in flatten(inner, f"{prefix}[{i}]")]
     if isinstance(value, list | tuple):
         return [(prefix, ", ".join(map(str, value)) or "none")]
     return [(prefix, "none" if value is None else str(value))]

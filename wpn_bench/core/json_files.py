@@ -11,10 +11,10 @@ from wpn_bench.errors import UserError
 LARGEST = 1e150  # its square is a number, too: nothing that is computed of such values overflows
 
 
-def load_json(path: Path, way_out: str) -> Any:
+def load_json(path: Path, hint: str) -> Any:
     """The value in a UTF-8 JSON file.
 
-    `UserError`, with `way_out`, for a file that cannot be read or is no JSON: cut off, of bytes that are no UTF-8, nested
+    `UserError`, with `hint`, for a file that cannot be read or is no JSON: cut off, of bytes that are no UTF-8, nested
     deeper or with longer numbers than Python reads, with NaN or Infinity or a number beyond `LARGEST`. `FileNotFoundError` is
     the caller's: only it knows what is missing.
     """
@@ -23,11 +23,11 @@ def load_json(path: Path, way_out: str) -> Any:
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 (byte {e.start})", way_out) from e
+        raise UserError(f"{path} is not UTF-8 (byte {e.start})", hint) from e
     except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror or e})", way_out) from e
+        raise UserError(f"{path} cannot be read ({e.strerror or e})", hint) from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid JSON ({' '.join(str(e).split())[:120]})", way_out) from e
+        raise UserError(f"{path} is not valid JSON ({' '.join(str(e).split())[:120]})", hint) from e
 
 
 def _float(text: str) -> float:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SPARE = 0.9  # of the free memory: the rest is lost between blocks
+USABLE_FRACTION = 0.9  # of the free memory: the rest is lost between blocks
 CGROUPS = Path("/sys/fs/cgroup")
-PROCESS = Path("/proc/self/cgroup")
+PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 @contextmanager
-def environment(**values: str) -> Iterator[None]:
+def environment_variables(**values: str) -> Iterator[None]:
     """For as long as this lasts, these variables of the environment have these values, here and in processes started
     meanwhile; then those that they had."""
     before = {name: os.environ.get(name) for name in values}
@@ -35,35 +35,35 @@ def free_memory() -> int:
     import psutil
 
     free = [int(psutil.virtual_memory().available)]
-    free += [limit - used for limit, used in (*_of_container(), *_of_shell())]
+    free += [limit - used for limit, used in (*_cgroup_limits(), *_ulimits())]
     return max(0, min(free))
 
 
-def free_of_shell() -> float:
+def free_under_ulimit() -> float:
     """Bytes that the shell's limits leave (infinity: it sets none). They count the files that weights are read from, too,
     which the machine and a container do not."""
-    return max(0.0, min((limit - used for limit, used in _of_shell()), default=float("inf")))
+    return max(0.0, min((limit - used for limit, used in _ulimits()), default=float("inf")))
 
 
 def total_memory() -> int:
     """Bytes of main memory of the machine, or of the container that this process runs in."""
     import psutil
 
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _of_container())])
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _cgroup_limits())])
 
 
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` is, or will be."""
-    return shutil.disk_usage(nearest(folder)).free
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
-def nearest(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """The folder itself, or the nearest above it that exists."""
     folder = folder.expanduser().absolute()
     return next(p for p in (folder, *folder.parents) if p.exists())
 
 
-def _of_shell() -> Iterator[tuple[int, int]]:
+def _ulimits() -> Iterator[tuple[int, int]]:
     """(limit, used) in bytes of `ulimit -v` (addresses) and `ulimit -d` (data), where they are set."""
     import resource
 
@@ -76,13 +76,13 @@ def _of_shell() -> Iterator[tuple[int, int]]:
             yield most, taken
 
 
-def _of_container() -> Iterator[tuple[int, int]]:
+def _cgroup_limits() -> Iterator[tuple[int, int]]:
     """(limit, used) in bytes of the control groups that this process is in, each and those above it, versions 1 and 2.
 
     Cached pages of files do not count as used: they go when memory is wanted.
     """
     try:
-        lines = [line.split(":", 2) for line in PROCESS.read_text(encoding="utf-8").splitlines()]
+        lines = [line.split(":", 2) for line in PROC_CGROUP.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return  # no Linux
     for _, controllers, name in lines:
@@ -97,10 +97,10 @@ def _of_container() -> Iterator[tuple[int, int]]:
         # Inside of a container its own group may be mounted as the root, under another name than it has outside.
         for group in (folder, *folder.parents):
             if group == root or root in group.parents:
-                yield from _of_group(group, *names)
+                yield from _read_cgroup(group, *names)
 
 
-def _of_group(group: Path, limit: str, used: str, cached: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+def _read_cgroup(group: Path, limit: str, used: str, cached: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     try:
         most = int((group / limit).read_text(encoding="utf-8"))
         taken = int((group / used).read_text(encoding="utf-8"))

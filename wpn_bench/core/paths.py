@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from wpn_bench.errors import UserError
-from wpn_bench.redact import without_secrets
+from wpn_bench.redact import redact_secrets
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -26,16 +26,16 @@ def reports_dir() -> Path:
     return _folder("reports")
 
 
-def shown(path: Path | str) -> str:
+def display_path(path: Path | str) -> str:
     """A path as it may stand in a manifest: relative to here, or its last part - never a home folder nor a secret."""
     p = Path(os.path.realpath(path))  # which takes a loop of links for what it is called
     try:
-        return without_secrets(str(p.relative_to(Path.cwd())))
+        return redact_secrets(str(p.relative_to(Path.cwd())))
     except ValueError:
-        return without_secrets(p.name)
+        return redact_secrets(p.name)
 
 
-def inside(folder: Path, name: str) -> Path:
+def path_inside(folder: Path, name: str) -> Path:
     """`folder`/`name`, there or not. `UserError` where `..`, an absolute name or a link leads out of the folder: a run
     folder may come from anybody, and what it names elsewhere is neither read, sent on nor written."""
     file = folder / name

@@ -51,7 +51,7 @@ class Reporter:
             print(f"{status:8s} {seconds:7.1f} s  {label}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def aside(self, label: str) -> Iterator[None]:
+    def activity(self, label: str) -> Iterator[None]:
         """Work that is no job of the run: reading the inputs, writing the report."""
         yield
 
@@ -127,7 +127,7 @@ class Bars(Reporter):
             self._progress.remove_task(self._at_hand.pop(label))
 
     @contextmanager
-    def aside(self, label: str) -> Iterator[None]:
+    def activity(self, label: str) -> Iterator[None]:
         task = self._progress.add_task(label, total=None, unit="")
         try:
             yield

@@ -20,7 +20,7 @@ from wpn_bench.errors import UserError
 T = TypeVar("T")
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
+def close_matches(name: str, known: Iterable[str]) -> list[str]:
     """Names that look like `name`, best first, at most three."""
     names = sorted(known)
     by_fold = {n.casefold(): n for n in names}
@@ -28,10 +28,10 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return [by_fold[f] for f in found]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name nobody knows: it names the nearest one, or all there are."""
     names = sorted(known)
-    near = nearest(name, names)
+    near = close_matches(name, names)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {name!r}", f"{hint} (`wpn-bench list` shows all)")
 
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         parts = self._all()
         if name not in parts:
-            raise unknown(self.kind.replace("_", " "), name, parts)
+            raise unknown_name(self.kind.replace("_", " "), name, parts)
         module, _, attribute = parts[name].partition(":")
         try:
             part: Any = getattr(import_module(module), attribute)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 
 MANY = 10**9  # no count of anything here reaches it, and every library still takes it for a number
@@ -44,5 +44,5 @@ def options_of(kind: str, where: str, model: type[BaseModel], see: str) -> Itera
     except ValidationError as e:
         first = e.errors()[0]
         if first["type"] == "extra_forbidden":
-            raise unknown(kind, ".".join(map(str, first["loc"])), model.model_fields) from e
+            raise unknown_name(kind, ".".join(map(str, first["loc"])), model.model_fields) from e
         raise UserError(f"{where}: {first_of(e)}", f"see {see}") from e

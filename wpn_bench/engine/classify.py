@@ -100,7 +100,7 @@ def _scores(
 
     def found(part: list[int]) -> list[float]:
         """Scores of a batch: known, computed, or (0.0) another process's to find."""
-        if not kept.mine(next(batches)) or all(r in kept.known for r in part):
+        if not kept.in_shard(next(batches)) or all(r in kept.known for r in part):
             return [kept.known.get(r, 0.0) for r in part]
         fresh = _pass(classifier, [rows[r][1] for r in part])
         kept.add(dict(zip(part, fresh, strict=True)))

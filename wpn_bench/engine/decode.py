@@ -86,7 +86,7 @@ def decode(
     plain = is_plain(model)
     about = (rules.max_new_tokens, sorted(rules.ends), rules.sampling)
     kept = journal.section("decode", lambda: journal.fingerprint(distinct, *about))
-    todo = [k for k in range(len(distinct)) if k not in kept.known and kept.mine(k)]
+    todo = [k for k in range(len(distinct)) if k not in kept.known and kept.in_shard(k)]
     out: list[list[int]] = [[] for _ in prompts]
 
     def ended(k: int, text: list[int]) -> None:

@@ -71,7 +71,7 @@ def loglikelihoods(
         """Whether the scores of a batch of sequences are known, or another process's to find. Batches stay whole, so that
         what is found does not depend on what was known."""
         requests = [k for n in numbers for k in asked[sequences[n]]]
-        if kept.mine(next(batches)) and not all(k in kept.known for k in requests):
+        if kept.in_shard(next(batches)) and not all(k in kept.known for k in requests):
             return False
         for k in requests:
             scores[k], greedy[k] = kept.known.get(k, (0.0, False))

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from wpn_bench.hub.connection import (
-    PREFETCH,
-    Cut,
-    Fetched,
-    explained,
+    PREFETCH_HINT,
+    FetchedItem,
+    IncompleteDownload,
+    as_user_error,
     go_offline,
-    is_away,
     is_offline,
-    patiently,
-    quiet,
+    is_unreachable,
+    quiet_libraries,
+    with_retries,
 )
-from wpn_bench.hub.datasets import is_local, load, resolve_revision, tables_of
-from wpn_bench.hub.models import HUB_ID, check_files, commit_of, names_of, snapshot
+from wpn_bench.hub.datasets import cached_tables, is_local, load_dataset, resolve_revision
+from wpn_bench.hub.models import HUB_ID, check_files, list_files, resolve_commit, snapshot
 
 __all__ = [
     "HUB_ID",
-    "PREFETCH",
-    "Cut",
-    "Fetched",
+    "PREFETCH_HINT",
+    "FetchedItem",
+    "IncompleteDownload",
+    "as_user_error",
+    "cached_tables",
     "check_files",
-    "commit_of",
-    "explained",
     "go_offline",
-    "is_away",
     "is_local",
     "is_offline",
-    "load",
-    "names_of",
-    "patiently",
-    "quiet",
+    "is_unreachable",
+    "list_files",
+    "load_dataset",
+    "quiet_libraries",
+    "resolve_commit",
     "resolve_revision",
     "snapshot",
-    "tables_of",
+    "with_retries",
 ]

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from wpn_bench.errors import UserError, causes
+from wpn_bench.errors import UserError, exception_chain
 
 T = TypeVar("T")
 Kind = Literal["model", "data set"]
 
-PREFETCH = "run `wpn-bench prefetch` with the same options once, with network"
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)  # seconds before each further try
+PREFETCH_HINT = "run `wpn-bench prefetch` with the same options once, with network"
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)  # seconds before each further try
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedItem:
     """One thing that a run reads from elsewhere, as it lies here. `revision`: a commit, or the digest of a single file."""
 
     kind: str
@@ -63,22 +63,22 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-_AWAY: set[str] = set()  # addresses of hubs that did not answer
+UNREACHABLE: set[str] = set()  # addresses of hubs that did not answer
 
 
-def is_away() -> bool:
+def is_unreachable() -> bool:
     """Whether the hub may not be asked, or did not answer when it was: libraries would try for half a minute."""
-    return is_offline() or _endpoint() in _AWAY
+    return is_offline() or endpoint() in UNREACHABLE
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and no warnings from `datasets` and `huggingface_hub`; errors are raised as ever."""
     import datasets
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -98,29 +98,29 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-class Cut(OSError):
+class IncompleteDownload(OSError):
     """What came is not what was promised: the line broke, most likely."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """Call again, after `PAUSES`, when the hub is busy (5xx, 429) or the line broke; not when it is away."""
-    for pause in PAUSES:
+    for pause in RETRY_DELAYS:
         try:
             return call()
         except Exception as e:
-            if is_offline() or not _is_passing(e):
+            if is_offline() or not _is_transient(e):
                 raise
         time.sleep(pause)
     return call()
 
 
-def _is_passing(e: Exception) -> bool:
+def _is_transient(e: Exception) -> bool:
     """Whether the same request may well succeed in a moment."""
-    for link in causes(e):
+    for link in exception_chain(e):
         status = getattr(getattr(link, "response", None), "status_code", None) or getattr(link, "code", None)
         if isinstance(status, int) and (status >= 500 or status == 429):
             return True
-        if isinstance(link, Cut) or type(link).__name__ in {
+        if isinstance(link, IncompleteDownload) or type(link).__name__ in {
             "RemoteProtocolError",
             "ReadError",
             "ReadTimeout",
@@ -132,7 +132,7 @@ def _is_passing(e: Exception) -> bool:
     return False
 
 
-def is_of_the_line(e: Exception) -> bool:
+def is_connection_error(e: Exception) -> bool:
     """Whether `e` says that the hub could not be asked. Its HTTP client differs between releases."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -140,7 +140,7 @@ def is_of_the_line(e: Exception) -> bool:
     return isinstance(e, (HfHubHTTPError, OSError)) or client in {"httpx", "httpx2"}
 
 
-def _refusal(e: Exception, kind: Kind, name: str, revision: str | None) -> UserError | None:
+def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> UserError | None:
     """What the hub said, if it has answered; None if the line is what failed."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -163,37 +163,38 @@ def _refusal(e: Exception, kind: Kind, name: str, revision: str | None) -> UserE
     return None
 
 
-def _full(e: Exception) -> OSError | None:
-    for link in causes(e):
+def disk_full_error(e: Exception) -> OSError | None:
+    for link in exception_chain(e):
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return link
     return None
 
 
-def _unwritable(e: OSError, name: str) -> UserError:
+def cache_write_error(e: OSError, name: str) -> UserError:
     return UserError(
         f"{name} cannot be kept in {cache_folder()} ({e.strerror or type(e).__name__})",
         "free some space, or set HF_HOME to a folder on a larger disk",
     )
 
 
-def explained(e: Exception, kind: Kind, name: str, revision: str) -> UserError:
+def as_user_error(e: Exception, kind: Kind, name: str, revision: str) -> UserError:
     """One line for an error while something is fetched; an error that is no fault of line, hub or disk is raised."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(e, UserError):
         return e
-    if (full := _full(e)) is not None:
-        return _unwritable(full, name)
+    if (full := disk_full_error(e)) is not None:
+        return cache_write_error(full, name)
     if isinstance(e, PermissionError) and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return _unwritable(e, name)
-    if (said := _refusal(e, kind, name, revision)) is not None:
+        return cache_write_error(e, name)
+    if (said := refusal_error(e, kind, name, revision)) is not None:
         return said
     if isinstance(e, LocalEntryNotFoundError):
         return UserError(
-            f"{name} at commit {revision[:12]} is not wholly in the local cache and the hub cannot be reached", PREFETCH
+            f"{name} at commit {revision[:12]} is not wholly in the local cache and the hub cannot be reached",
+            PREFETCH_HINT,
         )
-    if not is_of_the_line(e):
+    if not is_connection_error(e):
         raise e
     return UserError(
         f"{name} could not be fetched ({' '.join(str(e).split())[:200]})", "type the same command again to go on"

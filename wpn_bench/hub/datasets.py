@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import digest_file, write_json
 from wpn_bench.errors import UserError
-from wpn_bench.hub.connection import PREFETCH, _full, _refusal, explained, is_of_the_line, is_offline, patiently, quiet
-from wpn_bench.hub.models import _COMMIT
+from wpn_bench.hub.connection import (
+    PREFETCH_HINT,
+    as_user_error,
+    disk_full_error,
+    is_connection_error,
+    is_offline,
+    quiet_libraries,
+    refusal_error,
+    with_retries,
+)
+from wpn_bench.hub.models import COMMIT_HASH
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-SEAL = "wpn-bench.json"  # the digests of a prepared data set's files, beside them
+DIGESTS_FILE = "wpn-bench.json"  # the digests of a prepared data set's files, beside them
 _LOCAL_BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "text"}
 
 
@@ -40,21 +49,21 @@ def resolve_revision(path: str, name: str | None = None, revision: str | None = 
 def _resolve(path: str, name: str | None, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and COMMIT_HASH.fullmatch(revision):
         return revision
     try:
-        info = patiently(lambda: HfApi().dataset_info(path, revision=revision, timeout=20))
+        info = with_retries(lambda: HfApi().dataset_info(path, revision=revision, timeout=20))
         if info.sha is not None:
             return str(info.sha)
     except Exception as e:
-        if not is_of_the_line(e):
+        if not is_connection_error(e):
             raise
-        if (said := _refusal(e, "data set", path, revision)) is not None:
+        if (said := refusal_error(e, "data set", path, revision)) is not None:
             raise said from e
         # No hub now: what is cached may still do.
     cached = cached_revision(path, name)
     if cached is None:
-        raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH)
+        raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH_HINT)
     return cached
 
 
@@ -64,20 +73,20 @@ def cached_revision(path: str, name: str | None = None) -> str | None:
     return None if builder is None else str(builder.hash)
 
 
-def load(path: str, name: str | None, revision: str) -> DatasetDict:
+def load_dataset(path: str, name: str | None, revision: str) -> DatasetDict:
     """All splits of a data set at the commit `revision`, from the cache where it is there, whole.
 
     Raises `UserError` if that commit can neither be read from the cache nor fetched.
     """
-    with quiet():
+    with quiet_libraries():
         builder = _cached_builder(path, name)
-        if builder is None or builder.hash != revision or not _is_whole(builder):
+        if builder is None or builder.hash != revision or not _is_intact(builder):
             builder = _fetch(path, name, revision)
         data: DatasetDict = builder.as_dataset()
     return data
 
 
-def tables_of(path: str, name: str | None) -> tuple[Path, ...]:
+def cached_tables(path: str, name: str | None) -> tuple[Path, ...]:
     """The files that a cached data set is read from; none where it is not cached."""
     builder = _cached_builder(path, name)
     return () if builder is None else tuple(_tables(builder))
@@ -87,18 +96,18 @@ def _tables(builder: Any) -> list[Path]:
     return sorted(Path(builder.cache_dir).glob("*.arrow"))
 
 
-def _is_whole(builder: Any) -> bool:
+def _is_intact(builder: Any) -> bool:
     """Whether the prepared files are as they were when they were made; what another program made is taken as it is."""
     import json
 
     try:
-        promised = json.loads((Path(builder.cache_dir) / SEAL).read_text(encoding="utf-8"))
+        promised = json.loads((Path(builder.cache_dir) / DIGESTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
     return bool(promised == {file.name: digest_file(file) for file in _tables(builder)})
 
 
-class _FellBack(OSError):
+class _WrongCachedCommit(OSError):
     """`datasets` could not reach the hub and took another commit from its cache."""
 
 
@@ -108,39 +117,41 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
     def fetch() -> Any:
         builder = datasets.load_dataset_builder(path, name, revision=revision)
         if builder.hash != revision:
-            raise _FellBack(str(builder.hash))
-        if Path(builder.cache_dir).is_dir() and not _is_whole(builder):
+            raise _WrongCachedCommit(str(builder.hash))
+        if Path(builder.cache_dir).is_dir() and not _is_intact(builder):
             if is_offline():
-                raise UserError(f"the data set {path!r} was damaged on this machine", PREFETCH)
+                raise UserError(f"the data set {path!r} was damaged on this machine", PREFETCH_HINT)
             shutil.rmtree(builder.cache_dir)
         builder.download_and_prepare()
-        if not (Path(builder.cache_dir) / SEAL).exists():
-            write_json(Path(builder.cache_dir) / SEAL, {file.name: digest_file(file) for file in _tables(builder)})
+        if not (Path(builder.cache_dir) / DIGESTS_FILE).exists():
+            write_json(
+                Path(builder.cache_dir) / DIGESTS_FILE, {file.name: digest_file(file) for file in _tables(builder)}
+            )
         return builder
 
     try:
-        return patiently(fetch)
-    except _FellBack as e:
+        return with_retries(fetch)
+    except _WrongCachedCommit as e:
         raise UserError(
             f"the data set {path!r} is cached at commit {str(e)[:12]}, not at {revision[:12]},"
             " and the hub cannot be reached",
-            f"{PREFETCH}, or name no revision, which takes the cached commit",
+            f"{PREFETCH_HINT}, or name no revision, which takes the cached commit",
         ) from e
     except Exception as e:
-        if isinstance(e, (ValueError, datasets.exceptions.DatasetsError)) and not _full(e):
+        if isinstance(e, (ValueError, datasets.exceptions.DatasetsError)) and not disk_full_error(e):
             why = " ".join(str(e).split())[:200]
             raise UserError(
                 f"the data set {path!r} could not be fetched at commit {revision[:12]} ({why})",
                 "check the network and the name; once fetched, it is read from the cache",
             ) from e
-        raise explained(e, "data set", path, revision) from e
+        raise as_user_error(e, "data set", path, revision) from e
 
 
 def _cached_builder(path: str, name: str | None) -> Any:
     import datasets
 
     try:
-        with quiet(), _offline():
+        with quiet_libraries(), _offline():
             return datasets.load_dataset_builder(path, name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError):
         return None  # nothing cached, or not this configuration

@@ -19,24 +19,24 @@ from typing import Any
 from wpn_bench.core.files import write_text
 from wpn_bench.errors import UserError
 from wpn_bench.hub.connection import (
-    _AWAY,
-    PREFETCH,
-    _endpoint,
-    _refusal,
-    _unwritable,
+    PREFETCH_HINT,
+    UNREACHABLE,
+    as_user_error,
     cache_folder,
-    explained,
-    is_away,
-    is_of_the_line,
-    patiently,
+    cache_write_error,
+    endpoint,
+    is_connection_error,
+    is_unreachable,
+    refusal_error,
+    with_retries,
 )
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 @cache
-def commit_of(model: str, revision: str | None = None) -> str:
+def resolve_commit(model: str, revision: str | None = None) -> str:
     """The commit of the model repository's `revision` (None: its main branch) as it stands now; without the hub, as it
     stood when it was fetched. The same commit for as long as the process lives, even if the branch moves meanwhile.
 
@@ -51,23 +51,23 @@ def commit_of(model: str, revision: str | None = None) -> str:
         return str(sha)
 
     try:
-        commit = patiently(ask)
+        commit = with_retries(ask)
     except Exception as e:
-        if not is_of_the_line(e):
+        if not is_connection_error(e):
             raise
-        if (said := _refusal(e, "model", model, revision)) is not None:
+        if (said := refusal_error(e, "model", model, revision)) is not None:
             raise said from e
         # No hub now: what is cached may still do.
-        _AWAY.add(_endpoint())
+        UNREACHABLE.add(endpoint())
         if (cached := _cached_commit(model, revision)) is None:
             raise UserError(
                 f"{model} is not in the local cache and the hub cannot be reached",
-                f"{PREFETCH} (HF_ENDPOINT, HF_HOME), or connect once, or give a folder;"
+                f"{PREFETCH_HINT} (HF_ENDPOINT, HF_HOME), or connect once, or give a folder;"
                 " `wpn-bench full` alone needs no network",
             ) from e
         return cached
-    _AWAY.discard(_endpoint())
-    _remember(model, revision, commit)
+    UNREACHABLE.discard(endpoint())
+    _save_ref(model, revision, commit)
     return commit
 
 
@@ -76,7 +76,7 @@ def _refs(model: str) -> Path:
 
 
 def _cached_commit(model: str, revision: str | None) -> str | None:
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and COMMIT_HASH.fullmatch(revision):
         return revision
     try:
         return (_refs(model) / (revision or "main")).read_text(encoding="utf-8").strip() or None
@@ -84,7 +84,7 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
         return None
 
 
-def _remember(model: str, revision: str | None, commit: str) -> None:
+def _save_ref(model: str, revision: str | None, commit: str) -> None:
     """Which commit a branch or tag was at, where every library of the hub looks for it without network."""
     file = _refs(model) / (revision or "main")
     if revision == commit or _cached_commit(model, revision) == commit:
@@ -93,28 +93,28 @@ def _remember(model: str, revision: str | None, commit: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, commit)
     except OSError as e:
-        raise _unwritable(e, model) from e
+        raise cache_write_error(e, model) from e
 
 
-def names_of(model: str, commit: str) -> list[str]:
+def list_files(model: str, commit: str) -> list[str]:
     """The files of a model repository at a commit; as they were listed when it was fetched, where they were.
 
     Raises `UserError` where neither is to be had.
     """
     from huggingface_hub import HfApi
 
-    if (listed := _listed(model, commit)) is not None:
+    if (listed := _cached_file_sizes(model, commit)) is not None:
         return list(listed)
-    if is_away():  # fetched by an older library, which kept no list
+    if is_unreachable():  # fetched by an older library, which kept no list
         folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
         return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     try:
-        return patiently(lambda: HfApi().list_repo_files(model, revision=commit))
+        return with_retries(lambda: HfApi().list_repo_files(model, revision=commit))
     except Exception as e:
-        raise explained(e, "model", model, commit) from e
+        raise as_user_error(e, "model", model, commit) from e
 
 
-def _listed(model: str, commit: str) -> dict[str, int] | None:
+def _cached_file_sizes(model: str, commit: str) -> dict[str, int] | None:
     """Bytes of each file as the hub listed them when the repository was fetched; None where no list was kept."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -138,16 +138,16 @@ def snapshot(
 
     patterns: dict[str, Any] = {"allow_patterns": allow, "ignore_patterns": ignore}
     folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
-    if (sizes := _listed(model, commit)) is not None:
+    if (sizes := _cached_file_sizes(model, commit)) is not None:
         lacking = [name for name in filter_repo_objects(sizes, **patterns) if not (folder / name).is_file()]
         if not lacking:
             return folder
         _check_space(model, sum(sizes[name] for name in lacking))
-    patterns["local_files_only"] = is_away()
+    patterns["local_files_only"] = is_unreachable()
     try:
-        return Path(patiently(lambda: snapshot_download(model, revision=commit, **patterns)))
+        return Path(with_retries(lambda: snapshot_download(model, revision=commit, **patterns)))
     except Exception as e:
-        raise explained(e, "model", model, commit) from e
+        raise as_user_error(e, "model", model, commit) from e
 
 
 def _check_space(model: str, need: int) -> None:
@@ -170,7 +170,7 @@ def check_files(model: str, folder: Path, digests: dict[str, str]) -> None:
         file = (folder / name).resolve()
         if len(file.name) == 64:
             right = file.name == digest
-        elif _COMMIT.fullmatch(file.name):
+        elif COMMIT_HASH.fullmatch(file.name):
             data = file.read_bytes()
             right = file.name == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         else:
@@ -180,5 +180,5 @@ def check_files(model: str, folder: Path, digests: dict[str, str]) -> None:
             (folder / name).unlink(missing_ok=True)
             raise UserError(
                 f"{name} of {model} is not what the hub promised: it was damaged on this machine, and is removed",
-                "type the same command again to fetch it anew (with --offline: " + PREFETCH + ")",
+                "type the same command again to fetch it anew (with --offline: " + PREFETCH_HINT + ")",
             )

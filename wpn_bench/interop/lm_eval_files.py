@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.paths import inside
+from wpn_bench.core.paths import path_inside
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE, MANIFEST
 from wpn_bench.runs.finished import Run, finished
@@ -22,7 +22,7 @@ def export(run: Run, out: Path | None) -> list[str]:
 
     if run.documents.empty:
         raise UserError(f"{run.path} holds no benchmark documents", "export a run of `full` or `benchmarks`")
-    folder = out or inside(run.path, "lm-eval")
+    folder = out or path_inside(run.path, "lm-eval")
     manifest = finished(run)
     config = manifest["config"]
     if lacking := {"benchmark_folders", "dtype", "benchmark_batch_size"} - {*config}:

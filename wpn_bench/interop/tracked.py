@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.paths import inside
+from wpn_bench.core.paths import path_inside
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES
 from wpn_bench.runs.finished import Run
@@ -78,7 +78,7 @@ def _known(value: Any) -> bool:
 
 def files(run: Run) -> list[Path]:
     """What goes along: the reports, results, manifest, and the items behind them."""
-    return [file for name in FILES if (file := inside(run.path, name)).is_file()]
+    return [file for name in FILES if (file := path_inside(run.path, name)).is_file()]
 
 
 def lacking(package: str, extra: str) -> UserError:

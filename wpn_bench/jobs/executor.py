@@ -18,16 +18,16 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
-from wpn_bench.core.files import no_room, signature
+from wpn_bench.core.files import disk_error_text, folder_signature
 from wpn_bench.core.progress import Advance, Reporter, Stopwatch
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs.job import External, Job, Outcome, StageContext
-from wpn_bench.jobs.journal import Journal, Share, keeping
-from wpn_bench.jobs.rates import machine
+from wpn_bench.jobs.journal import Journal, Shard, use_journal
+from wpn_bench.jobs.rates import machine_name
 from wpn_bench.jobs.stages import STAGES
 from wpn_bench.jobs.store import Store, read_manifest
-from wpn_bench.redact import redacted
+from wpn_bench.redact import redact
 
 WAIT_SECONDS = 0.3  # between two looks at what another run is at
 
@@ -86,7 +86,7 @@ class Fleet:
 # What makes each, and the package it needs.
 EXECUTORS = {
     "local": ("wpn_bench.jobs.executor:local", "wpn_bench"),
-    "ray": ("wpn_bench.jobs.ray_driver:over_ray", "ray"),
+    "ray": ("wpn_bench.jobs.ray_driver:ray_executor", "ray"),
 }
 
 
@@ -190,7 +190,7 @@ def perform(
     job: Job,
     needs: Mapping[str, Path],
     progress: Callable[[int | None, str], Advance],
-    share: Share | None = None,
+    share: Shard | None = None,
 ) -> Outcome:
     """Do the job, which this process has claimed, and put what it leaves into the store.
 
@@ -216,7 +216,7 @@ def perform(
             if stage.items:
                 journal = Journal(scratch, share)
                 about["seconds"] = journal.spent
-                stack.enter_context(keeping(journal))
+                stack.enter_context(use_journal(journal))
             if share is None:
                 place = store.build(job.stage, job.digest, job.inputs, made_from, stage.aside, about)
                 out = stack.enter_context(place)
@@ -225,17 +225,17 @@ def perform(
             function(StageContext(job.params, needs, out, job.local, counted, scratch))
             if "model" in needs:
                 about["parameters"] = count_parameters(needs["model"])
-            about["machine"] = machine(str(job.local.get("device", "cpu")))
+            about["machine"] = machine_name(str(job.local.get("device", "cpu")))
     except UserError:
         raise
     except (JobFailed, RuntimeError, ValueError, OSError, MemoryError, SafetensorError) as e:
-        if said := no_room(e):
+        if said := disk_error_text(e):
             raise UserError(
                 f"{job.label}: {said}", "mend that, then type the same command again: what is finished is kept"
             ) from e
         if isinstance(e, JobFailed) and share is None:  # the same would happen again; short memory may pass
             store.clear_scratch(job.stage, job.digest)
-        reason = redacted(" ".join(str(e).split()))[:500] or type(e).__name__
+        reason = redact(" ".join(str(e).split()))[:500] or type(e).__name__
         return Outcome(job, "failed", watch.seconds, None, reason)
     if share is not None:
         return Outcome(job, "shared", watch.seconds)
@@ -245,7 +245,7 @@ def perform(
 
 def check_unchanged(need: Job | External) -> None:
     """Raise `UserError` if files that this very run was to be about have changed since it looked at them."""
-    if isinstance(need, External) and need.seen is not None and signature(need.path) != need.seen:
+    if isinstance(need, External) and need.seen is not None and folder_signature(need.path) != need.seen:
         raise UserError(
             f"the files in {need.path.name} changed while the run was under way",
             "type the same command again: it will take them for the other model that they are",

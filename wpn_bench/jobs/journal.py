@@ -31,7 +31,7 @@ SYNC_SECONDS = 2.0  # what a power cut may cost; a killed process loses nothing 
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """The `number`-th of `of` parts of a job's items, counted from 0."""
 
     number: int
@@ -49,16 +49,16 @@ class Section:
     def add(self, found: Mapping[int, Any]) -> None:
         """Keep these values, which JSON must be able to hold."""
 
-    def mine(self, position: int) -> bool:
+    def in_shard(self, position: int) -> bool:
         """Whether this process is to work at the item (or the batch) of this number."""
         return True
 
-    def due(self) -> bool:
+    def save_due(self) -> bool:
         """Whether a state that is costly to keep should be kept now."""
         return False
 
 
-class _Kept(Section):
+class _StoredSection(Section):
     def __init__(self, journal: Journal, key: str) -> None:
         self._journal, self._key = journal, key
         self.known: dict[int, Any] = journal.found.setdefault(key, {})
@@ -67,18 +67,18 @@ class _Kept(Section):
         self._journal.write(self._key, found)
         self.known.update(found)
 
-    def mine(self, position: int) -> bool:
+    def in_shard(self, position: int) -> bool:
         share = self._journal.share
         return share is None or share.holds(position)
 
-    def due(self) -> bool:
-        return self._journal.due()
+    def save_due(self) -> bool:
+        return self._journal.save_due()
 
 
 class Journal:
     """The journal of a job in `folder`, which is made when there is something to keep."""
 
-    def __init__(self, folder: Path, share: Share | None = None) -> None:
+    def __init__(self, folder: Path, share: Shard | None = None) -> None:
         self.folder, self.share = folder, share
         self.found: dict[str, dict[int, Any]] = {}
         self.spent = 0.0  # seconds that earlier attempts, or other processes, took for what is known
@@ -87,7 +87,7 @@ class Journal:
         self._begun = self._synced = self._written = time.monotonic()
         for file in sorted(folder.glob("items-*.jsonl")):
             seconds = 0.0
-            for key, pairs, seconds in _lines(file):  # noqa: B007 - the last line's counts
+            for key, pairs, seconds in _read_lines(file):  # noqa: B007 - the last line's counts
                 self.found.setdefault(key, {}).update({int(k): value for k, value in pairs})
             self.spent += seconds
 
@@ -96,7 +96,7 @@ class Journal:
         something else may have changed in between."""
         key = f"{name}/{of}"
         self._opened[key] += 1
-        return _Kept(self, f"{key}/{self._opened[key]}")
+        return _StoredSection(self, f"{key}/{self._opened[key]}")
 
     def write(self, key: str, found: Mapping[int, Any]) -> None:
         """Append one line; it is the kernel's when this returns."""
@@ -115,7 +115,7 @@ class Journal:
             os.fsync(self._file)
             self._synced = self._written
 
-    def due(self) -> bool:
+    def save_due(self) -> bool:
         """Whether nothing was kept for some seconds."""
         return time.monotonic() - self._written > SYNC_SECONDS
 
@@ -125,7 +125,7 @@ class Journal:
             self._file = None
 
 
-def _lines(file: Path) -> Iterator[tuple[str, list[tuple[int, Any]], float]]:
+def _read_lines(file: Path) -> Iterator[tuple[str, list[tuple[int, Any]], float]]:
     """(section, items, seconds since its process began) of the whole lines of a journal's file; one that was cut off or damaged is as if it were not there."""
     for line in file.read_bytes().split(b"\n"):
         check, _, text = line.partition(b" ")
@@ -138,7 +138,7 @@ _CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
 @contextmanager
-def keeping(journal: Journal) -> Iterator[None]:
+def use_journal(journal: Journal) -> Iterator[None]:
     """Within it, the engine tells this journal what it finds."""
     token = _CURRENT.set(journal)
     try:
@@ -155,7 +155,7 @@ def section(name: str, of: Callable[[], str]) -> Section:
     return Section() if journal is None else journal.section(name, of())
 
 
-def sharing() -> bool:
+def is_sharded() -> bool:
     """Whether this process works at a share of a job. What no section holds is then left to whoever puts the shares
     together: each share would do all of it, for nothing."""
     journal = _CURRENT.get()

@@ -20,7 +20,7 @@ from typing import Any
 from wpn_bench.jobs.store import read_manifest
 
 # What makes jobs of one stage alike: answers of the same length, the same task, the same method.
-_ALIKE = {"generate": ("decoding", "max_new_tokens"), "benchmark": ("task",), "train": ("method",), "relearn": ()}
+_KIND_PARAMS = {"generate": ("decoding", "max_new_tokens"), "benchmark": ("task",), "train": ("method",), "relearn": ()}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Expected:
+class Estimate:
     """Seconds that a job will take; `measured` says by what: `same` (jobs of this model), `scaled` (jobs of a model of
     another size), or `none` (nothing alike was measured: 0 seconds, which is no forecast)."""
 
@@ -42,7 +42,7 @@ class Expected:
     measured: str
 
 
-def machine(device: str) -> str:
+def machine_name(device: str) -> str:
     """The machine as far as it decides how long jobs take."""
     import torch
 
@@ -51,10 +51,10 @@ def machine(device: str) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def kind_of(stage: str, params: Mapping[str, Any]) -> str:
+def job_kind(stage: str, params: Mapping[str, Any]) -> str:
     """Jobs of the same kind are held to go equally fast, item by item."""
     value: Any = params
-    for name in _ALIKE.get(stage, ()):
+    for name in _KIND_PARAMS.get(stage, ()):
         value = value.get(name) if isinstance(value, Mapping) else None
     return stage if value is params else f"{stage} {json.dumps(value)}"
 
@@ -74,7 +74,7 @@ class Rates:
             params = manifest.get("inputs", {}).get("params", {})
             if items and "machine" in manifest:
                 rate = Rate(manifest["seconds"], items, manifest.get("parameters", 0), manifest["machine"])
-                found[kind_of(manifest["stage"], params)].append(rate)
+                found[job_kind(manifest["stage"], params)].append(rate)
         return cls(found)
 
     def machines(self) -> list[str]:
@@ -84,11 +84,11 @@ class Rates:
         """Items of such a job when it was done before (the requests of a benchmark); None if it never was."""
         return max((rate.items for rate in self._found.get(kind, [])), default=None)
 
-    def expected(self, kind: str, items: int, parameters: int, machine: str) -> Expected:
+    def expected(self, kind: str, items: int, parameters: int, machine: str) -> Estimate:
         """From the jobs of this kind on this machine whose model is nearest in size: the median of their seconds an item."""
         rates = [rate for rate in self._found.get(kind, []) if rate.machine == machine]
         if not rates:
-            return Expected(0.0, "none")
+            return Estimate(0.0, "none")
 
         def distance(rate: Rate) -> float:
             return abs(math.log(max(rate.parameters, 1) / max(parameters, 1)))
@@ -98,7 +98,7 @@ class Rates:
         an_item = median(rate.seconds / rate.items for rate in chosen)
         scale = max(parameters, 1) / max(chosen[0].parameters, 1)
         same = abs(scale - 1) < 0.01
-        return Expected(an_item * items * (1.0 if same else scale), "same" if same else "scaled")
+        return Estimate(an_item * items * (1.0 if same else scale), "same" if same else "scaled")
 
 
 def _manifests(root: Path) -> Iterator[dict[str, Any]]:

@@ -28,31 +28,33 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.core import consent
-from wpn_bench.core.files import signature
+from wpn_bench.core.files import folder_signature
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, check_unchanged, found_needs, settled
 from wpn_bench.jobs.job import External, Job, Outcome
-from wpn_bench.jobs.journal import Share
+from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.ray_worker import (
     PROBE_SECONDS,
     TICK_SECONDS,
-    Board,
-    Ended,
-    Order,
-    Site,
-    _await_artifact,
-    look,
-    work,
+    ProgressActor,
+    RunEnvironment,
+    TaskResult,
+    WorkerTask,
+    check_node,
+    run_task,
+    wait_for_artifact,
 )
 from wpn_bench.jobs.stages import STAGES
 from wpn_bench.jobs.store import Store
 
 RETRIES = 3  # of a job whose worker was lost
 BUSY_SECONDS = 2.0  # between two looks at what another run is at
-WORTH = 64  # items that make a share worth its model's loading
-THREADS = 4  # of a job at most, where nothing else is said
-OBJECTS = 80 * 2**20  # bytes of memory for what tasks hand each other: next to nothing, and about Ray's least
+MIN_SHARD_ITEMS = 64  # items that make a share worth its model's loading
+DEFAULT_THREADS = 4  # of a job at most, where nothing else is said
+OBJECT_STORE_BYTES = (
+    80 * 2**20
+)  # bytes of memory for what tasks hand each other: next to nothing, and about Ray's least
 _CARRIED = (  # variables of the driver that must be the workers', too
     consent.CODE,
     consent.PICKLES,
@@ -73,10 +75,10 @@ _QUIET = {  # read when Ray is imported
 
 
 @contextmanager
-def over_ray(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[RayExecutor]:
+def ray_executor(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[RayExecutor]:
     """An executor on the cluster, or on one of this machine's own, which ends with it."""
     address = fleet.ray_address or os.environ.get("RAY_ADDRESS")
-    with connected(fleet, address, reporter) as cpus, site_of(store) as site:
+    with connected(fleet, address, reporter) as cpus, run_environment(store) as site:
         yield RayExecutor(fleet, store, reporter, site, cpus, own=address is None)
 
 
@@ -93,10 +95,10 @@ def connected(fleet: Fleet, address: str | None, reporter: Reporter) -> Iterator
 
 
 @contextmanager
-def site_of(store: Store) -> Iterator[Site]:
+def run_environment(store: Store) -> Iterator[RunEnvironment]:
     with tempfile.NamedTemporaryFile(dir=store.root / "tmp", prefix="probe-") as probe:
         variables = {name: os.environ[name] for name in _CARRIED if name in os.environ}
-        yield Site(store.root.resolve(), Path(probe.name).name, Path.cwd(), variables)
+        yield RunEnvironment(store.root.resolve(), Path(probe.name).name, Path.cwd(), variables)
 
 
 def _connect(fleet: Fleet, address: str | None, reporter: Reporter) -> int:
@@ -109,9 +111,9 @@ def _connect(fleet: Fleet, address: str | None, reporter: Reporter) -> int:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with reporter.aside("start Ray" if address is None else "find the Ray cluster"):
+    with reporter.activity("start Ray" if address is None else "find the Ray cluster"):
         workers, cpus = _divided(fleet, _cpus_here())
-        own = {"num_cpus": workers * cpus, "object_store_memory": OBJECTS, "include_dashboard": False}
+        own = {"num_cpus": workers * cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         try:
             ray.init(address=address or "local", **quiet, **({} if address else own))
         except Exception as e:  # of many kinds: another version of Ray or Python, a token that is wrong, no room
@@ -162,7 +164,7 @@ def _cpus_here() -> int:
 
 def _threads(cpus: int) -> int:
     """CPUs of a job on a machine with so many: as OMP_NUM_THREADS says, else few enough for two jobs."""
-    return _asked_threads() or max(1, min(THREADS, cpus // 2))
+    return _asked_threads() or max(1, min(DEFAULT_THREADS, cpus // 2))
 
 
 def _asked_threads() -> int:
@@ -183,18 +185,18 @@ class RayExecutor:
     """Sends each job to a worker once what it needs is there. `own`: the workers are on this machine."""
 
     def __init__(
-        self, fleet: Fleet, store: Store, reporter: Reporter, site: Site, cpus: int, *, own: bool = True
+        self, fleet: Fleet, store: Store, reporter: Reporter, site: RunEnvironment, cpus: int, *, own: bool = True
     ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.fleet, self.store, self.reporter, self.site, self.cpus, self.own = fleet, store, reporter, site, cpus, own
         # One function each, sent to the workers once: Ray begins its calls in their order.
-        self._work, self._look = ray.remote(work), ray.remote(look)
+        self._work, self._look = ray.remote(run_task), ray.remote(check_node)
         self.board = None
         if reporter.shows_items:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self.board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+            self.board = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
         self._seen: set[tuple[str, str]] = set()  # nodes, and the libraries that they were found to have
         self._lodged: dict[str, External] = {}
 
@@ -239,7 +241,7 @@ class RayExecutor:
             )
         return min(cpus, gpus)
 
-    def send(self, order: Order) -> Any:
+    def send(self, order: WorkerTask) -> Any:
         """What stands for the answer of whoever carries the order out."""
         gpus = self.fleet.gpus_per_job if _on_cuda(order.job) else 0
         task = self._work.options(num_cpus=self.cpus, num_gpus=gpus, max_retries=0, name=order.job.stage)
@@ -253,11 +255,11 @@ class RayExecutor:
         if self.own:
             return replace(need, path=need.path.resolve())
         if need.digest not in self._lodged:
-            self._lodged[need.digest] = lodged(self.store, need)
+            self._lodged[need.digest] = copy_to_store(self.store, need)
         return self._lodged[need.digest]
 
 
-def lodged(store: Store, need: External) -> External:
+def copy_to_store(store: Store, need: External) -> External:
     """`need` in `<store>/models/<digest>/files`: hard links where that can be, else copies. Nodes need no hub, no token and
     no cache for it, and cannot have another model under its name."""
     found = store.find("models", need.digest)
@@ -271,7 +273,7 @@ def lodged(store: Store, need: External) -> External:
             check_unchanged(need)
         found = store.path("models", need.digest)
     files = found.resolve() / "files"
-    return External(files, need.digest, None if need.seen is None else signature(files))
+    return External(files, need.digest, None if need.seen is None else folder_signature(files))
 
 
 def _put(file: Path, place: Path) -> None:
@@ -326,7 +328,7 @@ class _Task:
     """A turn's job or a share of it, and how often its worker was lost."""
 
     turn: _Turn
-    share: Share | None = None
+    share: Shard | None = None
     lost: int = 0
 
 
@@ -391,7 +393,7 @@ class _Run:
         for left, turn in zip(range(len(ready), 0, -1), ready, strict=True):
             turn.sent = True
             idle = self.executor.room(turn.job) - len(self.flight) - len(self.later)
-            parts = parts_of(turn.job, turn.needs, idle // left, self.executor.fleet.shards)
+            parts = shard_count(turn.job, turn.needs, idle // left, self.executor.fleet.shards)
             if parts == 1:
                 self._order(_Task(turn))
                 continue
@@ -399,7 +401,7 @@ class _Run:
             self._begin(turn)
             turn.advance = self.reporter.items(parts, "shares", turn.job.label)
             for number in range(parts):
-                self._order(_Task(turn, Share(number, parts)))
+                self._order(_Task(turn, Shard(number, parts)))
 
     def _order(self, task: _Task) -> None:
         turn = task.turn
@@ -407,13 +409,13 @@ class _Run:
         local = {**turn.job.local, "device": "cuda"} if _on_cuda(turn.job) else turn.job.local
         job = replace(turn.job, needs=turn.needs, local=local)  # of several GPUs a worker sees its own
         threads, site = self.executor.cpus, self.executor.site
-        order = Order(site, self.orders, job, turn.job.inputs, threads, task.share)
+        order = WorkerTask(site, self.orders, job, turn.job.inputs, threads, task.share)
         self.flight[self.executor.send(order)] = task
 
     def _ended(self, task: _Task, ref: Any) -> None:
         turn = task.turn
         try:
-            said: Ended | None = _answer(ref)
+            said: TaskResult | None = _answer(ref)
         except _Lost as e:
             self._lost(task, str(e))
             return
@@ -426,7 +428,7 @@ class _Run:
             self._share_ended(turn)
         else:
             if said.path is not None:
-                _await_artifact(self.store, self.store.path(turn.job.stage, turn.job.digest))
+                wait_for_artifact(self.store, self.store.path(turn.job.stage, turn.job.digest))
                 said = replace(said, path=self.store.path(turn.job.stage, turn.job.digest))
             self._end(turn, Outcome(turn.job, said.status, said.seconds, said.path, said.reason, said.peak_mb))
 
@@ -489,17 +491,17 @@ class _Run:
             turn.done = done
 
 
-def parts_of(job: Job, needs: Mapping[str, External], idle: int, asked: int | None) -> int:
+def shard_count(job: Job, needs: Mapping[str, External], idle: int, asked: int | None) -> int:
     """Into how many shares a job is cut: as many as `asked` for, else as there are idle workers for it, if its items are
     many enough."""
     if not STAGES[job.stage].shared:
         return 1
-    items = items_of(job, needs)
-    most = asked if asked is not None else min(idle, idle if items is None else items // WORTH)
+    items = count_items(job, needs)
+    most = asked if asked is not None else min(idle, idle if items is None else items // MIN_SHARD_ITEMS)
     return max(1, min(most, most if items is None else items))
 
 
-def items_of(job: Job, needs: Mapping[str, External]) -> int | None:
+def count_items(job: Job, needs: Mapping[str, External]) -> int | None:
     """How many items a job has at most, as far as that can be told from outside (None: it cannot)."""
     known = [job.params["limit"]] if job.params.get("limit") else []
     for need in needs.values():

@@ -17,7 +17,7 @@ from wpn_bench.core.progress import Advance, peak_memory_mb
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import found_needs, perform, settled
 from wpn_bench.jobs.job import External, Job
-from wpn_bench.jobs.journal import Share
+from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.stages import STAGES
 from wpn_bench.jobs.store import Store, read_manifest
 
@@ -27,7 +27,7 @@ ARRIVAL_SECONDS = 60.0  # that a file system of several machines may take to sho
 
 
 @dataclass(frozen=True)
-class Site:
+class RunEnvironment:
     """Where a run works: its store with a file in it by which it is known, the folder that relative paths are from, and
     variables of the environment."""
 
@@ -49,7 +49,7 @@ class Site:
                     f"the node {here} has {name} {found}, where this run began with {asked}",
                     "install the same versions on every node (constraints.txt)",
                 )
-        if not _comes(self.store / "tmp", (self.store / "tmp" / self.probe).is_file, PROBE_SECONDS):
+        if not _wait_until(self.store / "tmp", (self.store / "tmp" / self.probe).is_file, PROBE_SECONDS):
             raise UserError(
                 f"the node {here} does not see the store {self.store}",
                 "name one that all nodes share, under the same path, with --store DIR",
@@ -58,20 +58,20 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerTask:
     """What a worker is told: a job whose needs are all `External`, what makes up its digest, and how much of the machine
     it may take. `number` tells the orders of a run apart."""
 
-    site: Site
+    site: RunEnvironment
     number: int
     job: Job
     inputs: Mapping[str, Any]
     threads: int
-    share: Share | None = None
+    share: Shard | None = None
 
 
 @dataclass(frozen=True)
-class Ended:
+class TaskResult:
     """How an order ended: the fields of an `Outcome` but its job."""
 
     status: str
@@ -81,7 +81,7 @@ class Ended:
     peak_mb: float
 
 
-def work(order: Order, board: Any) -> Ended | None:
+def run_task(order: WorkerTask, board: Any) -> TaskResult | None:
     """Carry out an order; None if another process is at it. `board` (None: nobody looks) is told of the progress."""
     # A copy, so that the digest is made again from what is installed here.
     job = replace(order.job)
@@ -96,20 +96,20 @@ def work(order: Order, board: Any) -> Ended | None:
     torch.set_num_threads(order.threads)
     for need in job.needs.values():
         assert isinstance(need, External)
-        _await_artifact(store, need.path)
-    progress = _Telling(board, order).items
-    with store.claim(job.stage, job.digest if order.share is None else _name(job, order.share)) as free:
+        wait_for_artifact(store, need.path)
+    progress = _ProgressSender(board, order).items
+    with store.claim(job.stage, job.digest if order.share is None else _lock_name(job, order.share)) as free:
         if not free:
             return None
         outcome = settled(store, job, {}) or perform(store, job, found_needs(job, {}), progress, order.share)
-    return Ended(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb())
+    return TaskResult(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb())
 
 
-def _name(job: Job, share: Share) -> str:
+def _lock_name(job: Job, share: Shard) -> str:
     return f"{job.digest}-{share.number}-of-{share.of}"
 
 
-def look(site: Site, libraries: Mapping[str, str]) -> None:
+def check_node(site: RunEnvironment, libraries: Mapping[str, str]) -> None:
     """Raise `UserError` if this node cannot do the run's work."""
     site.enter(libraries)
 
@@ -126,18 +126,18 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _await_artifact(store: Store, path: Path) -> None:
+def wait_for_artifact(store: Store, path: Path) -> None:
     """Return once an artifact that another machine wrote is seen here. Raises `UserError` if that takes too long."""
     if path.parent.parent != store.root:
         return
-    if not _comes(path.parent, lambda: read_manifest(path) is not None, ARRIVAL_SECONDS):
+    if not _wait_until(path.parent, lambda: read_manifest(path) is not None, ARRIVAL_SECONDS):
         raise UserError(
             f"the node {socket.gethostname()} does not see what another node put into the store {store.root}",
             "mount it so that all nodes see the same (docs/cluster.md)",
         )
 
 
-def _comes(folder: Path, there: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(folder: Path, there: Callable[[], bool], seconds: float) -> bool:
     """Whether it is there, now or within so many seconds."""
     deadline = time.monotonic() + seconds
     while not there():
@@ -149,10 +149,10 @@ def _comes(folder: Path, there: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-class _Telling:
+class _ProgressSender:
     """Tells the board of an order's progress, seldom enough to cost nothing."""
 
-    def __init__(self, board: Any, order: Order) -> None:
+    def __init__(self, board: Any, order: WorkerTask) -> None:
         self._board, self._key, self._number, self._calls = board, order.job.digest, order.number, 0
         self._tell(None, "", 0)
 
@@ -175,7 +175,7 @@ class _Telling:
             self._board.tell.remote(self._key, ((self._number, self._calls), total, unit, done))
 
 
-class Board:
+class ProgressActor:
     """The newest that each job at work has told of its progress, by digest: which counting it is, total, unit, done."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import platformdirs
 
-from wpn_bench.core.files import _to_disk, claimed, digest_file, digest_of, held, write_json
+from wpn_bench.core.files import digest_file, digest_of, fsync_path, try_lock, try_lock_temporary, write_json
 from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -96,7 +96,7 @@ class Store:
             yield work
             found = [p for p in sorted(work.rglob("*")) if p.is_file()]
             for file in found:
-                _to_disk(file)
+                fsync_path(file)
             files = {str(p.relative_to(work)): digest_file(p) for p in found}
             manifest = {
                 "stage": stage,
@@ -118,7 +118,7 @@ class Store:
             except OSError:
                 if read_manifest(target) is None:
                     raise
-            _to_disk(target.parent)
+            fsync_path(target.parent)
             self._verified.add(target)
 
     def content(self, folder: Path) -> str:
@@ -135,14 +135,14 @@ class Store:
     @contextmanager
     def claim(self, stage: str, digest: str) -> Iterator[bool]:
         """Yields whether this process may work at the job: no other one is at it. The claim dies with the process."""
-        with claimed(self.root / "locks" / f"{stage}-{digest}") as free:
+        with try_lock_temporary(self.root / "locks" / f"{stage}-{digest}") as free:
             yield free
 
     @contextmanager
     def workplace(self, stage: str) -> Iterator[Path]:
         """An empty folder in `tmp/`, held by this process and removed afterwards."""
         place = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
-        with held(place) as _:
+        with try_lock(place) as _:
             work = place / "artifact"
             work.mkdir()
             try:
@@ -156,7 +156,7 @@ class Store:
             with suppress(OSError):
                 if not place.is_dir() or time.time() - place.stat().st_mtime < UNTOUCHED_SECONDS:
                     continue  # its maker may not hold it yet
-                with held(place) as free:
+                with try_lock(place) as free:
                     if free:
                         shutil.rmtree(place, ignore_errors=True)
 
@@ -170,7 +170,7 @@ class Store:
         for folder in (self.root / "scratch").glob("*-*"):
             with suppress(OSError):
                 if folder == mine or time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
-                    with held(folder) as free:
+                    with try_lock(folder) as free:
                         if free:
                             shutil.rmtree(folder, ignore_errors=True)
 

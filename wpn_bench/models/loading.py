@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core import consent, device_memory
-from wpn_bench.core.files import Signature, signature
-from wpn_bench.core.machine import SPARE, free_of_shell
+from wpn_bench.core.files import Signature, folder_signature
+from wpn_bench.core.machine import USABLE_FRACTION, free_under_ulimit
 from wpn_bench.errors import UserError
 from wpn_bench.models import model_files
 from wpn_bench.models.locate import _WEIGHTS, _is_safe
@@ -58,7 +58,7 @@ def make_room(need: int, device: str, keep: int = KEEP) -> None:
 
     while len(_LOADED) > keep:
         _LOADED.popitem(last=False)
-    while _LOADED and need > SPARE * device_memory.free_memory(device.partition(":")[0]):
+    while _LOADED and need > USABLE_FRACTION * device_memory.free_memory(device.partition(":")[0]):
         _LOADED.popitem(last=False)
         device_memory.release()
 
@@ -68,7 +68,13 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode and its tokenizer. The two used last stay in memory if both fit, else the last. Do not
     train what it returns."""
-    key = (str(path), signature(path), device, dtype, offload)  # other weights in the same place are another model
+    key = (
+        str(path),
+        folder_signature(path),
+        device,
+        dtype,
+        offload,
+    )  # other weights in the same place are another model
     if key in _LOADED:
         _LOADED.move_to_end(key)
         return _LOADED[key]
@@ -150,10 +156,10 @@ def _places(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]
     config = AutoConfig.from_pretrained(path)
     need, working = weights_bytes(path, dtype), working_memory(config, dtype)
     kind = device.partition(":")[0]
-    here = int(SPARE * device_memory.free_memory(kind)) - working
-    main = here if kind == "cpu" else int(SPARE * device_memory.free_memory("cpu"))
+    here = int(USABLE_FRACTION * device_memory.free_memory(kind)) - working
+    main = here if kind == "cpu" else int(USABLE_FRACTION * device_memory.free_memory("cpu"))
     files = sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHTS)
-    main = int(min(main, SPARE * (free_of_shell() - files) - working))
+    main = int(min(main, USABLE_FRACTION * (free_under_ulimit() - files) - working))
     if need <= (main if kind == "cpu" else here) or getattr(config, "quantization_config", None):
         return {}
     most: dict[int | str, int] = {"cpu": max(0, main)}
@@ -166,4 +172,4 @@ def reading(path: Path) -> dict[str, Any]:
     """How transformers is to read the weights in a folder: code only by consent, safetensors where the digest is of them,
     of a pickle nothing but tensors and plain values."""
     safe = _is_safe(p.name for p in path.iterdir()) if path.is_dir() else None
-    return {"trust_remote_code": consent.to_code(), "use_safetensors": safe, "weights_only": True}
+    return {"trust_remote_code": consent.code_allowed(), "use_safetensors": safe, "weights_only": True}

@@ -11,7 +11,7 @@ from typing import Any
 
 from wpn_bench import hub
 from wpn_bench.core import consent
-from wpn_bench.core.files import Signature, digest_file, digest_of, signature
+from wpn_bench.core.files import Signature, digest_file, digest_of, folder_signature
 from wpn_bench.errors import UserError
 from wpn_bench.models import model_files
 
@@ -41,10 +41,10 @@ class ModelRef:
         return self.asked == LAB
 
     @property
-    def fetched(self) -> list[hub.Fetched]:
+    def fetched(self) -> list[hub.FetchedItem]:
         """What of it came from the hub: nothing, for a folder."""
         files = tuple(p for p in self.path.rglob("*") if p.is_file())
-        return [hub.Fetched("model", self.asked, self.revision, files)] if self.revision else []
+        return [hub.FetchedItem("model", self.asked, self.revision, files)] if self.revision else []
 
 
 def resolve(asked: str, revision: str | None = None) -> ModelRef:
@@ -71,7 +71,7 @@ def _commit(asked: str, revision: str | None) -> str:
     if not hub.HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
         raise UserError(f"no model folder at {asked}", "give an existing folder or a hub id such as facebook/opt-125m")
     try:
-        return hub.commit_of(asked, revision)
+        return hub.resolve_commit(asked, revision)
     except HFValidationError as e:
         raise UserError(
             f"no model folder at {asked}, and no hub id", "give a folder, or an id such as facebook/opt-125m"
@@ -84,7 +84,7 @@ def settings_folder(asked: str, revision: str | None = None) -> Path:
     if (folder := _here(asked)) is not None:
         return folder
     commit = _commit(asked, revision)
-    return hub.snapshot(asked, commit, allow=[*_SETTINGS, *(["*.py"] if consent.to_code() else [])])
+    return hub.snapshot(asked, commit, allow=[*_SETTINGS, *(["*.py"] if consent.code_allowed() else [])])
 
 
 def lies_here(asked: str) -> bool:
@@ -105,7 +105,7 @@ def _here(asked: str) -> Path | None:
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
     """`revision`: the commit, of what was fetched from the hub."""
     # Looked at before it is read: what changes meanwhile is seen later on.
-    seen = signature(folder)
+    seen = folder_signature(folder)
     digests = _digests(folder)
     if revision is not None:  # first of all, for what is damaged is fetched anew
         hub.check_files(asked, folder, digests)
@@ -131,7 +131,7 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
 
     `folder` need hold no more than the settings (config.json, tokenizer_config.json).
     """
-    if (code := code_named(folder)) and not consent.to_code():
+    if (code := code_named(folder)) and not consent.code_allowed():
         raise UserError(
             f"{asked} brings its own code ({code}), which would run with your rights",
             "read it, then add --trust-remote-code (`trust_remote_code: true`), or give a model that transformers knows",
@@ -143,7 +143,7 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
         )
     names = set(names)
     pickled = sorted(n for n in names if "/" not in n and n.endswith(".bin") and n.startswith("pytorch_model"))
-    if pickled and not _is_safe(names) and not consent.to_pickles():
+    if pickled and not _is_safe(names) and not consent.pickles_allowed():
         raise UserError(
             f"{asked} has its weights only as pickles ({pickled[0]}), which can hold code",
             "add --allow-pickle (`allow_pickle: true`): they are then read as tensors and nothing else; or give a revision"
@@ -163,11 +163,13 @@ def code_named(folder: Path) -> str:
         return found if isinstance(found, dict) else {}
 
     config, tokenizer = settings("config.json"), settings("tokenizer_config.json")
-    if config.get("auto_map") and (consent.to_code() or config.get("model_type") not in transformers.CONFIG_MAPPING):
+    if config.get("auto_map") and (
+        consent.code_allowed() or config.get("model_type") not in transformers.CONFIG_MAPPING
+    ):
         return _first(config["auto_map"])
     # Given the consent, transformers takes the code even where it has its own.
     known = hasattr(transformers, str(tokenizer.get("tokenizer_class")))
-    if tokenizer.get("auto_map") and (consent.to_code() or not known):
+    if tokenizer.get("auto_map") and (consent.code_allowed() or not known):
         return _first(tokenizer["auto_map"])
     return ""
 
@@ -189,7 +191,7 @@ def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _PARTS)
     safe = _is_safe(p.name for p in files)
     found = {p.name: digest_file(p) for p in files if not (safe and p.suffix == ".bin")}
-    if code_named(folder) and consent.to_code():
+    if code_named(folder) and consent.code_allowed():
         found |= {str(p.relative_to(folder)): digest_file(p) for p in sorted(folder.rglob("*.py"))}
     return found
 
@@ -198,7 +200,7 @@ def check_permitted(asked: str, commit: str) -> list[str]:
     """Raise `UserError` for a model of the hub that nobody agreed to read, before its weights are fetched; the names of
     its files."""
     settings = hub.snapshot(asked, commit, allow=_SETTINGS)
-    names = hub.names_of(asked, commit)
+    names = hub.list_files(asked, commit)
     _check_consent(asked, settings, names)
     return names
 
@@ -207,7 +209,7 @@ def _download(asked: str, commit: str) -> Path:
     """The model's files at that commit: its settings first, so that what is refused is refused before it is fetched."""
     names = check_permitted(asked, commit)
     ignore = unwanted(names)
-    if not consent.to_code():
+    if not consent.code_allowed():
         ignore.append("*.py")
     return hub.snapshot(asked, commit, ignore=ignore)
 

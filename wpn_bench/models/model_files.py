@@ -42,7 +42,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=consent.to_code())
+        return AutoConfig.from_pretrained(folder, trust_remote_code=consent.code_allowed())
     except Exception as e:  # each architecture checks its own fields in its own way
         raise UserError(
             f"{folder}/config.json is of no model that transformers reads ({' '.join(str(e).split())[:160]})",
@@ -56,7 +56,7 @@ def check_causal(folder: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = read_config(folder)
-    if getattr(config, "auto_map", None) and consent.to_code():
+    if getattr(config, "auto_map", None) and consent.code_allowed():
         return  # its class is in code of its own
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise not_causal(folder, f"model_type {config.model_type!r}")

@@ -66,7 +66,7 @@ def width_of(path: Path) -> int:
     """The hidden size, without loading weights; `UserError` where the configuration does not say it."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=consent.to_code()).get_text_config()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=consent.code_allowed()).get_text_config()
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int) or width < 1:
         raise UserError(

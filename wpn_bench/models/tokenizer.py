@@ -19,7 +19,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     _quiet()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=consent.to_code())
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=consent.code_allowed())
     except Exception as e:  # the tokenizers library raises bare exceptions
         raise UserError(
             f"the tokenizer in {path} cannot be read ({' '.join(str(e).split())[:160]})",

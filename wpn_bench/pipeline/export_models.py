@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench.core.files import digest_of, write_json, write_text
-from wpn_bench.core.paths import inside
+from wpn_bench.core.paths import path_inside
 from wpn_bench.jobs.store import MANIFEST, read_manifest
 from wpn_bench.unlearn.lora import ADAPTER
 
@@ -64,7 +64,7 @@ def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest
     for folder in _left_before(out):
         shutil.rmtree(folder, ignore_errors=True)
     for one in models:
-        target = inside(out, one.folder)
+        target = path_inside(out, one.folder)
         partial = target.with_name(f".{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
         for name in _of_the_model(one.files):

@@ -17,7 +17,7 @@ from wpn_bench.config import RunConfig
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.jobs.job import External, Job
-from wpn_bench.jobs.rates import Rates, kind_of, machine
+from wpn_bench.jobs.rates import Rates, job_kind, machine_name
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline import planner
@@ -66,7 +66,7 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     inputs = pipeline_inputs.prepare(config, reporter)
     made = planner.plan(config, inputs, store)
     rates = Rates.of_store(root)
-    here = machine(inputs.device)
+    here = machine_name(inputs.device)
     parameters = count_parameters(inputs.model.path)
     jobs = list({job.digest: job for job in made.jobs}.values())
     seconds: dict[str, float] = {}
@@ -75,7 +75,7 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
         how = "done"
         seconds[job.digest] = 0.0
         if store.find(job.stage, job.digest) is None:
-            kind = kind_of(job.stage, job.params)
+            kind = job_kind(job.stage, job.params)
             n = _items(job) or rates.items(kind) or 0
             expected = rates.expected(kind, n, parameters, here)
             how, seconds[job.digest] = expected.measured, expected.seconds

@@ -29,7 +29,7 @@ from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.tuning import Bound
 
 if TYPE_CHECKING:
-    from wpn_bench.benchmarks.run import TaskInfo
+    from wpn_bench.benchmarks.run import BenchmarkInfo
 
 
 VALIDATION_SHARE = 0.1
@@ -45,7 +45,7 @@ class Ground:
     """What trials are measured on, all of it apart from the tests: validation prompts, and either tasks or texts."""
 
     prompts: PromptSet
-    tasks: tuple[TaskInfo, ...]
+    tasks: tuple[BenchmarkInfo, ...]
     texts: TextSet | None
     bound: Bound
 
@@ -61,7 +61,7 @@ class Inputs:
     sets: tuple[tuple[str, PromptSet], ...]
     retain: TextSet
     heldout: TextSet | None
-    tasks: tuple[TaskInfo, ...]
+    tasks: tuple[BenchmarkInfo, ...]
     judge_digest: str
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
@@ -94,14 +94,14 @@ class FurtherJudge:
 def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> Inputs:
     """Find the model, read the prompts, resolve the tasks. Raises `UserError` for whatever cannot work; with `force`, an
     estimate that says so is a warning."""
-    from wpn_bench.benchmarks.run import describe, expand, forget_tasks
+    from wpn_bench.benchmarks.run import clear_task_cache, describe, expand
 
     # Those of a run before, in the same process, may have other files by now.
     forget_judges()
-    forget_tasks()
+    clear_task_cache()
     # In order of cost: names and local files first, then what may have to be fetched.
     notes: list[str] = []
-    tasks: tuple[TaskInfo, ...] = ()
+    tasks: tuple[BenchmarkInfo, ...] = ()
     names: list[str] = []
     tune_names: list[str] = []
     if config.tune:
@@ -120,7 +120,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     # The files of a model that lies here are looked at first, for an estimate takes config.json at its word; one that lies on
     # the hub is not fetched for nothing.
     found = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
-    resources.check(config, force=force, warn=reporter.note)
+    resources.check_resources(config, force=force, warn=reporter.note)
     model = found or models.resolve(config.model, config.revision)
     check_causal(model.path)
     preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)

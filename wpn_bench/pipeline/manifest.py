@@ -12,7 +12,7 @@ from typing import Any
 from wpn_bench.analysis import metric_rows
 from wpn_bench.config import RunConfig
 from wpn_bench.core.files import digest_of
-from wpn_bench.core.paths import shown
+from wpn_bench.core.paths import display_path
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import Outcome
 from wpn_bench.pipeline.export_models import Export
@@ -30,11 +30,11 @@ def _manifest(
             settings[name] = _no_home(settings[name])
     settings["judge"] = parse(config.judge).shown
     settings["judges"] = [parse(judge).shown for judge in config.judges]
-    settings["judge_card"] = shown(config.judge_card) if config.judge_card else None
+    settings["judge_card"] = display_path(config.judge_card) if config.judge_card else None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_no_home(s) for s in settings[name]]
-    settings["accelerate"] = shown(os.path.expanduser(config.accelerate)) if config.accelerate else None
-    settings["attack_files"] = [shown(os.path.expanduser(file)) for file in config.attack_files]
+    settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None
+    settings["attack_files"] = [display_path(os.path.expanduser(file)) for file in config.attack_files]
     by_method: dict[str, dict[str, Any]] = {}
     for one in trained:
         described: dict[str, Any] = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
@@ -89,5 +89,5 @@ def _manifest(
 
 def _no_home(entry: str) -> str:
     name, source = _named(entry)
-    source = shown(Path(source).expanduser()) if Path(source).expanduser().exists() else source
+    source = display_path(Path(source).expanduser()) if Path(source).expanduser().exists() else source
     return f"{name}={source}" if name else source

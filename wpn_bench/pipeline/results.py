@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.analysis import metric_rows
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.core.files import write_json
-from wpn_bench.core.paths import shown
+from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import peak_memory_mb
 from wpn_bench.harmless.judges import JUDGES
 from wpn_bench.harmless.judges.spec import parse
@@ -82,7 +82,7 @@ def write(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "preset": config.preset,
             "title": config.title,
-            "model": config.model if inputs.model.revision or inputs.model.is_lab else shown(config.model),
+            "model": config.model if inputs.model.revision or inputs.model.is_lab else display_path(config.model),
             "revision": inputs.model.revision,
             "command": command,
             "seeds": list(config.seeds),

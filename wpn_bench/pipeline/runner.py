@@ -2,7 +2,7 @@
 
 `prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `tuned`
 chooses each method's options where that is asked for, `plan` lists the jobs, an executor runs them, `curves` measures
-methods while they train, `relearning` what comes back when they are trained on, `write` puts results, samples, manifest
+methods while they train, `relearning_memory` what comes back when they are trained on, `write` puts results, samples, manifest
 and reports into the run folder.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from wpn_bench.config import RunConfig
 from wpn_bench.core import consent
-from wpn_bench.core.files import claimed, digest_of, no_room
-from wpn_bench.core.paths import shown
+from wpn_bench.core.files import digest_of, disk_error_text, try_lock_temporary
+from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
@@ -46,11 +46,11 @@ def run(
     it begins although it does not seem to fit."""
     check_writable(out)
     logs = out.resolve() / "logs"
-    agreed = consent.given(code=config.trust_remote_code, pickles=config.allow_pickle)
+    agreed = consent.granted(code=config.trust_remote_code, pickles=config.allow_pickle)
     with agreed, reporter, _alone(out), _room(out, store), contextlib.ExitStack() as stack:
         try:
             shelf = Store(store)
-            with reporter.aside("find the model, read the prompts"):
+            with reporter.activity("find the model, read the prompts"):
                 inputs = prepare(config, reporter, force=force)
                 plan(config, inputs, shelf, logs)  # what cannot be planned is said before anything is computed
                 _check_store(config, inputs, shelf, reporter, force)
@@ -66,7 +66,7 @@ def run(
         outcomes = executor.run(made.jobs)
         drawn = curves(trials.applied(config), inputs, shelf, executor)
         relearnt = relearning(config, inputs, shelf, executor, made, outcomes)
-        with reporter.aside("compare and report"):
+        with reporter.activity("compare and report"):
             return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn, relearnt)
 
 
@@ -74,7 +74,7 @@ def run(
 def _alone(out: Path) -> Iterator[None]:
     """No other process writes this run folder meanwhile."""
     digest = digest_of(str(out.resolve()))[:16]
-    with claimed(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
+    with try_lock_temporary(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
         if not free:
             raise UserError(
                 f"another wpn-bench is at work on the run folder {out}", "wait for it, or give another --out"
@@ -88,30 +88,30 @@ def _room(out: Path, store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        said = no_room(e)
+        said = disk_error_text(e)
         if said is None:
             raise
         raise UserError(
-            f"{shown(e.filename) if e.filename else f'{out} or {store}'} cannot be written: {said}",
+            f"{display_path(e.filename) if e.filename else f'{out} or {store}'} cannot be written: {said}",
             "mend that, then type the same command again: what is finished is kept",
         ) from e
 
 
 def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
     """Whether what is still to be trained fits into the store. A run that goes on needs less than one that begins."""
-    subject = resources.Subject.of(config)
+    subject = resources.ModelSpec.of(config)
     if subject is None or not config.methods:
         return
     if config.tune:
         # Which trials there will be is not known ahead: any training of this model counts for one of them.
-        done = resources.trainings_of(store.root, inputs.model.digest)
+        done = resources.count_trainings(store.root, inputs.model.digest)
     else:
         vet = _vet_job(config, inputs, store) if config.vet else None
         if vet and store.find(vet.stage, vet.digest):
             inputs, _ = vetted(config, inputs, store, LocalExecutor(store, Reporter()))
         trained = plan(config, inputs, store).trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)
-    resources.refuse([resources.of_store(subject, store.root, done)], force=force, warn=reporter.note)
+    resources.raise_if_too_large([resources.check_store(subject, store.root, done)], force=force, warn=reporter.note)
 
 
 def check_writable(out: Path) -> None:

@@ -21,7 +21,7 @@ from wpn_bench.config import RunConfig
 from wpn_bench.core import machine
 from wpn_bench.errors import UserError
 from wpn_bench.preflight import resources
-from wpn_bench.preflight.resources import Subject, Verdict
+from wpn_bench.preflight.resources import FitCheck, ModelSpec
 
 _LIBRARIES = (
     "torch",
@@ -37,17 +37,17 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the report. `way_out` says what to do about a failure."""
+class Diagnostic:
+    """One line of the report. `hint` says what to do about a failure."""
 
     topic: str
     status: Literal["ok", "note", "fail"]
     text: str
-    way_out: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
-class Patient:
+class DoctorContext:
     """What is asked about: a run's configuration, its store, and the folder that its run folder will lie in."""
 
     config: RunConfig
@@ -60,9 +60,9 @@ class Patient:
         return self.config.model != "lab" and not Path(self.config.model).expanduser().exists()
 
     @cached_property
-    def subject(self) -> Subject | None:
+    def subject(self) -> ModelSpec | None:
         """What is estimated; None if the model's configuration cannot be read."""
-        return Subject.of(self.config)
+        return ModelSpec.of(self.config)
 
     @cached_property
     def device(self) -> str:
@@ -72,54 +72,54 @@ class Patient:
         return pick_device(self.config.device).partition(":")[0]
 
 
-def examine(patient: Patient) -> list[Finding]:
+def run_checks(patient: DoctorContext) -> list[Diagnostic]:
     """All findings, in the order in which they are printed."""
-    found: list[Finding] = []
+    found: list[Diagnostic] = []
     for topic, check in _CHECKS.items():
         try:
             found += check(patient)
         except UserError as e:
-            found.append(Finding(topic, "fail", e.problem, e.way_out))
+            found.append(Diagnostic(topic, "fail", e.problem, e.hint))
     return found
 
 
-def failed(findings: list[Finding]) -> bool:
+def has_failures(findings: list[Diagnostic]) -> bool:
     return any(finding.status == "fail" for finding in findings)
 
 
-def show(findings: list[Finding], as_json: bool) -> None:
+def print_diagnostics(findings: list[Diagnostic], as_json: bool) -> None:
     """Print the findings and, last, whether all is well."""
     if as_json:
-        print(json.dumps({"ok": not failed(findings), "findings": [asdict(f) for f in findings]}, indent=2))
+        print(json.dumps({"ok": not has_failures(findings), "findings": [asdict(f) for f in findings]}, indent=2))
         return
     width = max(len(f.topic) for f in findings)
     for f in findings:
-        print(f"{f.status:<4}  {f.topic:<{width}}  {f.text}{f'; {f.way_out}' if f.way_out else ''}")
+        print(f"{f.status:<4}  {f.topic:<{width}}  {f.text}{f'; {f.hint}' if f.hint else ''}")
     bad = sum(f.status == "fail" for f in findings)
     print(f"{bad} thing{'s' if bad > 1 else ''} to mend first" if bad else "all is well")
 
 
-def _libraries(patient: Patient) -> Iterator[Finding]:
+def _libraries(patient: DoctorContext) -> Iterator[Diagnostic]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     declared = {_normal(r.name): r for r in map(Requirement, requires("wpn-bench") or ())}
     pinned = _pinned()
-    yield Finding("python", "ok", platform.python_version())
+    yield Diagnostic("python", "ok", platform.python_version())
     for name in _LIBRARIES:
         try:
             here = version(name)
         except PackageNotFoundError:
-            yield Finding(name, "fail", "is not installed", "pip install wpn-bench")
+            yield Diagnostic(name, "fail", "is not installed", "pip install wpn-bench")
             continue
         asked = str(declared[_normal(name)].specifier) if _normal(name) in declared else ""
         pin = pinned.get(_normal(name))
         if not SpecifierSet(asked).contains(here, prereleases=True):
-            yield Finding(name, "fail", f"{here}, but wpn-bench needs {asked}", f"pip install '{name}{asked}'")
+            yield Diagnostic(name, "fail", f"{here}, but wpn-bench needs {asked}", f"pip install '{name}{asked}'")
         elif pin is not None and here.partition("+")[0] != pin:
-            yield Finding(name, "note", f"{here}; the tests ran with {pin}")
+            yield Diagnostic(name, "note", f"{here}; the tests ran with {pin}")
         else:
-            yield Finding(name, "ok", here + (" (as pinned)" if pin else ""))
+            yield Diagnostic(name, "ok", here + (" (as pinned)" if pin else ""))
 
 
 def _pinned() -> dict[str, str]:
@@ -134,43 +134,45 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _machine(patient: Patient) -> Iterator[Finding]:
+def _machine(patient: DoctorContext) -> Iterator[Diagnostic]:
     import torch
 
-    yield Finding(
+    yield Diagnostic(
         "processors", "ok", f"{os.cpu_count()} ({platform.machine()}), PyTorch uses {torch.get_num_threads()}"
     )
     free, total = machine.free_memory(), machine.total_memory()
-    yield Finding("memory", "ok", f"{resources.shown(free)} free of {resources.shown(total)}")
+    yield Diagnostic("memory", "ok", f"{resources.format_bytes(free)} free of {resources.format_bytes(total)}")
     if not torch.cuda.is_available():
-        yield Finding("gpu", "note", "none: everything runs on the processor")
+        yield Diagnostic("gpu", "note", "none: everything runs on the processor")
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --mixed-precision fp16"
         name = torch.cuda.get_device_name(i)
-        yield Finding("gpu", "ok", f"{name}, {resources.shown(free)} free of {resources.shown(total)}, {bf16}")
-    yield Finding("device", "ok", f"this run would use {patient.device}")
+        yield Diagnostic(
+            "gpu", "ok", f"{name}, {resources.format_bytes(free)} free of {resources.format_bytes(total)}, {bf16}"
+        )
+    yield Diagnostic("device", "ok", f"this run would use {patient.device}")
 
 
-def _disk(patient: Patient) -> Iterator[Finding]:
+def _disk(patient: DoctorContext) -> Iterator[Diagnostic]:
     subject = patient.subject
-    verdict = resources.of_store(subject, patient.store) if subject else None
+    verdict = resources.check_store(subject, patient.store) if subject else None
     for topic, folder in (("store", patient.store), ("runs", patient.runs)):
-        there = machine.nearest(folder)
+        there = machine.nearest_existing(folder)
         if not there.is_dir() or not os.access(there, os.W_OK):
             option = "--store" if topic == "store" else "--out"
-            yield Finding(topic, "fail", f"{folder} cannot be written", f"give another with {option} DIR")
+            yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"give another with {option} DIR")
         elif topic == "store" and verdict:
             yield _finding(verdict)
         else:
-            yield Finding(topic, "ok", f"{resources.shown(machine.free_disk(folder))} free at {folder}")
+            yield Diagnostic(topic, "ok", f"{resources.format_bytes(machine.free_disk(folder))} free at {folder}")
 
 
-def _finding(verdict: Verdict) -> Finding:
-    return Finding(verdict.topic, "ok" if verdict.fits else "fail", verdict.text, verdict.way_out)
+def _finding(verdict: FitCheck) -> Diagnostic:
+    return Diagnostic(verdict.topic, "ok" if verdict.fits else "fail", verdict.text, verdict.hint)
 
 
-def _hub(patient: Patient) -> Iterator[Finding]:
+def _hub(patient: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants, get_token
 
     offline = constants.HF_HUB_OFFLINE
@@ -178,34 +180,34 @@ def _hub(patient: Patient) -> Iterator[Finding]:
     address = urlsplit(constants.ENDPOINT)
     where = f"{address.scheme}://{address.hostname}{f':{address.port}' if address.port else ''}"
     token = "with a token" if get_token() else "no token (gated repositories stay closed)"
-    yield Finding(
+    yield Diagnostic(
         "hub",
         "note" if offline else "ok",
         f"{where}, {token}{', offline mode: only what is cached' if offline else ''}",
     )
 
 
-def _model(patient: Patient) -> Iterator[Finding]:
+def _model(patient: DoctorContext) -> Iterator[Diagnostic]:
     from wpn_bench import hub, models
 
     asked = patient.config.model
     if patient.on_hub:
         # Raises where the run would: closed, unknown, not here and offline, code or pickles that nobody agreed to.
-        models.check_permitted(asked, hub.commit_of(asked, patient.config.revision))
+        models.check_permitted(asked, hub.resolve_commit(asked, patient.config.revision))
     if patient.subject is not None:
-        yield Finding("model", "ok", f"{asked}: {patient.subject.model_class.__name__}")
+        yield Diagnostic("model", "ok", f"{asked}: {patient.subject.model_class.__name__}")
     elif patient.on_hub:
-        way_out = "check its name, HF_TOKEN, HF_ENDPOINT and the network; `wpn-bench full` alone needs none of them"
-        yield Finding(
-            "model", "fail", f"the configuration of {asked} cannot be read from the hub or the cache", way_out
+        hint = "check its name, HF_TOKEN, HF_ENDPOINT and the network; `wpn-bench full` alone needs none of them"
+        yield Diagnostic(
+            "model", "fail", f"the configuration of {asked} cannot be read from the hub or the cache", hint
         )
     else:
-        yield Finding(
+        yield Diagnostic(
             "model", "fail", f"{asked} holds no causal language model", "give a folder with config.json, or a hub id"
         )
 
 
-def _judge(patient: Patient) -> Iterator[Finding]:
+def _judge(patient: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants
 
     from wpn_bench.harmless.judges import JUDGES
@@ -215,14 +217,14 @@ def _judge(patient: Patient) -> Iterator[Finding]:
         spec = parse(text)
         missing = JUDGES.get(spec.judge).to_fetch(spec.variant)
         if not missing:
-            yield Finding("judge", "ok", f"{spec.shown} is here")
+            yield Diagnostic("judge", "ok", f"{spec.shown} is here")
         elif constants.HF_HUB_OFFLINE:
-            yield Finding("judge", "fail", f"{spec.shown} lacks {missing}, and this is offline mode", "connect once")
+            yield Diagnostic("judge", "fail", f"{spec.shown} lacks {missing}, and this is offline mode", "connect once")
         else:
-            yield Finding("judge", "note", f"{spec.shown} lacks {missing}, which a run will fetch")
+            yield Diagnostic("judge", "note", f"{spec.shown} lacks {missing}, which a run will fetch")
 
 
-def _training(patient: Patient) -> Iterator[Finding]:
+def _training(patient: DoctorContext) -> Iterator[Diagnostic]:
     """Whether each method's training fits, and by what it would."""
     from wpn_bench.unlearn import preflight
 
@@ -231,13 +233,13 @@ def _training(patient: Patient) -> Iterator[Finding]:
         return
     for name in config.methods:
         preflight.check_precision(config.method_config(name).mixed_precision, patient.device, config.dtype)
-    yield _finding(resources.of_training(subject))
+    yield _finding(resources.check_training(subject))
 
 
-def _measuring(patient: Patient) -> Iterator[Finding]:
+def _measuring(patient: DoctorContext) -> Iterator[Diagnostic]:
     """Whether the models that a run holds at a time fit; batches shrink to what is left beside them."""
     if patient.subject is not None:
-        yield _finding(resources.of_measuring(patient.subject))
+        yield _finding(resources.check_inference(patient.subject))
 
 
 _CHECKS = {

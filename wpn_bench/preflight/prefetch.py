@@ -13,7 +13,7 @@ from wpn_bench.core import consent
 from wpn_bench.core.progress import Reporter, Stopwatch
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.judges.spec import parse
-from wpn_bench.hub import Fetched
+from wpn_bench.hub import FetchedItem
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Step:
     """One thing to fetch: what it is called, and what fetches it."""
 
     label: str
-    fetch: Callable[[], list[Fetched]]
+    fetch: Callable[[], list[FetchedItem]]
 
 
-def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[Fetched, bool]]:
+def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, bool]]:
     """All that a run of `config` reads from elsewhere, and of each whether it was fetched now or was here before.
 
     Raises `UserError` for what cannot be had.
     """
     started = time.time()
-    found: dict[tuple[str, str], Fetched] = {}
-    with consent.given(code=config.trust_remote_code, pickles=config.allow_pickle), reporter:
+    found: dict[tuple[str, str], FetchedItem] = {}
+    with consent.granted(code=config.trust_remote_code, pickles=config.allow_pickle), reporter:
         steps = list(_steps(config))
         reporter.plan(len(steps))
         for step in steps:
@@ -71,13 +71,13 @@ def _sources(config: RunConfig) -> Iterator[prompts.Source]:
             yield source
 
 
-def _data(source: prompts.Source) -> list[Fetched]:
+def _data(source: prompts.Source) -> list[FetchedItem]:
     assert source.hub is not None
     commit = hub.resolve_revision(source.hub, source.config, source.revision)
     return [] if commit is None else [_loaded("prompts", source.hub, source.config, commit)]
 
 
-def _benchmark(name: str, config: RunConfig) -> list[Fetched]:
+def _benchmark(name: str, config: RunConfig) -> list[FetchedItem]:
     from wpn_bench.benchmarks import run
 
     info = run.prefetch(name, task_folders(config.benchmark_folders))
@@ -86,13 +86,13 @@ def _benchmark(name: str, config: RunConfig) -> list[Fetched]:
     return [_loaded("benchmark", info.dataset_path, info.dataset_name, info.revision)]
 
 
-def _loaded(kind: str, path: str, name: str | None, commit: str) -> Fetched:
-    hub.load(path, name, commit)
+def _loaded(kind: str, path: str, name: str | None, commit: str) -> FetchedItem:
+    hub.load_dataset(path, name, commit)
     shown = path if name in (None, "default") else f"{path} ({name})"
-    return Fetched(kind, shown, commit, hub.tables_of(path, name))
+    return FetchedItem(kind, shown, commit, hub.cached_tables(path, name))
 
 
-def show(found: list[tuple[Fetched, bool]]) -> None:
+def show(found: list[tuple[FetchedItem, bool]]) -> None:
     """Print a line for each thing, and the sum."""
     width = max((len(one.name) for one, _ in found), default=0)
     for one, now in found:

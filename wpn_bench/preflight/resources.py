@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench import hub, models
 from wpn_bench.attacks.registry import RELEARN
 from wpn_bench.config import RunConfig
-from wpn_bench.core.machine import SPARE, free_disk, nearest
+from wpn_bench.core.machine import USABLE_FRACTION, free_disk, nearest_existing
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import read_manifest
 from wpn_bench.unlearn.methods import method_of
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 # What Python, PyTorch and transformers take beside the model.
-LIBRARIES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
-JUDGE = GIB // 2  # of classifiers those that come with detoxify are among the largest: 125 M weights in float32
-CHECKPOINTS = 3  # of a training: two are kept, and a third is written before the oldest goes
-MOST_LAYERS = 5000  # of a model; today's large ones have 130
-SEARCHED_TOKENS = 256  # of a prompt, suffix and target that a gradient attack differentiates at a time
+LIBRARY_BYTES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
+JUDGE_BYTES = GIB // 2  # of classifiers those that come with detoxify are among the largest: 125 M weights in float32
+MAX_CHECKPOINTS = 3  # of a training: two are kept, and a third is written before the oldest goes
+MAX_LAYERS = 5000  # of a model; today's large ones have 130
+SEARCH_TOKENS = 256  # of a prompt, suffix and target that a gradient attack differentiates at a time
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSpec:
     """What is estimated: a run's configuration, the class and configuration of its model."""
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Subject:
     model_config: Any
 
     @classmethod
-    def of(cls, config: RunConfig) -> Subject | None:
+    def of(cls, config: RunConfig) -> ModelSpec | None:
         """The run's; None where the model's configuration cannot be read, which whoever fetches the model says better."""
         from wpn_bench.unlearn.preflight import architecture
 
@@ -52,7 +52,7 @@ class Subject:
             return None
         # Its sizes are found by building it without weights, layer by layer.
         layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > MOST_LAYERS:
+        if isinstance(layers, int) and layers > MAX_LAYERS:
             raise UserError(f"the config.json of {config.model} says {layers} layers", "give a model that there can be")
         return cls(config, model_class, settings)
 
@@ -90,7 +90,7 @@ def _size_of(dtype: str) -> int:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Bytes of memory that a stage of a run takes at most, on the run's device. `stage` is one of `executors.STAGES`
     ("generate" for all that only asks the model); `name` the method, attack or scheme; `parts` add up to `memory`."""
 
@@ -100,52 +100,52 @@ class Need:
     parts: Mapping[str, int] = field(default_factory=dict)
 
 
-def needs(subject: Subject) -> list[Need]:
+def memory_needs(subject: ModelSpec) -> list[MemoryNeed]:
     """Of every stage of the run that holds a model, the largest of each kind by itself: no two run at a time."""
     config = subject.config
     found = []
     if "train" in config.stages:
         for name in config.methods:
-            found.append(_need("train", name, training(subject, name)))
+            found.append(_need("train", name, training_memory(subject, name)))
     if set(config.stages) != {"train"}:
-        found.append(measuring(subject))
-    return [*found, *attacking(subject)]
+        found.append(inference_memory(subject))
+    return [*found, *attack_memory(subject)]
 
 
-def attacking(subject: Subject) -> list[Need]:
+def attack_memory(subject: ModelSpec) -> list[MemoryNeed]:
     """Of the attacks that need more of a model than to be asked."""
     config = subject.config
     if "attack" not in config.stages:
         return []
-    found = [searching(subject, name) for name in config.gradient_attacks]
-    found += [Need("quantise", name, rounding(subject)) for name in config.quantise]
+    found = [search_memory(subject, name) for name in config.gradient_attacks]
+    found += [MemoryNeed("quantise", name, quantisation_memory(subject)) for name in config.quantise]
     if config.relearn:
-        found.append(_need("relearn", RELEARN, relearning(subject)))
+        found.append(_need("relearn", RELEARN, relearning_memory(subject)))
     return found
 
 
-def training(subject: Subject, name: str, **changes: Any) -> Training:
+def training_memory(subject: ModelSpec, name: str, **changes: Any) -> Training:
     """What training with the method `name` takes, with these changes to its options; `dtype` is one, too."""
-    from wpn_bench.unlearn.memory import of_training
+    from wpn_bench.unlearn import memory
 
     dtype = changes.pop("dtype", subject.config.dtype)
     given = subject.config.method_config(name).model_dump() | changes
     kind = method_of(name)
-    return of_training(subject.model_class, subject.model_config, kind(kind.Config(**given)), dtype)
+    return memory.of_training(subject.model_class, subject.model_config, kind(kind.Config(**given)), dtype)
 
 
-def relearning(subject: Subject) -> Training:
+def relearning_memory(subject: ModelSpec) -> Training:
     """What relearning takes: it trains all weights, in float32."""
     from wpn_bench.attacks.relearn import RelearnConfig, Relearning
-    from wpn_bench.unlearn.memory import of_training
+    from wpn_bench.unlearn import memory
 
     assert subject.config.relearn is not None
     batch = subject.config.relearn.batch_size
     method = Relearning(RelearnConfig(batch_size=batch, retain_batch_size=batch))
-    return of_training(subject.model_class, subject.model_config, method, "float32")
+    return memory.of_training(subject.model_class, subject.model_config, method, "float32")
 
 
-def measuring(subject: Subject, dtype: str | None = None, offload: str | None = None) -> Need:
+def inference_memory(subject: ModelSpec, dtype: str | None = None, offload: str | None = None) -> MemoryNeed:
     """What asking a model takes: its weights (offloaded, the largest of them twice: as it is read, and as it is computed
     with), what a pass computes, the judge."""
     config = subject.config
@@ -154,49 +154,53 @@ def measuring(subject: Subject, dtype: str | None = None, offload: str | None = 
     parts = {
         "weights": weights,
         "passes": models.working_memory(subject.model_config, dtype or config.dtype),
-        "judge": JUDGE,
+        "judge": JUDGE_BYTES,
     }
-    return Need("generate", "", sum(parts.values()), parts)
+    return MemoryNeed("generate", "", sum(parts.values()), parts)
 
 
-def searching(subject: Subject, name: str) -> Need:
+def search_memory(subject: ModelSpec, name: str) -> MemoryNeed:
     """What a gradient attack takes: the whole model, and what autograd keeps of one text."""
     from wpn_bench.unlearn.memory import of_a_row
 
-    text = min(SEARCHED_TOKENS, models.context_of(subject.model_config))
+    text = min(SEARCH_TOKENS, models.context_of(subject.model_config))
     kept = of_a_row(subject.model_class, subject.model_config, subject.config.dtype, text)
-    parts = {"weights": subject.weights(), "gradients": kept, "passes": measuring(subject).parts["passes"]}
-    return Need(name, name, sum(parts.values()), parts)
+    parts = {
+        "weights": subject.weights(),
+        "gradients": kept,
+        "passes": inference_memory(subject).parts["passes"],
+    }
+    return MemoryNeed(name, name, sum(parts.values()), parts)
 
 
-def rounding(subject: Subject) -> int:
+def quantisation_memory(subject: ModelSpec) -> int:
     """What quantisation takes: the weights as they were, and no more than that once they are rounded."""
     return 2 * subject.weights()
 
 
-def _need(stage: str, name: str, found: Training) -> Need:
+def _need(stage: str, name: str, found: Training) -> MemoryNeed:
     parts = {part: getattr(found, part) for part in _PARTS if getattr(found, part)}
-    return Need(stage, name, found.total, parts)
+    return MemoryNeed(stage, name, found.total, parts)
 
 
 _PARTS = ("weights", "reference", "gradients", "optimizer", "activations")
 
 
-def room(device: str) -> float:
+def available_memory(device: str) -> float:
     """Bytes of memory to be had for models on `device`."""
     from wpn_bench.core import device_memory
 
-    return max(0.0, SPARE * device_memory.free_memory(device) - LIBRARIES[device])
+    return max(0.0, USABLE_FRACTION * device_memory.free_memory(device) - LIBRARY_BYTES[device])
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether one thing of a run fits: `text` says how much is needed and how much there is, `way_out` what to do."""
+class FitCheck:
+    """Whether one thing of a run fits: `text` says how much is needed and how much there is, `hint` what to do."""
 
     topic: str
     fits: bool
     text: str
-    way_out: str = ""
+    hint: str = ""
 
 
 # What saves memory of training, the least intrusive first, and how it is typed.
@@ -223,74 +227,78 @@ _TYPED = {
 }
 
 
-def of_training(subject: Subject) -> Verdict:
+def check_training(subject: ModelSpec) -> FitCheck:
     """The hungriest method decides: a run trains them one after another."""
-    free = room(subject.device)
-    every = {name: training(subject, name) for name in subject.config.methods}
+    free = available_memory(subject.device)
+    every = {name: training_memory(subject, name) for name in subject.config.methods}
     name, most = max(every.items(), key=lambda pair: pair[1].total)
-    parts = ", ".join(f"{part} {shown(size)}" for part, size in _need("train", name, most).parts.items())
-    text = f"{name} takes at most {shown(most.total)} ({most.parameters / 1e6:,.1f} M parameters: {parts})"
-    here = f"{shown(free)} to be had on {subject.device}"
+    parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in _need("train", name, most).parts.items())
+    text = f"{name} takes at most {format_bytes(most.total)} ({most.parameters / 1e6:,.1f} M parameters: {parts})"
+    here = f"{format_bytes(free)} to be had on {subject.device}"
     if most.total <= free:
-        return Verdict("training", True, f"fits: {text}, {here}")
+        return FitCheck("training", True, f"fits: {text}, {here}")
     mixed = any(subject.config.method_config(one).mixed_precision != "no" for one in every)
     for changes in _SAVINGS:
-        less = max(training(subject, one, **changes).total for one in every)
+        less = max(training_memory(subject, one, **changes).total for one in every)
         if less <= free:
             options = " ".join(
                 typed for name, typed in _TYPED.items() if name in changes and (mixed or name != "mixed_precision")
             )
-            return Verdict("training", False, f"does not fit: {text}, {here}", f"use {options} ({shown(less)})")
-    return Verdict("training", False, f"does not fit: {text}, {here}", "take a smaller model, or a larger machine")
+            return FitCheck("training", False, f"does not fit: {text}, {here}", f"use {options} ({format_bytes(less)})")
+    return FitCheck("training", False, f"does not fit: {text}, {here}", "take a smaller model, or a larger machine")
 
 
-def of_measuring(subject: Subject) -> Verdict:
+def check_inference(subject: ModelSpec) -> FitCheck:
     """Two models, the base and another, if both fit; else one at a time, offloaded where that was asked for."""
-    config, free = subject.config, room(subject.device)
-    here = f"{shown(free)} to be had on {subject.device}"
+    config, free = subject.config, available_memory(subject.device)
+    here = f"{format_bytes(free)} to be had on {subject.device}"
     if config.offload == "cpu" and subject.device != "cpu":
-        free += room("cpu")
+        free += available_memory("cpu")
         here += " and in main memory"
-    one, two = measuring(subject, offload="none").memory, 2 * subject.weights()
+    one, two = inference_memory(subject, offload="none").memory, 2 * subject.weights()
     both = one + subject.weights()
     if both <= free:
-        return Verdict("measuring", True, f"fits: base and one other model take {shown(two)}, {here}")
-    text = f"one model takes {shown(subject.weights())}, with passes and judge {shown(one)}, {here}"
+        return FitCheck("measuring", True, f"fits: base and one other model take {format_bytes(two)}, {here}")
+    text = f"one model takes {format_bytes(subject.weights())}, with passes and judge {format_bytes(one)}, {here}"
     if one <= free:
-        return Verdict("measuring", True, f"fits one model at a time: {text}")
-    least = measuring(subject, offload="disk").memory
+        return FitCheck("measuring", True, f"fits one model at a time: {text}")
+    least = inference_memory(subject, offload="disk").memory
     if config.offload == "disk" and least <= free:
-        return Verdict("measuring", True, f"fits, read from disk: {text}, and {shown(least)} are enough")
-    if config.dtype == "float32" and (half := measuring(subject, "bfloat16", "none").memory) <= free:
-        way_out = f"use --dtype bfloat16 ({shown(half)})"
-    elif subject.device != "cpu" and config.offload == "none" and one <= free + room("cpu"):
-        way_out = "use --offload cpu"
+        return FitCheck("measuring", True, f"fits, read from disk: {text}, and {format_bytes(least)} are enough")
+    if config.dtype == "float32" and (half := inference_memory(subject, "bfloat16", "none").memory) <= free:
+        hint = f"use --dtype bfloat16 ({format_bytes(half)})"
+    elif subject.device != "cpu" and config.offload == "none" and one <= free + available_memory("cpu"):
+        hint = "use --offload cpu"
     elif config.offload != "disk" and least <= free:
-        way_out = f"use --offload disk ({shown(least)})"
+        hint = f"use --offload disk ({format_bytes(least)})"
     else:
-        way_out = "take a smaller model, or a larger machine"
-    return Verdict("measuring", False, f"does not fit: {text}", way_out)
+        hint = "take a smaller model, or a larger machine"
+    return FitCheck("measuring", False, f"does not fit: {text}", hint)
 
 
-def of_attacks(subject: Subject) -> Iterator[Verdict]:
+def check_attacks(subject: ModelSpec) -> Iterator[FitCheck]:
     """The attacks that need more of a model than to be asked, none of which works on one that is offloaded."""
-    free = room(subject.device)
-    for need in attacking(subject):
-        text = f"{need.name} takes at most {shown(need.memory)}, {shown(free)} to be had on {subject.device}"
+    free = available_memory(subject.device)
+    for need in attack_memory(subject):
+        text = (
+            f"{need.name} takes at most {format_bytes(need.memory)}, {format_bytes(free)} to be had on {subject.device}"
+        )
         fits = need.memory <= free
-        way_out = "" if fits else f"leave {need.name} out (--attacks names those to make)"
-        yield Verdict("attacks", fits, ("fits: " if fits else "does not fit: ") + text, way_out)
+        hint = "" if fits else f"leave {need.name} out (--attacks names those to make)"
+        yield FitCheck("attacks", fits, ("fits: " if fits else "does not fit: ") + text, hint)
 
 
-def of_context(subject: Subject) -> Verdict:
+def check_context(subject: ModelSpec) -> FitCheck:
     """Whether there is room for the response at all."""
     context, asked = models.context_of(subject.model_config), subject.config.decoding.max_new_tokens
     text = f"{subject.config.model} attends to {context} tokens, and the response alone may take {asked}"
-    return Verdict("context", asked < context, text, "" if asked < context else f"use --max-new-tokens below {context}")
+    return FitCheck(
+        "context", asked < context, text, "" if asked < context else f"use --max-new-tokens below {context}"
+    )
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoreUsage:
     """Bytes that a run leaves in the store at most: models that are trained (of them those of trials), models after some
     steps, models whose weights are rounded; and checkpoints while a training is on."""
 
@@ -304,14 +312,14 @@ class Kept:
         return self.trained + self.snapshots + self.rounded + self.checkpoints
 
 
-def kept(subject: Subject, done: int = 0) -> Kept:
+def store_usage(subject: ModelSpec, done: int = 0) -> StoreUsage:
     """What the run will leave, without the `done` trainings that the store has already."""
     from wpn_bench.attacks.relearn import RelearnConfig
 
     config, one = subject.config, subject.weights()
     methods, seeds = len(config.methods), len(config.seeds)
     if "train" not in config.stages:
-        return Kept(0, 0, 0, 0)
+        return StoreUsage(0, 0, 0, 0)
     trainings = max(0, methods * (seeds + (config.tune or 0)) - done)
     curves = len(config.curve_methods()) * seeds * (1 + len(config.curve.steps)) if config.curve else 0
     snapshots = curves * one
@@ -322,31 +330,31 @@ def kept(subject: Subject, done: int = 0) -> Kept:
         if config.relearn:
             steps = sum(step > 0 for step in config.relearn.steps)
             snapshots += seeds * (methods + 1) * len(config.relearn.kinds) * steps * subject.weights("float32")
-    every = [(training(subject, name), config.method_config(name)) for name in config.methods]
+    every = [(training_memory(subject, name), config.method_config(name)) for name in config.methods]
     checkpoints = max(
-        (min(CHECKPOINTS, c.steps // c.save_every) * (t.gradients + t.optimizer) for t, c in every if c.save_every),
+        (min(MAX_CHECKPOINTS, c.steps // c.save_every) * (t.gradients + t.optimizer) for t, c in every if c.save_every),
         default=0,
     )
     if not trainings:
         checkpoints = 0
     if "attack" in config.stages and config.relearn:
         each = max(config.relearn.steps) // RelearnConfig().save_every
-        checkpoints = max(checkpoints, min(CHECKPOINTS, each) * 3 * subject.weights("float32"))
-    return Kept(trainings * one, snapshots, rounded, checkpoints)
+        checkpoints = max(checkpoints, min(MAX_CHECKPOINTS, each) * 3 * subject.weights("float32"))
+    return StoreUsage(trainings * one, snapshots, rounded, checkpoints)
 
 
-def trainings_of(store: Path, base: str) -> int:
+def count_trainings(store: Path, base: str) -> int:
     """How many trained models of the base with this digest are in the store."""
     found = (read_manifest(folder) or {} for folder in (store / "train").glob("*"))
     return sum(one.get("inputs", {}).get("needs", {}).get("model") == base for one in found)
 
 
-def to_fetch(asked: str, revision: str | None = None) -> int:
+def download_bytes(asked: str, revision: str | None = None) -> int:
     """Bytes that the hub's model has and the cache has not; 0 for a folder, and where the hub cannot be asked."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.hf_api import RepoFile
 
-    if models.lies_here(asked) or hub.is_away():
+    if models.lies_here(asked) or hub.is_unreachable():
         return 0
     try:
         tree = HfApi().list_repo_tree(asked, recursive=True, revision=revision)
@@ -362,55 +370,55 @@ def to_fetch(asked: str, revision: str | None = None) -> int:
     )
 
 
-def of_download(config: RunConfig) -> Verdict:
+def check_download(config: RunConfig) -> FitCheck:
     """Whether the model fits into the hub's cache."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    need, free = to_fetch(config.model, config.revision), free_disk(cache)
-    text = f"{config.model} takes {shown(need)}, {shown(free)} free in the hub's cache"
-    way_out = "" if need <= free else "set HF_HOME to a folder on a larger disk"
-    return Verdict("download", need <= free, text, way_out)
+    need, free = download_bytes(config.model, config.revision), free_disk(cache)
+    text = f"{config.model} takes {format_bytes(need)}, {format_bytes(free)} free in the hub's cache"
+    hint = "" if need <= free else "set HF_HOME to a folder on a larger disk"
+    return FitCheck("download", need <= free, text, hint)
 
 
-def of_store(subject: Subject, store: Path, done: int = 0) -> Verdict:
+def check_store(subject: ModelSpec, store: Path, done: int = 0) -> FitCheck:
     """Whether the models that are made fit into the store, of which `done` trainings are there already; beside the
     download, if that goes to the same disk."""
     from huggingface_hub import constants
 
-    free, need = free_disk(store), kept(subject, done).total
-    text = f"{shown(free)} free at {store}, the trained models alone may take {shown(need)}"
-    if nearest(store).stat().st_dev == nearest(Path(constants.HF_HUB_CACHE)).stat().st_dev:
-        fetched = to_fetch(subject.config.model, subject.config.revision)
-        text += f" and the download {shown(fetched)}" if fetched else ""
+    free, need = free_disk(store), store_usage(subject, done).total
+    text = f"{format_bytes(free)} free at {store}, the trained models alone may take {format_bytes(need)}"
+    if nearest_existing(store).stat().st_dev == nearest_existing(Path(constants.HF_HUB_CACHE)).stat().st_dev:
+        fetched = download_bytes(subject.config.model, subject.config.revision)
+        text += f" and the download {format_bytes(fetched)}" if fetched else ""
         need += fetched
     if need > free:
-        return Verdict("store", False, text, "give a larger disk with --store DIR, or fewer --methods or --seeds")
-    also = f", the trained models may take {shown(need)}" if need else ""
-    return Verdict("store", True, f"{shown(free)} free at {store}{also}")
+        return FitCheck("store", False, text, "give a larger disk with --store DIR, or fewer --methods or --seeds")
+    also = f", the trained models may take {format_bytes(need)}" if need else ""
+    return FitCheck("store", True, f"{format_bytes(free)} free at {store}{also}")
 
 
-def check(config: RunConfig, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> None:
+def check_resources(config: RunConfig, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> None:
     """Raise `UserError` for what cannot succeed with this model on this machine; with `force`, what is only estimated is
     a warning. Nothing is said of a model whose configuration cannot be read."""
-    subject = Subject.of(config)
+    subject = ModelSpec.of(config)
     if subject is None:
         return
-    context = of_context(subject)
+    context = check_context(subject)
     if not context.fits:
-        raise UserError(context.text, context.way_out)
-    refuse(_of_memory(subject, warn), force=force, warn=warn)
-    refuse([of_download(config)], force=force, warn=warn)
+        raise UserError(context.text, context.hint)
+    raise_if_too_large(_of_memory(subject, warn), force=force, warn=warn)
+    raise_if_too_large([check_download(config)], force=force, warn=warn)
 
 
-def _of_memory(subject: Subject, warn: Callable[[str], None]) -> list[Verdict]:
+def _of_memory(subject: ModelSpec, warn: Callable[[str], None]) -> list[FitCheck]:
     stages, found = set(subject.config.stages), []
     try:
         if "train" in stages and subject.config.methods:
-            found.append(of_training(subject))
+            found.append(check_training(subject))
         if stages != {"train"}:
-            found.append(of_measuring(subject))
-        found += of_attacks(subject)
+            found.append(check_inference(subject))
+        found += check_attacks(subject)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as e:
         # Models there are many, and not all can be computed without weights.
         what = " ".join(str(e).split())[:120]
@@ -418,17 +426,17 @@ def _of_memory(subject: Subject, warn: Callable[[str], None]) -> list[Verdict]:
     return found
 
 
-def refuse(found: list[Verdict], *, force: bool, warn: Callable[[str], None]) -> None:
+def raise_if_too_large(found: list[FitCheck], *, force: bool, warn: Callable[[str], None]) -> None:
     """Raise `UserError` for the first of these that does not fit; with `force`, warn of each and go on."""
     for verdict in found:
         if verdict.fits:
             continue
         if not force:
-            way_out = f"{verdict.way_out}, or try it with --force: the estimate is an upper bound"
-            raise UserError(f"{verdict.topic}: {verdict.text}", way_out)
+            hint = f"{verdict.hint}, or try it with --force: the estimate is an upper bound"
+            raise UserError(f"{verdict.topic}: {verdict.text}", hint)
         warn(f"warning: {verdict.topic}: {verdict.text}; going on by --force")
 
 
-def shown(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wpn_bench.core.files import digest_of
-from wpn_bench.core.paths import shown, tasks_dir
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.paths import display_path, tasks_dir
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import first_of
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.prompts.tables import _READERS, read_file
 from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
-from wpn_bench.redact import without_secrets
+from wpn_bench.redact import redact_secrets
 
 
 class Pick(BaseModel):
@@ -76,7 +76,7 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
     """A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet)."""
     known = declared()
     if not name_or_file.strip():
-        raise unknown("prompt set", name_or_file, known)
+        raise unknown_name("prompt set", name_or_file, known)
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
@@ -90,13 +90,13 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
             {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
         )
         return SetSpec(
-            name=name or without_secrets(path.stem),
+            name=name or redact_secrets(path.stem),
             role=role,
             kind=kind,
             source=Source(file=str(path)),
             columns=columns,
         )
-    raise unknown("prompt set", name_or_file, known)
+    raise unknown_name("prompt set", name_or_file, known)
 
 
 def load_prompts(spec: SetSpec) -> PromptSet:
@@ -173,7 +173,7 @@ def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         rows, source = _from_hub(spec.source)
     elif spec.source.file:
         path = Path(os.path.expanduser(spec.source.file))
-        rows, source = read_file(path), {"file": shown(path)}
+        rows, source = read_file(path), {"file": display_path(path)}
     else:
         raise UserError(f"prompt set {spec.name!r} names no source", "give it one of lab, hub and file")
     return [row for row in rows if _matches(row, spec.where)], source
@@ -185,7 +185,7 @@ def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert source.hub is not None
     revision = hub.resolve_revision(source.hub, source.config, source.revision)
     assert revision is not None
-    splits = hub.load(source.hub, source.config, revision)
+    splits = hub.load_dataset(source.hub, source.config, revision)
     if source.split not in splits:
         raise UserError(f"the data set {source.hub!r} has no split {source.split!r}", f"it has {', '.join(splits)}")
     return list(splits[source.split]), {
@@ -226,7 +226,7 @@ def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
         value = _reach(row, column)
         tests = wanted if isinstance(wanted, Mapping) else {"eq": wanted}
         if not set(tests) <= set(_COMPARE):
-            raise unknown("comparison", sorted(set(map(str, tests)) - set(_COMPARE))[0], _COMPARE)
+            raise unknown_name("comparison", sorted(set(map(str, tests)) - set(_COMPARE))[0], _COMPARE)
         try:
             if value is None or not all(_COMPARE[op](value, bound) for op, bound in tests.items()):
                 return False

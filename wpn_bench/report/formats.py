@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.registry import nearest
+from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
 
 DEFAULT = ("html", "md")
@@ -44,7 +44,7 @@ def chosen(names: Sequence[str]) -> dict[str, Format]:
         raise UserError("--format names no format", f"choose from {', '.join(FORMATS)}")
     for name in names:
         if name not in FORMATS:
-            near = nearest(name, FORMATS)
+            near = close_matches(name, FORMATS)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FORMATS)}"
             raise UserError(f"unknown report format {name!r}", hint)
     return {name: FORMATS[name] for name in names}

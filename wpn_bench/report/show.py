@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wpn_bench.core.registry import nearest
+from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
 from wpn_bench.report import tables
 from wpn_bench.report.render import failures
@@ -168,6 +168,6 @@ def _known(option: str, asked: Sequence[str], names: Sequence[str]) -> None:
     known = list(dict.fromkeys(names))
     for name in asked:
         if name not in known:
-            near = nearest(name, known)
+            near = close_matches(name, known)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known[:40])}"
             raise UserError(f"the run has no {option} {name!r}", hint)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from wpn_bench.core.numbers import known
+from wpn_bench.core.numbers import is_finite
 from wpn_bench.report.render import Finished, failures
 from wpn_bench.report.verdict import sentences
 from wpn_bench.runs.files import BASE, Row
@@ -90,7 +90,7 @@ def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> st
     writer.writerow(columns)
     for row in rows:
         values = (row.get(column) for column in columns)
-        writer.writerow("" if v is None or (isinstance(v, float) and not known(v)) else v for v in values)
+        writer.writerow("" if v is None or (isinstance(v, float) and not is_finite(v)) else v for v in values)
     return out.getvalue()
 
 

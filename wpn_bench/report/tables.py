@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wpn_bench.core.numbers import interval, known, p_value, percent, plain, points, seconds, signed, signed_interval
+from wpn_bench.core.numbers import (
+    interval,
+    is_finite,
+    p_value,
+    percent,
+    plain,
+    points,
+    seconds,
+    signed,
+    signed_interval,
+)
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
@@ -471,7 +481,9 @@ def searches(view: View) -> Table | None:
 
 
 def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
-    losses = [(r["first_loss"], r["best_loss"]) for r in rows if known(r["first_loss"]) and known(r["best_loss"])]
+    losses = [
+        (r["first_loss"], r["best_loss"]) for r in rows if is_finite(r["first_loss"]) and is_finite(r["best_loss"])
+    ]
     if not losses:
         return None
     first, best = (sum(side) / len(losses) for side in zip(*losses, strict=True))

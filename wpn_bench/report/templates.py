@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.flat import flat
+from wpn_bench.core.flat import flatten
 from wpn_bench.core.numbers import seconds
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
@@ -46,7 +46,7 @@ def environment() -> Any:
     environment.filters["set"] = typeset
     environment.filters["md"] = markdown_text
     environment.filters["tag"] = tag_text
-    environment.filters["flat"] = flat
+    environment.filters["flat"] = flatten
     environment.filters["seconds"] = seconds
     return environment
 

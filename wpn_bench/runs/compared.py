@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.flat import flat
+from wpn_bench.core.flat import flatten
 from wpn_bench.runs.files import BASE, read_manifest, read_results
 from wpn_bench.runs.view import View, one_line
 
@@ -54,7 +54,7 @@ class Compared:
         # Runs without a manifest say at least this much.
         for name in ("preset", "seeds", "limit", "margin_points", "template", "decoding"):
             parts[name] = run.get(name, parts.get(name))
-        return {one_line(name): one_line(value) for name, value in flat(parts)}
+        return {one_line(name): one_line(value) for name, value in flatten(parts)}
 
 
 def part(manifest: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.json_files import LARGEST, load_json
-from wpn_bench.core.paths import inside
+from wpn_bench.core.paths import path_inside
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def validate(results: dict[str, Any]) -> None:
 def read_results(run: Path) -> dict[str, Any]:
     """results.json of a run folder. `UserError` where there is none, or none that this program could have written: of
     another schema, with a number that JSON has not or that is too large, with a value of another type."""
-    file = inside(run, RESULTS)
+    file = path_inside(run, RESULTS)
     try:
         results: dict[str, Any] = load_json(file, AGAIN)
     except FileNotFoundError as e:
@@ -90,7 +90,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """manifest.json of a run folder; empty where there is none, for it is written last."""
-    file = inside(run, MANIFEST)
+    file = path_inside(run, MANIFEST)
     try:
         manifest = load_json(file, AGAIN)
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
     import pyarrow as pa
 
     try:
-        rows = pd.read_parquet(inside(file.parent, file.name))
+        rows = pd.read_parquet(path_inside(file.parent, file.name))
     except FileNotFoundError:
         return pd.DataFrame()
     except (OSError, ValueError, pa.ArrowException) as e:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import (
     AGAIN,
@@ -126,7 +126,7 @@ class Run:
         if model == BASE:
             raise UserError("base cannot be compared with itself", f"name one of {', '.join(measured) or 'no models'}")
         if model not in measured:
-            raise unknown("model of this run", model, measured)
+            raise unknown_name("model of this run", model, measured)
 
 
 _NUMBERS = [name for name in Row.__dataclass_fields__ if name not in (*_KEY, "seed")]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wpn_bench.core.numbers import known
+from wpn_bench.core.numbers import is_finite
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE
 
@@ -58,7 +58,7 @@ class Cell:
     @property
     def significant(self) -> bool:
         """p < 0.05; for a mean of sets, which has no p, an interval of the change that leaves out zero."""
-        if self.p_value is not None and known(self.p_value):
+        if self.p_value is not None and is_finite(self.p_value):
             return self.p_value < 0.05
         if self.delta_ci_low is None or self.delta_ci_high is None:
             return False

@@ -274,7 +274,7 @@ def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
     found = [json.loads(file.read_text(encoding="utf-8")) for file in told if file.is_file()]
     for one in found:
         if one["kind"] == "UserError":
-            return UserError(one["problem"], one["way_out"])
+            return UserError(one["problem"], one["hint"])
         if one["kind"] == "JobFailed":
             return JobFailed(one["reason"])
     # torchrun's summary. A process whose partner is gone fails as well, so the killed one is named first.

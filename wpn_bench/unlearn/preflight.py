@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 from wpn_bench.unlearn import lora
 
@@ -23,7 +23,7 @@ def check_report_to(names: Sequence[str]) -> None:
     installed = known.get_available_reporting_integrations()
     for name in names:
         if name not in known.INTEGRATION_TO_CALLBACK:
-            raise unknown("service for training curves", name, known.INTEGRATION_TO_CALLBACK)
+            raise unknown_name("service for training curves", name, known.INTEGRATION_TO_CALLBACK)
         if name not in installed:
             raise UserError(
                 f"--report-to {name}: its package is not installed", f"pip install {name}, or leave --report-to out"
@@ -78,7 +78,7 @@ def architecture(folder: Path) -> tuple[Any, Any]:
     from wpn_bench.core import consent
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=consent.to_code())
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=consent.code_allowed())
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
     except (ValueError, OSError, KeyError):
         return None, None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.core.files import held, write_json
-from wpn_bench.core.machine import environment
+from wpn_bench.core.files import try_lock, write_json
+from wpn_bench.core.machine import environment_variables
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
@@ -116,7 +116,7 @@ def train(
         processes=together,
     )
     with ExitStack() as stack:
-        if together.main and (checkpoints is None or not stack.enter_context(held(checkpoints))):
+        if together.main and (checkpoints is None or not stack.enter_context(try_lock(checkpoints))):
             # Nobody asked to go on later, or another process is at this very training.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = together.agree(checkpoints)
@@ -231,7 +231,7 @@ def _environment(curves: Curves) -> AbstractContextManager[None]:
     """TensorBoard's callback takes its folder from the environment alone."""
     if curves.folder is None or "TENSORBOARD_LOGGING_DIR" in os.environ:
         return nullcontext()
-    return environment(TENSORBOARD_LOGGING_DIR=str(curves.folder / curves.name))
+    return environment_variables(TENSORBOARD_LOGGING_DIR=str(curves.folder / curves.name))
 
 
 def run_train_stage(ctx: StageContext) -> None:

@@ -91,7 +91,7 @@ def _progress(folder: Path) -> Any:
 
 def _said(e: BaseException) -> dict[str, str]:
     if isinstance(e, UserError):
-        return {"kind": "UserError", "problem": e.problem, "way_out": e.way_out}
+        return {"kind": "UserError", "problem": e.problem, "hint": e.hint}
     kind = "JobFailed" if isinstance(e, JobFailed) else "error"
     return {"kind": kind, "reason": " ".join(str(e).split())[:500] or type(e).__name__}
 

@@ -9,7 +9,7 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Exchange, Judge, JudgeConfig
 from wpn_bench.harmless.judges.spec import JUDGES, JudgeSpec, check
-from wpn_bench.jobs.journal import sharing
+from wpn_bench.jobs.journal import is_sharded
 
 if TYPE_CHECKING:
     from wpn_bench.jobs.job import StageContext
@@ -111,7 +111,7 @@ def scores_of(judge: Judge, exchanges: Sequence[Exchange], advance: Advance = la
         exchanges: Original prompts (before any attack) with the responses.
         advance: Called with the number of distinct exchanges scored since its last call.
     """
-    if sharing() and not judge.journalled:
+    if is_sharded() and not judge.journalled:
         return [None] * len(exchanges)
     asked = distinct(judge, exchanges)
     if needs_prompt(judge):

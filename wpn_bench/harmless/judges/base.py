@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
-from wpn_bench.hub import Fetched
+from wpn_bench.hub import FetchedItem
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Judge(ABC):
         """What must still be downloaded before the judge can score, in words; empty if everything is on this machine."""
         return ""
 
-    def fetched(self) -> list[Fetched]:
+    def fetched(self) -> list[FetchedItem]:
         """What the judge uses from a hub, with its commit; downloaded if need be. Empty if all of it is local."""
         return []
 

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Advance
-from wpn_bench.core.registry import nearest
+from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
-from wpn_bench.hub import Fetched
+from wpn_bench.hub import FetchedItem
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
@@ -62,7 +62,7 @@ class ClassifierJudge(Judge):
             return ""
         return "its model"
 
-    def fetched(self) -> list[Fetched]:
+    def fetched(self) -> list[FetchedItem]:
         return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
@@ -92,7 +92,7 @@ class ClassifierJudge(Judge):
         from wpn_bench.core import consent
 
         try:
-            return AutoConfig.from_pretrained(self._model().path, trust_remote_code=consent.to_code())
+            return AutoConfig.from_pretrained(self._model().path, trust_remote_code=consent.code_allowed())
         except (ValueError, OSError, KeyError) as e:
             raise self._unreadable(e) from e
 
@@ -110,7 +110,7 @@ class ClassifierJudge(Judge):
         for at, label in labels.items():
             if asked.casefold() in (label.casefold(), str(at)):
                 return at
-        near = nearest(asked, labels.values())
+        near = close_matches(asked, labels.values())
         hint = f"did you mean {near[0]!r}?" if near else "name one of these"
         raise UserError(f"{self.variant} has no label {asked!r} (its labels: {known})", hint)
 

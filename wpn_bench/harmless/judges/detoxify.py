@@ -14,11 +14,11 @@ from wpn_bench.core import consent
 from wpn_bench.core.files import digest_file, digest_of
 from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.progress import Advance
-from wpn_bench.core.registry import unknown
+from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
-from wpn_bench.hub import Fetched
+from wpn_bench.hub import FetchedItem
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
@@ -81,7 +81,7 @@ class DetoxifyJudge(Judge):
         if variant and variant not in VARIANTS and not _local(variant).is_file():
             if "/" in variant or variant.endswith(".ckpt"):
                 raise UserError(f"there is no Detoxify checkpoint at {variant}", "check the path")
-            raise unknown("Detoxify variant", variant, VARIANTS)
+            raise unknown_name("Detoxify variant", variant, VARIANTS)
 
     @classmethod
     def to_fetch(cls, variant: str) -> str:
@@ -89,13 +89,17 @@ class DetoxifyJudge(Judge):
         packaged = variant in VARIANTS and variant != "lab"
         return "its checkpoint" if packaged and not _cached(variant).is_file() else ""
 
-    def fetched(self) -> list[Fetched]:
+    def fetched(self) -> list[FetchedItem]:
         if self.variant not in VARIANTS or self.variant == "lab":
             return []
         checkpoint, settings = self._checkpoint(), settings_of(self._checkpoint())
         return [
-            Fetched("judge", f"Detoxify {self.variant}", digest_file(checkpoint), (checkpoint,)),
-            *([Fetched("judge", settings.model, settings.commit, tuple(settings.files))] if settings.commit else ()),
+            FetchedItem("judge", f"Detoxify {self.variant}", digest_file(checkpoint), (checkpoint,)),
+            *(
+                [FetchedItem("judge", settings.model, settings.commit, tuple(settings.files))]
+                if settings.commit
+                else ()
+            ),
         ]
 
     def digest(self) -> str:
@@ -170,30 +174,30 @@ def _fetch(variant: str, file: Path) -> None:
     from detoxify.detoxify import MODEL_URLS
 
     if hub.is_offline():
-        raise UserError(f"Detoxify {variant!r} is not on this machine ({file.name})", hub.PREFETCH)
+        raise UserError(f"Detoxify {variant!r} is not on this machine ({file.name})", hub.PREFETCH_HINT)
     prefix = file.stem.rpartition("-")[2]
 
     def fetch() -> None:
         try:
             torch.hub.download_url_to_file(str(MODEL_URLS[variant]), str(file), hash_prefix=prefix, progress=False)
         except RuntimeError as e:  # another digest: cut off, most likely
-            raise hub.Cut(str(e)) from e
+            raise hub.IncompleteDownload(str(e)) from e
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        hub.patiently(fetch)
+        hub.with_retries(fetch)
     except OSError as e:
-        said = hub.explained(e, "model", f"Detoxify {variant!r}", prefix)
+        said = hub.as_user_error(e, "model", f"Detoxify {variant!r}", prefix)
         raise UserError(
             said.problem,
-            f"{said.way_out}; connect once so that the checkpoint (TORCH_HOME) and its tokenizer (HF_HOME) are cached, "
+            f"{said.hint}; connect once so that the checkpoint (TORCH_HOME) and its tokenizer (HF_HOME) are cached, "
             "or use --judge detoxify:lab",
         ) from e
 
 
 def _check_known(file: Path) -> None:
     """Raise `UserError` for a checkpoint that nobody vouches for and the user did not agree to."""
-    if consent.to_pickles():
+    if consent.pickles_allowed():
         return
     known = load_yaml(tasks_dir() / "checkpoints.yaml").get(file.name, ())
     digest = digest_file(file)
@@ -212,7 +216,7 @@ def settings_of(path: Path) -> Settings:
     named = str(_read(path)["config"]["arch"]["args"]["model_type"])
     if not hub.HUB_ID.fullmatch(named):  # never a path: another file's word is no reason to read it
         raise UserError(f"{path} names {named!r} for its tokenizer, which is no model of the hub", _NO_CHECKPOINT)
-    commit = hub.commit_of(named)
+    commit = hub.resolve_commit(named)
     settings = Settings(hub.snapshot(named, commit, allow=_BESIDE), named, commit)
     hub.check_files(named, settings.folder, {f.name: digest_file(f) for f in settings.files})
     return settings

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wpn_bench.core.paths import shown
+from wpn_bench.core.paths import display_path
 from wpn_bench.core.registry import Registry
 from wpn_bench.core.validation import options_of
 from wpn_bench.errors import UserError
@@ -75,7 +75,7 @@ class JudgeSpec:
     def _without_home(self) -> JudgeSpec:
         path = Path(self.variant).expanduser()
         local = "/" in self.variant and (path.exists() or self.variant.startswith(("/", "~", ".")))
-        return JudgeSpec(self.judge, shown(path), self.options) if local else self
+        return JudgeSpec(self.judge, display_path(path), self.options) if local else self
 
 
 def parse(text: str) -> JudgeSpec:
