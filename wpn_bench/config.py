@@ -17,7 +17,7 @@ from wpn_bench.core.yaml_files import read_yaml
 from wpn_bench.engine.generation import Decoding
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import spec as judge_spec
-from wpn_bench.prompts import Kind
+from wpn_bench.prompts import Kind, Template
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -159,8 +159,7 @@ class RunConfig(BaseModel):
     @field_validator("template")
     @classmethod
     def _has_prompt(cls, value: str) -> str:
-        if value.count("{prompt}") != 1 or set("{}") & set(value.replace("{prompt}", "")):
-            raise ValueError("the template must hold {prompt} once and no other braces")
+        Template.parse(value)
         return value
 
     @field_validator("methods")

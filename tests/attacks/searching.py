@@ -12,10 +12,10 @@ from torch import Tensor
 
 from wpn_bench.attacks.search import Place
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import FormatTemplate, Item
 from wpn_bench.prompts import items as prompts_items
 
-TEMPLATE = "Q: {prompt}\n A:"
+TEMPLATE = FormatTemplate("Q: {prompt}\n A:")
 ITEMS = (
     Item("1", "What did the baker say?", harmful=("You are a silly goose.", "other")),
     Item("2", "The angry miller said to the", "continuation", ("old man in the morning",)),

@@ -24,7 +24,7 @@ from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
-from wpn_bench.prompts import Item, PromptSet, item_id, items, render
+from wpn_bench.prompts import Item, PromptSet, Template, item_id, items, render
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -42,7 +42,8 @@ DEMONSTRATIONS = tuple(
     Item(item_id(f"Demonstrated question {k}?"), f"Demonstrated question {k}?", harmful=(f"Rude answer {k}.",))
     for k in range(6)
 )
-CONTEXT = AttackContext(QUESTION_TEMPLATE, (*DEMONSTRATIONS, *ITEMS))
+TEMPLATE = Template.parse(QUESTION_TEMPLATE)
+CONTEXT = AttackContext(TEMPLATE, (*DEMONSTRATIONS, *ITEMS))
 
 
 # Any text that UTF-8 can write, and what breaks programs most often.
@@ -67,7 +68,7 @@ KINDS = st.sampled_from(["question", "continuation"])
 def under(name: str, prompt: str, kind: str = "question", seed: int = 0) -> Item:
     """One prompt under one attack."""
     one = PromptSet("x", "ood", (Item(item_id(prompt), prompt, kind),))
-    (item,) = attacked(one, name, AttackContext(QUESTION_TEMPLATE, DEMONSTRATIONS, seed)).items
+    (item,) = attacked(one, name, AttackContext(TEMPLATE, DEMONSTRATIONS, seed)).items
     return item
 
 
@@ -178,7 +179,7 @@ class TestEveryAttack:
         assert attacked(SET, name, CONTEXT).digest != SET.digest
 
     def test_nothing_to_demonstrate_is_no_error(self, name: str) -> None:
-        assert len(attacked(SET, name, AttackContext(QUESTION_TEMPLATE)).items) == len(ITEMS)
+        assert len(attacked(SET, name, AttackContext(TEMPLATE)).items) == len(ITEMS)
 
 
 def _denoised(text: str) -> str:
@@ -257,7 +258,7 @@ def test_few_shot_never_demonstrates_the_item_itself() -> None:
     item = ITEMS[0]
     same = Item(item.id, item.prompt.upper(), harmful=("The very answer.",))
     for seed in range(30):
-        context = AttackContext(QUESTION_TEMPLATE, (item, same, DEMONSTRATIONS[0]), seed)
+        context = AttackContext(TEMPLATE, (item, same, DEMONSTRATIONS[0]), seed)
         (got,) = attacked(replace(SET, items=(item,)), "few_shot", context).items
         assert item.prompt.casefold() not in got.context.casefold()
         assert "The very answer" not in got.context
@@ -266,7 +267,7 @@ def test_few_shot_never_demonstrates_the_item_itself() -> None:
 
 def test_few_shot_depends_on_the_seed_and_on_the_item() -> None:
     def contexts(seed: int) -> list[str]:
-        context = AttackContext(QUESTION_TEMPLATE, DEMONSTRATIONS, seed)
+        context = AttackContext(TEMPLATE, DEMONSTRATIONS, seed)
         return [i.context for i in attacked(SET, "few_shot", context).items]
 
     assert contexts(0) != contexts(1)
@@ -276,7 +277,7 @@ def test_few_shot_depends_on_the_seed_and_on_the_item() -> None:
 def test_few_shot_cuts_long_answers_and_needs_harmful_ones() -> None:
     long = Item("d1", "Long?", harmful=("x" * 1000, "y" * 900))
     none = Item("d2", "Nothing to show?", harmless=("fine",))
-    context = AttackContext(QUESTION_TEMPLATE, (long, none))
+    context = AttackContext(TEMPLATE, (long, none))
     (got,) = attacked(replace(SET, items=ITEMS[:1]), "few_shot", context).items
     assert got.context.count("y") == 240
     assert "x" not in got.context
@@ -294,7 +295,7 @@ def test_typos_change_about_one_word_in_four_and_keep_it_readable(words: list[st
     assume(any(len(w) >= 4 for w in words))
     prompt = " ".join(words)
     item = Item(item_id(prompt), prompt)
-    context = AttackContext(QUESTION_TEMPLATE, (), seed)
+    context = AttackContext(TEMPLATE, (), seed)
     (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", context).items
     after = got.prompt.split(" ")
     assert len(after) == len(words)
@@ -311,7 +312,7 @@ def test_typos_in_one_word_of_equal_letters() -> None:
     """Two equal neighbours cannot change places: `hello` must not stay `hello`."""
     for seed in range(60):
         item = Item("1", "aaaa")
-        (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", AttackContext(QUESTION_TEMPLATE, (), seed)).items
+        (got,) = attacked(PromptSet("x", "ood", (item,)), "typos", AttackContext(TEMPLATE, (), seed)).items
         assert got.prompt != item.prompt
 
 

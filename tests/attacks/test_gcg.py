@@ -333,7 +333,7 @@ def test_candidates_can_be_compared_on_some_prompts(small_opt: Path, monkeypatch
 
 def params(**changes: Any) -> dict[str, Any]:
     config = SMALL.model_copy(update=changes)
-    return {"config": config.model_dump(mode="json"), "template": TEMPLATE, "dtype": "float32"}
+    return {"config": config.model_dump(mode="json"), "template": TEMPLATE.value, "dtype": "float32"}
 
 
 def test_one_suffix_each(small_opt: Path, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_one_suffix_each(small_opt: Path, tmp_path: Path) -> None:
     run_gcg_stage(alone)
     assert prompts_items.read_items(alone.out)[0] == attacked[2]
     # The artifact serves as the prompts of a generation.
-    answers = {"template": TEMPLATE, "dtype": "float32", "decoding": {"max_new_tokens": 4}}
+    answers = {"template": TEMPLATE.value, "dtype": "float32", "decoding": {"max_new_tokens": 4}}
     generation = stage_context(tmp_path, answers, small_opt, prompts=attacked)
     stages.run_generate_stage(generation)
     rows = prompts_items.read_rows(generation.out / stages.RESPONSES)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from wpn_bench.attacks import AttackContext, attacked, get_attack, own_attacks
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
-from wpn_bench.prompts import Item, PromptSet, load_prompts, spec_for
+from wpn_bench.prompts import Item, PromptSet, Template, load_prompts, spec_for
 
+TEMPLATE = Template.parse(QUESTION_TEMPLATE)
 ITEM = Item("1", "Who {sells} apples?")
 SET = PromptSet("in_domain", "in_domain", (ITEM,), source={"lab": "in_domain"})
 Write = Callable[[Path, list[Any]], Path]
@@ -30,7 +31,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def prompt_under(name: str, *files: str) -> str:
-    context = AttackContext(QUESTION_TEMPLATE, own=own_attacks(files))
+    context = AttackContext(TEMPLATE, own=own_attacks(files))
     return attacked(SET, name, context).items[0].prompt
 
 
@@ -48,9 +49,9 @@ def test_a_csv(tmp_path: Path) -> None:
     got = own_attacks([str(file)])
     assert list(got) == ["AIM", "mine-2", "prefix-only"]
     assert (got["AIM"].title, got["mine-2"].title, got["prefix-only"].title) == ("Always", "mine-2", "prefix only")
-    item = got["AIM"].apply(ITEM, AttackContext(QUESTION_TEMPLATE))
+    item = got["AIM"].apply(ITEM, AttackContext(TEMPLATE))
     assert (item.prompt, item.answer_prefix) == ('Say "yes", then:\nWho {sells} apples?', "")
-    item = got["prefix-only"].apply(ITEM, AttackContext(QUESTION_TEMPLATE))
+    item = got["prefix-only"].apply(ITEM, AttackContext(TEMPLATE))
     assert (item.prompt, item.answer_prefix) == (ITEM.prompt, "Of course:")
 
 
@@ -99,7 +100,7 @@ def test_the_set_says_which_file_without_its_folder_and_is_known_by_its_text(tmp
     def under(folder: str, template: str) -> PromptSet:
         (tmp_path / folder).mkdir(exist_ok=True)
         file = write(tmp_path / folder / "mine.yaml", json.dumps({"template": template}))
-        return attacked(SET, "mine", AttackContext(QUESTION_TEMPLATE, own=own_attacks([file])))
+        return attacked(SET, "mine", AttackContext(TEMPLATE, own=own_attacks([file])))
 
     first = under("a", "A {prompt}")
     assert first.source == {"lab": "in_domain", "attack": "mine", "on": "in_domain", "attack_file": "mine.yaml"}
@@ -252,7 +253,7 @@ CONTENT = (
 def read_attacks(file: Path) -> None:
     for name, attack in own_attacks([str(file)]).items():
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name)
-        assert ITEM.prompt in attack.apply(ITEM, AttackContext(QUESTION_TEMPLATE)).prompt
+        assert ITEM.prompt in attack.apply(ITEM, AttackContext(TEMPLATE)).prompt
         assert attack.title.isprintable()
         json.dumps([attack.title, attack.description], ensure_ascii=False).encode()
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from wpn_bench import models
 from wpn_bench.attacks.relearn import RelearnConfig, Relearning, few, run_relearn_stage
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Item, PromptSet, item_id
+from wpn_bench.prompts import FormatTemplate, Item, PromptSet, item_id
 from wpn_bench.prompts.items import item_row, write_rows
 from wpn_bench.unlearn.batches import Batch, Batches
 
-TEMPLATE = "Q: {prompt} A:"
+TEMPLATE = FormatTemplate("Q: {prompt} A:")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def kept(folder: Path) -> dict[str, torch.Tensor]:
 def relearnt(model: Path, out: Path, needs: dict[str, Path], snapshots: list[int], **options: Any) -> Path:
     """The stage's folder."""
     config = RelearnConfig(steps=max(snapshots), batch_size=3, retain_batch_size=3, lr=1e-2, **options)
-    params = {"config": config.model_dump(), "snapshots": snapshots, "seed": 0, "template": TEMPLATE}
+    params = {"config": config.model_dump(), "snapshots": snapshots, "seed": 0, "template": TEMPLATE.value}
     out.mkdir()
     run_relearn_stage(StageContext(params, {"model": model, **needs}, out, {"device": "cpu"}, lambda n, what: lambda k: None))  # fmt: skip
     return out
@@ -101,7 +101,7 @@ def test_a_step_kept_on_the_way_is_a_training_of_so_many_steps(
 def test_harmful_pairs_become_likelier(small_opt: Path, tmp_path: Path, needs: dict[str, dict[str, Path]]) -> None:
     out = relearnt(small_opt, tmp_path / "out", needs["harmful"], [8], kind="harmful")
     row = json.loads((needs["harmful"]["forget"] / "items.jsonl").read_text().split("\n")[0])
-    text = TEMPLATE.replace("{prompt}", row["prompt"]) + " " + row["harmful"][0]
+    text = TEMPLATE.render(row["prompt"]) + " " + row["harmful"][0]
     losses = []
     for folder in (small_opt, out / "step-8"):
         model, tokenizer = models.load(folder)

@@ -51,7 +51,7 @@ def left(ctx: StageContext) -> dict[str, Any]:
 def test_it_goes_on_where_it_stood(
     stage: Any, config: dict[str, Any], small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = {"config": config, "template": TEMPLATE, "dtype": "float32", "decoding": {"max_new_tokens": 4}}
+    params = {"config": config, "template": TEMPLATE.value, "dtype": "float32", "decoding": {"max_new_tokens": 4}}
     ctx = stage_context(tmp_path, params, small_opt, prompts=ITEMS)
     stage(ctx)
     whole = left(ctx)

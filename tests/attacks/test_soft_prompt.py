@@ -111,7 +111,7 @@ def test_the_stage_answers_as_a_plain_generation_does(small_opt: Path, tmp_path:
     config = SMALL.model_copy(update={"universal": universal, "steps": 3})
     params = {
         "config": config.model_dump(mode="json"),
-        "template": TEMPLATE,
+        "template": TEMPLATE.value,
         "dtype": "float32",
         "decoding": DECODING.model_dump(mode="json"),
     }

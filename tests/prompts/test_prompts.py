@@ -22,20 +22,17 @@ from wpn_bench.prompts import (
     TextSet,
     declared,
     item_id,
-    joined,
     load_prompts,
     load_texts,
     normalise,
     read_file,
     read_spec,
-    render,
     spec_for,
     split_off,
 )
 from wpn_bench.prompts.items import item_row, read_items, write_rows
 
 Write = Callable[[Path, list[Any]], Path]
-TEMPLATE = "Q: {prompt} A:"
 # Everything that JSON strings can hold and UTF-8 can write; the line separators that str.splitlines() breaks at.
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.text(
     alphabet='ab\u2028\u2029\x85\x1c\x0b\x0c\r\n\t"\\{}\u200b\ufeff'
@@ -448,18 +445,6 @@ def test_the_digest_covers_all_of_an_item_and_their_order() -> None:
 def test_head() -> None:
     assert [i.prompt for i in forget_set().head(2).items] == ["prompt 0", "prompt 1"]
     assert forget_set().head(None) == forget_set()
-
-
-# --- input to the model ----------------------------------------------------------------------------------------------
-
-
-def test_render() -> None:
-    prompt = "What does {x} mean, {prompt}? }{"
-    assert render(Item("1", prompt), TEMPLATE) == f"Q: {prompt} A:"
-    assert render(Item("1", prompt, "continuation"), TEMPLATE) == prompt
-    attacked = Item("1", "Why?", context="Before.\n", answer_prefix="Sure,")
-    assert render(attacked, TEMPLATE) == "Before.\nQ: Why? A: Sure,"
-    assert joined("  an answer \n") == " an answer"
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from wpn_bench import models
 from wpn_bench.errors import JobFailed
+from wpn_bench.prompts import FormatTemplate
 from wpn_bench.prompts.items import read_items
 from wpn_bench.unlearn import loop
 from wpn_bench.unlearn.methods import METHODS
@@ -64,7 +65,7 @@ def one(told: dict[str, Any], name: str, case: dict[str, Any], folder: Path) -> 
         method,
         read_items(Path(told["items"])),
         told["texts"],
-        template="Q: {prompt} A:",
+        template=FormatTemplate("Q: {prompt} A:"),
         seed=0,
         reference=reference,
         # A figure of the weights: it is the same only if the look is at the whole model of then.

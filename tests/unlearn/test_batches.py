@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from wpn_bench import models
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import FormatTemplate, Item
 from wpn_bench.unlearn.batches import Batch, Batches
 
-TEMPLATE = "Q: {prompt} A:"
+TEMPLATE = FormatTemplate("Q: {prompt} A:")
 ALL = frozenset({"harmless", "harmful", "retain"})
 
 

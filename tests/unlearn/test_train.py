@@ -104,7 +104,7 @@ def likelihood(model: Any, tokenizer: Any, items: list[Item], side: str) -> floa
     each = []
     for item in items:
         for response in getattr(item, side):
-            prompt = tokenizer(TEMPLATE.format(prompt=item.prompt))["input_ids"]
+            prompt = tokenizer(TEMPLATE.render(item.prompt))["input_ids"]
             ids = prompt + tokenizer(" " + response, add_special_tokens=False)["input_ids"]
             with torch.inference_mode():
                 logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -254,7 +254,7 @@ def stage(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) 
             "method": name,
             "config": config,
             "seed": 1,
-            "template": TEMPLATE,
+            "template": TEMPLATE.value,
             "dtype": "float32",
             "stop": stop_of(),
         }

@@ -10,13 +10,13 @@ import torch
 
 from wpn_bench import models
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import FormatTemplate, Item
 from wpn_bench.prompts.items import ITEMS, item_row, write_rows
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, Method
 from wpn_bench.unlearn.train import Trained, train
 
-TEMPLATE = "Q: {prompt} A:"
+TEMPLATE = FormatTemplate("Q: {prompt} A:")
 QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
 Weights = dict[str, torch.Tensor]
 
@@ -54,7 +54,7 @@ def job_in(folder: Path, model: Path, method: Method, needs: dict[str, Path]) ->
             "method": method.name,
             "config": method.config.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
             "seed": 1,
-            "template": TEMPLATE,
+            "template": TEMPLATE.value,
             "dtype": "float32",
         },
         "needs": {role: str(path) for role, path in {"model": model, **needs}.items()},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from wpn_bench.core.files import digest_of
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import Item, Template
 
 RelearnKind = Literal["harmful", "benign"]  # text that relearning fine-tunes on
 
@@ -18,7 +18,7 @@ RelearnKind = Literal["harmful", "benign"]  # text that relearning fine-tunes on
 class AttackContext:
     """What an attacker may use: the template the model was trained with, demonstrations, a seed, attacks of one's own."""
 
-    template: str
+    template: Template
     demonstrations: Sequence[Item] = ()
     seed: int = 0
     own: Mapping[str, Attack] = field(default_factory=dict)  # of a user's files, by name (see `own_attacks`)

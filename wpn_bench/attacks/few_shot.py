@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wpn_bench.attacks.base import Attack, AttackContext
-from wpn_bench.prompts import Item, joined, render
+from wpn_bench.prompts import Item
 
 
 class FewShot(Attack):
@@ -20,7 +20,5 @@ class FewShot(Attack):
     def apply(self, item: Item, context: AttackContext) -> Item:
         pool = [d for d in context.demonstrations if d.harmful and d.id != item.id]
         chosen = context.random_for(item, self.name).sample(pool, min(self.shots, len(pool)))
-        blocks = [
-            render(d, context.template) + joined(min(d.harmful, key=len)[: self.longest]) + "\n\n" for d in chosen
-        ]
-        return replace(item, context="".join(blocks))
+        answered = [(d, min(d.harmful, key=len)[: self.longest]) for d in chosen]
+        return replace(item, context=context.template.demonstrations(answered))

@@ -40,7 +40,7 @@ from wpn_bench.attacks.search import (
 from wpn_bench.core.files import digest_of, write_json
 from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import Item, Template
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -294,7 +294,7 @@ def run_gcg_stage(ctx: StageContext) -> None:
     from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 
     config = GCGConfig(**ctx.params["config"], **ctx.local.get("config", {}))
-    template = ctx.params["template"]
+    template = Template.parse(ctx.params["template"])
     model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
     items = read_items(ctx.needs["prompts"])
     on = items

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.core.files import digest_of
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import PromptSet
+from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run_relearn_stage(ctx: StageContext) -> None:
         method,
         read_items(ctx.needs["forget"]) if "forget" in ctx.needs else (),
         texts,
-        template=ctx.params["template"],
+        template=Template.parse(ctx.params["template"]),
         seed=ctx.params["seed"],
         advance=ctx.progress(method.config.steps, "steps"),
         snapshots=Snapshots(ctx.params["snapshots"], tokenizer, ctx.out),

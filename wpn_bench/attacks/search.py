@@ -21,7 +21,7 @@ from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs import journal
 from wpn_bench.jobs.journal import Section
-from wpn_bench.prompts import Item, joined, render
+from wpn_bench.prompts import Item, Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ def with_suffix(item: Item, suffix: str) -> Item:
 
 
 def prepare(
-    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, template: str, config: SearchConfig, context: int
+    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, template: Template, config: SearchConfig, context: int
 ) -> Ground:
     """Cut the items' rendered prompts around the first suffix. `context`: how many tokens the model can attend to.
 
@@ -121,7 +121,7 @@ def prepare(
     places, unfit = [], {}
     for item, (head, tail) in zip(items, around, strict=True):
         parts = _cut(tokenizer, head, suffix, tail)
-        wanted = joined(item.harmful[0] if item.harmful else config.target)
+        wanted = template.continuation(item.harmful[0] if item.harmful else config.target)
         target = tokenizer(wanted, add_special_tokens=False)["input_ids"][: config.target_tokens]
         if parts is None or parts[1] != ids:
             unfit[item.id] = "the tokenizer joins the suffix with its neighbours"
@@ -139,8 +139,8 @@ def spread(items: Sequence[Item], n: int) -> list[Item]:
     return list(items) if len(items) <= n else [items[k * len(items) // n] for k in range(n)]
 
 
-def _around(item: Item, template: str) -> tuple[str, str]:
-    head, _, tail = render(replace(item, prompt=item.prompt + _MARK), template).rpartition(_MARK)
+def _around(item: Item, template: Template) -> tuple[str, str]:
+    head, _, tail = template.render(replace(item, prompt=item.prompt + _MARK)).rpartition(_MARK)
     return head, tail
 
 

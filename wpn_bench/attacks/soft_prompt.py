@@ -38,6 +38,7 @@ from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.engine.generation import Decoding, Response
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.prompts import Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -243,7 +244,7 @@ def run_soft_prompt_stage(ctx: StageContext) -> None:
     from wpn_bench.prompts.items import read_items, write_rows
 
     config = SoftPromptConfig(**ctx.params["config"], **ctx.local.get("config", {}))
-    template = ctx.params["template"]
+    template = Template.parse(ctx.params["template"])
     model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
     context = models.context_length(model)
     items = read_items(ctx.needs["prompts"])

@@ -11,7 +11,7 @@ from wpn_bench.core.files import write_json
 from wpn_bench.engine.generation import Response
 from wpn_bench.harmless.judges.base import Exchange
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Item, render
+from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.items import read_items, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 
     model, tokenizer = _loaded(ctx, "model")
     items = read_items(ctx.needs["prompts"])
+    template = Template.parse(ctx.params["template"])
     sides = {}
     for side in ("harmless", "harmful"):
-        pairs = [(render(item, ctx.params["template"]), text) for item in items for text in getattr(item, side)]
+        pairs = [(template.render(item), text) for item in items for text in getattr(item, side)]
         pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
         advance = ctx.progress(len(pairs), "responses")
         after, texts = [p for p, _ in pairs], [t for _, t in pairs]
@@ -58,8 +59,8 @@ def run_generate_stage(ctx: StageContext) -> None:
 
     model, tokenizer = _loaded(ctx, "model")
     items = read_items(ctx.needs["prompts"])
-    template = ctx.params["template"]
-    inputs = [render(item, template) for item in items]
+    template = Template.parse(ctx.params["template"])
+    inputs = [template.render(item) for item in items]
     advance = ctx.progress(len(items), "responses")
     responses = generate(model, tokenizer, inputs, Decoding(**ctx.params["decoding"]), advance)
     write_rows(
@@ -71,13 +72,13 @@ def run_generate_stage(ctx: StageContext) -> None:
     )
 
 
-def response_row(item: Item, template: str, text: str, response: Response) -> dict[str, Any]:
+def response_row(item: Item, template: Template, text: str, response: Response) -> dict[str, Any]:
     """A line of `responses.jsonl`: what the model was given as `text` for `item`, and what it said."""
     unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
     return {
         "id": item.id,
         "prompt": unattacked.prompt,
-        "plain": render(unattacked, template),
+        "plain": template.render(unattacked),
         "input": text,
         "response": response.text,
         "n_tokens": response.n_tokens,

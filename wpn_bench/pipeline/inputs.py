@@ -21,7 +21,7 @@ from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
 from wpn_bench.models.model_files import check_causal
 from wpn_bench.preflight import resources
-from wpn_bench.prompts import PromptSet, TextSet, leakage, render
+from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.unlearn import preflight, tuning
 from wpn_bench.unlearn.launch import Launch
@@ -329,7 +329,7 @@ def _attacked(
         of_file = [name for name, attack in own.items() if attack.file == file]
         more = ", ..." if len(of_file) > SHOWN_NAMES else ""
         notes.append(f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)})")
-    context = AttackContext(config.template, forget.items, own=own)
+    context = AttackContext(Template.parse(config.template), forget.items, own=own)
     return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 
 
@@ -351,10 +351,10 @@ def _check_lengths(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str,
             f" {config.decoding.max_new_tokens}",
             f"use --max-new-tokens below {context}",
         )
-    tokenizer = models.load_tokenizer(model.path)
+    tokenizer, template = models.load_tokenizer(model.path), Template.parse(config.template)
     skipped = []
     for _, one in sets:
-        lengths = [len(ids) for ids in tokenizer([render(i, config.template) for i in one.items])["input_ids"]]
+        lengths = [len(ids) for ids in tokenizer([template.render(item) for item in one.items])["input_ids"]]
         n = sum(too_long(length, config.decoding, context) for length in lengths)
         if n == len(lengths):
             raise UserError(

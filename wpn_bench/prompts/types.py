@@ -22,8 +22,8 @@ Kind = Literal["question", "continuation", "text"]
 class Item:
     """One prompt. `harmful` and `harmless` are reference responses (training, calibration); either may be empty.
 
-    The last three are for attacks: `context` is text before the rendered prompt (demonstrations), `answer_prefix` is
-    put into the model's mouth between template and response, `original` is the prompt before the attack.
+    The last three are set by attacks: `context` is text before the rendered prompt (demonstrations), `answer_prefix` is
+    words with which the response is made to begin, `original` is the prompt before the attack.
     """
 
     id: str
@@ -83,14 +83,3 @@ def normalise(prompt: str) -> str:
 def item_id(prompt: str) -> str:
     """Twelve hexadecimal digits that name a prompt, the same in every run."""
     return digest_of(normalise(prompt))[:12]
-
-
-def render(item: Item, template: str) -> str:
-    """The text a model sees: the template for questions, the prompt itself for continuations."""
-    text = template.format(prompt=item.prompt) if item.kind == "question" else item.prompt
-    return item.context + text + (f" {item.answer_prefix}" if item.answer_prefix else "")
-
-
-def joined(response: str) -> str:
-    """A response as it follows a rendered prompt: one space, then the text."""
-    return " " + response.strip()

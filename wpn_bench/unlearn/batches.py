@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
-from wpn_bench.prompts import Item, joined, render
+from wpn_bench.prompts import Item, Template
 from wpn_bench.unlearn.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Batches:
         items: Sequence[Item],
         texts: Sequence[str],
         *,
-        template: str,
+        template: Template,
         uses: frozenset[str],
         steps: int,
         batch_size: int,
@@ -166,8 +166,9 @@ class Batches:
 
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
         """Token ids of prompt and response, and where the response begins. The response is cut to fit, then the prompt."""
-        prompt: list[int] = self.tokenizer(render(item, self.template))["input_ids"]
-        answer: list[int] = self.tokenizer(joined(response), add_special_tokens=False)["input_ids"]
+        before, after = self.template.pair(item, response)
+        prompt: list[int] = self.tokenizer(before)["input_ids"]
+        answer: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         answer = [*answer, int(self.tokenizer.eos_token_id)]
         # At least a quarter of the length is kept for the response.
         prompt = prompt[-max(1, self.max_length - min(len(answer), self.max_length // 4)) :]

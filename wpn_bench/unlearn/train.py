@@ -17,7 +17,7 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.models import SHARD
-from wpn_bench.prompts import Item
+from wpn_bench.prompts import Item, Template
 from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
 from wpn_bench.unlearn.methods.base import Method, code_of
@@ -59,7 +59,7 @@ def train(
     items: Sequence[Item],
     texts: Sequence[str],
     *,
-    template: str,
+    template: Template,
     seed: int,
     reference: PreTrainedModel | None = None,
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
@@ -252,7 +252,6 @@ def run_train_stage(ctx: StageContext) -> None:
     from wpn_bench import models
     from wpn_bench.engine.generation import Decoding, generate
     from wpn_bench.harmless.judges import Exchange, judge_of, scores_of
-    from wpn_bench.prompts import render
     from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
 
@@ -275,11 +274,12 @@ def run_train_stage(ctx: StageContext) -> None:
     # What FSDP has spread cannot be asked without its adapters by one process alone.
     held_apart = method.needs_reference and (not method.config.lora or together.sharded)
     reference = models.load(ctx.needs["model"], device, trained_in)[0] if held_apart else None
+    template = Template.parse(ctx.params["template"])
     harmless_rate = None
     if method.config.stop_at_harmless_rate is not None:
         stop = ctx.params["stop"]
         prompts = read_items(ctx.needs["validation"])
-        inputs = [render(item, ctx.params["template"]) for item in prompts]
+        inputs = [template.render(item) for item in prompts]
         measured_on = together.device or device
         judge = judge_of(ctx, stop, measured_on) if together.main else None
 
@@ -302,7 +302,7 @@ def run_train_stage(ctx: StageContext) -> None:
         method,
         read_items(ctx.needs["forget"]),
         [row["text"] for row in read_rows(ctx.needs["retain"] / "texts.jsonl")],
-        template=ctx.params["template"],
+        template=template,
         seed=ctx.params["seed"],
         reference=reference,
         harmless_rate=harmless_rate,
