@@ -315,13 +315,13 @@ def test_links_that_lead_out_of_a_run_are_not_followed(
     else:
         secret.write_text("{}")
     (run / name).symlink_to(secret)
-    with pytest.raises(UserError, match="leads out of run"):
+    with pytest.raises(UserError, match="is outside of run"):
         wpn_bench.load_run(run)
     for command in (["check", run], ["export", run, "--format", "lm-eval"]):
         said = cli(*command)
         assert said.code == 2
         assert len(said.err.splitlines()) == 1
-        assert "leads out of run" in said.err
+        assert "is outside of run" in said.err
 
 
 def test_a_report_replaces_a_link_and_does_not_follow_it(run: Path, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_models_are_not_written_through_a_link(tmp_path: Path) -> None:
     (out / "models").symlink_to(precious)
     (out / "manifest.json").write_text(json.dumps({"models": {"wpn": {"0": {"folder": "models/wpn"}}}}))
     one = export_models.Export("wpn", 0, "models/wpn", tmp_path, {})
-    with pytest.raises(UserError, match="leads out of run"):
+    with pytest.raises(UserError, match="is outside of run"):
         export_models.write(out, [one], {}, {})
     assert (precious / "wpn" / "kept").exists()
 
@@ -425,7 +425,7 @@ def test_paths_stay_inside(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="leads out of folder"):
+    with pytest.raises(UserError, match="is outside of folder"):
         path_inside(folder, name)
     assert path_inside(folder, "a/../b") == folder / "a/../b"
 

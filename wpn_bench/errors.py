@@ -1,4 +1,4 @@
-"""Errors that a person can act on, and the exit codes they lead to."""
+"""Errors that the user can act on, and the exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from wpn_bench.redact import redact_secrets
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # a bug, or a job that failed
-EXIT_USER = 2  # bad input: one line, and the way out
-EXIT_REGRESSION = 3  # `check`: worse than allowed
-EXIT_INCONCLUSIVE = 4  # `check`: the data bear no verdict
-EXIT_STOPPED = 130  # Ctrl-C, as shells have it
+EXIT_FAILED = 1  # a bug, or a failed job
+EXIT_USER = 2  # invalid input; one line with the problem and a hint
+EXIT_REGRESSION = 3  # `check`: worse than the baseline allows
+EXIT_INCONCLUSIVE = 4  # `check`: too little data to decide
+EXIT_STOPPED = 130  # Ctrl-C, the convention of shells
 
 
 def redact_message(text: str) -> str:
-    """A message without what is nobody's business: tokens, logins in addresses, the name of the home folder."""
+    """Remove tokens, credentials in URLs and the path of the home folder from a message."""
     text, home = redact_secrets(text), str(Path.home())
     return re.sub(rf"{re.escape(home)}(?=[/\s'\",;:)]|$)", "~", text) if home != "/" else text
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came of; each once, for they may go round in a circle."""
+    """Yield the error and its causes, each once (a chain of exceptions may contain a cycle)."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -32,7 +32,7 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class WpnBenchError(Exception):
-    """Base of all named errors of this package. No message holds a secret, whatever it was made of."""
+    """Base class of this package's errors. Secrets are removed from every message."""
 
     exit_code = EXIT_FAILED
 
@@ -41,9 +41,11 @@ class WpnBenchError(Exception):
 
 
 class UserError(WpnBenchError):
-    """Something that the person at the keyboard can put right.
+    """A problem that the user can fix. It is printed as one line.
 
-    `problem` says what is wrong (with the file, line or name), `hint` what to do next. Printed as one line.
+    Attributes:
+        problem: What is wrong, with the file, line or name.
+        hint: What to do next.
     """
 
     exit_code = EXIT_USER
@@ -54,9 +56,9 @@ class UserError(WpnBenchError):
         super().__init__(f"{self.problem}; {self.hint}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
-        # Pickled by what it was made from: it may have been raised in another process.
+        # The default would pickle the joined message, which does not fit __init__. Workers raise this error, too.
         return UserError, (self.problem, self.hint)
 
 
 class JobFailed(WpnBenchError):
-    """A job of the run could not be done (training diverged, a judge broke); the others go on."""
+    """One job of the run failed (for example, training diverged). Jobs that do not need it continue."""

@@ -1,5 +1,4 @@
-"""Text that goes into files which others read, or onto a terminal: without what is nobody else's business (tokens,
-passwords, user names), and as a line."""
+"""Remove secrets and personal names from text that is shared or printed, and fit text into one line."""
 
 from __future__ import annotations
 
@@ -11,44 +10,58 @@ from contextlib import suppress
 from pathlib import Path
 
 HIDDEN = "***"
-# Environment variables that hold a secret, by how they are usually called.
-_SECRET = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|_PASS$|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|_AUTH$", re.I)
-_SHORTEST = 6  # shorter values ("1", "true") are no secrets, and stand everywhere
-_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+# Usual names of environment variables that hold a secret.
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZ)|SECRET|PASSW|_PASS$|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|_AUTH$", re.I
+)
+_MIN_SECRET_LENGTH = 6  # shorter values ("1", "true") are not secrets, and replacing them would garble the text
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _TOKENS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|sk-|xox[abp]-|glpat-|AKIA|ASIA)[A-Za-z0-9_-]{10,}")
-# An absolute path and its last part; not what follows "//" or a word, which is an address or a fraction.
+# An absolute path; group 1 is its last part. Text after "//" or a word is a URL or a fraction instead.
 _PATH = re.compile(r"(?<![\w./~*-])/(?:[^\s/'\":;,()\[\]<>]+/)+([^\s/'\":;,()\[\]<>]*)")
 
 
-def one_line(text: str, most: int) -> str:
-    """The text as one line that a terminal shows as it is: a file's name or a value may hold anything, at any length."""
+def one_line(text: str, max_length: int) -> str:
+    """Return `text` as one printable line.
+
+    File names and values may contain control characters and be of any length.
+
+    Args:
+        text: Any text.
+        max_length: Maximum number of characters. A longer line keeps its beginning and its end.
+
+    Returns:
+        The line, without control characters and repeated spaces.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else f"{line[: most - 100]} ... {line[-95:]}"
+    return line if len(line) <= max_length else f"{line[: max_length - 100]} ... {line[-95:]}"
 
 
 def redact_secrets(text: str) -> str:
-    """`text` without secrets of the environment, credentials in addresses, and tokens of known forms."""
-    for value in sorted(_secrets(), key=len, reverse=True):
+    """Hide secrets of the environment, credentials in URLs, and tokens with a known prefix."""
+    for value in sorted(_secret_values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    return _TOKENS.sub(HIDDEN, _IN_ADDRESS.sub(HIDDEN, text))
+    return _TOKENS.sub(HIDDEN, _URL_CREDENTIALS.sub(HIDDEN, text))
 
 
 def redact(text: str) -> str:
-    """`text` without secrets, folders above a file, and the names of user and machine."""
+    """Hide secrets, the folders in absolute paths, and the names of the user and the machine."""
     text = redact_secrets(text)
-    text = _PATH.sub(lambda found: found[1] or "/", text)
-    for name in _names():
+    text = _PATH.sub(lambda match: match[1] or "/", text)
+    for name in _private_names():
         text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", HIDDEN, text)
     return text
 
 
-def _secrets() -> set[str]:
-    return {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _SHORTEST}
+def _secret_values() -> set[str]:
+    return {
+        value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    }
 
 
-def _names() -> set[str]:
-    """Of the user, the home folder and the machine; but no word that every log has."""
+def _private_names() -> set[str]:
+    """Names of the user, the home folder and the machine, except words that are common in logs."""
     names = {Path.home().name, socket.gethostname(), socket.gethostname().partition(".")[0]}
-    with suppress(OSError, KeyError):  # a user without a name
+    with suppress(OSError, KeyError):  # the user has no name
         names.add(getpass.getuser())
     return {name for name in names if len(name) > 2 and name not in {"root", "user", "home", "localhost"}}

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from wpn_bench.core.flat import flatten
+from wpn_bench.core.flatten import flatten
 from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables, templates_dir
 from wpn_bench.report.samples import pack

@@ -23,7 +23,7 @@ def main() -> None:
         code = app(prog_name="wpn-bench", standalone_mode=False)
     except WpnBenchError as e:
         parts = (e.problem, e.hint) if isinstance(e, UserError) else (str(e),)
-        said = "; ".join(one_line(part, most) for part, most in zip(parts, (440, 240), strict=False))
+        said = "; ".join(one_line(part, limit) for part, limit in zip(parts, (440, 240), strict=False))
         print(f"wpn-bench: {redact_secrets(said)}", file=sys.stderr)
         sys.exit(e.exit_code)
     except Exception as e:

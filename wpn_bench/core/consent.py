@@ -1,7 +1,7 @@
-"""What the person at the keyboard has agreed to: code of others, pickles of others. Neither, unless they said so.
+"""The user's consent to run code and to unpickle files from third parties. The default is no.
 
-It stands in the environment, so that worker processes have it from the process that was asked. A run's configuration
-alone decides (`given`): what an environment happens to hold before does not count.
+Consent is stored in environment variables, so worker processes inherit it. Only the configuration of a run sets them
+(`granted`); values that the variables had before are ignored.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ CODE, PICKLES = "WPN_BENCH_TRUST_REMOTE_CODE", "WPN_BENCH_ALLOW_PICKLE"
 
 
 def code_allowed() -> bool:
-    """Whether Python code that comes with a model or a folder of tasks may run."""
+    """Return whether Python code that comes with a model or with task files may run."""
     return os.environ.get(CODE) == "1"
 
 
 def pickles_allowed() -> bool:
-    """Whether pickled weights that nobody vouches for may be read; even then tensors and plain values only."""
+    """Return whether pickled weights of unknown origin may be read (tensors and plain values only, even then)."""
     return os.environ.get(PICKLES) == "1"
 
 
 def granted(*, code: bool = False, pickles: bool = False) -> AbstractContextManager[None]:
-    """For as long as this lasts, exactly these have been agreed to, here and in processes started meanwhile."""
+    """Set the consent of this process, and of processes that it starts, within a `with` block.
+
+    Args:
+        code: Third-party Python code may run.
+        pickles: Pickled weights may be read.
+
+    Returns:
+        A context manager, which restores the former consent at its end.
+    """
     return environment_variables(**{CODE: str(int(code)), PICKLES: str(int(pickles))})

@@ -1,4 +1,4 @@
-"""Free memory of the device that a model runs on, and errors that mean it ran out."""
+"""Free memory of the device that a model runs on, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import gc
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a pass may still take: of the accelerator, else of the machine (or the container it is in)."""
+    """Return the free memory of `device` in bytes: of the GPU, or of the machine (or container) for "cpu"."""
     import torch
 
     from wpn_bench.core import machine
 
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        # What PyTorch holds and does not use is free to us too.
+        # PyTorch's cache is free for new tensors, too.
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
     return machine.free_memory()
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether it is memory that was short: PyTorch's own error, its allocator's on a processor, or Python's."""
+    """Return whether `error` means out of memory: PyTorch's error on GPU or CPU, or Python's own."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -30,7 +30,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what a failed pass left. Call it outside the handler: there the traceback still holds the tensors."""
+    """Free the tensors that a failed forward pass left behind.
+
+    Call it after the `except` block: within the block the traceback still refers to the tensors.
+    """
     import torch
 
     gc.collect()

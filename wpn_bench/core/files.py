@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, digests, locks between processes."""
+"""Atomic writes, digests, and locks between processes."""
 
 from __future__ import annotations
 
@@ -17,52 +17,71 @@ from typing import Any
 from wpn_bench.errors import exception_chain
 
 Signature = tuple[tuple[str, int, int], ...]
-# The last: a folder of the store is a mount of its own, so nothing can be renamed into it.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EXDEV)
+# EXDEV: a folder of the store is a mount point of its own, so files cannot be renamed into it.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EXDEV)
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON-serialisable value, 64 hexadecimal digits."""
+    """Return the SHA-256 of a JSON-serialisable value as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def folder_signature(folder: Path) -> Signature:
-    """(name, bytes, time of the last change in ns) of each file: when it is the same, so are the files, as far as a look
-    from outside can tell."""
+    """Return (name, size in bytes, modification time in ns) of each file in `folder`.
+
+    An equal signature means that the files did not change, as far as this can be told without reading them.
+    """
     stats = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def disk_error_text(error: BaseException) -> str | None:
-    """What an error says of a place that takes no more (full, read-only, over quota, failing, not ours); None if it is another.
+    """Return the operating system's message if `error` was caused by a disk that cannot be written, else None.
 
-    Libraries wrap what the system says, some of them in errors of their own.
+    The disk may be full, over quota, read-only, failing or without permission. The whole chain of exceptions is
+    searched, because libraries wrap the system's error, some of them in a class of their own.
     """
     for link in exception_chain(error):
-        for number in _NO_ROOM:
-            said = os.strerror(number)
-            if getattr(link, "errno", None) == number or said in str(link):
-                return said.lower()
+        for number in _DISK_ERRORS:
+            message = os.strerror(number)
+            if getattr(link, "errno", None) == number or message in str(link):
+                return message.lower()
     return None
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write JSON atomically (a temporary file beside it, flushed to disk, then renamed)."""
+    """Write JSON atomically, like `write_text`.
+
+    Args:
+        path: The file.
+        value: A JSON-serialisable value without NaN and infinity.
+        indent: Spaces of indentation; None writes one line.
+
+    Raises:
+        ValueError: `value` contains NaN or infinity.
+    """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically: to a temporary file in the same folder, flushed to disk and then renamed.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as f:
@@ -78,9 +97,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Make `folder` and hold it against other processes; yields False if one of them holds it.
+    """Create `folder` and lock it. Yields whether the lock was acquired; False: another process has it.
 
-    The lock is the kernel's, so it ends with the process however that ends.
+    The kernel holds the lock (`flock`), so it ends with the process, even if that is killed.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,37 +107,38 @@ def try_lock(folder: Path) -> Iterator[bool]:
         try:
             f = lock.open("a")
         except FileNotFoundError:
-            continue  # its former holder removed the folder just now
+            continue  # its last owner has just removed the folder
         with f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 yield False
                 return
-            # Its former holder may have removed the folder since the file was opened: then this lock is of no file.
+            # The last owner may have removed the folder after this process opened the file.
+            # Then the lock is on a deleted file and protects nothing: try again.
             try:
-                same = lock.stat().st_ino == os.fstat(f.fileno()).st_ino
+                is_current = lock.stat().st_ino == os.fstat(f.fileno()).st_ino
             except FileNotFoundError:
-                same = False
-            if same:
+                is_current = False
+            if is_current:
                 yield True
                 return
 
 
 @contextmanager
-def try_lock_temporary(place: Path) -> Iterator[bool]:
-    """`held`, by a folder that is there for nothing else and goes when it is let go."""
-    with try_lock(place) as free:
+def try_lock_temporary(folder: Path) -> Iterator[bool]:
+    """Like `try_lock`, for a folder that only serves as a lock: it is removed when the lock is released."""
+    with try_lock(folder) as acquired:
         try:
-            yield free
+            yield acquired
         finally:
-            if free:
-                # Still held: whoever opened this lock meanwhile finds that it is of no file any more, and makes a new one.
-                shutil.rmtree(place, ignore_errors=True)
+            if acquired:
+                # Removed while still locked: a process that opened this lock file meanwhile notices and creates a new one.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def fsync_path(path: Path) -> None:
-    """What was written there survives a power cut."""
+    """Flush a file or folder to disk, so that it survives a power failure."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,5 +1,7 @@
-"""What this process finds where it runs: how much memory and disk there is to be had (what the machine has free, and what a
-container or a shell allows), and its environment."""
+"""Memory and disk space available to this process, and temporary changes of its environment variables.
+
+Limits of the machine, of containers (cgroups) and of the shell (`ulimit`) count.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-USABLE_FRACTION = 0.9  # of the free memory: the rest is lost between blocks
+USABLE_FRACTION = 0.9  # of the free memory; the rest is lost to fragmentation
 CGROUPS = Path("/sys/fs/cgroup")
 PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 @contextmanager
 def environment_variables(**values: str) -> Iterator[None]:
-    """For as long as this lasts, these variables of the environment have these values, here and in processes started
-    meanwhile; then those that they had."""
+    """Set environment variables within a `with` block, also for processes started there; then restore them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -31,7 +32,7 @@ def environment_variables(**values: str) -> Iterator[None]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take, by the tightest of all limits on it."""
+    """Return the main memory in bytes that this process may still allocate, by the tightest limit on it."""
     import psutil
 
     free = [int(psutil.virtual_memory().available)]
@@ -40,51 +41,53 @@ def free_memory() -> int:
 
 
 def free_under_ulimit() -> float:
-    """Bytes that the shell's limits leave (infinity: it sets none). They count the files that weights are read from, too,
-    which the machine and a container do not."""
+    """Return the bytes that the `ulimit` of the shell leaves; infinity if it sets no limit.
+
+    Unlike the limits of the machine and of containers, this one also counts memory-mapped weight files.
+    """
     return max(0.0, min((limit - used for limit, used in _ulimits()), default=float("inf")))
 
 
 def total_memory() -> int:
-    """Bytes of main memory of the machine, or of the container that this process runs in."""
+    """Return the main memory in bytes of the machine, or of the container that this process runs in."""
     import psutil
 
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _cgroup_limits())])
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` is, or will be."""
+    """Return the free bytes on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder itself, or the nearest above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     folder = folder.expanduser().absolute()
     return next(p for p in (folder, *folder.parents) if p.exists())
 
 
 def _ulimits() -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of `ulimit -v` (addresses) and `ulimit -d` (data), where they are set."""
+    """Yield (limit, used) in bytes of `ulimit -v` (address space) and `ulimit -d` (data), if they are set."""
     import resource
 
     import psutil
 
-    used = psutil.Process().memory_info()
-    for limit, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, getattr(used, "data", 0))):
-        most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY:
-            yield most, taken
+    info = psutil.Process().memory_info()
+    for resource_id, used in ((resource.RLIMIT_AS, info.vms), (resource.RLIMIT_DATA, getattr(info, "data", 0))):
+        limit = resource.getrlimit(resource_id)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit, used
 
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of the control groups that this process is in, each and those above it, versions 1 and 2.
+    """Yield (limit, used) in bytes of this process's cgroups (versions 1 and 2) and of all their parents.
 
-    Cached pages of files do not count as used: they go when memory is wanted.
+    The page cache does not count as used, because the kernel frees it when memory is needed.
     """
     try:
         lines = [line.split(":", 2) for line in PROC_CGROUP.read_text(encoding="utf-8").splitlines()]
     except OSError:
-        return  # no Linux
+        return  # not Linux
     for _, controllers, name in lines:
         if controllers == "":
             root, names = CGROUPS, ("memory.max", "memory.current", ("inactive_file", "active_file"))
@@ -94,7 +97,7 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
         else:
             continue
         folder = Path(os.path.normpath(root / name.lstrip("/")))
-        # Inside of a container its own group may be mounted as the root, under another name than it has outside.
+        # In a container, its own cgroup may be mounted as the root, under a name that differs from the one outside.
         for group in (folder, *folder.parents):
             if group == root or root in group.parents:
                 yield from _read_cgroup(group, *names)
@@ -102,9 +105,9 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
 
 def _read_cgroup(group: Path, limit: str, used: str, cached: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     try:
-        most = int((group / limit).read_text(encoding="utf-8"))
-        taken = int((group / used).read_text(encoding="utf-8"))
+        limit_bytes = int((group / limit).read_text(encoding="utf-8"))
+        used_bytes = int((group / used).read_text(encoding="utf-8"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
-        return  # no such group here, or no limit ("max")
-    yield most, taken - sum(int(stat.get(name, 0)) for name in cached)
+        return  # no such cgroup here, or no limit ("max")
+    yield limit_bytes, used_bytes - sum(int(stat.get(name, 0)) for name in cached)

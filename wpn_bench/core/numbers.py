@@ -1,7 +1,7 @@
-"""How numbers are written: per cent for rates, points for differences, intervals in brackets.
+"""Format numbers: per cent for rates, percentage points for differences, intervals in brackets.
 
-Every function takes fractions (0..1) where a rate is meant and answers "n/a" for a number that is not there, so that
-a hole in the results is seen as a hole and never as a zero.
+Rates are fractions from 0 to 1. A missing number is formatted as "n/a", so that a gap in the results is never mistaken for
+a zero.
 """
 
 from __future__ import annotations
@@ -12,31 +12,68 @@ MISSING = "n/a"
 
 
 def is_finite(value: float | None) -> bool:
-    """True for a finite number; None, NaN and infinities are not known."""
+    """Return True for a finite number, and False for None, NaN and infinities."""
     return value is not None and math.isfinite(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """0.941 -> '94.1 %'."""
+    """Format a rate as per cent: 0.941 -> '94.1 %'.
+
+    Args:
+        value: The rate, from 0 to 1.
+        digits: Digits after the decimal point.
+
+    Returns:
+        The text; "n/a" for a missing value.
+    """
     return f"{100 * value:.{digits}f} %" if value is not None and is_finite(value) else MISSING
 
 
 def interval(low: float | None, high: float | None, scale: float = 100.0, digits: int = 1) -> str:
-    """(0.902, 0.968) -> '[90.2, 96.8]'; an empty string where an end is not known."""
+    """Format an interval: (0.902, 0.968) -> '[90.2, 96.8]'.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        scale: Factor applied to both ends; 100 turns fractions into per cent.
+        digits: Digits after the decimal point.
+
+    Returns:
+        The text; empty if an end is missing.
+    """
     if low is None or high is None or not (is_finite(low) and is_finite(high)):
         return ""
     return f"[{_fixed(scale * low, digits)}, {_fixed(scale * high, digits)}]"
 
 
 def signed_interval(low: float | None, high: float | None, scale: float = 100.0, digits: int = 1) -> str:
-    """(-0.016, 0.002) -> '[-1.6, +0.2]'."""
+    """Format an interval of differences, with signs: (-0.016, 0.002) -> '[-1.6, +0.2]'.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        scale: Factor applied to both ends; 100 turns fractions into percentage points.
+        digits: Digits after the decimal point.
+
+    Returns:
+        The text; empty if an end is missing.
+    """
     if low is None or high is None or not (is_finite(low) and is_finite(high)):
         return ""
     return f"[{signed(low, scale, digits)}, {signed(high, scale, digits)}]"
 
 
 def signed(value: float | None, scale: float = 100.0, digits: int = 1) -> str:
-    """A difference with its sign: 0.893 -> '+89.3' (points); what rounds to nothing has no sign."""
+    """Format a difference with its sign: 0.893 -> '+89.3'. A value that rounds to zero has no sign.
+
+    Args:
+        value: The difference.
+        scale: Factor applied to it; 100 turns fractions into percentage points.
+        digits: Digits after the decimal point.
+
+    Returns:
+        The text; "n/a" for a missing value.
+    """
     if value is None or not is_finite(value):
         return MISSING
     text = _fixed(scale * value, digits)
@@ -44,13 +81,13 @@ def signed(value: float | None, scale: float = 100.0, digits: int = 1) -> str:
 
 
 def points(value: float | None) -> str:
-    """-0.007 -> '-0.7 points'."""
+    """Format a difference of rates in percentage points: -0.007 -> '-0.7 points'."""
     text = signed(value)
     return text if text == MISSING else f"{text} points"
 
 
 def plain(value: float | None) -> str:
-    """A number with three telling digits: perplexities, seconds, losses; '1.2e+09' when it left the ground."""
+    """Format a number with about three significant digits; very large and small ones like '1.2e+09'."""
     if value is None or not is_finite(value):
         return MISSING
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
@@ -60,7 +97,7 @@ def plain(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Wall time as a person says it: '8.2 s', '4 min 12 s', '1 h 05 min'."""
+    """Format a duration in seconds: '8.2 s', '4 min 12 s', '1 h 05 min'."""
     if value is None or not is_finite(value):
         return MISSING
     if value < 60:
@@ -72,7 +109,7 @@ def seconds(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """'p = 0.031', 'p < 0.001', or nothing."""
+    """Format a p-value: 'p = 0.031' or 'p < 0.001'; empty if it is missing."""
     if value is None or not is_finite(value):
         return ""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -1,4 +1,4 @@
-"""Where `tasks/` and `reports/` lie: beside the package in a checkout, inside it in an installed wheel."""
+"""Locate `tasks/` and `reports/`: beside the package in a git checkout, inside it in an installed wheel."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def _folder(name: str) -> Path:
 
 
 def tasks_dir() -> Path:
-    """What is measured, declared: benchmarks, prompt sets, attack templates, presets."""
+    """Return the folder of benchmark, prompt set, attack and preset definitions."""
     return _folder("tasks")
 
 
 def reports_dir() -> Path:
-    """How results look: templates, reference results."""
+    """Return the folder of report templates and baseline results."""
     return _folder("reports")
 
 
 def display_path(path: Path | str) -> str:
-    """A path as it may stand in a manifest: relative to here, or its last part - never a home folder nor a secret."""
-    p = Path(os.path.realpath(path))  # which takes a loop of links for what it is called
+    """Return a path for display: relative to the working directory or its last part, without home folder and secrets."""
+    p = Path(os.path.realpath(path))  # unlike Path.resolve, accepts a loop of symbolic links
     try:
         return redact_secrets(str(p.relative_to(Path.cwd())))
     except ValueError:
@@ -36,9 +36,23 @@ def display_path(path: Path | str) -> str:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """`folder`/`name`, there or not. `UserError` where `..`, an absolute name or a link leads out of the folder: a run
-    folder may come from anybody, and what it names elsewhere is neither read, sent on nor written."""
+    """Return `folder`/`name`, which need not exist, if it is within `folder`.
+
+    A run folder may come from an untrusted source. Files that it refers to elsewhere are not read, uploaded or written.
+
+    Args:
+        folder: The folder that the file must be in.
+        name: Relative path of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: `..`, an absolute path or a symbolic link leads out of `folder`.
+    """
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{file} leads out of {folder.name}", "copy what it points to into the folder, if you trust it")
+        raise UserError(
+            f"{file} is outside of {folder.name}", "copy the file that it points to into the folder, if you trust it"
+        )
     return file

@@ -1,4 +1,4 @@
-"""Progress for people: one bar for the run, one for the job at hand. Silent when the output is not a terminal."""
+"""Progress bars: one for the run and one for each current job. Silent when the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ Advance = Callable[[int], None]
 
 
 class Reporter:
-    """Shows nothing. Base class and the choice for pipes, CI logs and tests.
+    """Shows no progress. The base class, used for pipes, CI logs and tests.
 
-    With `verbose`, one line a finished job goes to standard error. `shows_items`: what `items` returns is worth calling.
+    With `verbose`, it prints one line for each finished job to standard error.
+
+    Attributes:
+        shows_items: Whether progress within a job is displayed; if not, computing it is a waste.
     """
 
     shows_items: ClassVar[bool] = False
@@ -35,33 +38,47 @@ class Reporter:
         return None
 
     def plan(self, total: int) -> None:
-        """Announce `total` jobs, beside those announced before."""
+        """Add `total` jobs to the number of jobs of the run."""
 
     def start(self, label: str) -> None:
-        """A job begins."""
+        """Report that a job starts."""
 
     def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
-        """The job of this label (None: the one that began last) has `total` items (None: unknown); returns the function to
-        call with each n done."""
+        """Report how many items a job has.
+
+        Args:
+            total: Number of items; None if unknown.
+            unit: Name of the items, such as "prompts".
+            label: Label of the job; None for the one that started last.
+
+        Returns:
+            A function to call with the number of newly finished items.
+        """
         return lambda n: None
 
     def finish(self, label: str, status: str, seconds: float) -> None:
-        """A job ended as `done`, `cached`, `failed` or `skipped`."""
+        """Report that a job ended.
+
+        Args:
+            label: Label of the job.
+            status: `done`, `cached`, `failed` or `skipped`.
+            seconds: Its wall time.
+        """
         if self.verbose:
             print(f"{status:8s} {seconds:7.1f} s  {label}", file=sys.stderr, flush=True)
 
     @contextmanager
     def activity(self, label: str) -> Iterator[None]:
-        """Work that is no job of the run: reading the inputs, writing the report."""
+        """Show an activity that is not a job, such as reading the inputs or writing the report."""
         yield
 
     def note(self, text: str) -> None:
-        """A line for the reader that stays."""
+        """Print a message that stays on the screen."""
         print(text, file=sys.stderr, flush=True)
 
 
 class Bars(Reporter):
-    """Rich bars on standard error: the whole run above, the jobs at hand below, with the time left."""
+    """Bars of `rich` on standard error: the run at the top, the current jobs below, each with the remaining time."""
 
     shows_items = True
 
@@ -89,7 +106,7 @@ class Bars(Reporter):
         )
         self._run: TaskID | None = None
         self._jobs = 0
-        self._at_hand: dict[str, TaskID] = {}  # by label
+        self._current: dict[str, TaskID] = {}  # by label
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -106,10 +123,10 @@ class Bars(Reporter):
 
     def start(self, label: str) -> None:
         self._remove(label)
-        self._at_hand[label] = self._progress.add_task(label, total=None, unit="")
+        self._current[label] = self._progress.add_task(label, total=None, unit="")
 
     def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
-        job = self._at_hand.get(label or next(reversed(self._at_hand), ""))
+        job = self._current.get(label or next(reversed(self._current), ""))
         if job is None:
             return lambda n: None
         self._progress.reset(job, total=total, unit=unit)
@@ -123,8 +140,8 @@ class Bars(Reporter):
             self._progress.console.print(f"{status} {label} ({seconds:.1f} s)")
 
     def _remove(self, label: str) -> None:
-        if label in self._at_hand:
-            self._progress.remove_task(self._at_hand.pop(label))
+        if label in self._current:
+            self._progress.remove_task(self._current.pop(label))
 
     @contextmanager
     def activity(self, label: str) -> Iterator[None]:
@@ -139,20 +156,28 @@ class Bars(Reporter):
 
 
 def reporter(*, verbose: bool = False, quiet: bool = False) -> Reporter:
-    """Bars on a terminal, silence elsewhere or when `quiet`."""
+    """Return bars if standard error is a terminal, otherwise a silent reporter.
+
+    Args:
+        verbose: Also print a line for each finished job.
+        quiet: Show no bars, even on a terminal.
+
+    Returns:
+        The reporter, a context manager.
+    """
     if quiet or not sys.stderr.isatty():
         return Reporter(verbose)
     return Bars(verbose)
 
 
 def peak_memory_mb() -> float:
-    """What this process has held at most."""
+    """Return the peak resident memory of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024) if sys.platform == "darwin" else peak / 1024
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since it was created."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

@@ -1,7 +1,7 @@
-"""One registry for every kind of part (methods, attacks, judges), lazy and open to plug-ins.
+"""The registry of methods, attacks and judges ("parts"). It imports lazily and accepts plug-ins.
 
-A part is named by a string `"module:attribute"`, so that listing names imports nothing. Other packages add parts
-through an entry point of the group `wpn_bench.<kind>s`.
+A part is given as a string `"module:attribute"`, so listing the names imports nothing. Other packages add parts with an
+entry point in the group `wpn_bench.<kind>s`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ T = TypeVar("T")
 
 
 def close_matches(name: str, known: Iterable[str]) -> list[str]:
-    """Names that look like `name`, best first, at most three."""
+    """Return names that are similar to a misspelt one.
+
+    Args:
+        name: The misspelt name.
+        known: All valid names.
+
+    Returns:
+        At most three names, the most similar first.
+    """
     names = sorted(known)
     by_fold = {n.casefold(): n for n in names}
     found = difflib.get_close_matches(name.casefold(), list(by_fold), n=3, cutoff=0.5)
@@ -29,7 +37,16 @@ def close_matches(name: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name nobody knows: it names the nearest one, or all there are."""
+    """Return the error for an unknown name, with similar names or all valid ones as the hint.
+
+    Args:
+        kind: What the name stands for, such as "method".
+        name: The unknown name.
+        known: All valid names.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     names = sorted(known)
     near = close_matches(name, names)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
@@ -37,9 +54,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def source_digest(part: type) -> str | None:
-    """SHA-256 over the Python files of the package that `part` comes from; None for a part of wpn-bench itself.
+    """Return the SHA-256 over the Python files of a plug-in's package; None for a part of wpn-bench itself.
 
-    The package is the outermost one that is no namespace; a module without one stands for itself.
+    The package is the outermost one that is not a namespace package; a module outside any package counts alone.
     """
     names = part.__module__.split(".")
     if names[0] == __name__.split(".")[0]:
@@ -56,10 +73,11 @@ def source_digest(part: type) -> str | None:
 
 
 class Registry(Generic[T]):
-    """Name -> part of one kind.
+    """All parts of one kind, by name.
 
-    `parts` maps names to `"module:attribute"`. `get` imports on first use and raises `UserError` with the nearest
-    names for an unknown one.
+    Args:
+        kind: Kind of the parts in the singular, such as "method".
+        parts: `"module:attribute"` of each built-in part, by name.
     """
 
     def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
@@ -71,13 +89,14 @@ class Registry(Generic[T]):
     def _all(self) -> dict[str, str]:
         if not self._plugins_read:
             for point in entry_points(group=f"wpn_bench.{self.kind}s"):
-                # A plug-in never silently replaces a part of ours: results would change under an old name.
+                # A plug-in cannot replace a built-in part: results would silently change under a known name.
                 if self._parts.setdefault(point.name, point.value) == point.value:
                     self._plugins.add(point.name)
             self._plugins_read = True
         return self._parts
 
     def names(self) -> list[str]:
+        """Return the names of all parts, plug-ins included."""
         return list(self._all())
 
     def __iter__(self) -> Iterator[str]:
@@ -87,6 +106,11 @@ class Registry(Generic[T]):
         return name in self._all()
 
     def get(self, name: str) -> T:
+        """Import and return a part.
+
+        Raises:
+            UserError: The name is unknown, or a plug-in cannot be imported.
+        """
         parts = self._all()
         if name not in parts:
             raise unknown_name(self.kind.replace("_", " "), name, parts)
@@ -98,6 +122,6 @@ class Registry(Generic[T]):
                 raise
             raise UserError(
                 f"the {self.kind} {name!r} of the plug-in {module} cannot be loaded ({type(e).__name__}: {e})",
-                "mend it or uninstall it",
+                "fix or uninstall it",
             ) from e
         return part

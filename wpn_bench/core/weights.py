@@ -1,4 +1,4 @@
-"""Facts about weight files that need no model code."""
+"""Information about weight files that needs no model code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def count_parameters(folder: Path) -> int:
-    """Weights of the model in a folder, from the heads of its files; 0 where they are not safetensors."""
+    """Return the number of parameters of the model in a folder, from its safetensors headers; 0 without such files."""
     from safetensors import safe_open
 
     total = 0

@@ -1,0 +1,1 @@
+"""Jobs: cached steps of a run, their artifact store, and the executors that run them."""

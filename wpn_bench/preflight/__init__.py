@@ -1,0 +1,1 @@
+"""Checks before a run: required memory and disk space, installed libraries, downloads."""

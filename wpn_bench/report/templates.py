@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.flat import flatten
+from wpn_bench.core.flatten import flatten
 from wpn_bench.core.numbers import seconds
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.flat import flatten
+from wpn_bench.core.flatten import flatten
 from wpn_bench.runs.files import BASE, read_manifest, read_results
 from wpn_bench.runs.view import View, one_line
 

@@ -1,4 +1,4 @@
-"""Nested records as a flat list of names and values."""
+"""Flatten nested records into a list of names and values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Any
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as (dotted name, text) pairs; a list of plain values stays one text."""
+    """Flatten a nested record; a list of plain values becomes one text.
+
+    Args:
+        value: A value of dicts, lists and plain values.
+        prefix: Dotted name of `value` within a larger record.
+
+    Returns:
+        (dotted name, text) pairs, in order.
+    """
     if isinstance(value, dict) and value:
         pairs = []
         for key, inner in value.items():
