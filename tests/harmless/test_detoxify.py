@@ -173,5 +173,5 @@ def test_no_network_and_no_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """Proxy to nowhere: the checkpoint's address cannot be reached."""
     without_line(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"could not be fetched.*--judge detoxify:lab"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*--judge detoxify:lab"):
         DetoxifyJudge("original", "cpu").digest()

@@ -217,7 +217,7 @@ def test_what_was_half_fetched_is_not_taken_for_the_model(own_hub: OwnHub, monke
     found = models.resolve("me/tiny")
     (found.path / "tokenizer.json").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"not wholly in the local cache.*wpn-bench prefetch"):
+    with pytest.raises(UserError, match=r"not completely in the local cache.*wpn-bench prefetch"):
         models.resolve("me/tiny")
 
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_not_what_the_hub_promised_is_seen_and_fetched_anew(own_h
     raw = bytearray(blob.read_bytes())
     raw[len(raw) // 2] ^= 1
     blob.write_bytes(raw)
-    with pytest.raises(UserError, match=rf"{name} of me/tiny is not what the hub promised.*again"):
+    with pytest.raises(UserError, match=rf"{name} of me/tiny did not match the hub's digest.*again"):
         models.resolve("me/tiny")
     again = models.resolve("me/tiny")
     assert (again.digest, again.revision) == (found.digest, found.revision)
@@ -243,7 +243,7 @@ def test_a_small_file_has_gits_digest(tmp_path: Path) -> None:
     (folder / "config.json").symlink_to(blob)
     hub.check_files("me/tiny", folder, {"config.json": digest_file(blob)})
     blob.write_text("hello worlds\n")
-    with pytest.raises(UserError, match="not what the hub promised"):
+    with pytest.raises(UserError, match="did not match the hub's digest"):
         hub.check_files("me/tiny", folder, {"config.json": digest_file(blob)})
     assert not blob.exists()
 
@@ -305,7 +305,7 @@ def test_a_full_disk_is_said(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -
     import huggingface_hub
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"me/tiny takes .* GiB more, and .* has 0.0 GiB free.*HF_HOME"):
+    with pytest.raises(UserError, match=r"me/tiny needs .* GiB more, and .* has 0.0 GiB free.*HF_HOME"):
         models.resolve("me/tiny")
     monkeypatch.undo()
     for number, said in ((errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")):
@@ -317,7 +317,7 @@ def test_a_full_disk_is_said(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -
                 raise e from e  # a circle, as some libraries make them
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-        with pytest.raises(UserError, match=f"me/tiny cannot be kept in .*{said}.*HF_HOME"):
+        with pytest.raises(UserError, match=f"me/tiny cannot be stored in .*{said}.*HF_HOME"):
             hub.snapshot("me/tiny", "1" * 40)
 
 
@@ -344,7 +344,7 @@ def test_detoxifys_checkpoint_is_fetched_whole(
     file.unlink()
     (whole / name).write_bytes(b"another file")
     monkeypatch.setattr(connection, "RETRY_DELAYS", (0.01,) * 3)
-    with pytest.raises(UserError, match="could not be fetched"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         DetoxifyJudge("original", "cpu").digest()
     assert list(file.parent.iterdir()) == []
 
@@ -376,5 +376,5 @@ def test_a_damaged_data_set_is_seen_and_fetched_anew(hub_with: Hub, run_python: 
     assert run_python(DAMAGE, env, *COPA, commit).stdout.strip() == COPA_ROWS
     said = run_python(DAMAGE, env | {"HF_HUB_OFFLINE": "1"}, *COPA, commit).stdout
     assert said.startswith(
-        "USER ERROR the data set 'aps/super_glue' was damaged on this machine; run `wpn-bench prefetch`"
+        "USER ERROR the cached files of the data set 'aps/super_glue' are damaged; run `wpn-bench prefetch`"
     )

@@ -1,4 +1,4 @@
-"""The connection to the hub: offline or not, retries, and errors in one line."""
+"""The connection to the hub: offline mode, retries, and errors as one-line `UserError`s."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ T = TypeVar("T")
 Kind = Literal["model", "data set"]
 
 PREFETCH_HINT = "run `wpn-bench prefetch` with the same options once, with network"
-RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)  # seconds before each further try
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)  # seconds before each retry
 
 
 @dataclass(frozen=True)
 class FetchedItem:
-    """One thing that a run reads from elsewhere, as it lies here. `revision`: a commit, or the digest of a single file."""
+    """A downloaded model, data set or file.
+
+    Attributes:
+        kind: What it is, such as "model" or "data set".
+        name: Its name on the hub.
+        revision: A commit, or the digest of a single file.
+        files: The local files.
+    """
 
     kind: str
     name: str
@@ -32,46 +39,57 @@ class FetchedItem:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Total size of the files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
-    def since(self, moment: float) -> bool:
-        """Whether any of it was fetched after `moment` (seconds of `time.time`)."""
+    def fetched_after(self, moment: float) -> bool:
+        """Return whether a file was downloaded after `moment` (seconds of `time.time`)."""
         return any(file.stat().st_mtime >= moment for file in self.files)
 
 
 def go_offline() -> None:
-    """Let no library ask the hub for anything, in this process and those that it starts."""
+    """Stop all libraries from making requests to the hub, in this process and in processes that it starts."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # They read the variable when they are imported, which may have been before.
+    # Libraries read the variable at import, so update those that are imported already.
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
             sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def is_offline() -> bool:
-    """Whether nothing may be fetched (`--offline`, HF_HUB_OFFLINE)."""
+    """Return whether downloads are disabled (`--offline`, HF_HUB_OFFLINE)."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def cache_folder() -> Path:
-    """Where what is fetched is kept."""
+    """Return the hub's cache folder."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-UNREACHABLE: set[str] = set()  # addresses of hubs that did not answer
+_UNREACHABLE: set[str] = set()  # endpoints that did not answer
 
 
 def is_unreachable() -> bool:
-    """Whether the hub may not be asked, or did not answer when it was: libraries would try for half a minute."""
-    return is_offline() or endpoint() in UNREACHABLE
+    """Return whether this process is offline or the hub did not answer an earlier request.
+
+    Use it to skip requests: libraries would retry for half a minute.
+    """
+    return is_offline() or _endpoint() in _UNREACHABLE
 
 
-def endpoint() -> str:
+def set_unreachable(unreachable: bool) -> None:
+    """Remember whether the hub answered the last request."""
+    if unreachable:
+        _UNREACHABLE.add(_endpoint())
+    else:
+        _UNREACHABLE.discard(_endpoint())
+
+
+def _endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
@@ -79,7 +97,7 @@ def endpoint() -> str:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars and no warnings from `datasets` and `huggingface_hub`; errors are raised as ever."""
+    """Disable progress bars and warnings of `datasets` and `huggingface_hub`. Errors are still raised."""
     import datasets
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -99,23 +117,27 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class IncompleteDownload(OSError):
-    """What came is not what was promised: the line broke, most likely."""
+    """The downloaded data does not match its digest; most likely the connection broke."""
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Call again, after `PAUSES`, when the hub is busy (5xx, 429) or the line broke; not when it is away."""
-    for pause in RETRY_DELAYS:
+    """Call a function again after transient errors, with the pauses of `RETRY_DELAYS`.
+
+    Transient errors are a busy hub (status 5xx or 429) and a broken connection. A hub that cannot be reached at all is
+    not retried.
+    """
+    for delay in RETRY_DELAYS:
         try:
             return call()
         except Exception as e:
             if is_offline() or not _is_transient(e):
                 raise
-        time.sleep(pause)
+        time.sleep(delay)
     return call()
 
 
 def _is_transient(e: Exception) -> bool:
-    """Whether the same request may well succeed in a moment."""
+    """Return whether the same request may succeed if it is repeated."""
     for link in exception_chain(e):
         status = getattr(getattr(link, "response", None), "status_code", None) or getattr(link, "code", None)
         if isinstance(status, int) and (status >= 500 or status == 429):
@@ -127,13 +149,13 @@ def _is_transient(e: Exception) -> bool:
             "IncompleteRead",
         }:
             return True
-        if "Consistency check failed" in str(link):  # fewer bytes than promised
+        if "Consistency check failed" in str(link):  # fewer bytes than announced
             return True
     return False
 
 
 def is_connection_error(e: Exception) -> bool:
-    """Whether `e` says that the hub could not be asked. Its HTTP client differs between releases."""
+    """Return whether `e` means that a request to the hub failed (the HTTP client differs between releases)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     client = type(e).__module__.partition(".")[0]
@@ -141,15 +163,25 @@ def is_connection_error(e: Exception) -> bool:
 
 
 def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> UserError | None:
-    """What the hub said, if it has answered; None if the line is what failed."""
+    """Return the error for a request that the hub refused; None if the connection failed instead.
+
+    Args:
+        e: The exception of the request.
+        kind: What was requested.
+        name: Its name on the hub.
+        revision: The requested revision.
+
+    Returns:
+        The error for the user (no access, unknown name or unknown revision), or None.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    whole = name if kind == "model" else f"the data set {name!r}"
-    ask = "ask for access on its page, then set HF_TOKEN and try again"
+    label = name if kind == "model" else f"the data set {name!r}"
+    ask = "request access on its page, then set HF_TOKEN and try again"
     if isinstance(e, GatedRepoError):
-        return UserError(f"access to {whole} is restricted", ask)
+        return UserError(f"access to {label} is restricted", ask)
     if isinstance(e, RevisionNotFoundError):
-        return UserError(f"{whole} has no revision {revision!r}", "leave it out or name a branch, a tag or a commit")
+        return UserError(f"{label} has no revision {revision!r}", "omit it, or give a branch, a tag or a commit")
     if isinstance(e, RepositoryNotFoundError):
         if kind == "data set":
             return UserError(f"there is no data set {name!r} on the hub", "check its name (owner/name) and HF_TOKEN")
@@ -159,11 +191,12 @@ def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> 
         )
     status = getattr(getattr(e, "response", None), "status_code", None)
     if status in (401, 403):
-        return UserError(f"the hub refuses access to {whole} ({status})", f"check HF_TOKEN, or {ask}")
+        return UserError(f"the hub refuses access to {label} ({status})", f"check HF_TOKEN, or {ask}")
     return None
 
 
 def disk_full_error(e: Exception) -> OSError | None:
+    """Return the error of a full disk or an exceeded quota in the chain of `e`, if there is one."""
     for link in exception_chain(e):
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return link
@@ -171,14 +204,36 @@ def disk_full_error(e: Exception) -> OSError | None:
 
 
 def cache_write_error(e: OSError, name: str) -> UserError:
+    """Return the error for a cache folder that cannot be written.
+
+    Args:
+        e: The operating system's error.
+        name: What was to be stored.
+
+    Returns:
+        The error for the user.
+    """
     return UserError(
-        f"{name} cannot be kept in {cache_folder()} ({e.strerror or type(e).__name__})",
-        "free some space, or set HF_HOME to a folder on a larger disk",
+        f"{name} cannot be stored in {cache_folder()} ({e.strerror or type(e).__name__})",
+        "free disk space, or set HF_HOME to a folder on a larger disk",
     )
 
 
 def as_user_error(e: Exception, kind: Kind, name: str, revision: str) -> UserError:
-    """One line for an error while something is fetched; an error that is no fault of line, hub or disk is raised."""
+    """Convert an exception during a download into a `UserError`.
+
+    Args:
+        e: The exception.
+        kind: What was downloaded.
+        name: Its name on the hub.
+        revision: The commit.
+
+    Returns:
+        The error, for the caller to raise.
+
+    Raises:
+        Exception: `e` itself, if connection, hub and disk did not cause it.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(e, UserError):
@@ -187,15 +242,16 @@ def as_user_error(e: Exception, kind: Kind, name: str, revision: str) -> UserErr
         return cache_write_error(full, name)
     if isinstance(e, PermissionError) and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return cache_write_error(e, name)
-    if (said := refusal_error(e, kind, name, revision)) is not None:
-        return said
+    if (refused := refusal_error(e, kind, name, revision)) is not None:
+        return refused
     if isinstance(e, LocalEntryNotFoundError):
         return UserError(
-            f"{name} at commit {revision[:12]} is not wholly in the local cache and the hub cannot be reached",
+            f"{name} at commit {revision[:12]} is not completely in the local cache and the hub cannot be reached",
             PREFETCH_HINT,
         )
     if not is_connection_error(e):
         raise e
     return UserError(
-        f"{name} could not be fetched ({' '.join(str(e).split())[:200]})", "type the same command again to go on"
+        f"{name} could not be downloaded ({' '.join(str(e).split())[:200]})",
+        "repeat the command to resume the download",
     )

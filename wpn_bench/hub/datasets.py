@@ -1,4 +1,4 @@
-"""Data sets of the hub, at a known commit."""
+"""Data sets of the hub, at a fixed commit."""
 
 from __future__ import annotations
 
@@ -26,21 +26,28 @@ from wpn_bench.hub.models import COMMIT_HASH
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-DIGESTS_FILE = "wpn-bench.json"  # the digests of a prepared data set's files, beside them
+DIGESTS_FILE = "wpn-bench.json"  # SHA-256 of each prepared file, stored in the same folder
 _LOCAL_BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "text"}
 
 
 def is_local(path: str | None) -> bool:
-    """Whether a task's `dataset_path` names local files rather than a repository of the hub."""
+    """Return whether a task's `dataset_path` refers to local files and not to a repository on the hub."""
     return path is None or path in _LOCAL_BUILDERS or Path(path).exists()
 
 
 def resolve_revision(path: str, name: str | None = None, revision: str | None = None) -> str | None:
-    """The commit of the hub's data set `path` as it stands now; without the hub, the commit that is cached.
+    """Return the current commit of a data set; if the hub cannot be reached, the cached commit.
 
-    None for local files. Raises `UserError` for a data set that does not exist, that is closed to this
-    user, or that is neither reachable nor cached. `name` is the configuration; it only matters without the
-    hub. `revision`: a branch, tag or commit (None: the main branch).
+    Args:
+        path: Name of the data set on the hub, or a local path.
+        name: Configuration of the data set; used only to find the cached commit.
+        revision: Branch, tag or commit; None is the main branch.
+
+    Returns:
+        The commit; None for local files.
+
+    Raises:
+        UserError: The data set does not exist, access is restricted, or it is neither reachable nor cached.
     """
     return None if is_local(path) else _resolve(path, name, revision)
 
@@ -58,9 +65,9 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
     except Exception as e:
         if not is_connection_error(e):
             raise
-        if (said := refusal_error(e, "data set", path, revision)) is not None:
-            raise said from e
-        # No hub now: what is cached may still do.
+        if (refused := refusal_error(e, "data set", path, revision)) is not None:
+            raise refused from e
+        # The hub cannot be reached: fall back to the cache.
     cached = cached_revision(path, name)
     if cached is None:
         raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH_HINT)
@@ -68,15 +75,32 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
 
 
 def cached_revision(path: str, name: str | None = None) -> str | None:
-    """The commit that `datasets` would read from its cache without the hub; None if there is none."""
+    """Return the commit that `datasets` reads from its cache without the hub.
+
+    Args:
+        path: Name of the data set on the hub.
+        name: Its configuration.
+
+    Returns:
+        The commit; None if nothing is cached.
+    """
     builder = _cached_builder(path, name)
     return None if builder is None else str(builder.hash)
 
 
 def load_dataset(path: str, name: str | None, revision: str) -> DatasetDict:
-    """All splits of a data set at the commit `revision`, from the cache where it is there, whole.
+    """Load all splits of a data set at a commit, from the cache if it holds that commit undamaged.
 
-    Raises `UserError` if that commit can neither be read from the cache nor fetched.
+    Args:
+        path: Name of the data set on the hub.
+        name: Its configuration.
+        revision: The commit.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        UserError: The commit can neither be read from the cache nor downloaded.
     """
     with quiet_libraries():
         builder = _cached_builder(path, name)
@@ -87,7 +111,15 @@ def load_dataset(path: str, name: str | None, revision: str) -> DatasetDict:
 
 
 def cached_tables(path: str, name: str | None) -> tuple[Path, ...]:
-    """The files that a cached data set is read from; none where it is not cached."""
+    """Return the Arrow files of a cached data set.
+
+    Args:
+        path: Name of the data set on the hub.
+        name: Its configuration.
+
+    Returns:
+        The files; empty if the data set is not cached.
+    """
     builder = _cached_builder(path, name)
     return () if builder is None else tuple(_tables(builder))
 
@@ -97,18 +129,18 @@ def _tables(builder: Any) -> list[Path]:
 
 
 def _is_intact(builder: Any) -> bool:
-    """Whether the prepared files are as they were when they were made; what another program made is taken as it is."""
+    """Return whether the prepared files match their digests; files prepared by another program have none and are accepted."""
     import json
 
     try:
-        promised = json.loads((Path(builder.cache_dir) / DIGESTS_FILE).read_text(encoding="utf-8"))
+        expected = json.loads((Path(builder.cache_dir) / DIGESTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    return bool(promised == {file.name: digest_file(file) for file in _tables(builder)})
+    return bool(expected == {file.name: digest_file(file) for file in _tables(builder)})
 
 
 class _WrongCachedCommit(OSError):
-    """`datasets` could not reach the hub and took another commit from its cache."""
+    """`datasets` could not reach the hub and fell back to another commit in its cache."""
 
 
 def _fetch(path: str, name: str | None, revision: str) -> Any:
@@ -120,7 +152,7 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
             raise _WrongCachedCommit(str(builder.hash))
         if Path(builder.cache_dir).is_dir() and not _is_intact(builder):
             if is_offline():
-                raise UserError(f"the data set {path!r} was damaged on this machine", PREFETCH_HINT)
+                raise UserError(f"the cached files of the data set {path!r} are damaged", PREFETCH_HINT)
             shutil.rmtree(builder.cache_dir)
         builder.download_and_prepare()
         if not (Path(builder.cache_dir) / DIGESTS_FILE).exists():
@@ -135,14 +167,14 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
         raise UserError(
             f"the data set {path!r} is cached at commit {str(e)[:12]}, not at {revision[:12]},"
             " and the hub cannot be reached",
-            f"{PREFETCH_HINT}, or name no revision, which takes the cached commit",
+            f"{PREFETCH_HINT}, or omit the revision to use the cached commit",
         ) from e
     except Exception as e:
         if isinstance(e, (ValueError, datasets.exceptions.DatasetsError)) and not disk_full_error(e):
             why = " ".join(str(e).split())[:200]
             raise UserError(
-                f"the data set {path!r} could not be fetched at commit {revision[:12]} ({why})",
-                "check the network and the name; once fetched, it is read from the cache",
+                f"the data set {path!r} could not be downloaded at commit {revision[:12]} ({why})",
+                "check the network and the name; once downloaded, it is read from the cache",
             ) from e
         raise as_user_error(e, "data set", path, revision) from e
 
@@ -159,7 +191,7 @@ def _cached_builder(path: str, name: str | None) -> Any:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let `datasets` and `huggingface_hub` read their caches only."""
+    """Make `datasets` and `huggingface_hub` read only their caches within a `with` block."""
     import datasets
     import huggingface_hub.constants
 

@@ -1,9 +1,9 @@
-"""What comes from the hub: repositories of models and data sets, at a commit that is resolved once.
+"""Models of the hub, at a commit that is resolved once.
 
-`datasets.load_dataset` answers with *the latest cached* commit when the hub cannot be reached, whatever
-revision was asked for, and needs half a minute of retries to find that out; `snapshot_download` answers with what an
-earlier download that broke off has left. Here the commit is resolved once, what is cached at that commit is read without
-a request, another commit than the one asked for is an error, and so is a file that is not what the hub promised.
+The hub's libraries are not strict enough for reproducible runs. If the hub cannot be reached, `datasets.load_dataset` returns
+*the latest cached* commit, whatever revision was requested, after half a minute of retries; `snapshot_download` returns the
+incomplete files of an interrupted download. Here a cached commit is read without a request, and another commit than the
+requested one, or a file that does not match its digest, is an error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from wpn_bench.core.files import write_text
 from wpn_bench.errors import UserError
 from wpn_bench.hub.connection import (
     PREFETCH_HINT,
-    UNREACHABLE,
     as_user_error,
     cache_folder,
     cache_write_error,
-    endpoint,
     is_connection_error,
     is_unreachable,
     refusal_error,
+    set_unreachable,
     with_retries,
 )
 
@@ -37,36 +36,44 @@ COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 @cache
 def resolve_commit(model: str, revision: str | None = None) -> str:
-    """The commit of the model repository's `revision` (None: its main branch) as it stands now; without the hub, as it
-    stood when it was fetched. The same commit for as long as the process lives, even if the branch moves meanwhile.
+    """Return the current commit of a model's revision; if the hub cannot be reached, the cached commit.
 
-    Raises `UserError` for a repository or revision that does not exist, that is closed to this user, or that is neither
-    reachable nor cached.
+    The result is cached: it stays the same within a process even if the branch moves.
+
+    Args:
+        model: Name of the repository on the hub.
+        revision: Branch, tag or commit; None is the main branch.
+
+    Returns:
+        The commit, 40 hexadecimal digits.
+
+    Raises:
+        UserError: The repository or revision does not exist, access is restricted, or it is neither reachable nor cached.
     """
     from huggingface_hub import HfApi
 
-    def ask() -> str:
+    def request() -> str:
         sha = HfApi().model_info(model, revision=revision, timeout=20).sha
         assert sha is not None
         return str(sha)
 
     try:
-        commit = with_retries(ask)
+        commit = with_retries(request)
     except Exception as e:
         if not is_connection_error(e):
             raise
-        if (said := refusal_error(e, "model", model, revision)) is not None:
-            raise said from e
-        # No hub now: what is cached may still do.
-        UNREACHABLE.add(endpoint())
+        if (refused := refusal_error(e, "model", model, revision)) is not None:
+            raise refused from e
+        # The hub cannot be reached: fall back to the cache.
+        set_unreachable(True)
         if (cached := _cached_commit(model, revision)) is None:
             raise UserError(
                 f"{model} is not in the local cache and the hub cannot be reached",
-                f"{PREFETCH_HINT} (HF_ENDPOINT, HF_HOME), or connect once, or give a folder;"
+                f"{PREFETCH_HINT} (check HF_ENDPOINT and HF_HOME), or give a local folder;"
                 " `wpn-bench full` alone needs no network",
             ) from e
         return cached
-    UNREACHABLE.discard(endpoint())
+    set_unreachable(False)
     _save_ref(model, revision, commit)
     return commit
 
@@ -85,7 +92,7 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
 
 
 def _save_ref(model: str, revision: str | None, commit: str) -> None:
-    """Which commit a branch or tag was at, where every library of the hub looks for it without network."""
+    """Store the commit of a branch or tag where all libraries of the hub look for it when offline."""
     file = _refs(model) / (revision or "main")
     if revision == commit or _cached_commit(model, revision) == commit:
         return
@@ -97,15 +104,23 @@ def _save_ref(model: str, revision: str | None, commit: str) -> None:
 
 
 def list_files(model: str, commit: str) -> list[str]:
-    """The files of a model repository at a commit; as they were listed when it was fetched, where they were.
+    """Return the file names of a model repository at a commit, from the cache if it was downloaded before.
 
-    Raises `UserError` where neither is to be had.
+    Args:
+        model: Name of the repository on the hub.
+        commit: The commit.
+
+    Returns:
+        Paths within the repository.
+
+    Raises:
+        UserError: The list is not cached and the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    if (listed := _cached_file_sizes(model, commit)) is not None:
-        return list(listed)
-    if is_unreachable():  # fetched by an older library, which kept no list
+    if (sizes := _cached_file_sizes(model, commit)) is not None:
+        return list(sizes)
+    if is_unreachable():  # downloaded by an older library, which stored no list
         folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
         return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     try:
@@ -115,7 +130,7 @@ def list_files(model: str, commit: str) -> list[str]:
 
 
 def _cached_file_sizes(model: str, commit: str) -> dict[str, int] | None:
-    """Bytes of each file as the hub listed them when the repository was fetched; None where no list was kept."""
+    """Return the size in bytes of each file, as listed by the hub at download; None if no list is cached."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -128,10 +143,21 @@ def _cached_file_sizes(model: str, commit: str) -> dict[str, int] | None:
 def snapshot(
     model: str, commit: str, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """The folder of a model repository's files at `commit` that fit the patterns, all of them there; fetched if need be,
-    going on where an earlier attempt broke off.
+    """Download a model's files at a commit, unless they are cached. An interrupted download is resumed.
 
-    Raises `UserError` where a file cannot be had. What the files hold is checked by `check_files`.
+    The contents are not verified here, see `check_files`.
+
+    Args:
+        model: Name of the repository on the hub.
+        commit: The commit.
+        allow: Glob patterns of the files to download; None is all.
+        ignore: Glob patterns of files to leave out.
+
+    Returns:
+        The local folder, which holds all files that match the patterns.
+
+    Raises:
+        UserError: A file cannot be downloaded, or the disk is too small.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import filter_repo_objects
@@ -139,10 +165,10 @@ def snapshot(
     patterns: dict[str, Any] = {"allow_patterns": allow, "ignore_patterns": ignore}
     folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
     if (sizes := _cached_file_sizes(model, commit)) is not None:
-        lacking = [name for name in filter_repo_objects(sizes, **patterns) if not (folder / name).is_file()]
-        if not lacking:
+        missing = [name for name in filter_repo_objects(sizes, **patterns) if not (folder / name).is_file()]
+        if not missing:
             return folder
-        _check_space(model, sum(sizes[name] for name in lacking))
+        _check_space(model, sum(sizes[name] for name in missing))
     patterns["local_files_only"] = is_unreachable()
     try:
         return Path(with_retries(lambda: snapshot_download(model, revision=commit, **patterns)))
@@ -151,34 +177,41 @@ def snapshot(
 
 
 def _check_space(model: str, need: int) -> None:
-    """Raise `UserError` where the disk has no room for what is still to be fetched."""
-    there = next(p for p in (cache_folder().absolute(), *cache_folder().absolute().parents) if p.exists())
-    if need > (free := shutil.disk_usage(there).free):
+    """Raise `UserError` if the disk of the cache has less than `need` bytes free."""
+    folder = next(p for p in (cache_folder().absolute(), *cache_folder().absolute().parents) if p.exists())
+    if need > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{model} takes {need / 2**30:.1f} GiB more, and {there} has {free / 2**30:.1f} GiB free",
-            "free some space, or set HF_HOME to a folder on a larger disk",
+            f"{model} needs {need / 2**30:.1f} GiB more, and {folder} has {free / 2**30:.1f} GiB free",
+            "free disk space, or set HF_HOME to a folder on a larger disk",
         )
 
 
 def check_files(model: str, folder: Path, digests: dict[str, str]) -> None:
-    """Raise `UserError` if a file of a snapshot is not what the hub promised, and remove it, so that it is fetched anew.
+    """Verify files of a snapshot against the digests of the hub.
 
-    digests: SHA-256 by name, of the files that are to be read. The cache keeps a file under the digest that the hub gave
-    for it: SHA-256, or git's for small files.
+    The cache names each file by the digest that the hub gives for it: SHA-256, or git's SHA-1 for small files.
+
+    Args:
+        model: Name of the repository on the hub.
+        folder: The snapshot.
+        digests: Actual SHA-256 of each file to verify, by name.
+
+    Raises:
+        UserError: A file does not match. It is removed, so that it is downloaded again.
     """
     for name, digest in digests.items():
         file = (folder / name).resolve()
         if len(file.name) == 64:
-            right = file.name == digest
+            matches = file.name == digest
         elif COMMIT_HASH.fullmatch(file.name):
             data = file.read_bytes()
-            right = file.name == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            matches = file.name == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         else:
-            continue  # a file system without links: the cache keeps no digest
-        if not right:
+            continue  # a file system without links, where the cache stores no digest
+        if not matches:
             file.unlink()
             (folder / name).unlink(missing_ok=True)
             raise UserError(
-                f"{name} of {model} is not what the hub promised: it was damaged on this machine, and is removed",
-                "type the same command again to fetch it anew (with --offline: " + PREFETCH_HINT + ")",
+                f"{name} of {model} did not match the hub's digest: the local copy was damaged and has been removed",
+                "repeat the command to download it again (with --offline: " + PREFETCH_HINT + ")",
             )

@@ -39,9 +39,9 @@ def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, b
             watch = Stopwatch()
             parts = step.fetch()
             found |= {(one.name, one.revision): one for one in parts}
-            now = any(one.since(started) for one in parts)
+            now = any(one.fetched_after(started) for one in parts)
             reporter.finish(step.label, "done" if now else "cached", watch.seconds)
-    return [(one, one.since(started)) for one in found.values()]
+    return [(one, one.fetched_after(started)) for one in found.values()]
 
 
 def _steps(config: RunConfig) -> Iterator[Step]:
