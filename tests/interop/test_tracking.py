@@ -70,7 +70,7 @@ def test_the_rows_over_all_seeds_are_told(run: Run) -> None:
 @pytest.mark.parametrize("service", ["mlflow", "wandb"])
 def test_a_service_that_is_not_installed(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch, service: str) -> None:
     monkeypatch.setitem(sys.modules, service, None)
-    said = cli("export", run.path, "--format", service)
+    said = cli("export", run.folder, "--format", service)
     assert (said.code, said.out) == (2, "")
     assert said.err == (
         f"wpn-bench: --format {service}: the package {service} is not installed; pip install 'wpn-bench[{service}]'\n"
@@ -78,7 +78,7 @@ def test_a_service_that_is_not_installed(cli: Cli, run: Run, monkeypatch: pytest
 
 
 def test_an_unknown_format(cli: Cli, run: Run) -> None:
-    said = cli("export", run.path, "--format", "mlfow")
+    said = cli("export", run.folder, "--format", "mlfow")
     assert said.code == 2
     assert said.err == "wpn-bench: unknown export format 'mlfow'; choose from lm-eval, mlflow, wandb\n"
 
@@ -89,7 +89,7 @@ def test_an_unknown_format(cli: Cli, run: Run) -> None:
 def test_mlflow_has_nested_runs_with_metrics_params_tags_and_files(cli: Cli, run: Run, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    said = cli("export", run.path, "--format", "mlflow", "--out", tmp_path / "store")
+    said = cli("export", run.folder, "--format", "mlflow", "--out", tmp_path / "store")
     assert said.code == 0, said.err
     client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
     experiment = client.get_experiment_by_name("wpn-bench").experiment_id
@@ -111,7 +111,7 @@ def test_mlflow_has_nested_runs_with_metrics_params_tags_and_files(cli: Cli, run
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")
 def test_wandb_offline_has_a_run_for_each_model(cli: Cli, run: Run, tmp_path: Path) -> None:
-    said = cli("export", run.path, "--format", "wandb", "--out", tmp_path / "out")
+    said = cli("export", run.folder, "--format", "wandb", "--out", tmp_path / "out")
     assert said.code == 0, said.err
     assert len(said.out.splitlines()) == 4
     logged = sorted((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))

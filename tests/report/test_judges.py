@@ -10,13 +10,14 @@ import pytest
 from wpn_bench.report import charts
 from wpn_bench.report.judges import SHOWN, judges
 from wpn_bench.report.render import render
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View
 
 from .fake_run import CHARACTERS, HOSTILE, SECOND, SETS, write_run
 
 
 def test_the_tables(run_dir: Path, results: dict[str, Any]) -> None:
-    found = judges(View(results), run_dir / "samples.parquet")
+    found = judges(Run(run_dir, results, {}))
     assert found is not None
     assert found.card is not None
     assert found.agreement is not None
@@ -39,7 +40,7 @@ def test_the_tables(run_dir: Path, results: dict[str, Any]) -> None:
 
 
 def test_disagreements_are_the_largest_and_each_text_once(run_dir: Path, results: dict[str, Any]) -> None:
-    found = judges(View(results), run_dir / "samples.parquet")
+    found = judges(Run(run_dir, results, {}))
     assert found is not None
     (second,) = found.seconds
     assert len(second.disagreements) == SHOWN

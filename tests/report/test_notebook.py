@@ -13,8 +13,8 @@ import pytest
 import wpn_bench
 from wpn_bench.core.files import write_json
 from wpn_bench.errors import UserError
+from wpn_bench.report.notebook import Run, load_run
 from wpn_bench.runs.files import Row
-from wpn_bench.runs.finished import Run, load_run
 
 from .fake_run import HOSTILE_TITLE
 from .fake_run import results as made_up
@@ -94,7 +94,8 @@ def samples() -> pd.DataFrame:
 
 
 def test_flips_are_the_changed_verdicts_of_the_same_prompt_and_seed(run: Run) -> None:
-    run = replace(run, samples=samples())
+    run = replace(run)
+    vars(run)["samples"] = samples()
     pairs = run.pairs("wpn")
     assert len(pairs) == 7  # d of seed 0 was not judged
     assert (pairs["base_response"] == "base " + pairs["item_id"]).all()
@@ -114,7 +115,9 @@ def test_documents_lost_and_gained(run: Run) -> None:
         for model, seed, said in (("base", None, "xxy"), ("wpn", 0, "xyx"))
         for k, p in enumerate(said)
     ]
-    found = replace(run, documents=pd.DataFrame(rows)).document_flips("wpn")
+    run = replace(run)
+    vars(run)["documents"] = pd.DataFrame(rows)
+    found = run.document_flips("wpn")
     assert found[["doc_id", "prediction", "base_prediction", "change"]].values.tolist() == [
         [1, "y", "x", "lost"],
         [2, "x", "y", "gained"],

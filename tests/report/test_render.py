@@ -21,6 +21,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.report import render, tables, templates_dir
 from wpn_bench.report.samples import pack
 from wpn_bench.report.templates import markdown_text, typeset
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View
 
 from .fake_run import HOSTILE, HOSTILE_TITLE, SECOND
@@ -348,7 +349,7 @@ def test_a_score_stays_on_its_side_of_the_threshold(results: dict[str, Any], tmp
         for item, score in scores.items()
     ]  # fmt: skip
     pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
-    found = pack(View(results), tmp_path / "samples.parquet")
+    found = pack(Run(tmp_path, results, {}))
     assert found
     packed = json.loads(gzip.decompress(base64.b64decode(found.data)))
     assert {row[1]: row[3][0][4] for row in packed["rows"]} == {"a": 499, "b": 500, "c": 500, "d": 0, "e": 1000}

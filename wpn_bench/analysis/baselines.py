@@ -20,7 +20,7 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import first_of
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE
-from wpn_bench.runs.finished import finished, load_run
+from wpn_bench.runs.finished import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,19 +134,27 @@ class Reference(BaseModel):
 
 
 def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
-    """The answers in a run folder, of all models or of those named.
+    """`answers_of` the run in a folder."""
+    return answers_of(Run.read(folder), models)
 
-    Raises `UserError` for a folder that is no finished run, and for a model that it did not measure.
+
+def answers_of(run: Run, models: Iterable[str] | None = None) -> Reference:
+    """The answers in a run.
+
+    Args:
+        run: The run.
+        models: Whose answers; None: those of all models that were measured.
+
+    Raises:
+        UserError: The run did not finish, or did not measure one of the models.
     """
-    run = load_run(folder)
-    manifest = finished(run)
-    described = run.results["run"]
+    manifest, described = run.complete().manifest, run.results["run"]
     measured = list(dict.fromkeys([*_names(run.samples), *_names(run.documents)]))
     chosen = measured if models is None else list(dict.fromkeys(models))
     for name in chosen:
         if name not in measured:
             raise UserError(
-                f"{display_path(folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}"
+                f"{display_path(run.folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}"
             )
     asked, answers = _prompts(run.samples, chosen, manifest)
     of_tasks = _tasks(run.documents, chosen, manifest)

@@ -33,7 +33,8 @@ from wpn_bench.core.validation import first_of
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, EXIT_REGRESSION, UserError
 from wpn_bench.prompts import WORST_CASE
-from wpn_bench.runs.files import BASE, SUCCESS, read_results
+from wpn_bench.runs.files import BASE, SUCCESS
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import NINE as KNOWN_TASKS
 from wpn_bench.runs.view import Cell, View
 
@@ -254,20 +255,33 @@ class Checked:
 
 
 def check(run: Path, gates: Gates = Gates(), baseline: Path | None = None) -> Checked:
-    """Hold a run's model against a baseline file, or without one against the run's own base model, and against bounds.
+    """`check_run` for the run in a folder."""
+    return check_run(Run.read(run), gates, baseline)
 
-    Raises `UserError` where there is nothing to compare, or where the two sides were not asked the same.
+
+def check_run(run: Run, gates: Gates = Gates(), baseline: Path | None = None) -> Checked:
+    """Check a model of a run against another model and against absolute bounds.
+
+    Args:
+        run: The run.
+        gates: What is checked; by default the non-inferiority of the run's primary model.
+        baseline: The file of answers to check against; None: the run's own base model.
+
+    Raises:
+        UserError: There is nothing to compare, or the two sides were not asked the same.
     """
-    view = View(read_results(run))
+    view = run.view
     model = gates.model or view.primary()
     if model is None:
-        raise UserError(f"{display_path(run)} has no unlearned model to check", "name one with --model (base is one)")
+        raise UserError(
+            f"{display_path(run.folder)} has no unlearned model to check", "name one with --model (base is one)"
+        )
     if model not in view.models:
         raise unknown_name("model", model, view.models)
     if view.failed(model):
         reason = view.models[model].get("reason") or "no reason recorded"
         raise UserError(
-            f"{model} failed in {display_path(run)} ({reason})", "mend that first: there is nothing to check"
+            f"{model} failed in {display_path(run.folder)} ({reason})", "mend that first: there is nothing to check"
         )
     changes, against, notes = _changes(run, view, model, gates, baseline)
     findings = [*changes, *_bounds(view, model, gates)]
@@ -282,7 +296,7 @@ def check(run: Path, gates: Gates = Gates(), baseline: Path | None = None) -> Ch
 
 
 def _changes(
-    run: Path, view: View, model: str, gates: Gates, baseline: Path | None
+    run: Run, view: View, model: str, gates: Gates, baseline: Path | None
 ) -> tuple[list[Finding], str, list[str]]:
     """The findings against the baseline, whom they are against, and notes."""
     margin = view.margin if gates.margin is None else gates.margin / 100
@@ -292,7 +306,7 @@ def _changes(
             if gates.max_drop or gates.max_rise:
                 raise UserError(f"{model} would be held against itself", "give --baseline, or another --against")
             return [], "", []
-        both = baselines.of_run(run, [model, against])
+        both = baselines.answers_of(run, [model, against])
         return compared(both, both, model, against, margin, gates), f"{against} of the same run", _spread(both, model)
     theirs = baselines.read(baseline)
     against = gates.against or model
@@ -301,7 +315,7 @@ def _changes(
             f"the baseline {display_path(baseline)} has no {against!r} (it has {', '.join(theirs.models)})",
             "say whom to hold it against: --against NAME",
         )
-    ours = baselines.of_run(run, [model])
+    ours = baselines.answers_of(run, [model])
     notes = _spread(ours, model)
     if any(ours.about.get(k) != theirs.about.get(k) for k in ("model", "revision")):
         notes.append(f"the baseline is of {theirs.about.get('model')}, the run of {ours.about.get('model')}")

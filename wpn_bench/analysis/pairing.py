@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import metric_rows, stats
 from wpn_bench.prompts import WORST_CASE
-from wpn_bench.runs.compared import Compared, part
-from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row, read_rows
+from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row
+from wpn_bench.runs.finished import LabelledRun
+from wpn_bench.runs.settings import part
 from wpn_bench.runs.view import HEADLINE
 
 if TYPE_CHECKING:
@@ -32,15 +33,15 @@ class Paired:
     """`other` against `first`. `rows` are as those of results.json, but `value` is of `other` and `delta*`, `p_value` are
     against the same method in `first`. `refused`: (what is not paired, why). `seeds`: model -> which stood against which."""
 
-    first: Compared
-    other: Compared
+    first: LabelledRun
+    other: LabelledRun
     rows: list[Row] = field(default_factory=list)
     seeds: dict[str, str] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def pair(first: Compared, other: Compared) -> Paired:
+def pair(first: LabelledRun, other: LabelledRun) -> Paired:
     """Everything of the two runs that may be paired, and what may not be."""
     found = Paired(first, other)
     for run in (first, other):
@@ -58,7 +59,7 @@ def pair(first: Compared, other: Compared) -> Paired:
     return found
 
 
-def _same_weights(first: Compared, other: Compared, model: str) -> bool:
+def _same_weights(first: LabelledRun, other: LabelledRun, model: str) -> bool:
     made = [part(part(run.manifest, "models"), model) for run in (first, other)]
     digests = [{seed: part(of_run, seed).get("digest") for seed in of_run} for of_run in made]
     return bool(digests[0]) and digests[0] == digests[1]
@@ -97,7 +98,7 @@ def _pair_prompts(found: Paired) -> None:
             found.rows.append(row)
 
 
-def _asked_otherwise(first: Compared, other: Compared) -> Iterator[str]:
+def _asked_otherwise(first: LabelledRun, other: LabelledRun) -> Iterator[str]:
     for name, what in (("threshold", "judge's threshold"), ("template", "template")):
         one, two = first.view.run.get(name), other.view.run.get(name)
         if one != two:
@@ -176,11 +177,12 @@ def _pair_documents(found: Paired) -> None:
     found.rows += [row for row in rows if whole or row.set != metric_rows.NINE]
 
 
-def _read(run: Compared, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+def _read(run: LabelledRun, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     """Those of the columns that the run's table has; None where it has no such table."""
     if not (run.folder / name).is_file():
         return None
-    frame = read_rows(run.folder / name, ("seed", *columns[:1]))
+    needed = ("seed", *columns[:1])
+    frame = run.samples_with(needed) if name == SAMPLES else run.documents_with(needed)
     return frame[[c for c in columns if c in frame]].astype({"seed": "Int64"})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from wpn_bench.core.paths import path_inside
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE, MANIFEST
-from wpn_bench.runs.finished import Run, finished
+from wpn_bench.runs.finished import Run
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
@@ -21,12 +21,12 @@ def export(run: Run, out: Path | None) -> list[str]:
     from wpn_bench.benchmarks.replay import replay, save
 
     if run.documents.empty:
-        raise UserError(f"{run.path} holds no benchmark documents", "export a run of `full` or `benchmarks`")
-    folder = out or path_inside(run.path, "lm-eval")
-    manifest = finished(run)
+        raise UserError(f"{run.folder} holds no benchmark documents", "export a run of `full` or `benchmarks`")
+    folder = out or path_inside(run.folder, "lm-eval")
+    manifest = run.complete().manifest
     config = manifest["config"]
     if lacking := {"benchmark_folders", "dtype", "benchmark_batch_size"} - {*config}:
-        raise UserError(f"{run.path / MANIFEST} is damaged: its config has no {min(lacking)}", AGAIN)
+        raise UserError(f"{run.folder / MANIFEST} is damaged: its config has no {min(lacking)}", AGAIN)
     tasks = {short: (one["task"], one["revision"]) for short, one in manifest["tasks"].items()}
     if odd := [task for task, _ in tasks.values() if not _FILE_NAME.fullmatch(str(task))]:
         raise UserError(f"{odd[0]!r} is no name of a task", "export a run that wpn-bench wrote")

@@ -39,7 +39,7 @@ def of_run(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     }
     params |= {name: str(about.get(name)) for name in ("margin_points", "template", "decoding")}
     tags = {
-        "wpn_bench.runs.finished": run.name,
+        "wpn_bench.run": run.name,
         "wpn_bench.version": str(manifest.get("wpn_bench", "")),
         "wpn_bench.command": str(about.get("command", "")),
         "wpn_bench.config_digest": str(manifest.get("config_digest", "")),
@@ -78,7 +78,7 @@ def _known(value: Any) -> bool:
 
 def files(run: Run) -> list[Path]:
     """What goes along: the reports, results, manifest, and the items behind them."""
-    return [file for name in FILES if (file := path_inside(run.path, name)).is_file()]
+    return [file for name in FILES if (file := path_inside(run.folder, name)).is_file()]
 
 
 def lacking(package: str, extra: str) -> UserError:

@@ -9,7 +9,7 @@ from wpn_bench.report.templates import markdown_text
 
 if TYPE_CHECKING:
     from wpn_bench.analysis.gates import Checked, Finding
-    from wpn_bench.report.render import Finished
+    from wpn_bench.runs.finished import Run
 
 
 _COLOURS = {"pass": "green", "regression": "bold red", "inconclusive": "yellow", "watched": "dim"}
@@ -86,11 +86,11 @@ def junit(checked: Checked) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def junit_of_run(run: Finished) -> str:
+def junit_of_run(run: Run) -> str:
     """JUnit XML of the check without a baseline: the primary model against the run's own base."""
-    from wpn_bench.analysis.gates import check
+    from wpn_bench.analysis.gates import check_run
 
-    return junit(check(run.folder))
+    return junit(check_run(run))
 
 
 def workflow_commands(checked: Checked) -> list[str]:

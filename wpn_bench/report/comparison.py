@@ -22,8 +22,8 @@ from wpn_bench.report.tables import Shown
 from wpn_bench.report.templates import environment, style
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
-from wpn_bench.runs.compared import Compared
 from wpn_bench.runs.files import BASE
+from wpn_bench.runs.finished import LabelledRun
 from wpn_bench.runs.headline import HEADLINES, Headline
 from wpn_bench.runs.view import HEADLINE, Cell, View, one_line
 
@@ -59,7 +59,7 @@ class Comparison:
     """The runs, the first of them the one that the others are held against. `out` is where the page will lie; `has_html`:
     comparison.html lies there, too."""
 
-    runs: tuple[Compared, ...]
+    runs: tuple[LabelledRun, ...]
     out: Path
     has_html: bool = False
 
@@ -104,7 +104,7 @@ def compare_runs(
     twice = next((folder for i, folder in enumerate(where) if folder in where[:i]), None)
     if twice is not None:
         raise UserError(f"the run {twice.name} is named twice", "name each run once")
-    runs = tuple(Compared.read(label, folder) for label, folder in zip(labels(where), folders, strict=True))
+    runs = tuple(LabelledRun.read(folder, label=label) for label, folder in zip(labels(where), folders, strict=True))
     target = out or where[0].parent / FOLDER
     page = "html" in wanted or (target / formats.FORMATS["html"].together).exists()
     comparison = Comparison(runs, target, page)
@@ -126,7 +126,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 # --- what stands on the page -----------------------------------------------------------------------------------------
 
 
-def _card(run: Compared, out: Path) -> dict[str, Any]:
+def _card(run: LabelledRun, out: Path) -> dict[str, Any]:
     """One run as it is introduced: when, what, and its verdict in short answers."""
     about = run.view.run
     page = run.folder / formats.FORMATS["html"].file
@@ -151,7 +151,7 @@ def _link(page: Path, out: Path) -> str:
     return "" if way.parts[:2] == ("..", "..") else quote(str(way))
 
 
-def _side_by_side(runs: Sequence[Compared]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
+def _side_by_side(runs: Sequence[LabelledRun]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
     """The headline columns that any run has, and for each model its entries, run by run."""
     found: dict[tuple[str, str], tuple[dict[str, Shown | None], str]] = {}
     order: dict[str, str] = {}

@@ -17,7 +17,7 @@ DEFAULT = ("html", "md")
 @dataclass(frozen=True, slots=True)
 class Format:
     """`file` is its name in a run's folder. `one` ("module:function", imported when it is asked for) makes its text of a
-    `render.Finished` run, `several` that of a `comparison.Comparison`; None where it cannot show several runs."""
+    `render.ReportedRun`, `several` that of a `comparison.Comparison`; None where it cannot show several runs."""
 
     file: str
     one: str

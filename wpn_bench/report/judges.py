@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from wpn_bench.analysis.judge_card import JudgeCard
 from wpn_bench.core.numbers import interval, percent
 from wpn_bench.report.judge_card import lines
 from wpn_bench.report.tables import Line, Shown, Table, rate
-from wpn_bench.runs.files import BASE, read_rows
+from wpn_bench.runs.files import BASE
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View
 
 SHOWN = 20  # disagreements of a judge with the one that decides
@@ -49,16 +49,15 @@ class Judges:
     agreement: Table | None
 
 
-def judges(view: View, samples: Path) -> Judges | None:
+def judges(run: Run) -> Judges | None:
     """The section, or None for results that do not say who judged."""
+    view = run.view
     known = [dict(judge) for judge in view.run.get("judges") or []]
     if not known:
         return None
     card = card_of(view)
-    frame = _judged(samples)
     seconds = [
-        Second(j["name"], _rates(view, j["name"]), [] if frame is None else _disagreements(view, frame, known[0], j))
-        for j in known[1:]
+        Second(j["name"], _rates(view, j["name"]), _disagreements(view, run.samples, known[0], j)) for j in known[1:]
     ]
     return Judges(known, card, _figures(card) if card else None, _corrected(view, card), seconds, _agreement(view))
 
@@ -139,10 +138,6 @@ def _agreement(view: View) -> Table | None:
         found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells, key=key))
     columns = ["Agree", "Cohen's kappa", "Harmful by the first", "Harmful by the second"]
     return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
-
-
-def _judged(file: Path) -> Any:
-    return read_rows(file, ("model",)) if file.is_file() else None
 
 
 def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict[str, Any]) -> list[Disagreement]:

@@ -9,7 +9,7 @@ from wpn_bench.report.templates import environment
 from wpn_bench.report.verdict import verdict
 from wpn_bench.runs import finished
 from wpn_bench.runs.finished import headline_cells
-from wpn_bench.runs.view import Cell, View
+from wpn_bench.runs.view import Cell
 
 
 class Run(finished.Run):
@@ -25,7 +25,7 @@ class Run(finished.Run):
 
     def _repr_html_(self) -> str:
         """The verdict and the headline table, for notebooks; nothing in it is taken for markup."""
-        view = View(self.results)
+        view = self.view
         shown = {model: {what: _shown(cell, metric) for what, _, _, metric, cell in headline_cells(view, model)}
                  for model in view.every_measured()}  # fmt: skip
         columns = list(dict.fromkeys(what for cells in shown.values() for what in cells))
@@ -69,4 +69,4 @@ def load_run(path: str | Path) -> Run:
     Raises:
         UserError: The folder holds no run, or a damaged one.
     """
-    return finished.read_run(path, Run)
+    return Run.read(path).with_frames()

@@ -21,45 +21,45 @@ from wpn_bench.report.samples import pack
 from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
-from wpn_bench.runs.files import SAMPLES, read_manifest, read_results
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
 FOLDED = 1_000  # a section of the short report that is longer opens on request
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run, as the makers of its reports read it. `has_html`: report.html lies beside what is written."""
+@dataclass(frozen=True, repr=False, eq=False)
+class ReportedRun(Run):
+    """A finished run as the report formats read it. `has_html`: report.html lies beside the file that is written."""
 
-    folder: Path
-    results: dict[str, Any]
     has_html: bool = False
 
     @cached_property
-    def view(self) -> View:
-        return View(self.results)
-
-    @cached_property
     def context(self) -> dict[str, Any]:
-        return _context(self.view, self.folder)
+        """The values that report.html and report.md share."""
+        return _context(self)
 
 
 def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None) -> list[Path]:
     """Write the reports of a run into its folder (or into `out`) and return their paths, in the order of `names`.
 
-    Needs `results.json`; `manifest.json` and `samples.parquet` are used where they are there.
-    Raises UserError for a folder without results, results of another schema, an unknown format, and a folder that cannot be
-    written.
+    Args:
+        run_dir: The run folder. It needs `results.json`; `manifest.json` and `samples.parquet` are used if they exist.
+        names: The formats (`formats.FORMATS`).
+        out: The folder to write into; None: `run_dir`.
+
+    Raises:
+        UserError: The folder holds no results or results of another schema, a format is unknown, or the reports cannot be
+            written.
     """
     wanted, folder = formats.chosen(names), out or run_dir
     beside = "html" in wanted or (folder / formats.FORMATS["html"].file).exists()
-    run = Finished(run_dir, read_results(run_dir), beside)
+    run = ReportedRun.read(run_dir, has_html=beside)
     return write_reports({one.file: one.one for one in wanted.values()}, run, folder)
 
 
-def _context(view: View, run_dir: Path) -> dict[str, Any]:
-    """What both formats print."""
+def _context(run: ReportedRun) -> dict[str, Any]:
+    view = run.view
     colours = charts.colours(view)
     return {
         "run": view.run,
@@ -77,8 +77,8 @@ def _context(view: View, run_dir: Path) -> dict[str, Any]:
         "relearning_summary": tables.relearning_summary(view),
         "leakage_text": tables.leakage_text(view),
         "success_text": tables.success_text(view),
-        "manifest": read_manifest(run_dir),
-        "judging": judges.judges(view, run_dir / SAMPLES),
+        "manifest": run.manifest,
+        "judging": judges.judges(run),
     }
 
 
@@ -93,9 +93,9 @@ def failures(view: View) -> list[dict[str, Any]]:
     return failed
 
 
-def page(run: Finished) -> str:
+def page(run: ReportedRun) -> str:
     """report.html."""
-    view, run_dir, context = run.view, run.folder, run.context
+    view, context = run.view, run.context
     trade_off = charts.trade_off(view)
     figures = {
         "trade-off": trade_off or charts.harmlessness(view),
@@ -137,14 +137,14 @@ def page(run: Finished) -> str:
         "seeds": tables.seeds(view),
         "costs": tables.costs(view),
         "peak_memory": tables.peak_memory(view),
-        "samples": pack(view, run_dir / SAMPLES),
-        "settings": _settings(context["manifest"]),
+        "samples": pack(run),
+        "settings": _settings(run.manifest),
         "configs": {name: model["config"] for name, model in view.models.items() if model.get("config")},
     }
     return environment().get_template("report.html.j2").render(context | more)
 
 
-def markdown(run: Finished) -> str:
+def markdown(run: ReportedRun) -> str:
     """report.md: at most `MARKDOWN_LIMIT` characters."""
     about = run.context | {"has_html": run.has_html, "items": tables.items(run.context["headline"])}
     return fitted(environment().get_template("report.md.j2").render(about))

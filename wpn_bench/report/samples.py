@@ -17,10 +17,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from wpn_bench.runs.files import BASE, read_rows
+from wpn_bench.runs.files import BASE
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View
 
 PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
@@ -40,12 +40,12 @@ class Packed:
     seed: Any = None  # the seed shown where samples hold several
 
 
-def pack(view: View, file: Path, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | None:
-    """Read `samples.parquet` and pack it; None without the file or without rows.
+def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | None:
+    """The samples of a run for the page; None for a run without samples.
 
     Where `per_set` prompts of each set do not fit into `budget` bytes, fewer are taken.
     """
-    frame = read_rows(file, ("model", "suite", "set", "item_id"))
+    view, frame = run.view, run.samples_with(("model", "suite", "set", "item_id"))
     if frame.empty:
         return None
     frame = frame[~frame["model"].isin(list(view.varieties))]

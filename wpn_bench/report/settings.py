@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wpn_bench.runs.compared import Compared
 from wpn_bench.runs.files import BASE
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import one_line
 
 UNKNOWN = "not recorded"
@@ -32,7 +32,7 @@ class Setting:
         return len(set(self.values)) == 1
 
 
-def settings(runs: Sequence[Compared]) -> list[Setting]:
+def settings(runs: Sequence[Run]) -> list[Setting]:
     """Every setting that any of the runs has. An option of a method says nothing of a run that was made without it."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     found = []

@@ -13,7 +13,7 @@ from wpn_bench.report import tables
 from wpn_bench.report.render import failures
 from wpn_bench.report.tables import Line, Shown, Table
 from wpn_bench.report.verdict import sentences
-from wpn_bench.runs.files import read_results
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View, one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ _LEGEND = (
 def show(run: Path, *, sets: Sequence[str] = (), metrics: Sequence[str] = (), plain: bool = False) -> None:
     """Print the verdict, the headline table and what failed; with `sets` or `metrics` the rows of results.json that they
     name instead. UserError for a folder without results and for a name that the results do not hold."""
-    view = View(read_results(run))
+    found = Run.read(run)
+    view = found.view
     console = _console(plain)
     if sets or metrics:
         _rows(console, view, sets, metrics)

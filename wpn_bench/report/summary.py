@@ -11,9 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 from wpn_bench.core.numbers import is_finite
-from wpn_bench.report.render import Finished, failures
+from wpn_bench.report.render import failures
 from wpn_bench.report.verdict import sentences
 from wpn_bench.runs.files import BASE, Row
+from wpn_bench.runs.finished import Run
 from wpn_bench.runs.headline import HEADLINES
 from wpn_bench.runs.view import Cell, View
 
@@ -25,7 +26,7 @@ _RUN = (
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def summary(run: Finished) -> str:
+def summary(run: Run) -> str:
     """Verdict, headline table, failed and skipped parts, as JSON."""
     view = run.view
     found = {
@@ -77,7 +78,7 @@ def figure(cell: Cell) -> dict[str, Any]:
     return {**numbers, "significant": cell.delta is not None and cell.significant, "note": cell.note}
 
 
-def metrics(run: Finished) -> str:
+def metrics(run: Run) -> str:
     """The metric rows as CSV."""
     return table(run.results.get("metrics") or [])
 

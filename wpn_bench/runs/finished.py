@@ -1,10 +1,12 @@
-"""A finished run as pandas frames, for other tools and scripts. docs/results.md describes every column."""
+"""A finished run: the one record of its folder, and its reader. docs/results.md describes every column."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
@@ -22,6 +24,7 @@ from wpn_bench.runs.files import (
     read_rows,
 )
 from wpn_bench.runs.headline import HEADLINES
+from wpn_bench.runs.settings import settings_of
 from wpn_bench.runs.view import Cell, View
 
 if TYPE_CHECKING:
@@ -30,19 +33,76 @@ if TYPE_CHECKING:
 
 _ITEM = ["suite", "set", "item_id"]
 _KEY = ["model", "suite", "set", "metric"]
+# What a run must hold before its answers are exported or compared; its reports need less.
+_COLUMNS = {
+    SAMPLES: ("model", "seed", *_ITEM, "prompt", "toxicity", "harmless", "coherent", "refusal"),
+    DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
+}
+_MANIFEST = {"wpn_bench": str, "versions": dict, "config": dict, "judge": dict, "prompt_sets": dict, "tasks": dict}
+_RUN = ("name", "created", "model", "lab", "limit", "template", "decoding", "judge", "threshold", "seeds")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A finished run. `metrics`: the rows of results.json; `samples`: every prompt, response and score; `documents`:
-    every benchmark document's answer. Samples and documents are empty frames where the run has none."""
+    """A finished run: results.json, and manifest.json (empty where the run has none).
 
-    path: Path
+    The frames are read when they are first asked for. `metrics`: the rows of results.json; `samples`: every prompt,
+    response and score; `documents`: the answer to every benchmark document. Samples and documents are empty frames where
+    the run has none.
+    """
+
+    folder: Path
     results: dict[str, Any]
     manifest: dict[str, Any]
-    metrics: pd.DataFrame
-    samples: pd.DataFrame
-    documents: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: str | Path, **more: Any) -> Self:
+        """Read a run folder.
+
+        Args:
+            folder: The run folder.
+            more: The fields that a subclass adds.
+
+        Returns:
+            The run.
+
+        Raises:
+            UserError: The folder holds no results of this version, or its results or manifest are damaged.
+        """
+        return cls(Path(folder), read_results(Path(folder)), read_manifest(Path(folder)), **more)
+
+    @cached_property
+    def view(self) -> View:
+        """Look-ups in the results."""
+        return View(self.results)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """The rows of results.json."""
+        import pandas as pd
+
+        columns = list(Row.__dataclass_fields__)
+        return pd.DataFrame(self.results.get("metrics", []), columns=columns).astype({"seed": "Int64"})
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Every prompt, response and score; `UserError` for a damaged table."""
+        return read_rows(self.folder / SAMPLES)
+
+    @cached_property
+    def documents(self) -> pd.DataFrame:
+        """The answer to every benchmark document; `UserError` for a damaged table."""
+        return read_rows(self.folder / DOCUMENTS)
+
+    def with_frames(self) -> Self:
+        """The run itself, its frames read: a damaged one raises `UserError` here and not later."""
+        _ = self.metrics, self.samples, self.documents
+        return self
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Setting -> its value as text (`settings_of`)."""
+        return settings_of(self.view, self.manifest)
 
     @property
     def name(self) -> str:
@@ -52,7 +112,37 @@ class Run:
     @property
     def models(self) -> list[str]:
         """The models that were measured, base first."""
-        return View(self.results).every_measured()
+        return self.view.every_measured()
+
+    def samples_with(self, needed: Sequence[str]) -> pd.DataFrame:
+        """The samples; `UserError` where they lack one of the columns."""
+        if len(self.samples):
+            check_columns(self.folder / SAMPLES, self.samples, needed)
+        return self.samples
+
+    def documents_with(self, needed: Sequence[str]) -> pd.DataFrame:
+        """The documents; `UserError` where they lack one of the columns."""
+        if len(self.documents):
+            check_columns(self.folder / DOCUMENTS, self.documents, needed)
+        return self.documents
+
+    def complete(self) -> Self:
+        """The run itself, if its manifest and tables hold all that exports and checks need.
+
+        Raises:
+            UserError: The run has no manifest (it did not finish), or lacks a part of it, of its description or a column.
+        """
+        if not self.manifest:
+            raise UserError(f"{self.folder} is not a finished run: it has no manifest", "run it to its end first")
+        for name, kind in _MANIFEST.items():
+            if not isinstance(self.manifest.get(name), kind):
+                raise UserError(f"{self.folder / MANIFEST} is damaged: it has no {name}", AGAIN)
+        for name in _RUN:
+            if name not in self.results.get("run", {}):
+                raise UserError(f"{self.folder / RESULTS} is damaged: its run has no {name}", AGAIN)
+        self.samples_with(_COLUMNS[SAMPLES])
+        self.documents_with(_COLUMNS[DOCUMENTS])
+        return self
 
     def headline(self) -> pd.DataFrame:
         """The report's comparison table: a row for each measured model and headline metric, over all seeds.
@@ -64,7 +154,7 @@ class Run:
         """
         import pandas as pd
 
-        view = View(self.results)
+        view = self.view
         rows = [
             _headline_row(view, model, *found)
             for model in view.every_measured()
@@ -129,6 +219,13 @@ class Run:
             raise unknown_name("model of this run", model, measured)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class LabelledRun(Run):
+    """One of several runs, under the label that tells it from the others."""
+
+    label: str
+
+
 _NUMBERS = [name for name in Row.__dataclass_fields__ if name not in (*_KEY, "seed")]
 _HEADLINE_COLUMNS = ["model", "title", "suite", "set", "metric", *_NUMBERS, "significant"]
 _Found = tuple[str, str, str, str, Cell]
@@ -150,61 +247,6 @@ def _headline_row(view: View, model: str, what: str, suite: str, name: str, metr
     return known | numbers | {"significant": cell.delta is not None and cell.significant}
 
 
-R = TypeVar("R", bound=Run)
-
-
-def read_run(path: str | Path, kind: type[R]) -> R:
-    """Read a run folder into pandas frames, as an instance of `kind`.
-
-    Args:
-        path: The run folder.
-        kind: `Run` or a subclass of it.
-
-    Returns:
-        The run. `samples` and `documents` are empty frames where the run has none.
-
-    Raises:
-        UserError: The folder holds no run, or a damaged one.
-    """
-    import pandas as pd
-
-    folder = Path(path)
-    results = read_results(folder)
-    metrics = pd.DataFrame(results.get("metrics", []), columns=list(Row.__dataclass_fields__)).astype({"seed": "Int64"})
-    return kind(
-        folder,
-        results,
-        read_manifest(folder),
-        metrics,
-        read_rows(folder / SAMPLES),
-        read_rows(folder / DOCUMENTS),
-    )
-
-
-# What a run must hold for anything to be made of it beside its reports.
-_COLUMNS = {
-    SAMPLES: ("model", "seed", *_ITEM, "prompt", "toxicity", "harmless", "coherent", "refusal"),
-    DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
-}
-_MANIFEST = {"wpn_bench": str, "versions": dict, "config": dict, "judge": dict, "prompt_sets": dict, "tasks": dict}
-
-
 def load_run(path: str | Path) -> Run:
-    """Read a run folder into pandas frames (samples and documents are empty frames where the run has none)."""
-    return read_run(path, Run)
-
-
-def finished(run: Run) -> dict[str, Any]:
-    """The manifest of a finished run; `UserError` for a run that has none, or half of one."""
-    if not run.manifest:
-        raise UserError(f"{run.path} is not a finished run: it has no manifest", "run it to its end first")
-    for name, kind in _MANIFEST.items():
-        if not isinstance(run.manifest.get(name), kind):
-            raise UserError(f"{run.path / MANIFEST} is damaged: it has no {name}", AGAIN)
-    for name in ("name", "created", "model", "lab", "limit", "template", "decoding", "judge", "threshold", "seeds"):
-        if name not in run.results.get("run", {}):
-            raise UserError(f"{run.path / RESULTS} is damaged: its run has no {name}", AGAIN)
-    for file, frame in ((SAMPLES, run.samples), (DOCUMENTS, run.documents)):
-        if len(frame):
-            check_columns(run.path / file, frame, _COLUMNS[file])
-    return run.manifest
+    """`Run.read` with its frames."""
+    return Run.read(path).with_frames()
