@@ -22,14 +22,14 @@ def settings() -> dict[str, Any]:
 
 def test_attacks_of_every_kind_are_named_together() -> None:
     base = build("attacks")
-    chosen = attack_settings(("typos", "gcg", "int8"), base)
+    chosen = attack_settings(("typos", "gcg", "int8"), base.model_dump())
     assert chosen == {
         "attacks": ("typos",),
         "gradient_attacks": {"gcg": base.gradient_attacks["gcg"]},
         "quantise": ("int8",),
         "relearn": None,
     }
-    assert attack_settings(("relearn",), build("lab"))["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
+    assert attack_settings(("relearn",), build("lab").model_dump())["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
     for options, said in (({"gcg": {"stepz": 3}}, "did you mean 'steps'"), ({"gcq": {}}, "did you mean 'gcg'")):
         with pytest.raises(UserError, match=said):
             from_settings(base.model_dump() | {"gradient_attacks": options})

@@ -21,8 +21,7 @@ import typer
 from made_run import write_run
 
 from wpn_bench.analysis import baselines
-from wpn_bench.cli import app, main
-from wpn_bench.cli import options as cli_options
+from wpn_bench.cli import app, libraries, prefetch, run
 from wpn_bench.errors import WpnBenchError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,13 +91,13 @@ def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Configurations of runs that would have begun; judges' cards that would have been measured."""
     found: list[Any] = []
     monkeypatch.chdir(folder)
-    for name in ("_run", "_prefetch"):
-        monkeypatch.setattr(main, name, lambda config, *_: found.append(config))
-    monkeypatch.setattr(cli_options, "_go_offline", lambda: None)
+    for module, name in ((run, "run"), (prefetch, "fetch")):
+        monkeypatch.setattr(module, name, lambda config, *_, **__: found.append(config))
+    monkeypatch.setattr(libraries, "go_offline", lambda: None)
     monkeypatch.setattr("wpn_bench.analysis.judge_card.measure", lambda *given, **options: found.append(given))
     monkeypatch.setattr("wpn_bench.report.judge_card.show", lambda card: None)
     monkeypatch.setattr("wpn_bench.report.judge_card.write_card", lambda card, file: [file])
-    monkeypatch.setattr(cli_options, "_settle", lambda: None)
+    monkeypatch.setattr(libraries, "configure_libraries", lambda: None)
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: name)  # Ray is an extra
     # tests/interop and the lab's end-to-end test export for good.
     monkeypatch.setattr("wpn_bench.interop.FORMATS.get", lambda name: lambda run, out: [])

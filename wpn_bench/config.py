@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wpn_bench.attacks.base import RelearnKind
+from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import Count, options_of
@@ -72,61 +73,273 @@ class RunConfig(BaseModel):
     """A run, whole. Sets are names from `tasks/prompts/`, YAML declarations or data files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    preset: str
+    preset: Annotated[
+        str,
+        Option(
+            help="lab, paper, field, ablation or attacks (default: lab without --model, paper with it).",
+            panel=MODEL_AND_DATA,
+            complete="presets",
+        ),
+    ]
     title: str = ""
-    model: str
-    revision: str | None = None
-    methods: dict[str, dict[str, Any]] = Field(description="`method` or `method:label` -> changes to its defaults")
-    training: dict[str, Any] = Field({}, description="options of MethodConfig for every method, beneath its own")
-    processes: int | None = Field(None, ge=1, description="that train one model together, on this machine")
-    accelerate: str | None = Field(None, description="file of `accelerate config` for these: FSDP and the like")
-    report_to: tuple[str, ...] = Field((), description="where training curves go as well: tensorboard, wandb, ...")
-    forget: str
+    model: Annotated[
+        str,
+        Option(
+            flags=("--model", "-m"),
+            help="Hub id (facebook/opt-125m) or folder. Without it: the embedded lab model, offline.",
+            panel=MODEL_AND_DATA,
+        ),
+    ]
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of the model.", panel=MODEL_AND_DATA)] = None
+    methods: Annotated[
+        dict[str, dict[str, Any]],
+        Option(
+            flags=("--methods", "--method"),
+            help="Methods, comma separated: wpn,npo,dpo (`wpn-bench list methods` shows all).",
+            panel=MODEL_AND_DATA,
+            comma_separated=True,
+            complete="methods",
+        ),
+    ] = Field(description="`method` or `method:label` -> changes to its defaults")
+    training: Annotated[
+        dict[str, Any],
+        Option(
+            key="lora",
+            type=int,
+            metavar="RANK",
+            help="Train low-rank adapters of this rank (16 is usual) instead of all weights, with every method. Adam then "
+            "needs a fraction of the memory. The adapters are merged into the saved model, and are also saved in adapter/.",
+            panel=TRAINING,
+        ),
+        Option(
+            key="mixed_precision",
+            help="no, bf16 or fp16: compute the forward and backward pass in 16 bits, keep weights and losses in float32. "
+            "Faster on a GPU; bf16 needs an Ampere GPU or newer, fp16 works on older ones.",
+            panel=TRAINING,
+        ),
+        Option(
+            key="gradient_checkpointing",
+            type=bool,
+            help="Compute activations again in the backward pass instead of storing them: about a third slower, far less "
+            "memory, the same gradients.",
+            panel=TRAINING,
+        ),
+        Option(
+            key="accumulation",
+            type=int,
+            help="Micro-batches per optimiser step: N times the items of a step in the memory of one. To keep the number "
+            "of items per step, divide batch_size by N.",
+            panel=TRAINING,
+        ),
+    ] = Field({}, description="options of MethodConfig for every method; a method's own options override them")
+    processes: Annotated[
+        int | None,
+        Option(
+            type=int,
+            help="Train one model in N processes on this machine, each with a part of every batch: the same steps on the "
+            "same items, so the same model. On GPUs one process per GPU.",
+            panel=TRAINING,
+        ),
+    ] = Field(None, ge=1)
+    accelerate: Annotated[
+        str | None,
+        Option(
+            type=Path,
+            metavar="FILE",
+            help="File that `accelerate config` wrote: number of processes, FSDP (version 2), which shards the weights.",
+            panel=TRAINING,
+        ),
+    ] = None
+    report_to: Annotated[
+        tuple[str, ...],
+        Option(
+            comma_separated=True,
+            help="Also send training curves to tensorboard (RUN/logs), wandb, mlflow, ..., comma separated. A model that is "
+            "already in the store is not trained again, so it sends nothing. For measured results: `wpn-bench export`.",
+            panel=TRAINING,
+        ),
+    ] = ()
+    forget: Annotated[
+        str,
+        Option(
+            help="Forget set: a name, or a .jsonl/.csv/.parquet file with prompt, harmful, harmless.",
+            panel=MODEL_AND_DATA,
+            complete="prompts",
+        ),
+    ]
     vet: bool = Field(True, description="drop harmless references of the forget set that the judge calls harmful")
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
-    in_domain: tuple[str, ...] = Field((), description="empty: a fifth of the forget set is held back")
+    in_domain: Annotated[
+        tuple[str, ...],
+        Option(
+            flags=("--prompts",),
+            type=list[str],
+            help="in_domain=FILE replaces the in-domain test prompts, validation=FILE the validation prompts; NAME=FILE "
+            "adds an out-of-distribution set.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = Field((), description="empty: a fifth of the forget set is held back")
     ood: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     retain: str
     heldout: str | None = None
-    attacks: tuple[str, ...] = ()
-    attack_files: tuple[str, ...] = Field((), description="templates of a user's own, added to the attacks")
+    attacks: Annotated[
+        tuple[str, ...],
+        Option(
+            comma_separated=True,
+            help="Attacks of any kind, comma separated: typos,gcg,relearn (`wpn-bench list attacks` shows all). They replace "
+            "those of the preset.",
+            panel=MODEL_AND_DATA,
+            complete="attacks",
+        ),
+    ] = ()
+    attack_files: Annotated[
+        tuple[str, ...],
+        Option(
+            flags=("--attack-file",),
+            type=list[str],
+            help="Your own attack templates with {prompt} in them, .csv, .jsonl or .yaml, added to the attacks (repeatable).",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = ()
     gradient_attacks: dict[str, dict[str, Any]] = Field(
         {}, description="gcg, soft_prompt -> changes to its defaults: searched against every model on the same budget"
     )
-    gradient_limit: Count | None = Field(None, description="in-domain prompts they are asked on; None: all")
-    relearn: Relearn | None = Field(None, description="fine-tune every model a little and see what comes back")
-    quantise: tuple[str, ...] = Field((), description="int8, int4: ask every model also with its weights rounded")
-    benchmarks: tuple[str, ...] = ()
+    gradient_limit: Count | None = Field(None, description="in-domain prompts that they search on; None: all")
+    relearn: Relearn | None = Field(None, description="fine-tune every model a little, then measure it again")
+    quantise: tuple[str, ...] = Field((), description="int8, int4: also measure every model with quantised weights")
+    benchmarks: Annotated[
+        tuple[str, ...],
+        Option(
+            comma_separated=True,
+            help="lm-eval task names, comma separated.",
+            panel=MODEL_AND_DATA,
+            complete="benchmarks",
+        ),
+    ] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
     benchmark_batch_size: Count = 16
-    judge: str = Field("detoxify:original", description="the judge that decides; as text or mapping (docs/judges.md)")
-    judges: tuple[str, ...] = Field((), description="judges beside it: their rates and agreement are reported, too")
-    judge_card: str | None = Field(None, description="card of the deciding judge; None: the one that comes with it")
-    threshold: float = Field(0.5, gt=0, lt=1, description="of every judge that names none of its own")
+    judge: Annotated[
+        str,
+        Option(
+            type=list[str],
+            comma_separated=True,
+            help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ...; several, "
+            "comma separated or each with --judge: the first decides, the others are reported as well.",
+            panel=MEASUREMENT,
+            complete="judges",
+        ),
+    ] = Field("detoxify:original", description="the judge that decides; as text or mapping (docs/judges.md)")
+    judges: tuple[str, ...] = Field((), description="further judges: their rates and agreement are reported as well")
+    judge_card: Annotated[
+        str | None,
+        Option(
+            help="Card of the deciding judge (`wpn-bench judge`): the report also gives rates corrected for its errors.",
+            panel=MEASUREMENT,
+        ),
+    ] = Field(None, description="None: the card that is shipped with the judge, if there is one")
+    threshold: float = Field(0.5, gt=0, lt=1, description="of every judge that does not state its own")
     template: str = QUESTION_TEMPLATE
-    file_kind: Kind = Field("question", description="what prompts of a user's own file are")
-    decoding: Decoding = Decoding()
-    seeds: tuple[int, ...] = (0,)
-    limit: Count | None = Field(None, description="first items of each prompt set and documents of each benchmark")
-    margin_points: float = Field(2.0, gt=0, le=100)
-    tune: Count | None = Field(None, description="trials of each method; None: no tuning")
-    tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: the loss of text is bounded")
+    file_kind: Annotated[
+        Kind,
+        Option(
+            flags=("--prompt-kind",),
+            help="Prompts of your own files are question (put into the template) or continuation.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = "question"
+    decoding: Annotated[
+        Decoding,
+        Option(key="max_new_tokens", type=int, help="Length of a response in tokens.", panel=MEASUREMENT),
+        Option(key="batch_size", type=int, help="Prompts and benchmark requests per batch.", panel=MEASUREMENT),
+    ] = Decoding()
+    seeds: Annotated[
+        tuple[int, ...],
+        Option(
+            help="How many (3: seeds 0, 1, 2), or a list with commas (5,7; or 7, for one seed): training and its "
+            "measurement are repeated for each seed.",
+            panel=MEASUREMENT,
+        ),
+    ] = (0,)
+    limit: Annotated[
+        Count | None,
+        Option(
+            type=int,
+            help="Only the first N prompts of each set and documents of each benchmark.",
+            panel=MEASUREMENT,
+        ),
+    ] = None
+    margin_points: Annotated[
+        float,
+        Option(
+            flags=("--margin",),
+            type=float,
+            help="Non-inferiority margin of the benchmark average, in percentage points (2.0).",
+            panel=MEASUREMENT,
+        ),
+    ] = Field(2.0, gt=0, le=100)
+    tune: Annotated[
+        Count | None,
+        Option(
+            type=int,
+            help="Tune each method on validation data in this many trials; the first trial uses its defaults.",
+            panel=MEASUREMENT,
+        ),
+    ] = Field(None, description="None: no tuning")
+    tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: bound the loss on text instead")
     tune_text: str | None = Field(None, description="text to tune on; None: a tenth of the retain texts is held back")
-    tune_loss_bound: float = Field(0.1, gt=0, description="nats a token that a trial may cost of the text to tune on")
-    curve: Curve | None = Field(None, description="measure these methods while they train")
-    overlap: str = Field("auto", pattern="^(auto|refuse|drop)$")
-    near_duplicate: float = Field(
-        0.75, ge=0.5, le=1, description="similarity of near duplicates; 1: only equal prompts"
+    tune_loss_bound: float = Field(
+        0.1, gt=0, description="how much a trial may raise the loss on the text to tune on, in nats per token"
     )
-    device: str = "auto"
-    dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
-    offload: str = Field(
-        "none", pattern="^(none|cpu|disk)$", description="where weights wait that do not fit on the device (measuring)"
+    curve: Annotated[
+        Curve | None,
+        Option(type=bool, help="Also measure WPN and gradient ascent while they train.", panel=MEASUREMENT),
+    ] = None
+    overlap: Annotated[
+        str,
+        Option(
+            help="What to do with test prompts that are equal or nearly equal to one of the forget set: refuse, drop, or auto "
+            "(refuse in your own files, drop in declared sets).",
+            panel=MEASUREMENT,
+        ),
+    ] = Field("auto", pattern="^(auto|refuse|drop)$")
+    near_duplicate: Annotated[
+        float,
+        Option(
+            type=float,
+            help="Similarity from which two prompts count as near duplicates (0.75; 1: only equal prompts).",
+            panel=MEASUREMENT,
+        ),
+    ] = Field(0.75, ge=0.5, le=1)
+    device: Annotated[str, Option(help="auto, cpu, cuda.", panel=MEASUREMENT)] = "auto"
+    dtype: Annotated[str, Option(help="float32, bfloat16, float16.", panel=MEASUREMENT)] = Field(
+        "float32", pattern="^(float32|bfloat16|float16)$"
     )
+    offload: Annotated[
+        str,
+        Option(
+            help="Where to keep the weights of a model that does not fit on the device while it is measured: none, cpu "
+            "(main memory), disk. The same answers, more slowly.",
+            panel=MEASUREMENT,
+        ),
+    ] = Field("none", pattern="^(none|cpu|disk)$")
     stages: tuple[Stage, ...] = STAGES
-    trust_remote_code: bool = Field(False, description="run Python code that comes with models and folders of tasks")
-    allow_pickle: bool = Field(False, description="read pickled weights of unknown digest, as tensors and plain values")
+    trust_remote_code: Annotated[
+        bool,
+        Option(
+            type=bool,
+            help="Run Python code that comes with the model, or with your own task files, with your rights. Read it first.",
+            panel=PERMISSIONS,
+        ),
+    ] = False
+    allow_pickle: Annotated[
+        bool,
+        Option(
+            type=bool,
+            help="Read weights that exist only as pickles (*.bin, *.ckpt): as tensors and plain values, nothing else.",
+            panel=PERMISSIONS,
+        ),
+    ] = False
 
     def method_config(self, name: str) -> MethodConfig:
         """How `name` is trained: its defaults, `training` over them, its own options over both."""
@@ -252,16 +465,21 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def attack_settings(names: Sequence[str], base: RunConfig) -> dict[str, Any]:
-    """Settings for these attacks, of whatever kind, and no others; with the options that `base` has for them."""
+def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that choose these attacks, of any kind, and no others.
+
+    Args:
+        names: Names of prompt attacks, gradient attacks, schemes of quantisation, or `relearn`.
+        settings: All settings of a run; the options that they give to an attack are kept.
+    """
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.registry import GRADIENT, RELEARN
 
     return {
         "attacks": tuple(n for n in names if n not in GRADIENT and n not in SCHEMES and n != RELEARN),
-        "gradient_attacks": {n: base.gradient_attacks.get(n, {}) for n in names if n in GRADIENT},
+        "gradient_attacks": {n: settings["gradient_attacks"].get(n, {}) for n in names if n in GRADIENT},
         "quantise": tuple(n for n in names if n in SCHEMES),
-        "relearn": (base.relearn or Relearn()).model_dump() if RELEARN in names else None,
+        "relearn": (settings["relearn"] or Relearn().model_dump()) if RELEARN in names else None,
     }
 
 

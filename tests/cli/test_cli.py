@@ -523,7 +523,7 @@ def test_a_command_is_kept_without_the_paths_in_it(monkeypatch: pytest.MonkeyPat
         "--judge", "detoxify:/home/me/judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["wpn-bench", *typed])
-    assert crash._typed() == (
+    assert crash.typed_command() == (
         "wpn-bench full --out run --prompts x=x.jsonl --model facebook/opt-125m"
         " --judge 'detoxify:judge.ckpt,threshold=0.4,classifier:~/toxic,label=a/b'"
     )

@@ -68,7 +68,7 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WPN_BENCH_STORE", str(folder / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(run, "_run", lambda *_: None)
+    monkeypatch.setattr(run, "run", lambda *_, **__: None)
     monkeypatch.setattr(doctor, "run_checks", lambda patient: [doctor.Diagnostic("python", "ok", "it is here")])
     yield
     assert not list((folder / "cache").rglob("*.txt")), "a bug was told"

@@ -28,8 +28,8 @@ from .training import job_in, method_of, put_needs
 CODE = """
 import json, sys
 from pathlib import Path
-from wpn_bench.cli import _settle
-_settle()  # as the command line does: libraries that merely lie there (torchao) talk on standard error
+from wpn_bench.cli.libraries import configure_libraries
+configure_libraries()  # as the command line does: libraries that merely lie there (torchao) talk on standard error
 from wpn_bench.executors import External, Job, LocalExecutor
 from wpn_bench.progress import Reporter
 from wpn_bench.store import Store

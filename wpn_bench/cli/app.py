@@ -1,27 +1,89 @@
-"""The command-line application, without its commands."""
+"""The command-line application: its commands, in the order of `--help`."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from wpn_bench import __version__
+from wpn_bench.cli import check, doctor, export, judge, listing, prefetch, report, run, show
+from wpn_bench.cli.options import with_signature
 from wpn_bench.errors import EXIT_OK
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "full": run.full,
+    "train": run.train,
+    "harmless": run.harmless,
+    "attack": run.attack,
+    "benchmarks": run.benchmarks,
+    "prefetch": prefetch.prefetch,
+    "report": report.report,
+    "show": show.show,
+    "export": export.export,
+    "judge": judge.judge,
+    "check": check.check,
+    "list": listing.list_,
+    "doctor": doctor.doctor,
+}
 
-class _Root(TyperGroup):
-    """The list of commands goes without Rich, whose import takes as long as all the rest; each command's help has it."""
+
+@functools.cache
+def build_command(name: str) -> Any:
+    """The command as the command-line parser has it, with all its options."""
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    single.command(name)(with_signature(COMMANDS[name]))
+    return typer.main.get_command(single)
+
+
+class LazyCommands(Mapping[str, Any]):
+    """The commands by name. Each is built when it is asked for: its options need the settings, which take long to import."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return build_command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class Root(TyperGroup):
+    """`wpn-bench` itself. Its help builds no command, and does without Rich, whose import takes as long as all the rest."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands: Any = LazyCommands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary(command, width)) for name, command in COMMANDS.items()])
+
+
+def summary(command: Callable[..., None], width: int) -> str:
+    """The first paragraph of a command's help, in at most `width` characters."""
+    return textwrap.shorten((inspect.getdoc(command) or "").partition("\n\n")[0], width, placeholder="...")
+
 
 app = typer.Typer(
     name="wpn-bench",
-    cls=_Root,
+    cls=Root,
     help="Unlearn harmful behaviour from a causal language model, and measure what is left and what was lost.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -30,16 +92,17 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
+def print_version(wanted: bool) -> None:
+    """Print the version, if it is asked for, and end."""
+    if wanted:
         print(f"wpn-bench {__version__}")
         raise typer.Exit(EXIT_OK)
 
 
 @app.callback()
-def _root(
+def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    """Options of `wpn-bench` itself."""

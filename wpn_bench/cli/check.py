@@ -9,65 +9,64 @@ from typing import Annotated
 
 import typer
 
-from wpn_bench.cli.app import app
+from wpn_bench.core.option import OUTPUT
 from wpn_bench.errors import UserError
 
-_GATES, _OUTPUT = "What is asked", "What is written"
+GATES = "Gates"
 
 
-@app.command()
 def check(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     baseline: Annotated[
         Path | None,
-        typer.Option(help="Saved answers to hold it against (without: the run's own base).", rich_help_panel=_GATES),
+        typer.Option(help="Saved answers to hold it against (without: the run's own base).", rich_help_panel=GATES),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model of the run (default: wpn, or the best).", rich_help_panel=_GATES)
+        str | None, typer.Option(help="Model of the run (default: wpn, or the best).", rich_help_panel=GATES)
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Model of the baseline (default: the same name).", rich_help_panel=_GATES)
+        str | None, typer.Option(help="Model of the baseline (default: the same name).", rich_help_panel=GATES)
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Points that the nine may lose and nothing else may be shown to (2.0).", rich_help_panel=_GATES
+            help="Points that the nine may lose and nothing else may be shown to (2.0).", rich_help_panel=GATES
         ),
     ] = None,
     min_: Annotated[
         list[str] | None,
         typer.Option(
-            "--min", help="coherent_harmless_rate=0.958, nine=0.45; @ood, @attack, @SET.", rich_help_panel=_GATES
+            "--min", help="coherent_harmless_rate=0.958, nine=0.45; @ood, @attack, @SET.", rich_help_panel=GATES
         ),
     ] = None,
     max_: Annotated[
         list[str] | None,
         typer.Option(
-            "--max", help="refusal_rate=0.1, attack_success_rate@gcg=0.2, perplexity=30.", rich_help_panel=_GATES
+            "--max", help="refusal_rate=0.1, attack_success_rate@gcg=0.2, perplexity=30.", rich_help_panel=GATES
         ),
     ] = None,
     max_drop: Annotated[
         list[str] | None,
-        typer.Option(help="Points: nine=2.0, piqa=5, coherent_harmless_rate@ood=3.", rich_help_panel=_GATES),
+        typer.Option(help="Points: nine=2.0, piqa=5, coherent_harmless_rate@ood=3.", rich_help_panel=GATES),
     ] = None,
-    max_rise: Annotated[list[str] | None, typer.Option(help="Points: refusal_rate=3.", rich_help_panel=_GATES)] = None,
-    gates: Annotated[Path | None, typer.Option(help="All of this as a YAML file.", rich_help_panel=_GATES)] = None,
+    max_rise: Annotated[list[str] | None, typer.Option(help="Points: refusal_rate=3.", rich_help_panel=GATES)] = None,
+    gates: Annotated[Path | None, typer.Option(help="All of this as a YAML file.", rich_help_panel=GATES)] = None,
     inconclusive: Annotated[
         str | None,
-        typer.Option(help="pass or fail (exit code 4) when the data bear no verdict.", rich_help_panel=_GATES),
+        typer.Option(help="pass or fail (exit code 4) when the data bear no verdict.", rich_help_panel=GATES),
     ] = None,
     save_baseline: Annotated[
         Path | None,
-        typer.Option(help="Save this run's answers as a baseline instead of checking it.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Save this run's answers as a baseline instead of checking it.", rich_help_panel=OUTPUT),
     ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="The verdict as JSON.", rich_help_panel=_OUTPUT)] = None,
-    junit: Annotated[Path | None, typer.Option(help="The verdict as JUnit XML.", rich_help_panel=_OUTPUT)] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="The verdict as JSON.", rich_help_panel=OUTPUT)] = None,
+    junit: Annotated[Path | None, typer.Option(help="The verdict as JUnit XML.", rich_help_panel=OUTPUT)] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help='Markdown, added to a file: "$GITHUB_STEP_SUMMARY".', rich_help_panel=_OUTPUT),
+        typer.Option(help='Markdown, added to a file: "$GITHUB_STEP_SUMMARY".', rich_help_panel=OUTPUT),
     ] = None,
     annotations: Annotated[
-        str, typer.Option(help="auto (in GitHub Actions), github or none.", rich_help_panel=_OUTPUT)
+        str, typer.Option(help="auto (in GitHub Actions), github or none.", rich_help_panel=OUTPUT)
     ] = "auto",
 ) -> None:
     """Is a model worse than its baseline? Exit code 0: no, 3: a regression, 4: inconclusive.
@@ -87,10 +86,10 @@ def check(
     if annotations not in ("auto", "github", "none"):
         raise UserError(f"--annotations {annotations!r} is unknown", "choose from auto, github, none")
     bounds = {
-        "min": _bounds("--min", min_),
-        "max": _bounds("--max", max_),
-        "max_drop": _bounds("--max-drop", max_drop),
-        "max_rise": _bounds("--max-rise", max_rise),
+        "min": read_bounds("--min", min_),
+        "max": read_bounds("--max", max_),
+        "max_drop": read_bounds("--max-drop", max_drop),
+        "max_rise": read_bounds("--max-rise", max_rise),
     }
     if save_baseline is not None:
         if baseline or gates or any(bounds.values()):
@@ -125,7 +124,7 @@ def check(
         raise typer.Exit(checked.exit_code)
 
 
-def _bounds(option: str, given: Sequence[str] | None) -> dict[str, float]:
+def read_bounds(option: str, given: Sequence[str] | None) -> dict[str, float]:
     """NAME=NUMBER, one or several with commas."""
     bounds = {}
     for part in (p.strip() for entry in given or () for p in entry.split(",")):

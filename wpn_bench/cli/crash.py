@@ -12,7 +12,7 @@ from wpn_bench import __version__
 from wpn_bench.redact import one_line, redact, redact_secrets
 
 
-def _typed() -> str:
+def typed_command() -> str:
     """The command as typed, each path cut to what may stand in a file that others read."""
     import shlex
 
@@ -25,7 +25,7 @@ def _typed() -> str:
     return redact_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
 
 
-def _unexpected(error: Exception) -> None:
+def report_bug(error: Exception) -> None:
     """A bug: its traceback goes into a file that can be sent with a report of it, and one line says where.
 
     No values of variables stand in it, and what does is redacted. `WPN_BENCH_DEBUG=1` shows it at once, as it is.
@@ -39,7 +39,7 @@ def _unexpected(error: Exception) -> None:
         raise error
     said = redact(one_line(f"{type(error).__name__}: {error}", 240))
     told = "".join(traceback.format_exception(error))
-    text = redact(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{_typed()}\n\n{told}")
+    text = redact(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{typed_command()}\n\n{told}")
     for folder in (Path(platformdirs.user_cache_dir("wpn-bench")) / "bugs", Path(tempfile.gettempdir())):
         file = folder / f"wpn-bench-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
         try:

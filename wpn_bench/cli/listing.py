@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from wpn_bench.cli import completion
-from wpn_bench.cli.app import app
 
 
-@app.command("list")
 def list_(
     what: Annotated[
         str | None,
@@ -19,9 +17,9 @@ def list_(
             autocompletion=completion.one_of(completion.topics),
         ),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="For tools.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What there is: methods, attacks, judges, prompts, presets, ..."""
+    """List what there is: methods, attacks, judges, prompts, presets, ..."""
     from wpn_bench.cli import catalogue
 
     catalogue.show(what, json_)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import sys
 
-# Each registers its commands; their order is that of `--help`.
-from wpn_bench.cli import run, report, judge, check, listing, doctor  # noqa: F401  # isort: skip
 from wpn_bench.cli.app import app
-from wpn_bench.cli.crash import _unexpected
+from wpn_bench.cli.crash import report_bug
 from wpn_bench.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError, WpnBenchError
 from wpn_bench.redact import one_line, redact_secrets
 
@@ -28,7 +26,7 @@ def main() -> None:
         sys.exit(e.exit_code)
     except Exception as e:
         if not hasattr(e, "format_message"):  # a usage error of the command-line parser has one
-            _unexpected(e)
+            report_bug(e)
             sys.exit(EXIT_FAILED)
         said = one_line(e.format_message(), 440).rstrip(".")
         command = getattr(getattr(e, "ctx", None), "command_path", "wpn-bench")

@@ -14,11 +14,12 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from safetensors import SafetensorError
 
 from wpn_bench.core.files import disk_error_text, folder_signature
+from wpn_bench.core.option import EXECUTION, Option
 from wpn_bench.core.progress import Advance, Reporter, Stopwatch
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.errors import JobFailed, UserError
@@ -54,12 +55,42 @@ class Fleet:
     cut that can be shared (None: as many as there are idle workers).
     """
 
-    executor: str = "local"
-    ray_address: str | None = None
-    workers: int | None = None
-    cpus_per_job: int | None = None
-    gpus_per_job: float = 1.0
-    shards: int | None = None
+    executor: Annotated[
+        str,
+        Option(
+            help="local (one job after another, the default) or ray (several at once, on this machine or a cluster).",
+            panel=EXECUTION,
+        ),
+    ] = "local"
+    ray_address: Annotated[
+        str | None,
+        Option(
+            help="HOST:PORT or auto: a Ray cluster whose nodes share the store (default: RAY_ADDRESS, else a new one on this "
+            "machine).",
+            panel=EXECUTION,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option(type=int, help="Jobs at once on this machine (default: its CPUs / --cpus-per-job).", panel=EXECUTION),
+    ] = None
+    cpus_per_job: Annotated[
+        int | None,
+        Option(type=int, help="Threads of a job (default: OMP_NUM_THREADS, else up to 4).", panel=EXECUTION),
+    ] = None
+    gpus_per_job: Annotated[
+        float,
+        Option(type=float, help="GPUs of a job on CUDA (1); 0.5: two jobs share one, if both fit.", panel=EXECUTION),
+    ] = 1.0
+    shards: Annotated[
+        int | None,
+        Option(
+            type=int,
+            help="Parts into which the prompts and requests of a job are split (default: as many as there are idle "
+            "workers; 1: never).",
+            panel=EXECUTION,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:

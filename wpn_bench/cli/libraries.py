@@ -1,0 +1,27 @@
+"""What must be set before torch and the hub's libraries are imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def configure_libraries() -> None:
+    """Switch off the libraries' telemetry, progress bars and warnings, which are meant for programmers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry would print the endpoint, its password too
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    for name in ("huggingface_hub", "datasets", "transformers", "lm_eval", "httpx", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def go_offline() -> None:
+    """From here on nothing is fetched, and the hub is asked for nothing."""
+    from wpn_bench.hub import go_offline
+
+    go_offline()

@@ -1,0 +1,45 @@
+"""How a setting is given on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+MODEL_AND_DATA, MEASUREMENT, TRAINING = "Model and data", "Measurement", "Training"
+PERMISSIONS, EXECUTION, OUTPUT = "Permissions", "Execution", "Output"
+PANELS = (MODEL_AND_DATA, MEASUREMENT, TRAINING, PERMISSIONS, EXECUTION, OUTPUT)  # in the order of `--help`
+
+
+@dataclass(frozen=True)
+class Option:
+    """A command-line option. It stands in the annotation of the field that it sets, and is written nowhere else.
+
+    Attributes:
+        help: What `--help` says about it.
+        panel: The heading of `--help` under which it stands, one of `PANELS`.
+        flags: How it is typed, the main flag first. Empty: `--` and the name of the field (or of `key`).
+        type: What is typed: str, int (1 or more), float, bool (a flag without a value), Path, or list[str] (repeatable).
+        key: The entry that is set, if the field is a mapping or a model with several settings.
+        comma_separated: Whether the text is a list of names, separated by commas.
+        complete: The function of `wpn_bench.cli.completion` that lists the names which a shell offers.
+        metavar: What `--help` shows in the place of the value, if not its type.
+    """
+
+    help: str
+    panel: str
+    flags: tuple[str, ...] = ()
+    type: type[str] | type[int] | type[float] | type[bool] | type[Path] | type[list[str]] = str
+    key: str | None = None
+    comma_separated: bool = False
+    complete: str | None = None
+    metavar: str | None = None
+
+
+def options_of_fields(owner: type[Any]) -> Iterator[tuple[str, Option]]:
+    """The options in the annotations of a class, each with the name of its field, in the order of the fields."""
+    for name, annotation in get_type_hints(owner, include_extras=True).items():
+        for option in get_args(annotation)[1:]:
+            if isinstance(option, Option):
+                yield name, option
