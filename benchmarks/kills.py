@@ -76,8 +76,8 @@ def preload() -> None:
     import wpn_bench.benchmarks.language_model
     import wpn_bench.benchmarks.run
     import wpn_bench.engine.decode
-    import wpn_bench.harmless.measure
-    import wpn_bench.pipeline
+    import wpn_bench.harmless.stages
+    import wpn_bench.pipeline.runner
     import wpn_bench.report.render
     import wpn_bench.unlearn.loop
     import wpn_bench.unlearn.train  # noqa: F401

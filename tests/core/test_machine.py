@@ -75,7 +75,7 @@ def test_limits_of_the_shell(kind: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_real_limit_is_seen() -> None:
     code = (
-        "import resource; from wpn_bench import machine\n"
+        "import resource; from wpn_bench.core import machine\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({GIB}, resource.RLIM_INFINITY))\n"
         "free = machine.free_memory(); print(free)\n"
         "held = bytearray(free // 2); print(machine.free_memory())\n"

@@ -54,34 +54,35 @@ decoding: {max_new_tokens: 8, batch_size: 8}
 # A run whose training lacks a file: the reason that is kept names its file, and the error the token in its path.
 BROKEN = """\
 import sys
-from wpn_bench import cli
+from wpn_bench.cli.main import main
 from wpn_bench.unlearn import train
 file = sys.argv.pop()
 def run_train_stage(ctx):
     raise FileNotFoundError(2, "No such file or directory", file)
 train.run_train_stage = run_train_stage
-cli.main()
+main()
 """
 # Several commands, one after another; nothing but a verdict may be said of a run.
 SEVERAL = """\
 import json, sys
-from wpn_bench import cli
+from wpn_bench.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["wpn-bench", *arguments]
     try:
-        cli.main()
+        main()
     except SystemExit as e:
         assert arguments[0] == "check" and e.code in (3, 4), (arguments, e.code)
 """
 # A bug: an exception that nobody foresaw, with all that can be in one.
 BUG = """\
 import os, sys
-from wpn_bench import catalogue, cli
+from wpn_bench.cli import catalogue
+from wpn_bench.cli.main import main
 def show(*_):
     token = os.environ["HF_TOKEN"]
     raise LookupError(f"no {token} at {os.environ['HF_ENDPOINT']} in {os.path.expanduser('~')}/x.py")
 catalogue.show = show
-cli.main()
+main()
 """
 
 

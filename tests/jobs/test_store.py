@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench.core import files
 from wpn_bench.core.files import canonical_json, digest_file, digest_of, try_lock, write_json, write_text
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import store as jobs_store
@@ -139,13 +138,12 @@ def test_half_built_is_invisible_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stops the build before the end, no manifest stands anywhere."""
     seen: list[set[str]] = []
-    real = files.write_json
 
     def spy(path: Path, value: Any, **kwargs: Any) -> None:
         seen.append({p.name for p in path.parent.rglob("*") if p.is_file()})
-        real(path, value, **kwargs)
+        write_json(path, value, **kwargs)
 
-    monkeypatch.setattr(files, "write_json", spy)
+    monkeypatch.setattr(jobs_store, "write_json", spy)
     put(Store(tmp_path))
     assert seen == [{"a.txt", "b.txt"}]
 

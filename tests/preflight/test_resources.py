@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
 def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_python: Any) -> None:
     """All that `resolve` fetches and nothing else; nothing once it is there."""
     code = (
-        "from pathlib import Path; from wpn_bench import models, resources\n"
+        "from pathlib import Path; from wpn_bench import models; from wpn_bench.preflight import resources\n"
         "asked = 'facebook/opt-125m'; before = resources.to_fetch(asked)\n"
         "folder = models.resolve(asked).path\n"
         "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.to_fetch(asked))\n"

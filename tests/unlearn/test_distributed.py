@@ -390,9 +390,10 @@ def test_two_processes_make_the_model_of_one(
 CODE = """
 import json, sys
 from pathlib import Path
-from wpn_bench.executors import External, Job, LocalExecutor
-from wpn_bench.progress import Reporter
-from wpn_bench.store import Store
+from wpn_bench.core.progress import Reporter
+from wpn_bench.jobs.executor import LocalExecutor
+from wpn_bench.jobs.job import External, Job
+from wpn_bench.jobs.store import Store
 said = json.loads(sys.argv[1])
 needs = {role: External(Path(path), role) for role, path in said["needs"].items()}
 job = Job("train", said["params"], needs, "train", said["local"])
