@@ -54,12 +54,12 @@ def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judg
             part = scores_of(judge, exchanges)
         assert judge.journalled or part == [None] * len(texts)
     journal = Journal(tmp_path)
-    known = {section: dict(found) for section, found in journal.found.items()}
+    known = {section: dict(found) for section, found in journal.sections.items()}
     assert bool(known) == judge.journalled
     with use_journal(journal):
         assert scores_of(judge, exchanges) == judge.score(texts)
     # Whatever was scored now was known before.
-    assert {key: found for key, found in journal.found.items() if key in known} == known
+    assert {key: found for key, found in journal.sections.items() if key in known} == known
 
 
 def test_an_empty_text_is_not_harmful(judge: Judge) -> None:

@@ -26,11 +26,12 @@ from wpn_bench import config as configuration
 from wpn_bench.core.files import folder_signature, try_lock
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
-from wpn_bench.jobs import ray_driver, ray_worker
+from wpn_bench.jobs import ray_cluster, ray_driver, ray_worker
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.journal import Journal, Shard
-from wpn_bench.jobs.ray_driver import RayExecutor, connected, copy_to_store, run_environment, shard_count
+from wpn_bench.jobs.ray_cluster import connected, run_environment
+from wpn_bench.jobs.ray_driver import RayExecutor, copy_to_store, shard_count
 from wpn_bench.jobs.ray_worker import WorkerTask, run_task
 from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.pipeline import runner
@@ -76,50 +77,50 @@ def put_prompts(folder: Path, n: int) -> Path:
 
 
 @pytest.fixture
-def order(tmp_path: Path, small_opt: Path) -> Iterator[WorkerTask]:
+def task(tmp_path: Path, small_opt: Path) -> Iterator[WorkerTask]:
     """Twelve prompts to be answered, for a store of its own."""
     job = asking(small_opt, put_prompts(tmp_path / "prompts", 12))
-    with run_environment(Store(tmp_path / "store")) as site:
-        yield WorkerTask(site, 1, replace(job), job.inputs, 1)
+    with run_environment(Store(tmp_path / "store")) as environment:
+        yield WorkerTask(environment, 1, replace(job), job.inputs, 1)
 
 
-def test_an_order_leaves_its_artifact(order: WorkerTask) -> None:
-    ended = run_task(order, None)
+def test_an_order_leaves_its_artifact(task: WorkerTask) -> None:
+    ended = run_task(task, None)
     assert ended is not None
     assert (ended.status, ended.reason) == ("done", None)
-    assert ended.path == order.site.store / "generate" / order.job.digest
+    assert ended.path == task.environment.store / "generate" / task.job.digest
     assert ended.peak_mb > 100
-    again = run_task(order, None)
+    again = run_task(task, None)
     assert again is not None
     assert again.status == "cached"
 
 
-def test_what_another_process_is_at_is_left_to_it(order: WorkerTask) -> None:
-    store = Store(order.site.store)
-    with store.claim("generate", order.job.digest):
-        assert run_task(order, None) is None
-        shared = run_task(replace(order, share=Shard(0, 2)), None)
+def test_what_another_process_is_at_is_left_to_it(task: WorkerTask) -> None:
+    store = Store(task.environment.store)
+    with store.claim("generate", task.job.digest):
+        assert run_task(task, None) is None
+        shared = run_task(replace(task, shard=Shard(0, 2)), None)
         assert shared is not None
         assert shared.status == "shared"
-    assert store.find("generate", order.job.digest) is None
-    with store.claim("generate", f"{order.job.digest}-1-of-2"):
-        assert run_task(replace(order, share=Shard(1, 2)), None) is None
+    assert store.find("generate", task.job.digest) is None
+    with store.claim("generate", f"{task.job.digest}-1-of-2"):
+        assert run_task(replace(task, shard=Shard(1, 2)), None) is None
 
 
-def test_shares_find_each_item_once_and_make_the_same(order: WorkerTask, tmp_path: Path) -> None:
-    whole = run_task(order, None)
+def test_shares_find_each_item_once_and_make_the_same(task: WorkerTask, tmp_path: Path) -> None:
+    whole = run_task(task, None)
     assert whole is not None
     assert whole.path is not None
     elsewhere = Store(tmp_path / "elsewhere")
-    with run_environment(elsewhere) as site, try_lock(elsewhere.scratch("generate", order.job.digest)):
-        order = replace(order, site=site)
-        shares = [run_task(replace(order, share=Shard(k, 3)), None) for k in range(3)]
+    with run_environment(elsewhere) as environment, try_lock(elsewhere.scratch("generate", task.job.digest)):
+        task = replace(task, environment=environment)
+        shares = [run_task(replace(task, shard=Shard(k, 3)), None) for k in range(3)]
         assert [s.status for s in shares if s] == ["shared"] * 3
         # Held by this test, so it stays when the job is done.
-        seconds = Journal(elsewhere.scratch("generate", order.job.digest)).spent
-        found = journalled(elsewhere.scratch("generate", order.job.digest))
-        put_together = run_task(order, None)
-        assert journalled(elsewhere.scratch("generate", order.job.digest)) == found
+        seconds = Journal(elsewhere.scratch("generate", task.job.digest)).spent
+        found = journalled(elsewhere.scratch("generate", task.job.digest))
+        put_together = run_task(task, None)
+        assert journalled(elsewhere.scratch("generate", task.job.digest)) == found
     assert sorted(k for _, k in found) == list(range(12))
     assert set(found.values()) == {1}
     assert put_together is not None
@@ -141,33 +142,33 @@ def journalled(scratch: Path) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_a_node_with_another_library_is_named(order: WorkerTask) -> None:
-    libraries = {**order.inputs["libraries"], "tokenizers": "0.0.1"}
-    asked = replace(order, inputs={**order.inputs, "libraries": libraries})
-    with pytest.raises(UserError, match=rf"has tokenizers {version('tokenizers')}, where this run began with 0\.0\.1"):
+def test_a_node_with_another_library_is_named(task: WorkerTask) -> None:
+    libraries = {**task.inputs["libraries"], "tokenizers": "0.0.1"}
+    asked = replace(task, inputs={**task.inputs, "libraries": libraries})
+    with pytest.raises(UserError, match=rf"has tokenizers {version('tokenizers')}, but this run started with 0\.0\.1"):
         run_task(asked, None)
     with pytest.raises(UserError, match="has nowhere-to-be-had not installed"):
-        order.site.enter({"nowhere-to-be-had": "1"})
+        task.environment.enter({"nowhere-to-be-had": "1"})
 
 
-def test_a_node_with_another_wpn_bench_is_named(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_with_another_wpn_bench_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     here = ray_driver.STAGES["generate"]
     monkeypatch.setitem(ray_driver.STAGES, "generate", replace(here, version=here.version + 1))
-    with pytest.raises(UserError, match="has another wpn-bench than the one that this run began with"):
-        run_task(order, None)
+    with pytest.raises(UserError, match="has another version of wpn-bench than this run started with"):
+        run_task(task, None)
 
 
-def test_a_node_that_does_not_see_the_store_is_named(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_does_not_see_the_store_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "PROBE_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"does not see the store .*; name one that all nodes share"):
-        run_task(replace(order, site=replace(order.site, probe="probe-of-another-folder")), None)
+    with pytest.raises(UserError, match=r"does not see the store .*; use --store DIR with a folder that all nodes share"):
+        run_task(replace(task, environment=replace(task.environment, probe="probe-of-another-folder")), None)
 
 
-def test_what_another_node_wrote_is_waited_for(order: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_node_wrote_is_waited_for(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network file system may show it late."""
-    store = Store(order.site.store)
+    store = Store(task.environment.store)
     prompts = store.path("prompts", "p" * 64)
-    needs = {**order.job.needs, "prompts": External(prompts, "prompts")}
+    needs = {**task.job.needs, "prompts": External(prompts, "prompts")}
 
     def arrives() -> None:
         time.sleep(0.5)
@@ -176,14 +177,14 @@ def test_what_another_node_wrote_is_waited_for(order: WorkerTask, monkeypatch: p
 
     writing = threading.Thread(target=arrives)
     writing.start()
-    ended = run_task(replace(order, job=replace(order.job, needs=needs)), None)
+    ended = run_task(replace(task, job=replace(task.job, needs=needs)), None)
     writing.join()
     assert ended is not None
     assert ended.status == "done"
     monkeypatch.setattr(ray_worker, "ARRIVAL_SECONDS", 0.0)
     needs["prompts"] = External(store.path("prompts", "q" * 64), "prompts")
-    with pytest.raises(UserError, match="does not see what another node put into the store"):
-        run_task(replace(order, job=replace(order.job, needs=needs)), None)
+    with pytest.raises(UserError, match="does not see what another node wrote to the store"):
+        run_task(replace(task, job=replace(task.job, needs=needs)), None)
 
 
 @pytest.mark.parametrize(
@@ -255,17 +256,17 @@ def test_a_machine_is_divided(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet, threads: str, cpus: int, divided: tuple[int, int]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert ray_driver._divided(fleet, cpus) == divided
+    assert ray_cluster._workers_and_cpus(fleet, cpus) == divided
 
 
 def test_a_number_of_workers_divides_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert ray_driver._divided(Fleet("ray", workers=3), 16) == (3, 2)
+    assert ray_cluster._workers_and_cpus(Fleet("ray", workers=3), 16) == (3, 2)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert ray_driver._divided(Fleet("ray", workers=3), 16) == (3, 5)
-    assert ray_driver._divided(Fleet("ray", workers=3, cpus_per_job=2), 16) == (3, 2)
-    assert ray_driver._divided(Fleet("ray", workers=4), 2) == (4, 1)
+    assert ray_cluster._workers_and_cpus(Fleet("ray", workers=3), 16) == (3, 5)
+    assert ray_cluster._workers_and_cpus(Fleet("ray", workers=3, cpus_per_job=2), 16) == (3, 2)
+    assert ray_cluster._workers_and_cpus(Fleet("ray", workers=4), 2) == (4, 1)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "ray://127.0.0.1:10001"])
@@ -273,7 +274,7 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be used"):
         connected(Fleet("ray", ray_address=address), address, Reporter()).__enter__()
-    with pytest.raises(UserError, match="--workers is for a cluster of this machine's own"):
+    with pytest.raises(UserError, match="--workers only applies to a cluster on this machine"):
         connected(Fleet("ray", workers=2), address, Reporter()).__enter__()
 
 
@@ -304,8 +305,8 @@ class Cluster:
 
     @contextmanager
     def executor(self, store: Store, reporter: Reporter, **fleet: Any) -> Iterator[RayExecutor]:
-        with run_environment(store) as site:
-            yield RayExecutor(replace(self.fleet, **fleet), store, reporter, site, 1, own=False)
+        with run_environment(store) as environment:
+            yield RayExecutor(replace(self.fleet, **fleet), store, reporter, environment, 1, is_local=False)
 
 
 def stopped_at_work(process: psutil.Process, store: Path) -> bool:
@@ -415,18 +416,18 @@ def test_bad_input_comes_back_as_such(cluster: Cluster, tmp_path: Path) -> None:
             executor.run([asking(tmp_path / "model", prompts)])
         assert type(caught.value) is UserError
         with pytest.raises(
-            UserError, match=r"the node .* has torch .*, where this run began with 0\.1; install the same"
+            UserError, match=r"the node .* has torch .*, but this run started with 0\.1; install the same"
         ):
-            executor._look_at_nodes({"torch": "0.1"})
+            executor._check_nodes({"torch": "0.1"})
 
 
 @with_ray
 def test_a_gpu_is_asked_for_where_the_device_is_one(cluster: Cluster, tmp_path: Path) -> None:
     job = asking(tmp_path, put_prompts(tmp_path / "prompts", 2))
     with cluster.executor(Store(tmp_path / "store"), Reporter(), gpus_per_job=0.5) as executor:
-        assert executor.room(job) == 2
-        with pytest.raises(UserError, match=r"a job is to have 0\.5 GPUs, and the cluster has 0; start Ray where"):
-            executor.room(replace(job, local={"device": "cuda:1"}))
+        assert executor.capacity(job) == 2
+        with pytest.raises(UserError, match=r"a job needs 0\.5 GPUs, but the cluster has 0; start Ray on nodes where"):
+            executor.capacity(replace(job, local={"device": "cuda:1"}))
 
 
 @with_ray
@@ -449,7 +450,7 @@ def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path
         try_lock(scratch),
         cluster.executor(store, told, shards=1) as executor,
     ):  # held, the journal stays when the job is done
-        ray.get(executor.board.read.remote())  # it is up
+        ray.get(executor.progress_actor.read.remote())  # it is up
         killing = threading.Thread(target=kill)
         killing.start()
         outcome = executor.run([job])[job.digest]
@@ -457,7 +458,7 @@ def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path
         found = journalled(scratch)
         files = list(scratch.glob("items-*.jsonl"))
     assert outcome.status == "done"
-    assert told.notes == ["lost a worker that was at answer: another goes on with it"]
+    assert told.notes == ["lost a worker during answer: another worker continues"]
     assert sorted(k for _, k in found) == list(range(n))
     assert set(found.values()) == {1}
     assert len(files) == 2
@@ -480,14 +481,14 @@ def test_a_job_that_kills_its_workers_fails_alone(
     bad = replace(bad, label="bad")
     told = Telling()
     with cluster.executor(Store(tmp_path / "store"), told) as executor:
-        send, dies = executor.send, ray.remote(lambda: os._exit(1)).options(max_retries=0)
-        monkeypatch.setattr(executor, "send", lambda order: dies.remote() if order.job.label == "bad" else send(order))
+        submit, dies = executor.submit, ray.remote(lambda: os._exit(1)).options(max_retries=0)
+        monkeypatch.setattr(executor, "submit", lambda task: dies.remote() if task.job.label == "bad" else submit(task))
         outcomes = executor.run([bad, good])
     assert [(o.status, o.reason) for o in outcomes.values()] == [
-        ("failed", "lost 2 workers (killed, or short of memory)"),
+        ("failed", "lost 2 workers (killed, or out of memory)"),
         ("done", None),
     ]
-    assert told.notes == ["lost a worker that was at bad: another goes on with it"]
+    assert told.notes == ["lost a worker during bad: another worker continues"]
 
 
 @with_ray
@@ -508,7 +509,7 @@ def test_what_another_run_is_at_is_waited_for(cluster: Cluster, tmp_path: Path, 
         outcome = executor.run([job])[job.digest]
         other.join()
     assert outcome.status == "done"
-    assert told.notes == ["waiting: another run on this store is at answer"]
+    assert told.notes == ["waiting: another run with this store is working on answer"]
 
 
 @with_ray

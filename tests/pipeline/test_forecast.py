@@ -65,10 +65,10 @@ def test_the_nearest_size_that_was_measured_counts() -> None:
             ]
         }
     )
-    assert found.expected("generate 8", 50, 1_000_000, HERE) == jobs_rates.Estimate(6.0, "same")
-    assert found.expected("generate 8", 10, 200_000_000, HERE) == jobs_rates.Estimate(200.0, "scaled")
-    assert found.expected("generate 9", 10, 1_000_000, HERE) == jobs_rates.Estimate(0.0, "none")
-    assert found.expected("generate 8", 10, 1_000_000, "a third") == jobs_rates.Estimate(0.0, "none")
+    assert found.estimate("generate 8", 50, 1_000_000, HERE) == jobs_rates.Estimate(6.0, "same")
+    assert found.estimate("generate 8", 10, 200_000_000, HERE) == jobs_rates.Estimate(200.0, "scaled")
+    assert found.estimate("generate 9", 10, 1_000_000, HERE) == jobs_rates.Estimate(0.0, "none")
+    assert found.estimate("generate 8", 10, 1_000_000, "a third") == jobs_rates.Estimate(0.0, "none")
 
 
 def test_jobs_are_alike_by_what_decides_their_speed() -> None:

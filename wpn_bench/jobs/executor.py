@@ -252,7 +252,7 @@ def perform(
                 place = store.build(job.stage, job.digest, job.inputs, made_from, stage.aside, about)
                 out = stack.enter_context(place)
             else:
-                out = stack.enter_context(store.workplace(job.stage))
+                out = stack.enter_context(store.temporary_folder(job.stage))
             function(StageContext(job.params, needs, out, job.local, counted, scratch))
             if "model" in needs:
                 about["parameters"] = count_parameters(needs["model"])

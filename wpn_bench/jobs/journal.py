@@ -1,14 +1,14 @@
-"""What a job has finished so far, item by item, so that one that was killed goes on where it was.
+"""The per-item checkpoint of a job ("journal"): finished items are skipped when a killed job is restarted.
 
-A stage whose model does not change while it works has a journal beside it: the engine asks it what is known already and
-tells it of what it finds, batch by batch, so that neither stages nor judges, plug-ins included, need to know of it:
+A stage has a journal if its model does not change during the job. The engine reads and writes it, batch by batch, so
+stages and judges (also those of plug-ins) need no code for it:
 
     answers = journal.section("decode", lambda: fingerprint(prompts))
-    answers.known                   # what an earlier attempt found: position -> value
-    answers.add({4: [17, 2]})       # outlives the process from here on
+    answers.known                   # results of earlier attempts: position -> value
+    answers.add({4: [17, 2]})       # survives the process from here on
 
-Each line of a journal is checked by itself: of one that was cut off or damaged only that line is lost. Several processes
-may work at one job: each takes its share of the items (`share`), and writes to a file of its own.
+Each line has its own checksum, so a truncated or damaged line loses only itself. Several processes may work on one job:
+each takes one shard of the items and writes a file of its own.
 """
 
 from __future__ import annotations
@@ -27,86 +27,114 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SYNC_SECONDS = 2.0  # what a power cut may cost; a killed process loses nothing that was added
+SYNC_SECONDS = 2.0  # work that a power failure may lose; a killed process loses nothing that was added
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The `number`-th of `of` parts of a job's items, counted from 0."""
+    """One of `count` equal parts of a job's items; `index` counts from 0."""
 
-    number: int
-    of: int
+    index: int
+    count: int
 
-    def holds(self, position: int) -> bool:
-        return position % self.of == self.number
+    def contains(self, position: int) -> bool:
+        """Return whether the item at this position belongs to the shard."""
+        return position % self.count == self.index
 
 
 class Section:
-    """The items of one call of the engine, by position. This one forgets: what there is without a journal."""
+    """The items of one call of the engine, by position. This base class stores nothing; it is used without a journal.
+
+    Attributes:
+        known: Stored values by position.
+    """
 
     known: Mapping[int, Any] = {}
 
-    def add(self, found: Mapping[int, Any]) -> None:
-        """Keep these values, which JSON must be able to hold."""
+    def add(self, values: Mapping[int, Any]) -> None:
+        """Store JSON-serialisable values by position."""
 
     def in_shard(self, position: int) -> bool:
-        """Whether this process is to work at the item (or the batch) of this number."""
+        """Return whether this process computes the item (or batch) at this position."""
         return True
 
     def save_due(self) -> bool:
-        """Whether a state that is costly to keep should be kept now."""
+        """Return whether it is time to store a large state (some seconds have passed since the last write)."""
         return False
 
 
 class _StoredSection(Section):
     def __init__(self, journal: Journal, key: str) -> None:
         self._journal, self._key = journal, key
-        self.known: dict[int, Any] = journal.found.setdefault(key, {})
+        self.known: dict[int, Any] = journal.sections.setdefault(key, {})
 
-    def add(self, found: Mapping[int, Any]) -> None:
-        self._journal.write(self._key, found)
-        self.known.update(found)
+    def add(self, values: Mapping[int, Any]) -> None:
+        self._journal.write(self._key, values)
+        self.known.update(values)
 
     def in_shard(self, position: int) -> bool:
-        share = self._journal.share
-        return share is None or share.holds(position)
+        shard = self._journal.shard
+        return shard is None or shard.contains(position)
 
     def save_due(self) -> bool:
         return self._journal.save_due()
 
 
 class Journal:
-    """The journal of a job in `folder`, which is made when there is something to keep."""
+    """The journal of one job.
 
-    def __init__(self, folder: Path, share: Shard | None = None) -> None:
-        self.folder, self.share = folder, share
-        self.found: dict[str, dict[int, Any]] = {}
-        self.spent = 0.0  # seconds that earlier attempts, or other processes, took for what is known
+    Args:
+        folder: Its folder, which is created at the first write.
+        shard: The part of the items that this process computes; None for all.
+
+    Attributes:
+        sections: Stored values by section and position.
+        spent: Seconds that earlier attempts and other processes took for the stored values.
+    """
+
+    def __init__(self, folder: Path, shard: Shard | None = None) -> None:
+        self.folder, self.shard = folder, shard
+        self.sections: dict[str, dict[int, Any]] = {}
+        self.spent = 0.0
         self._opened: Counter[str] = Counter()
         self._file: int | None = None
         self._begun = self._synced = self._written = time.monotonic()
         for file in sorted(folder.glob("items-*.jsonl")):
             seconds = 0.0
-            for key, pairs, seconds in _read_lines(file):  # noqa: B007 - the last line's counts
-                self.found.setdefault(key, {}).update({int(k): value for k, value in pairs})
+            for key, pairs, seconds in _read_lines(file):  # noqa: B007 - the value of the last line is used
+                self.sections.setdefault(key, {}).update({int(k): value for k, value in pairs})
             self.spent += seconds
 
-    def section(self, name: str, of: str) -> Section:
-        """The section of the call `name` with inputs of this fingerprint. The same call made again is another section, for
-        something else may have changed in between."""
-        key = f"{name}/{of}"
+    def section(self, name: str, inputs: str) -> Section:
+        """Return the section of one call.
+
+        An identical later call gets a section of its own, because the state of the job may have changed in between.
+
+        Args:
+            name: Name of the call.
+            inputs: Fingerprint of its inputs.
+
+        Returns:
+            The section, with the values of earlier attempts.
+        """
+        key = f"{name}/{inputs}"
         self._opened[key] += 1
         return _StoredSection(self, f"{key}/{self._opened[key]}")
 
-    def write(self, key: str, found: Mapping[int, Any]) -> None:
-        """Append one line; it is the kernel's when this returns."""
+    def write(self, key: str, values: Mapping[int, Any]) -> None:
+        """Append values to the file. They survive a crash of the process once this returns.
+
+        Args:
+            key: The section.
+            values: JSON-serialisable values by position.
+        """
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # In order of time, for of a search's states the newest counts.
+            # Names sort by time, because the newest state of a search counts.
             name = f"items-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
             self._file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         seconds = round(time.monotonic() - self._begun, 3)
-        text = json.dumps([key, list(found.items()), seconds], separators=(",", ":")).encode()
+        text = json.dumps([key, list(values.items()), seconds], separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         while line:
             line = line[os.write(self._file, line) :]
@@ -116,17 +144,18 @@ class Journal:
             self._synced = self._written
 
     def save_due(self) -> bool:
-        """Whether nothing was kept for some seconds."""
+        """Return whether nothing was written for `SYNC_SECONDS`."""
         return time.monotonic() - self._written > SYNC_SECONDS
 
     def close(self) -> None:
+        """Close the file; a later write opens a new one."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def _read_lines(file: Path) -> Iterator[tuple[str, list[tuple[int, Any]], float]]:
-    """(section, items, seconds since its process began) of the whole lines of a journal's file; one that was cut off or damaged is as if it were not there."""
+    """Yield (section, items, seconds since the start of the process) of each undamaged line of a journal file."""
     for line in file.read_bytes().split(b"\n"):
         check, _, text = line.partition(b" ")
         if check == b"%08x" % zlib.crc32(text) and text:
@@ -139,7 +168,7 @@ _CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 @contextmanager
 def use_journal(journal: Journal) -> Iterator[None]:
-    """Within it, the engine tells this journal what it finds."""
+    """Make the engine use this journal within a `with` block."""
     token = _CURRENT.set(journal)
     try:
         yield
@@ -148,22 +177,40 @@ def use_journal(journal: Journal) -> Iterator[None]:
         journal.close()
 
 
-def section(name: str, of: Callable[[], str]) -> Section:
-    """The section for a call in the job at hand; one that forgets where there is no journal. `of` gives the fingerprint of
-    all that the call's answers depend on but the model."""
+def section(name: str, inputs: Callable[[], str]) -> Section:
+    """Return the section of a call in the current job's journal.
+
+    Args:
+        name: Name of the call.
+        inputs: Function that returns the fingerprint of everything except the model that decides the results.
+
+    Returns:
+        The section; one that stores nothing if there is no journal.
+    """
     journal = _CURRENT.get()
-    return Section() if journal is None else journal.section(name, of())
+    return Section() if journal is None else journal.section(name, inputs())
 
 
 def is_sharded() -> bool:
-    """Whether this process works at a share of a job. What no section holds is then left to whoever puts the shares
-    together: each share would do all of it, for nothing."""
+    """Return whether this process computes only a shard of a job.
+
+    Work that is not stored in a section is then left to the process that combines the shards; each shard would
+    repeat all of it for nothing.
+    """
     journal = _CURRENT.get()
-    return journal is not None and journal.share is not None
+    return journal is not None and journal.shard is not None
 
 
 def fingerprint(parts: Iterable[Sequence[int] | str], *more: Any) -> str:
-    """32 hexadecimal digits over texts or rows of token ids, in their order, and plain values."""
+    """Return a digest of texts or token ids in their order, and of plain values.
+
+    Args:
+        parts: Texts or sequences of token ids.
+        *more: Values with a stable `repr`.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     digest = hashlib.sha256(repr(more).encode())
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else repr(list(part)).encode()

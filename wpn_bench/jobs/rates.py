@@ -1,8 +1,8 @@
-"""How fast jobs went: what the store's manifests say of seconds, items and model sizes, and what that means for others.
+"""Estimates of how long jobs take, from the durations in the store's manifests.
 
-A job's seconds are taken to grow in proportion to its items and to the model's parameters. That holds where arithmetic or
-memory traffic decides, and overstates large models measured by small ones, whose jobs are mostly overhead; so the nearest
-size that was measured on the machine is what counts.
+The duration is assumed to be proportional to the number of items and of model parameters. This holds if arithmetic or memory
+bandwidth is the bottleneck. It overestimates large models from measurements of small ones, whose jobs are mostly overhead, so
+the estimate uses the measured model of the nearest size on the same machine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from typing import Any
 
 from wpn_bench.jobs.store import read_manifest
 
-# What makes jobs of one stage alike: answers of the same length, the same task, the same method.
+# Parameters that distinguish the kinds of jobs within a stage: response length, task, method.
 _KIND_PARAMS = {"generate": ("decoding", "max_new_tokens"), "benchmark": ("task",), "train": ("method",), "relearn": ()}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one job took: `seconds` for `items` with a model of `parameters` weights on `machine`."""
+    """The duration of one finished job.
+
+    Attributes:
+        seconds: Wall time.
+        items: Number of items that it processed.
+        parameters: Number of parameters of its model.
+        machine: Name of the machine, see `machine_name`.
+    """
 
     seconds: float
     items: int
@@ -35,15 +42,20 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that a job will take; `measured` says by what: `same` (jobs of this model), `scaled` (jobs of a model of
-    another size), or `none` (nothing alike was measured: 0 seconds, which is no forecast)."""
+    """The estimated duration of a job.
+
+    Attributes:
+        seconds: Estimated wall time; 0 if `measured` is `none`.
+        measured: What the estimate is based on: `same` (jobs of a model of this size), `scaled` (jobs of a model of
+            another size) or `none` (no such job was measured, so there is no estimate).
+    """
 
     seconds: float
     measured: str
 
 
 def machine_name(device: str) -> str:
-    """The machine as far as it decides how long jobs take."""
+    """Return a name for the hardware that decides the speed of jobs: the GPU, or CPU architecture and threads."""
     import torch
 
     if device.startswith("cuda"):
@@ -52,7 +64,15 @@ def machine_name(device: str) -> str:
 
 
 def job_kind(stage: str, params: Mapping[str, Any]) -> str:
-    """Jobs of the same kind are held to go equally fast, item by item."""
+    """Return the kind of a job. Jobs of one kind are assumed to take the same time per item.
+
+    Args:
+        stage: Stage of the job.
+        params: Its parameters.
+
+    Returns:
+        The name of the kind.
+    """
     value: Any = params
     for name in _KIND_PARAMS.get(stage, ()):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -60,14 +80,14 @@ def job_kind(stage: str, params: Mapping[str, Any]) -> str:
 
 
 class Rates:
-    """Rates by kind of job."""
+    """Durations of finished jobs, by kind of job."""
 
     def __init__(self, found: Mapping[str, list[Rate]]) -> None:
         self._found = found
 
     @classmethod
-    def of_store(cls, root: Path) -> Rates:
-        """From every artifact of the store that says what it took."""
+    def from_store(cls, root: Path) -> Rates:
+        """Read the durations of all artifacts in a store."""
         found: dict[str, list[Rate]] = defaultdict(list)
         for manifest in _manifests(root):
             items = max(manifest.get("work", {}).values(), default=0)
@@ -78,14 +98,25 @@ class Rates:
         return cls(found)
 
     def machines(self) -> list[str]:
+        """Return the names of all machines that jobs were measured on."""
         return sorted({rate.machine for rates in self._found.values() for rate in rates})
 
     def items(self, kind: str) -> int | None:
-        """Items of such a job when it was done before (the requests of a benchmark); None if it never was."""
+        """Return the number of items in earlier jobs of this kind (such as a benchmark's requests); None if there are none."""
         return max((rate.items for rate in self._found.get(kind, [])), default=None)
 
-    def expected(self, kind: str, items: int, parameters: int, machine: str) -> Estimate:
-        """From the jobs of this kind on this machine whose model is nearest in size: the median of their seconds an item."""
+    def estimate(self, kind: str, items: int, parameters: int, machine: str) -> Estimate:
+        """Estimate a job from the median seconds per item of the jobs whose model is nearest in size.
+
+        Args:
+            kind: Kind of the job, see `job_kind`.
+            items: Number of items.
+            parameters: Number of parameters of its model.
+            machine: Only jobs on this machine are used.
+
+        Returns:
+            The estimate.
+        """
         rates = [rate for rate in self._found.get(kind, []) if rate.machine == machine]
         if not rates:
             return Estimate(0.0, "none")
@@ -95,10 +126,10 @@ class Rates:
 
         nearest = min(map(distance, rates))
         chosen = [rate for rate in rates if distance(rate) <= nearest + 1e-9]
-        an_item = median(rate.seconds / rate.items for rate in chosen)
+        seconds_per_item = median(rate.seconds / rate.items for rate in chosen)
         scale = max(parameters, 1) / max(chosen[0].parameters, 1)
         same = abs(scale - 1) < 0.01
-        return Estimate(an_item * items * (1.0 if same else scale), "same" if same else "scaled")
+        return Estimate(seconds_per_item * items * (1.0 if same else scale), "same" if same else "scaled")
 
 
 def _manifests(root: Path) -> Iterator[dict[str, Any]]:

@@ -1,25 +1,19 @@
-"""Jobs over Ray (Moritz et al. 2018): several at once, on this machine or on all nodes of a cluster.
+"""An executor that runs jobs in parallel with Ray (Moritz et al. 2018), on this machine or on a cluster.
 
-What goes to a worker is a job whose needs lie in the store, which every node sees; what comes back is how it ended. The
-rest is as with one process: artifacts are in the store, items and checkpoints in its scratch folders, and the claim on a
-job is with the process that is at it and dies with it. So a lost worker costs what it did since its last item or
-checkpoint, and another goes on.
+A worker receives a job whose needs are in the store, which all nodes share, and returns how the job ended. Artifacts,
+per-item checkpoints and locks work as in a single process. A lost worker therefore loses only its work since the last item or
+checkpoint, and another worker continues.
 
-Where workers would have nothing to do, the items of a job are shared out: each share leaves what it finds in the job's
-journal, and then one worker does the job like one that was interrupted. A share that is lost is no failure.
+If workers would be idle, a job is split into shards of its items. Each shard writes to the job's journal, and then one worker
+executes the whole job as if it had been interrupted. A lost shard is not an error.
 
-Retries are made here, not by Ray: it would go on for ever where memory runs out, and say nothing.
+Retries are made here and not by Ray, which retries forever and silently after out-of-memory errors.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 import shutil
-import socket
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,16 +21,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core import consent
 from wpn_bench.core.files import folder_signature
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, check_unchanged, found_needs, settled
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.journal import Shard
+from wpn_bench.jobs.ray_cluster import connected, run_environment
 from wpn_bench.jobs.ray_worker import (
-    PROBE_SECONDS,
-    TICK_SECONDS,
+    POLL_SECONDS,
     ProgressActor,
     RunEnvironment,
     TaskResult,
@@ -48,239 +41,173 @@ from wpn_bench.jobs.ray_worker import (
 from wpn_bench.jobs.stages import STAGES
 from wpn_bench.jobs.store import Store
 
-RETRIES = 3  # of a job whose worker was lost
-BUSY_SECONDS = 2.0  # between two looks at what another run is at
-MIN_SHARD_ITEMS = 64  # items that make a share worth its model's loading
-DEFAULT_THREADS = 4  # of a job at most, where nothing else is said
-OBJECT_STORE_BYTES = (
-    80 * 2**20
-)  # bytes of memory for what tasks hand each other: next to nothing, and about Ray's least
-_CARRIED = (  # variables of the driver that must be the workers', too
-    consent.CODE,
-    consent.PICKLES,
-    "HF_HUB_OFFLINE",
-    "HF_DATASETS_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-    "HF_HUB_DISABLE_TELEMETRY",
-    "HF_HUB_DISABLE_PROGRESS_BARS",
-    "TRANSFORMERS_VERBOSITY",
-    "TOKENIZERS_PARALLELISM",
-)
-
-_QUIET = {  # read when Ray is imported
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*",  # essays on lost workers, on standard output
-}
+RETRIES = 3  # of a task whose worker was lost
+BUSY_SECONDS = 2.0  # until a job that another run is working on is tried again
+MIN_SHARD_ITEMS = 64  # with fewer items, loading the model costs more than the shard saves
 
 
 @contextmanager
 def ray_executor(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[RayExecutor]:
-    """An executor on the cluster, or on one of this machine's own, which ends with it."""
+    """Create an executor on an existing cluster, or on a new one on this machine.
+
+    Args:
+        fleet: The user's settings. Without an address there, RAY_ADDRESS is used.
+        store: The artifact store.
+        reporter: Shows the progress.
+
+    Yields:
+        The executor. A new cluster ends with the `with` block.
+    """
     address = fleet.ray_address or os.environ.get("RAY_ADDRESS")
-    with connected(fleet, address, reporter) as cpus, run_environment(store) as site:
-        yield RayExecutor(fleet, store, reporter, site, cpus, own=address is None)
-
-
-@contextmanager
-def connected(fleet: Fleet, address: str | None, reporter: Reporter) -> Iterator[int]:
-    """Within it, this process may send tasks; yields the CPUs of a job."""
-    cpus = _connect(fleet, address, reporter)
-    import ray
-
-    try:
-        yield cpus
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def run_environment(store: Store) -> Iterator[RunEnvironment]:
-    with tempfile.NamedTemporaryFile(dir=store.root / "tmp", prefix="probe-") as probe:
-        variables = {name: os.environ[name] for name in _CARRIED if name in os.environ}
-        yield RunEnvironment(store.root.resolve(), Path(probe.name).name, Path.cwd(), variables)
-
-
-def _connect(fleet: Fleet, address: str | None, reporter: Reporter) -> int:
-    if address is not None:
-        _check_address(fleet, address)
-    os.environ |= _QUIET | os.environ
-    if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # Its ports are open to other machines, and whoever may send it tasks is this user. Ray reads it when imported.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with reporter.activity("start Ray" if address is None else "find the Ray cluster"):
-        workers, cpus = _divided(fleet, _cpus_here())
-        own = {"num_cpus": workers * cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        try:
-            ray.init(address=address or "local", **quiet, **({} if address else own))
-        except Exception as e:  # of many kinds: another version of Ray or Python, a token that is wrong, no room
-            why = " ".join(str(e).split())[:300]
-            if address is not None:
-                raise _no_cluster(address, why) from e
-            raise UserError(f"Ray cannot be started ({why})", "mend that, or leave --executor ray out") from e
-        if address is None:
-            return cpus
-        most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        cpus = fleet.cpus_per_job or _threads(most)
-        if cpus > most:
-            ray.shutdown()
-            raise UserError(
-                f"a job is to have {cpus} CPUs, and no node of the cluster has more than {most}",
-                "start its nodes with more, or give a smaller --cpus-per-job",
-            )
-        return cpus
-
-
-def _check_address(fleet: Fleet, address: str) -> None:
-    """Raise `UserError` where nobody answers: Ray itself would try for minutes."""
-    if fleet.workers is not None:
-        raise UserError(
-            f"--workers is for a cluster of this machine's own, not for the one at {address}",
-            "leave it out, or unset RAY_ADDRESS",
-        )
-    if "://" in address:
-        raise _no_cluster(address, "a client is no part of the cluster")
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
-        except (OSError, OverflowError) as e:
-            raise _no_cluster(address, str(e)) from e
-
-
-def _no_cluster(address: str, why: str) -> UserError:
-    return UserError(
-        f"the Ray cluster at {address} cannot be used ({why})",
-        "type the command on a node of a running cluster, with the HOST:PORT that `ray start --head` printed",
-    )
-
-
-def _cpus_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _threads(cpus: int) -> int:
-    """CPUs of a job on a machine with so many: as OMP_NUM_THREADS says, else few enough for two jobs."""
-    return _asked_threads() or max(1, min(DEFAULT_THREADS, cpus // 2))
-
-
-def _asked_threads() -> int:
-    """OMP_NUM_THREADS; 0 where it says nothing."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() else 0
-
-
-def _divided(fleet: Fleet, cpus: int) -> tuple[int, int]:
-    """Workers, and the CPUs of each, on a machine with so many."""
-    if fleet.workers is None:
-        each = fleet.cpus_per_job or _threads(cpus)
-        return max(1, cpus // each), each
-    return fleet.workers, fleet.cpus_per_job or _asked_threads() or max(1, cpus // fleet.workers)
+    with connected(fleet, address, reporter) as cpus, run_environment(store) as environment:
+        yield RayExecutor(fleet, store, reporter, environment, cpus, is_local=address is None)
 
 
 class RayExecutor:
-    """Sends each job to a worker once what it needs is there. `own`: the workers are on this machine."""
+    """Sends each job to a worker when all its needs are available.
+
+    Args:
+        fleet: The user's settings.
+        store: The artifact store.
+        reporter: Shows the progress.
+        environment: Environment of the run.
+        cpus: CPUs of each job.
+        is_local: Whether all workers are on this machine.
+    """
 
     def __init__(
-        self, fleet: Fleet, store: Store, reporter: Reporter, site: RunEnvironment, cpus: int, *, own: bool = True
+        self,
+        fleet: Fleet,
+        store: Store,
+        reporter: Reporter,
+        environment: RunEnvironment,
+        cpus: int,
+        *,
+        is_local: bool = True,
     ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.fleet, self.store, self.reporter, self.site, self.cpus, self.own = fleet, store, reporter, site, cpus, own
-        # One function each, sent to the workers once: Ray begins its calls in their order.
-        self._work, self._look = ray.remote(run_task), ray.remote(check_node)
-        self.board = None
+        self.fleet, self.store, self.reporter = fleet, store, reporter
+        self.environment, self.cpus, self.is_local = environment, cpus, is_local
+        # Created once: Ray starts the calls of one remote function in their order.
+        self._run_task, self._check_node = ray.remote(run_task), ray.remote(check_node)
+        self.progress_actor = None
         if reporter.shows_items:
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self.board = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._seen: set[tuple[str, str]] = set()  # nodes, and the libraries that they were found to have
-        self._lodged: dict[str, External] = {}
+            this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            options = {"num_cpus": 0, "scheduling_strategy": this_node}
+            self.progress_actor = ray.remote(ProgressActor).options(**options).remote()
+        self._checked: set[tuple[str, str]] = set()  # (node, libraries)
+        self._copied: dict[str, External] = {}  # by digest
 
     def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
-        run = _Run(self, jobs)
-        if announce:
-            self.reporter.plan(len(run.left))
-        self._look_at_nodes({name: v for turn in run.left.values() for name, v in _libraries(turn.job).items()})
-        return run.outcome()
+        """Run jobs; see `Executor.run`.
 
-    def _look_at_nodes(self, libraries: Mapping[str, str]) -> None:
-        """Raise `UserError` if a node cannot do the work, before any of it is done."""
+        Args:
+            jobs: The jobs. Each comes after those that it needs.
+            announce: Whether to report the number of jobs.
+
+        Returns:
+            Outcomes by job digest, in the order of the jobs.
+
+        Raises:
+            UserError: Invalid input, or a node that cannot execute the jobs.
+        """
+        schedule = _Schedule(self, jobs)
+        if announce:
+            self.reporter.plan(len(schedule.pending))
+        libraries = {name: v for one in schedule.pending.values() for name, v in _libraries(one.job).items()}
+        self._check_nodes(libraries)
+        return schedule.run()
+
+    def _check_nodes(self, libraries: Mapping[str, str]) -> None:
+        """Raise `UserError` if a node cannot execute the jobs, before any job starts."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        asked = repr(sorted(libraries.items()))
+        key = repr(sorted(libraries.items()))
         nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-        looks = {}
+        checks = {}
         for node in nodes:
-            if (node, asked) not in self._seen:
-                there = NodeAffinitySchedulingStrategy(node, soft=False)
-                task = self._look.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-                looks[task.remote(self.site, libraries)] = node
-        for ref, node in looks.items():
-            with suppress(_Lost):  # a node that went away does no work
-                _answer(ref)
-            self._seen.add((node, asked))
+            if (node, key) not in self._checked:
+                on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+                task = self._check_node.options(num_cpus=0, max_retries=0, scheduling_strategy=on_node)
+                checks[task.remote(self.environment, libraries)] = node
+        for ref, node in checks.items():
+            with suppress(_WorkerLost):  # a node that has left the cluster gets no jobs
+                _get_result(ref)
+            self._checked.add((node, key))
 
-    def room(self, job: Job) -> int:
-        """How many such jobs the cluster can be at."""
+    def capacity(self, job: Job) -> int:
+        """Return how many jobs with these resources the cluster can run at the same time."""
         import ray
 
-        has = ray.cluster_resources()
-        cpus = int(has.get("CPU", 0) // self.cpus)
+        resources = ray.cluster_resources()
+        cpu_slots = int(resources.get("CPU", 0) // self.cpus)
         if not _on_cuda(job):
-            return cpus
-        gpus = int(has.get("GPU", 0) / self.fleet.gpus_per_job)
-        if not gpus:
+            return cpu_slots
+        gpu_slots = int(resources.get("GPU", 0) / self.fleet.gpus_per_job)
+        if not gpu_slots:
             raise UserError(
-                f"a job is to have {self.fleet.gpus_per_job:g} GPUs, and the cluster has {has.get('GPU', 0):g}",
-                "start Ray where it sees them, or give --device cpu or a smaller --gpus-per-job",
+                f"a job needs {self.fleet.gpus_per_job:g} GPUs, but the cluster has {resources.get('GPU', 0):g}",
+                "start Ray on nodes where it finds GPUs, or use --device cpu or a smaller --gpus-per-job",
             )
-        return min(cpus, gpus)
+        return min(cpu_slots, gpu_slots)
 
-    def send(self, order: WorkerTask) -> Any:
-        """What stands for the answer of whoever carries the order out."""
-        gpus = self.fleet.gpus_per_job if _on_cuda(order.job) else 0
-        task = self._work.options(num_cpus=self.cpus, num_gpus=gpus, max_retries=0, name=order.job.stage)
-        return task.remote(order, self.board)
+    def submit(self, task: WorkerTask) -> Any:
+        """Send a task to a worker and return Ray's reference to its result."""
+        gpus = self.fleet.gpus_per_job if _on_cuda(task.job) else 0
+        remote = self._run_task.options(num_cpus=self.cpus, num_gpus=gpus, max_retries=0, name=task.job.stage)
+        return remote.remote(task, self.progress_actor)
 
-    def within_reach(self, need: External) -> External:
-        """The same, where every node finds it: what lies outside the store (the base model in a cache of the hub) is put into
-        it once."""
+    def accessible(self, need: External) -> External:
+        """Return an input under a path that all nodes can read.
+
+        Inputs outside the store, such as a base model in the hub's cache, are copied into the store once.
+        """
         if need.path.is_relative_to(self.store.root):
-            return replace(need, path=self.site.store / need.path.relative_to(self.store.root))
-        if self.own:
+            return replace(need, path=self.environment.store / need.path.relative_to(self.store.root))
+        if self.is_local:
             return replace(need, path=need.path.resolve())
-        if need.digest not in self._lodged:
-            self._lodged[need.digest] = copy_to_store(self.store, need)
-        return self._lodged[need.digest]
+        if need.digest not in self._copied:
+            self._copied[need.digest] = copy_to_store(self.store, need)
+        return self._copied[need.digest]
 
 
 def copy_to_store(store: Store, need: External) -> External:
-    """`need` in `<store>/models/<digest>/files`: hard links where that can be, else copies. Nodes need no hub, no token and
-    no cache for it, and cannot have another model under its name."""
-    found = store.find("models", need.digest)
-    if found is None:
+    """Copy an input to `<store>/models/<digest>/files`, as hard links if possible.
+
+    Nodes then need no hub, token or cache for it, and cannot have another model under the same name.
+
+    Args:
+        store: The store.
+        need: A folder of files.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UserError: The files changed since their digest was computed.
+    """
+    artifact = store.find("models", need.digest)
+    if artifact is None:
         with store.build("models", need.digest, {"digest": need.digest}) as out:
-            # In a folder of its own, so that it is known by its digest as it would be elsewhere, and not as an artifact.
+            # In a subfolder, so that jobs identify the copy by the input's digest and not as an artifact of the store.
             (out / "files").mkdir()
             for file in sorted(need.path.iterdir()):
                 if file.is_file():
-                    _put(file.resolve(), out / "files" / file.name)
+                    _link_or_copy(file.resolve(), out / "files" / file.name)
             check_unchanged(need)
-        found = store.path("models", need.digest)
-    files = found.resolve() / "files"
+        artifact = store.path("models", need.digest)
+    files = artifact.resolve() / "files"
     return External(files, need.digest, None if need.seen is None else folder_signature(files))
 
 
-def _put(file: Path, place: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(file, place)
+        os.link(source, target)
     except OSError:  # another disk
-        shutil.copy2(file, place)
+        shutil.copy2(source, target)
 
 
 def _libraries(job: Job) -> dict[str, str]:
@@ -292,12 +219,12 @@ def _on_cuda(job: Job) -> bool:
     return str(job.local.get("device", "")).startswith("cuda")
 
 
-class _Lost(Exception):
-    """A worker is no more: it was killed, its node went away, or memory ran out."""
+class _WorkerLost(Exception):
+    """A worker died: it was killed, its node left the cluster, or memory ran out."""
 
 
-def _answer(ref: Any) -> Any:
-    """What a task returned. Raises what it raised, a `UserError` as such, and `_Lost`."""
+def _get_result(ref: Any) -> Any:
+    """Return the result of a Ray task. Raises its exception (a `UserError` unwrapped), or `_WorkerLost`."""
     import ray
     from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
@@ -306,206 +233,241 @@ def _answer(ref: Any) -> Any:
     except RayTaskError as e:
         raise (e.cause if isinstance(e.cause, UserError) else e) from None
     except RayError as e:
-        raise _Lost("memory ran out" if isinstance(e, OutOfMemoryError) else "killed, or short of memory") from e
+        raise _WorkerLost("out of memory" if isinstance(e, OutOfMemoryError) else "killed, or out of memory") from e
 
 
 @dataclass(eq=False)
-class _Turn:
-    """A job that has not ended: how many shares are at work, how far its bar is."""
+class _PendingJob:
+    """A job that has not ended.
+
+    Attributes:
+        submitted: Whether it, or its shards, were sent to workers.
+        shards: Number of unfinished shards.
+        needs: Its inputs, under paths that all nodes can read.
+        started: Whether its start was reported.
+        counter: Identifies the call of `items` that `done` belongs to.
+        done: Finished items that were reported.
+        advance: Reports further finished items.
+    """
 
     job: Job
-    sent: bool = False
-    shares: int = 0
+    submitted: bool = False
+    shards: int = 0
     needs: Mapping[str, External] = field(default_factory=dict)
-    begun: bool = False
-    counting: tuple[int, int] | None = None
+    started: bool = False
+    counter: tuple[int, int] | None = None
     done: int = 0
     advance: Advance = lambda n: None
 
 
 @dataclass(eq=False)
 class _Task:
-    """A turn's job or a share of it, and how often its worker was lost."""
+    """A pending job or one of its shards, with the number of workers that were lost on it."""
 
-    turn: _Turn
-    share: Shard | None = None
-    lost: int = 0
+    pending: _PendingJob
+    shard: Shard | None = None
+    losses: int = 0
 
 
-class _Run:
+class _Schedule:
+    """The state of one call of `RayExecutor.run`."""
+
     def __init__(self, executor: RayExecutor, jobs: Iterable[Job]) -> None:
         self.executor, self.reporter, self.store = executor, executor.reporter, executor.store
-        self.left = {job.digest: _Turn(job) for job in jobs}
+        self.pending = {job.digest: _PendingJob(job) for job in jobs}
         self.outcomes: dict[str, Outcome] = {}
-        self.flight: dict[Any, _Task] = {}
-        self.later: list[tuple[float, _Task]] = []
-        self.reading: Any = None
-        self.orders = 0
-        self.told = False
+        self.running: dict[Any, _Task] = {}  # by Ray's reference
+        self.delayed: list[tuple[float, _Task]] = []  # (time to submit it, task)
+        self.progress_ref: Any = None
+        self.task_count = 0
+        self.reported_waiting = False
 
-    def outcome(self) -> dict[str, Outcome]:
-        """Outcomes in the order of the jobs."""
+    def run(self) -> dict[str, Outcome]:
+        """Run all jobs and return their outcomes in the order of the jobs."""
         import ray
 
-        order = list(self.left)
+        digests = list(self.pending)
         try:
-            while self.left:
-                self._send(self._ready())
-                if self.flight:
-                    ended, _ = ray.wait(list(self.flight), timeout=TICK_SECONDS)
-                    for ref in ended:
-                        self._ended(self.flight.pop(ref), ref)
-                elif self.left:
-                    time.sleep(TICK_SECONDS)
-                self._show()
+            while self.pending:
+                self._submit_ready(self._ready())
+                if self.running:
+                    finished, _ = ray.wait(list(self.running), timeout=POLL_SECONDS)
+                    for ref in finished:
+                        self._finish_task(self.running.pop(ref), ref)
+                elif self.pending:
+                    time.sleep(POLL_SECONDS)
+                self._show_progress()
         finally:
-            for ref in self.flight:
-                with suppress(Exception):  # the cluster may be gone, too
+            for ref in self.running:
+                with suppress(Exception):  # the cluster may no longer exist
                     ray.cancel(ref, force=True)
-        return {digest: self.outcomes[digest] for digest in order}
+        return {digest: self.outcomes[digest] for digest in digests}
 
-    def _ready(self) -> list[_Turn]:
-        """Those that wait for nothing; what needs no work ends here."""
+    def _ready(self) -> list[_PendingJob]:
+        """Return the jobs whose needs are available. Jobs that need no work (cached, skipped) end here."""
         ready = []
-        for turn in list(self.left.values()):
-            if turn.sent or any(need.digest in self.left for need in turn.job.needs.values()):
+        for pending in list(self.pending.values()):
+            if pending.submitted or any(need.digest in self.pending for need in pending.job.needs.values()):
                 continue
-            outcome = settled(self.store, turn.job, self.outcomes)
+            outcome = settled(self.store, pending.job, self.outcomes)
             if outcome is None:
-                ready.append(turn)
+                ready.append(pending)
             else:
-                self._end(turn, outcome)
+                self._end(pending, outcome)
         return ready
 
-    def _send(self, ready: list[_Turn]) -> None:
+    def _submit_ready(self, ready: list[_PendingJob]) -> None:
         now = time.monotonic()
-        due = [task for when, task in self.later if when <= now]
-        self.later = [(when, task) for when, task in self.later if when > now]
+        due = [task for when, task in self.delayed if when <= now]
+        self.delayed = [(when, task) for when, task in self.delayed if when > now]
         for task in due:
-            self._order(task)
-        for turn in ready:
-            reach = self.executor.within_reach
-            found = found_needs(turn.job, self.outcomes)
-            turn.needs = {
-                role: reach(need if isinstance(need, External) else External(found[role], need.digest))
-                for role, need in turn.job.needs.items()
+            self._submit(task)
+        for pending in ready:
+            paths = found_needs(pending.job, self.outcomes)
+            pending.needs = {
+                role: self.executor.accessible(
+                    need if isinstance(need, External) else External(paths[role], need.digest)
+                )
+                for role, need in pending.job.needs.items()
             }
-        for left, turn in zip(range(len(ready), 0, -1), ready, strict=True):
-            turn.sent = True
-            idle = self.executor.room(turn.job) - len(self.flight) - len(self.later)
-            parts = shard_count(turn.job, turn.needs, idle // left, self.executor.fleet.shards)
-            if parts == 1:
-                self._order(_Task(turn))
+        for jobs_left, pending in zip(range(len(ready), 0, -1), ready, strict=True):
+            pending.submitted = True
+            idle = self.executor.capacity(pending.job) - len(self.running) - len(self.delayed)
+            shards = shard_count(pending.job, pending.needs, idle // jobs_left, self.executor.fleet.shards)
+            if shards == 1:
+                self._submit(_Task(pending))
                 continue
-            turn.shares = parts
-            self._begin(turn)
-            turn.advance = self.reporter.items(parts, "shares", turn.job.label)
-            for number in range(parts):
-                self._order(_Task(turn, Shard(number, parts)))
+            pending.shards = shards
+            self._report_start(pending)
+            pending.advance = self.reporter.items(shards, "shards", pending.job.label)
+            for index in range(shards):
+                self._submit(_Task(pending, Shard(index, shards)))
 
-    def _order(self, task: _Task) -> None:
-        turn = task.turn
-        self.orders += 1
-        local = {**turn.job.local, "device": "cuda"} if _on_cuda(turn.job) else turn.job.local
-        job = replace(turn.job, needs=turn.needs, local=local)  # of several GPUs a worker sees its own
-        threads, site = self.executor.cpus, self.executor.site
-        order = WorkerTask(site, self.orders, job, turn.job.inputs, threads, task.share)
-        self.flight[self.executor.send(order)] = task
+    def _submit(self, task: _Task) -> None:
+        pending = task.pending
+        self.task_count += 1
+        # Ray shows each worker only its own GPUs, so the index of a GPU has no meaning there.
+        local = {**pending.job.local, "device": "cuda"} if _on_cuda(pending.job) else pending.job.local
+        job = replace(pending.job, needs=pending.needs, local=local)
+        environment, threads = self.executor.environment, self.executor.cpus
+        sent = WorkerTask(environment, self.task_count, job, pending.job.inputs, threads, task.shard)
+        self.running[self.executor.submit(sent)] = task
 
-    def _ended(self, task: _Task, ref: Any) -> None:
-        turn = task.turn
+    def _finish_task(self, task: _Task, ref: Any) -> None:
+        pending = task.pending
         try:
-            said: TaskResult | None = _answer(ref)
-        except _Lost as e:
-            self._lost(task, str(e))
+            result: TaskResult | None = _get_result(ref)
+        except _WorkerLost as e:
+            self._retry(task, str(e))
             return
-        if said is None:
-            if not self.told:
-                self.reporter.note(f"waiting: another run on this store is at {turn.job.label}")
-                self.told = True
-            self.later.append((time.monotonic() + BUSY_SECONDS, task))
-        elif task.share is not None:
-            self._share_ended(turn)
+        if result is None:
+            if not self.reported_waiting:
+                self.reporter.note(f"waiting: another run with this store is working on {pending.job.label}")
+                self.reported_waiting = True
+            self.delayed.append((time.monotonic() + BUSY_SECONDS, task))
+        elif task.shard is not None:
+            self._finish_shard(pending)
         else:
-            if said.path is not None:
-                wait_for_artifact(self.store, self.store.path(turn.job.stage, turn.job.digest))
-                said = replace(said, path=self.store.path(turn.job.stage, turn.job.digest))
-            self._end(turn, Outcome(turn.job, said.status, said.seconds, said.path, said.reason, said.peak_mb))
+            if result.path is not None:
+                path = self.store.path(pending.job.stage, pending.job.digest)
+                wait_for_artifact(self.store, path)
+                result = replace(result, path=path)
+            self._end(
+                pending,
+                Outcome(pending.job, result.status, result.seconds, result.path, result.reason, result.peak_mb),
+            )
 
-    def _share_ended(self, turn: _Turn) -> None:
-        turn.shares -= 1
-        turn.advance(1)
-        if not turn.shares:
-            self._order(_Task(turn))
+    def _finish_shard(self, pending: _PendingJob) -> None:
+        pending.shards -= 1
+        pending.advance(1)
+        if not pending.shards:
+            self._submit(_Task(pending))
 
-    def _lost(self, task: _Task, why: str) -> None:
-        """Try again, for a while."""
-        task.lost += 1
-        label = task.turn.job.label
-        if task.lost <= RETRIES:
-            self.reporter.note(f"lost a worker that was at {label}: another goes on with it")
-            self.later.append((time.monotonic() + task.lost, task))
-        elif task.share is not None:
-            self._share_ended(task.turn)
+    def _retry(self, task: _Task, why: str) -> None:
+        """Submit a task whose worker was lost again, up to `RETRIES` times."""
+        task.losses += 1
+        job = task.pending.job
+        if task.losses <= RETRIES:
+            self.reporter.note(f"lost a worker during {job.label}: another worker continues")
+            self.delayed.append((time.monotonic() + task.losses, task))
+        elif task.shard is not None:
+            self._finish_shard(task.pending)
         else:
-            self._end(task.turn, Outcome(task.turn.job, "failed", 0.0, None, f"lost {task.lost} workers ({why})"))
+            self._end(task.pending, Outcome(job, "failed", 0.0, None, f"lost {task.losses} workers ({why})"))
 
-    # --- what people see ---
+    # --- progress ---
 
-    def _begin(self, turn: _Turn) -> None:
-        if not turn.begun:
-            turn.begun = True
-            self.reporter.start(turn.job.label)
+    def _report_start(self, pending: _PendingJob) -> None:
+        if not pending.started:
+            pending.started = True
+            self.reporter.start(pending.job.label)
 
-    def _end(self, turn: _Turn, outcome: Outcome) -> None:
-        self._begin(turn)
-        self.outcomes[turn.job.digest] = outcome
-        del self.left[turn.job.digest]
-        self.reporter.finish(turn.job.label, outcome.status, outcome.seconds)
+    def _end(self, pending: _PendingJob, outcome: Outcome) -> None:
+        self._report_start(pending)
+        self.outcomes[pending.job.digest] = outcome
+        del self.pending[pending.job.digest]
+        self.reporter.finish(pending.job.label, outcome.status, outcome.seconds)
 
-    def _show(self) -> None:
-        board = self.executor.board
-        if board is None:
+    def _show_progress(self) -> None:
+        actor = self.executor.progress_actor
+        if actor is None:
             return
         import ray
         from ray.exceptions import RayError
 
-        self.reading = self.reading or board.read.remote()
-        if not ray.wait([self.reading], timeout=0)[0]:
+        self.progress_ref = self.progress_ref or actor.read.remote()
+        if not ray.wait([self.progress_ref], timeout=0)[0]:
             return
         try:
-            told = ray.get(self.reading)
-        except RayError:  # it was killed; the work goes on unseen
-            self.executor.board = None
+            updates = ray.get(self.progress_ref)
+        except RayError:  # the actor was killed; the jobs continue without progress bars
+            self.executor.progress_actor = None
             return
-        self.reading = None
-        for digest, (counting, total, unit, done) in told.items():
-            turn = self.left.get(digest)
-            if turn is None or turn.shares:
+        self.progress_ref = None
+        for digest, (counter, total, unit, done) in updates.items():
+            pending = self.pending.get(digest)
+            if pending is None or pending.shards:
                 continue
-            self._begin(turn)
-            if counting != turn.counting:
-                turn.counting, turn.done = counting, 0
-                turn.advance = self.reporter.items(total, unit, turn.job.label)
-            turn.advance(done - turn.done)
-            turn.done = done
+            self._report_start(pending)
+            if counter != pending.counter:
+                pending.counter, pending.done = counter, 0
+                pending.advance = self.reporter.items(total, unit, pending.job.label)
+            pending.advance(done - pending.done)
+            pending.done = done
 
 
-def shard_count(job: Job, needs: Mapping[str, External], idle: int, asked: int | None) -> int:
-    """Into how many shares a job is cut: as many as `asked` for, else as there are idle workers for it, if its items are
-    many enough."""
+def shard_count(job: Job, needs: Mapping[str, External], idle: int, requested: int | None) -> int:
+    """Return into how many shards to split a job.
+
+    Args:
+        job: The job.
+        needs: Its inputs.
+        idle: Number of idle workers available for it.
+        requested: The user's number of shards; None uses the idle workers if the job has enough items.
+
+    Returns:
+        The number of shards; 1 runs the job as a whole.
+    """
     if not STAGES[job.stage].shared:
         return 1
     items = count_items(job, needs)
-    most = asked if asked is not None else min(idle, idle if items is None else items // MIN_SHARD_ITEMS)
-    return max(1, min(most, most if items is None else items))
+    limit = requested if requested is not None else min(idle, idle if items is None else items // MIN_SHARD_ITEMS)
+    return max(1, min(limit, limit if items is None else items))
 
 
 def count_items(job: Job, needs: Mapping[str, External]) -> int | None:
-    """How many items a job has at most, as far as that can be told from outside (None: it cannot)."""
-    known = [job.params["limit"]] if job.params.get("limit") else []
+    """Return an upper bound on the items of a job, from its `limit` and the rows of its input files.
+
+    Args:
+        job: The job.
+        needs: Its inputs.
+
+    Returns:
+        The number; None if it is unknown.
+    """
+    counts = [job.params["limit"]] if job.params.get("limit") else []
     for need in needs.values():
         for file in need.path.glob("*.jsonl"):
             with file.open("rb") as f:
-                known.append(sum(1 for _ in f))
-    return max(known, default=None)
+                counts.append(sum(1 for _ in f))
+    return max(counts, default=None)

@@ -1,4 +1,4 @@
-"""What a Ray worker does with one job."""
+"""The code that runs within a Ray worker: it executes one job, or one shard of it, and reports the progress."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.stages import STAGES
 from wpn_bench.jobs.store import Store, read_manifest
 
-TICK_SECONDS = 0.3  # between two looks at progress
-PROBE_SECONDS = 5.0  # that a node may take to see the store
-ARRIVAL_SECONDS = 60.0  # that a file system of several machines may take to show what another wrote
+POLL_SECONDS = 0.3  # between two progress updates
+PROBE_SECONDS = 5.0  # a node that does not see the store after this time has another one
+ARRIVAL_SECONDS = 60.0  # the longest delay until files of one node are visible on another (network file systems)
+
+# Newest progress of a job: (number of its task, count of `items` calls), total, unit, done.
+Progress = tuple[tuple[int, int], int | None, str, int]
 
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """Where a run works: its store with a file in it by which it is known, the folder that relative paths are from, and
-    variables of the environment."""
+    """What a worker needs to work like the process that started the run.
+
+    Attributes:
+        store: The store's folder, under the same path on all nodes.
+        probe: Name of a temporary file in the store, which proves that a node sees the same store.
+        folder: Working directory, for relative paths.
+        variables: Environment variables to set.
+    """
 
     store: Path
     probe: str
@@ -37,42 +46,59 @@ class RunEnvironment:
     variables: Mapping[str, str]
 
     def enter(self, libraries: Mapping[str, str]) -> Store:
-        """Make this process one of the run's. Raises `UserError` where it does not see the store, or has another version
-        of one of the `libraries`."""
+        """Prepare this process for jobs of the run.
+
+        Args:
+            libraries: Required version of each library.
+
+        Returns:
+            The store.
+
+        Raises:
+            UserError: The node does not see the store, or has another version of a library.
+        """
         os.environ.update(self.variables)
         with suppress(OSError):
             os.chdir(self.folder)
-        here = socket.gethostname()
-        for name, asked in libraries.items():
-            if (found := _version(name)) != asked:
+        node = socket.gethostname()
+        for name, required in libraries.items():
+            if (installed := _version(name)) != required:
                 raise UserError(
-                    f"the node {here} has {name} {found}, where this run began with {asked}",
+                    f"the node {node} has {name} {installed}, but this run started with {required}",
                     "install the same versions on every node (constraints.txt)",
                 )
-        if not _wait_until(self.store / "tmp", (self.store / "tmp" / self.probe).is_file, PROBE_SECONDS):
+        if not _wait_until((self.store / "tmp" / self.probe).is_file, self.store / "tmp", PROBE_SECONDS):
             raise UserError(
-                f"the node {here} does not see the store {self.store}",
-                "name one that all nodes share, under the same path, with --store DIR",
+                f"the node {node} does not see the store {self.store}",
+                "use --store DIR with a folder that all nodes share under the same path",
             )
         return _store(self.store)
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker is told: a job whose needs are all `External`, what makes up its digest, and how much of the machine
-    it may take. `number` tells the orders of a run apart."""
+    """A job, or one shard of it, as it is sent to a worker.
 
-    site: RunEnvironment
+    Attributes:
+        environment: Environment of the run.
+        number: Number of the task within the run.
+        job: The job. All its needs are `External`.
+        inputs: The inputs of its digest, computed by the driver.
+        threads: Number of PyTorch threads.
+        shard: The part of the items to process; None for the whole job.
+    """
+
+    environment: RunEnvironment
     number: int
     job: Job
     inputs: Mapping[str, Any]
     threads: int
-    share: Shard | None = None
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How an order ended: the fields of an `Outcome` but its job."""
+    """How a task ended: the fields of an `Outcome` without its job."""
 
     status: str
     seconds: float
@@ -81,37 +107,56 @@ class TaskResult:
     peak_mb: float
 
 
-def run_task(order: WorkerTask, board: Any) -> TaskResult | None:
-    """Carry out an order; None if another process is at it. `board` (None: nobody looks) is told of the progress."""
-    # A copy, so that the digest is made again from what is installed here.
-    job = replace(order.job)
-    store = order.site.enter(order.inputs["libraries"])
-    if job.stage not in STAGES or job.inputs != order.inputs:
+def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
+    """Execute a task in this process.
+
+    Args:
+        task: The task.
+        progress_actor: Handle of a `ProgressActor`; None if no progress is displayed.
+
+    Returns:
+        The result; None if another process is working on the job.
+
+    Raises:
+        UserError: Invalid input, or an installation that differs from the driver's.
+    """
+    # A copy without the cached digest, so that the inputs are computed from the libraries installed here.
+    job = replace(task.job)
+    store = task.environment.enter(task.inputs["libraries"])
+    if job.stage not in STAGES or job.inputs != task.inputs:
         raise UserError(
-            f"the node {socket.gethostname()} has another wpn-bench than the one that this run began with",
+            f"the node {socket.gethostname()} has another version of wpn-bench than this run started with",
             "install the same version on every node",
         )
     import torch
 
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(task.threads)
     for need in job.needs.values():
         assert isinstance(need, External)
         wait_for_artifact(store, need.path)
-    progress = _ProgressSender(board, order).items
-    with store.claim(job.stage, job.digest if order.share is None else _lock_name(job, order.share)) as free:
-        if not free:
+    progress = _ProgressSender(progress_actor, task).items
+    with store.claim(job.stage, job.digest if task.shard is None else _lock_name(job, task.shard)) as acquired:
+        if not acquired:
             return None
-        outcome = settled(store, job, {}) or perform(store, job, found_needs(job, {}), progress, order.share)
+        outcome = settled(store, job, {}) or perform(store, job, found_needs(job, {}), progress, task.shard)
     return TaskResult(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb())
 
 
-def _lock_name(job: Job, share: Shard) -> str:
-    return f"{job.digest}-{share.number}-of-{share.of}"
+def _lock_name(job: Job, shard: Shard) -> str:
+    return f"{job.digest}-{shard.index}-of-{shard.count}"
 
 
-def check_node(site: RunEnvironment, libraries: Mapping[str, str]) -> None:
-    """Raise `UserError` if this node cannot do the run's work."""
-    site.enter(libraries)
+def check_node(environment: RunEnvironment, libraries: Mapping[str, str]) -> None:
+    """Check that this node can execute the run's jobs.
+
+    Args:
+        environment: Environment of the run.
+        libraries: Required version of each library.
+
+    Raises:
+        UserError: The node does not see the store, or has another version of a library.
+    """
+    environment.enter(libraries)
 
 
 @cache
@@ -127,64 +172,78 @@ def _version(name: str) -> str:
 
 
 def wait_for_artifact(store: Store, path: Path) -> None:
-    """Return once an artifact that another machine wrote is seen here. Raises `UserError` if that takes too long."""
+    """Wait until an artifact that another node wrote is visible here.
+
+    Args:
+        store: The store.
+        path: Folder of the artifact. A folder outside the store is not waited for.
+
+    Raises:
+        UserError: It is still not visible after `ARRIVAL_SECONDS`.
+    """
     if path.parent.parent != store.root:
         return
-    if not _wait_until(path.parent, lambda: read_manifest(path) is not None, ARRIVAL_SECONDS):
+    if not _wait_until(lambda: read_manifest(path) is not None, path.parent, ARRIVAL_SECONDS):
         raise UserError(
-            f"the node {socket.gethostname()} does not see what another node put into the store {store.root}",
-            "mount it so that all nodes see the same (docs/cluster.md)",
+            f"the node {socket.gethostname()} does not see what another node wrote to the store {store.root}",
+            "mount the store so that all nodes see the same files (docs/cluster.md)",
         )
 
 
-def _wait_until(folder: Path, there: Callable[[], bool], seconds: float) -> bool:
-    """Whether it is there, now or within so many seconds."""
+def _wait_until(condition: Callable[[], bool], folder: Path, seconds: float) -> bool:
+    """Return whether a condition on files in `folder` becomes true within so many seconds."""
     deadline = time.monotonic() + seconds
-    while not there():
+    while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(TICK_SECONDS)
+        time.sleep(POLL_SECONDS)
         with suppress(OSError):
-            os.listdir(folder)  # a network file system looks anew, and forgets that it was not there
+            os.listdir(folder)  # makes a network file system drop its cached "no such file"
     return True
 
 
 class _ProgressSender:
-    """Tells the board of an order's progress, seldom enough to cost nothing."""
+    """Sends the progress of a task to the progress actor, at most every `POLL_SECONDS`."""
 
-    def __init__(self, board: Any, order: WorkerTask) -> None:
-        self._board, self._key, self._number, self._calls = board, order.job.digest, order.number, 0
-        self._tell(None, "", 0)
+    def __init__(self, actor: Any, task: WorkerTask) -> None:
+        self._actor, self._digest, self._number, self._calls = actor, task.job.digest, task.number, 0
+        self._send(None, "", 0)
 
     def items(self, total: int | None, unit: str = "") -> Advance:
         self._calls += 1
-        self._tell(total, unit, 0)
-        done, told = 0, time.monotonic()
+        self._send(total, unit, 0)
+        done, last_sent = 0, time.monotonic()
 
         def advance(n: int) -> None:
-            nonlocal done, told
+            nonlocal done, last_sent
             done += n
-            if done == total or time.monotonic() - told > TICK_SECONDS:
-                told = time.monotonic()
-                self._tell(total, unit, done)
+            if done == total or time.monotonic() - last_sent > POLL_SECONDS:
+                last_sent = time.monotonic()
+                self._send(total, unit, done)
 
         return advance
 
-    def _tell(self, total: int | None, unit: str, done: int) -> None:
-        if self._board is not None:
-            self._board.tell.remote(self._key, ((self._number, self._calls), total, unit, done))
+    def _send(self, total: int | None, unit: str, done: int) -> None:
+        if self._actor is not None:
+            self._actor.update.remote(self._digest, ((self._number, self._calls), total, unit, done))
 
 
 class ProgressActor:
-    """The newest that each job at work has told of its progress, by digest: which counting it is, total, unit, done."""
+    """A Ray actor that holds the newest progress of each running job, by digest."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[tuple[int, int], int | None, str, int]] = {}
+        self._updates: dict[str, Progress] = {}
 
-    def tell(self, digest: str, said: tuple[tuple[int, int], int | None, str, int]) -> None:
-        self._told[digest] = said
+    def update(self, digest: str, progress: Progress) -> None:
+        """Store the newest progress of a job.
 
-    def read(self) -> dict[str, tuple[tuple[int, int], int | None, str, int]]:
-        """What was told since it was last read."""
-        told, self._told = self._told, {}
-        return told
+        Args:
+            digest: Digest of the job.
+            progress: Its progress.
+        """
+        self._updates[digest] = progress
+
+    def read(self) -> dict[str, Progress]:
+        """Return the updates since the last call."""
+        updates, self._updates = self._updates, {}
+        return updates

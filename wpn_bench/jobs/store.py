@@ -1,10 +1,11 @@
-"""The artifact store: what a stage leaves, addressed by the digest of all that went into it.
+"""The artifact store: the output of each job, addressed by the digest of the job's inputs.
 
-Layout: `<store>/<stage>/<digest>/` holds the files of one artifact and, written last, `manifest.json` with the
-SHA-256 of each. An artifact is built in `<store>/tmp/` and moved into place by one rename, so a reader sees all of it
-or nothing. A file whose digest no longer fits makes the artifact absent, and it is computed again; so does a need whose
-content is no longer what the artifact was made from. What an unfinished stage wants to find again after a crash lies in
-`<store>/scratch/`. `<store>/locks/` says who is at which job; these locks are the kernel's and die with their owner.
+`<store>/<stage>/<digest>/` holds the files of one artifact and `manifest.json`, written last, with the SHA-256 of each file.
+An artifact is built in `<store>/tmp/` and moved into place by one rename, so readers see all of it or nothing. It is computed
+again if a file no longer matches its digest, or if an input has changed since.
+
+`<store>/scratch/` holds what unfinished jobs need after a crash. `<store>/locks/` shows which jobs are running; these are locks
+of the kernel, which end with their process.
 """
 
 from __future__ import annotations
@@ -26,18 +27,25 @@ from wpn_bench.core.files import digest_file, digest_of, fsync_path, try_lock, t
 from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
-SCRATCH_DAYS = 30  # what nobody came back for in this time goes
-UNTOUCHED_SECONDS = 60  # after which a folder that nobody holds was left by a process that is no more
+SCRATCH_DAYS = 30  # unused scratch folders are removed after this time
+ABANDONED_SECONDS = 60  # an unlocked temporary folder of this age was left by a killed process
 
 
 def default_store() -> Path:
-    """`WPN_BENCH_STORE`, else the user's cache folder."""
+    """Return the default folder: `WPN_BENCH_STORE`, else a folder in the user's cache."""
     from_env = os.environ.get("WPN_BENCH_STORE")
     return Path(from_env) if from_env else Path(platformdirs.user_cache_dir("wpn-bench")) / "store"
 
 
 class Store:
-    """A folder of artifacts shared by runs."""
+    """A folder of artifacts that several runs share.
+
+    Args:
+        root: The folder, created if necessary.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -47,18 +55,24 @@ class Store:
                 pass
         except OSError as e:
             raise UserError(
-                f"the store {root} cannot be written ({e.strerror})", "give another with --store DIR"
+                f"the store {root} cannot be written ({e.strerror})", "choose another with --store DIR"
             ) from e
         self._verified: set[Path] = set()
-        self._sweep()
+        self._remove_abandoned()
 
     def path(self, stage: str, digest: str) -> Path:
+        """Return the folder of an artifact, which need not exist."""
         return self.root / stage / digest
 
     def find(self, stage: str, digest: str) -> Path | None:
-        """The artifact's folder if it is there and whole, else None.
+        """Find an artifact and verify its files, once per process. A damaged artifact is removed.
 
-        Every file is checked against its digest once per process; a damaged artifact is moved out of the way.
+        Args:
+            stage: Stage of its job.
+            digest: Digest of its job.
+
+        Returns:
+            The folder; None if the artifact is absent or damaged.
         """
         folder = self.path(stage, digest)
         if folder in self._verified and folder.is_dir():
@@ -81,17 +95,26 @@ class Store:
         digest: str,
         inputs: Mapping[str, Any],
         made_from: Mapping[str, str] = MappingProxyType({}),
-        aside: Collection[str] = (),
+        unhashed_files: Collection[str] = (),
         about: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[Path]:
-        """Yield an empty folder to fill; on success it becomes the artifact, on an error it is removed.
+        """Yield an empty folder to fill. It becomes the artifact on success and is removed on an error.
 
-        `made_from`: the content of each artifact it is made from. `aside`: files that no other stage reads, and that may
-        differ when the same is made again (they tell how long it took). `about`: more for the manifest, read when all is done;
-        `seconds` there are added to those it took. If another process finished the same artifact
-        meanwhile, its copy is kept: both are the same by construction.
+        If another process finishes the same artifact first, its copy is kept: both are equal by construction.
+
+        Args:
+            stage: Stage of the job.
+            digest: Digest of the job.
+            inputs: The job's inputs, for the manifest.
+            made_from: Content digest of each artifact that it is made from.
+            unhashed_files: Files that no other stage reads, and that may differ between two executions of the job
+                (for example, they contain durations). They are not part of the content digest.
+            about: Further entries of the manifest, read at the end. Its `seconds` are added to the measured ones.
+
+        Yields:
+            The folder.
         """
-        with self.workplace(stage) as work:
+        with self.temporary_folder(stage) as work:
             started = time.monotonic()
             yield work
             found = [p for p in sorted(work.rglob("*")) if p.is_file()]
@@ -104,7 +127,7 @@ class Store:
                 "inputs": dict(inputs),
                 "made_from": dict(made_from),
                 "files": files,
-                "content": digest_of({name: found for name, found in files.items() if name not in aside}),
+                "content": digest_of({name: found for name, found in files.items() if name not in unhashed_files}),
                 **about,
                 "seconds": round(time.monotonic() - started + about.get("seconds", 0.0), 3),
             }
@@ -122,68 +145,99 @@ class Store:
             self._verified.add(target)
 
     def content(self, folder: Path) -> str:
-        """SHA-256 of what an artifact holds, as its manifest says; of two makings of the same job it is the same, unless
-        the machine computed something else. Empty for what is no artifact of this store."""
+        """Return the content digest of an artifact: SHA-256 over its files, except the unhashed ones.
+
+        Two executions of the same job have the same digest unless the hardware computed different results.
+
+        Args:
+            folder: Folder of the artifact.
+
+        Returns:
+            The digest; empty for a folder that is not an artifact of this store.
+        """
         manifest = read_manifest(folder) if folder.parent.parent == self.root else None
         return str((manifest or {}).get("content", ""))
 
     def discard(self, folder: Path) -> None:
-        """Take an artifact out of the store."""
+        """Remove an artifact from the store."""
         self._verified.discard(folder)
         self._discard(folder)
 
     @contextmanager
     def claim(self, stage: str, digest: str) -> Iterator[bool]:
-        """Yields whether this process may work at the job: no other one is at it. The claim dies with the process."""
-        with try_lock_temporary(self.root / "locks" / f"{stage}-{digest}") as free:
-            yield free
+        """Lock a job. The lock ends with the process.
+
+        Args:
+            stage: Stage of the job.
+            digest: Digest of the job, or another name to lock.
+
+        Yields:
+            Whether the lock was acquired; False: another process is running the job.
+        """
+        with try_lock_temporary(self.root / "locks" / f"{stage}-{digest}") as acquired:
+            yield acquired
 
     @contextmanager
-    def workplace(self, stage: str) -> Iterator[Path]:
-        """An empty folder in `tmp/`, held by this process and removed afterwards."""
-        place = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
-        with try_lock(place) as _:
-            work = place / "artifact"
+    def temporary_folder(self, stage: str) -> Iterator[Path]:
+        """Yield an empty folder in `tmp/`, locked by this process and removed afterwards."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
+        with try_lock(folder) as _:
+            work = folder / "artifact"
             work.mkdir()
             try:
                 yield work
             finally:
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left in `tmp/`: folders that nobody holds."""
-        for place in (self.root / "tmp").glob("*-*"):
+    def _remove_abandoned(self) -> None:
+        """Remove the unlocked folders in `tmp/`, which killed processes left."""
+        for folder in (self.root / "tmp").glob("*-*"):
             with suppress(OSError):
-                if not place.is_dir() or time.time() - place.stat().st_mtime < UNTOUCHED_SECONDS:
-                    continue  # its maker may not hold it yet
-                with try_lock(place) as free:
-                    if free:
-                        shutil.rmtree(place, ignore_errors=True)
+                if not folder.is_dir() or time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
+                    continue  # its creator may not have locked it yet
+                with try_lock(folder) as acquired:
+                    if acquired:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def scratch(self, stage: str, digest: str) -> Path:
-        """A folder of the job that outlives a crash (the stage makes it, under `held`); `clear_scratch` removes it."""
+        """Return the scratch folder of a job, which survives a crash. `clear_scratch` removes it.
+
+        The stage creates it, locked with `try_lock`.
+
+        Args:
+            stage: Stage of the job.
+            digest: Digest of the job.
+
+        Returns:
+            The folder, which need not exist.
+        """
         return self.root / "scratch" / f"{stage}-{digest}"
 
     def clear_scratch(self, stage: str, digest: str) -> None:
-        """Remove the job's scratch folder, and those that nobody came back for; not what another process holds."""
-        mine = self.scratch(stage, digest)
+        """Remove the scratch folder of a job, and all that were unused for `SCRATCH_DAYS`, unless they are locked.
+
+        Args:
+            stage: Stage of the job.
+            digest: Digest of the job.
+        """
+        own = self.scratch(stage, digest)
         for folder in (self.root / "scratch").glob("*-*"):
             with suppress(OSError):
-                if folder == mine or time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
-                    with try_lock(folder) as free:
-                        if free:
+                if folder == own or time.time() - folder.stat().st_mtime > SCRATCH_DAYS * 86400:
+                    with try_lock(folder) as acquired:
+                        if acquired:
                             shutil.rmtree(folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
-        # Renamed before it is removed, so that a half-removed artifact is never taken for a whole one.
-        grave = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root / "tmp"))
-        with suppress(FileNotFoundError):  # another process was faster
-            os.rename(folder, grave / "artifact")
-        shutil.rmtree(grave, ignore_errors=True)
+        # Renamed first, so that a partly removed artifact is never mistaken for a complete one.
+        trash = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root / "tmp"))
+        with suppress(FileNotFoundError):  # another process removed it first
+            os.rename(folder, trash / "artifact")
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact folder; None if there is none or it cannot be read."""
+    """Return the manifest of an artifact folder; None if it is missing or invalid."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

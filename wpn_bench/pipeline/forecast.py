@@ -65,7 +65,7 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     store = Store(root)
     inputs = pipeline_inputs.prepare(config, reporter)
     made = planner.plan(config, inputs, store)
-    rates = Rates.of_store(root)
+    rates = Rates.from_store(root)
     here = machine_name(inputs.device)
     parameters = count_parameters(inputs.model.path)
     jobs = list({job.digest: job for job in made.jobs}.values())
@@ -77,7 +77,7 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
         if store.find(job.stage, job.digest) is None:
             kind = job_kind(job.stage, job.params)
             n = _items(job) or rates.items(kind) or 0
-            expected = rates.expected(kind, n, parameters, here)
+            expected = rates.estimate(kind, n, parameters, here)
             how, seconds[job.digest] = expected.measured, expected.seconds
         by_stage.setdefault(job.stage, []).append((job, how))
     lines = tuple(
