@@ -15,7 +15,7 @@ import torch
 from made_run import write_run
 
 import wpn_bench
-from wpn_bench import lab, models
+from wpn_bench import hub, lab
 from wpn_bench.benchmarks.definitions import read_folders, require_code_consent
 from wpn_bench.benchmarks.run import describe, load_task
 from wpn_bench.core import consent
@@ -458,8 +458,8 @@ def test_a_hub_with_a_login_is_not_quoted(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", _refuse)
-    monkeypatch.setattr(models.hub, "RETRY_DELAYS", ())
-    models.hub.resolve_commit.cache_clear()
+    monkeypatch.setattr(hub.connection, "RETRY_DELAYS", ())
+    hub.resolve_commit.cache_clear()
     said = cli("full", "--model", "nobody/nothing", "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert said.code == 2
     assert "jane" not in said.err

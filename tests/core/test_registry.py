@@ -84,7 +84,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [EntryPoint("mine", value, group)])
     parts: Registry[object] = Registry("part", PARTS)
     module = value.partition(":")[0]
-    with pytest.raises(UserError, match=f"the part 'mine' of the plug-in {module} cannot be loaded .*; mend it or"):
+    with pytest.raises(UserError, match=f"the part 'mine' of the plug-in {module} cannot be loaded .*; fix or"):
         parts.get("mine")
 
 

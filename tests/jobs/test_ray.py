@@ -160,7 +160,9 @@ def test_a_node_with_another_wpn_bench_is_named(task: WorkerTask, monkeypatch: p
 
 def test_a_node_that_does_not_see_the_store_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "PROBE_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"does not see the store .*; use --store DIR with a folder that all nodes share"):
+    with pytest.raises(
+        UserError, match=r"does not see the store .*; use --store DIR with a folder that all nodes share"
+    ):
         run_task(replace(task, environment=replace(task.environment, probe="probe-of-another-folder")), None)
 
 

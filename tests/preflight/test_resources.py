@@ -199,10 +199,10 @@ def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_pyth
     """All that `resolve` fetches and nothing else; nothing once it is there."""
     code = (
         "from pathlib import Path; from wpn_bench import models; from wpn_bench.preflight import resources\n"
-        "asked = 'facebook/opt-125m'; before = resources.to_fetch(asked)\n"
+        "asked = 'facebook/opt-125m'; before = resources.download_bytes(asked)\n"
         "folder = models.resolve(asked).path\n"
-        "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.to_fetch(asked))\n"
-        "print(resources.to_fetch('no/such-model'))\n"
+        "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.download_bytes(asked))\n"
+        "print(resources.download_bytes('no/such-model'))\n"
     )
     before, fetched, after, unknown = map(int, run_python(code, hub_with()).stdout.split())
     assert before == fetched > 1_000_000
@@ -318,7 +318,7 @@ def test_measured_from_disk_is_measured_the_same(
     monkeypatch.setattr(loading, "_places", noting)
     for way in ("none", "disk"):
         monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
-        monkeypatch.setattr(loading, "free_of_shell", lambda way=way: 0.0 if way == "disk" else float("inf"))
+        monkeypatch.setattr(loading, "free_under_ulimit", lambda way=way: 0.0 if way == "disk" else float("inf"))
         placed.clear()
         asked = config.from_settings(settings | {"offload": way})
         results = runner.run(
