@@ -621,7 +621,7 @@ def test_a_set_of_which_no_prompt_fits(workshop: Workshop) -> None:
 
 
 def test_a_response_longer_than_the_context(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match=r"attends to 256 tokens.*--max-new-tokens below 256"):
+    with pytest.raises(UserError, match=r"a context of 256 tokens.*--max-new-tokens below 256"):
         workshop.run(decoding={"max_new_tokens": 256})
 
 

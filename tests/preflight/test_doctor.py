@@ -34,7 +34,7 @@ def test_all_is_well_on_the_lab(cli: Cli, quiet: Path) -> None:
     said = cli("doctor", "--device", "cpu")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert lines[-1] == "all is well"
+    assert lines[-1] == "no problems found"
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "note"}
     for topic in ("python", "torch", "processors", "memory", "store", "runs", "hub", "model", "judge", "training"):
         assert any(line.split()[1] == topic for line in lines[:-1]), topic
@@ -52,8 +52,8 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
     asked = ("doctor", "-m", big(quiet / "big"), "--preset", "lab", "--methods", "sft", "--device", "cpu", "--json")
     whole = findings(cli(*asked).out)["training"]
     assert whole["status"] == "ok"
-    assert whole["text"].startswith("fits: sft takes at most ")
-    takes = float(whole["text"].removeprefix("fits: sft takes at most ").split()[0])
+    assert whole["text"].startswith("fits: sft needs at most ")
+    takes = float(whole["text"].removeprefix("fits: sft needs at most ").split()[0])
     # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
     for share, hint in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
         free = (share * takes * resources.GIB + resources.LIBRARY_BYTES["cpu"]) / machine.USABLE_FRACTION
@@ -62,18 +62,18 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
         assert said.code == 2
         found = findings(said.out)["training"]
         assert found["status"] == "fail"
-        assert found["text"].startswith("does not fit: sft takes at most ")
+        assert found["text"].startswith("does not fit: sft needs at most ")
         assert found["hint"].startswith(hint)
         assert findings(cli(*asked, *found["hint"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: resources.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
-    assert last.endswith("to mend first")
+    assert last.endswith("to fix first")
 
 
 @pytest.mark.parametrize(
     ("options", "topic", "text"),
     [
-        (["-m", "nowhere"], "model", "holds no causal language model"),
+        (["-m", "nowhere"], "model", "contains no causal language model"),
         (["--device", "cuda"], "machine", "no CUDA device is available"),
         (["--mixed-precision", "fp16", "--device", "cpu"], "training", "fp16 needs a CUDA device"),
         (["--store", "a-file/store"], "store", "cannot be written"),
@@ -119,7 +119,7 @@ def test_the_hub_is_asked_and_no_token_is_shown(hub_endpoint: dict[str, str], tm
     assert done.returncode == 0, done.stdout + done.stderr
     found = findings(done.stdout)
     assert found["model"]["text"] == "facebook/opt-125m: OPTForCausalLM"
-    assert found["judge"]["text"] == "detoxify:original is here"
+    assert found["judge"]["text"] == "detoxify:original is available"
     assert found["hub"]["text"] == f"{hub_endpoint['HF_ENDPOINT']}, with a token"
     assert "sekret" not in done.stdout + done.stderr
 

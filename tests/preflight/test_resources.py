@@ -152,7 +152,7 @@ def test_the_options_that_make_training_fit(
     free(gib)
     found = resources.check_training(subject(large, training=options))
     assert not found.fits
-    assert found.text.startswith("does not fit: wpn takes at most ")
+    assert found.text.startswith("does not fit: wpn needs at most ")
     assert found.hint.startswith(hint), found.hint
     typed = found.hint.partition("use ")[2]
     if typed and "batch_size" not in typed:  # it does fit by then
@@ -174,7 +174,7 @@ def test_attacks_need_the_whole_model(large: Path, free: Callable[[float], None]
 
 def test_no_room_for_a_response(large: Path) -> None:
     decoding = {"max_new_tokens": 2048}
-    with pytest.raises(UserError, match=r"attends to 2048 tokens.*; use --max-new-tokens below 2048"):
+    with pytest.raises(UserError, match=r"has a context of 2048 tokens.*; use --max-new-tokens below 2048"):
         resources.check_resources(subject(large, decoding=decoding).config, force=True)
 
 
@@ -237,7 +237,7 @@ def test_no_disk_for_what_is_trained_unless_it_is_there(
 
     one = models.weights_bytes(small_opt, "float32")
     monkeypatch.setattr(resources, "free_disk", lambda folder: int(1.5 * one))
-    with pytest.raises(UserError, match=r"store: .* the trained models alone may take .*--force"):
+    with pytest.raises(UserError, match=r"store: .* the trained models alone may need .*--force"):
         run("sft", "ga")
     assert not (tmp_path / "store" / "train").exists()
     assert run("sft")["models"]["sft"]["status"] == "ok"
@@ -269,8 +269,8 @@ def test_it_is_refused_in_one_line_before_anything_is_loaded(
     assert time.process_time() - start < 15  # seconds of work, however busy the machine is
     assert (said.code, said.out) == (2, "")
     (line,) = said.err.strip().splitlines()
-    assert line.startswith("wpn-bench: training: does not fit: wpn takes at most ")
-    assert "to be had on cpu; use --lora 16" in line
+    assert line.startswith("wpn-bench: training: does not fit: wpn needs at most ")
+    assert "available on cpu; use --lora 16" in line
     assert "--force" in line
     assert not (tmp_path / "out").exists()
     said = cli(command, "-m", large, "--preset", "lab", "--methods", "wpn", *where, "--force")
@@ -282,7 +282,7 @@ def test_more_layers_than_a_model_can_have(large: Path, tmp_path: Path) -> None:
     """Of a model on the hub config.json is all that is known before it is fetched."""
     config = json.loads((large / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
-    with pytest.raises(UserError, match="says 1000000000 layers"):
+    with pytest.raises(UserError, match="has 1000000000 layers"):
         subject(tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> N
     notes: list[str] = []
     resources.check_resources(subject(large).config, force=True, warn=notes.append)
     assert [note.split(":")[1].strip() for note in notes] == ["training", "measuring"]
-    assert all(note.endswith("going on by --force") for note in notes)
+    assert all(note.endswith("continuing because of --force") for note in notes)
 
 
 def test_measured_from_disk_is_measured_the_same(

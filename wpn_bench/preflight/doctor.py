@@ -1,6 +1,7 @@
-"""`wpn-bench doctor`: what will work here and what will not, before anything is computed. No weights are loaded.
+"""`wpn-bench doctor`: check before a run what will work on this machine. No weights are loaded.
 
-Each check gives a finding: `ok`, `note` (worth knowing, nothing fails), or `fail` (a run would fail) with the way out.
+Each check returns diagnostics with the status `ok`, `note` (information, the run works) or `fail` (a run would fail, with a
+hint).
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One line of the report. `hint` says what to do about a failure."""
+    """One line of the output.
+
+    Attributes:
+        topic: What was checked.
+        status: `ok`, `note` or `fail`.
+        text: What was found.
+        hint: What to do about a failure.
+    """
 
     topic: str
     status: Literal["ok", "note", "fail"]
@@ -48,7 +56,13 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class DoctorContext:
-    """What is asked about: a run's configuration, its store, and the folder that its run folder will lie in."""
+    """What is checked.
+
+    Attributes:
+        config: Configuration of the run.
+        store: Folder of its artifact store.
+        runs: Parent of its run folder.
+    """
 
     config: RunConfig
     store: Path
@@ -56,50 +70,56 @@ class DoctorContext:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the model is fetched from the hub."""
+        """Whether the model is on the hub and not local."""
         return self.config.model != "lab" and not Path(self.config.model).expanduser().exists()
 
     @cached_property
-    def subject(self) -> ModelSpec | None:
-        """What is estimated; None if the model's configuration cannot be read."""
+    def spec(self) -> ModelSpec | None:
+        """The run and its model, for estimates; None if the model's configuration cannot be read."""
         return ModelSpec.of(self.config)
 
     @cached_property
     def device(self) -> str:
-        """`cpu` or `cuda`; raises `UserError` for a device that is not here."""
+        """`cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
         from wpn_bench.models import pick_device
 
         return pick_device(self.config.device).partition(":")[0]
 
 
-def run_checks(patient: DoctorContext) -> list[Diagnostic]:
-    """All findings, in the order in which they are printed."""
-    found: list[Diagnostic] = []
+def run_checks(context: DoctorContext) -> list[Diagnostic]:
+    """Run all checks and return their diagnostics in the order of the output."""
+    diagnostics: list[Diagnostic] = []
     for topic, check in _CHECKS.items():
         try:
-            found += check(patient)
+            diagnostics += check(context)
         except UserError as e:
-            found.append(Diagnostic(topic, "fail", e.problem, e.hint))
-    return found
+            diagnostics.append(Diagnostic(topic, "fail", e.problem, e.hint))
+    return diagnostics
 
 
-def has_failures(findings: list[Diagnostic]) -> bool:
-    return any(finding.status == "fail" for finding in findings)
+def has_failures(diagnostics: list[Diagnostic]) -> bool:
+    """Return whether a run would fail."""
+    return any(d.status == "fail" for d in diagnostics)
 
 
-def print_diagnostics(findings: list[Diagnostic], as_json: bool) -> None:
-    """Print the findings and, last, whether all is well."""
+def print_diagnostics(diagnostics: list[Diagnostic], as_json: bool) -> None:
+    """Print the diagnostics, and in the last line how many failed.
+
+    Args:
+        diagnostics: The diagnostics.
+        as_json: Print JSON instead of text.
+    """
     if as_json:
-        print(json.dumps({"ok": not has_failures(findings), "findings": [asdict(f) for f in findings]}, indent=2))
+        print(json.dumps({"ok": not has_failures(diagnostics), "findings": [asdict(d) for d in diagnostics]}, indent=2))
         return
-    width = max(len(f.topic) for f in findings)
-    for f in findings:
-        print(f"{f.status:<4}  {f.topic:<{width}}  {f.text}{f'; {f.hint}' if f.hint else ''}")
-    bad = sum(f.status == "fail" for f in findings)
-    print(f"{bad} thing{'s' if bad > 1 else ''} to mend first" if bad else "all is well")
+    width = max(len(d.topic) for d in diagnostics)
+    for d in diagnostics:
+        print(f"{d.status:<4}  {d.topic:<{width}}  {d.text}{f'; {d.hint}' if d.hint else ''}")
+    failures = sum(d.status == "fail" for d in diagnostics)
+    print(f"{failures} problem{'s' if failures > 1 else ''} to fix first" if failures else "no problems found")
 
 
-def _libraries(patient: DoctorContext) -> Iterator[Diagnostic]:
+def _libraries(context: DoctorContext) -> Iterator[Diagnostic]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -108,22 +128,24 @@ def _libraries(patient: DoctorContext) -> Iterator[Diagnostic]:
     yield Diagnostic("python", "ok", platform.python_version())
     for name in _LIBRARIES:
         try:
-            here = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             yield Diagnostic(name, "fail", "is not installed", "pip install wpn-bench")
             continue
-        asked = str(declared[_normal(name)].specifier) if _normal(name) in declared else ""
+        required = str(declared[_normal(name)].specifier) if _normal(name) in declared else ""
         pin = pinned.get(_normal(name))
-        if not SpecifierSet(asked).contains(here, prereleases=True):
-            yield Diagnostic(name, "fail", f"{here}, but wpn-bench needs {asked}", f"pip install '{name}{asked}'")
-        elif pin is not None and here.partition("+")[0] != pin:
-            yield Diagnostic(name, "note", f"{here}; the tests ran with {pin}")
+        if not SpecifierSet(required).contains(installed, prereleases=True):
+            yield Diagnostic(
+                name, "fail", f"{installed}, but wpn-bench needs {required}", f"pip install '{name}{required}'"
+            )
+        elif pin is not None and installed.partition("+")[0] != pin:
+            yield Diagnostic(name, "note", f"{installed}; the tests ran with {pin}")
         else:
-            yield Diagnostic(name, "ok", here + (" (as pinned)" if pin else ""))
+            yield Diagnostic(name, "ok", installed + (" (as pinned)" if pin else ""))
 
 
 def _pinned() -> dict[str, str]:
-    """The versions of constraints.txt; none in an installed wheel, which has no such file."""
+    """Return the versions in constraints.txt; empty in an installed wheel, which does not contain the file."""
     file = Path(__file__).resolve().parents[2] / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
@@ -134,7 +156,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _machine(patient: DoctorContext) -> Iterator[Diagnostic]:
+def _machine(context: DoctorContext) -> Iterator[Diagnostic]:
     import torch
 
     yield Diagnostic(
@@ -143,7 +165,7 @@ def _machine(patient: DoctorContext) -> Iterator[Diagnostic]:
     free, total = machine.free_memory(), machine.total_memory()
     yield Diagnostic("memory", "ok", f"{resources.format_bytes(free)} free of {resources.format_bytes(total)}")
     if not torch.cuda.is_available():
-        yield Diagnostic("gpu", "note", "none: everything runs on the processor")
+        yield Diagnostic("gpu", "note", "none: everything runs on the CPU")
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --mixed-precision fp16"
@@ -151,95 +173,104 @@ def _machine(patient: DoctorContext) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "gpu", "ok", f"{name}, {resources.format_bytes(free)} free of {resources.format_bytes(total)}, {bf16}"
         )
-    yield Diagnostic("device", "ok", f"this run would use {patient.device}")
+    yield Diagnostic("device", "ok", f"this run would use {context.device}")
 
 
-def _disk(patient: DoctorContext) -> Iterator[Diagnostic]:
-    subject = patient.subject
-    verdict = resources.check_store(subject, patient.store) if subject else None
-    for topic, folder in (("store", patient.store), ("runs", patient.runs)):
-        there = machine.nearest_existing(folder)
-        if not there.is_dir() or not os.access(there, os.W_OK):
+def _disk(context: DoctorContext) -> Iterator[Diagnostic]:
+    spec = context.spec
+    fit = resources.check_store(spec, context.store) if spec else None
+    for topic, folder in (("store", context.store), ("runs", context.runs)):
+        existing = machine.nearest_existing(folder)
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
             option = "--store" if topic == "store" else "--out"
-            yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"give another with {option} DIR")
-        elif topic == "store" and verdict:
-            yield _finding(verdict)
+            yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"choose another with {option} DIR")
+        elif topic == "store" and fit:
+            yield _diagnostic(fit)
         else:
             yield Diagnostic(topic, "ok", f"{resources.format_bytes(machine.free_disk(folder))} free at {folder}")
 
 
-def _finding(verdict: FitCheck) -> Diagnostic:
-    return Diagnostic(verdict.topic, "ok" if verdict.fits else "fail", verdict.text, verdict.hint)
+def _diagnostic(fit: FitCheck) -> Diagnostic:
+    return Diagnostic(fit.topic, "ok" if fit.fits else "fail", fit.text, fit.hint)
 
 
-def _hub(patient: DoctorContext) -> Iterator[Diagnostic]:
+def _hub(context: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants, get_token
 
     offline = constants.HF_HUB_OFFLINE
-    # An endpoint may carry a name and a password.
+    # The URL of the endpoint may contain a user name and a password: leave them out.
     address = urlsplit(constants.ENDPOINT)
     where = f"{address.scheme}://{address.hostname}{f':{address.port}' if address.port else ''}"
-    token = "with a token" if get_token() else "no token (gated repositories stay closed)"
+    token = "with a token" if get_token() else "no token (gated repositories cannot be used)"
     yield Diagnostic(
         "hub",
         "note" if offline else "ok",
-        f"{where}, {token}{', offline mode: only what is cached' if offline else ''}",
+        f"{where}, {token}{', offline mode: only the cache is used' if offline else ''}",
     )
 
 
-def _model(patient: DoctorContext) -> Iterator[Diagnostic]:
+def _model(context: DoctorContext) -> Iterator[Diagnostic]:
     from wpn_bench import hub, models
 
-    asked = patient.config.model
-    if patient.on_hub:
-        # Raises where the run would: closed, unknown, not here and offline, code or pickles that nobody agreed to.
-        models.check_permitted(asked, hub.resolve_commit(asked, patient.config.revision))
-    if patient.subject is not None:
-        yield Diagnostic("model", "ok", f"{asked}: {patient.subject.model_class.__name__}")
-    elif patient.on_hub:
-        hint = "check its name, HF_TOKEN, HF_ENDPOINT and the network; `wpn-bench full` alone needs none of them"
+    model = context.config.model
+    if context.on_hub:
+        # Raises the errors that the run would raise: no access, unknown name, offline and not cached, no consent to code
+        # or pickles.
+        models.check_permitted(model, hub.resolve_commit(model, context.config.revision))
+    if context.spec is not None:
+        yield Diagnostic("model", "ok", f"{model}: {context.spec.model_class.__name__}")
+    elif context.on_hub:
+        hint = (
+            "check its name, HF_TOKEN, HF_ENDPOINT and the network; `wpn-bench full` without options needs none of them"
+        )
         yield Diagnostic(
-            "model", "fail", f"the configuration of {asked} cannot be read from the hub or the cache", hint
+            "model", "fail", f"the configuration of {model} cannot be read from the hub or the cache", hint
         )
     else:
         yield Diagnostic(
-            "model", "fail", f"{asked} holds no causal language model", "give a folder with config.json, or a hub id"
+            "model",
+            "fail",
+            f"{model} contains no causal language model",
+            "give a folder with config.json, or the name of a model on the hub",
         )
 
 
-def _judge(patient: DoctorContext) -> Iterator[Diagnostic]:
+def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants
 
+    from wpn_bench import hub
     from wpn_bench.harmless.judges import JUDGES
     from wpn_bench.harmless.judges.spec import parse
 
-    for text in (patient.config.judge, *patient.config.judges):
-        spec = parse(text)
-        missing = JUDGES.get(spec.judge).to_fetch(spec.variant)
+    for text in (context.config.judge, *context.config.judges):
+        judge = parse(text)
+        missing = JUDGES.get(judge.judge).to_fetch(judge.variant)
         if not missing:
-            yield Diagnostic("judge", "ok", f"{spec.shown} is here")
+            yield Diagnostic("judge", "ok", f"{judge.shown} is available")
         elif constants.HF_HUB_OFFLINE:
-            yield Diagnostic("judge", "fail", f"{spec.shown} lacks {missing}, and this is offline mode", "connect once")
+            yield Diagnostic(
+                "judge", "fail", f"{judge.shown} is missing {missing} and this is offline mode", hub.PREFETCH_HINT
+            )
         else:
-            yield Diagnostic("judge", "note", f"{spec.shown} lacks {missing}, which a run will fetch")
+            yield Diagnostic("judge", "note", f"{judge.shown} is missing {missing}, which a run will download")
 
 
-def _training(patient: DoctorContext) -> Iterator[Diagnostic]:
-    """Whether each method's training fits, and by what it would."""
+def _training(context: DoctorContext) -> Iterator[Diagnostic]:
+    """Check whether each method's training fits into memory, and which options would make it fit."""
     from wpn_bench.unlearn import preflight
 
-    subject, config = patient.subject, patient.config
-    if subject is None or "train" not in config.stages:
+    spec, config = context.spec, context.config
+    if spec is None or "train" not in config.stages:
         return
     for name in config.methods:
-        preflight.check_precision(config.method_config(name).mixed_precision, patient.device, config.dtype)
-    yield _finding(resources.check_training(subject))
+        preflight.check_precision(config.method_config(name).mixed_precision, context.device, config.dtype)
+    yield _diagnostic(resources.check_training(spec))
 
 
-def _measuring(patient: DoctorContext) -> Iterator[Diagnostic]:
-    """Whether the models that a run holds at a time fit; batches shrink to what is left beside them."""
-    if patient.subject is not None:
-        yield _finding(resources.check_inference(patient.subject))
+def _measuring(context: DoctorContext) -> Iterator[Diagnostic]:
+    """Check whether the models that are loaded together fit into memory; batches adapt to the rest."""
+    if context.spec is not None:
+        yield _diagnostic(resources.check_inference(context.spec))
 
 
 _CHECKS = {
