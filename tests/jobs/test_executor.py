@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from wpn_bench.core.progress import Reporter
+from wpn_bench.core.registry import Registry
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs import executor as jobs_executor
 from wpn_bench.jobs import job as jobs_job
+from wpn_bench.jobs import stages as jobs_stages
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External, Job, StageContext
-from wpn_bench.jobs.stages import STAGES, Stage
+from wpn_bench.jobs.stages import Stage
 from wpn_bench.jobs.store import Store
 
 LOG: list[str] = []
@@ -40,9 +42,10 @@ def failing_stage(ctx: StageContext) -> None:
 def _stages(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("stages_for_tests")
     module.__dict__.update(write=write_stage, fail=failing_stage)
+    module.__dict__.update(WRITE=Stage("stages_for_tests:write", 1, ("numpy",)), FAIL=Stage("stages_for_tests:fail", 1))
     monkeypatch.setitem(sys.modules, "stages_for_tests", module)
-    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 1, ("numpy",)))
-    monkeypatch.setitem(STAGES, "fail", Stage("stages_for_tests:fail", 1))
+    registry: Registry[Stage] = Registry("stage", {"write": "stages_for_tests:WRITE", "fail": "stages_for_tests:FAIL"})
+    monkeypatch.setattr(jobs_stages, "STAGES", registry)
     LOG.clear()
 
 
@@ -104,24 +107,13 @@ def test_a_digest_ignores_where_and_how_it_is_called() -> None:
 
 def test_a_digest_covers_the_versions_of_stage_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     before = write("a").digest
-    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 2, ("numpy",)))
+    module = sys.modules["stages_for_tests"]
+    monkeypatch.setattr(module, "WRITE", Stage("stages_for_tests:write", 2, ("numpy",)))
     newer_stage = write("a").digest
-    monkeypatch.setitem(STAGES, "write", Stage("stages_for_tests:write", 1, ("numpy",)))
+    monkeypatch.setattr(module, "WRITE", Stage("stages_for_tests:write", 1, ("numpy",)))
     monkeypatch.setattr(jobs_job, "version", lambda name: "0.0.1")
     older_library = write("a").digest
     assert len({before, newer_stage, older_library}) == 3
-
-
-@pytest.mark.parametrize("stage", [s for s in STAGES if s not in ("write", "fail")])
-def test_every_stage_can_be_found_and_its_libraries_are_installed(stage: str) -> None:
-    from importlib import import_module
-    from importlib.metadata import version
-
-    described = STAGES[stage]
-    module, _, name = described.function.partition(":")
-    assert callable(getattr(import_module(module), name))
-    assert described.version >= 1
-    assert all(version(library) for library in described.libraries)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -280,8 +272,3 @@ def test_a_fleet_that_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, fleet: 
 def test_alone_is_what_is_had_without_asking(tmp_path: Path) -> None:
     with Fleet().executing(Store(tmp_path), Reporter()) as executor:
         assert isinstance(executor, LocalExecutor)
-
-
-def test_stages_that_build_on_their_own_answers_are_not_shared() -> None:
-    assert {name for name, stage in STAGES.items() if stage.items and not stage.shared} == {"gcg", "soft_prompt"}
-    assert not any(stage.shared for stage in STAGES.values() if not stage.items)

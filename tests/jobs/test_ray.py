@@ -26,6 +26,7 @@ from wpn_bench import config as configuration
 from wpn_bench.core.files import folder_signature, try_lock
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
+from wpn_bench.harmless import stages as harmless_stages
 from wpn_bench.jobs import ray_cluster, ray_driver, ray_worker
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External, Job
@@ -152,8 +153,8 @@ def test_a_node_with_another_library_is_named(task: WorkerTask) -> None:
 
 
 def test_a_node_with_another_wpn_bench_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = ray_driver.STAGES["generate"]
-    monkeypatch.setitem(ray_driver.STAGES, "generate", replace(here, version=here.version + 1))
+    newer = replace(harmless_stages.GENERATE, version=harmless_stages.GENERATE.version + 1)
+    monkeypatch.setattr(harmless_stages, "GENERATE", newer)
     with pytest.raises(UserError, match="has another version of wpn-bench than this run started with"):
         run_task(task, None)
 

@@ -33,6 +33,7 @@ from wpn_bench.attacks.search import (
     kept_states,
     packed,
     prepare,
+    search_stage,
     spread,
     unpacked,
     with_suffix,
@@ -73,6 +74,7 @@ class GCG(GradientAttack):
         "A suffix of tokens, searched with gradients until the model begins its harmful answer (Zou et al. 2023)."
     )
     Config = GCGConfig
+    stage = search_stage("wpn_bench.attacks.gcg:run_gcg_stage")
 
 
 @dataclass(frozen=True)

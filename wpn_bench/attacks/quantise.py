@@ -17,6 +17,7 @@ from wpn_bench.core.files import write_json
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import JobFailed
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,3 +143,12 @@ def rounded_weights(model: nn.Module) -> list[str]:
     from torchao.utils import TorchAOBaseTensor
 
     return [name for name, p in model.named_parameters() if isinstance(p, TorchAOBaseTensor)]
+
+
+STAGE = Stage(
+    "wpn_bench.attacks.quantise:run_quantise_stage",
+    1,
+    (*LM_LIBRARIES, "torchao"),
+    memory="wpn_bench.preflight.resources:quantisation_needs",
+    part="attack",
+)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.core.files import digest_of
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, cross_entropy
 
@@ -87,3 +88,13 @@ def run_relearn_stage(ctx: StageContext) -> None:
         snapshots=Snapshots(ctx.params["snapshots"], tokenizer, ctx.out),
         checkpoints=ctx.scratch,
     )
+
+
+STAGE = Stage(
+    "wpn_bench.attacks.relearn:run_relearn_stage",
+    1,
+    (*LM_LIBRARIES, "accelerate"),
+    items="params.config.steps",
+    memory="wpn_bench.preflight.resources:relearning_needs",
+    part="attack",
+)

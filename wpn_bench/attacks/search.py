@@ -21,6 +21,7 @@ from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs import journal
 from wpn_bench.jobs.journal import Section
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.prompts import Item, Template
 
 if TYPE_CHECKING:
@@ -53,14 +54,45 @@ class SearchConfig(BaseModel):
 
 
 class GradientAttack:
-    """A search against one model, described: a stage of `executors.STAGES` that is called like the attack, and what it is
-    told. `responds`: the stage leaves responses; else it leaves attacked items, to be answered as any others."""
+    """A search against one model: its description, its configuration, and the stage that makes it.
+
+    A package of its own adds one through an entry point of the group `wpn_bench.gradient_attacks`. The stage is called like
+    the attack. It gets the inputs `model`, `prompts` and, where `universal` is set, `train` (the items to search on), and the
+    parameters `config`, `template` and `dtype`, and `decoding` where the attack `responds`. It writes `search.json`: `attack`,
+    `config` (with `universal` and `steps`), `unfit` (item id -> reason), and `searches`, each with `items` (ids),
+    `first_loss`, `best_loss` (nats a token), `reached` (a flag for each item) and `seconds`.
+
+    Attributes:
+        responds: The stage leaves responses (`responses.jsonl`); else it leaves attacked items (`items.jsonl`), which are
+            answered as any others.
+        stage: What `search_stage` makes of the function.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     description: ClassVar[str]
     Config: ClassVar[type[SearchConfig]]
     responds: ClassVar[bool] = False
+    stage: ClassVar[Stage]
+
+
+def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = LM_LIBRARIES) -> Stage:
+    """The stage of a gradient attack.
+
+    Args:
+        function: Does the search, `"module:function"`.
+        version: Of its output.
+        libraries: Distributions whose version decides the output.
+    """
+    return Stage(
+        function,
+        version,
+        libraries,
+        resumable=True,
+        unhashed_files=(SEARCH,),
+        memory="wpn_bench.preflight.resources:search_needs",
+        part="attack",
+    )
 
 
 # Decides how a search is cut into passes, not what it finds.

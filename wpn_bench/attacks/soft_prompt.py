@@ -30,6 +30,7 @@ from wpn_bench.attacks.search import (
     kept_states,
     packed,
     prepare,
+    search_stage,
     spread,
     unpacked,
 )
@@ -71,6 +72,7 @@ class SoftPrompt(GradientAttack):
     )
     Config = SoftPromptConfig
     responds = True
+    stage = search_stage("wpn_bench.attacks.soft_prompt:run_soft_prompt_stage")
 
 
 @dataclass(frozen=True)

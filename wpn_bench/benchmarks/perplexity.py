@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,3 +135,13 @@ def read_texts(folder: Path) -> list[str]:
 
 def _cut(ids: list[int], size: int) -> list[list[int]]:
     return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+STAGE = Stage(
+    "wpn_bench.benchmarks.perplexity:run_perplexity_stage",
+    2,
+    LM_LIBRARIES,
+    resumable=True,
+    shardable=True,
+    items="needs.texts",
+)

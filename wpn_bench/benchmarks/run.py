@@ -34,6 +34,7 @@ from wpn_bench.core.registry import close_matches, unknown_name
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
 from wpn_bench.jobs import journal
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -490,3 +491,13 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         task_module.tqdm = bar
+
+
+STAGE = Stage(
+    "wpn_bench.benchmarks.run:run_benchmark_stage",
+    2,
+    (*LM_LIBRARIES, "lm-eval", "datasets"),
+    resumable=True,
+    shardable=True,
+    speed_params=("task",),
+)

@@ -53,7 +53,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}", f"{hint} (`wpn-bench list` shows all)")
 
 
-def source_digest(part: type) -> str | None:
+def import_attribute(path: str) -> Any:
+    """What a string `"module:attribute"` names; imports the module."""
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def source_digest(part: Any) -> str | None:
     """Return the SHA-256 over the Python files of a plug-in's package; None for a part of wpn-bench itself.
 
     The package is the outermost one that is not a namespace package; a module outside any package counts alone.
@@ -114,12 +120,12 @@ class Registry(Generic[T]):
         parts = self._all()
         if name not in parts:
             raise unknown_name(self.kind.replace("_", " "), name, parts)
-        module, _, attribute = parts[name].partition(":")
         try:
-            part: Any = getattr(import_module(module), attribute)
+            part: Any = import_attribute(parts[name])
         except Exception as e:
             if name not in self._plugins:
                 raise
+            module = parts[name].partition(":")[0]
             raise UserError(
                 f"the {self.kind} {name!r} of the plug-in {module} cannot be loaded ({type(e).__name__}: {e})",
                 "fix or uninstall it",

@@ -11,6 +11,7 @@ from wpn_bench.core.files import write_json
 from wpn_bench.engine.generation import Response
 from wpn_bench.harmless.judges.base import Exchange
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.items import read_items, read_rows, write_rows
 
@@ -168,3 +169,33 @@ def run_further_judge_stage(ctx: StageContext) -> None:
 def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:
     """What the judge scores, from lines of `responses.jsonl`; their `prompt` is the one before any attack."""
     return [Exchange(row["prompt"], row["response"]) for row in rows]
+
+
+CALIBRATE = Stage("wpn_bench.harmless.stages:run_calibrate_stage", 5, LM_LIBRARIES, resumable=True, shardable=True)
+GENERATE = Stage(
+    "wpn_bench.harmless.stages:run_generate_stage",
+    3,
+    LM_LIBRARIES,
+    resumable=True,
+    shardable=True,
+    items="needs.prompts",
+    speed_params=("decoding", "max_new_tokens"),
+    memory="wpn_bench.preflight.resources:inference_needs",  # and of all others that only ask the model
+)
+JUDGE = Stage(
+    "wpn_bench.harmless.stages:run_judge_stage",
+    6,
+    (*LM_LIBRARIES, "detoxify"),
+    resumable=True,
+    shardable=True,
+    items="needs.responses",
+    passes=2,  # the judge's own, and the base model's for coherence
+)
+FURTHER_JUDGE = Stage(
+    "wpn_bench.harmless.stages:run_further_judge_stage",
+    1,
+    (*LM_LIBRARIES, "detoxify"),
+    resumable=True,
+    shardable=True,
+    items="needs.responses",
+)

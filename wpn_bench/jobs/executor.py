@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -21,12 +20,13 @@ from safetensors import SafetensorError
 from wpn_bench.core.files import disk_error_text, folder_signature
 from wpn_bench.core.option import EXECUTION, Option
 from wpn_bench.core.progress import Advance, Reporter, Stopwatch
+from wpn_bench.core.registry import import_attribute
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs.job import External, Job, Outcome, StageContext
 from wpn_bench.jobs.journal import Journal, Shard, use_journal
 from wpn_bench.jobs.rates import machine_name
-from wpn_bench.jobs.stages import STAGES
+from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.redact import redact
 
@@ -110,7 +110,7 @@ class Fleet:
 
     def executing(self, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
         """The executor, for as long as it is needed."""
-        opened: AbstractContextManager[Executor] = _found(EXECUTORS[self.executor][0])(self, store, reporter)
+        opened: AbstractContextManager[Executor] = import_attribute(EXECUTORS[self.executor][0])(self, store, reporter)
         return opened
 
 
@@ -124,11 +124,6 @@ EXECUTORS = {
 def local(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
     """This process does all of it."""
     return nullcontext(LocalExecutor(store, reporter))
-
-
-def _found(function: str) -> Any:
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
 
 
 class LocalExecutor:
@@ -229,7 +224,7 @@ def perform(
     `UserError` where it is no use to go on with other jobs either: bad input, no room on the disk.
     """
     watch = Stopwatch()
-    stage = STAGES[job.stage]
+    stage = stage_of(job.stage)
     scratch = store.scratch(job.stage, job.digest)
     about: dict[str, Any] = {"work": {}, "seconds": 0.0}
 
@@ -241,15 +236,15 @@ def perform(
     try:
         for need in job.needs.values():
             check_unchanged(need)
-        function = _found(stage.function)
+        function = import_attribute(stage.function)
         made_from = _contents(store, needs)
         with ExitStack() as stack:
-            if stage.items:
+            if stage.resumable:
                 journal = Journal(scratch, share)
                 about["seconds"] = journal.spent
                 stack.enter_context(use_journal(journal))
             if share is None:
-                place = store.build(job.stage, job.digest, job.inputs, made_from, stage.aside, about)
+                place = store.build(job.stage, job.digest, job.inputs, made_from, stage.unhashed_files, about)
                 out = stack.enter_context(place)
             else:
                 out = stack.enter_context(store.temporary_folder(job.stage))

@@ -11,7 +11,8 @@ from typing import Any
 
 from wpn_bench.core.files import Signature, digest_of
 from wpn_bench.core.progress import Advance
-from wpn_bench.jobs.stages import STAGES
+from wpn_bench.errors import UserError
+from wpn_bench.jobs.stages import stage_of
 
 version = cache(metadata.version)  # of an installed library; asking for it takes milliseconds
 
@@ -41,13 +42,20 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        stage = STAGES[self.stage]
+        """What decides the output, as the digest covers it."""
+        stage = stage_of(self.stage)
+        try:
+            libraries = {name: version(name) for name in stage.libraries}
+        except metadata.PackageNotFoundError as e:
+            raise UserError(f"the stage {self.stage!r} needs {e.name}, which is not installed", "install it") from e
         return {
             "stage": self.stage,
             "version": stage.version,
-            "libraries": {name: version(name) for name in stage.libraries},
+            "libraries": libraries,
             "params": dict(self.params),
             "needs": {role: need.digest for role, need in sorted(self.needs.items())},
+            # Our own stages raise their version; the author of a plug-in may forget to.
+            **({"source": stage.source} if stage.source else {}),
         }
 
     @cached_property

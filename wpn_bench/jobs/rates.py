@@ -17,10 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from wpn_bench.jobs.stages import stage_names, stage_of
 from wpn_bench.jobs.store import read_manifest
-
-# Parameters that distinguish the kinds of jobs within a stage: response length, task, method.
-_KIND_PARAMS = {"generate": ("decoding", "max_new_tokens"), "benchmark": ("task",), "train": ("method",), "relearn": ()}
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,14 @@ def job_kind(stage: str, params: Mapping[str, Any]) -> str:
     """Return the kind of a job. Jobs of one kind are assumed to take the same time per item.
 
     Args:
-        stage: Stage of the job.
+        stage: Name of its stage; a store may hold artifacts of a plug-in that is no longer installed.
         params: Its parameters.
 
     Returns:
         The name of the kind.
     """
     value: Any = params
-    for name in _KIND_PARAMS.get(stage, ()):
+    for name in stage_of(stage).speed_params if stage in stage_names() else ():
         value = value.get(name) if isinstance(value, Mapping) else None
     return stage if value is params else f"{stage} {json.dumps(value)}"
 

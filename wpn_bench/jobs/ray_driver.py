@@ -38,7 +38,7 @@ from wpn_bench.jobs.ray_worker import (
     run_task,
     wait_for_artifact,
 )
-from wpn_bench.jobs.stages import STAGES
+from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store
 
 RETRIES = 3  # of a task whose worker was lost
@@ -448,7 +448,7 @@ def shard_count(job: Job, needs: Mapping[str, External], idle: int, requested: i
     Returns:
         The number of shards; 1 runs the job as a whole.
     """
-    if not STAGES[job.stage].shared:
+    if not stage_of(job.stage).shardable:
         return 1
     items = count_items(job, needs)
     limit = requested if requested is not None else min(idle, idle if items is None else items // MIN_SHARD_ITEMS)

@@ -18,7 +18,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import found_needs, perform, settled
 from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.journal import Shard
-from wpn_bench.jobs.stages import STAGES
+from wpn_bench.jobs.stages import stage_names
 from wpn_bench.jobs.store import Store, read_manifest
 
 POLL_SECONDS = 0.3  # between two progress updates
@@ -123,7 +123,7 @@ def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
     # A copy without the cached digest, so that the inputs are computed from the libraries installed here.
     job = replace(task.job)
     store = task.environment.enter(task.inputs["libraries"])
-    if job.stage not in STAGES or job.inputs != task.inputs:
+    if job.stage not in stage_names() or job.inputs != task.inputs:
         raise UserError(
             f"the node {socket.gethostname()} has another version of wpn-bench than this run started with",
             "install the same version on every node",

@@ -11,19 +11,20 @@ import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from wpn_bench.config import RunConfig
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.rates import Rates, job_kind, machine_name
+from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline import planner
 from wpn_bench.prompts.items import ITEMS
-
-PASSES = {"judge": 2}  # passes over the items: the judge's own, and the base model's for coherence
 
 
 @dataclass(frozen=True)
@@ -123,25 +124,23 @@ def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) ->
 
 
 def _items(job: Job) -> int | None:
-    """Items of a job as its stage will count them, where the plan says how many."""
-    if job.stage in ("train", "relearn"):
-        return int(job.params["config"]["steps"])
-    if job.stage in _SEARCHES:
-        return None  # the prompts that can be searched on are known when it begins
-    need = next((job.needs[role] for role in ("prompts", "responses", "texts") if role in job.needs), None)
+    """How many items a job's stage will iterate over, passes counted; None if only the stage itself can tell."""
+    stage = stage_of(job.stage)
+    where, *path = stage.items.split(".")
+    if where == "params":
+        number: Any = reduce(lambda value, name: value[name], path, job.params)
+        return int(number) * stage.passes
+    need = job.needs.get(path[0]) if path else None
     if isinstance(need, Job):
         found = _items(need)
-        return None if found is None else found * PASSES.get(job.stage, 1)
+        return None if found is None else found * stage.passes
     if not isinstance(need, External):
         return None
     file = next((need.path / name for name in (ITEMS, "texts.jsonl") if (need.path / name).is_file()), None)
     if file is None:
         return None
     with file.open("rb") as f:
-        return sum(1 for line in f if line.strip()) * PASSES.get(job.stage, 1)
-
-
-_SEARCHES = ("gcg", "soft_prompt", "calibrate", "vet", "benchmark")
+        return sum(1 for line in f if line.strip()) * stage.passes
 
 
 def _open(config: RunConfig) -> list[str]:

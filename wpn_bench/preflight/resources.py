@@ -18,7 +18,9 @@ from wpn_bench import hub, models
 from wpn_bench.attacks.registry import RELEARN
 from wpn_bench.config import RunConfig
 from wpn_bench.core.machine import USABLE_FRACTION, free_disk, nearest_existing
+from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import UserError
+from wpn_bench.jobs.stages import STAGES, stage_of
 from wpn_bench.jobs.store import read_manifest
 from wpn_bench.unlearn.methods import method_of
 
@@ -122,26 +124,45 @@ class MemoryNeed:
 
 def memory_needs(spec: ModelSpec) -> list[MemoryNeed]:
     """Return the memory of each stage that uses a model. Stages run one after another, so their needs do not add up."""
-    config = spec.config
-    found = []
-    if "train" in config.stages:
-        for name in config.methods:
-            found.append(_need("train", name, training_memory(spec, name)))
-    if set(config.stages) != {"train"}:
-        found.append(inference_memory(spec))
-    return [*found, *attack_memory(spec)]
+    found: list[MemoryNeed] = []
+    for name in sorted((*spec.config.gradient_attacks, *STAGES), key=lambda name: stage_of(name).part == "attack"):
+        if estimate := stage_of(name).memory:
+            found += import_attribute(estimate)(spec, name)
+    return found
 
 
 def attack_memory(spec: ModelSpec) -> list[MemoryNeed]:
     """Return the memory of each attack that does more than inference."""
-    config = spec.config
-    if "attack" not in config.stages:
+    return [need for need in memory_needs(spec) if stage_of(need.stage).part == "attack"]
+
+
+def training_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return one need for each method."""
+    if "train" not in spec.config.stages:
         return []
-    found = [search_memory(spec, name) for name in config.gradient_attacks]
-    found += [MemoryNeed("quantise", name, quantisation_memory(spec)) for name in config.quantise]
-    if config.relearn:
-        found.append(_need("relearn", RELEARN, relearning_memory(spec)))
-    return found
+    return [_need(stage, name, training_memory(spec, name)) for name in spec.config.methods]
+
+
+def inference_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return one need for all stages that only run inference; none if the run only trains."""
+    return [] if set(spec.config.stages) == {"train"} else [inference_memory(spec)]
+
+
+def quantisation_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return one need for each quantisation scheme."""
+    schemes = spec.config.quantise if "attack" in spec.config.stages else ()
+    return [MemoryNeed(stage, name, quantisation_memory(spec)) for name in schemes]
+
+
+def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return one need if the run includes relearning."""
+    config = spec.config
+    return [_need(stage, RELEARN, relearning_memory(spec))] if config.relearn and "attack" in config.stages else []
+
+
+def search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return one need; the stage has the name of its gradient attack."""
+    return [search_memory(spec, stage)] if "attack" in spec.config.stages else []
 
 
 def training_memory(spec: ModelSpec, name: str, **changes: Any) -> Training:

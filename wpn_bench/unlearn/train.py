@@ -16,6 +16,7 @@ from wpn_bench.core.machine import environment_variables
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models import SHARD
 from wpn_bench.prompts import Item, Template
 from wpn_bench.unlearn.divergence import diverged
@@ -332,3 +333,14 @@ def run_train_stage(ctx: StageContext) -> None:
             "parallel": together.kind,
         },
     )
+
+
+STAGE = Stage(
+    "wpn_bench.unlearn.train:run_train_stage",
+    2,
+    (*LM_LIBRARIES, "accelerate", "peft"),
+    unhashed_files=("training.json",),
+    items="params.config.steps",
+    speed_params=("method",),
+    memory="wpn_bench.preflight.resources:training_needs",
+)

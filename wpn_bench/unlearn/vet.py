@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.prompts import Item
 
 if TYPE_CHECKING:
@@ -64,3 +65,6 @@ def run_vet_stage(ctx: StageContext) -> None:
     advance = ctx.progress(len(distinct(judge, references(items))), "references")
     left = vet(items, judge, ctx.params["threshold"], advance)
     write_rows(ctx.out / ITEMS, [item_row(item) for item in left])
+
+
+STAGE = Stage("wpn_bench.unlearn.vet:run_vet_stage", 1, (*LM_LIBRARIES, "detoxify"), resumable=True, shardable=True)
