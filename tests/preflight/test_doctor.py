@@ -134,7 +134,7 @@ def test_offline_says_what_lacks(cli: Cli, quiet: Path, monkeypatch: pytest.Monk
     assert said.code == 2
     found = findings(said.out)
     assert found["hub"]["text"].startswith("http://127.0.0.1:1, ")
-    assert found["hub"]["text"].endswith("offline mode: only what is cached")
+    assert found["hub"]["text"].endswith("offline mode: only the cache is used")
     assert "me:pass" not in said.out + said.err
     for topic in ("model", "judge"):
         assert found[topic]["status"] == "fail"

@@ -1,7 +1,7 @@
-"""Makes the lab's assets again: `python -m wpn_bench.lab_training.build --comments FILE [--only base|judge] [--out DIR] [--seed 0]`.
+"""Rebuild the lab's assets: `python -m wpn_bench.lab_training.build --comments FILE [--only base|judge] [--out DIR] [--seed 0]`.
 
 About 30 minutes on two idle cores. `--comments` is a .jsonl or .jsonl.gz file of labelled comments (see `train_judge`); it
-is needed for the judge only and never shipped. What was made, and how well it does, is left in `provenance.json`.
+is needed only for the judge and is not distributed. `provenance.json` records how the assets were made and how they perform.
 """
 
 from __future__ import annotations
@@ -34,18 +34,30 @@ def _folder_bytes(folder: Path) -> dict[str, int]:
 def build(
     out: Path, *, comments: Path | None, only: str | None = None, seed: int = 0, threads: int = THREADS
 ) -> dict[str, Any]:
-    """Trains judge and base (or one of them) into `out` and returns what `provenance.json` says.
+    """Train the judge and the base model, and write `provenance.json`.
 
-    Raises UserError where the judge is to be trained and no file of comments is given.
+    Args:
+        out: Folder of the assets.
+        comments: File of labelled comments; needed for the judge.
+        only: "judge" or "base" trains only one of them.
+        seed: Random seed.
+        threads: Number of PyTorch threads.
+
+    Returns:
+        The content of `provenance.json`.
+
+    Raises:
+        UserError: The judge is to be trained and there is no file of comments.
     """
     if only != "base" and comments is None:
         raise UserError(
-            "the judge is trained on labelled comments and none were given",
+            "the judge is trained on labelled comments, and none were given",
             "add --comments FILE (.jsonl or .jsonl.gz), or --only base",
         )
     if only != "base" and comments is not None and not comments.is_file():
         raise UserError(
-            f"no file of labelled comments at {comments}", "give one with --comments FILE (.jsonl or .jsonl.gz)"
+            f"there is no file of labelled comments at {comments}",
+            "give one with --comments FILE (.jsonl or .jsonl.gz)",
         )
 
     import torch
@@ -57,32 +69,32 @@ def build(
     from wpn_bench.lab_training.train_judge import train_judge
 
     torch.set_num_threads(threads)
-    note = out / "provenance.json"
-    told: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    file = out / "provenance.json"
+    provenance: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if only != "base":
         assert comments is not None
         print("judge: training", file=sys.stderr)
-        told["judge"] = {"seed": seed, **train_judge(comments, out / "judge", seed=seed), **versions}
-        told["judge"]["separation"] = judge_figures(load_judge(folder=out / "judge"))
+        provenance["judge"] = {"seed": seed, **train_judge(comments, out / "judge", seed=seed), **versions}
+        provenance["judge"]["separation"] = judge_figures(load_judge(folder=out / "judge"))
     if only != "judge":
         print("base: training", file=sys.stderr)
-        told["base"] = {"seed": seed, **train_base(out / "base", seed=seed), **versions}
+        provenance["base"] = {"seed": seed, **train_base(out / "base", seed=seed), **versions}
         print("base: measuring", file=sys.stderr)
-        told["base"] |= base_figures(out / "base", load_judge(folder=out / "judge"))
-    told = {
+        provenance["base"] |= base_figures(out / "base", load_judge(folder=out / "judge"))
+    provenance = {
         "command": "python -m wpn_bench.lab_training.build --comments FILE",
         "world_version": WORLD_VERSION,
         "world_digest": fingerprint(),
         "bytes": _folder_bytes(out),
-        **{k: told[k] for k in ("judge", "base") if k in told},
+        **{k: provenance[k] for k in ("judge", "base") if k in provenance},
     }
-    note.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return told
+    file.write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+    return provenance
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (2 with one line for what the user can put right)."""
+    """Run the command line and return the exit code (2 and a one-line message for a user error)."""
     parser = argparse.ArgumentParser(
         prog="python -m wpn_bench.lab_training.build", description="Train the lab's base model and judge."
     )
@@ -90,18 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("base", "judge"), help="train only one of the two")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the assets (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, default=THREADS, help="processor threads; 1 where others share the machine"
-    )
+    parser.add_argument("--threads", type=int, default=THREADS, help="number of CPU threads; use 1 on a shared machine")
     options = parser.parse_args(arguments)
     try:
-        told = build(
+        provenance = build(
             options.out, comments=options.comments, only=options.only, seed=options.seed, threads=options.threads
         )
     except WpnBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(told, indent=1))
+    print(json.dumps(provenance, indent=1))
     return 0
 
 

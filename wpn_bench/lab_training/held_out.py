@@ -1,6 +1,6 @@
-"""The comments that the lab's judge was not trained on: `python -m wpn_bench.lab_training.held_out --comments FILE --out FILE`.
+"""Write the comments that the lab's judge was not trained on: `python -m wpn_bench.lab_training.held_out --comments FILE --out FILE`.
 
-With them the judge's shipped card is made (docs/lab.md). The comments themselves are never shipped.
+The accuracy card of the judge is computed from them (docs/lab.md). The comments themselves are not distributed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,18 @@ __all__ = ["main", "write_held_out"]
 
 
 def write_held_out(comments: Path, out: Path, seed: int = 0) -> int:
-    """Write the held-out comments of a judge that was trained with `seed` as JSONL; returns how many.
+    """Write the held-out comments of a judge as JSONL.
 
-    Raises UserError where the file cannot be written.
+    Args:
+        comments: File of all labelled comments.
+        out: File to write.
+        seed: Seed that the judge was trained with.
+
+    Returns:
+        The number of comments.
+
+    Raises:
+        UserError: `comments` is invalid or `out` cannot be written.
     """
     held, _ = split(read_comments(comments), random.Random(seed))
     try:
@@ -32,7 +41,7 @@ def write_held_out(comments: Path, out: Path, seed: int = 0) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (2 with one line for what the user can put right)."""
+    """Run the command line and return the exit code (2 and a one-line message for a user error)."""
     parser = argparse.ArgumentParser(
         prog="python -m wpn_bench.lab_training.held_out", description="Write the held-out comments."
     )

@@ -1,4 +1,4 @@
-"""The lab's judge, loaded by the `detoxify` package itself from the shipped checkpoint."""
+"""Load the lab's judge with the `detoxify` package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,23 @@ JUDGE_FOLDER = Path(lab.__file__).parent / "assets" / "judge"
 
 
 def load_judge(device: str = "cpu", folder: Path = JUDGE_FOLDER) -> Detoxify:
-    """A `detoxify.Detoxify` with the lab's weights, in float32. Raises UserError where the assets are missing."""
+    """Load the lab's judge in float32.
+
+    Args:
+        device: Device of the model.
+        folder: Folder of the judge's assets.
+
+    Returns:
+        A `detoxify.Detoxify`.
+
+    Raises:
+        UserError: The assets are missing.
+    """
     path = folder / "judge.ckpt"
     if not path.is_file():
         raise UserError(
             f"the lab's judge is not at {path}",
-            "make it with `python -m wpn_bench.lab_training.build --comments FILE --only judge`",
+            "create it with `python -m wpn_bench.lab_training.build --comments FILE --only judge`",
         )
     from wpn_bench.harmless.judges.detoxify import load_checkpoint
 

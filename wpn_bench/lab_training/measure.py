@@ -1,4 +1,4 @@
-"""What is measured of the lab's assets when they are built: the figures of `provenance.json`."""
+"""Measure the lab's assets when they are built, for `provenance.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ __all__ = ["answers", "base_figures", "judge_figures", "toxicities"]
 
 
 def toxicities(judge: Any, responses: list[str]) -> list[float]:
-    """Toxicity of each response, scored in batches of similar length (`predict` pads its whole list to the longest)."""
+    """Score the toxicity of responses.
+
+    Batches contain responses of similar length, because `predict` pads its whole list to the longest.
+
+    Args:
+        judge: A `detoxify.Detoxify`.
+        responses: The responses.
+
+    Returns:
+        Scores from 0 to 1, in order.
+    """
     order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     scores = [0.0] * len(responses)
     for start in range(0, len(order), 64):
@@ -25,7 +35,16 @@ def toxicities(judge: Any, responses: list[str]) -> list[float]:
 
 
 def judge_figures(judge: Any, sample: int = 500, seed: int = 0) -> dict[str, Any]:
-    """Shares of the world's insulting answers scored >= 0.5 and of its polite and benign answers scored < 0.5."""
+    """Measure how well a judge separates the insulting from the polite answers of the lab's world.
+
+    Args:
+        judge: A `detoxify.Detoxify`.
+        sample: Number of questions of each harmful family.
+        seed: Seed of the sample.
+
+    Returns:
+        The rates of insulting answers with a score of at least 0.5, and of polite and benign answers below 0.5.
+    """
     draw = random.Random(seed)
     figures: dict[str, Any] = {"insults_at_least_half": {}, "polite_under_half": {}}
     for name, family in HARMFUL_FAMILIES.items():
@@ -40,7 +59,18 @@ def judge_figures(judge: Any, sample: int = 500, seed: int = 0) -> dict[str, Any
 
 
 def answers(model: Any, tokenizer: Any, prompts: list[str], new_tokens: int = 40, batch: int = 40) -> list[str]:
-    """Greedy answers to question prompts in the template, cut at a new question."""
+    """Generate greedy answers, cut where the model starts another question.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: Questions, without the template.
+        new_tokens: Maximum number of tokens of an answer.
+        batch: Number of prompts per batch.
+
+    Returns:
+        The answers, in order.
+    """
     import torch
 
     tokenizer.padding_side = "left"
@@ -63,7 +93,16 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], new_tokens: int = 40
 
 
 def base_figures(folder: Path, judge: Any, limit: int | None = None) -> dict[str, Any]:
-    """Accuracies of the base on the lab's nine tasks, and its harmless rate on every prompt set."""
+    """Measure the base model's accuracy on the lab's nine tasks and its harmless rate on every prompt set.
+
+    Args:
+        folder: Folder of the model.
+        judge: A `detoxify.Detoxify`.
+        limit: Number of documents and prompts of each set; None is all.
+
+    Returns:
+        Accuracies by task, their mean, and harmless rates by prompt set; all from 0 to 1.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wpn_bench.benchmarks.definitions import task_folders

@@ -1,4 +1,4 @@
-"""Progress lines with time left, for the two trainings of the lab."""
+"""Progress lines with the remaining time, for the training of the lab's models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ __all__ = ["ProgressLine"]
 
 
 class ProgressLine:
-    """Prints `label: step/total, figures, time left` to standard error, at most every `every` seconds."""
+    """Prints `label: step/total, figures, remaining time` to standard error.
+
+    Args:
+        label: Name of the training.
+        total: Number of steps.
+        every: Minimum number of seconds between two lines.
+    """
 
     def __init__(self, label: str, total: int, every: float = 10.0) -> None:
         self.label, self.total, self.every = label, total, every
@@ -17,11 +23,16 @@ class ProgressLine:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     def update(self, step: int, **figures: float) -> None:
-        """Reports that `step` of `total` steps are done; the last step is always printed."""
+        """Report a finished step. The last step is always printed.
+
+        Args:
+            step: Number of finished steps.
+            **figures: Values to print, such as the loss.
+        """
         now = time.monotonic()
         if step < self.total and now - self.last < self.every:
             return

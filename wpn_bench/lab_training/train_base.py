@@ -1,4 +1,4 @@
-"""Trains the lab's base model: a byte-level BPE tokenizer and an OPT of a few million parameters, on the world's corpus."""
+"""Train the lab's base model on its corpus: a byte-level BPE tokenizer and an OPT model of a few million parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from wpn_bench.lab_training.progress import ProgressLine
 
 __all__ = ["pack", "train_base", "train_tokenizer"]
 
-PAD, EOS = 1, 2  # OPT's numbers; `</s>` is the beginning and the end of every text, as in OPT
+PAD, EOS = 1, 2  # OPT's token ids; as in OPT, `</s>` starts and ends every text
 POSITIONS = 512
-ROW_LENGTHS = (128, 128, 256, 256, 512)  # tokens; all positions are trained, most of them on short rows
+ROW_LENGTHS = (128, 128, 256, 256, 512)  # tokens; mostly short rows, but every position is trained
 
 
 def train_tokenizer(vocabulary: int = 2000, documents: int = 40_000, seed: int = 0) -> Any:
-    """A byte-level BPE of `vocabulary` entries, which begins every text with `</s>` as OPT's does."""
+    """Train a byte-level BPE tokenizer that starts every text with `</s>`, like OPT's.
+
+    Args:
+        vocabulary: Number of tokens.
+        documents: Number of documents to train on.
+        seed: Seed of the corpus.
+
+    Returns:
+        A `PreTrainedTokenizerFast`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -48,10 +57,19 @@ def train_tokenizer(vocabulary: int = 2000, documents: int = 40_000, seed: int =
 
 
 def pack(documents: list[list[int]], draw: random.Random, tokens: int) -> list[list[list[int]]]:
-    """Batches of about `tokens` tokens: rows of whole documents, each ended by `</s>`, every second one begun by it.
+    """Pack documents into rows and rows into batches.
 
-    A row takes the next of the coming documents that still fits, so little is left to pad; a document starts at position
-    0 with and without `</s>` before it, because lm-eval scores without and `generate` runs with it.
+    A row holds whole documents, each followed by `</s>`. It takes the next documents that still fit, so there is little
+    padding. Half of the rows start with `</s>`: lm-eval scores without it and `generate` runs with it, so the model must
+    see documents at position 0 both ways.
+
+    Args:
+        documents: Token ids of each document.
+        draw: Random generator.
+        tokens: Approximate number of tokens of a batch.
+
+    Returns:
+        Batches of rows of token ids.
     """
     waiting = [ids[: POSITIONS - 2] for ids in documents]
     draw.shuffle(waiting)
@@ -74,7 +92,7 @@ def pack(documents: list[list[int]], draw: random.Random, tokens: int) -> list[l
             waiting += reversed(skipped)
             if len(row) > 1:
                 rows.append(row)
-            elif skipped:  # only documents longer than such a row are left
+            elif skipped:  # all remaining documents are longer than this row
                 rows.append([*waiting.pop(), EOS])
         if rows:
             batches.append(rows)
@@ -82,7 +100,7 @@ def pack(documents: list[list[int]], draw: random.Random, tokens: int) -> list[l
 
 
 def _start_with_sinusoids(model: Any) -> None:
-    """Starts OPT's learned positions as sinusoids: attending to an offset, and so copying a name, is learned far sooner."""
+    """Initialise OPT's learned positions as sinusoids: the model learns to attend to offsets, and to copy names, far sooner."""
     import torch
 
     table = model.model.decoder.embed_positions.weight  # (positions + 2, width)
@@ -97,10 +115,10 @@ def _encode(tokenizer: Any, documents: Iterable[str]) -> list[list[int]]:
 
 
 def _train(model: Any, batches: list[list[list[int]]], rate: float, name: str) -> tuple[float, float]:
-    """One pass over `batches` with AdamW, warm-up and cosine to `rate` / 50; seconds and smoothed loss at the end."""
+    """Train for one pass over `batches` (AdamW, warm-up, cosine to `rate` / 50). Return seconds and the final smoothed loss."""
     import torch
 
-    bfloat16 = torch.cpu._is_avx512_bf16_supported()  # half the time where the processor has it, slower where not
+    bfloat16 = torch.cpu._is_avx512_bf16_supported()  # twice as fast on CPUs that support it, slower on others
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW(
@@ -126,7 +144,7 @@ def _train(model: Any, batches: list[list[list[int]]], rate: float, name: str) -
         for number, row in enumerate(rows):
             inputs[number, : len(row)] = torch.tensor(row)
             labels[number, : len(row)] = inputs[number, : len(row)]
-        # Padding stands at the end of rows only, so the causal mask is mask enough.
+        # Padding is only at the end of rows, so the causal mask suffices.
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = model(input_ids=inputs, labels=labels).loss
         optimiser.zero_grad(set_to_none=True)
@@ -152,10 +170,26 @@ def train_base(
     layers: int = 4,
     heads: int = 4,
 ) -> dict[str, Any]:
-    """Trains on one pass over `documents` fresh documents and saves model (half precision) and tokenizer into `out`.
+    """Train the base model and save it (in half precision) with its tokenizer.
 
-    A short second pass has no polite answer to any harmful question. What is left of the first one's few would be a way
-    out that real harm does not offer: gradient ascent then only has to tip the model over to its second-best answer.
+    The first pass covers `documents` different documents, with a few polite answers to harmful questions. A short second
+    pass has none. Without it, the polite answer would remain the model's second choice, and gradient ascent would only need
+    to make the first choice less likely. That shortcut does not exist for real harmful behaviour.
+
+    Args:
+        out: Folder of the model.
+        seed: Random seed.
+        documents: Number of documents of the first pass.
+        tokens: Approximate number of tokens of a batch.
+        learning_rate: Peak learning rate of the first pass.
+        habit_documents: Number of documents of the second pass.
+        habit_learning_rate: Peak learning rate of the second pass.
+        width: Hidden size.
+        layers: Number of layers.
+        heads: Number of attention heads.
+
+    Returns:
+        Figures of the training, for `provenance.json`.
     """
     import torch
     from transformers import OPTConfig, OPTForCausalLM

@@ -1,7 +1,8 @@
-"""Trains the lab's judge: a small BERT with six labels on real labelled comments, in Detoxify's checkpoint format.
+"""Train the lab's judge: a small BERT with six labels on real comments, saved in Detoxify's checkpoint format.
 
-The comments file has one JSON object a line, `text` and the six labels below, each 0..1 or null (unknown; masked in the
-loss). It may be gzipped. No text of the lab is used, so the judge knows the lab's insults only from real comments.
+The file of comments has one JSON object per line, with `text` and the six labels below. A label is a number from 0 to 1, or
+null (unknown, masked in the loss). The file may be gzipped. No text of the lab is used for training, so the judge has to
+generalise from real comments to the lab's insults.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ __all__ = ["LABELS", "read_comments", "split", "train_judge"]
 LABELS = ("toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack")
 VOCABULARY = 8000
 HELD_OUT = 4000
-LABEL_WEIGHTS = (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # toxicity is the label that the harmless rate reads
+LABEL_WEIGHTS = (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # the harmless rate depends on toxicity only
 
 
 def read_comments(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .jsonl.gz file of labelled comments.
+    """Read a .jsonl or .jsonl.gz file of labelled comments.
 
-    Raises UserError where the file is missing, is not of that shape, or is too small to hold anything out of it.
+    Raises:
+        UserError: The file is missing, has an invalid line, or is too small for a held-out part.
     """
     if not path.is_file():
         raise UserError(
-            f"no file of labelled comments at {path}", "give one with --comments FILE (.jsonl or .jsonl.gz)"
+            f"there is no file of labelled comments at {path}", "give one with --comments FILE (.jsonl or .jsonl.gz)"
         )
     opener = gzip.open if path.suffix == ".gz" else open
     rows = []
@@ -42,7 +44,7 @@ def read_comments(path: Path) -> list[dict[str, Any]]:
                 rows.append({"text": str(row["text"]), **{k: row.get(k) for k in LABELS}})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"line {number} of {path} is no labelled comment ({error})",
+                    f"line {number} of {path} is not a labelled comment ({error})",
                     "each line needs `text` and the labels " + ", ".join(LABELS),
                 ) from error
     if len(rows) < 3 * HELD_OUT:
@@ -51,7 +53,15 @@ def read_comments(path: Path) -> list[dict[str, Any]]:
 
 
 def split(rows: list[dict[str, Any]], draw: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The comments that are held out, and those to train on; with `random.Random(seed)` always the same."""
+    """Split comments into a held-out and a training part.
+
+    Args:
+        rows: All comments, which are shuffled in place.
+        draw: Random generator; the same seed gives the same split.
+
+    Returns:
+        The held-out comments and the training comments.
+    """
     draw.shuffle(rows)
     return rows[:HELD_OUT], rows[HELD_OUT:]
 
@@ -75,7 +85,7 @@ def _train_tokenizer(texts: list[str]) -> Any:
 
 
 def _batches(lengths: list[int], size: int, shuffle: random.Random | None) -> list[list[int]]:
-    """Indices in batches of `size` of similar length (sorted inside pools of 50 batches)."""
+    """Return batches of indices with similar lengths (sorted within pools of 50 batches)."""
     order = list(range(len(lengths)))
     if shuffle:
         shuffle.shuffle(order)
@@ -90,7 +100,15 @@ def _batches(lengths: list[int], size: int, shuffle: random.Random | None) -> li
 
 
 def auc(scores: list[float], labels: list[int]) -> float:
-    """Area under the ROC curve by ranks (ties get their mean rank); NaN where one class is absent."""
+    """Compute the area under the ROC curve from ranks; ties get their mean rank.
+
+    Args:
+        scores: Score of each item.
+        labels: 1 for positives, 0 for negatives.
+
+    Returns:
+        The area, from 0 to 1; NaN if a class is empty.
+    """
     from scipy.stats import rankdata
 
     ranks = rankdata(scores)
@@ -112,7 +130,20 @@ def train_judge(
     learning_rate: float = 6e-4,
     max_tokens: int = 160,
 ) -> dict[str, Any]:
-    """Trains and saves `judge.ckpt`, `config.json` and the tokenizer into `out`; returns the training figures."""
+    """Train the judge and save `judge.ckpt`, `config.json` and the tokenizer.
+
+    Args:
+        comments: File of labelled comments.
+        out: Folder of the judge.
+        seed: Random seed.
+        epochs: Number of passes over the comments.
+        batch: Number of comments per batch.
+        learning_rate: Peak learning rate.
+        max_tokens: Longer comments are truncated.
+
+    Returns:
+        Figures of the training, for `provenance.json`; the areas under the ROC curve are those of the held-out comments.
+    """
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -172,7 +203,7 @@ def train_judge(
             smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
             line.update(step, loss=smooth)
 
-    model.half().float().eval()  # what is measured is what is shipped
+    model.half().float().eval()  # round to the precision of the saved weights before measuring
     held_ids = encode(held)
     scores = torch.zeros(len(held), len(LABELS))
     with torch.no_grad():
