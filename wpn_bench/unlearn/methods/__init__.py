@@ -1,4 +1,4 @@
-"""Methods: one file each, one line here. `wpn-bench list methods` prints their titles and papers."""
+"""The unlearning methods: one file each, and one line in `METHODS`. `wpn-bench list methods` prints them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ METHODS: Registry[type[Method]] = Registry(
 
 
 def method_of(model: str) -> type[Method]:
-    """The method behind a model's name: `wpn`, and every variant `wpn:label` of it. `UserError` for an unknown one."""
+    """Return the method of a model's name: `wpn`, or a variant of it such as `wpn:label`.
+
+    Raises:
+        UserError: The method is unknown.
+    """
     return METHODS.get(model.partition(":")[0])
 
 
 def title_of(model: str) -> str:
-    """The name in reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
+    """Return the name of a model for reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
     label = model.partition(":")[2]
     return f"{method_of(model).title} ({label})" if label else method_of(model).title

@@ -1,4 +1,4 @@
-"""What a method is: a loss over batches of forget triples and retain text, and how it likes to be trained."""
+"""The base class of unlearning methods: a loss on batches of forget and retain data, and its training options."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.batches import Batch, Rows
 
 
-# An adapter's B begins at zero and W moves by a product: the rate that suits it is an order of magnitude above the one
-# that suits W. Measured on the lab: docs/training.md.
+# LoRA needs a learning rate about ten times higher: B starts at zero, and W only changes by the product B A.
+# Measured on the lab: docs/training.md.
 LORA_LR = 10.0
 
 
 class LoRAConfig(BaseModel):
-    """Low-rank adapters in place of all weights (Hu et al. 2021, arXiv:2106.09685): W + alpha / rank * B A.
+    """Options of LoRA (Hu et al. 2021, arXiv:2106.09685): W + alpha / rank * B A.
 
-    `alpha` None means 2 * rank, so the scale of the update stays 2 at any rank. `target_modules` names linear modules by
-    the end of their names (`q_proj`); "all-linear" is every linear module but the output head.
+    Attributes:
+        rank: Rank of the adapters.
+        alpha: Scale; None means 2 * rank, so that the scale of the update is 2 at any rank.
+        dropout: Dropout on the adapters' inputs.
+        target_modules: Last part of the names of the adapted modules, such as `q_proj`; "all-linear" adapts every linear
+            module except the output head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,19 +46,20 @@ class LoRAConfig(BaseModel):
 
 
 class MethodConfig(BaseModel):
-    """What every method's training has in common. A method adds its own fields and changes defaults.
+    """Training options that all methods share. A method may add fields and change defaults.
 
-    `lr` None means 0.05 / hidden size: 6.5e-5 at OPT-125M's width (768), 2e-5 at OPT-2.7B's (2560). Adam's step wants
-    to shrink with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA it is ten times that (docs/training.md).
+    `lr` None means 0.05 / hidden size: 6.5e-5 for OPT-125M (hidden size 768), 2e-5 for OPT-2.7B (2560). The best learning
+    rate of Adam decreases with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA it is ten times higher
+    (docs/training.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     steps: Count = Field(100, description="optimiser steps")
-    batch_size: Count = Field(8, description="forget items a micro-batch")
-    retain_batch_size: Count = Field(8, description="retain texts a micro-batch")
-    accumulation: Count = Field(1, description="micro-batches an optimiser step; their losses are averaged")
-    max_length: int = Field(160, ge=8, description="tokens of a forget row, prompt and response")
-    retain_max_length: int = Field(128, ge=8, description="tokens of a retain row")
+    batch_size: Count = Field(8, description="forget items per micro-batch")
+    retain_batch_size: Count = Field(8, description="retain texts per micro-batch")
+    accumulation: Count = Field(1, description="micro-batches per optimiser step; their losses are averaged")
+    max_length: int = Field(160, ge=8, description="maximum tokens of a forget row (prompt and response)")
+    retain_max_length: int = Field(128, ge=8, description="maximum tokens of a retain row")
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: 0.05 / hidden size, 0.5 with LoRA")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(5, ge=0)
@@ -62,49 +67,64 @@ class MethodConfig(BaseModel):
     beta2: float = Field(0.98, gt=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     stop_at_harmless_rate: float | None = Field(
-        None, ge=0, le=1, description="stop once the validation prompts' harmless rate reaches this"
+        None, ge=0, le=1, description="stop when the harmless rate on the validation prompts reaches this value"
     )
-    check_every: Count = Field(1, description="steps between two looks at the validation prompts")
+    check_every: Count = Field(1, description="steps between two evaluations on the validation prompts")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="forward and backward in this type, weights and losses in float32"
+        "no", description="data type of forward and backward passes; weights and losses are float32"
     )
-    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     lora: LoRAConfig | None = Field(
         None, description="train low-rank adapters instead of all weights; a number is the rank"
     )
     save_every: int = Field(
-        50, ge=0, description="steps between checkpoints from which a killed training goes on; 0: none"
+        50, ge=0, description="steps between checkpoints, from which a killed training resumes; 0: no checkpoints"
     )
 
     @field_validator("lora", mode="before")
     @classmethod
     def _rank_alone(cls, value: Any) -> Any:
-        """`lora: 16` is a rank, `lora: true` the defaults, `lora: false` none."""
+        """Accept a rank (`lora: 16`), the defaults (`lora: true`) and no adapters (`lora: false`)."""
         if isinstance(value, bool):
             return LoRAConfig() if value else None
         return {"rank": value} if isinstance(value, int) else value
 
     def peak_lr(self, width: int) -> float:
-        """`lr`, or the default at a hidden size of `width`."""
+        """Return `lr`, or the default for a hidden size of `width`."""
         return self.lr or (LORA_LR if self.lora else 1.0) * 0.05 / width
 
 
-# Options that decide how training is carried out and not what comes out of it.
+# Options that do not change the trained model.
 NOT_IN_DIGEST = ("save_every",)
 
 
 @dataclass
 class Loss:
-    """A scalar to minimise, and its parts for the training curve."""
+    """The loss of one batch.
+
+    Attributes:
+        total: Scalar to minimise.
+        parts: Its terms, for the training curve.
+    """
 
     total: Tensor
     parts: dict[str, float] = field(default_factory=dict)
 
 
 class Method(ABC):
-    """Subclass in a file of its own; the docstring is the formula, `loss` follows it line by line.
+    """Base class of unlearning methods.
 
-    `search` is what `--tune` varies. A method adds its own options: `search: ClassVar = {**Method.search, "kl": Log(0.3, 3)}`.
+    Write each subclass in a file of its own, with the formula of the loss in the docstring; `loss` follows it line by line.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in reports.
+        paper: Authors, year, title and arXiv number.
+        Config: Class of the options.
+        search: Options that `--tune` varies, and their ranges. A subclass adds its own:
+            `search: ClassVar = {**Method.search, "kl": Log(0.3, 3)}`.
+        version: Version of the loss.
+        config: The options.
     """
 
     name: ClassVar[str]
@@ -115,7 +135,7 @@ class Method(ABC):
         "lr": Log(1 / 3, 3, relative=True),
         "steps": Choice((0.5, 1, 2), relative=True),
     }
-    # Raise it when the loss changes: models trained before are then no longer taken from the store.
+    # Increase it when the loss changes, so that models trained with the old loss are not reused.
     version: ClassVar[int] = 1
 
     def __init__(self, config: MethodConfig) -> None:
@@ -124,66 +144,103 @@ class Method(ABC):
     @property
     @abstractmethod
     def uses(self) -> frozenset[str]:
-        """Which parts of a batch the loss reads: of `harmless`, `harmful`, `random`, `retain`."""
+        """The parts of a batch that the loss uses, out of `harmless`, `harmful`, `random` and `retain`."""
 
     @property
     def negatives(self) -> int:
-        """Harmful rows an item."""
+        """Number of harmful responses per item."""
         return 1
 
     @property
     def random_answers(self) -> int:
-        """Rows an item with a random answer."""
+        """Number of random responses per item."""
         return 0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with the frozen base model."""
+        """Whether the loss uses the frozen base model."""
         return False
 
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
-        """The loss of one batch; `reference` is the frozen base model if `needs_reference`."""
+        """Compute the loss of one batch.
+
+        Args:
+            model: The model to train.
+            batch: The rows that `uses` names.
+            reference: The frozen base model; None unless `needs_reference`.
+
+        Returns:
+            The loss.
+        """
 
 
 def code_of(method: type[Method]) -> dict[str, Any]:
-    """What of the method's code makes up the digest of a training: its `version`, and the source of a plug-in.
+    """Return what identifies the code of a method in the digest of a training: its `version`, and a plug-in's source.
 
-    Our own methods raise `version` when their loss changes. A plug-in's author may forget to, or be at work on it, so a
-    method of another package is known by the digest of all Python files of that package too.
+    Built-in methods increase `version` when their loss changes. The author of a plug-in may forget this, or may be
+    developing it, so the digest of all Python files of the plug-in's package is included.
     """
     return {"version": method.version, "source": source_digest(method)}
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision to float32, anything else as it is: a softmax over a vocabulary needs the digits."""
+    """Convert half precision to float32, because a softmax over a vocabulary needs the precision; leave other types."""
     import torch
 
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
-    """(R, T-1), 1 where a token of `mask` (R, T; None: every real token) is predicted from a real token before it."""
+    """Return a mask of the tokens whose predictions count.
+
+    Args:
+        rows: R rows of T tokens.
+        mask: (R, T), 1 for tokens to count; None counts every token that is not padding.
+
+    Returns:
+        (R, T-1), 1 where the token at t + 1 counts and neither it nor the token before it is padding.
+    """
     kept = rows.attention_mask if mask is None else mask * rows.attention_mask
     return kept[:, 1:] * rows.attention_mask[:, :-1]
 
 
 def forward(model: PreTrainedModel, rows: Rows, **options: Any) -> Any:
-    """The model's output on `rows`, padded on either side."""
+    """Run the model on rows that may be padded on either side.
+
+    Args:
+        model: A causal language model.
+        rows: R rows of T tokens.
+        **options: Further arguments of the model's forward pass.
+
+    Returns:
+        The output of the model.
+    """
     options |= positions(rows)
     return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **options)
 
 
 def positions(rows: Rows) -> dict[str, Tensor]:
-    """`position_ids` for rows padded on the left, counted from the first real token, which not every model does by
-    itself; nothing for rows padded on the right."""
+    """Return `position_ids` for rows that are padded on the left; empty for rows padded on the right.
+
+    They count from the first token that is not padding. Not all models compute them correctly themselves.
+    """
     if bool(rows.attention_mask[:, 0].all()):
         return {}
     return {"position_ids": (rows.attention_mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
-    """Logits (N, V), in row order, that predict the N tokens where `mask` (R, T-1) is 1 (column t: token t + 1)."""
+    """Compute the logits that predict selected tokens.
+
+    Args:
+        model: A causal language model.
+        rows: R rows of T tokens.
+        mask: (R, T-1), 1 for the N selected tokens; column t stands for the token at t + 1.
+
+    Returns:
+        Logits (N, V), in the order of the rows.
+    """
     import torch.nn.functional as F
 
     with head_only_at(model, F.pad(mask, (0, 1))):
@@ -191,22 +248,45 @@ def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` (N,) back to the places where `mask` (R, T-1) is 1, zero elsewhere."""
+    """Scatter values to the positions of a mask.
+
+    Args:
+        values: (N,).
+        mask: (R, T-1) with N ones.
+
+    Returns:
+        (R, T-1), zero where `mask` is zero.
+    """
     out = values.new_zeros(mask.shape)
     out[mask.bool()] = values
     return out
 
 
 def token_logprobs(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
-    """log p(token t | tokens before t), shape (R, T-1), where `mask` (of that shape) is 1; zero elsewhere.
+    """Compute log p(token | tokens before it).
 
-    Column t is the token at t + 1.
+    Args:
+        model: A causal language model.
+        rows: R rows of T tokens.
+        mask: (R, T-1), 1 for the tokens to compute; column t stands for the token at t + 1.
+
+    Returns:
+        Nats, (R, T-1), zero where `mask` is zero.
     """
     return logprobs_of(logits_at(model, rows, mask), rows, mask)
 
 
 def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
-    """The same from the logits (N, V) of the N tokens where `mask` is 1, where a loss needs more of the forward pass."""
+    """Like `token_logprobs`, from given logits; for losses that need further outputs of the forward pass.
+
+    Args:
+        logits: (N, V), of the N tokens where `mask` is 1.
+        rows: R rows of T tokens.
+        mask: (R, T-1); column t stands for the token at t + 1.
+
+    Returns:
+        Nats, (R, T-1), zero where `mask` is zero.
+    """
     import torch.nn.functional as F
 
     targets = rows.input_ids[:, 1:][mask.bool()]
@@ -214,26 +294,48 @@ def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of all `values` where `mask` is 1 (both of one shape): the usual token-level cross-entropy.
+    """Average values over the tokens of the whole batch, across all processes of a distributed training.
 
-    Over the tokens of the whole batch, however many processes share it.
+    Args:
+        values: Any shape.
+        mask: The same shape, 1 for the values to average.
+
+    Returns:
+        A scalar.
     """
     return (values * mask).sum() / divisor(mask.sum())
 
 
 def mean_of(values: Tensor) -> Tensor:
-    """Mean of `values` (R,), one an item or a row: over the whole batch, however many processes share it."""
+    """Average values (R,) over the rows of the whole batch, across all processes of a distributed training."""
     return values.mean() * (len(values) / divisor(values.new_tensor(len(values))))
 
 
 def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None) -> Tensor:
-    """CE over the tokens of `mask` (R, T; None: every real token), the mean over them in nats; a scalar."""
+    """Compute the mean cross-entropy of tokens.
+
+    Args:
+        model: A causal language model.
+        rows: R rows of T tokens.
+        mask: (R, T), 1 for tokens to count; None counts every token that is not padding.
+
+    Returns:
+        Nats per token, a scalar.
+    """
     kept = predicted(rows, mask)
     return -mean_over(token_logprobs(model, rows, kept), kept)
 
 
 def response_logprobs(model: PreTrainedModel, rows: Rows) -> Responses:
-    """log p(y | x) of every row's response, summed over its tokens and as their mean."""
+    """Compute log p(y | x) of the response in each row.
+
+    Args:
+        model: A causal language model.
+        rows: R rows of T tokens, with a response mask.
+
+    Returns:
+        Sums and means over the response tokens.
+    """
     kept = predicted(rows, rows.response_mask)
     total = token_logprobs(model, rows, kept).sum(1)
     return Responses(total, total / kept.sum(1).clamp(min=1), kept.sum(1))
@@ -241,7 +343,13 @@ def response_logprobs(model: PreTrainedModel, rows: Rows) -> Responses:
 
 @dataclass
 class Responses:
-    """`total` = sum_t log p(y_t | x, y_<t) and `mean` over the `n` tokens of each response; all (R,)."""
+    """Log-likelihoods of R responses, in nats.
+
+    Attributes:
+        total: (R,), sum_t log p(y_t | x, y_<t).
+        mean: (R,), the mean over the response tokens.
+        n: (R,), number of response tokens.
+    """
 
     total: Tensor
     mean: Tensor
@@ -249,12 +357,21 @@ class Responses:
 
     @property
     def ce(self) -> Tensor:
-        """The usual token-level cross-entropy of all responses together; a scalar."""
+        """Mean cross-entropy over the tokens of all responses; a scalar."""
         return -self.total.sum() / divisor(self.n.sum())
 
 
 def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
-    """KL(p_ref || p_theta) in nats, the mean over all predicted tokens of `rows`; a scalar."""
+    """Compute KL(p_ref || p_theta), averaged over all predicted tokens.
+
+    Args:
+        model: The model to train, p_theta.
+        reference: The frozen base model, p_ref.
+        rows: R rows of T tokens.
+
+    Returns:
+        Nats per token, a scalar.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -268,7 +385,18 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
 def plus_kl(
     loss: Loss, weight: float, model: PreTrainedModel, reference: PreTrainedModel | None, retain: Rows | None
 ) -> Loss:
-    """`loss` + weight * KL(p_ref || p_theta)(retain); nothing is computed at weight 0."""
+    """Return `loss` + weight * KL(p_ref || p_theta)(retain). With weight 0 nothing is computed.
+
+    Args:
+        loss: Loss to add to.
+        weight: Weight of the KL term.
+        model: The model to train.
+        reference: The frozen base model; may be None with weight 0.
+        retain: Retain rows; may be None with weight 0.
+
+    Returns:
+        The sum.
+    """
     if not weight:
         return loss
     assert reference is not None
@@ -277,7 +405,17 @@ def plus_kl(
 
 
 def plus_cross_entropy(loss: Loss, weight: float, model: PreTrainedModel, retain: Rows | None) -> Loss:
-    """`loss` + weight * CE(retain); nothing is computed at weight 0."""
+    """Return `loss` + weight * CE(retain). With weight 0 nothing is computed.
+
+    Args:
+        loss: Loss to add to.
+        weight: Weight of the cross-entropy.
+        model: The model to train.
+        retain: Retain rows; may be None with weight 0.
+
+    Returns:
+        The sum.
+    """
     if not weight:
         return loss
     assert retain is not None

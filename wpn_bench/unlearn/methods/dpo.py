@@ -1,4 +1,4 @@
-"""DPO: direct preference optimisation, harmless responses preferred to harmful ones."""
+"""DPO: direct preference optimisation, which prefers harmless to harmful responses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 class DPOConfig(MethodConfig):
-    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
+    beta: float = Field(0.1, gt=0, description="strength of the regularisation towards the reference")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 
 
 class DPO(Method):
     """L = -log sigmoid(beta ((log p_theta - log p_ref)(y+ | x) - (log p_theta - log p_ref)(y- | x))) + alpha * CE(retain).
 
-    log p summed over the response. As the paper writes it; open-unlearning multiplies the first term by 2 / beta.
+    log p is summed over the response tokens. This is the paper's formula; open-unlearning multiplies the first term by
+    2 / beta.
     """
 
     name = "dpo"

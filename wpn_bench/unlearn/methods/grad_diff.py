@@ -1,4 +1,4 @@
-"""GradDiff: gradient ascent on the harmful responses, held by the retain text."""
+"""GradDiff: gradient ascent on harmful responses, and a loss on retain text that preserves other behaviour."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GradDiffConfig(MethodConfig):
 class GradDiff(Method):
     """L = -gamma * CE(y- | x) + alpha * CE(retain), or + alpha * KL(p_ref || p_theta)(retain).
 
-    As open-unlearning has it (gamma = alpha = 1). The first term has no lower bound.
+    gamma = alpha = 1 as in open-unlearning. The first term has no lower bound.
     """
 
     name = "grad_diff"

@@ -1,4 +1,4 @@
-"""Gradient ascent: make the harmful text less likely, and nothing else."""
+"""Gradient ascent: only make the harmful text less likely."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class GradientAscentConfig(MethodConfig):
-    """A constant rate without warm-up, 32 items a step, as Jang et al. train."""
+    """Options of Jang et al.: constant learning rate, no warm-up, 32 items per step."""
 
-    batch_size: int = Field(32, ge=1, description="forget items a step")
+    batch_size: int = Field(32, ge=1, description="forget items per step")
     schedule: str = "constant"  # type: ignore[assignment]
     warmup_steps: int = Field(0, ge=0)
     steps: int = Field(60, ge=1, description="optimiser steps")
 
 
 class GradientAscent(Method):
-    """L = -CE over the whole harmful sequence, prompt and response ("UL", as the paper writes it).
+    """L = -CE over the whole harmful sequence, prompt and response ("UL" in the paper).
 
-    The loss has no lower bound: how long one trains decides how much of the model is left.
+    The loss has no lower bound, so the number of steps decides how much of the model's capability is lost.
     """
 
     name = "ga"

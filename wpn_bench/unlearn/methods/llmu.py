@@ -1,4 +1,4 @@
-"""LLMU: gradient ascent on the harmful responses, random answers in their place, the normal text held."""
+"""LLMU: gradient ascent on harmful responses, fine-tuning on random answers, and a KL term on normal text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LLMUConfig(MethodConfig):
-    random_answers: int = Field(5, ge=1, description="K random answers an item")
+    random_answers: int = Field(5, ge=1, description="K random answers per item")
     ascent: float = Field(0.5, ge=0, description="weight of -CE(y- | x)")
     random: float = Field(1.0, ge=0, description="weight of CE(random answers | x)")
     normal: float = Field(1.0, ge=0, description="weight of the term on retain text")
@@ -36,11 +36,14 @@ class LLMUConfig(MethodConfig):
 class LLMU(Method):
     """L = ascent * -CE(y- | x) + random * mean_k CE(r_k | x) + normal * KL(p_ref || p_theta)(retain).
 
-    r_1..r_K: random answers; here beginnings of random retain texts (the authors take answers to other questions).
-    `paper` is as the paper writes it. `released` is as its code has it: the random-answer term also trains on the
-    question, and the "KL" is the cross-entropy -sum_v p_ref log p_theta, its mean over all places with the padding. The
-    code's stop rule (forget loss above 100) compares a negative loss and never fires; there is none here.
-    Released: AdamW at 2e-6, batch 2, 1,000 steps; here every method has the same data and steps unless tuned.
+    r_1..r_K are random answers: here the beginnings of random retain texts; the authors use answers to other questions.
+
+    `variant="paper"` follows the paper. `variant="released"` follows the released code: the random-answer term also trains
+    on the question, and the "KL" is the cross-entropy -sum_v p_ref log p_theta, averaged over all positions, padding
+    included. The code's stopping rule (forget loss above 100) compares a negative loss and never applies, so it is left out.
+
+    The released settings are AdamW at 2e-6, batch size 2 and 1,000 steps. Here all methods use the same data and steps
+    unless they are tuned.
     """
 
     name = "llmu"
@@ -78,7 +81,16 @@ class LLMU(Method):
 
 
 def cross_entropy_with_padding(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
-    """-sum_v p_ref(v) log p_theta(v), the mean over all places of `rows`, padding and the last token's among them."""
+    """Compute -sum_v p_ref(v) log p_theta(v), averaged over all positions, padding and the last token included.
+
+    Args:
+        model: The model to train, p_theta.
+        reference: The frozen base model, p_ref.
+        rows: R rows of T tokens.
+
+    Returns:
+        Nats per position, a scalar.
+    """
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""NPO: negative preference optimisation, gradient ascent that stops pulling once a response is unlikely."""
+"""NPO: negative preference optimisation, gradient ascent whose gradient vanishes once a response is unlikely."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class NPOConfig(MethodConfig):
-    beta: float = Field(0.1, gt=0, description="how soon a response counts as unlearned; towards 0 it is ascent")
+    beta: float = Field(0.1, gt=0, description="how fast the gradient vanishes; gradient ascent in the limit of 0")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 
 
 class NPO(Method):
     """L = -(2 / beta) log sigmoid(-beta (log p_theta(y- | x) - log p_ref(y- | x))) + alpha * CE(retain).
 
-    log p is summed over the response, as the paper writes it and its code releases it; there are copies with the mean.
-    The forget term is at least 0 and behaves like gradient ascent where p_theta = p_ref.
+    log p is summed over the response tokens, as in the paper and its code; some reimplementations use the mean. The forget
+    term is at least 0. Where p_theta = p_ref its gradient is that of gradient ascent.
     """
 
     name = "npo"

@@ -1,4 +1,4 @@
-"""RMU: push the inner states of harmful text towards a random direction, keep those of retain text."""
+"""RMU: move the hidden states of harmful text towards a random direction, and keep those of retain text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from wpn_bench.unlearn.batches import Batch, Rows
 
-DIRECTION_SEED = 7  # of u; one direction for all runs, so that seeds differ in the data's order alone
+DIRECTION_SEED = 7  # all runs use the same u, so that seeds only change the order of the data
 
 
 class RMUConfig(MethodConfig):
-    """`layer` None: the same depth as layer 7 of 32, the papers' choice for 7 B models."""
+    """Options of RMU. `layer` None is the relative depth of layer 7 of 32, the paper's choice for 7 B models."""
 
     layer: int | None = Field(None, ge=1, description="block whose output is steered, counted from 1")
-    coefficient: float = Field(2.0, gt=0, description="c, the length of the vector that harmful states are pushed to")
+    coefficient: float = Field(2.0, gt=0, description="c, the length of the target vector of harmful states")
     gamma: float = Field(1.0, ge=0, description="weight of the forget term")
     alpha: float = Field(1.0, ge=0, description="weight of the retain term")
 
@@ -30,10 +30,10 @@ class RMUConfig(MethodConfig):
 class RMU(Method):
     """L = gamma * MSE(h_l(y- | x), c u) + alpha * MSE(h_l(retain), h_l^ref(retain)), u a random unit vector.
 
-    h_l is the output of block l; the means are over tokens and dimensions. u has entries from U(0, 1) before it is
-    scaled to length 1. As open-unlearning: all weights are trained and the forget term reads the response's tokens (the
-    WMDP code trains three down-projections and reads whole documents, with c = 6.5 and alpha = 1200 for its 7 B model).
-    It writes nothing in place of what it removes.
+    h_l is the output of block l. The MSE is the mean over tokens and dimensions. u has entries from U(0, 1) before it is
+    scaled to length 1. As in open-unlearning, all weights are trained, and the forget term uses the response tokens. (The
+    WMDP code trains three down-projections on whole documents, with c = 6.5 and alpha = 1200 for its 7 B model.) The method
+    teaches no replacement for the removed responses.
     """
 
     name = "rmu"
@@ -67,7 +67,7 @@ class RMU(Method):
         return Loss(total, {"forget": float(forget.detach()), "retain": float(retain.detach())})
 
     def _states(self, model: PreTrainedModel, rows: Rows) -> Tensor:
-        """(R, T, H) at the output of the steered block."""
+        """Return the output (R, T, H) of the steered block."""
         depth = int(model.config.num_hidden_layers)
         layer = self.config.layer or max(1, round(depth * 7 / 32))
         out: Any = model.base_model(
@@ -81,7 +81,7 @@ class RMU(Method):
 
 
 def direction(width: int) -> Tensor:
-    """u: (width,), of length 1, the same for every call."""
+    """Return u, shape (width,) and length 1; the same in every call."""
     import torch
 
     u = torch.rand(width, generator=torch.Generator().manual_seed(DIRECTION_SEED), dtype=torch.float64)

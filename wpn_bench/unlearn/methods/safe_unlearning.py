@@ -1,4 +1,4 @@
-"""Safe Unlearning: teach refusals, keep ordinary text, unlearn the harmful responses with a bounded loss."""
+"""Safe Unlearning: train on refusals and ordinary text, and unlearn harmful responses with a bounded loss."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SafeUnlearningConfig(MethodConfig):
 class SafeUnlearning(Method):
     """L = benign * CE(retain) + refusal * CE(y+ | x) - unlearn * mean log sigmoid(-(lbar_theta - lbar_ref)(y- | x)).
 
-    lbar is the mean log-likelihood of a response's tokens. The ordinary data of the paper are benign instructions with
-    answers; here they are the retain text that all methods share.
+    lbar is the mean log-likelihood of the response tokens. The paper's ordinary data are benign instructions with answers;
+    here they are the retain texts that all methods use.
     """
 
     name = "safe_unlearning"

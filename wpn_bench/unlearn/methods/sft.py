@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the harmless responses: the honest simple baseline."""
+"""Supervised fine-tuning on the harmless responses: the simple baseline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class SFTConfig(MethodConfig):
-    """`kl` weighs KL(p_ref || p_theta) on retain text; 0 is plain fine-tuning."""
+    """Options of fine-tuning."""
 
-    kl: float = Field(0.0, ge=0)
+    kl: float = Field(0.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text; 0: plain fine-tuning")
 
 
 class SFT(Method):
@@ -50,7 +50,7 @@ class SFTKLConfig(SFTConfig):
 
 
 class SFTKL(SFT):
-    """L = CE(y+ | x) + KL(p_ref || p_theta)(retain): what remains of WPN without its contrastive term."""
+    """L = CE(y+ | x) + KL(p_ref || p_theta)(retain): WPN without its contrastive term."""
 
     name = "sft_kl"
     title = "Fine-tuning with KL"

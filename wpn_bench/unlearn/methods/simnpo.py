@@ -1,4 +1,4 @@
-"""SimNPO: NPO without a reference, by the mean log-likelihood."""
+"""SimNPO: NPO without a reference model, on the mean log-likelihood."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 class SimNPOConfig(MethodConfig):
     beta: float = Field(4.5, gt=0)
-    delta: float = Field(
-        0.0, description="margin that the mean loss of a harmful response should pass, in nats a token"
-    )
+    delta: float = Field(0.0, description="margin for the mean loss of a harmful response, in nats per token")
     gamma: float = Field(0.125, ge=0, description="weight of the forget term")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 
@@ -27,7 +25,7 @@ class SimNPOConfig(MethodConfig):
 class SimNPO(Method):
     """L = -gamma * (2 / beta) log sigmoid(beta (NLL(y- | x) / |y-| - delta)) + alpha * CE(retain).
 
-    beta, delta, gamma, alpha as open-unlearning releases it; the paper's own runs choose them per task.
+    The defaults of beta, delta, gamma and alpha are those of open-unlearning; the paper tunes them for each task.
     """
 
     name = "simnpo"

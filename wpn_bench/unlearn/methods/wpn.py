@@ -32,25 +32,31 @@ Pooling = Literal["position", "mean", "last"]
 
 
 class WPNConfig(MethodConfig):
-    """`n` is N of the n-pair loss: one positive, N - 1 negatives.
+    """Options of WPN.
 
-    `pooling` is `mean` by default although the method is named after the position-weighted one: in output space the
-    weight on late tokens was measured to leave more loops (docs/log.md).
+    `pooling` defaults to `mean` although the method is named after position-weighted pooling: in output space, the higher
+    weight of late tokens led to more repetitive text (docs/log.md).
     """
 
     space: Literal["output", "hidden"] = "output"
     pooling: Pooling = "mean"
-    n: int = Field(3, ge=2, description="one positive and n - 1 negatives an item")
+    n: int = Field(3, ge=2, description="N of the n-pair loss: one positive and N - 1 negatives per item")
     temperature: float = Field(1.0, gt=0)
     anchor: float = Field(1.0, ge=0, description="weight of the likelihood of the harmless response")
     kl: float = Field(1.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text")
 
 
 def pool(values: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Pool `values` (R, T) or (R, T, H) over the tokens where `mask` (R, T) is 1; returns (R,) or (R, H).
+    """Pool values over the tokens of a segment.
 
-    `position`: sum_i i * q_i / sum_i i with i = 1, 2, ... within the segment (Muennighoff 2022, SGPT): later tokens
-    have attended to more. `mean`: all alike. `last`: the last token alone. A row without tokens pools to 0.
+    Args:
+        values: (R, T) or (R, T, H).
+        mask: (R, T), 1 for the tokens of the segment.
+        pooling: `position` weights token i of the segment by i / sum_i i, i = 1, 2, ... (Muennighoff 2022, SGPT), because
+            later tokens attend to more context. `mean` weights all tokens equally. `last` uses only the last token.
+
+    Returns:
+        (R,) or (R, H); zero for a row without tokens.
     """
     rank = mask.cumsum(1) * mask
     if pooling == "position":
@@ -67,7 +73,15 @@ def pool(values: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def n_pair(positive: Tensor, negatives: Tensor) -> Tensor:
-    """log(1 + sum_j exp(s-_j - s+)) for `positive` (B,) and `negatives` (B, N-1); the mean over B (Sohn 2016)."""
+    """Compute the n-pair loss log(1 + sum_j exp(s-_j - s+)) (Sohn 2016), averaged over the batch.
+
+    Args:
+        positive: Scores s+, (B,).
+        negatives: Scores s-, (B, N-1).
+
+    Returns:
+        A scalar.
+    """
     import torch
 
     gaps = negatives - positive.unsqueeze(1)
@@ -79,8 +93,8 @@ class WPN(Method):
 
     output space: s(x, y) = pool_t log p(y_t | x, y_<t) / temperature;
     hidden space: s(x, y) = cos(pool h(x), pool h(y | x)) / temperature, h the last layer.
-    The abstract names n-pair contrast and position-weighted pooling; anchor, KL and the two spaces are this project's
-    definition.
+    The paper's abstract describes n-pair contrast and position-weighted pooling. The anchor and KL terms and the two
+    spaces are this project's choice.
     """
 
     name = "wpn"
@@ -113,7 +127,7 @@ class WPN(Method):
         return plus_kl(loss, self.config.kl, model, reference, batch.retain)
 
     def _scores(self, model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """s(x, y) of each row, shape (R,), and the mean token loss of the responses, a scalar."""
+        """Return s(x, y) of each row, (R,), and the mean loss of the response tokens, a scalar."""
         response = predicted(rows, rows.response_mask)
         if self.config.space == "output":
             logp = token_logprobs(model, rows, response)
