@@ -60,7 +60,7 @@ def test_lm_evals_own_tasks_are_known_by_name(shipped: tuple[Path, ...]) -> None
 
 
 def test_a_group_is_no_task(shipped: tuple[Path, ...]) -> None:
-    with pytest.raises(UserError, match="is a group of tasks; name its tasks: wpn_lambada"):
+    with pytest.raises(UserError, match="is a group of tasks; give its tasks instead: wpn_lambada"):
         describe("wpn_nine", shipped)
 
 

@@ -92,8 +92,8 @@ def test_two_processes_write_side_by_side(tmp_path: Path) -> None:
 
 
 def test_shares_take_every_item_once() -> None:
-    for of in (1, 2, 3, 7):
-        takers = [sum(Shard(number, of).holds(k) for number in range(of)) for k in range(20)]
+    for count in (1, 2, 3, 7):
+        takers = [sum(Shard(index, count).contains(k) for index in range(count)) for k in range(20)]
         assert takers == [1] * 20
 
 

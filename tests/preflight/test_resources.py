@@ -106,7 +106,11 @@ def test_what_the_store_keeps(large: Path) -> None:
 
 
 def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None]) -> None:
-    for gib, fits, text in ((16, True, "fits: base"), (10, True, "fits one model"), (5, False, "does not fit: one")):
+    for gib, fits, text in (
+        (16, True, "fits: the base"),
+        (10, True, "fits one model"),
+        (5, False, "does not fit: one"),
+    ):
         free(gib)
         found = resources.check_inference(subject(large))
         assert (found.fits, found.text.startswith(text)) == (fits, True), found
@@ -120,7 +124,7 @@ def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None
         (3.5, {}, "use --offload disk"),
         (3.5, {"offload": "cpu"}, "use --offload disk"),
         (3.5, {"offload": "disk"}, None),
-        (1.2, {"offload": "disk"}, "take a smaller model"),
+        (1.2, {"offload": "disk"}, "use a smaller model"),
     ],
 )
 def test_the_option_that_makes_measuring_fit(
@@ -143,7 +147,7 @@ def test_the_option_that_makes_measuring_fit(
             "use --lora 16 --gradient-checkpointing --dtype bfloat16 --mixed-precision no (",
         ),
         (5, {}, "use --lora 16 --gradient-checkpointing --dtype bfloat16 and `training: {batch_size: 1, "),
-        (2, {}, "take a smaller model"),
+        (2, {}, "use a smaller model"),
     ],
 )
 def test_the_options_that_make_training_fit(
@@ -188,7 +192,7 @@ def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
     notes: list[str] = []
     resources.check_resources(subject(large).config, warn=notes.append)
     assert len(notes) == 1
-    assert "OPTForCausalLM takes cannot be estimated (forward() got" in notes[0]
+    assert "the memory of OPTForCausalLM cannot be estimated (forward() got" in notes[0]
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------

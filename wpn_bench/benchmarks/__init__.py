@@ -1,3 +1,3 @@
-"""Benchmarks: what a model can do, measured by lm-eval, and how well it still writes plain text."""
+"""Capability benchmarks with lm-eval, and perplexity on held-out text."""
 
 from __future__ import annotations

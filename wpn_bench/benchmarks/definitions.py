@@ -1,6 +1,6 @@
-"""Task files (lm-eval's YAML format): find one, read what it says, digest all that decides a score.
+"""Task definitions in lm-eval's YAML format: find and read them, and compute a digest of everything that decides a score.
 
-Reads the YAML itself, without lm-eval, so that listing and planning cost milliseconds.
+The YAML files are read without lm-eval, so that listing and planning take milliseconds.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class _Function(str):
-    """The value of a `!function module.name` tag: the dotted name, not imported."""
+    """The value of a `!function module.name` tag: the dotted name, which is not imported."""
 
 
 class _Loader(yaml.SafeLoader):
-    """`functions`: all that the file names, wherever they stand in it."""
+    """A YAML loader that collects the names of all `!function` tags in `functions`."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -45,8 +45,15 @@ _Loader.add_constructor("!function", _Loader.function)
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """One task or group as declared: its name, its merged fields, the files that decide a score, and the functions that
-    reading it would import (also such as another field overrides)."""
+    """The definition of a task or of a group of tasks.
+
+    Attributes:
+        name: Its name.
+        path: Its YAML file.
+        fields: The fields of the file, merged with those of the files that it includes.
+        sources: All files that decide a score.
+        functions: Functions that lm-eval would import to read it, including those that another field overrides.
+    """
 
     name: str
     path: Path
@@ -56,16 +63,18 @@ class TaskDefinition:
 
     @property
     def is_group(self) -> bool:
+        """Whether this is a group of tasks."""
         return "group" in self.fields
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """The `metadata` field; empty if there is none."""
         found = self.fields.get("metadata")
         return found if isinstance(found, dict) else {}
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the contents of `sources`. Where they lie does not count."""
+        """SHA-256 of the contents of `sources`, independent of their paths."""
         whole = hashlib.sha256()
         for source in self.sources:
             whole.update(hashlib.sha256(source.read_bytes()).digest())
@@ -73,7 +82,7 @@ class TaskDefinition:
 
 
 def short_name(task: str) -> str:
-    """`wpn_arc_easy` and `lab_arc_easy` are both `arc_easy` in results, so a report has one set of names."""
+    """Return the name of a task in results: `wpn_arc_easy` and `lab_arc_easy` are both `arc_easy`."""
     for prefix in _PREFIXES:
         if task.startswith(prefix):
             return task.removeprefix(prefix)
@@ -81,26 +90,45 @@ def short_name(task: str) -> str:
 
 
 def task_folders(names: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Folders of task files: each name is a folder inside `tasks/` ("benchmarks", "lab") or a path.
+    """Return the folders of task files.
 
-    Names rather than paths travel in job parameters: another machine has the same tasks in another place.
-    Raises `UserError` for a folder that is not there.
+    Job parameters contain names and not paths, because the paths differ between machines.
+
+    Args:
+        names: Names of folders in `tasks/` ("benchmarks", "lab"), or paths.
+
+    Returns:
+        The absolute paths.
+
+    Raises:
+        UserError: A folder does not exist.
     """
     folders = []
     for name in names:
-        if not str(name):  # would be this folder, with all that lies beneath
-            raise UserError("a folder of tasks has an empty name", "give a folder that holds lm-eval task YAMLs")
+        if not str(name):  # Path("") is the working directory, with everything below it
+            raise UserError(
+                "a folder of tasks has an empty name", "give a folder that contains lm-eval task files (YAML)"
+            )
         shipped = tasks_dir() / name
         folder = shipped if shipped.is_dir() else Path(name).expanduser()
         if not folder.is_dir():
-            raise UserError(f"there is no folder of tasks at {name}", "give a folder that holds lm-eval task YAMLs")
+            raise UserError(
+                f"there is no folder of tasks at {name}", "give a folder that contains lm-eval task files (YAML)"
+            )
         folders.append(folder.resolve())
     return tuple(folders)
 
 
 @cache
 def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
-    """Tasks and groups declared in `folders`, by name; a later folder wins. Other YAML files are left out."""
+    """Read the tasks and groups in folders. Other YAML files are ignored.
+
+    Returns:
+        The definitions by name. If a name occurs twice, the later folder has precedence.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
     found: dict[str, TaskDefinition] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
@@ -108,7 +136,7 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
                 fields, files, functions = _read(path)
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
                 why = " ".join(str(e).split())[:160]
-                raise UserError(f"the task file {path} cannot be read ({why})", "mend the YAML") from e
+                raise UserError(f"the task file {path} cannot be read ({why})", "fix the YAML") from e
             name = fields.get("group") or fields.get("task")
             if isinstance(name, str):
                 found[name] = TaskDefinition(name, path, fields, tuple(files), tuple(functions))
@@ -116,7 +144,15 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
 
 
 def expand(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Replace groups (`wpn_nine`) by their tasks, each task once. Names not in `folders` pass through."""
+    """Replace groups such as `wpn_nine` by their tasks.
+
+    Args:
+        names: Names of tasks and groups. A name that is not in `folders` is kept.
+        folders: Folders of task files.
+
+    Returns:
+        Names of tasks, without duplicates.
+    """
     known = read_folders(tuple(folders))
     flat: list[str] = []
     for name in names:
@@ -130,7 +166,7 @@ def expand(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Path], list[str]]:
-    """The fields of one file merged with those it includes, every file that decides a score, and the functions named."""
+    """Return the fields of a file merged with those of its includes, all files that decide a score, and all functions."""
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:
         fields = loader.get_single_data()
@@ -152,45 +188,48 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Path], list[str]]:
 
 
 def require_code_consent(definition: TaskDefinition) -> None:
-    """Raise `UserError` for a task that brings code, or has some fetched, unless the user agreed to it.
+    """Reject a task that runs third-party code, unless the user has agreed to it.
 
-    Our own tasks and lm-eval's may name functions; templates of either run in a sandbox.
+    The tasks of wpn-bench and lm-eval may use functions. Templates run in a sandbox.
+
+    Raises:
+        UserError: The task has code of its own, or downloads code for a metric.
     """
     if consent.code_allowed():
         return
-    at = definition.path.resolve()
+    path = definition.path.resolve()
     lm_eval = find_spec("lm_eval")
     installed = [
         tasks_dir().resolve(),
         *(Path(p).resolve() for p in (lm_eval and lm_eval.submodule_search_locations) or ()),
     ]
-    named = [*definition.functions, *(["class"] if "class" in definition.fields else [])]
-    if named and not any(at.is_relative_to(folder) for folder in installed):
+    code = [*definition.functions, *(["class"] if "class" in definition.fields else [])]
+    if code and not any(path.is_relative_to(folder) for folder in installed):
         raise UserError(
-            f"the task {definition.name!r} runs code beside its file ({named[0]}), with your rights",
-            "read it, then add --trust-remote-code (`trust_remote_code: true`)",
+            f"the task {definition.name!r} runs code beside its file ({code[0]}) with your permissions",
+            "review the code, then add --trust-remote-code (`trust_remote_code: true`)",
         )
     metrics = definition.fields.get("metric_list") or ()
-    fetched = [m.get("metric") for m in metrics if isinstance(m, dict) and m.get("hf_evaluate")]
-    if fetched:
+    downloaded = [m.get("metric") for m in metrics if isinstance(m, dict) and m.get("hf_evaluate")]
+    if downloaded:
         raise UserError(
-            f"the task {definition.name!r} has code for its metric {fetched[0]!r} fetched from the hub",
-            "add --trust-remote-code (`trust_remote_code: true`), or leave the task out",
+            f"the task {definition.name!r} downloads code for its metric {downloaded[0]!r} from the hub",
+            "add --trust-remote-code (`trust_remote_code: true`), or remove the task",
         )
 
 
 def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset()) -> list[Path]:
-    """The source of a helper module (beside the YAML, else ours) and of what it imports from this package.
+    """Return the source files of a helper module (beside the YAML file, or in this package) and of its imports.
 
-    Data that is made by code (the lab's) thereby changes a task's digest when that code changes; of a module of this package
-    what counts is the folder that it stands in, for errors and paths decide no data.
+    So the digest of a task changes with the code that generates its data (the lab's). For a module of this package, only
+    imports from the same subpackage count, because modules such as errors and paths do not influence the data.
     """
     if module in seen:
         return []
     path = beside / (module.replace(".", "/") + ".py")
     if not path.is_file():
         if module.partition(".")[0] != _PACKAGE:
-            return []  # a library: its version stands in the job's digest
+            return []  # a library, whose version is part of the job's digest
         spec = find_spec(module)
         if spec is None or spec.origin is None:
             return []
@@ -206,7 +245,7 @@ def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset())
 
 @cache
 def _imports(path: Path, as_of: tuple[int, int]) -> tuple[str, ...]:
-    """Modules of this package that a source file imports; parsed once for each state of the file (time, size)."""
+    """Return the modules of this package that a source file imports; cached by its modification time and size."""
     found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -1,12 +1,11 @@
-"""Loss on plain held-out text, beside the benchmarks.
+"""Loss and perplexity on held-out text, in addition to the benchmarks.
 
-A model near chance cannot lose accuracy, but it can lose its language.
+A model whose accuracy is near chance cannot lose accuracy, but its language modelling can get worse.
 
-Measured: the mean negative log-likelihood of a token, in nats, and its exponential, the perplexity. Each
-text is cut into windows that do not overlap; every window begins with the beginning-of-text token, and
-every token of the text is predicted exactly once, from what stands before it in its window. (lm-eval's
-`wikitext` task conditions each window on more context and counts per word; its numbers are lower and not
-comparable.)
+The loss is the mean negative log-likelihood per token in nats; the perplexity is its exponential. Each text is split into
+windows without overlap. Every window starts with the beginning-of-text token, and every token of the text is predicted exactly
+once, from the tokens before it in its window. (lm-eval's `wikitext` task uses more context for each window and counts per word,
+so its values are lower and not comparable.)
 """
 
 from __future__ import annotations
@@ -32,7 +31,14 @@ Progress = Callable[[int | None, str], Callable[[int], None]]
 
 @dataclass(frozen=True)
 class WindowLoss:
-    """`sum_nll` nats over the `n_tokens` predicted tokens of one window; `text` and `window` count from 0."""
+    """The loss of one window.
+
+    Attributes:
+        text: Index of the text.
+        window: Index of the window within the text.
+        n_tokens: Number of predicted tokens.
+        sum_nll: Sum of their negative log-likelihoods, in nats.
+    """
 
     text: int
     window: int
@@ -42,7 +48,13 @@ class WindowLoss:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Over all windows. None where a broken model's loss is not a number, or its exponential overflows."""
+    """The loss over all windows.
+
+    Attributes:
+        token_loss: Nats per token; None if the loss of a broken model is not finite.
+        perplexity: Its exponential; None if it is not finite or overflows.
+        n_tokens: Number of predicted tokens.
+    """
 
     token_loss: float | None
     perplexity: float | None
@@ -58,12 +70,25 @@ def token_losses(
     batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> list[WindowLoss]:
-    """Loss of each window of each text, in order of text and window.
+    """Compute the loss of each window of each text.
 
-    window: tokens the model sees at once, the beginning-of-text token included; None is the model's context,
-    at most 512. batch_tokens: upper bound on tokens of one forward pass, padding included (one window at
-    least); None is as many as memory allows. Without a beginning-of-text token the end-of-text token stands in; with neither, a window's first
-    token is not predicted. Texts without tokens have no window.
+    A tokenizer without beginning-of-text token uses its end-of-text token instead; without both, the first token of a
+    window is not predicted. Texts without tokens have no windows.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        texts: The texts.
+        window: Tokens of a window, including the beginning-of-text token; None is the model's context, at most 512.
+        batch_tokens: Maximum tokens of a forward pass, padding included, but at least one window; None is as many as
+            memory allows.
+        progress: Called with the number of windows and the unit; returns the function to call with each n done.
+
+    Returns:
+        Losses in order of text and window.
+
+    Raises:
+        UserError: The window has fewer than 2 tokens.
     """
     from wpn_bench.engine.budget import Budget
     from wpn_bench.engine.likelihood import loglikelihoods
@@ -94,10 +119,14 @@ def token_losses(
 
 
 def summarise(losses: Sequence[WindowLoss]) -> TextLoss:
-    """Token-weighted mean over all windows."""
+    """Average the loss over all tokens.
+
+    Raises:
+        UserError: There are no tokens.
+    """
     n = sum(w.n_tokens for w in losses)
     if n == 0:
-        raise UserError("the held-out text holds no token to predict", "give more text")
+        raise UserError("the held-out text has no tokens to predict", "give more text")
     if not all(math.isfinite(w.sum_nll) for w in losses):
         return TextLoss(None, None, n)
     mean = math.fsum(w.sum_nll for w in losses) / n
@@ -105,11 +134,10 @@ def summarise(losses: Sequence[WindowLoss]) -> TextLoss:
 
 
 def run_perplexity_stage(ctx: StageContext) -> None:
-    """Stage `perplexity`. Needs `model` (a folder), `texts` (a folder with texts.jsonl, rows `{"text": ..}`).
+    """Run the stage `perplexity`, which evaluates the input `model` on the input `texts` (texts.jsonl, rows `{"text": ..}`).
 
-    Parameters: `dtype` ("float32"), `window`, `batch_tokens`, `limit` (texts). Writes `result.json`
-    (`token_loss`, `perplexity`, `n_tokens`, ...) and `windows.parquet`, whose rows pair up between models of
-    one tokenizer.
+    Parameters: `dtype` ("float32"), `window`, `batch_tokens`, `limit` (number of texts). Writes `result.json` (`token_loss`,
+    `perplexity`, `n_tokens`, ...) and `windows.parquet`. Rows of models with the same tokenizer can be paired.
     """
     import pandas as pd
 
@@ -128,7 +156,7 @@ def run_perplexity_stage(ctx: StageContext) -> None:
 
 
 def read_texts(folder: Path) -> list[str]:
-    """The texts of `texts.jsonl` in `folder`."""
+    """Read `texts.jsonl` in `folder`."""
     with (folder / "texts.jsonl").open(encoding="utf-8") as f:
         return [json.loads(line)["text"] for line in f if line.strip()]
 

@@ -1,7 +1,7 @@
-"""Stored answers through lm-eval once more: its own code makes results and samples of them, without any model.
+"""Convert stored answers to lm-eval's result and sample files with lm-eval's own code, without a model.
 
-What a run does not keep is not made up: of multiple choice whether greedy decoding would write the choice (`is_greedy`)
-is "n/a" in the samples.
+A value that a run does not store is "n/a" in the samples: for multiple choice, whether greedy decoding would generate the
+choice (`is_greedy`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN = "n/a"
 
 
 class Unknown(int):
-    """Zero to lm-eval's arithmetic (it looks at `is_greedy` for a metric that our tasks do not report), "n/a" in print."""
+    """A 0 that prints as "n/a". lm-eval computes with `is_greedy`, for a metric that our tasks do not report."""
 
     def __repr__(self) -> str:
         return UNKNOWN
@@ -38,9 +38,18 @@ class Unknown(int):
 def replay(
     answers: Mapping[tuple[str, str | None], pd.DataFrame], folders: Sequence[str], limit: int | None
 ) -> dict[str, Any]:
-    """lm-eval's results, with `samples`, of the documents of each (task, revision of its data).
+    """Evaluate stored answers with lm-eval.
 
-    Raises `UserError` where the data is not what was answered: another document hash, or another verdict.
+    Args:
+        answers: Rows of `documents.parquet` by task and revision of its data.
+        folders: Names or paths of folders of task files.
+        limit: Number of documents of each task that the run used; None is all.
+
+    Returns:
+        lm-eval's results, with `samples`.
+
+    Raises:
+        UserError: The data differs from that of the run (another document hash, or another correctness of an answer).
     """
     import lm_eval
     from lm_eval.api.model import LM
@@ -52,7 +61,7 @@ def replay(
         stored[task] = {int(row["doc_id"]): row for row in frame.to_dict("records")}
 
     class Stored(LM):
-        """Answers from the table in place of a model's."""
+        """A "model" that returns the stored answers."""
 
         def loglikelihood(self, requests: Any) -> list[tuple[float, Any]]:
             return [self._answer(request) for request in requests]
@@ -64,7 +73,7 @@ def replay(
             return float(row["loglikelihoods"][request.idx]), greedy if alone else Unknown(0)
 
         def loglikelihood_rolling(self, requests: Any) -> list[float]:
-            raise UserError("a task of rolling log-likelihoods cannot be exported", "leave it out of --benchmarks")
+            raise UserError("a task with rolling log-likelihoods cannot be exported", "remove it from --benchmarks")
 
         def generate_until(self, requests: Any) -> list[str]:
             return [str(self._row(request)["prediction"]) for request in requests]
@@ -75,10 +84,10 @@ def replay(
                 raise _changed(request.task_name)
             return row
 
-    # A bootstrap has a bar and a line of its own, without a switch.
-    rest = io.StringIO()
-    with quiet_lm_eval(), contextlib.redirect_stderr(rest), contextlib.redirect_stdout(rest):
-        # Errors in closed form need a positive number; so few draws, for a bootstrapped one, cost nothing.
+    # lm-eval's bootstrap prints a progress bar and a message, which cannot be disabled.
+    output = io.StringIO()
+    with quiet_lm_eval(), contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+        # Standard errors in closed form need a positive number here; 100 bootstrap samples cost almost nothing.
         found: Any = lm_eval.evaluate(
             lm=Stored(), task_dict={"tasks": tasks}, limit=limit, bootstrap_iters=100, log_samples=True
         )
@@ -88,7 +97,8 @@ def replay(
             accuracy = sample.get("acc", sample.get("exact_match"))
             if row["doc_hash"] != sample["doc_hash"] or bool(row["correct"]) != (float(accuracy) == 1.0):
                 raise _changed(task)
-    # As `simple_evaluate` says it; nothing in a run draws lots but the few-shot examples, and there are none.
+    # The entries that `simple_evaluate` would add. There are no seeds, because nothing in a run is random (the few-shot
+    # examples would be, but there are none).
     found["config"] = {"bootstrap_iters": 100, "gen_kwargs": {}, "use_cache": None, "batch_sizes": []}
     found["config"] |= {"random_seed": None, "numpy_seed": None, "torch_seed": None, "fewshot_seed": FEWSHOT_SEED}
     return dict(found)
@@ -96,17 +106,29 @@ def replay(
 
 def _changed(task: str) -> UserError:
     return UserError(
-        f"the data of task {task!r} is not what this run was measured on",
-        "export with the version of wpn-bench and the tasks that made the run",
+        f"the data of task {task!r} differs from the data of this run",
+        "export with the version of wpn-bench and the task files that were used for the run",
     )
 
 
 def save(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """Write `results_*.json` and `samples_*.jsonl` into `folder`/`name`, by lm-eval's own tracker; the paths."""
+    """Write `results_*.json` and `samples_*.jsonl` with lm-eval's tracker.
+
+    Args:
+        results: lm-eval's results, with `samples`.
+        folder: The folder.
+        name: Name of the model, and of the subfolder.
+
+    Returns:
+        The written files.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     from lm_eval.loggers import EvaluationTracker
 
     samples = results.pop("samples")
-    # Who wrote this, in lm-eval's words; nothing is said of the machine, which need not be the one that measured.
+    # Entries that lm-eval would add. Those about the machine are empty: it may not be the one that ran the evaluation.
     results |= {"git_hash": None, "date": time.time(), "pretty_env_info": None, "upper_git_hash": None}
     results |= {"transformers_version": version("transformers"), "lm_eval_version": version("lm_eval")}
     before = set((folder / name).glob("*"))
@@ -123,9 +145,9 @@ def save(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
     finally:
         logger.setLevel(level)
     written = sorted(set((folder / name).glob("*")) - before)
-    # The tracker warns of a file that it could not write and goes on.
+    # The tracker only warns if it cannot write a file.
     if len(written) != 1 + len(samples):
-        raise UserError(f"{folder / name} cannot be written", "give another folder with --out")
+        raise UserError(f"{folder / name} cannot be written", "choose another folder with --out")
     for path in written:
         os.chmod(path, 0o644)
     return written

@@ -1,10 +1,10 @@
-"""Benchmarks through lm-eval (Gao et al., "A framework for few-shot language model evaluation"), zero shot.
+"""Zero-shot benchmarks with lm-eval (Gao et al., "A framework for few-shot language model evaluation").
 
-Measured: the share of documents answered right (`acc`), as lm-eval 0.4 computes it; for multiple choice,
-the choice with the highest summed log-likelihood is the answer. Log-likelihoods are `engine.likelihood`'s and equal those of
-`lm_eval --model hf` but for the last digits of a float32; so do answers, ties within these digits aside.
+The metric is the accuracy `acc` of lm-eval 0.4. For multiple choice, the answer is the choice with the highest summed
+log-likelihood. Log-likelihoods are computed by `engine.likelihood`. They equal those of `lm_eval --model hf` except for the
+last digits of a float32, and so do the answers, unless two choices differ only in these digits.
 
-Only this file, `language_model` and `replay` import lm_eval. Its response cache is never used: it ignores which weights it speaks of.
+lm-eval's response cache is not used, because its keys do not depend on the weights of the model.
 """
 
 from __future__ import annotations
@@ -60,18 +60,26 @@ __all__ = [
 
 Progress = Callable[[int | None, str], Callable[[int], None]]
 
-# What counts as accuracy, first found first taken; `acc_norm` is reported beside it, never in its place.
+# Metrics that count as accuracy, in order of preference. `acc_norm` is only reported in addition.
 _ACCURACIES = ("acc", "exact_match")
-FEWSHOT_SEED = 1234  # lm-eval's own
+FEWSHOT_SEED = 1234  # lm-eval's default
 
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
-    """A benchmark before it is run.
+    """Description of a benchmark.
 
-    short: its name in results. revision: commit of its data set (None: local data, or not asked for).
-    digest: SHA-256 of its definition, see `TaskDefinition`. chance: accuracy of a blind guess, 0 to 1 (None:
-    not declared).
+    Attributes:
+        name: Name of its task.
+        short: Its name in results.
+        title: Its name in reports.
+        dataset_path: Name or path of its data set.
+        dataset_name: Configuration of its data set.
+        revision: Commit of its data set; None for local data, and if it was not resolved.
+        digest: SHA-256 of its definition, see `TaskDefinition`.
+        chance: Accuracy of random guessing, from 0 to 1; None if it is not declared.
+        licence: Licence of its data.
+        citation: Its paper.
     """
 
     name: str
@@ -88,11 +96,16 @@ class BenchmarkInfo:
 
 @dataclass(frozen=True)
 class DocumentResult:
-    """One document's outcome.
+    """The result of one document.
 
-    doc_hash: lm-eval's, the same for the same data. target, prediction: texts of the choices; for tasks
-    without choices the prediction is the target if greedy decoding would write it, else None.
-    loglikelihoods: nats, one a choice.
+    Attributes:
+        doc_id: Its index in the data set.
+        doc_hash: lm-eval's hash of its content.
+        target: Text of the correct choice.
+        prediction: Text of the predicted choice. For tasks without choices, the target if greedy decoding would generate
+            it, else None.
+        correct: Whether the prediction is correct.
+        loglikelihoods: Nats of each choice.
     """
 
     doc_id: int
@@ -105,7 +118,16 @@ class DocumentResult:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """accuracy: share of the `n` documents answered right. metrics: all that lm-eval reports for the task."""
+    """The result of one benchmark.
+
+    Attributes:
+        task: Name of the task.
+        short: Its name in results.
+        accuracy: Fraction of correct documents.
+        n: Number of documents.
+        metrics: All metrics that lm-eval reports for the task.
+        documents: Results of the documents.
+    """
 
     task: str
     short: str
@@ -115,18 +137,28 @@ class BenchmarkResult:
     documents: tuple[DocumentResult, ...] = field(repr=False)
 
 
-# --- before a run ---
+# --- definitions ---
 
 
 def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) -> BenchmarkInfo:
-    """What a task is and which data it reads.
+    """Describe a task and its data.
 
-    `resolve=False` asks no hub and leaves `revision` None. Raises `UserError` for an unknown task (with the
-    nearest names), for a group, and, when resolving, for data that is neither reachable nor cached.
+    Args:
+        task: Name of the task.
+        include_paths: Folders of task files.
+        resolve: Resolve the commit of the data set on the hub; False makes no requests and leaves `revision` None.
+
+    Returns:
+        The description.
+
+    Raises:
+        UserError: The task is unknown or a group, or its data is neither reachable nor cached.
     """
     definition = _permitted_definition(task, include_paths)
     if definition.is_group:
-        raise UserError(f"{task!r} is a group of tasks", f"name its tasks: {', '.join(expand([task], include_paths))}")
+        raise UserError(
+            f"{task!r} is a group of tasks", f"give its tasks instead: {', '.join(expand([task], include_paths))}"
+        )
     fields, about = definition.fields, definition.metadata
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     from_code = "custom_dataset" in fields or "class" in fields
@@ -148,39 +180,50 @@ def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) 
 
 
 def prefetch(task: str, include_paths: Sequence[Path]) -> BenchmarkInfo:
-    """Resolve a task's data and put it into the cache, so that it can be measured without network."""
+    """Download a task's data into the cache, so that the task can run offline.
+
+    Args:
+        task: Name of the task.
+        include_paths: Folders of task files.
+
+    Returns:
+        The description of the task.
+
+    Raises:
+        UserError: The task is unknown, or its data cannot be downloaded.
+    """
     info = describe(task, include_paths)
     if info.dataset_path is not None and info.revision is not None:
         definition = _permitted_definition(task, include_paths)
         if "custom_dataset" in _pinned_fields(definition, info.revision):
             hub.load_dataset(info.dataset_path, info.dataset_name, info.revision)
-        else:  # with options, which lm-eval hands to `datasets` itself
+        else:  # the task has data set options, which lm-eval passes to `datasets` itself
             with quiet_lm_eval():
                 _load_task(definition, include_paths, info.revision)
     return info
 
 
 def _permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """The declaration of a task, whose code, if it has some, may run."""
+    """Return the definition of a task after checking the consent to run its code."""
     definition = _find_definition(task, include_paths)
     require_code_consent(definition)
     return definition
 
 
 def _find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    ours = read_folders(tuple(include_paths))
-    if task in ours:
-        return ours[task]
+    known = read_folders(tuple(include_paths))
+    if task in known:
+        return known[task]
     if task.startswith(("wpn_", "lab_")):
-        raise unknown_name("task", task, ours)  # a slip in one of our names: no need to read lm-eval's
-    theirs = _task_manager(tuple(include_paths), True).task_index
-    entry = theirs.get(task)
+        raise unknown_name("task", task, known)  # a misspelt name of our tasks: reading all of lm-eval's is not needed
+    lm_eval_tasks = _task_manager(tuple(include_paths), True).task_index
+    entry = lm_eval_tasks.get(task)
     if entry is None or entry.yaml_path is None:
-        raise unknown_name("task", task, close_matches(task, [*ours, *theirs]) or ours)
+        raise unknown_name("task", task, close_matches(task, [*known, *lm_eval_tasks]) or known)
     return read_folders((Path(entry.yaml_path).parent,))[task]
 
 
-# --- running ---
+# --- evaluation ---
 
 
 def evaluate_task(
@@ -195,12 +238,25 @@ def evaluate_task(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
-    """Measure a model on one task.
+    """Evaluate a model on one task.
 
-    limit: the first documents only. device: where the model is moved if it is not there. revision: commit
-    of the data set; None resolves it. progress: called with the number of requests (document x choice),
-    returns the function that is told of each n done. Raises `UserError` for an unknown task, for data that
-    cannot be had at that commit, and for a task that reports no accuracy.
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        task: Name of the task.
+        limit: Number of documents; None is all.
+        batch_size: Prompts per batch of tasks that generate text.
+        device: The model is moved to this device, unless it is spread over several or offloaded.
+        include_paths: Folders of task files.
+        revision: Commit of the data set; None resolves it.
+        progress: Called with the number of requests (documents x choices) and the unit; returns the function to call
+            with each n done.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: The task is unknown or reports no accuracy, or its data is not available at that commit.
     """
     import lm_eval
 
@@ -211,9 +267,8 @@ def evaluate_task(
         model.to(device)
     with quiet_lm_eval():
         loaded = _zero_shot(_load_task(definition, include_paths, revision))
-        # `simple_evaluate` is this and: seeds for Python, numpy and torch (which would disturb the
-        # caller's; nothing here is random), and calls of git and pip to describe the machine (seconds, and
-        # git's complaints on stderr).
+        # `simple_evaluate` would also set the seeds of Python, numpy and torch, which changes the caller's state (nothing
+        # here is random), and run git and pip to describe the machine, which takes seconds and prints errors of git.
         results = lm_eval.evaluate(
             lm=_language_model(model, tokenizer, batch_size, progress),
             task_dict={"tasks": {task: loaded}},
@@ -221,7 +276,7 @@ def evaluate_task(
             bootstrap_iters=0,
             log_samples=True,
         )
-    assert results is not None  # None on ranks other than 0 only, and this is one process
+    assert results is not None  # it is None only on ranks other than 0, and this is a single process
     reported = results["results"][task]
     metrics = {
         name.partition(",")[0]: float(value)
@@ -231,17 +286,17 @@ def evaluate_task(
     accuracy = next((a for a in _ACCURACIES if a in metrics), None)
     if accuracy is None:
         known = ", ".join(sorted(metrics)) or "none"
-        raise UserError(f"the task {task!r} reports no accuracy (its metrics: {known})", "leave it out of --tasks")
+        raise UserError(f"the task {task!r} reports no accuracy (its metrics: {known})", "remove it from --tasks")
     documents = tuple(_document(loaded, sample, accuracy) for sample in results["samples"][task])
     return BenchmarkResult(task, short_name(task), metrics[accuracy], len(documents), metrics, documents)
 
 
 def run_benchmark_stage(ctx: StageContext) -> None:
-    """Stage `benchmark`. Needs `model` (a folder).
+    """Run the stage `benchmark`, which evaluates the input `model` on one task.
 
-    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype`; `definition`, the digest that the task file must have
-    (it may be missing). `ctx.local`: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes
-    `result.json` and `documents.parquet` (the fields of `Document`, in order of doc_id).
+    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype` and, optionally, `definition`, the expected digest of the
+    task. Local settings: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes `result.json`
+    and `documents.parquet` (the fields of `DocumentResult`, in order of doc_id).
     """
     import pandas as pd
 
@@ -250,11 +305,11 @@ def run_benchmark_stage(ctx: StageContext) -> None:
 
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
-    # Of the files as they are now, wherever their names were read.
+    # The files may have changed, or may differ on this machine, since the run computed the digest.
     if params.get("definition", digest := _permitted_definition(params["task"], folders).digest) != digest:
         raise UserError(
-            f"the file of task {params['task']!r} is not the one that this run began with",
-            "type the same command again (and give every machine the same task files)",
+            f"the file of task {params['task']!r} has changed since the start of the run",
+            "run the command again (all machines need the same task files)",
         )
     device = models.pick_device(ctx.local.get("device", "auto"))
     model, tokenizer = models.load(
@@ -276,7 +331,7 @@ def run_benchmark_stage(ctx: StageContext) -> None:
         "short": result.short,
         "accuracy": result.accuracy,
         "n": result.n,
-        # JSON has no infinity: LAMBADA's perplexity under a broken model.
+        # JSON has no infinity, which occurs as LAMBADA's perplexity of a broken model.
         "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         "revision": params.get("revision"),
     }
@@ -295,7 +350,7 @@ def _manager_key(task: str, include_paths: Sequence[Path]) -> tuple[tuple[Path, 
 
 @cache
 def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
-    """Made once a process. Reading lm-eval's own 14,000 files takes ten seconds: only if one is asked for."""
+    """Create the task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds."""
     from lm_eval.tasks import TaskManager
 
     with _quiet():
@@ -303,20 +358,20 @@ def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager
 
 
 def clear_task_cache() -> None:
-    """Read task files again, as they are then."""
+    """Forget all task files, so that they are read again."""
     read_folders.cache_clear()
     _task_manager.cache_clear()
 
 
 def _load_task(definition: TaskDefinition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
-    """The task with its data, read at `revision` where the data is the hub's."""
+    """Load a task and its data, at `revision` if the data is on the hub."""
     manager = _task_manager(*_manager_key(definition.name, include_paths))
     entry = manager.task_index.get(definition.name)
     if entry is None or entry.yaml_path is None or entry.yaml_path.resolve() != definition.path.resolve():
-        # Declared twice: lm-eval takes the first of a folder, and what was checked is another file.
-        raise UserError(f"the task {definition.name!r} is declared twice in its folder", "give one another name")
+        # The task is declared twice. lm-eval takes the first file, which is not the one whose consent was checked.
+        raise UserError(f"the task {definition.name!r} is declared twice in its folder", "rename one of them")
     _check_metrics(definition)
-    # Changes to a declared task go through a group of one: lm-eval's documented way.
+    # lm-eval's documented way to change fields of a task is a group with one member.
     member = {"task": definition.name, **_pinned_fields(definition, revision)}
     try:
         loaded = manager.load({"group": "one", "task": [member]})
@@ -331,15 +386,15 @@ def _load_task(definition: TaskDefinition, include_paths: Sequence[Path], revisi
 
 
 def _check_metrics(definition: TaskDefinition) -> None:
-    """lm-eval looks for a metric that it does not know on the hub, and runs what it finds."""
-    from lm_eval.api import metrics, registry  # noqa: F401 - the first fills the second
+    """Reject unknown metrics: lm-eval would search the hub for them and run the code that it finds."""
+    from lm_eval.api import metrics, registry  # noqa: F401 - importing metrics fills the registry
 
-    named = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
-    names = [name for name in named if isinstance(name, str) and name not in definition.functions]
-    other = [name for name in names if name not in registry.metric_registry]
-    if other and not consent.code_allowed():
+    metric_names = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
+    names = [name for name in metric_names if isinstance(name, str) and name not in definition.functions]
+    unknown = [name for name in names if name not in registry.metric_registry]
+    if unknown and not consent.code_allowed():
         raise UserError(
-            f"the task {definition.name!r} has the metric {other[0]!r}, which lm-eval would fetch from the hub and run",
+            f"the task {definition.name!r} has the metric {unknown[0]!r}, which lm-eval would download from the hub and run",
             "add --trust-remote-code (`trust_remote_code: true`), or use a metric that lm-eval knows",
         )
 
@@ -352,22 +407,34 @@ def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
 
 
 def load_task(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
-    """The task as `evaluate_task` gives it to lm-eval."""
+    """Load a task as `evaluate_task` uses it.
+
+    Args:
+        task: Name of the task.
+        include_paths: Folders of task files.
+        revision: Commit of the data set; None resolves it.
+
+    Returns:
+        The lm-eval task.
+
+    Raises:
+        UserError: The task is unknown, or its data cannot be read.
+    """
     with quiet_lm_eval():
         return _zero_shot(_load_task(_permitted_definition(task, include_paths), include_paths, revision))
 
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """No bars and no notes from lm-eval and `datasets`; templates of task files in a sandbox; no processes of lm-eval's own."""
-    # Processes that its bootstrap forks hang now and then.
+    """Silence lm-eval and `datasets`, run templates in a sandbox, and stop lm-eval from starting processes."""
+    # The processes that its bootstrap forks sometimes hang.
     with _quiet(), hub.quiet_libraries(), _sandboxed_templates(), environment_variables(DISABLE_MULTIPROC="1"):
         yield
 
 
 @contextmanager
 def _sandboxed_templates() -> Iterator[None]:
-    """A template is text of a task file; lm-eval's own environment would let it reach any object of Python."""
+    """Render templates of task files in a sandbox. In lm-eval's own environment they could access any Python object."""
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
@@ -383,7 +450,7 @@ def _sandboxed_templates() -> Iterator[None]:
 
 
 def _pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:
-    """Fields that make a task read its data at one commit; none for local data and data made by code."""
+    """Return the fields that make a task read its data at a fixed commit; none for local data and data made by code."""
     fields = definition.fields
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):
@@ -402,10 +469,10 @@ def _pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str
 
 
 def _declared_revision(fields: Mapping[str, Any]) -> str | None:
-    """The branch, tag or commit of its data that a task file names."""
+    """Return the branch, tag or commit of the data set in a task file."""
     options = fields.get("dataset_kwargs")
-    named = options.get("revision") if isinstance(options, dict) else None
-    return None if named is None else str(named)
+    revision = options.get("revision") if isinstance(options, dict) else None
+    return None if revision is None else str(revision)
 
 
 def _language_model(
@@ -415,8 +482,8 @@ def _language_model(
 
     from wpn_bench.benchmarks.language_model import WpnHF
 
-    class Told(CacheHook):
-        """lm-eval tells its cache of each answer; there is none here, so this is the place to count generated ones."""
+    class CountingHook(CacheHook):
+        """Counts generated answers: lm-eval calls its cache hook for each of them (no cache is used here)."""
 
         def __init__(self, advance: Callable[[int], None]) -> None:
             super().__init__(None)
@@ -426,8 +493,8 @@ def _language_model(
             if attr == "generate_until":
                 self.advance(1)
 
-    class Quiet(WpnHF):
-        """With our progress in place of lm-eval's bars."""
+    class SilentModel(WpnHF):
+        """Reports progress to the caller in place of lm-eval's progress bars."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -436,18 +503,18 @@ def _language_model(
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            if journal.is_sharded():  # lm-eval's own loop keeps no journal
+            if journal.is_sharded():  # lm-eval's own loop has no per-item checkpoint
                 return [""] * len(requests)
             if progress is not None:
-                self.set_cache_hook(Told(progress(len(requests), "requests")))
+                self.set_cache_hook(CountingHook(progress(len(requests), "requests")))
             return super().generate_until(requests, disable_tqdm=True)
 
         @contextmanager
         def counting(self, total: int, disable: bool) -> Iterator[Callable[[int], object]]:
             yield progress(total, "requests") if progress is not None else lambda n: None
 
-    # lm-eval may give the tokenizer a padding token; the caller's stays as it is.
-    return Quiet(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    # A copy, because lm-eval may add a padding token to the tokenizer.
+    return SilentModel(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
 def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) -> DocumentResult:
@@ -470,7 +537,7 @@ def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) 
 
 
 def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:
-    """The right choice. Where the choices are contexts (WinoGrande), lm-eval's "text" is its index."""
+    """Return the correct choice. If the choices are contexts (WinoGrande), lm-eval's "text" is its index."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     first = gold[0] if isinstance(gold, list) else gold
     return choices[first] if isinstance(first, int) else str(first)
@@ -478,13 +545,13 @@ def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no notes from lm-eval; errors are raised as ever."""
+    """Disable progress bars and messages of lm-eval. Errors are still raised."""
     import lm_eval.api.task as task_module
 
     logger = logging.getLogger("lm_eval")
     level, bar = logger.level, task_module.tqdm
     logger.setLevel(logging.ERROR)
-    # The one bar of lm-eval that has no switch: it counts prompts while they are built.
+    # The progress bar over the construction of prompts is the only one without a switch.
     task_module.tqdm = partial(bar, disable=True)
     try:
         yield
