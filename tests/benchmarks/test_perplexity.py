@@ -75,7 +75,7 @@ def test_a_broken_model_has_no_loss() -> None:
 
 
 def test_no_text_is_refused() -> None:
-    with pytest.raises(UserError, match="no token to predict"):
+    with pytest.raises(UserError, match="no tokens to predict"):
         summarise([])
 
 
