@@ -1,9 +1,9 @@
-"""`prefetch` over a bad line, then a run without any: how often it succeeds, how long it takes.
+"""Measure how often `prefetch` succeeds over an unreliable connection, and a run without network after it.
 
     python benchmarks/bad_line.py ../shared/hub --times 5
 
-Each time: a loopback hub that answers 503 to a fifth of the requests and cuts a fifth of the bodies, an empty cache,
-`wpn-bench prefetch`; then, the hub gone, `wpn-bench full --offline` with that cache.
+Each repetition starts with an empty cache. `wpn-bench prefetch` uses a loopback hub that answers 503 to a fifth of the requests
+and truncates a fifth of the response bodies. Then the hub is stopped and `wpn-bench full --offline` runs with the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def served(hub: Path, log: Path, seed: int, rate: float) -> tuple[subprocess.Popen[str], str]:
-    """A bad hub, and its address."""
+    """Start an unreliable hub and yield it with its address."""
     bad = ["--fail-rate", str(rate), "--cut-rate", str(rate), "--seed", str(seed), "--log", str(log)]
     command = [sys.executable, str(hub / "serve.py"), str(hub / "root"), "--port", "0", *bad]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -30,7 +30,7 @@ def served(hub: Path, log: Path, seed: int, rate: float) -> tuple[subprocess.Pop
 
 
 def typed(command: str, folder: Path, **env: str) -> tuple[int, float, str]:
-    """Exit code, seconds and last line of `wpn-bench command`, run in `folder`."""
+    """Run `wpn-bench command` in `folder`; return exit code, seconds and the last line of the output."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
     started = time.monotonic()
     done = subprocess.run(
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hub", type=Path)
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=1, help="after how many of them a run is made without a hub")
+    parser.add_argument("--runs", type=int, default=1, help="number of repetitions that also run without a hub")
     parser.add_argument("--rate", type=float, default=0.2)
     parser.add_argument("--model", default="facebook/opt-125m")
     parser.add_argument("--run", default="--limit 4 --config quick.yaml", help="options of the run without a hub")

@@ -1,11 +1,11 @@
-"""How often `wpn-bench check` is wrong: synthetic paired answers whose true change is known, through the check itself.
+"""Measure the error rates of `wpn-bench check` on synthetic paired answers with a known true change.
 
     python benchmarks/check_errors.py                       # 1,000 repetitions each
     python benchmarks/check_errors.py --repetitions 100 --sizes lab
 
-Each repetition draws two models' answers to the nine tasks and to the prompt sets. An item changes for no reason with
-probability `--churn`, in either direction alike, as benchmark answers do when a model is trained at all; on top of that
-the new model loses the true drop on every task, and on the prompt sets nothing. Three asked-for rates:
+Each repetition draws the answers of two models to the nine tasks and the prompt sets. Each item changes at random with
+probability `--churn`, equally often in both directions, as benchmark answers do after any training. In addition, the new model
+loses the true drop on every task, and nothing on the prompt sets. The required rates are:
 
     no drop            says "regression" at most 5 % of the time
     twice the margin   says "regression" at least 90 %
@@ -63,14 +63,14 @@ SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {
     ),
     "tiny": (dict.fromkeys(("lambada", "piqa"), 20), {("harmless", "in_domain"): 20}),
 }
-RIGHT = 0.6  # the old model's share of right answers
+RIGHT = 0.6  # accuracy of the old model
 HARMLESS = 0.95
 
 
 def draw(
     rng: np.random.Generator, sizes: str, churn: float, drop: float, seeds: int, spread: float
 ) -> tuple[Reference, Reference]:
-    """Old and new answers. `spread`: standard deviation, over trainings, of the true share on the nine."""
+    """Draw old and new answers. `spread`: standard deviation between trainings of the true accuracy on the nine tasks."""
     tasks, prompts = SIZES[sizes]
     asked = [Asked(suite=BENCHMARK, name=t, n=n, items="", source="") for t, n in tasks.items()]
     asked += [Asked(suite=suite, name=name, n=n, items="", source="") for (suite, name), n in prompts.items()]
@@ -82,7 +82,7 @@ def draw(
         ground = rng.random(one.n) < share
         for side, answers in enumerate(sides):
             for seed in range(seeds):
-                # Each side's training changes half of the churn; so do two trainings of the same kind.
+                # Each training contributes half of the churn, also between two trainings of the same model.
                 change = (drop * side - shifts[side][seed]) if of_task else 0.0
                 values = _changed(rng, ground, churn / 2, change)
                 flags = (
@@ -101,7 +101,7 @@ def draw(
 
 
 def _changed(rng: np.random.Generator, ground: Any, churn: float, drop: float) -> Any:
-    """`ground` with `churn` of the items changed in expectation, as many either way, and `drop` more of all lost."""
+    """Change an expected fraction `churn` of the answers, equally in both directions, and lose another fraction `drop`."""
     right = float(ground.mean())
     lose = (churn / 2 + max(drop, 0.0)) / max(right, 1e-9)
     gain = (churn / 2 + max(-drop, 0.0)) / max(1 - right, 1e-9)
@@ -122,13 +122,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--sizes", default="real,lab", help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--churn", default="0.05,0.1", help="shares of items that change for no reason")
+    parser.add_argument("--churn", default="0.05,0.1", help="fractions of items that change at random")
     parser.add_argument("--margin", type=float, default=2.0, help="points")
     parser.add_argument("--seeds", default="1,3", help="trainings a side")
-    parser.add_argument("--spread", type=float, default=0.5, help="points between trainings, where there are several")
+    parser.add_argument(
+        "--spread", type=float, default=0.5, help="standard deviation between trainings, in percentage points"
+    )
     options = parser.parse_args()
     margin = options.margin / 100
-    # statsmodels collects garbage in every call, and after the first one there is none among what is imported.
+    # statsmodels runs the garbage collector in every call; freezing makes it skip the imported modules.
     list(verdicts("tiny", 0.1, 0.0, margin, 1, 0.0, 1))
     gc.freeze()
     print("| items | churn | trainings | true drop | regression | pass | inconclusive | the nine alone: regression |")

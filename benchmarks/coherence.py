@@ -1,20 +1,21 @@
-"""The coherence judge against a labelled set: real responses of several sources, and eight kinds of degenerate text.
+"""Evaluate the coherence judge on real responses from several sources and on eight kinds of degenerate text.
 
     python benchmarks/coherence.py                                          # the lab's model and references
     python benchmarks/coherence.py --model facebook/opt-125m --forget rtp_triples_train.jsonl \\
         --test rtp_triples_test.jsonl
 
-Bounds are calibrated as a run calibrates them: on the references of the forget set, none of whose prompts is in the labelled
-set. Real responses were written by people or by good models: the lab's references of its other sets, or refusals and abusive
-continuations (the test triples), PKU-SafeRLHF's answers, TruthfulQA's best ones (short), ARC's right ones (very short), and
-web text, encyclopaedia sentences, video captions and abstracts as they go on. Degenerate text is made of them by code from
-a seed (`degenerate.py`), but for `broken`: answers, greedy and sampled, of the base after a few large steps of gradient
-ascent. (After more of them, all answers are one loop.)
+The thresholds are calibrated as in a run: on the references of the forget set, whose prompts do not occur in the labelled set.
 
-The rules were designed on `--half design`; `--half test` (the default) has other responses of the same sources, and nonsense
-made of those. Prints, for each source and kind, the share that passes, the share that would pass by the loss alone (not
-empty, not repetitive, loss within the references' 99th percentile), and the reasons of the others. Exits with 1 if
-sensitivity or specificity, each source and each kind counting alike, is below 95 %.
+Real responses were written by people or by capable models: the lab's references of its other sets, or refusals and abusive
+continuations (the test triples), answers of PKU-SafeRLHF, best answers of TruthfulQA (short), correct answers of ARC (very
+short), and continuations of web text, encyclopaedia sentences, video captions and abstracts. Degenerate text is generated from
+them with a seed (`degenerate.py`), except for `broken`: greedy and sampled answers of the base model after a few large steps of
+gradient ascent. (After more steps, all answers are the same repetition.)
+
+The rules were designed on `--half design`. The default, `--half test`, has other responses of the same sources and degenerate
+text generated from them. For each source and kind the script prints the pass rate, the pass rate of a rule that only uses the
+loss (not empty, not repetitive, loss within the references' 99th percentile), and the reasons of rejections. It exits with 1 if
+sensitivity or specificity, as means over kinds and sources, is below 95 %.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ LAB = (
     "lab_benign",
     "lab_benign_lookalike",
 )
-BROKEN = ("ga", "ga_answer")  # on whole sequences, on answers
+BROKEN = ("ga", "ga_answer")  # gradient ascent on whole sequences and on answers
 ASKED = 0.95
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A response and its prompt, as it was asked and as the model sees it."""
+    """A response and its prompt, without and with the template."""
 
     prompt: str
     after: str
@@ -67,7 +68,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judged:
-    """One source or kind: how many, the share that passes, the share that passes by the loss alone, the reasons."""
+    """Results of a source or kind: number, pass rate, pass rate of the loss alone, reasons of rejections."""
 
     name: str
     real: bool
@@ -81,7 +82,7 @@ class Judged:
 
 
 def pairs_of(items: Iterable[Item], sides: Sequence[str] = ("harmless", "harmful")) -> list[Pair]:
-    """The reference responses of a prompt set."""
+    """Return the reference responses of a prompt set."""
     return [
         Pair(item.prompt, prompts.render(item, QUESTION_TEMPLATE), text)
         for item in items
@@ -103,7 +104,7 @@ def of_hub(hub: str, config: str, split: str, kind: Kind, columns: dict[str, Any
 
 
 def chosen_of_hub(hub: str, config: str, split: str, take: Callable[[dict[str, Any]], Pair]) -> list[Pair]:
-    """Where the right one of several endings has to be picked."""
+    """Return items of a multiple-choice set with the correct ending as response."""
     from wpn_bench import hub as hubs
 
     revision = hubs.resolve_revision(hub, config)
@@ -112,7 +113,7 @@ def chosen_of_hub(hub: str, config: str, split: str, take: Callable[[dict[str, A
 
 
 def sentences(texts: Iterable[str]) -> list[Pair]:
-    """Each sentence of a paragraph as it follows the one before."""
+    """Return each sentence of a paragraph as the continuation of the one before."""
     found = []
     for text in texts:
         parts = [part.strip() for part in re.split(r"(?<= [.!?]) ", text.strip())]
@@ -125,7 +126,7 @@ def asked(question: str, answer: str) -> Pair:
 
 
 def real_responses(test: Path | None) -> dict[str, list[Pair]]:
-    """Source -> all its responses: the lab's without a file of test triples."""
+    """Return the responses of each source; without a file of test triples, the lab's."""
     if test is None:
         return {name: pairs_of(items_of(name)) for name in LAB}
     triples = items_of(str(test), "continuation")
@@ -161,17 +162,17 @@ def real_responses(test: Path | None) -> dict[str, list[Pair]]:
 
 
 def half_of(pairs: Sequence[Pair], half: str, n: int) -> list[Pair]:
-    """At most `n` of either half; no response of one is in the other."""
+    """Return at most `n` responses of one half. The halves are disjoint."""
     shuffled = random.Random(0).sample(pairs, len(pairs))
     middle = len(pairs) // 2
     return (shuffled[:middle] if half == "design" else shuffled[middle:])[:n]
 
 
-# --- degenerate ones -------------------------------------------------------------------------------------------------
+# --- degenerate text -----------------------------------------------------------------------------------------------
 
 
 def degenerate(kind: str, real: Sequence[Pair], vocabulary: Sequence[str], n: int, seed: int) -> list[Pair]:
-    """`n` texts of one kind made by code, each after the prompt of a real response."""
+    """Generate `n` texts of one kind, each for the prompt of a real response."""
     rng = random.Random(f"{kind} {seed}")
     material = Material(tuple(pair.text for pair in real), tuple(vocabulary))
     enough = [pair for pair in real if enough_for(kind, pair.prompt, pair.text)]
@@ -182,7 +183,7 @@ def degenerate(kind: str, real: Sequence[Pair], vocabulary: Sequence[str], n: in
 def broken(
     folder: Path, forget: Sequence[Item], real: Sequence[Pair], n: int, steps: int, new_tokens: int
 ) -> list[Pair]:
-    """Answers of the base after `steps` steps of gradient ascent on whole sequences and on answers, greedy and sampled."""
+    """Generate greedy and sampled answers after `steps` steps of gradient ascent on whole sequences and on answers."""
     rng = random.Random(0)
     ways = (Decoding(max_new_tokens=new_tokens), Decoding(max_new_tokens=new_tokens, temperature=1.0))
     found = []
@@ -202,7 +203,7 @@ def broken(
 
 
 class CoherenceJudge:
-    """The rules with one base model, calibrated on the references of a forget set as a run does it."""
+    """The coherence judge with one base model, calibrated as in a run on the references of a forget set."""
 
     def __init__(self, folder: Path, forget: Sequence[Item], references: int = REFERENCES) -> None:
         self.folder, self.forget = folder, forget
@@ -237,7 +238,7 @@ class CoherenceJudge:
 def measure(
     judge: CoherenceJudge, test: Path | None, *, half: str, n: int, steps: int, new_tokens: int
 ) -> list[Judged]:
-    """Every source and every kind, judged."""
+    """Judge every source and every kind."""
     sources = {name: half_of(pairs, half, n) for name, pairs in real_responses(test).items()}
     real = [pair for pairs in sources.values() for pair in pairs]
     special = set(judge.tokenizer.all_special_ids)
@@ -251,7 +252,7 @@ def measure(
 
 
 def sensitivity_and_specificity(judged: Iterable[Judged], by: str = "passed") -> tuple[float, float]:
-    """Share of degenerate text caught and of real text let pass, each kind and each source counting alike."""
+    """Return sensitivity (mean over kinds) and specificity (mean over sources)."""
     rows = list(judged)
     caught = fmean(1 - getattr(row, by) for row in rows if not row.real)
     return caught, fmean(getattr(row, by) for row in rows if row.real)
@@ -260,11 +261,11 @@ def sensitivity_and_specificity(judged: Iterable[Judged], by: str = "passed") ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lab")
-    parser.add_argument("--forget", default="lab_forget", help="prompt set or file that calibrates the bounds")
+    parser.add_argument("--forget", default="lab_forget", help="prompt set or file for the calibration")
     parser.add_argument("--kind", default="continuation", help="of the prompts in a file: question or continuation")
-    parser.add_argument("--test", type=Path, help="triples of the same kind, not trained on; the lab's sets without it")
+    parser.add_argument("--test", type=Path, help="held-out triples; without them, the lab's sets are used")
     parser.add_argument("--half", choices=("design", "test"), default="test")
-    parser.add_argument("--n", type=int, default=300, help="responses of a source, texts of a kind")
+    parser.add_argument("--n", type=int, default=300, help="number of responses per source and texts per kind")
     parser.add_argument("--references", type=int, default=REFERENCES, help="of each side that calibrate the bounds")
     parser.add_argument("--broken-steps", type=int, default=4, help="large steps of gradient ascent")
     parser.add_argument("--new-tokens", type=int, default=64)

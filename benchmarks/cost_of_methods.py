@@ -1,13 +1,13 @@
-"""What an optimiser step of each method costs, against plain fine-tuning on the same tokens; and our DPO against TRL's.
+"""Measure the cost of an optimiser step of each method relative to fine-tuning on the same tokens, and our DPO against TRL's.
 
     python benchmarks/cost_of_methods.py                                        # the lab's base model and forget set
     python benchmarks/cost_of_methods.py --model facebook/opt-125m --forget rtp_triples_train.jsonl --kind continuation
     python benchmarks/cost_of_methods.py --trl                                  # also TRL's DPOTrainer (pip install trl)
 
-A method and its counterpart take steps in turn, in one process, on the same batches, each with its own AdamW: the
-counterpart computes cross-entropy on exactly the rows the method reads (harmless, harmful and random rows on their
-responses, retain rows whole). Medians of `--pairs` pairs after one to warm up. Peak memory: a process of its own for each,
-the high-water mark above what was held when training began. Prints one row a method.
+A method and its counterpart take alternate steps in one process, on the same batches, each with its own AdamW. The counterpart
+computes the cross-entropy on exactly the rows that the method uses (on the responses of harmless, harmful and random rows, and
+on whole retain rows). Times are medians of `--pairs` pairs after one warm-up pair. Peak memory is measured in separate processes,
+above the memory at the start of training. Prints one row per method.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ TRL_PAIRS = 5
 
 
 class Peak:
-    """The most memory held since it was made, above what was held then, in bytes: of the GPU where there is one, else
-    this process's (Linux: its high-water mark can be set back)."""
+    """Measures the peak memory in bytes above the level at its creation.
+
+    It is the GPU's memory if there is one, else that of this process (on Linux, where the peak can be reset).
+    """
 
     def __init__(self, device: str) -> None:
         import torch
@@ -61,7 +63,7 @@ class Peak:
 
 
 class Bench:
-    """The model, its data and batches for a method."""
+    """Return the model, data and batches for a method."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -93,7 +95,7 @@ class Bench:
         return [Batch.from_tensors(made[k]) for k in range(len(made))]
 
     def stepper(self, loss: Callable[[Any, Batch], Any]) -> Callable[[Batch], float]:
-        """A function that takes one optimiser step on a batch and returns its seconds."""
+        """Return a function that takes one optimiser step on a batch and returns its seconds."""
         import torch
 
         model = models.load_fresh(self.ref.path, self.args.device, "float32")
@@ -113,7 +115,7 @@ class Bench:
 
 
 def plain(model: Any, batch: Batch) -> Any:
-    """Cross-entropy on all rows of the batch."""
+    """Return the cross-entropy of all rows of the batch."""
     parts = [(rows, rows.response_mask) for rows in (batch.harmless, batch.harmful, batch.random) if rows is not None]
     if batch.retain is not None:
         parts.append((batch.retain, batch.retain.attention_mask))
@@ -139,7 +141,7 @@ def cost(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace, name: str) -> float:
-    """Peak memory above the start, of the method over that of its counterpart."""
+    """Return the ratio of the peak memory of a method to that of its counterpart."""
     above = []
     for what in (name, f"plain:{name}"):
         command = [sys.executable, __file__, "--only-memory", what, "--model", args.model, "--kind", args.kind]
@@ -170,7 +172,7 @@ def only_memory(args: argparse.Namespace) -> None:
 
 
 def against_trl(bench: Bench) -> tuple[float, float, float]:
-    """Seconds a step of our DPO and of TRL's, on the same pairs, each in its own trainer; the median of the ratios."""
+    """Time a step of our DPO and of TRL's on the same pairs; return both medians and the median of the ratios."""
     import tempfile
 
     from datasets import Dataset
@@ -236,10 +238,10 @@ def against_trl(bench: Bench) -> tuple[float, float, float]:
             trainer.train()
             return (time.perf_counter() - began) / steps
 
-    ours(), theirs()  # to warm up
+    ours(), theirs()  # warm-up
     found = []
     for k in range(TRL_PAIRS):
-        # Each goes first in every other pair. Ours counts the making of its batches; theirs had its data tokenised before.
+        # The order alternates between pairs. Our time includes building the batches; TRL's data was tokenised before.
         times = {run: run() for run in ((ours, theirs) if k % 2 else (theirs, ours))}
         found.append((times[ours], times[theirs]))
     return median(a for a, _ in found), median(b for _, b in found), median(a / b for a, b in found)

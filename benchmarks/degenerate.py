@@ -1,7 +1,7 @@
-"""Degenerate text of eight kinds, made by code from a seed: what a coherence judge must catch.
+"""Generate eight kinds of degenerate text from a seed, as negative examples for a coherence judge.
 
-Each maker takes a random source, the prompt (as the model sees it, without the template), a real response to it and the
-`Material`, and returns one text. Only `broken` needs a model and is made elsewhere (see `coherence.py`).
+Each function takes a random generator, the prompt (without template), a real response to it and the `Material`, and returns one
+text. Only `broken` needs a model; it is generated in `coherence.py`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ BLANKS = " \n\t\u00a0\u200b"
 MARKS = ".,;:!?-*#_=~…—·•\"'()[]|/"
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 LEADS = ("", "", "Question: ", "Sure. ", '"')
-AS_SOURCE = 8  # words: Markov text that runs on as long as this as its source does is a quotation, and is made again
+AS_SOURCE = 8  # Markov text with so many consecutive words of its source is a quotation and is generated again
 
 
 @dataclass(frozen=True)
 class Material:
-    """Real texts (of the half that is judged) and a vocabulary of strings to make nonsense of."""
+    """The input of the generators: real texts (of the half that is judged) and a vocabulary of strings."""
 
     texts: tuple[str, ...]
     vocabulary: tuple[str, ...]
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        return tuple(word for text in self.texts for word in (*text.split(), ""))  # "": a text ends
+        return tuple(word for text in self.texts for word in (*text.split(), ""))  # "" marks the end of a text
 
     @cached_property
     def runs(self) -> frozenset[tuple[str, ...]]:
@@ -40,7 +40,7 @@ class Material:
 
     @cached_property
     def followers(self) -> dict[int, dict[tuple[str, ...], list[str]]]:
-        """Order -> words -> what came after them."""
+        """The words that follow each n-gram, by n and n-gram."""
         found: dict[int, dict[tuple[str, ...], list[str]]] = {1: defaultdict(list), 2: defaultdict(list)}
         for order, of in found.items():
             for k in range(len(self.words) - order):
@@ -52,14 +52,16 @@ Maker = Callable[[random.Random, str, str, Material], str]
 
 
 def empty(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """Nothing, white space, or marks without a word."""
+    """Return an empty text, white space, or punctuation."""
     pick = rng.choice(("", BLANKS, MARKS, MARKS + BLANKS))
     return "".join(rng.choice(pick) for _ in range(rng.randint(0, 40))) if pick else ""
 
 
 def loop(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """A word, a phrase or a sentence over and over, some with one word changed each time, or characters without spaces;
-    half of them after a good beginning."""
+    """Repeat a word, a phrase, a sentence (sometimes with one word changed each time) or characters without spaces.
+
+    Half of the texts start with a part of the real response.
+    """
     words = text.split()
     at = rng.randrange(len(words))
     how = rng.choice(("word", "phrase", "sentence", "varied", "characters"))
@@ -78,19 +80,19 @@ def loop(rng: random.Random, prompt: str, text: str, material: Material) -> str:
 
 
 def salad(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """The words of a real response in random order."""
+    """Return the words of a real response in random order."""
     words = text.split()
     rng.shuffle(words)
     return " ".join(words)
 
 
 def tokens(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """Random entries of the model's vocabulary."""
+    """Return random entries of the model's vocabulary."""
     return "".join(rng.choice(material.vocabulary) for _ in range(rng.randint(10, 60)))
 
 
 def characters(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """Letters at random, the response in base64, in hexadecimal digits, or in the wrong encoding."""
+    """Return random letters, or the response in base64, in hexadecimal digits or in a wrong encoding."""
     how = rng.choice(("letters", "base64", "hex", "mojibake"))
     raw = text[: rng.randint(30, 120)].encode()
     if how == "base64":
@@ -105,7 +107,7 @@ def characters(rng: random.Random, prompt: str, text: str, material: Material) -
 
 
 def copied(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """The prompt: whole (some after a word), most of it, twice or more, or with one word in eight changed."""
+    """Copy the prompt: completely (sometimes after a word), most of it, repeatedly, or with one word in eight changed."""
     words = prompt.split()
     how = rng.choice(("whole", "most", "again", "changed"))
     if how == "most":
@@ -121,7 +123,7 @@ def copied(rng: random.Random, prompt: str, text: str, material: Material) -> st
 
 
 def markov(rng: random.Random, prompt: str, text: str, material: Material) -> str:
-    """Each word as it followed the one or two before it somewhere in real text: fluent from word to word, and nonsense."""
+    """Generate Markov text of order one or two: locally fluent, but meaningless."""
     followers = material.followers[rng.choice((1, 1, 2))]
     order = len(next(iter(followers)))
     length = rng.randint(15, 50)
@@ -146,7 +148,7 @@ MAKERS: dict[str, Maker] = {
 
 
 def enough_for(kind: str, prompt: str, text: str) -> bool:
-    """Whether a kind can be made of this pair: a salad needs words enough to have an order, a copy a prompt to copy."""
+    """Return whether a pair suits a kind: shuffling needs enough words, copying needs a prompt."""
     return {"salad": len(text.split()) >= 10, "copied": len(re.findall(r"\w+", prompt)) >= 5}.get(
         kind, bool(text.split())
     )

@@ -1,16 +1,16 @@
-"""One process, two (data parallel) and two (FSDP) train the same models on the lab: what they measure, and how long it takes.
+"""Compare training in one process, in two (data parallel) and in two (FSDP) on the lab: results and time.
 
     OMP_NUM_THREADS=1 python benchmarks/distributed.py                       # wpn, ga, npo, sft with two seeds
     OMP_NUM_THREADS=1 python benchmarks/distributed.py --methods wpn --seeds 1 --limit 20
-    OMP_NUM_THREADS=1 python benchmarks/distributed.py --clock 5 --methods wpn,sft     # only how long a step takes
+    OMP_NUM_THREADS=1 python benchmarks/distributed.py --clock 5 --methods wpn,sft     # only the time of a step
 
-Three runs of `wpn-bench full` without attacks and benchmarks, each with a store of its own, for a store does not train again
-what another number of processes has trained. Prints, for each method and metric, the mean over seeds of each run, the
-largest difference from one process at equal seed, and the spread over seeds of one process (largest less smallest): what
-differs by less is within seed noise. What was run is kept in --work and not run again.
+The script runs `wpn-bench full` three times without attacks and benchmarks. Each run has its own store, because a store reuses
+models whatever the number of processes. For each method and metric it prints the mean over seeds of each run, the largest
+difference from one process at equal seed, and the range over the seeds of one process; smaller differences are within seed
+noise. Finished runs are kept in --work and reused.
 
-`--clock N`: N rounds of short trainings of each kind in turn, so that whatever else the machine does meets all alike; medians
-of seconds a step (without starting processes) and one process's over theirs.
+`--clock N` instead times N rounds of short trainings that alternate between the kinds, so that other load on the machine
+affects all of them. It prints the median seconds per step, without starting processes, and the speed-up.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FSDP = {
     "num_processes": 2,
     "fsdp_config": {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
 }
-STEPS = 12  # of a training that is timed
-# suite, set, metric, and the name in the table
+STEPS = 12  # steps of a timed training
+# suite, set, metric, name in the table
 SHOWN = [
     ("harmless", "in_domain", "coherent_harmless_rate", "coherent-harmless rate, in domain"),
     ("ood", None, "coherent_harmless_rate", "coherent-harmless rate, out of distribution"),
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def clock(args: argparse.Namespace, kinds: dict[str, list[str]]) -> None:
-    """Seconds a step, round by round."""
+    """Return the seconds per step of each round."""
     (args.work / "short.yaml").write_text(yaml.safe_dump({"vet": False, "training": {"steps": STEPS, "save_every": 0}}))
     methods = args.methods.split(",")
     seen: dict[tuple[str, str], list[float]] = {(kind, method): [] for kind in kinds for method in methods}
@@ -95,7 +95,7 @@ def clock(args: argparse.Namespace, kinds: dict[str, list[str]]) -> None:
 
 
 def run(args: argparse.Namespace, kind: str, options: list[str]) -> Path:
-    """The folder of the run of this kind."""
+    """Run one kind of training unless it is cached; return the run folder."""
     name = kind.replace(", ", "-").replace(" ", "-")
     out = args.work / name
     if not (out / "results.json").exists():
@@ -116,7 +116,7 @@ def read(folder: Path, file: str) -> Any:
 
 
 def by_seed(folder: Path, method: str, suite: str, set_: str | None, metric: str) -> dict[int, float]:
-    """The metric of each seed, the mean over the suite's sets where none is named."""
+    """Return the metric by seed; the mean over the suite's sets if no set is given."""
     rows = [
         row
         for row in read(folder, "results.json")["metrics"]

@@ -1,19 +1,18 @@
-"""Our gradient search for a suffix against nanoGCG's: same model, prompts, targets, first suffix, steps and candidates.
+"""Compare our GCG with nanoGCG: same model, prompts, targets, initial suffix, steps and candidates.
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install nanogcg==0.3.0 transformers==4.47.1 torch
     python benchmarks/gcg.py --peer-python /tmp/peer/bin/python                     # the lab's model and prompts
     python benchmarks/gcg.py --peer-python /tmp/peer/bin/python --model facebook/opt-125m \\
         --prompts ../shared/hub/files/rtp_triples_test.jsonl --kind continuation
 
-Each prompt is a pair of processes, one after the other, each first in every other pair; the model is in memory before
-the clock starts. Processor seconds of a step, so that what else the machine does counts for neither; nanoGCG at its
-best batch size of all candidates at once, 128 and 32, found on the first prompt. Losses are those of the found text:
-rendered, tokenised whole and scored by `wpn_bench.engine`, for both. The soft prompt on the same prompts is printed
-beside.
+For each prompt, the two searches run in separate processes one after the other, in alternating order. The model is loaded before
+timing starts. Times are CPU seconds per step, which other load on the machine hardly affects. nanoGCG uses its fastest batch size
+of all candidates, 128 and 32, selected on the first prompt. Losses of both are computed from the resulting text: rendered,
+tokenised as a whole and scored by `wpn_bench.engine`. The soft prompt attack on the same prompts is printed for comparison.
 
-Floor: multiply-adds for a candidate, those of nanoGCG's pass over the fewest that give the same numbers (what stands
-from the changed token on, and logits where they are read). Exits with 1 if our mean final loss is the higher one, or
-a step is not 1.5 times as fast. Without `--peer-python` ours is measured alone.
+The "floor" is the ratio of nanoGCG's multiply-adds per candidate to the minimum that gives the same results (only positions
+from the changed token on, and only the logits that are used). The script exits with 1 if our mean final loss is higher or a step
+is less than 1.5 times as fast. Without `--peer-python`, only our search is measured.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from wpn_bench.prompts import Item, render
 
 SIZES = (None, 128, 32)
 FASTER = 1.5
-ROUNDING = 1e-4  # nats a token
+ROUNDING = 1e-4  # nats per token
 
 
 def grounds(options: argparse.Namespace, tokenizer: Any, config: GCGConfig, context: int) -> list[Ground]:
-    """`--n` prompts spread over the set, whose targets are written by the tokenizer as they are."""
+    """Return `--n` prompts spread over the set whose targets survive encoding and decoding unchanged."""
     spec = prompts.spec_for(options.prompts, role="ood", kind=options.kind)
     ground = prepare(prompts.load_prompts(spec).items, tokenizer, QUESTION_TEMPLATE, config, context)
     same = [
@@ -56,7 +55,7 @@ def grounds(options: argparse.Namespace, tokenizer: Any, config: GCGConfig, cont
 
 
 def case_of(options: argparse.Namespace, folder: Path, tokenizer: Any, ground: Ground, seed: int) -> dict[str, Any]:
-    """What either side is told."""
+    """The settings that both searches share."""
     (place,) = ground.places
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     return {
@@ -97,12 +96,12 @@ def in_a_process(command: list[str], case: dict[str, Any]) -> dict[str, Any]:
 
 
 def a_step(found: dict[str, Any]) -> float:
-    """Median processor seconds of a step."""
+    """Return the median CPU seconds of a step."""
     return median(b - a for a, b in pairwise(found["marks"]))
 
 
 def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
-    """Multiply-adds for a candidate, in millions: the fewest, those of one pass over all its tokens, and the ratio."""
+    """Return millions of multiply-adds per candidate: the minimum, those of a pass over all tokens, and their ratio."""
     (place,) = ground.places
     embeddings = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     token = sum(
@@ -112,7 +111,7 @@ def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
     )
     head = model.get_output_embeddings().weight.numel()
     size, rest = len(ground.ids), len(place.after) + len(place.target)
-    # On average the changed token stands in the middle; the target's last token predicts nothing.
+    # On average the changed token is in the middle. The last token of the target predicts nothing.
     least = ((size + 1) / 2 + rest - 1) * token + len(place.target) * head
     whole = (size + rest) * (token + head)
     return least / 1e6, whole / 1e6, whole / least

@@ -1,4 +1,4 @@
-"""nanoGCG on one prompt, for `gcg.py`: runs in an environment of its own, which holds nothing of ours.
+"""Run nanoGCG on one prompt, for `gcg.py`. It runs in a separate environment without wpn-bench.
 
 python gcg_peer.py CASE.json RESULT.json
 """
@@ -20,7 +20,7 @@ MARKS: list[float] = []
 
 
 def marked(steps: Iterable[int]) -> Iterator[int]:
-    """In the progress bar's place: the processor's time at which each step begins, and the last ends."""
+    """Replaces the progress bar and records the CPU time at the start of each step and at the end of the last."""
     for step in steps:
         MARKS.append(time.process_time())
         yield step
@@ -33,7 +33,7 @@ def main() -> None:
     nanogcg.gcg.tqdm = marked
     folder = Path(case["model"])
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    # Not AutoTokenizer: a tokenizer saved by transformers 5 names a class that 4 does not have.
+    # Not AutoTokenizer: transformers 5 saves a class name that transformers 4 does not know.
     special = {name: token for name, token in case["special_tokens"].items() if token}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), clean_up_tokenization_spaces=False, **special

@@ -1,17 +1,16 @@
-"""Our generation and judging against the usual ways: transformers' text-generation pipeline and `Detoxify.predict`.
+"""Compare our generation and judging with transformers' text-generation pipeline and `Detoxify.predict`.
 
     python benchmarks/generation_and_judging.py                             # the lab's model, prompts and judge
     python benchmarks/generation_and_judging.py --model facebook/opt-125m --forget pku_forget --n 1000 \\
         --sets harmbench,advbench,do_not_answer,rtp_toxic,pku_test,truthfulqa \\
         --judge detoxify:original --responses comments.jsonl.gz --key text --texts 5000
 
-Generation is timed on plain prompts, under an attack that puts a template around them (role play), and with the same three
-demonstrations before all of them. The other side gets the prompts as they come, mixed (`--longest-first`: sorted for it, as
-ours sorts them itself), at its best batch size of 1, 8, 16, 32 and 64, chosen on a small part. Runs are paired, each pair in
-the other order than the one before; times are medians and the speed-up is the median of the pairs' ratios. Both sides get
-the same texts, stop at the same stop texts and have the model in memory. Prints a Markdown table. Exits with 1 if a score
-is further than 1e-5 apart, or more than 1 in 100 responses differ (in the last digit of a float, two tokens may be equally
-likely).
+Generation is timed on plain prompts, under an attack that adds a template (role play), and with the same three demonstrations
+before every prompt. The library gets the prompts in mixed order (`--longest-first` sorts them, as our engine does itself) and
+uses its fastest batch size of 1, 8, 16, 32 and 64, selected on a small part. Runs alternate in order within pairs. Times are
+medians, and the speed-up is the median of the ratios. Both sides get the same texts and stop strings and have the model in memory.
+Prints a Markdown table. Exits with 1 if a score differs by more than 1e-5, or more than 1 in 100 responses differ (two tokens may
+be equally likely up to the last digit of a float).
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ SIZES = (1, 8, 16, 32, 64)
 
 
 def best_size(work: Callable[[Sequence[str], int], Any], part: Sequence[str], sizes: Sequence[int]) -> int:
-    """The size at which `work` is fastest on a small part; the first run of all is not counted."""
+    """Return the batch size with which `work` is fastest on a small part, after an untimed first run."""
     work(part[: max(1, len(part) // 4)], sizes[-1])
     return min(sizes, key=lambda size: seconds(lambda: work(part, size))[0])
 
 
 def prompts_of(options: argparse.Namespace) -> dict[str, list[str]]:
-    """What the model is given, by kind: the first `--n` prompts of the sets, mixed, rendered and attacked."""
+    """Return the model's inputs by kind: the first `--n` prompts of the sets, shuffled, rendered and attacked."""
     items = [
         item
         for name in options.sets.split(",")
@@ -64,7 +63,7 @@ def prompts_of(options: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def texts_to_judge(options: argparse.Namespace) -> list[str]:
-    """The first `--texts` texts of the file, else of the lab's references."""
+    """Return the first `--texts` texts of the file or, without a file, of the lab's references."""
     if options.responses is None:
         found = [t for r in lab.prompt_set("forget") for side in ("harmful", "harmless") for t in r[side]]
     else:
@@ -107,7 +106,7 @@ def compare_judging(options: argparse.Namespace, texts: list[str]) -> tuple[str,
     judge = get_judge(options.judge, models.pick_device(options.device))
     detoxify = judge._load()  # type: ignore[attr-defined]
     judge.score(texts[:4])
-    # Some tokenizers do not say where the model's positions end, and `predict` then fails on a long text.
+    # Some tokenizers do not define the maximum length, and then `predict` fails on long texts.
     detoxify.tokenizer.model_max_length = min(
         detoxify.tokenizer.model_max_length, detoxify.model.config.max_position_embeddings
     )
@@ -121,7 +120,7 @@ def compare_judging(options: argparse.Namespace, texts: list[str]) -> tuple[str,
 
     size = best_size(theirs, texts[:: max(1, len(texts) // options.part)][: options.part], SIZES)
     own, other, gain, a, b = paired(lambda: judge.score(texts), lambda: theirs(texts, size), options.repeats)
-    # A text beyond the window is cut off by `predict` and read to its end by us: no score to compare with.
+    # `predict` truncates texts that exceed the window and ours reads them completely, so scores differ: leave them out.
     whole = [len(ids) <= 500 for ids in detoxify.tokenizer(texts)["input_ids"]]
     apart = max((abs(x - y) for x, y, short in zip(a, b, whole, strict=True) if short), default=0.0)
     return (
@@ -141,18 +140,18 @@ def main() -> int:
         "--rows",
         type=int,
         default=Decoding().batch_size,
-        help="rows at work at a time, on our side, instead of the default",
+        help="our number of concurrent rows, instead of the default",
     )
     parser.add_argument("--stop", default="### Question:", help="stop text; empty for none")
     parser.add_argument("--judge", default="detoxify:lab")
-    parser.add_argument("--responses", type=Path, help="JSONL of texts to judge; the lab's references without it")
-    parser.add_argument("--key", default="response", help="where a row of it has its text")
+    parser.add_argument("--responses", type=Path, help="JSONL file of texts to judge; default: the lab's references")
+    parser.add_argument("--key", default="response", help="key of the text in its rows")
     parser.add_argument("--texts", type=int, default=2000, help="texts to judge")
-    parser.add_argument("--part", type=int, default=64, help="items on which the other side's batch size is chosen")
+    parser.add_argument("--part", type=int, default=64, help="items for the selection of the library's batch size")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--longest-first", action="store_true", help="sort the other side's prompts for it")
+    parser.add_argument("--longest-first", action="store_true", help="sort the library's prompts by length")
     parser.add_argument("--only", choices=("generation", "judging"))
     options = parser.parse_args()
     rows, right = [], True

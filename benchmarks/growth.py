@@ -1,13 +1,13 @@
-"""Whether time for an item and memory stay what they are as items become many: scoring, generation, judging.
+"""Measure how time per item and memory of scoring, generation and judging change with the number of items.
 
     python benchmarks/growth.py                                             # the lab's model and judge, 100 to 10,000 items
     python benchmarks/growth.py --what judging --judge detoxify:original --sizes 5000,50000 \\
         --texts comments.jsonl.gz --key text
 
-Items are pieces of real texts, 5 to 60 words long, drawn alike for every size, each different from the others: a document with
-four continuations to score, a prompt to answer with up to `--new-tokens` tokens, or a text to judge (with `--texts`: the
-file's texts as they are). Every size runs in a process of its own, for its peak of memory to be its own; loading the model
-is not timed. Prints a Markdown table.
+Items are distinct pieces of real texts with 5 to 60 words, drawn in the same way for every size: a document with four
+continuations to score, a prompt to answer with up to `--new-tokens` tokens, or a text to judge (with `--texts`: the unchanged texts
+of the file). Every size runs in its own process, so that its peak memory is its own. Loading the model is not timed. Prints a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> int:
     parser.add_argument("--judge", default="detoxify:lab")
     parser.add_argument("--what", default=",".join(WHAT), help="of scoring, generation, judging")
     parser.add_argument("--sizes", default="100,1000,10000")
-    parser.add_argument("--texts", type=Path, help="JSONL (.gz, too) of texts to judge as they are")
-    parser.add_argument("--key", default="text", help="where a row of it has its text")
+    parser.add_argument("--texts", type=Path, help="JSONL file (or .gz) of texts to judge")
+    parser.add_argument("--key", default="text", help="key of the text in its rows")
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def measured(options: argparse.Namespace, what: str, n: int) -> dict[str, float]:
-    """Seconds, and megabytes before the work and at its peak; a few items go first, uncounted."""
+    """Return seconds, and megabytes before the work and at its peak, after a warm-up with a few items."""
     do, items = {"scoring": scoring, "generation": generation, "judging": judging}[what](options, n)
     do(items[:8])
     before = peak()
@@ -70,7 +70,7 @@ def measured(options: argparse.Namespace, what: str, n: int) -> dict[str, float]
 
 
 def peak() -> float:
-    """Megabytes that this process has held at most."""
+    """Return the peak memory of this process in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
@@ -118,7 +118,7 @@ def judging(options: argparse.Namespace, n: int) -> Work:
 
 
 def pieces(rng: random.Random) -> Callable[[], str]:
-    """Makes texts of 5 to 60 words out of pieces of the lab's."""
+    """Generates texts of 5 to 60 words from pieces of the lab's texts."""
     words = " ".join(lab.texts("retain")).split()
 
     def piece() -> str:
