@@ -1,23 +1,22 @@
-"""Kills `wpn-bench full` on the lab at random moments, and asks whether the next start finds everything and ends the same.
+"""Kill `wpn-bench full` on the lab at random moments, and check that restarted runs lose nothing and give the same results.
 
     python benchmarks/kills.py                              # 100 kills, 20 faults, 20 pairs of runs: about 40 minutes
     python benchmarks/kills.py --kills 10 --faults 3 --pairs 0 --seed 7
 
-A chain begins with an empty store. The run is started and killed (SIGKILL, it and all it started) after a random time,
-started again and killed again, until one start reaches the end. Its results.json must be that of a run that nobody
-disturbed, but for times; no job may be done twice, no item that was kept computed twice, and of training steps at most
-those since the last checkpoint.
+Kills: a chain starts with an empty store. The run is started and killed (SIGKILL, with all its subprocesses) after a random time,
+and restarted and killed again until one start finishes. Its results.json must equal that of an undisturbed run, except for
+times. No job and no stored item may be computed twice, and no training steps except those after the last checkpoint.
 
-Faults: the disk is filled (a file of ballast on a small file system of its own), folders of the store are made read-only,
-or the process is given a little more memory than it has (batches are smaller then, so the last digits of what is finished
-may be others: such results are counted apart, and so is each other difference). What comes of such a start is counted by its exit code; the next,
-undisturbed start must end the same as ever. The first two need the right to mount; where it is missing, `--faults` says
-so and ends.
+Faults: the disk is filled (a large file on a small file system of its own), folders of the store become read-only, or the
+process is limited to a little more memory than it has. (With less memory, batches are smaller and the last digits of results may
+differ; such results are counted separately, and so is every other difference.) The exit codes of these starts are counted; the
+next, undisturbed start must give the usual results. The first two faults need the permission to mount; without it, the script
+stops with a message.
 
-Pairs: the same run twice at the same time on one store, into two folders. Both must end the same as ever, and no job may
-be done by both.
+Pairs: two identical runs at the same time with one store and two run folders. Both must give the usual results, and no job
+may be executed by both.
 
-Everything is imported once and forked, so a start costs no import and the moments fall into the work.
+All modules are imported once before forking, so starts cost no imports and the kills hit the actual work.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from typing import Any
 
 import yaml
 
-# All stages, in some seconds: what a kill can hit.
+# All stages within seconds, so that kills can hit each of them.
 SETTINGS: dict[str, Any] = {
     "methods": {
         "wpn": {"steps": 8, "save_every": 3, "batch_size": 4},
@@ -59,14 +58,14 @@ SETTINGS: dict[str, Any] = {
     "curve": {"methods": ["wpn"], "steps": [0, 4], "limit": 4},
     "decoding": {"max_new_tokens": 16, "batch_size": 4},
 }
-# What no two runs have in common.
+# Values that differ between any two runs.
 OF_THE_MOMENT = ("name", "created", "command")
 TIMED = ("train_seconds", "gradient_attacks")
-SOON = 0.35  # of an undisturbed run, within which a start is killed: several kills a run, wherever it stands
+SOON = 0.35  # latest kill, as a fraction of the duration of an undisturbed run, so that each chain has several kills
 
 
 def preload() -> None:
-    """What a run imports, before it is forked."""
+    """Import everything that a run needs, before forking."""
     import detoxify  # noqa: F401
     import lm_eval  # noqa: F401
     import torch
@@ -86,7 +85,7 @@ def preload() -> None:
 
 
 def few(folder: Path) -> dict[str, Any]:
-    """Settings that name files with a few of the lab's prompts and texts."""
+    """Return settings that refer to files with a few of the lab's prompts and texts."""
     from wpn_bench import lab
 
     def put(name: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +112,7 @@ def few(folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Place:
-    """Where a chain lies: its store and its run folders; beside it, for its disk may be full, what was said and computed."""
+    """The folders of a chain: store and run folders and, on another disk (its own may be full), logs and records."""
 
     root: Path
 
@@ -128,7 +127,7 @@ class Place:
         return Path(f"{self.root}.{name}.log")
 
     def results(self, name: str) -> dict[str, Any]:
-        """results.json of a run, but for times."""
+        """Return results.json of a run without times."""
         found = json.loads((self.root / name / "results.json").read_text(encoding="utf-8"))
         for key in OF_THE_MOMENT:
             found["run"].pop(key)
@@ -153,7 +152,7 @@ def start(
     before: Callable[[], None] = lambda: None,
     more: Sequence[str] = (),
 ) -> int:
-    """Fork a process (and its group) that does the run; returns its number."""
+    """Fork a process (with its own process group) that executes the run; return its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -183,7 +182,7 @@ def start(
 
 
 def traced(file: Path) -> None:
-    """Write down every job done, every item kept and every training step taken, by the code that does so."""
+    """Patch the code so that it records every finished job, stored item and training step."""
     from wpn_bench.jobs import executor, journal
     from wpn_bench.unlearn.loop import UnlearnTrainer
 
@@ -202,7 +201,7 @@ def traced(file: Path) -> None:
 
     def written(self: Any, key: str, found: Any) -> None:
         write(self, key, found)
-        if not key.startswith("search/"):  # states, of which the newest counts
+        if not key.startswith("search/"):  # states; only the newest counts
             told(item=[self.folder.name, key], at=list(found))
 
     def stepped(self: Any) -> None:
@@ -213,7 +212,7 @@ def traced(file: Path) -> None:
 
 
 def ended(pid: int, seconds: float | None = None) -> int | None:
-    """Exit code of a start; None if it still runs after `seconds`."""
+    """Return the exit code of a start; None if it still runs after `seconds`."""
     until = None if seconds is None else time.monotonic() + seconds
     while True:
         got, status = os.waitpid(pid, os.WNOHANG)
@@ -229,11 +228,11 @@ def kill(pid: int) -> None:
     ended(pid)
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- requirements ---------------------------------------------------------------------------------------------------
 
 
 def computed_twice(place: Place) -> tuple[int, int, int]:
-    """Jobs done more than once, items kept more than once, training steps taken more than once."""
+    """Count the jobs, stored items and training steps that were computed more than once."""
     jobs: Counter[Any] = Counter()
     items: Counter[Any] = Counter()
     steps: Counter[Any] = Counter()
@@ -244,19 +243,19 @@ def computed_twice(place: Place) -> tuple[int, int, int]:
             items.update((*event["item"], position) for position in event["at"])
         elif event["step"][0].count(
             "-"
-        ):  # of the scratch folder; a training without checkpoints has a folder of its own
+        ):  # name of the scratch folder; a training without checkpoints uses another folder
             steps[tuple(event["step"])] += 1
     return tuple(sum(n - 1 for n in counts.values()) for counts in (jobs, items, steps))  # type: ignore[return-value]
 
 
 @dataclass
 class Tally:
-    """What came out, over all chains."""
+    """Counts over all chains."""
 
     disturbed: int = 0
     chains: int = 0
     wrong: int = 0
-    rounded: int = 0  # equal but for the last digits
+    rounded: int = 0  # equal except for the last digits
     jobs: int = 0
     items: int = 0
     steps: int = 0
@@ -290,7 +289,7 @@ class Tally:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two values of JSON are the same but for the last digits of numbers."""
+    """Return whether two JSON values are equal except for the last digits of numbers."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -301,7 +300,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def first_difference(a: Any, b: Any, at: str = "") -> str:
-    """Where two values of JSON begin to differ."""
+    """Return the first difference between two JSON values."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(k for k in b if k not in a)]:
             if a.get(key) != b.get(key) or (key in a) != (key in b):
@@ -317,7 +316,7 @@ def first_difference(a: Any, b: Any, at: str = "") -> str:
 
 
 def killed(n: int, config: Path, work: Path, reference: dict[str, Any], usual: float, draw: random.Random) -> Tally:
-    """Chains until `n` starts were killed."""
+    """Run chains until `n` starts were killed."""
     tally = Tally()
     while tally.disturbed < n:
         place = Place(work / f"kills{tally.chains}")
@@ -335,7 +334,7 @@ def killed(n: int, config: Path, work: Path, reference: dict[str, Any], usual: f
 
 
 def faulty(n: int, config: Path, work: Path, reference: dict[str, Any], usual: float, draw: random.Random) -> Tally:
-    """One disturbed start a chain, by one of the three faults in turn, then one in peace."""
+    """Run chains of one start with a fault (the three kinds take turns) and one undisturbed start."""
     tally = Tally()
     kinds = (disk_filled, folders_locked, memory_limited)
     for number in range(n):
@@ -348,14 +347,14 @@ def faulty(n: int, config: Path, work: Path, reference: dict[str, Any], usual: f
         print(f"  {kind.__name__}: exit code {code}: {told[-1][:160] if told else ''}", flush=True)
         last = ended(start(place, config))
         if last != 0:
-            tally.notes.append(f"{place.root}: exit code {last} in peace")
+            tally.notes.append(f"{place.root}: exit code {last} undisturbed")
         tally.close(place, reference)
         finish(place, tally, f"faults {tally.disturbed}/{n}")
     return tally
 
 
 def disk_filled(place: Place, config: Path, after: float, draw: random.Random) -> int | None:
-    """Store and run folder lie on a small file system, of which nothing is left after some time."""
+    """Put store and run folder on a small file system that becomes full after some time."""
     mounted(place.root, 1000)
     pid = start(place, config)
     code = ended(pid, after)
@@ -375,7 +374,7 @@ def disk_filled(place: Place, config: Path, after: float, draw: random.Random) -
 
 
 def folders_locked(place: Place, config: Path, after: float, draw: random.Random) -> int | None:
-    """After some time nothing can be written into some folders of the store any more."""
+    """Make some folders of the store read-only after some time."""
     locked: list[Path] = []
     pid = start(place, config)
     code = ended(pid, after)
@@ -393,19 +392,19 @@ def folders_locked(place: Place, config: Path, after: float, draw: random.Random
 
 
 def memory_limited(place: Place, config: Path, after: float, draw: random.Random) -> int | None:
-    """The process has what it holds after its imports and a little more."""
+    """Limit the process to the memory after its imports and a little more."""
 
     def limited() -> None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         most = held + int(draw.uniform(5, 250) * 2**20)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
-    # By its estimate it would not begin.
+    # The memory estimate would reject the run.
     return ended(start(place, config, before=limited, more=("--force",)))
 
 
 def paired(n: int, config: Path, work: Path, reference: dict[str, Any], draw: random.Random) -> Tally:
-    """The same run twice at a time, the second a moment later, on one store."""
+    """Start the same run twice with one store, the second a moment later."""
     tally = Tally()
     for number in range(n):
         place = Place(work / f"pairs{number}")
@@ -422,11 +421,11 @@ def paired(n: int, config: Path, work: Path, reference: dict[str, Any], draw: ra
 def mounted(folder: Path, megabytes: int) -> None:
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=False)
     if done.returncode:
-        sys.exit("the disk cannot be filled without the right to mount: run this as root, or with --faults 0")
+        sys.exit("filling the disk needs the permission to mount: run this as root, or with --faults 0")
 
 
 def finish(place: Place, tally: Tally, said: str) -> None:
-    """Tidy a chain up; keep what went wrong."""
+    """Delete the folders of a chain; keep them after a failure."""
     print(f"  {said}: other results {tally.wrong}", flush=True)
     if any(note.startswith(f"{place.root}:") for note in tally.notes):
         return

@@ -1,11 +1,11 @@
-"""What the gradient attacks of the preset `attacks` cost and reach on the lab.
+"""Measure the cost and the effect of the gradient attacks of the preset `attacks` on the lab.
 
     python benchmarks/lab_attacks.py                            # the lab's base model
     python benchmarks/lab_attacks.py lab RUN/models/wpn-seed0   # and unlearned ones
 
-One universal suffix, or soft prompt, is searched on prompts of the lab's forget set. Losses in nats a token of the
-beginnings of harmful references: on those prompts, and on the first `--test` in-domain prompts, before (with the
-first suffix) and after.
+One universal suffix or soft prompt is optimised on prompts of the lab's forget set. The table shows the loss, in nats per token, of
+the beginnings of harmful references: on these prompts and on the first `--test` in-domain prompts, before (with the initial
+suffix) and after the search.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""A large model on a small machine: what the estimates say and what is measured, on random weights of OPT's shapes.
+"""Compare estimated and measured memory of a large model on a small machine, with random weights of OPT's shapes.
 
     python benchmarks/large_model.py --shape opt-1.3b --limit-gib 4
     python benchmarks/large_model.py --shape opt-2.7b --limit-gib 8
 
-Makes the model in bfloat16 (in --folder, else in a temporary folder that goes again) and then, each in a process of its own:
+Creates the model in bfloat16 (in --folder, else in a temporary folder) and then, each in a separate process:
 
-- trains adapters (rank 16, activations computed again, --steps steps of WPN; every row at full length, so that the
-  estimate is held at its bound);
-- answers prompts and scores continuations with the model in memory, in --dtype, and then read from disk under a limit of
-  --limit-gib on the process's data (RLIMIT_DATA; libraries and the mapped files included) that is smaller than the weights
-  in that type: the answers must be the same;
+- trains adapters (rank 16, gradient checkpointing, --steps steps of WPN; every row has full length, the worst case of the
+  estimate);
+- answers prompts and scores continuations with the model in memory, in --dtype, and then offloaded to disk under a limit of
+  --limit-gib on the process's data (RLIMIT_DATA, including libraries and mapped files), which is smaller than the weights in
+  that type; the answers must be equal;
 - tries the same without offloading under that limit, which must fail;
-- asks `wpn-bench full` for training of all weights in twice the memory of the weights in float32, which must be refused
+- starts `wpn-bench full` with training of all weights in twice the memory of the weights in float32, which must be rejected
   before anything is loaded.
 
-"needed" is what a run asks to be free before it begins (the estimate, a tenth for the allocator, a GiB for libraries);
-"measured" the high-water mark of the whole process, "not of files" the most of it that was no mapped file, looked at every
-20 ms: pages of files go when memory is short (Linux). Nothing here says anything about what a real model answers.
+"needed" is the free memory that a run requires before it starts: the estimate, a tenth for the allocator and 1 GiB for libraries.
+"measured" is the peak of the whole process. "not of files" is the peak without mapped files, sampled every 20 ms: the kernel
+frees pages of files if memory is short (Linux). The answers of random weights have no meaning.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from cost_of_methods import Peak
 from wpn_bench.core.machine import USABLE_FRACTION
 
 GIB = 2**30
-# Width, layers, heads (Zhang et al. 2022, OPT, table 1).
+# Hidden size, layers, heads (Zhang et al. 2022, OPT, table 1).
 SHAPES = {"opt-125m": (768, 12, 12), "opt-1.3b": (2048, 24, 32), "opt-2.7b": (2560, 32, 32)}
 TEXT = "the old baker sells warm bread and sweet cakes in the busy market of the small quiet town every day"
 PROMPTS, NEW_TOKENS = 4, 4
 
 
 class Memory:
-    """Peaks of this process since it was made, in bytes: of all that is resident, and of what no file holds as well."""
+    """Measures the peak memory of this process in bytes: resident, and resident without mapped files."""
 
     def __init__(self) -> None:
         self.resident = Peak("cpu")
@@ -62,7 +62,7 @@ class Memory:
 
 
 def make(folder: Path, shape: str) -> None:
-    """Random weights in bfloat16, and the lab's tokenizer, whose ids are among the first of OPT's 50,272."""
+    """Create random weights in bfloat16, with the lab's tokenizer, whose ids are valid for OPT's vocabulary of 50,272."""
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -93,7 +93,7 @@ def _subject(args: argparse.Namespace, **changes: Any) -> Any:
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """A few steps of WPN with adapters, as `--lora 16 --gradient-checkpointing --dtype bfloat16`."""
+    """Train a few steps of WPN with adapters, as `--lora 16 --gradient-checkpointing --dtype bfloat16`."""
     import peft  # noqa: F401  # what is imported belongs to the libraries, for which a run sets memory aside
 
     import wpn_bench.unlearn.loop  # noqa: F401
@@ -124,7 +124,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Answers and scores; `args.offload` says how the model is held, `args.capped` whether memory is limited."""
+    """Generate and score. `args.offload` is the kind of offloading, `args.capped` whether memory is limited."""
     from wpn_bench import models
     from wpn_bench.engine.decode import Rules, decode
     from wpn_bench.engine.likelihood import loglikelihoods
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     scores = loglikelihoods(model, pairs, max_length=512)
     placed = list(getattr(model, "hf_device_map", {"": "cpu"}).values())
     return {
-        # No judge is loaded here.
+        # This script loads no judge.
         "estimated": (need.memory - need.parts["judge"]) / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
         "weights": models.weights_bytes(args.folder, args.dtype),
         **memory.peaks(),
@@ -154,7 +154,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def child(args: argparse.Namespace, task: str, offload: str = "none", capped: bool = False) -> dict[str, Any]:
-    """The result of a task in a process of its own; {"failed": its last line} where it did not end well."""
+    """Run a task in a separate process; return its result, or {"failed": last line of its output}."""
     command = [sys.executable, __file__, "--child", task, "--folder", str(args.folder), "--offload", offload]
     command += [
         "--steps",
@@ -174,7 +174,7 @@ def child(args: argparse.Namespace, task: str, offload: str = "none", capped: bo
 
 
 def refused(args: argparse.Namespace) -> tuple[str, float]:
-    """What `full` says to training of all weights, under a limit of twice the weights in float32, and after how long."""
+    """Run `full` with training of all weights under a limit of twice the float32 weights; return its message and time."""
     from wpn_bench import models
 
     most = 2 * models.weights_bytes(args.folder, "float32")
@@ -189,7 +189,7 @@ def refused(args: argparse.Namespace) -> tuple[str, float]:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY)),
         )
     if done.returncode != 2:
-        raise SystemExit(f"full was not refused: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(f"full was not rejected: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stderr.strip().splitlines()[-1], time.monotonic() - start
 
 
@@ -198,7 +198,7 @@ def gib(count: float) -> str:
 
 
 def row(what: str, found: dict[str, Any], more: str = "") -> None:
-    """A line of the table."""
+    """Print a row of the table."""
     if "failed" in found:
         print(f"| {what} | | fails: {found['failed'][:200]} | | | |", flush=True)
         return
@@ -209,9 +209,9 @@ def row(what: str, found: dict[str, Any], more: str = "") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="opt-1.3b")
-    parser.add_argument("--folder", type=Path, help="where the model is, or is made and stays")
+    parser.add_argument("--folder", type=Path, help="folder of the model, created if necessary and kept")
     parser.add_argument(
-        "--limit-gib", type=float, default=4.0, help="of data of the offloaded process, libraries included"
+        "--limit-gib", type=float, default=4.0, help="limit on the data of the offloaded process, including libraries"
     )
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--length", type=int, default=96, help="tokens of every row")
@@ -237,7 +237,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     print(f"| {args.shape}, random weights | needed GiB | measured GiB | not of files | seconds | |")
     print("|---|---|---|---|---|---|")
-    row(f"adapters, {args.length} tokens a row, a step", child(args, "train"))
+    row(f"adapters, {args.length} tokens per row, one step", child(args, "train"))
     plain = child(args, "measure")
     row("measuring, in memory", plain, f"weights {gib(plain['weights'])} GiB" if "weights" in plain else "")
     under = f"under {args.limit_gib} GiB"

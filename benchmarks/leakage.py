@@ -1,11 +1,11 @@
-"""How many prompts of each set are nearly the same as one of a forget set, by threshold; pairs about the threshold; and how
-long 10,000 prompts take against 10,000 others.
+"""Count the near duplicates between test sets and a forget set by threshold, print pairs around the threshold, and time the search.
 
     python benchmarks/leakage.py --forget lab_forget --tests lab_in_domain,lab_ood_games
-    python benchmarks/leakage.py --forget advbench --tests advbench        # a set against itself, each prompt left out once
+    python benchmarks/leakage.py --forget advbench --tests advbench        # a set against itself
     python benchmarks/leakage.py --forget pku_forget --tests pku_test,advbench --time 10000
 
-Sets are names or files, as for `wpn-bench full`. A cell holds near duplicates + siblings (another name or number).
+Sets are names or files, as for `wpn-bench full`. A cell shows near duplicates + siblings (prompts that differ only in a name or
+number).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def load(name: str) -> tuple[Item, ...]:
 
 
 def matches(reference: Reference, items: Sequence[Item]) -> list[Match]:
-    """As a run has them; of a set against itself those of one half against the other."""
+    """Return the matches as in a run; for a set against itself, those between its two halves."""
     if reference.items != tuple(items):
         return reference.matches(items)
     half = len(items) // 2
@@ -35,7 +35,7 @@ def matches(reference: Reference, items: Sequence[Item]) -> list[Match]:
 
 
 def mixed(prompts: Sequence[str], n: int, seed: int) -> list[Item]:
-    """`n` distinct prompts of real words: the beginning of one of `prompts` and the end of another."""
+    """Return `n` distinct prompts, each made of the beginning of one of `prompts` and the end of another."""
     draw = random.Random(seed)
     made: dict[str, Item] = {}
     while len(made) < n:

@@ -1,10 +1,10 @@
-"""What the present rules of coherence make of the answers of a finished run, beside the verdicts that it holds.
+"""Judge the coherence of a finished run's answers again with the current rules, and compare with the stored results.
 
     python benchmarks/rejudge.py runs/field                                       # a run on the lab
     python benchmarks/rejudge.py runs/triples --model facebook/opt-125m --forget rtp_triples_train.jsonl
 
-Prints for each model the share of answers that are coherent, and that are harmless and coherent, in per cent, as stored and
-as judged now, in domain and over all sets of each other suite; and which reasons came and went.
+For each model, prints the coherent and the coherent-harmless rate in per cent, stored and new, in domain and over all sets of each
+other suite, and the reasons that were added and removed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from wpn_bench.harmless.judges.coherence import judge_coherence
 
 
 def plain(row: pd.Series) -> Pair:
-    """The answer after its plain prompt, rendered as the run did it."""
+    """Return the answer and its prompt without attack, rendered as in the run."""
     question = "### Answer:" in row["input"]
     after = QUESTION_TEMPLATE.format(prompt=row["prompt"]) if question else row["prompt"]
     return Pair(row["prompt"], after, row["response"])
 
 
 def rejudged(samples: pd.DataFrame, judge: CoherenceJudge) -> pd.DataFrame:
-    """The samples that have an answer, with `now`: why it is incoherent by the present rules, None if it is not."""
+    """Return the samples with an answer, and the new reason `now` for incoherence (None: coherent)."""
     samples = samples[samples["response"].notna()].copy()
     pairs = [plain(row) for _, row in samples.iterrows()]
     distinct = list(dict.fromkeys(pairs))

@@ -1,10 +1,11 @@
-"""How long the report of a run with many samples takes to open and to filter, in Chromium, from disk.
+"""Measure how long Chromium takes to open and filter the report of a run with many samples.
 
     python benchmarks/report_page.py                        # 4,000 prompts, answered by five models
     python benchmarks/report_page.py --prompts 20000 --models 3
 
-Made-up runs (tests/report/fake_run.py), so it is run from a checkout with the `test` extra. Open: until the first page of
-samples stands. Filter: from the change of a control until the new page is laid out, the slowest of each kind.
+The runs are synthetic (tests/report/fake_run.py), so the script needs a git checkout and the `test` extra. "open" is the time until
+the first page of samples is displayed. "filter" is the time from the change of a control until the new layout, the slowest of each
+kind.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SEARCH_DELAY = 150  # milliseconds that the page waits for the next letter
 
 
 def main() -> None:
-    """Print one line for the page and one a filter."""
+    """Print one line for the page and one for each filter."""
     from playwright.sync_api import sync_playwright
 
     from tests.report.browser import FLAGS

@@ -1,12 +1,12 @@
-"""What a run takes with the local executor, and over Ray with one worker and with two: the same run, a fresh store each.
+"""Time the same run with the local executor and over Ray with one and two workers, each with an empty store.
 
     python benchmarks/scaling.py                            # the lab, 40 items of everything
     python benchmarks/scaling.py --limit 200 --workers 1,2,4 -- --methods wpn,npo --attacks typos
 
-What stands behind `--` goes to `wpn-bench full`. Every worker has one thread, and so has the local executor (`1 thread`); for
-comparison it also runs with a thread for each CPU. Seconds are of the whole command: start, Ray's too, and report included.
-Prints a Markdown table, and ends with 1 if a run with one thread a worker gave other results than the local one (names,
-times and costs apart). Several threads add up in another order, so there the last digits may differ.
+Arguments after `--` are passed to `wpn-bench full`. Every worker and the local executor (`1 thread`) have one thread; the local
+executor also runs with one thread per CPU. Seconds are those of the whole command, including the start of Ray and the report.
+Prints a Markdown table. Exits with 1 if a run with one thread per worker has other results than the local one (except names,
+times and costs). Several threads sum in another order, so their last digits may differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", default="40")
     parser.add_argument("--workers", default="1,2")
-    parser.add_argument("rest", nargs="*", help="for `wpn-bench full`, behind `--`")
+    parser.add_argument("rest", nargs="*", help="arguments for `wpn-bench full`, after `--`")
     options = parser.parse_args()
     rest = ["--limit", options.limit, *options.rest]
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def run(arguments: list[str], threads: int) -> tuple[float, dict[str, Any]]:
-    """Seconds of a run, and its results without what no two runs share."""
+    """Return the seconds of a run, and its results without values that differ between any two runs."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wpn_bench", "full", "--quiet", *arguments]
         command += ["--out", f"{folder}/run", "--store", f"{folder}/store"]

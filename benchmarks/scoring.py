@@ -1,13 +1,14 @@
-"""Log-likelihoods: our `wpn-hf` against lm-eval's `hf`, on the same requests, in turn, in one process.
+"""Compare the log-likelihoods of our `wpn-hf` and lm-eval's `hf`: speed and values, on the same requests in one process.
 
     python benchmarks/scoring.py                                               # the lab's nine, the lab's base model
     python benchmarks/scoring.py --model facebook/opt-125m --tasks wpn_nine --limit 200
     python benchmarks/scoring.py --shape facebook/opt-125m --tasks wpn_nine --limit 40    # its published shape, random weights
 
-lm-eval gets its best batch size of 1, 8, 16, 32, 64, found on a part of the requests of each task. Medians of `--pairs` pairs.
+lm-eval uses its fastest batch size of 1, 8, 16, 32 and 64, selected on a part of the requests of each task. Times are medians of
+`--pairs` pairs and include tokenisation.
 
-Floor: the multiply-adds that any way to these numbers needs (each distinct beginning once, logits where they are read once);
-"could be" is those of lm-eval's batches over the floor, "share" how much of that ours reached. Tokenising counts for both.
+The floor is the minimum number of multiply-adds for these values (each distinct prefix once, and only the logits that are used).
+"could be" is the ratio of lm-eval's multiply-adds to the floor, the largest possible speed-up; "share" is the achieved fraction.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LAB = (
     "lab_lambada,lab_hellaswag,lab_winogrande,lab_copa,lab_arc_easy,lab_arc_challenge,lab_piqa,lab_mathqa,lab_pubmedqa"
 )
 SIZES = (1, 8, 16, 32, 64)
-# As published; only shapes, no weights.
+# The published shapes, without weights.
 SHAPES = {
     "facebook/opt-125m": (768, 12, 12),
     "facebook/opt-1.3b": (2048, 24, 32),
@@ -40,7 +41,7 @@ SHAPES = {
 
 
 def random_shape(name: str, dtype: str, device: str) -> Any:
-    """An OPT of the published shape with random weights."""
+    """Return an OPT model of a published shape with random weights."""
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -59,7 +60,7 @@ def random_shape(name: str, dtype: str, device: str) -> Any:
 
 
 def asked(task: str, folders: list[Path], limit: int | None) -> Any:
-    """The task with its requests made (`.instances`)."""
+    """Return the task with its requests (`.instances`)."""
     definition = run._permitted_definition(task, folders)
     with run._quiet():
         loaded = run._load_task(definition, folders, None)
@@ -69,7 +70,7 @@ def asked(task: str, folders: list[Path], limit: int | None) -> Any:
 
 
 class Cost:
-    """Multiply-adds of a pass, from the model's shape."""
+    """Multiply-adds of a forward pass, computed from the model's shape."""
 
     def __init__(self, model: Any) -> None:
         self.head = model.get_output_embeddings().weight.numel()
@@ -77,7 +78,9 @@ class Cost:
             p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lm_head" not in n
         )
         self.token = inner
-        self.pair = 2 * model.config.hidden_size * model.config.num_hidden_layers  # scores and values of one pair
+        self.pair = (
+            2 * model.config.hidden_size * model.config.num_hidden_layers
+        )  # attention scores and values of one pair of positions
 
     def of(self, tokens: float, pairs: float, logits: float) -> float:
         return tokens * self.token + pairs * self.pair + logits * self.head
@@ -97,7 +100,7 @@ def floor_and_theirs(
     )
     pairs = sum(p + 1 for tree in forest for p in tree.positions)
     least = cost.of(sum(map(len, forest)), pairs, read)
-    # lm-eval: one row a distinct input, longest first, every position through the head.
+    # lm-eval: one row per distinct input, longest first, with logits at every position.
     lengths = sorted(map(len, sequences), reverse=True)
     theirs = 0.0
     for at in range(0, len(lengths), size):
@@ -108,7 +111,7 @@ def floor_and_theirs(
 
 
 def fastest(lm: Any, requests: list[Any]) -> float:
-    """Seconds of the better of two runs."""
+    """Return the seconds of the faster of two runs."""
     return min(seconds(lambda: lm.loglikelihood(requests, disable_tqdm=True))[0] for _ in range(2))
 
 
@@ -121,8 +124,10 @@ def main() -> int:
     parser.add_argument("--tasks", default=LAB)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, help="lm-eval's batch size, instead of its best")
-    parser.add_argument("--part", type=int, default=64, help="requests on which that is found, a tenth at least")
+    parser.add_argument("--batch-size", type=int, help="lm-eval's batch size, instead of the fastest")
+    parser.add_argument(
+        "--part", type=int, default=64, help="requests for the selection of the batch size, at least a tenth of all"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -177,7 +182,7 @@ def main() -> int:
 
 
 def choices(requests: list[Any], answers: list[tuple[float, bool]]) -> list[tuple[int, int | bool]]:
-    """The likeliest choice of each document; whether greedy decoding writes it, where there is one continuation only."""
+    """Return the most likely choice of each document; for a single continuation, whether greedy decoding generates it."""
     of: dict[int, list[tuple[float, bool]]] = {}
     for request, answer in zip(requests, answers, strict=True):
         of.setdefault(request.doc_id, []).append(answer)
@@ -187,8 +192,7 @@ def choices(requests: list[Any], answers: list[tuple[float, bool]]) -> list[tupl
 
 
 def scores(task: Any, answers: list[tuple[float, bool]]) -> list[dict[str, Any]]:
-    """What lm-eval makes of each document's answers: `acc`, `acc_norm`, whatever the task declares but perplexities,
-    which are the log-likelihoods over again."""
+    """Return lm-eval's metrics of each document, except perplexities, which only repeat the log-likelihoods."""
     of: dict[int, list[tuple[Any, tuple[float, bool]]]] = {}
     for request, answer in zip(task.instances, answers, strict=True):
         of.setdefault(request.doc_id, []).append((request.doc, answer))

@@ -1,4 +1,4 @@
-"""Two ways to the same results, timed in turn."""
+"""Time two implementations of the same computation alternately."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """What `work` took, and what it gave."""
+    """Return the seconds and the result of `work`."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[float, float, float, Any, Any]:
-    """Median seconds of each, the median of theirs / ours over the pairs, and both results. Each goes first in every other
-    pair."""
+    """Return both median times, the median of the ratios theirs / ours, and both results. The order alternates."""
     pairs = []
     for k in range(repeats):
         if k % 2:

@@ -1,4 +1,4 @@
-"""How long `wpn-bench --help` takes, beside `lm_eval --help`: whole processes, in turn.
+"""Compare the duration of `wpn-bench --help` and `lm_eval --help`, in alternating processes.
 
 python benchmarks/startup.py [--pairs 5]
 """
@@ -17,12 +17,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
-    here = Path(sys.executable).parent  # the commands of this environment
+    here = Path(sys.executable).parent  # the scripts of this environment
 
     def help_of(name: str) -> None:
         subprocess.run([here / name, "--help"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    help_of("wpn-bench")  # once each, so that neither is timed reading from the disk
+    help_of("wpn-bench")  # once each, so that the files are in the page cache
     help_of("lm_eval")
     ours, theirs, ratio, _, _ = paired(lambda: help_of("wpn-bench"), lambda: help_of("lm_eval"), options.pairs)
     print("| `wpn-bench --help`, s | `lm_eval --help`, s | lm_eval / wpn-bench |")

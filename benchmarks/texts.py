@@ -1,4 +1,4 @@
-"""Texts of a file, for the comparisons of speed."""
+"""Read the texts of a file, for speed comparisons."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 
 
 def texts_of(path: Path, key: str) -> list[str]:
-    """What the rows of a JSONL file (.gz, too) have under `key`, in their order."""
+    """Return the values of `key` in the rows of a JSONL file (or .gz), in order."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         return [json.loads(line)[key] for line in file if line.strip()]

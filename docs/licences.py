@@ -1,8 +1,8 @@
-"""docs/licences.md from the environment that this runs in: `nox -s licences` runs it where wpn-bench lies with all its extras.
+"""Write docs/licences.md from the current environment. `nox -s licences` runs it where wpn-bench has all its extras.
 
     python docs/licences.py LISTING.json > docs/licences.md
 
-LISTING.json is what `pip-licenses --format=json` says of that environment; what needs what is read here.
+LISTING.json is the output of `pip-licenses --format=json` in the same environment. The dependencies are read here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 PROJECT = "wpn-bench"
 EXTRAS = ("tune", "quantise", "mlflow", "wandb")
-# Licences that ask something of those who pass changes on; a table that names them is read by somebody.
+# Licences with conditions for the distribution of changed copies. The page lists them for review.
 COPYLEFT = re.compile(r"GPL|Mozilla|MPL|EPL|CDDL|EUPL|Affero", re.I)
 HEAD = """\
 # Licences of what is installed with wpn-bench
@@ -32,8 +32,8 @@ packages: pip fetches them, each under its own licence. "Needed by" names the ex
 
 
 def needed(extra: str | None = None) -> set[str]:
-    """Names of all that `PROJECT` needs here, with that extra alone besides; normalised, without its own."""
-    found: set[tuple[str, str]] = set()  # with each extra: `fsspec` alone needs less than `fsspec[http]`
+    """Return the normalised names of all dependencies of `PROJECT`, without and with an extra, except itself."""
+    found: set[tuple[str, str]] = set()  # (name, extra): `fsspec` needs less than `fsspec[http]`
     waiting = [(PROJECT, extra or "")]
     while waiting:
         name, asked = waiting.pop()
@@ -60,10 +60,10 @@ def is_here(name: str) -> bool:
 
 
 def table(listing: Iterable[dict[str, str]]) -> str:
-    """The rows that wpn-bench or one of its extras needs, then those whose licence asks something of who changes them."""
+    """Return the page: packages that wpn-bench or an extra needs, and those with a copyleft licence."""
     plain = needed()
     by_extra = {extra: needed(extra) - plain for extra in EXTRAS}
-    lines, asking = [], []
+    lines, copyleft = [], []
     for row in sorted(listing, key=lambda row: normal(row["Name"])):
         name = normal(row["Name"])
         extras = [extra for extra, names in by_extra.items() if name in names]
@@ -72,15 +72,15 @@ def table(listing: Iterable[dict[str, str]]) -> str:
         licence = row["License"].strip().splitlines()[0].replace("|", "/")
         licence = "not declared (see the file in its wheel)" if licence == "UNKNOWN" else licence
         version = row["Version"].partition("+")[0]
-        who = f"extra {', '.join(extras)}" if extras else PROJECT
-        lines.append(f"| {row['Name']} | {version} | {licence} | {who} |")
+        needed_by = f"extra {', '.join(extras)}" if extras else PROJECT
+        lines.append(f"| {row['Name']} | {version} | {licence} | {needed_by} |")
         if COPYLEFT.search(licence):
-            asking.append(f"{row['Name']} ({licence}; {who})")
+            copyleft.append(f"{row['Name']} ({licence}; {needed_by})")
     return "\n".join(
         [
             HEAD,
             f"Packages: {len(lines)}, {len(lines) - sum('| extra ' in line for line in lines)} of them without any extra."
-            f" Licences that ask something of those who pass on a changed copy: {'; '.join(asking) or 'none'}."
+            f" Licences that ask something of those who pass on a changed copy: {'; '.join(copyleft) or 'none'}."
             " What that means here: [security-audit.md](security-audit.md).",
             "",
             "| package | version | licence | needed by |",

@@ -1,6 +1,6 @@
-"""The pictures of the documents, from a run's report: `nox -s pictures`, or `python docs/pictures.py RUN`.
+"""Take the screenshots for the documentation from a run's report: `nox -s pictures`, or `python docs/pictures.py RUN`.
 
-`images/made_from.json` says which code made them; a test asks for new ones when the report has changed.
+`images/made_from.json` records the code of the report; a test fails if it has changed since.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 RECORD = IMAGES / "made_from.json"
-# Picture -> the part of the page, and how wide the window is.
+# Name -> (selector of the part of the page, or "" for the top; width of the window in pixels)
 PICTURES = {
     "report": ("", 1280),
     "generalisation": ("#harm", 1280),
     "samples": ("#samples", 1280),
     "phone": ("", 400),
 }
-HEIGHT = 1500  # of what is not one part
-PART = 1200  # of what is
+HEIGHT = 1500  # of a screenshot of the top of the page
+PART = 1200  # maximum height of a screenshot of one part
 EDGE = 24
 
 
 def digest() -> str:
-    """SHA-256 over all that decides what a report looks like."""
+    """Return the SHA-256 over all code that decides the appearance of a report."""
     found = hashlib.sha256()
     parts = [*(ROOT / "reports" / "templates").glob("report.*"), *(ROOT / "wpn_bench" / "report").glob("*.py")]
     for part in sorted(parts):
@@ -37,6 +37,7 @@ def digest() -> str:
 
 
 def main() -> None:
+    """Take all screenshots."""
     from playwright.sync_api import sync_playwright
 
     from wpn_bench.report import render
@@ -49,7 +50,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme="light")
             page.goto(file.as_uri())
             page.wait_for_selector("#samples .sample")
-            page.wait_for_timeout(1_500)  # charts are drawn one after the other
+            page.wait_for_timeout(1_500)  # charts are drawn one after another
             target = IMAGES / f"{name}.png"
             if part:
                 box = page.locator(part).bounding_box()
