@@ -1,4 +1,6 @@
-"""`wpn-hf`: lm-eval's `hf` model with the log-likelihoods of wpn_bench.engine. Importing this module registers the name:
+"""`wpn-hf`: lm-eval's `hf` model with the log-likelihoods of wpn_bench.engine.
+
+Importing this module registers the name:
 
     import lm_eval
     import wpn_bench.benchmarks.language_model

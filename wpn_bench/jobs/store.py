@@ -61,7 +61,15 @@ class Store:
         self._remove_abandoned()
 
     def path(self, stage: str, digest: str) -> Path:
-        """Return the folder of an artifact, which need not exist."""
+        """Return the folder of an artifact.
+
+        Args:
+            stage: Stage of its job.
+            digest: Digest of its job.
+
+        Returns:
+            The folder, which need not exist.
+        """
         return self.root / stage / digest
 
     def find(self, stage: str, digest: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""`wpn-bench prefetch`: fetch all that a configuration needs, so that its run needs no network."""
+"""`wpn-bench prefetch`: download everything that a run needs, so that it can run offline."""
 
 from __future__ import annotations
 
@@ -18,16 +18,29 @@ from wpn_bench.hub import FetchedItem
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to fetch: what it is called, and what fetches it."""
+    """One download.
+
+    Attributes:
+        label: Its name.
+        fetch: Downloads it and returns the items, which may have been cached.
+    """
 
     label: str
     fetch: Callable[[], list[FetchedItem]]
 
 
 def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, bool]]:
-    """All that a run of `config` reads from elsewhere, and of each whether it was fetched now or was here before.
+    """Download everything that a run reads from the hub and other sources.
 
-    Raises `UserError` for what cannot be had.
+    Args:
+        config: Configuration of the run.
+        reporter: Shows the progress.
+
+    Returns:
+        (item, whether it was downloaded now and not cached before).
+
+    Raises:
+        UserError: A download failed.
     """
     started = time.time()
     found: dict[tuple[str, str], FetchedItem] = {}
@@ -45,7 +58,7 @@ def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, b
 
 
 def _steps(config: RunConfig) -> Iterator[Step]:
-    """What is small and may be closed to the user first, the model last: a refusal after its gigabytes would be late."""
+    """Yield the downloads: small ones, which may be refused, first, so that a refusal does not follow gigabytes."""
     for judge in (config.judge, *config.judges):
         yield Step(f"judge {parse(judge).name}", lambda judge=judge: get_judge(judge, "cpu").fetched())  # type: ignore[misc]
     for source in _sources(config):
@@ -59,7 +72,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
 
 
 def _sources(config: RunConfig) -> Iterator[prompts.Source]:
-    """The hub's data sets behind the prompt and text sets, each once."""
+    """Yield the hub's data sets of all prompt and text sets, without duplicates."""
     tests = [entry.partition("=")[2] or entry for entry in (*config.in_domain, *config.ood, *config.benign)]
     texts = (config.retain, config.heldout, config.tune_text if config.tune else None)
     named = (config.forget, config.validation, *tests, *texts)
@@ -93,11 +106,11 @@ def _loaded(kind: str, path: str, name: str | None, commit: str) -> FetchedItem:
 
 
 def show(found: list[tuple[FetchedItem, bool]]) -> None:
-    """Print a line for each thing, and the sum."""
+    """Print a line for each item, and the totals."""
     width = max((len(one.name) for one, _ in found), default=0)
     for one, now in found:
         size = f"{one.size / 2**20:,.1f} MiB"
-        print(f"{'fetched' if now else 'here':<7}  {one.kind:<9}  {one.name:<{width}}  {one.revision[:12]}  {size:>12}")
+        print(f"{'new' if now else 'cached':<6}  {one.kind:<9}  {one.name:<{width}}  {one.revision[:12]}  {size:>12}")
     new = [one for one, now in found if now]
-    total, fetched = (sum(one.size for one in some) / 2**20 for some in ([one for one, _ in found], new))
-    print(f"{len(found)} things, {total:,.1f} MiB; {len(new)} fetched now, {fetched:,.1f} MiB")
+    total, downloaded = (sum(one.size for one in some) / 2**20 for some in ([one for one, _ in found], new))
+    print(f"{len(found)} items, {total:,.1f} MiB; {len(new)} downloaded now, {downloaded:,.1f} MiB")

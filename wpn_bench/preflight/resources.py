@@ -137,31 +137,71 @@ def attack_memory(spec: ModelSpec) -> list[MemoryNeed]:
 
 
 def training_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need for each method."""
+    """Return the memory of training with each method.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        The needs.
+    """
     if "train" not in spec.config.stages:
         return []
     return [_need(stage, name, training_memory(spec, name)) for name in spec.config.methods]
 
 
 def inference_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need for all stages that only run inference; none if the run only trains."""
+    """Return one need for all stages that only run inference; none if the run only trains.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        The needs.
+    """
     return [] if set(spec.config.stages) == {"train"} else [inference_memory(spec)]
 
 
 def quantisation_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need for each quantisation scheme."""
+    """Return the memory of each quantisation scheme.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        The needs.
+    """
     schemes = spec.config.quantise if "attack" in spec.config.stages else ()
     return [MemoryNeed(stage, name, quantisation_memory(spec)) for name in schemes]
 
 
 def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need if the run includes relearning."""
+    """Return the memory of relearning; none if the run does not include it.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        The needs.
+    """
     config = spec.config
     return [_need(stage, RELEARN, relearning_memory(spec))] if config.relearn and "attack" in config.stages else []
 
 
 def search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need; the stage has the name of its gradient attack."""
+    """Return the memory of a gradient attack.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage, which is that of its attack.
+
+    Returns:
+        The needs.
+    """
     return [search_memory(spec, stage)] if "attack" in spec.config.stages else []
 
 

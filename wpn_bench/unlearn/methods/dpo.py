@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class DPOConfig(MethodConfig):
+    """Options of DPO."""
+
     beta: float = Field(0.1, gt=0, description="strength of the regularisation towards the reference")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class GradDiffConfig(MethodConfig):
+    """Options of GradDiff."""
+
     gamma: float = Field(1.0, ge=0, description="weight of the ascent on harmful responses")
     alpha: float = Field(1.0, ge=0, description="weight of the retain term")
     retain: Literal["ce", "kl"] = Field("ce", description="retain term: CE, or KL(p_ref || p_theta)")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 class LLMUConfig(MethodConfig):
+    """Options of LLMU."""
+
     random_answers: int = Field(5, ge=1, description="K random answers per item")
     ascent: float = Field(0.5, ge=0, description="weight of -CE(y- | x)")
     random: float = Field(1.0, ge=0, description="weight of CE(random answers | x)")

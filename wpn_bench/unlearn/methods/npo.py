@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class NPOConfig(MethodConfig):
+    """Options of NPO."""
+
     beta: float = Field(0.1, gt=0, description="how fast the gradient vanishes; gradient ascent in the limit of 0")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 

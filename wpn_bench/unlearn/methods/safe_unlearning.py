@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class SafeUnlearningConfig(MethodConfig):
+    """Options of Safe Unlearning."""
+
     benign: float = Field(1.0, ge=0, description="weight of CE on retain text")
     refusal: float = Field(0.5, ge=0, description="weight of CE(y+ | x)")
     unlearn: float = Field(0.3, ge=0, description="weight of the unlearning term")

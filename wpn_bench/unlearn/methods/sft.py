@@ -46,6 +46,8 @@ class SFT(Method):
 
 
 class SFTKLConfig(SFTConfig):
+    """Options of fine-tuning with KL."""
+
     kl: float = Field(1.0, ge=0)
 
 

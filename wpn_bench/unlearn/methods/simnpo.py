@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class SimNPOConfig(MethodConfig):
+    """Options of SimNPO."""
+
     beta: float = Field(4.5, gt=0)
     delta: float = Field(0.0, description="margin for the mean loss of a harmful response, in nats per token")
     gamma: float = Field(0.125, ge=0, description="weight of the forget term")
