@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.registry import unknown_name
-from wpn_bench.core.validation import Count, options_of
+from wpn_bench.core.validation import Count, as_user_error
 from wpn_bench.core.yaml_files import read_yaml
 from wpn_bench.engine.generation import Decoding
-from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.prompts import Kind, Template
 
@@ -448,19 +447,9 @@ def build(preset: str, config_file: Path | None = None) -> RunConfig:
 
 def from_settings(raw: Mapping[str, Any]) -> RunConfig:
     """A checked configuration from plain values; `UserError` names the setting that is wrong."""
-    try:
+    examples = "see tasks/presets/ for examples"
+    with as_user_error("", examples, noun="setting", unknown_kind="setting", known=RunConfig.model_fields):
         config = RunConfig.model_validate(dict(raw))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown_name("setting", where, RunConfig.model_fields) from e
-        if not where:  # settings that do not fit each other
-            raise UserError(first["msg"].removeprefix("Value error, "), "see tasks/presets/ for examples") from e
-        given = repr(first["input"])
-        given = given if len(given) <= 80 else f"{given[:77]}..."
-        said = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"setting {where[:80]}: {said} (given: {given})", "see tasks/presets/ for examples") from e
     check_names(config)
     return config
 
@@ -490,18 +479,30 @@ def check_names(config: RunConfig) -> None:
     from wpn_bench.unlearn.methods import method_of
     from wpn_bench.unlearn.methods.base import MethodConfig
 
-    with options_of("training option", "training", MethodConfig, "docs/training.md"):
+    with as_user_error(
+        "training", "see docs/training.md", unknown_kind="training option", known=MethodConfig.model_fields
+    ):
         MethodConfig(**config.training)
     for name in config.methods:
         kind = method_of(name)
-        with options_of(f"option of method {name}", f"method {name}", kind.Config, f"`wpn-bench list {kind.name}`"):
+        with as_user_error(
+            f"method {name}",
+            f"see `wpn-bench list {kind.name}`",
+            unknown_kind=f"option of method {name}",
+            known=kind.Config.model_fields,
+        ):
             config.method_config(name)
     own = attacks.own_attacks(config.attack_files)
     for name in config.attacks:
         attacks.get_attack(name, own)
     for name in config.gradient_attacks:
         attack = attacks.GRADIENT.get(name)
-        with options_of(f"option of attack {name}", f"attack {name}", attack.Config, "docs/attacks.md"):
+        with as_user_error(
+            f"attack {name}",
+            "see docs/attacks.md",
+            unknown_kind=f"option of attack {name}",
+            known=attack.Config.model_fields,
+        ):
             config.gradient_config(name)
     for name in config.quantise:
         get_scheme(name)

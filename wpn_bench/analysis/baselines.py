@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.files import digest_of, write_text
 from wpn_bench.core.paths import display_path
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE
 from wpn_bench.runs.finished import Run
@@ -261,10 +261,8 @@ def read(file: Path) -> Reference:
         raise UserError(f"there is no baseline {file}", _SAVE) from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", _SAVE) from e
-    try:
+    with as_user_error(f"{file} is no baseline of this version", _SAVE):
         found = Reference.model_validate_json(text)
-    except ValidationError as e:
-        raise UserError(f"{file} is no baseline of this version ({first_of(e)})", _SAVE) from e
     _whole(found, file)
     return found
 

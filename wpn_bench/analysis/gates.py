@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wpn_bench.analysis import baselines, stats
 from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, PROMPT_METRICS, Reference
 from wpn_bench.core.numbers import percent, plain, points, signed_interval
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.registry import unknown_name
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, EXIT_REGRESSION, UserError
 from wpn_bench.prompts import WORST_CASE
@@ -104,12 +104,8 @@ def read_gates(file: Path) -> Gates:
 
 def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
     """Gates from plain values; `UserError` names what is wrong."""
-    try:
+    with as_user_error(where, _EXAMPLE, unknown_kind="gate setting", known=Gates.model_fields):
         return Gates.model_validate(dict(raw))
-    except ValidationError as e:
-        if e.errors()[0]["type"] == "extra_forbidden":
-            raise unknown_name("gate setting", str(e.errors()[0]["loc"][0]), Gates.model_fields) from e
-        raise UserError(f"{where + ': ' if where else ''}{first_of(e)}", _EXAMPLE) from e
 
 
 @dataclass(frozen=True)

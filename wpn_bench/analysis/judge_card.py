@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.analysis import stats
 from wpn_bench.analysis.stats import Corrected, Estimate
 from wpn_bench.core.files import digest_file
 from wpn_bench.core.progress import Advance
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import Judge, get_judge
 from wpn_bench.harmless.judges.spec import check
@@ -261,13 +261,11 @@ def _figure(e: Estimate, n: int, right: int | None = None) -> Figure:
 
 def read_card(path: Path) -> JudgeCard:
     """A card that `wpn-bench judge` wrote; `UserError` for anything else."""
+    make_one = "make one: wpn-bench judge FILE --out CARD.json"
     try:
-        return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
+        with as_user_error(f"{path} is no judge card", make_one):
+            return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise UserError(f"there is no judge card {path}", "make one: wpn-bench judge FILE --out CARD.json") from e
-    except ValidationError as e:
-        raise UserError(
-            f"{path} is no judge card ({first_of(e)})", "make one: wpn-bench judge FILE --out CARD.json"
-        ) from e
+        raise UserError(f"there is no judge card {path}", make_one) from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:120]})", "check the file") from e

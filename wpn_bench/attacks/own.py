@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from wpn_bench.attacks.registry import all_names
 from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec
 from wpn_bench.core.paths import display_path
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import WORST_CASE, read_file
@@ -99,10 +97,8 @@ def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tu
             f"{where}: {told[:LONGEST]!r} cannot be a name: of letters, digits, '.', '_' and '-' it has {len(name)}",
             f"give it a `name` of 1 to {LONGEST} of these",
         )
-    try:
+    with as_user_error(where, _way_out(given.get("template"))):
         spec = TemplateSpec.model_validate({"title": told, "description": f"An attack of {file}.", **given})
-    except ValidationError as e:
-        raise UserError(f"{where}: {first_of(e)}", _way_out(given.get("template"))) from e
     if spec.template.count("{prompt}") > MOST:
         raise UserError(f"{where}: the template holds {{prompt}} more than {MOST:,} times", "write it once")
     clean = {"title": _line(spec.title), "description": _line(spec.description)}

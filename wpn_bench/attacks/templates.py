@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from wpn_bench.attacks.base import Attack, AttackContext
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
-from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item
 
 
@@ -50,10 +49,8 @@ class TemplateAttack(Attack):
 
     @classmethod
     def from_file(cls, path: Path) -> TemplateAttack:
-        try:
+        with as_user_error(str(path), "see tasks/attacks/ for examples"):
             return cls(path.stem, TemplateSpec.model_validate(load_yaml(path)))
-        except ValidationError as e:
-            raise UserError(f"{path}: {first_of(e)}", "see tasks/attacks/ for examples") from e
 
     def apply(self, item: Item, context: AttackContext) -> Item:
         # Not str.format: a prompt or template may hold other braces.

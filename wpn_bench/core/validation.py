@@ -1,48 +1,63 @@
-"""What pydantic refuses, in this project's words: the first thing that is wrong, and the way out."""
+"""Types for settings, and the one place where pydantic's errors become `UserError`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 
 MANY = 10**9  # no count of anything here reaches it, and every library still takes it for a number
+MOST_SHOWN = 80  # characters of a wrong value in a message
 
 
-def _no_truth(value: Any) -> Any:
-    # Python takes true for 1, and a slip in a YAML file for a single step.
+def _no_bool(value: Any) -> Any:
+    # Python takes true for 1; in a YAML file it is a mistake.
     if isinstance(value, bool):
         raise ValueError("give a whole number, not true or false")
     return value
 
 
-Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, le=MANY)]
-
-
-def first_of(error: ValidationError) -> str:
-    """What is wrong first, and in which field. Not pydantic's own text: that shows the value, however long it is."""
-    first = error.errors()[0]
-    where = ".".join(str(part)[:60] for part in first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MANY)]
 
 
 @contextmanager
-def options_of(kind: str, where: str, model: type[BaseModel], see: str) -> Iterator[None]:
-    """Options that `model` refuses within, as a `UserError` that names the first of them.
+def as_user_error(
+    where: str, hint: str, *, noun: str = "", unknown_kind: str = "", known: Iterable[str] = ()
+) -> Iterator[None]:
+    """Turn what pydantic refuses into a `UserError` that names the first wrong value, what is wrong and what was given.
 
-    `kind` is what an unknown one is called ("option of method wpn"), `where` what a wrong one's name stands behind
-    ("method wpn"), `see` where the options are explained.
+    Args:
+        where: What the value belongs to, a file or a part such as "method wpn": the message begins with it.
+        hint: What to do about it.
+        noun: What a field is called in the message: "setting".
+        unknown_kind: What a name that no field has is called: "option of method wpn". Empty: nothing special.
+        known: The names of the fields, of which the nearest is suggested for an unknown name.
+
+    Raises:
+        UserError: In the place of pydantic's `ValidationError`.
     """
     try:
         yield
     except ValidationError as e:
         first = e.errors()[0]
-        if first["type"] == "extra_forbidden":
-            raise unknown_name(kind, ".".join(map(str, first["loc"])), model.model_fields) from e
-        raise UserError(f"{where}: {first_of(e)}", f"see {see}") from e
+        place = ".".join(str(part)[:60] for part in first["loc"])
+        if unknown_kind and first["type"] == "extra_forbidden":
+            raise unknown_name(unknown_kind, place, known) from e
+        field = f"{noun} {place[:80]}".strip() if place else ""
+        problem = ": ".join(filter(None, (where, field, first["msg"].removeprefix("Value error, "))))
+        # Without a place the value is all of the input, and so it is where a field is missing.
+        given = f" (given: {_shortened(first['input'])})" if place and first["type"] != "missing" else ""
+        raise UserError(problem + given, hint) from e
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number with more digits than Python writes
+        return "a very long number"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.paths import display_path, tasks_dir
 from wpn_bench.core.registry import unknown_name
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
 from wpn_bench.prompts.tables import _READERS, read_file
@@ -66,10 +66,8 @@ def declared() -> dict[str, Path]:
 
 def read_spec(path: Path) -> SetSpec:
     """Read one declaration; `UserError` names the field that is wrong."""
-    try:
+    with as_user_error(str(path), "see tasks/prompts/ for examples"):
         return SetSpec.model_validate(load_yaml(path))
-    except ValidationError as e:
-        raise UserError(f"{path}: {first_of(e)}", "see tasks/prompts/ for examples") from e
 
 
 def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.files import write_json
-from wpn_bench.core.validation import first_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import JobFailed, UserError
 
 if TYPE_CHECKING:
@@ -175,10 +175,8 @@ def _fsdp(path: Path, raw: Any) -> dict[str, Any]:
         raise UserError(f"{path.name}: fsdp_activation_checkpointing is not supported", "use --gradient-checkpointing")
     if not given.pop("activation_checkpointing_offload", False):
         given = {name: value for name, value in given.items() if name not in _PASSED_OVER_OF_FSDP}
-    try:
+    with as_user_error(f"{path.name}: fsdp_config", _SEE):
         return FSDP(**given).model_dump()
-    except ValidationError as e:
-        raise UserError(f"{path.name}: fsdp_config: {first_of(e)}", _SEE) from e
 
 
 def run(ctx: StageContext) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.registry import Registry
-from wpn_bench.core.validation import options_of
+from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Judge, JudgeConfig
 
@@ -47,7 +47,12 @@ class JudgeSpec:
     def config(self) -> JudgeConfig:
         """The options, checked; `UserError` names the first that is wrong."""
         kind = JUDGES.get(self.judge)
-        with options_of(f"option of judge {self.judge}", f"judge {self.judge}", kind.Config, "docs/judges.md"):
+        with as_user_error(
+            f"judge {self.judge}",
+            "see docs/judges.md",
+            unknown_kind=f"option of judge {self.judge}",
+            known=kind.Config.model_fields,
+        ):
             return kind.Config(**dict(self.options))
 
     @property
