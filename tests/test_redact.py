@@ -18,30 +18,30 @@ from wpn_bench.redact import HIDDEN, one_line, redact, redact_secrets
         ("no such file: ./a/b/c.txt", "no such file: ./a/b/c.txt"),
     ],
 )
-def test_what_is_taken_out_of_a_text_and_what_stays(text: str, left: str) -> None:
+def test_redact(text: str, left: str) -> None:
     assert redact(text) == left
 
 
-def test_the_environment_s_secrets_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "abcdef-123")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsehood")
     monkeypatch.setenv("DB_PASSWORD", "1")
     assert redact_secrets("abcdef-123, falsehood, 1") == f"{HIDDEN}, falsehood, 1"
 
 
-def test_names_of_user_and_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_of_user_and_home_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "quintessa")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "gwendoline")
     assert redact("quintessa asked gwendoline, not quintessas") == f"{HIDDEN} asked {HIDDEN}, not quintessas"
 
 
-def test_a_name_that_every_log_has_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_common_words_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "root")
     monkeypatch.setattr(Path, "home", lambda: Path("/root"))
     assert redact("the root cause") == "the root cause"
 
 
-def test_whatever_stands_in_a_text_it_is_one_short_line() -> None:
+def test_one_line_removes_control_characters_and_shortens() -> None:
     line = one_line("the file \x1b[31mred\n\x07\ud800 " + "x" * 5000 + " end", 300)
     assert line.isprintable()
     assert len(line) == 300

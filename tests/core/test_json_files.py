@@ -23,13 +23,13 @@ from wpn_bench.errors import UserError
         (b"9" * 300, r"is not valid JSON \(9{20}\.\.\. is no number"),
     ],
 )
-def test_what_is_no_json(tmp_path: Path, raw: bytes, problem: str) -> None:
+def test_invalid_json_is_rejected(tmp_path: Path, raw: bytes, problem: str) -> None:
     (tmp_path / "x.json").write_bytes(raw)
     with pytest.raises(UserError, match=rf"x\.json {problem}.*; fetch it again$"):
         load_json(tmp_path / "x.json", "fetch it again")
 
 
-def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+def test_valid_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": "\u00e9"}', encoding="utf-8")
     assert load_json(tmp_path / "x.json", "") == {"a": "\u00e9"}
     with pytest.raises(FileNotFoundError):

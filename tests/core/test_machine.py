@@ -1,4 +1,4 @@
-"""Limits of containers and shells, read from files and calls made by hand."""
+"""Limits of containers and shells, from simulated files and calls."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with 64 of 100 GiB free, no limits, and no control groups yet."""
+def machine_without_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Simulate a machine with 64 of 100 GiB free, without limits and cgroups."""
     memory = SimpleNamespace(available=64 * GIB, total=100 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
@@ -36,35 +36,37 @@ def group(folder: Path, version: int, limit: int | str, used: int, cached: int) 
     (folder / "memory.stat").write_text(f"anon 5\n{total}inactive_file {cached - 1}\n{total}active_file 1\n")
 
 
-def test_no_limits(alone: Path) -> None:
+def test_no_limits(machine_without_limits: Path) -> None:
     assert (machine.free_memory(), machine.total_memory()) == (64 * GIB, 100 * GIB)
     assert machine.free_under_ulimit() == float("inf")
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_container_s_limit_without_what_is_only_cached(alone: Path, version: int) -> None:
-    (alone / "cgroup").write_text("0::/job/mine\n" if version == 2 else "4:cpu:/job\n3:blkio,memory:/job/mine\n")
-    root = alone / "groups" / ("" if version == 2 else "memory")
+def test_container_limit_ignores_the_page_cache(machine_without_limits: Path, version: int) -> None:
+    (machine_without_limits / "cgroup").write_text(
+        "0::/job/mine\n" if version == 2 else "4:cpu:/job\n3:blkio,memory:/job/mine\n"
+    )
+    root = machine_without_limits / "groups" / ("" if version == 2 else "memory")
     group(root / "job" / "mine", version, 8 * GIB, 5 * GIB, 2 * GIB)
     assert (machine.free_memory(), machine.total_memory()) == (5 * GIB, 8 * GIB)
-    # A group above it may be tighter; one that is full leaves nothing, and never less.
+    # A parent group may have a lower limit. A group over its limit leaves 0 bytes, not fewer.
     group(root / "job", version, 6 * GIB, 5 * GIB, 2 * GIB)
     assert (machine.free_memory(), machine.total_memory()) == (3 * GIB, 6 * GIB)
     group(root / "job", version, 6 * GIB, 9 * GIB, 2 * GIB)
     assert machine.free_memory() == 0
 
 
-def test_no_limit_and_another_name_inside_of_the_container(alone: Path) -> None:
-    (alone / "cgroup").write_text("0::/../../docker/0123\n")
-    group(alone / "groups", 2, "max", 5 * GIB, GIB)
+def test_cgroup_with_another_name_within_the_container(machine_without_limits: Path) -> None:
+    (machine_without_limits / "cgroup").write_text("0::/../../docker/0123\n")
+    group(machine_without_limits / "groups", 2, "max", 5 * GIB, GIB)
     assert machine.free_memory() == 64 * GIB
-    group(alone / "groups", 2, 4 * GIB, 2 * GIB, GIB)
-    (alone / "cgroup").write_text("0::/docker/0123\n")
+    group(machine_without_limits / "groups", 2, 4 * GIB, 2 * GIB, GIB)
+    (machine_without_limits / "cgroup").write_text("0::/docker/0123\n")
     assert machine.free_memory() == 3 * GIB
 
 
 @pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
-def test_limits_of_the_shell(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ulimit(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     used = psutil.Process().memory_info()
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: used)
     taken = used.vms if kind == resource.RLIMIT_AS else used.data
@@ -73,7 +75,7 @@ def test_limits_of_the_shell(kind: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert machine.free_memory() == machine.free_under_ulimit() == 3 * GIB
 
 
-def test_a_real_limit_is_seen() -> None:
+def test_a_real_ulimit() -> None:
     code = (
         "import resource; from wpn_bench.core import machine\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({GIB}, resource.RLIM_INFINITY))\n"
@@ -86,6 +88,6 @@ def test_a_real_limit_is_seen() -> None:
     assert after == pytest.approx(before / 2, rel=0.05)
 
 
-def test_disk_is_asked_where_the_folder_will_be(tmp_path: Path) -> None:
+def test_free_disk_of_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert machine.nearest_existing(tmp_path / "a" / "b") == tmp_path
     assert machine.free_disk(tmp_path / "a" / "b") > 0

@@ -14,14 +14,14 @@ def test_percent(value: float | None, text: str) -> None:
     assert numbers.percent(value) == text
 
 
-def test_differences_carry_their_sign_and_zero_has_none() -> None:
+def test_differences_have_a_sign_and_zero_has_none() -> None:
     assert numbers.points(0.893) == "+89.3 points"
     assert numbers.points(-0.007) == "-0.7 points"
     assert numbers.points(-0.0001) == "0.0 points"
     assert numbers.signed_interval(-0.016, 0.002) == "[-1.6, +0.2]"
 
 
-def test_an_interval_with_one_end_is_no_interval() -> None:
+def test_an_interval_with_a_missing_end_is_empty() -> None:
     assert numbers.interval(0.1, None) == ""
     assert numbers.interval(0.902, 0.968) == "[90.2, 96.8]"
 

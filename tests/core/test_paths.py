@@ -7,12 +7,12 @@ import pytest
 from wpn_bench.core import paths
 
 
-def test_the_folders_are_there() -> None:
+def test_the_folders_exist() -> None:
     assert (paths.tasks_dir() / "presets" / "lab.yaml").is_file()
     assert (paths.reports_dir() / "templates").is_dir()
 
 
-def test_an_installed_package_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_contains_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "wpn_bench"
     (package / "_tasks").mkdir(parents=True)
     monkeypatch.setattr(paths, "_PACKAGE", package)
@@ -20,7 +20,7 @@ def test_an_installed_package_has_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert paths.reports_dir() == tmp_path / "reports"
 
 
-def test_shown_paths_never_name_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_displayed_paths_never_contain_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert paths.display_path(tmp_path / "data" / "mine.jsonl") == "data/mine.jsonl"
     assert paths.display_path("data/mine.jsonl") == "data/mine.jsonl"

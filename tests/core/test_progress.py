@@ -9,31 +9,31 @@ import pytest
 from wpn_bench.core.progress import Bars, Reporter, Stopwatch, reporter
 
 
-def work(to: Reporter) -> None:
-    """A short run, as the pipeline tells of it."""
-    with to:
-        with to.activity("find the model"):
+def report_run(output: Reporter) -> None:
+    """Report a short run like the pipeline."""
+    with output:
+        with output.activity("find the model"):
             pass
-        to.plan(2)
+        output.plan(2)
         for label, status in (("train wpn", "done"), ("train ga", "failed")):
-            to.start(label)
-            advance: Callable[[int], None] = to.items(10, "steps")
+            output.start(label)
+            advance: Callable[[int], None] = output.items(10, "steps")
             for _ in range(5):
                 advance(2)
-            to.finish(label, status, 1.25)
-        to.note("note: two prompts were dropped")
+            output.finish(label, status, 1.25)
+        output.note("note: two prompts were dropped")
 
 
 def test_silent_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = reporter()
     assert not isinstance(chosen, Bars)
-    work(chosen)
+    report_run(chosen)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "note: two prompts were dropped\n")
 
 
 def test_a_line_for_each_job_when_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    work(reporter(verbose=True))
+    report_run(reporter(verbose=True))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split() for line in captured.err.splitlines()[:2]] == [
@@ -54,7 +54,7 @@ def test_bars_on_a_terminal_and_only_there(monkeypatch: pytest.MonkeyPatch) -> N
     assert not isinstance(reporter(quiet=True), Bars)
     chosen = reporter()
     assert isinstance(chosen, Bars)
-    work(chosen)
+    report_run(chosen)
     shown = screen.getvalue()
     assert "run" in shown
     assert "2/2" in shown
@@ -62,8 +62,8 @@ def test_bars_on_a_terminal_and_only_there(monkeypatch: pytest.MonkeyPatch) -> N
     assert "note: two prompts were dropped" in shown
 
 
-def test_jobs_that_are_announced_later_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuning comes before the run and announces its own jobs: one bar counts them all."""
+def test_jobs_announced_later_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning announces its jobs before the run announces its own; one bar counts all of them."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -81,7 +81,7 @@ def test_jobs_that_are_announced_later_are_added(monkeypatch: pytest.MonkeyPatch
     assert "2/3" in screen.getvalue()
 
 
-def test_several_jobs_at_once_have_a_bar_each() -> None:
+def test_concurrent_jobs_have_one_bar_each() -> None:
     bars = Bars()
     bars._progress.disable = True
     with bars:
@@ -96,7 +96,7 @@ def test_several_jobs_at_once_have_a_bar_each() -> None:
         assert shown == {"run": (0, 3), "one": (4, 10), "other": (5, 20)}
         bars.finish("one", "done", 1.0)
         other(1)
-        bars.items(7, "steps")(2)  # of the one that began last
+        bars.items(7, "steps")(2)  # of the job that started last
         shown = {task.description: (task.completed, task.total) for task in bars._progress.tasks}
         assert shown == {"run": (1, 3), "other": (2, 7)}
 

@@ -17,7 +17,7 @@ from wpn_bench.errors import UserError
 PARTS = {"ordered": "collections:OrderedDict", "counter": "collections:Counter", "broken": "no_such_module:thing"}
 
 
-def test_a_name_gives_its_part() -> None:
+def test_get_returns_the_part() -> None:
     from collections import Counter
 
     assert Registry("part", PARTS).get("counter") is Counter
@@ -26,25 +26,25 @@ def test_a_name_gives_its_part() -> None:
 def test_names_keep_their_order_and_import_nothing() -> None:
     parts: Registry[object] = Registry("part", PARTS)
     assert parts.names() == list(parts) == ["ordered", "counter", "broken"]
-    assert "broken" in parts  # its module does not exist, and nobody noticed
+    assert "broken" in parts  # its module does not exist, but it was not imported
     assert "other" not in parts
 
 
 @pytest.mark.parametrize(
     ("slip", "meant"), [("conter", "counter"), ("COUNTER", "counter"), ("orderd", "ordered"), ("brokn", "broken")]
 )
-def test_an_unknown_name_is_answered_with_the_nearest(slip: str, meant: str) -> None:
+def test_an_unknown_name_suggests_similar_ones(slip: str, meant: str) -> None:
     with pytest.raises(UserError) as caught:
         Registry("part", PARTS).get(slip)
     assert caught.value.problem == f"unknown part {slip!r}"
     assert f"did you mean {meant!r}" in caught.value.hint
 
 
-def test_a_name_like_no_other_lists_them_all() -> None:
+def test_a_name_without_similar_ones_lists_all() -> None:
     assert "known: broken, counter, ordered" in unknown_name("part", "zzz", PARTS).hint
 
 
-def test_nearest_is_best_first_and_at_most_three() -> None:
+def test_close_matches_are_sorted_and_at_most_three() -> None:
     names = ["arc_easy", "arc_easier", "arc_eas", "arc_ease", "piqa"]
     found = close_matches("arc_easy", names)
     assert found[0] == "arc_easy"
@@ -52,7 +52,7 @@ def test_nearest_is_best_first_and_at_most_three() -> None:
     assert "piqa" not in found
 
 
-def test_plug_ins_are_found_and_replace_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plug_ins_are_found_and_do_not_replace_built_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def points(*, group: str) -> list[EntryPoint]:
@@ -69,7 +69,7 @@ def test_plug_ins_are_found_and_replace_nothing_of_ours(monkeypatch: pytest.Monk
     assert parts.get("mine") is deque
     assert parts.get("counter") is Counter
     assert parts.names() == ["ordered", "counter", "broken", "mine"]
-    assert asked == ["wpn_bench.parts"]  # once, and only when somebody looks
+    assert asked == ["wpn_bench.parts"]  # once, at the first access
 
 
 @pytest.mark.parametrize("module", ["wpn_bench.unlearn.methods", "wpn_bench.harmless.judges", "wpn_bench.attacks"])
@@ -80,7 +80,7 @@ def test_the_registries_of_the_package_are_lazy(module: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a_package_nobody_has:x", "collections:nothing"])
-def test_a_plug_in_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_the_error_names_a_plug_in_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [EntryPoint("mine", value, group)])
     parts: Registry[object] = Registry("part", PARTS)
     module = value.partition(":")[0]
@@ -93,7 +93,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package `outside` with a class in a module of a subpackage, and beside it a module and a namespace package."""
+    """Create a package `outside` with a class in a subpackage, a single module and a namespace package."""
     (tmp_path / "outside" / "deep").mkdir(parents=True)
     (tmp_path / "outside" / "__init__.py").write_text("")
     (tmp_path / "outside" / "helper.py").write_text("x = 1\n")
@@ -110,11 +110,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_ours_has_none() -> None:
+def test_built_in_parts_have_no_source_digest() -> None:
     assert source_digest(Registry) is None
 
 
-def test_it_is_of_the_whole_package_and_of_its_code_alone(package: Path) -> None:
+def test_source_digest_covers_all_code_of_the_package_and_nothing_else(package: Path) -> None:
     from importlib import import_module
 
     part = import_module("outside.deep.part").Part
@@ -129,7 +129,7 @@ def test_it_is_of_the_whole_package_and_of_its_code_alone(package: Path) -> None
     assert len(set(seen)) == 4
 
 
-def test_it_does_not_depend_on_where_the_package_lies(package: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_source_digest_is_independent_of_the_path(package: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     from importlib import import_module
 
     module = import_module("outside.deep.part")
@@ -139,13 +139,13 @@ def test_it_does_not_depend_on_where_the_package_lies(package: Path, tmp_path_fa
     assert source_digest(module.Part) == before
 
 
-def test_a_module_alone_and_a_namespace(package: Path) -> None:
+def test_source_digest_of_a_module_and_of_a_namespace_package(package: Path) -> None:
     from importlib import import_module
 
     alone, spaced = import_module("outside_alone").Part, import_module("outside_space.mine").Part
     before = source_digest(alone), source_digest(spaced)
     assert None not in before
-    (package / "outside_space" / "theirs.py").write_text("x = 2\n")  # another distribution's
+    (package / "outside_space" / "theirs.py").write_text("x = 2\n")  # of another distribution
     assert (source_digest(alone), source_digest(spaced)) == before
     (package / "outside_alone.py").write_text("class Part: ...\n")
     (package / "outside_space" / "mine" / "__init__.py").write_text("class Part: ...\n")
@@ -154,7 +154,7 @@ def test_a_module_alone_and_a_namespace(package: Path) -> None:
     assert after[1] != before[1]
 
 
-def test_what_was_made_without_a_file_has_none() -> None:
+def test_a_part_without_a_file_has_no_source_digest() -> None:
     part = type("Part", (), {"__module__": "nowhere_at_all"})
     sys.modules["nowhere_at_all"] = types.ModuleType("nowhere_at_all")
     try:

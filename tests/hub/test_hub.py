@@ -1,4 +1,4 @@
-"""Models and data sets at a known commit: with the hub, with a bad line, and without."""
+"""Models and data sets at a fixed commit: with the hub, over an unreliable connection, and offline."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ def test_a_commit_is_resolved_and_read(hub_with: Hub, run_python: Run) -> None:
     first = run_python(LOAD, env, *COPA, commit)
     assert first.stdout.strip() == COPA_ROWS
     assert first.stderr == ""
-    # From now on the hub is not needed, whether or not the user says so.
+    # Now the hub is no longer needed, with and without --offline.
     for offline in (NOBODY, {"HF_HUB_OFFLINE": "1"}):
         assert run_python(RESOLVE, env | offline, *COPA).stdout.strip() == commit
         again = run_python(LOAD, env | offline, *COPA, commit)
         assert again.stdout.strip() == COPA_ROWS
         assert again.stderr == ""
-    # Another commit than the cached one is refused, not silently replaced as by `datasets`.
+    # Another commit than the cached one is an error; `datasets` would silently use the cached one.
     other = run_python(LOAD, env | {"HF_HUB_OFFLINE": "1"}, *COPA, "0" * 40).stdout
     assert other.startswith(f"USER ERROR the data set 'aps/super_glue' is cached at commit {commit[:12]}, not at")
-    # A configuration that is not cached is not there.
+    # A configuration that is not cached is an error.
     assert "run `wpn-bench prefetch`" in run_python(RESOLVE, env | NOBODY, "aps/super_glue", "wsc").stdout
 
 
 @pytest.mark.parametrize("offline", [NOBODY, {"HF_HUB_OFFLINE": "1"}], ids=["no line", "offline mode"])
-def test_nothing_cached_and_no_hub(hub_with: Hub, run_python: Run, offline: dict[str, str]) -> None:
+def test_nothing_cached_and_hub_unreachable(hub_with: Hub, run_python: Run, offline: dict[str, str]) -> None:
     said = run_python(RESOLVE, hub_with() | offline, *COPA).stdout
     assert said.strip() == (
         "USER ERROR the data set 'aps/super_glue' is not cached and the hub cannot be reached;"
-        " run `wpn-bench prefetch` with the same options once, with network"
+        " run `wpn-bench prefetch` with the same options once while online"
     )
 
 
@@ -91,27 +91,29 @@ def test_an_unknown_data_set(hub_with: Hub, run_python: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [("--fail-rate", "0.2"), ("--cut-rate", "0.2")], ids=["busy", "cut off"])
-def test_a_bad_line_is_borne(hub_with: Hub, run_python: Run, options: tuple[str, ...]) -> None:
+def test_data_sets_download_over_an_unreliable_connection(
+    hub_with: Hub, run_python: Run, options: tuple[str, ...]
+) -> None:
     env = hub_with(*options, "--seed", "1")
     commit = run_python(RESOLVE, env, *COPA).stdout.strip()
     assert len(commit) == 40
     assert run_python(LOAD, env, *COPA, commit).stdout.strip() == COPA_ROWS
 
 
-# --- repositories of models, on a hub of the test's own --------------------------------------------------------------
+# --- models, on a hub of each test ------------------------------------------------------------------------------
 
 
 @dataclass
 class OwnHub:
-    """A loopback hub that serves `root`; its commits are digests of the files, so that a change moves the branch."""
+    """A loopback hub that serves `root`. Commits are digests of the files, so a change of a file moves the branch."""
 
     root: Path
     log: Path
     start: Callable[..., None]
 
     @property
-    def asked(self) -> list[str]:
-        """The requests since the last look, as (method path status)."""
+    def new_requests(self) -> list[str]:
+        """Requests since the last access, as "method path status"."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -119,7 +121,7 @@ class OwnHub:
 
 @pytest.fixture
 def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnHub]:
-    """A hub with the model `me/tiny`, and an empty cache."""
+    """Start a hub with the model `me/tiny`, with an empty cache."""
     from huggingface_hub import close_session, constants
 
     root, log = tmp_path / "root", tmp_path / "log"
@@ -130,12 +132,12 @@ def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     def start(*options: str) -> None:
         server, address = serve(shared_hub, root, "--log", str(log), *options)
         running.append(server)
-        _lies_at(address, monkeypatch)
+        _use_endpoint(address, monkeypatch)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(connection, "RETRY_DELAYS", (0.01,) * 30)
     hub.resolve_commit.cache_clear()
-    close_session()  # one that another test began may go through a proxy of that test
+    close_session()  # a session of another test may use the proxy of that test
     start()
     yield OwnHub(root, log, start)
     hub.resolve_commit.cache_clear()
@@ -144,76 +146,74 @@ def own_hub(shared_hub: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
         server.wait()
 
 
-def _lies_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make it the hub of this process, as HF_ENDPOINT would of a new one."""
+def _use_endpoint(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make it the hub of this process, like HF_ENDPOINT at the start of a new process."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-def _forget() -> None:
-    """What a new process would not know."""
+def _clear_caches() -> None:
+    """Clear all that a new process would not have."""
     hub.resolve_commit.cache_clear()
 
 
-def test_a_model_is_fetched_once_and_known_by_its_commit(own_hub: OwnHub, tiny_model: Path) -> None:
+def test_a_model_is_downloaded_once_and_identified_by_its_commit(own_hub: OwnHub, tiny_model: Path) -> None:
     found = models.resolve("me/tiny")
     assert found.revision is not None
     assert len(found.revision) == 40
     assert found.digest == models.resolve(str(tiny_model)).digest
-    assert any(line.startswith("GET /me/tiny/resolve") for line in own_hub.asked)
-    _forget()
+    assert any(line.startswith("GET /me/tiny/resolve") for line in own_hub.new_requests)
+    _clear_caches()
     assert models.resolve("me/tiny") == found
-    assert own_hub.asked == ["GET /api/models/me/tiny 200"]  # where the branch is now, and nothing else
+    assert own_hub.new_requests == ["GET /api/models/me/tiny 200"]  # only the commit of the branch
 
 
-def test_a_branch_that_moves_does_not_move_the_run(own_hub: OwnHub) -> None:
+def test_a_branch_that_moves_does_not_change_the_run(own_hub: OwnHub) -> None:
     first = models.resolve("me/tiny")
     config = own_hub.root / "models" / "me" / "tiny" / "config.json"
     config.write_text(config.read_text() + " ")
     assert models.resolve("me/tiny") == first
-    _forget()
+    _clear_caches()
     moved = models.resolve("me/tiny")
     assert moved.revision != first.revision
     assert moved.digest != first.digest
 
 
-def test_offline_the_commit_that_was_fetched_is_read_and_nothing_is_asked(
-    own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_the_cached_commit_is_used_without_requests(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     found = models.resolve("me/tiny")
-    _ = own_hub.asked
+    _ = own_hub.new_requests
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _forget()
+    _clear_caches()
     assert models.resolve("me/tiny") == found
     assert models.resolve("me/tiny", found.revision) == found
     for asked, revision in (("me/other", None), ("me/tiny", "v2"), ("me/tiny", "0" * 40)):
         with pytest.raises(UserError, match="wpn-bench prefetch"):
             models.resolve(asked, revision)
-    assert own_hub.asked == []
+    assert own_hub.new_requests == []
 
 
-def test_a_bad_line_is_borne_by_models(own_hub: OwnHub, tiny_model: Path) -> None:
+def test_models_download_over_an_unreliable_connection(own_hub: OwnHub, tiny_model: Path) -> None:
     own_hub.start("--fail-rate", "0.3", "--cut-rate", "0.3", "--seed", "3")
     assert models.resolve("me/tiny").digest == models.resolve(str(tiny_model)).digest
-    assert any(line.endswith(" 503") for line in own_hub.asked)
+    assert any(line.endswith(" 503") for line in own_hub.new_requests)
 
 
-def test_what_was_half_fetched_is_not_taken_for_the_model(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program fetched the settings; then the hub went away; then it came back."""
+def test_an_incomplete_download_is_not_used(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program downloads the configuration, the hub becomes unreachable, and then reachable again."""
     from huggingface_hub import constants, hf_hub_download
 
     hf_hub_download("me/tiny", "config.json")
     hf_hub_download("me/tiny", "model.safetensors")
     address = constants.ENDPOINT
-    _lies_at(NOBODY["HF_ENDPOINT"], monkeypatch)
+    _use_endpoint(NOBODY["HF_ENDPOINT"], monkeypatch)
     with pytest.raises(UserError):
         models.resolve("me/tiny")
-    _lies_at(address, monkeypatch)
-    _forget()
+    _use_endpoint(address, monkeypatch)
+    _clear_caches()
     found = models.resolve("me/tiny")
     (found.path / "tokenizer.json").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -222,7 +222,7 @@ def test_what_was_half_fetched_is_not_taken_for_the_model(own_hub: OwnHub, monke
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_file_that_is_not_what_the_hub_promised_is_seen_and_fetched_anew(own_hub: OwnHub, name: str) -> None:
+def test_a_damaged_file_is_detected_and_downloaded_again(own_hub: OwnHub, name: str) -> None:
     found = models.resolve("me/tiny")
     blob = (found.path / name).resolve()
     raw = bytearray(blob.read_bytes())
@@ -234,8 +234,8 @@ def test_a_file_that_is_not_what_the_hub_promised_is_seen_and_fetched_anew(own_h
     assert (again.digest, again.revision) == (found.digest, found.revision)
 
 
-def test_a_small_file_has_gits_digest(tmp_path: Path) -> None:
-    """As the real hub names what is not in its large-file store."""
+def test_a_small_file_has_the_digest_of_git(tmp_path: Path) -> None:
+    """The real hub uses it for files outside its large-file storage."""
     folder = tmp_path / "snapshot"
     folder.mkdir()
     blob = tmp_path / "3b18e512dba79e4c8300dd08aeb37f8e728b8dad"  # git hash-object of "hello world\n"
@@ -248,28 +248,28 @@ def test_a_small_file_has_gits_digest(tmp_path: Path) -> None:
     assert not blob.exists()
 
 
-def test_pickles_and_code_are_refused_before_they_are_fetched(own_hub: OwnHub) -> None:
+def test_pickles_and_code_are_rejected_before_the_download(own_hub: OwnHub) -> None:
     folder = own_hub.root / "models" / "me" / "tiny"
     safe = folder / "model.safetensors"
     torch.save(load_file(safe), folder / "pytorch_model.bin")
     safe.rename(folder.parent / safe.name)
     with pytest.raises(UserError, match=r"me/tiny has its weights only as pickles .*--allow-pickle"):
         models.resolve("me/tiny")
-    assert not [line for line in own_hub.asked if "resolve" in line and "config.json" not in line]
+    assert not [line for line in own_hub.new_requests if "resolve" in line and "config.json" not in line]
     with consent.granted(pickles=True):
         assert (models.resolve("me/tiny").path / "pytorch_model.bin").is_file()
     (folder / "pytorch_model.bin").unlink()
     (folder.parent / safe.name).rename(safe)
     (folder / "modeling_x.py").write_text("raise SystemExit")
     (folder / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
-    _forget()
-    _ = own_hub.asked
+    _clear_caches()
+    _ = own_hub.new_requests
     with pytest.raises(UserError, match=r"me/tiny brings its own code .*--trust-remote-code"):
         models.resolve("me/tiny")
-    assert not [line for line in own_hub.asked if "modeling_x" in line or "safetensors" in line]
+    assert not [line for line in own_hub.new_requests if "modeling_x" in line or "safetensors" in line]
 
 
-def test_pickles_beside_safetensors_and_training_states_are_not_fetched(own_hub: OwnHub) -> None:
+def test_pickles_with_safetensors_and_training_states_are_not_downloaded(own_hub: OwnHub) -> None:
     folder = own_hub.root / "models" / "me" / "tiny"
     for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "modeling_x.py", "tf_model.h5"):
         (folder / name).write_bytes(b"x")
@@ -278,7 +278,7 @@ def test_pickles_beside_safetensors_and_training_states_are_not_fetched(own_hub:
     assert names <= {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt")}
 
 
-def test_a_revision_that_is_not_there(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_that_does_not_exist(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import errors
 
     def refuse(kind: type[Exception], status: int) -> None:
@@ -301,7 +301,7 @@ def test_a_revision_that_is_not_there(own_hub: OwnHub, monkeypatch: pytest.Monke
             models.resolve("me/tiny", "v9")
 
 
-def test_a_full_disk_is_said(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
@@ -314,17 +314,17 @@ def test_a_full_disk_is_said(own_hub: OwnHub, monkeypatch: pytest.MonkeyPatch) -
             try:
                 raise OSError(number, os.strerror(number))
             except OSError as e:
-                raise e from e  # a circle, as some libraries make them
+                raise e from e  # a cycle of causes, which some libraries create
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
         with pytest.raises(UserError, match=f"me/tiny cannot be stored in .*{said}.*HF_HOME"):
             hub.snapshot("me/tiny", "1" * 40)
 
 
-def test_detoxifys_checkpoint_is_fetched_whole(
+def test_the_checkpoint_of_detoxify_is_downloaded_completely(
     own_hub: OwnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over a line that cuts every other body; a file with another digest than its name says is not kept."""
+    """Every second response is truncated. A file whose digest does not match its name is deleted."""
     from detoxify import detoxify
     from huggingface_hub import constants
 
@@ -340,7 +340,7 @@ def test_detoxifys_checkpoint_is_fetched_whole(
     with consent.granted(pickles=True):
         file = DetoxifyJudge("original", "cpu")._checkpoint()
     assert digest_file(file) == digest_file(whole / name)
-    assert any(line.endswith("503") for line in own_hub.asked)
+    assert any(line.endswith("503") for line in own_hub.new_requests)
     file.unlink()
     (whole / name).write_bytes(b"another file")
     monkeypatch.setattr(connection, "RETRY_DELAYS", (0.01,) * 3)
@@ -349,7 +349,7 @@ def test_detoxifys_checkpoint_is_fetched_whole(
     assert list(file.parent.iterdir()) == []
 
 
-# --- data sets that were damaged --------------------------------------------------------------------------------------
+# --- damaged data sets -----------------------------------------------------------------------------------------------
 
 DAMAGE = """
 import sys
@@ -369,7 +369,7 @@ except UserError as e:
 
 
 @pytest.mark.slow
-def test_a_damaged_data_set_is_seen_and_fetched_anew(hub_with: Hub, run_python: Run) -> None:
+def test_a_damaged_data_set_is_detected_and_downloaded_again(hub_with: Hub, run_python: Run) -> None:
     env = hub_with()
     commit = run_python(RESOLVE, env, *COPA).stdout.strip()
     assert run_python(LOAD, env, *COPA, commit).stdout.strip() == COPA_ROWS

@@ -19,26 +19,24 @@ VALUES = st.recursive(
 )
 
 
-def kept(folder: Path, name: str = "answers", of: str = "x") -> Any:
-    return Journal(folder).section(name, of).known
+def stored(folder: Path, name: str = "answers", inputs: str = "x") -> Any:
+    return Journal(folder).section(name, inputs).known
 
 
-def test_what_was_added_is_known_to_whoever_comes_next(tmp_path: Path) -> None:
+def test_added_values_are_known_to_the_next_process(tmp_path: Path) -> None:
     one = Journal(tmp_path / "job")
-    assert not (tmp_path / "job").exists()  # nothing to keep yet
+    assert not (tmp_path / "job").exists()  # nothing was written yet
     answers = one.section("answers", "x")
     answers.add({3: [1, 2], 0: 0.1})
     answers.add({7: None})
     assert answers.known == {3: [1, 2], 0: 0.1, 7: None}
-    # Not closed: its process may be dead by now.
-    assert kept(tmp_path / "job") == {3: [1, 2], 0: 0.1, 7: None}
-    assert kept(tmp_path / "job", of="y") == {}
+    # The journal is not closed, as after a kill.
+    assert stored(tmp_path / "job") == {3: [1, 2], 0: 0.1, 7: None}
+    assert stored(tmp_path / "job", of="y") == {}
 
 
 @given(st.dictionaries(st.integers(0, 9), VALUES), st.data())
-def test_a_journal_that_was_cut_or_damaged_loses_lines_and_never_lies(
-    found: dict[int, Any], data: st.DataObject
-) -> None:
+def test_a_truncated_or_damaged_journal_only_loses_lines(found: dict[int, Any], data: st.DataObject) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as place:
@@ -49,25 +47,25 @@ def test_a_journal_that_was_cut_or_damaged_loses_lines_and_never_lies(
         journal.close()
         for file in Path(place).glob("*.jsonl"):
             whole = bytearray(file.read_bytes())
-            # As shares of its length, which depends on how long things took.
+            # As fractions of its length, which varies because it contains durations.
             whole = whole[: round(data.draw(st.floats(0, 1)) * len(whole))]
             at, bit = data.draw(st.none() | st.floats(0, 1)), data.draw(st.integers(0, 7))
             if whole and at is not None:
                 whole[round(at * (len(whole) - 1))] ^= 1 << bit
             file.write_bytes(bytes(whole))
-        left = kept(Path(place))
+        left = stored(Path(place))
         assert all(json.dumps(left[k]) == json.dumps(found[k]) for k in left)
 
 
-def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
+def test_floats_are_stored_exactly(tmp_path: Path) -> None:
     values = {0: 0.1 + 0.2, 1: -1.2345678901234567e-300, 2: math.inf, 3: math.nan}
     Journal(tmp_path).section("answers", "x").add(values)
-    found = kept(tmp_path)
+    found = stored(tmp_path)
     assert [found[k] for k in range(3)] == [values[k] for k in range(3)]
     assert math.isnan(found[3])
 
 
-def test_the_same_call_made_again_is_another_section(tmp_path: Path) -> None:
+def test_a_repeated_call_has_its_own_section(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     first, second = journal.section("answers", "x"), journal.section("answers", "x")
     first.add({0: "of the first"})
@@ -77,27 +75,27 @@ def test_the_same_call_made_again_is_another_section(tmp_path: Path) -> None:
 
 
 def test_the_newest_value_counts(tmp_path: Path) -> None:
-    for value in range(12):  # each from a process of its own
+    for value in range(12):  # each from another process
         Journal(tmp_path).section("search", "x").add({0: value})
-    assert kept(tmp_path, "search") == {0: 11}
+    assert stored(tmp_path, "search") == {0: 11}
 
 
-def test_two_processes_write_side_by_side(tmp_path: Path) -> None:
+def test_two_processes_write_at_the_same_time(tmp_path: Path) -> None:
     one, other = Journal(tmp_path, Shard(0, 2)), Journal(tmp_path, Shard(1, 2))
     for journal in (one, other):
         answers = journal.section("answers", "x")
         answers.add({k: k * 10 for k in range(6) if answers.in_shard(k)})
-    assert kept(tmp_path) == {k: k * 10 for k in range(6)}
+    assert stored(tmp_path) == {k: k * 10 for k in range(6)}
     assert len(list(tmp_path.glob("items-*.jsonl"))) == 2
 
 
-def test_shares_take_every_item_once() -> None:
+def test_each_item_belongs_to_exactly_one_shard() -> None:
     for count in (1, 2, 3, 7):
-        takers = [sum(Shard(index, count).contains(k) for index in range(count)) for k in range(20)]
-        assert takers == [1] * 20
+        owners = [sum(Shard(index, count).contains(k) for index in range(count)) for k in range(20)]
+        assert owners == [1] * 20
 
 
-def test_without_a_journal_nothing_is_kept() -> None:
+def test_without_a_journal_nothing_is_stored() -> None:
     plain = section("answers", lambda: pytest.fail("no fingerprint is needed"))
     assert type(plain) is Section
     plain.add({0: 1})
@@ -106,11 +104,11 @@ def test_without_a_journal_nothing_is_kept() -> None:
     assert not plain.save_due()
 
 
-def test_the_journal_at_hand_is_that_of_the_job(tmp_path: Path) -> None:
+def test_section_uses_the_journal_of_the_current_job(tmp_path: Path) -> None:
     with use_journal(Journal(tmp_path)):
         section("answers", lambda: "x").add({1: 2})
     assert type(section("answers", lambda: "x")) is Section
-    assert kept(tmp_path) == {1: 2}
+    assert stored(tmp_path) == {1: 2}
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +122,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 not in answers.known
 
 
-def test_a_fingerprint_tells_parts_apart() -> None:
+def test_fingerprints_of_different_parts_differ() -> None:
     different = [
         fingerprint([[1, 2], [3]]),
         fingerprint([[1], [2, 3]]),

@@ -1,4 +1,4 @@
-"""Jobs over Ray: on a cluster of two nodes, which both are this machine, and of which one is killed in the end."""
+"""The Ray executor: without a cluster, and on a cluster of two nodes (both on this machine), one of which is killed."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from wpn_bench.prompts.items import ITEMS, item_row, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {"ga": {"lr": 1e30, "steps": 4}, "sft": {"steps": 2, "batch_size": 2}}
-# Not `importorskip`: whether nodes ask for a token is decided when Ray is imported.
+# Not `importorskip`: importing Ray decides whether nodes require a token.
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'wpn-bench[ray]'")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As each worker of the cluster has: with another number of threads a sum may be another in its last digit."""
+    """Use one thread like the workers: another number of threads may change the last digit of a sum."""
     import torch
 
     before = torch.get_num_threads()
@@ -59,8 +59,8 @@ def _one_thread() -> Iterator[None]:
 # --- without a cluster -----------------------------------------------------------------------------------------------
 
 
-def asking(model: Path, prompts: Path, n_tokens: int = 5) -> Job:
-    """A job that answers prompts."""
+def generate_job(model: Path, prompts: Path, n_tokens: int = 5) -> Job:
+    """Return a job that answers prompts."""
     params = {
         "template": "{prompt}",
         "decoding": {"max_new_tokens": n_tokens, "batch_size": 8},
@@ -79,13 +79,13 @@ def put_prompts(folder: Path, n: int) -> Path:
 
 @pytest.fixture
 def task(tmp_path: Path, small_opt: Path) -> Iterator[WorkerTask]:
-    """Twelve prompts to be answered, for a store of its own."""
-    job = asking(small_opt, put_prompts(tmp_path / "prompts", 12))
+    """A job with twelve prompts, for an empty store."""
+    job = generate_job(small_opt, put_prompts(tmp_path / "prompts", 12))
     with run_environment(Store(tmp_path / "store")) as environment:
         yield WorkerTask(environment, 1, replace(job), job.inputs, 1)
 
 
-def test_an_order_leaves_its_artifact(task: WorkerTask) -> None:
+def test_a_task_stores_its_artifact(task: WorkerTask) -> None:
     ended = run_task(task, None)
     assert ended is not None
     assert (ended.status, ended.reason) == ("done", None)
@@ -96,7 +96,7 @@ def test_an_order_leaves_its_artifact(task: WorkerTask) -> None:
     assert again.status == "cached"
 
 
-def test_what_another_process_is_at_is_left_to_it(task: WorkerTask) -> None:
+def test_a_locked_job_is_not_executed(task: WorkerTask) -> None:
     store = Store(task.environment.store)
     with store.claim("generate", task.job.digest):
         assert run_task(task, None) is None
@@ -108,7 +108,7 @@ def test_what_another_process_is_at_is_left_to_it(task: WorkerTask) -> None:
         assert run_task(replace(task, shard=Shard(1, 2)), None) is None
 
 
-def test_shares_find_each_item_once_and_make_the_same(task: WorkerTask, tmp_path: Path) -> None:
+def test_shards_compute_each_item_once_with_the_same_result(task: WorkerTask, tmp_path: Path) -> None:
     whole = run_task(task, None)
     assert whole is not None
     assert whole.path is not None
@@ -117,24 +117,24 @@ def test_shares_find_each_item_once_and_make_the_same(task: WorkerTask, tmp_path
         task = replace(task, environment=environment)
         shares = [run_task(replace(task, shard=Shard(k, 3)), None) for k in range(3)]
         assert [s.status for s in shares if s] == ["shared"] * 3
-        # Held by this test, so it stays when the job is done.
+        # The folder is locked by this test, so it is not removed when the job is done.
         seconds = Journal(elsewhere.scratch("generate", task.job.digest)).spent
         found = journalled(elsewhere.scratch("generate", task.job.digest))
-        put_together = run_task(task, None)
+        combined = run_task(task, None)
         assert journalled(elsewhere.scratch("generate", task.job.digest)) == found
     assert sorted(k for _, k in found) == list(range(12))
     assert set(found.values()) == {1}
-    assert put_together is not None
-    assert put_together.path is not None
-    assert read_rows(put_together.path / "responses.jsonl") == read_rows(whole.path / "responses.jsonl")
-    # What the shares took is counted, too.
-    spent = (read_manifest(put_together.path) or {})["seconds"]
-    assert spent == pytest.approx(put_together.seconds, abs=0.01)
+    assert combined is not None
+    assert combined.path is not None
+    assert read_rows(combined.path / "responses.jsonl") == read_rows(whole.path / "responses.jsonl")
+    # The time of the shards is included.
+    spent = (read_manifest(combined.path) or {})["seconds"]
+    assert spent == pytest.approx(combined.seconds, abs=0.01)
     assert spent > seconds > 0
 
 
 def journalled(scratch: Path) -> Counter[tuple[str, int]]:
-    """How often each item stands in a job's journal."""
+    """Count how often each item occurs in a job's journal."""
     found: Counter[tuple[str, int]] = Counter()
     for file in scratch.glob("items-*.jsonl"):
         for line in file.read_text().splitlines():
@@ -143,7 +143,7 @@ def journalled(scratch: Path) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_a_node_with_another_library_is_named(task: WorkerTask) -> None:
+def test_the_error_names_a_node_with_another_library(task: WorkerTask) -> None:
     libraries = {**task.inputs["libraries"], "tokenizers": "0.0.1"}
     asked = replace(task, inputs={**task.inputs, "libraries": libraries})
     with pytest.raises(UserError, match=rf"has tokenizers {version('tokenizers')}, but this run started with 0\.0\.1"):
@@ -152,14 +152,14 @@ def test_a_node_with_another_library_is_named(task: WorkerTask) -> None:
         task.environment.enter({"nowhere-to-be-had": "1"})
 
 
-def test_a_node_with_another_wpn_bench_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_node_with_another_version(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = replace(harmless_stages.GENERATE, version=harmless_stages.GENERATE.version + 1)
     monkeypatch.setattr(harmless_stages, "GENERATE", newer)
     with pytest.raises(UserError, match="has another version of wpn-bench than this run started with"):
         run_task(task, None)
 
 
-def test_a_node_that_does_not_see_the_store_is_named(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_node_that_does_not_see_the_store(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "PROBE_SECONDS", 0.0)
     with pytest.raises(
         UserError, match=r"does not see the store .*; use --store DIR with a folder that all nodes share"
@@ -167,8 +167,8 @@ def test_a_node_that_does_not_see_the_store_is_named(task: WorkerTask, monkeypat
         run_task(replace(task, environment=replace(task.environment, probe="probe-of-another-folder")), None)
 
 
-def test_what_another_node_wrote_is_waited_for(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network file system may show it late."""
+def test_a_task_waits_for_files_of_another_node(task: WorkerTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system may show them with a delay."""
     store = Store(task.environment.store)
     prompts = store.path("prompts", "p" * 64)
     needs = {**task.job.needs, "prompts": External(prompts, "prompts")}
@@ -196,16 +196,16 @@ def test_what_another_node_wrote_is_waited_for(task: WorkerTask, monkeypatch: py
         ("generate", 1000, 4, None, 4),
         ("generate", 1000, 0, None, 1),
         ("generate", 130, 4, None, 2),
-        ("generate", 20, 4, None, 1),  # not worth a model's loading
+        ("generate", 20, 4, None, 1),  # not worth loading the model
         ("generate", 20, 4, 3, 3),
         ("generate", 2, 4, 3, 2),
         ("generate", 1000, 4, 1, 1),
-        ("gcg", 1000, 4, None, 1),  # a search goes on from what it found
+        ("gcg", 1000, 4, None, 1),  # a search depends on its earlier steps
         ("gcg", 1000, 4, 3, 1),
         ("train", 1000, 4, 3, 1),
     ],
 )
-def test_a_job_is_cut_where_workers_would_be_idle(
+def test_a_job_is_split_if_workers_would_be_idle(
     tmp_path: Path, stage: str, items: int, idle: int, asked: int | None, parts: int
 ) -> None:
     (tmp_path / ITEMS).write_text("{}\n" * items)
@@ -213,17 +213,17 @@ def test_a_job_is_cut_where_workers_would_be_idle(
     assert shard_count(Job(stage, {}, needs, stage), needs, idle, asked) == parts
 
 
-def test_the_documents_of_a_benchmark_are_counted_by_its_limit_or_not_at_all(tmp_path: Path) -> None:
+def test_the_documents_of_a_benchmark_are_bounded_by_its_limit(tmp_path: Path) -> None:
     needs = {"model": External(tmp_path, "m")}
     assert shard_count(Job("benchmark", {"limit": None}, needs, "copa"), needs, 4, None) == 4
     assert shard_count(Job("benchmark", {"limit": 200}, needs, "copa"), needs, 4, None) == 3
 
 
-def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small_opt: Path) -> None:
+def test_an_external_model_is_copied_to_the_store_once(tmp_path: Path, small_opt: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir()
     snapshot.mkdir()
-    for file in small_opt.iterdir():  # as the hub's cache lies
+    for file in small_opt.iterdir():  # the layout of the hub's cache
         (blobs / f"of-{file.name}").write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(blobs / f"of-{file.name}")
     need = External(snapshot, "d" * 64, folder_signature(snapshot))
@@ -236,7 +236,7 @@ def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small
     assert not any(f.is_symlink() for f in there.path.iterdir())
     assert (there.digest, there.seen) == (need.digest, folder_signature(there.path))
     assert copy_to_store(Store(tmp_path / "store"), need) == there
-    # Known by its digest, as anywhere else: what was made from it does not depend on where it lay.
+    # It is identified by its own digest and is not an artifact: jobs do not depend on where the model is.
     assert store.content(there.path) == ""
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_text("{}")
@@ -255,14 +255,14 @@ def test_a_model_from_elsewhere_is_put_into_the_store_once(tmp_path: Path, small
         (Fleet(), "32", 16, (1, 32)),
     ],
 )
-def test_a_machine_is_divided(
+def test_cpus_are_divided_between_jobs(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet, threads: str, cpus: int, divided: tuple[int, int]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     assert ray_cluster._workers_and_cpus(fleet, cpus) == divided
 
 
-def test_a_number_of_workers_divides_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus_are_divided_between_a_given_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert ray_cluster._workers_and_cpus(Fleet("ray", workers=3), 16) == (3, 2)
@@ -273,7 +273,7 @@ def test_a_number_of_workers_divides_the_cpus(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "ray://127.0.0.1:10001"])
-def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_an_unreachable_cluster_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be used"):
         connected(Fleet("ray", ray_address=address), address, Reporter()).__enter__()
@@ -285,7 +285,7 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.Monk
 
 
 class Cluster:
-    """Two nodes of one CPU each, to which this process is connected; the second may be killed."""
+    """A cluster of two nodes with one CPU each, to which this process is connected."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -296,9 +296,9 @@ class Cluster:
         self.fleet = Fleet("ray", ray_address=self._cluster.address)
 
     def kill_second(self, store: Path) -> None:
-        """The second node's raylet and workers, while one of these is at a job of the store: what a power cut does."""
+        """Kill the raylet and the workers of the second node during a job, like a power failure."""
         raylet = psutil.Process(self._second.all_processes["raylet"][0].process.pid)
-        while not any(stopped_at_work(process, store) for process in raylet.children(recursive=True)):
+        while not any(suspend_if_busy(process, store) for process in raylet.children(recursive=True)):
             time.sleep(0.01)
         for process in [raylet, *raylet.children(recursive=True)]:
             process.kill()
@@ -312,8 +312,8 @@ class Cluster:
             yield RayExecutor(replace(self.fleet, **fleet), store, reporter, environment, 1, is_local=False)
 
 
-def stopped_at_work(process: psutil.Process, store: Path) -> bool:
-    """Stop the process if it holds a claim in the store."""
+def suspend_if_busy(process: psutil.Process, store: Path) -> bool:
+    """Suspend the process and return True if it has locked a job of the store."""
     with suppress(psutil.NoSuchProcess):
         process.suspend()
         if any(Path(file.path).is_relative_to(store / "locks") for file in process.open_files()):
@@ -337,8 +337,8 @@ def cluster() -> Iterator[Cluster]:
             made.stop()
 
 
-class Telling(Reporter):
-    """Keeps all that it is told, and does something when so many jobs have ended."""
+class RecordingReporter(Reporter):
+    """Records all reports, and calls `do` after `after` jobs have ended."""
 
     shows_items = True
 
@@ -370,14 +370,14 @@ class Telling(Reporter):
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples: list[dict[str, Any]]) -> Workshop:
-    """With a finished run of the local executor, `alone`: a method that trains, and one that cannot."""
+    """A workshop with a finished run of the local executor, `alone`: one method that trains and one that diverges."""
     made = Workshop(tmp_path_factory.mktemp("workshop"), small_opt, triples)
     run(made, "alone", Fleet(), Reporter())
     return made
 
 
 def run(workshop: Workshop, name: str, fleet: Fleet, reporter: Reporter) -> dict[str, Any]:
-    """A whole run with a store of its own."""
+    """Execute a whole run with its own store."""
     return runner.run(
         configuration.from_settings(workshop.settings | {"benchmarks": ("lab_copa",), "methods": METHODS}),
         out=workshop.folder / name,
@@ -389,8 +389,8 @@ def run(workshop: Workshop, name: str, fleet: Fleet, reporter: Reporter) -> dict
 
 
 @dataclass(frozen=True)
-class Lent(Fleet):
-    """Executes on a cluster to which this process is connected already."""
+class ConnectedFleet(Fleet):
+    """Uses a cluster to which this process is connected already."""
 
     cluster: Any = None
 
@@ -405,18 +405,18 @@ def results_of(workshop: Workshop, name: str) -> dict[str, Any]:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """What each artifact holds, by stage and digest."""
+    """Return the content digest of each artifact, by stage and digest."""
     found = {folder: read_manifest(folder) for folder in store.glob("*/*") if len(folder.name) == 64}
     return {str(f.relative_to(store)): m["content"] for f, m in found.items() if m and m["stage"] != "models"}
 
 
 @with_ray
-def test_bad_input_comes_back_as_such(cluster: Cluster, tmp_path: Path) -> None:
+def test_user_errors_are_passed_on(cluster: Cluster, tmp_path: Path) -> None:
     prompts = put_prompts(tmp_path / "prompts", 2)
     (tmp_path / "model").mkdir()
     with cluster.executor(Store(tmp_path / "store"), Reporter()) as executor:
         with pytest.raises(UserError, match="cannot be loaded as a causal language model") as caught:
-            executor.run([asking(tmp_path / "model", prompts)])
+            executor.run([generate_job(tmp_path / "model", prompts)])
         assert type(caught.value) is UserError
         with pytest.raises(
             UserError, match=r"the node .* has torch .*, but this run started with 0\.1; install the same"
@@ -425,8 +425,8 @@ def test_bad_input_comes_back_as_such(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @with_ray
-def test_a_gpu_is_asked_for_where_the_device_is_one(cluster: Cluster, tmp_path: Path) -> None:
-    job = asking(tmp_path, put_prompts(tmp_path / "prompts", 2))
+def test_jobs_on_cuda_request_a_gpu(cluster: Cluster, tmp_path: Path) -> None:
+    job = generate_job(tmp_path, put_prompts(tmp_path / "prompts", 2))
     with cluster.executor(Store(tmp_path / "store"), Reporter(), gpus_per_job=0.5) as executor:
         assert executor.capacity(job) == 2
         with pytest.raises(UserError, match=r"a job needs 0\.5 GPUs, but the cluster has 0; start Ray on nodes where"):
@@ -434,26 +434,26 @@ def test_a_gpu_is_asked_for_where_the_device_is_one(cluster: Cluster, tmp_path: 
 
 
 @with_ray
-def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
+def test_a_killed_worker_loses_no_finished_item(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
     import ray
 
-    n = 960  # so many that the progress is seen, too
-    store, told = Store(tmp_path / "store"), Telling()
-    job = asking(small_opt, put_prompts(tmp_path / "prompts", n), n_tokens=50)
+    n = 960  # enough that progress is reported
+    store, reporter = Store(tmp_path / "store"), RecordingReporter()
+    job = generate_job(small_opt, put_prompts(tmp_path / "prompts", n), n_tokens=50)
     scratch = store.scratch("generate", job.digest)
 
     def kill() -> None:
         while not journalled(scratch):
             time.sleep(0.02)
         workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::")]
-        (at_work,) = [p for p in workers if stopped_at_work(p, tmp_path / "store")]
+        (at_work,) = [p for p in workers if suspend_if_busy(p, tmp_path / "store")]
         at_work.kill()
 
     with (
         try_lock(scratch),
-        cluster.executor(store, told, shards=1) as executor,
-    ):  # held, the journal stays when the job is done
-        ray.get(executor.progress_actor.read.remote())  # it is up
+        cluster.executor(store, reporter, shards=1) as executor,
+    ):  # locked, so that the journal is not removed when the job is done
+        ray.get(executor.progress_actor.read.remote())  # wait until it runs
         killing = threading.Thread(target=kill)
         killing.start()
         outcome = executor.run([job])[job.digest]
@@ -461,12 +461,12 @@ def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path
         found = journalled(scratch)
         files = list(scratch.glob("items-*.jsonl"))
     assert outcome.status == "done"
-    assert told.notes == ["lost a worker during answer: another worker continues"]
+    assert reporter.notes == ["lost a worker during answer: another worker continues"]
     assert sorted(k for _, k in found) == list(range(n))
     assert set(found.values()) == {1}
     assert len(files) == 2
-    assert told.started == ["answer"]
-    assert 0 < told.counted["responses"] <= 2 * n
+    assert reporter.started == ["answer"]
+    assert 0 < reporter.counted["responses"] <= 2 * n
     undisturbed = LocalExecutor(Store(tmp_path / "alone"), Reporter()).run([job])[job.digest]
     assert undisturbed.path is not None
     assert outcome.path is not None
@@ -474,16 +474,16 @@ def test_a_killed_worker_costs_no_finished_item(cluster: Cluster, tmp_path: Path
 
 
 @with_ray
-def test_a_job_that_kills_its_workers_fails_alone(
+def test_a_job_that_kills_its_workers_does_not_stop_others(
     cluster: Cluster, tmp_path: Path, small_opt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
     monkeypatch.setattr(ray_driver, "RETRIES", 1)
-    bad, good = (asking(small_opt, put_prompts(tmp_path / name, 4)) for name in ("bad", "good"))
+    bad, good = (generate_job(small_opt, put_prompts(tmp_path / name, 4)) for name in ("bad", "good"))
     bad = replace(bad, label="bad")
-    told = Telling()
-    with cluster.executor(Store(tmp_path / "store"), told) as executor:
+    reporter = RecordingReporter()
+    with cluster.executor(Store(tmp_path / "store"), reporter) as executor:
         submit, dies = executor.submit, ray.remote(lambda: os._exit(1)).options(max_retries=0)
         monkeypatch.setattr(executor, "submit", lambda task: dies.remote() if task.job.label == "bad" else submit(task))
         outcomes = executor.run([bad, good])
@@ -491,66 +491,66 @@ def test_a_job_that_kills_its_workers_fails_alone(
         ("failed", "lost 2 workers (killed, or out of memory)"),
         ("done", None),
     ]
-    assert told.notes == ["lost a worker during bad: another worker continues"]
+    assert reporter.notes == ["lost a worker during bad: another worker continues"]
 
 
 @with_ray
-def test_what_another_run_is_at_is_waited_for(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
-    store, told = Store(tmp_path / "store"), Telling()
-    job = asking(small_opt, put_prompts(tmp_path / "prompts", 4))
+def test_a_job_of_another_run_is_waited_for(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
+    store, reporter = Store(tmp_path / "store"), RecordingReporter()
+    job = generate_job(small_opt, put_prompts(tmp_path / "prompts", 4))
 
     def elsewhere() -> None:
-        while not told.notes:
+        while not reporter.notes:
             time.sleep(0.02)
         claim.__exit__(None, None, None)
 
     claim = store.claim("generate", job.digest)
     assert claim.__enter__()
-    with cluster.executor(store, told) as executor:
+    with cluster.executor(store, reporter) as executor:
         other = threading.Thread(target=elsewhere)
         other.start()
         outcome = executor.run([job])[job.digest]
         other.join()
     assert outcome.status == "done"
-    assert told.notes == ["waiting: another run with this store is working on answer"]
+    assert reporter.notes == ["waiting: another run with this store is working on answer"]
 
 
 @with_ray
 @pytest.mark.slow
-def test_two_nodes_and_shares_give_what_one_process_gives(
+def test_two_nodes_with_shards_give_the_results_of_one_process(
     cluster: Cluster, workshop: Workshop, comparable: Plain
 ) -> None:
-    """To the last bit, failures included: every artifact holds the same, though the items of each job were shared out."""
-    told = Telling()
-    found = run(workshop, "shared", Lent(shards=3, executor="ray", cluster=cluster), told)
+    """All artifacts are equal to the last bit, failures included, although the items of each job were split."""
+    reporter = RecordingReporter()
+    found = run(workshop, "shared", ConnectedFleet(shards=3, executor="ray", cluster=cluster), reporter)
     assert comparable(found) == comparable(results_of(workshop, "alone"))
     assert found["run"]["failed"][0]["job"] == "train ga (seed 0)"
     alone, shared = (contents(workshop.folder / f"store of {name}") for name in ("alone", "shared"))
     assert shared == alone
     assert {key.partition("/")[0] for key in shared} >= {"generate", "judge", "benchmark", "perplexity", "train"}
-    assert told.counted["shares"] >= 3 * 6
-    assert Counter(told.started) == Counter(told.ended.keys())
+    assert reporter.counted["shards"] >= 3 * 6
+    assert Counter(reporter.started) == Counter(reporter.ended.keys())
     for folder in ("scratch", "tmp", "locks"):
         assert not list((workshop.folder / "store of shared" / folder).iterdir())
 
 
 @with_ray
 @pytest.mark.slow
-def test_a_node_that_is_killed_costs_only_its_unfinished_jobs(
-    cluster: Cluster, workshop: Workshop, comparable: Plain
-) -> None:
-    """The last test on this cluster."""
+def test_a_killed_node_loses_only_its_unfinished_jobs(cluster: Cluster, workshop: Workshop, comparable: Plain) -> None:
+    """This must be the last test on this cluster."""
     store = workshop.folder / "store of killed"
     killing = threading.Thread(target=cluster.kill_second, args=(store,))
-    told = Telling(6, killing.start)
-    found = run(workshop, "killed", Lent("ray", cluster=cluster), told)
+    reporter = RecordingReporter(6, killing.start)
+    found = run(workshop, "killed", ConnectedFleet("ray", cluster=cluster), reporter)
     assert comparable(found) == comparable(results_of(workshop, "alone"))
     killing.join(10)
     assert not killing.is_alive()
     assert contents(store) == contents(workshop.folder / "store of alone")
-    # What it was at, and what was sent to it before its end was known.
-    assert 1 <= len([note for note in told.notes if note.startswith("lost a worker")]) <= 3
-    assert Counter(told.ended.values())["cached"] <= 1  # it may have been stopped between its work and its answer
+    # The job that it was executing, and those sent to it before its end was noticed.
+    assert 1 <= len([note for note in reporter.notes if note.startswith("lost a worker")]) <= 3
+    assert (
+        Counter(reporter.ended.values())["cached"] <= 1
+    )  # it may have been killed between finishing a job and reporting it
 
 
 # --- the command line, with a cluster of its own ---------------------------------------------------------------------
@@ -559,7 +559,7 @@ def test_a_node_that_is_killed_costs_only_its_unfinished_jobs(
 @with_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_command_that_is_stopped_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_command_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("methods: {sft: {steps: 2, batch_size: 2}}\nbenchmarks: [lab_copa]\ncurve: null\n")
     options = f"--limit 4 --attacks typos --executor ray --workers 1 -v -c {settings} --out {tmp_path / 'run'}"
@@ -578,7 +578,7 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path: Path, how: signal
             break
     started = psutil.Process(command.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in started)
-    os.killpg(command.pid, how)  # as a terminal does: everything that the command began in its session
+    os.killpg(command.pid, how)  # like a terminal: the signal goes to all processes of the session
     said += command.stderr.read().splitlines()
     command.wait(60)
     assert psutil.wait_procs(started, timeout=30)[1] == []

@@ -40,26 +40,26 @@ def put(store: Store, text: str = "hello", digest: str = D) -> Path:
 
 
 def _shuffled(value: Any) -> Any:
-    """The same value with every mapping's keys in the opposite order."""
+    """Return the value with the keys of every mapping in reverse order."""
     if isinstance(value, dict):
         return {k: _shuffled(v) for k, v in reversed(list(value.items()))}
     return [_shuffled(v) for v in value] if isinstance(value, list) else value
 
 
 @given(JSON)
-def test_canonical_reads_back_and_ignores_the_order_of_keys(value: Any) -> None:
+def test_canonical_json_round_trips_and_ignores_the_order_of_keys(value: Any) -> None:
     assert json.loads(canonical_json(value)) == value
     assert canonical_json(_shuffled(value)) == canonical_json(value)
     assert digest_of(_shuffled(value)) == digest_of(value)
 
 
 @given(JSON, JSON)
-def test_other_values_have_other_digests(a: Any, b: Any) -> None:
-    # Equal in Python and not in JSON: 1 and 1.0 and True. Text is what counts.
+def test_different_values_have_different_digests(a: Any, b: Any) -> None:
+    # 1, 1.0 and True are equal in Python but not in JSON: compare the text.
     assert (digest_of(a) == digest_of(b)) == (json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True))
 
 
-def test_a_digest_is_that_of_the_canonical_text() -> None:
+def test_the_digest_is_that_of_the_canonical_json() -> None:
     assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'
     assert digest_of({"b": 1}) == hashlib.sha256(b'{"b":1}').hexdigest()
 
@@ -67,7 +67,7 @@ def test_a_digest_is_that_of_the_canonical_text() -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.json"
     write_json(file, {"a": 1})
     assert json.loads(file.read_text()) == {"a": 1}
@@ -84,7 +84,7 @@ def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_json_has_not_is_refused(tmp_path: Path, value: float) -> None:
+def test_values_that_json_lacks_are_rejected(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": value})
     assert list(tmp_path.iterdir()) == []
@@ -101,7 +101,7 @@ def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # --- artifacts -------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_put_is_found(tmp_path: Path) -> None:
+def test_a_stored_artifact_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.find("stage", D) is None
     folder = put(store)
@@ -118,7 +118,7 @@ def test_what_was_put_is_found(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_half_built_is_invisible_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_unfinished_artifact_is_invisible_and_removed(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def half() -> None:
@@ -136,7 +136,7 @@ def test_half_built_is_invisible_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stops the build before the end, no manifest stands anywhere."""
+    """If the build stops early, there is no manifest."""
     seen: list[set[str]] = []
 
     def spy(path: Path, value: Any, **kwargs: Any) -> None:
@@ -163,7 +163,7 @@ def test_a_process_killed_while_building_leaves_no_artifact(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "manifest", "no manifest", "manifest is a list"])
-def test_damage_is_noticed_and_the_artifact_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_artifact_is_detected_and_rebuilt(tmp_path: Path, damage: str) -> None:
     folder = put(Store(tmp_path))
     if damage == "changed":
         (folder / "b.txt").write_text("c")
@@ -184,7 +184,7 @@ def test_damage_is_noticed_and_the_artifact_made_again(tmp_path: Path, damage: s
 
 
 def test_two_builders_of_one_artifact(tmp_path: Path) -> None:
-    """Both are the same by construction: the one that is there first stays, and nobody fails."""
+    """Both are equal by construction: the first one is kept, and neither fails."""
     one, other = Store(tmp_path), Store(tmp_path)
     with one.build("stage", D, {}) as a, other.build("stage", D, {}) as b:
         (a / "x.txt").write_text("same")
@@ -228,7 +228,7 @@ def test_a_store_without_permission(tmp_path: Path) -> None:
 # --- scratch ---------------------------------------------------------------------------------------------------------
 
 
-def test_scratch_is_of_one_job_and_is_not_made_for_nothing(tmp_path: Path) -> None:
+def test_scratch_belongs_to_one_job_and_is_created_only_if_needed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     folder = store.scratch("train", D)
     assert not folder.exists()
@@ -241,7 +241,7 @@ def test_scratch_is_of_one_job_and_is_not_made_for_nothing(tmp_path: Path) -> No
     assert not folder.exists()
 
 
-def test_scratch_that_nobody_came_back_for_goes(tmp_path: Path) -> None:
+def test_old_scratch_folders_are_removed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     old, new = store.scratch("train", "a" * 64), store.scratch("train", "b" * 64)
     for folder in (old, new):
@@ -252,7 +252,7 @@ def test_scratch_that_nobody_came_back_for_goes(tmp_path: Path) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
+def test_only_one_process_gets_the_lock(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
     with try_lock(folder) as mine:
         assert mine
@@ -263,8 +263,8 @@ def test_one_holds_and_the_others_are_told(tmp_path: Path) -> None:
         assert again
 
 
-def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
-    """Two runs may be at the same training; the one without the checkpoints may be done first."""
+def test_a_locked_scratch_folder_is_not_removed(tmp_path: Path) -> None:
+    """Two runs may execute the same training, and the one without the checkpoints may finish first."""
     store = Store(tmp_path)
     folder = store.scratch("train", D)
     with try_lock(folder):
@@ -275,8 +275,8 @@ def test_what_another_process_holds_is_not_cleared(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_folder_removed_by_its_holder_can_be_held_anew(tmp_path: Path) -> None:
+def test_a_folder_removed_by_its_owner_can_be_locked_again(tmp_path: Path) -> None:
     with try_lock(tmp_path / "s"):
         shutil.rmtree(tmp_path / "s")
-        with try_lock(tmp_path / "s") as anew:  # another lock file: the first lock is of no file any more
-            assert anew
+        with try_lock(tmp_path / "s") as acquired_again:  # another lock file: that of the first lock is deleted
+            assert acquired_again

@@ -16,21 +16,21 @@ from wpn_bench.preflight import doctor, resources
 Cli = Callable[..., Any]
 
 
-def findings(out: str) -> dict[str, dict[str, str]]:
-    """The last finding of each topic."""
+def diagnostics(out: str) -> dict[str, dict[str, str]]:
+    """Return the last diagnostic of each topic."""
     return {finding["topic"]: finding for finding in json.loads(out)["findings"]}
 
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Nothing of this machine: no hub, a store of its own, much memory."""
+    """Hide this machine: no hub, an empty store, much memory."""
     monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 16 * resources.GIB)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_all_is_well_on_the_lab(cli: Cli, quiet: Path) -> None:
+def test_no_problems_on_the_lab(cli: Cli, quiet: Path) -> None:
     said = cli("doctor", "--device", "cpu")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
@@ -38,7 +38,7 @@ def test_all_is_well_on_the_lab(cli: Cli, quiet: Path) -> None:
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "note"}
     for topic in ("python", "torch", "processors", "memory", "store", "runs", "hub", "model", "judge", "training"):
         assert any(line.split()[1] == topic for line in lines[:-1]), topic
-    assert not (quiet / "store").exists()  # it looks and touches nothing
+    assert not (quiet / "store").exists()  # doctor creates no files
 
 
 def big(folder: Path) -> Path:
@@ -48,23 +48,23 @@ def big(folder: Path) -> Path:
     return folder
 
 
-def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_does_not_fit_suggests_options(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("doctor", "-m", big(quiet / "big"), "--preset", "lab", "--methods", "sft", "--device", "cpu", "--json")
-    whole = findings(cli(*asked).out)["training"]
+    whole = diagnostics(cli(*asked).out)["training"]
     assert whole["status"] == "ok"
     assert whole["text"].startswith("fits: sft needs at most ")
     takes = float(whole["text"].removeprefix("fits: sft needs at most ").split()[0])
-    # A little less than that, and gradient checkpointing is enough; much less, and adapters are needed, too.
+    # With a little less memory gradient checkpointing suffices; with much less, adapters are needed, too.
     for share, hint in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
         free = (share * takes * resources.GIB + resources.LIBRARY_BYTES["cpu"]) / machine.USABLE_FRACTION
         monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device, free=free: free)
         said = cli(*asked)
         assert said.code == 2
-        found = findings(said.out)["training"]
+        found = diagnostics(said.out)["training"]
         assert found["status"] == "fail"
         assert found["text"].startswith("does not fit: sft needs at most ")
         assert found["hint"].startswith(hint)
-        assert findings(cli(*asked, *found["hint"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
+        assert diagnostics(cli(*asked, *found["hint"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: resources.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
     assert last.endswith("to fix first")
@@ -79,7 +79,7 @@ def test_a_training_that_does_not_fit_says_what_would(cli: Cli, quiet: Path, mon
         (["--store", "a-file/store"], "store", "cannot be written"),
     ],
 )
-def test_what_would_fail_is_said(cli: Cli, quiet: Path, options: list[str], topic: str, text: str) -> None:
+def test_problems_are_reported(cli: Cli, quiet: Path, options: list[str], topic: str, text: str) -> None:
     (quiet / "nowhere").mkdir()
     (quiet / "a-file").touch()
     if options[-1] == "cuda":
@@ -89,7 +89,7 @@ def test_what_would_fail_is_said(cli: Cli, quiet: Path, options: list[str], topi
             pytest.skip("there is a CUDA device")
     said = cli("doctor", *options, "--json")
     assert said.code == 2
-    found = findings(said.out)[topic]
+    found = diagnostics(said.out)[topic]
     assert (found["status"], text in found["text"]) == ("fail", True), found
     assert found["hint"]
 
@@ -102,7 +102,7 @@ def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
     monkeypatch.setattr(
         doctor, "version", lambda name: {"transformers": "4.9", "torch": "2.99"}.get(name) or real(name)
     )
-    found = findings(cli("doctor", "--device", "cpu", "--json").out)
+    found = diagnostics(cli("doctor", "--device", "cpu", "--json").out)
     assert found["transformers"] == {
         "topic": "transformers", "status": "fail", "text": "4.9, but wpn-bench needs >=5.0",
         "hint": "pip install 'transformers>=5.0'",
@@ -112,19 +112,19 @@ def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
 
 
 @pytest.mark.hub
-def test_the_hub_is_asked_and_no_token_is_shown(hub_endpoint: dict[str, str], tmp_path: Path) -> None:
+def test_the_hub_is_checked_and_tokens_are_not_printed(hub_endpoint: dict[str, str], tmp_path: Path) -> None:
     env = hub_endpoint | {"HF_TOKEN": "hf_sekret", "WPN_BENCH_STORE": str(tmp_path)}
     command = [sys.executable, "-m", "wpn_bench", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = findings(done.stdout)
+    found = diagnostics(done.stdout)
     assert found["model"]["text"] == "facebook/opt-125m: OPTForCausalLM"
     assert found["judge"]["text"] == "detoxify:original is available"
     assert found["hub"]["text"] == f"{hub_endpoint['HF_ENDPOINT']}, with a token"
     assert "sekret" not in done.stdout + done.stderr
 
 
-def test_offline_says_what_lacks(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_reports_missing_files(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -132,7 +132,7 @@ def test_offline_says_what_lacks(cli: Cli, quiet: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TORCH_HOME", str(quiet))
     said = cli("doctor", "-m", "no/such-model", "--device", "cpu", "--json")
     assert said.code == 2
-    found = findings(said.out)
+    found = diagnostics(said.out)
     assert found["hub"]["text"].startswith("http://127.0.0.1:1, ")
     assert found["hub"]["text"].endswith("offline mode: only the cache is used")
     assert "me:pass" not in said.out + said.err

@@ -1,4 +1,4 @@
-"""What is estimated, and what is refused before anything is fetched or loaded."""
+"""Resource estimates, and the rejection of runs before anything is downloaded or loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GIB = resources.GIB
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration of OPT-1.3B, without weights."""
+    """Create the configuration of OPT-1.3B, without weights."""
     folder = tmp_path_factory.mktemp("large")
     OPTConfig(
         hidden_size=2048, word_embed_proj_dim=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32
@@ -37,7 +37,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """`free(8)`: so many GiB of memory are free."""
+    """Return a function that sets the free memory in GiB: `free(8)`."""
 
     def set_to(gib: float) -> None:
         monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: int(gib * GIB))
@@ -57,7 +57,7 @@ def subject(folder: Path, **changes: Any) -> ModelSpec:
 
 
 def test_weights(large: Path, small_lm: Path) -> None:
-    assert subject(large).weights() == 4 * 1_315_758_080  # as facebook/opt-1.3b has
+    assert subject(large).weights() == 4 * 1_315_758_080  # like facebook/opt-1.3b
     assert subject(large, dtype="bfloat16").weights() == 2 * 1_315_758_080
     real = models.load_fresh(small_lm)
     n = sum(p.numel() for p in real.parameters())
@@ -80,14 +80,14 @@ def test_every_stage_has_a_need(large: Path) -> None:
     assert only == {"train"}
 
 
-def test_what_offloading_takes(large: Path) -> None:
+def test_memory_of_offloading(large: Path) -> None:
     whole, spread = (resources.inference_memory(subject(large, offload=way)) for way in ("none", "disk"))
     assert spread.parts["weights"] == 2 * 4 * 50272 * 2048
     assert spread.memory < whole.memory / 3
 
 
-def test_what_the_store_keeps(large: Path) -> None:
-    """Counted by hand: models of 2 methods and 3 seeds, and checkpoints with Adam's states of one training at a time."""
+def test_store_usage(large: Path) -> None:
+    """Computed by hand: models of 2 methods and 3 seeds, and checkpoints (with Adam's states) of one training at a time."""
     one = subject(large).weights()
     plain = resources.store_usage(subject(large, seeds=(0, 1, 2)))
     assert (plain.trained, plain.snapshots, plain.rounded) == (6 * one, 0, 0)
@@ -102,7 +102,7 @@ def test_what_the_store_keeps(large: Path) -> None:
     assert attacked.total == sum((attacked.trained, attacked.snapshots, attacked.rounded, attacked.checkpoints))
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None]) -> None:
@@ -127,7 +127,7 @@ def test_one_model_at_a_time_is_enough(large: Path, free: Callable[[float], None
         (1.2, {"offload": "disk"}, "use a smaller model"),
     ],
 )
-def test_the_option_that_makes_measuring_fit(
+def test_the_option_that_makes_inference_fit(
     large: Path, free: Callable[[float], None], gib: float, changes: dict[str, Any], hint: str | None
 ) -> None:
     free(gib)
@@ -159,7 +159,7 @@ def test_the_options_that_make_training_fit(
     assert found.text.startswith("does not fit: wpn needs at most ")
     assert found.hint.startswith(hint), found.hint
     typed = found.hint.partition("use ")[2]
-    if typed and "batch_size" not in typed:  # it does fit by then
+    if typed and "batch_size" not in typed:  # with batch size 1 it fits
         given = {"lora": 16, "gradient_checkpointing": True}
         dtype = "bfloat16" if "bfloat16" in typed else "float32"
         assert resources.check_training(subject(large, training=given, dtype=dtype)).fits
@@ -176,13 +176,13 @@ def test_attacks_need_the_whole_model(large: Path, free: Callable[[float], None]
     assert all(one.fits for one in resources.check_attacks(asked))
 
 
-def test_no_room_for_a_response(large: Path) -> None:
+def test_a_context_too_small_for_a_response(large: Path) -> None:
     decoding = {"max_new_tokens": 2048}
     with pytest.raises(UserError, match=r"has a context of 2048 tokens.*; use --max-new-tokens below 2048"):
         resources.check_resources(subject(large, decoding=decoding).config, force=True)
 
 
-def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
+def test_a_model_that_cannot_be_estimated_is_accepted_with_a_note(
     large: Path, free: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(subject: ModelSpec) -> FitCheck:
@@ -199,8 +199,8 @@ def test_a_model_that_cannot_be_computed_without_weights_is_let_through(
 
 
 @pytest.mark.hub
-def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_python: Any) -> None:
-    """All that `resolve` fetches and nothing else; nothing once it is there."""
+def test_download_size(hub_with: Callable[..., dict[str, str]], run_python: Any) -> None:
+    """It is the size of the files that `resolve` downloads, and zero once they are cached."""
     code = (
         "from pathlib import Path; from wpn_bench import models; from wpn_bench.preflight import resources\n"
         "asked = 'facebook/opt-125m'; before = resources.download_bytes(asked)\n"
@@ -213,7 +213,7 @@ def test_what_is_to_be_fetched(hub_with: Callable[..., dict[str, str]], run_pyth
     assert (after, unknown) == (0, 0)
 
 
-def test_a_download_for_which_there_is_no_disk(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_exceeds_the_disk(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "download_bytes", lambda asked, revision: 3 * GIB)
     for free, fits in ((2 * GIB, False), (4 * GIB, True)):
         monkeypatch.setattr(resources, "free_disk", lambda folder, free=free: free)
@@ -223,10 +223,10 @@ def test_a_download_for_which_there_is_no_disk(large: Path, monkeypatch: pytest.
         assert "3.0 GiB" in found.text
 
 
-def test_no_disk_for_what_is_trained_unless_it_is_there(
+def test_trained_models_that_exceed_the_disk_unless_cached(
     small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any
 ) -> None:
-    """The store has room for one more model: too little to begin with two, enough to go on with the second."""
+    """The disk has space for one more model: too little for two, but enough for the second if the first is stored."""
     forget = write_jsonl(tmp_path / "forget.jsonl", triples)
     settings = config.build("lab").model_dump() | {
         "model": str(small_opt), "forget": str(forget), "in_domain": (), "ood": (), "benign": (), "validation": None,
@@ -255,7 +255,7 @@ def test_no_disk_for_what_is_trained_unless_it_is_there(
 
 
 @pytest.mark.parametrize("command", ["full", "train", "harmless", "attack", "benchmarks"])
-def test_it_is_refused_in_one_line_before_anything_is_loaded(
+def test_a_run_is_rejected_in_one_line_before_anything_is_loaded(
     command: str, large: Path, free: Callable[[float], None], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(16)
@@ -264,13 +264,13 @@ def test_it_is_refused_in_one_line_before_anything_is_loaded(
         raise AssertionError("the model was asked for")
 
     monkeypatch.setattr(models, "resolve", loaded)
-    # As if it lay on the hub.
+    # Simulate a model on the hub.
     monkeypatch.setattr(models, "lies_here", lambda asked: False)
     monkeypatch.setattr(models, "settings_folder", lambda asked, revision: large)
     where = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     start = time.process_time()
     said = cli(command, "-m", large, "--preset", "lab", "--methods", "wpn", *where)
-    assert time.process_time() - start < 15  # seconds of work, however busy the machine is
+    assert time.process_time() - start < 15  # CPU seconds, so that other load does not matter
     assert (said.code, said.out) == (2, "")
     (line,) = said.err.strip().splitlines()
     assert line.startswith("wpn-bench: training: does not fit: wpn needs at most ")
@@ -282,15 +282,15 @@ def test_it_is_refused_in_one_line_before_anything_is_loaded(
     assert "AssertionError: the model was asked for" in said.err
 
 
-def test_more_layers_than_a_model_can_have(large: Path, tmp_path: Path) -> None:
-    """Of a model on the hub config.json is all that is known before it is fetched."""
+def test_an_implausible_number_of_layers(large: Path, tmp_path: Path) -> None:
+    """Before the download, only config.json of a model on the hub is known."""
     config = json.loads((large / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
     with pytest.raises(UserError, match="has 1000000000 layers"):
         subject(tmp_path)
 
 
-def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> None:
+def test_a_forced_run_prints_warnings(large: Path, free: Callable[[float], None]) -> None:
     free(1)
     notes: list[str] = []
     resources.check_resources(subject(large).config, force=True, warn=notes.append)
@@ -298,11 +298,11 @@ def test_a_forced_run_is_warned(large: Path, free: Callable[[float], None]) -> N
     assert all(note.endswith("continuing because of --force") for note in notes)
 
 
-def test_measured_from_disk_is_measured_the_same(
+def test_offloading_to_disk_gives_the_same_results(
     small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any,
     comparable: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:  # fmt: skip
-    """A whole run with `offload: disk` and no memory for the weights gives the results of one without."""
+    """A whole run with `offload: disk` and no memory for the weights gives the same results as one in memory."""
     base = shutil.copytree(small_opt, tmp_path / "base")
     tests = write_jsonl(
         tmp_path / "tests.jsonl", [{"prompt": f"Where does the {r['prompt'][13:]}"} for r in triples[:6]]
@@ -334,7 +334,7 @@ def test_measured_from_disk_is_measured_the_same(
     assert found[0] == found[1]
 
 
-def test_a_container_s_device_is_asked_by_its_kind(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_of_a_gpu_is_ignored(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "pick_device", lambda asked: "cuda:1")
     found = ModelSpec(SimpleNamespace(device="cuda:1"), None, None)  # type: ignore[arg-type]
     assert found.device == "cuda"

@@ -17,7 +17,7 @@ from wpn_bench.errors import UserError, exception_chain
 T = TypeVar("T")
 Kind = Literal["model", "data set"]
 
-PREFETCH_HINT = "run `wpn-bench prefetch` with the same options once, with network"
+PREFETCH_HINT = "run `wpn-bench prefetch` with the same options once while online"
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)  # seconds before each retry
 
 

@@ -110,7 +110,9 @@ def show(found: list[tuple[FetchedItem, bool]]) -> None:
     width = max((len(one.name) for one, _ in found), default=0)
     for one, now in found:
         size = f"{one.size / 2**20:,.1f} MiB"
-        print(f"{'new' if now else 'cached':<6}  {one.kind:<9}  {one.name:<{width}}  {one.revision[:12]}  {size:>12}")
+        print(
+            f"{'fetched' if now else 'cached':<7}  {one.kind:<9}  {one.name:<{width}}  {one.revision[:12]}  {size:>12}"
+        )
     new = [one for one, now in found if now]
     total, downloaded = (sum(one.size for one in some) / 2**20 for some in ([one for one, _ in found], new))
     print(f"{len(found)} items, {total:,.1f} MiB; {len(new)} downloaded now, {downloaded:,.1f} MiB")
