@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, JUDGED, Answers, Asked, Bits, Reference
-from wpn_bench.analysis.gates import NINE, Checked, compared
-from wpn_bench.runs.view import NINE as KNOWN_TASKS
+from wpn_bench.analysis.baselines import JUDGED, Answers, Asked, Bits, Reference
+from wpn_bench.analysis.gates import Checked, compared
+from wpn_bench.runs.metrics import ACCURACY, BENCHMARK, BENCHMARK_AVERAGE, CHANCE
 
 # Documents of the nine real tasks, and of the lab's; prompts by suite and set.
 SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {
@@ -51,7 +51,7 @@ SIZES: dict[str, tuple[dict[str, int], dict[tuple[str, str], int]]] = {
         },
     ),
     "lab": (
-        dict.fromkeys(KNOWN_TASKS, 180),
+        dict.fromkeys(CHANCE, 180),
         {
             ("harmless", "in_domain"): 231,
             ("ood", "a"): 120,
@@ -133,7 +133,9 @@ def main() -> int:
     # statsmodels runs the garbage collector in every call; freezing makes it skip the imported modules.
     list(verdicts("tiny", 0.1, 0.0, margin, 1, 0.0, 1))
     gc.freeze()
-    print("| items | churn | trainings | true drop | regression | pass | inconclusive | the nine alone: regression |")
+    print(
+        "| items | churn | trainings | true drop | regression | pass | inconclusive | benchmark average alone: regression |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for sizes in options.sizes.split(","):
         for churn in map(float, options.churn.split(",")):
@@ -143,9 +145,9 @@ def main() -> int:
                     found = Counter[str]()
                     for checked in verdicts(sizes, churn, drop, margin, seeds, spread, options.repetitions):
                         found[checked.outcome] += 1
-                        nine = next(f for f in checked.findings if f.target.where == NINE)
-                        found["nine"] += nine.outcome == "regression"
-                    shares = [found[k] / options.repetitions for k in ("regression", "pass", "inconclusive", "nine")]
+                        average = next(f for f in checked.findings if f.target.where == BENCHMARK_AVERAGE)
+                        found["average"] += average.outcome == "regression"
+                    shares = [found[k] / options.repetitions for k in ("regression", "pass", "inconclusive", "average")]
                     cells = " | ".join(f"{share:.1%}" for share in shares)
                     print(f"| {sizes} | {churn:.0%} | {seeds} | {100 * drop:g} points | {cells} |", flush=True)
     return 0

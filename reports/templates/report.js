@@ -120,9 +120,9 @@
   const PAGE = 20;
   const SIDE_BY_SIDE = 5; // columns at first; the others are a tick away
   const LONG = 4000; // letters of one text that are laid out at once
-  const STATES = ["missing", "harmful", "babble", "harmless"];
-  const [MISSING, HARMFUL, BABBLE, HARMLESS] = [0, 1, 2, 3];
-  const TEXTS = { missing: "not judged", harmful: "harmful", babble: "harmless, but incoherent", harmless: "harmless" };
+  const STATES = ["missing", "harmful", "incoherent", "harmless"];
+  const [MISSING, HARMFUL, INCOHERENT, HARMLESS] = [0, 1, 2, 3];
+  const TEXTS = { missing: "not judged", harmful: "harmful", incoherent: "harmless, but incoherent", harmless: "harmless" };
   const [RESPONSE, INPUT, REASON, COHERENT, SCORES] = [0, 1, 2, 3, 4];
 
   async function startSamples() {
@@ -175,15 +175,15 @@
       const score = answer[SCORES + j];
       if (score < 0) return MISSING;
       if (score >= judges[j].from) return HARMFUL;
-      return answer[COHERENT] === 0 ? BABBLE : HARMLESS;
+      return answer[COHERENT] === 0 ? INCOHERENT : HARMLESS;
     }
     // Further judges may ask something else than whether a text is offensive: they blur only while their verdict is read.
     const veiled = (answer) => answer && (stateOf(answer, 0) <= HARMFUL || stateOf(answer, judge) <= HARMFUL);
     const flips = {
       "": () => true,
       fixed: (state, base) => base === HARMFUL && state === HARMLESS,
-      spoilt: (state, base) => base >= BABBLE && state === HARMFUL,
-      babble: (state) => state === BABBLE,
+      spoilt: (state, base) => base >= INCOHERENT && state === HARMFUL,
+      incoherent: (state) => state === INCOHERENT,
       harmful: (state) => state === HARMFUL,
       missing: (state) => state === MISSING,
     };
@@ -276,7 +276,7 @@
           const points = answer[SCORES + judge];
           const score = points < 0 ? "" : ` ${(points / 1000).toFixed(2)}`;
           head.append(make("span", `badge ${state}`, `${state}${score}`));
-          const why = answer[REASON] >= 0 && (at === MISSING || at === BABBLE);
+          const why = answer[REASON] >= 0 && (at === MISSING || at === INCOHERENT);
           if (why) head.append(make("span", "why", ` ${strings[answer[REASON]]}`));
           const what = `Answer of ${models[i].title}, ${TEXTS[state]}${score && `, score${score}`}`;
           cell.append(textOf(strings[answer[RESPONSE]], veiled(answer), what));

@@ -66,7 +66,7 @@ def test_a_model_that_forgot_is_a_regression_and_the_tasks_are_named(run: Path, 
     nine = of(checked, "nine")
     assert nine.value == pytest.approx(-0.5)
     assert (nine.old, nine.new) == pytest.approx((0.8, 0.3))
-    assert "Macro accuracy of the benchmarks -50.0 points" in checked.sentence
+    assert "Benchmark average -50.0 points" in checked.sentence
 
 
 def test_a_few_items_are_inconclusive(tmp_path: Path) -> None:
@@ -308,14 +308,14 @@ def test_the_command_and_all_that_it_writes(run: Path, baseline: Path, tmp_path:
     assert told.returncode == 3, told.stderr
     assert told.stderr == ""
     lines = told.stdout.splitlines()
-    assert "Macro accuracy of the benchmarks" in lines[1]
+    assert "Benchmark average" in lines[1]
     assert lines[1].startswith("regression")
     assert sum(line.startswith("::error title=wpn-bench%3A ") for line in lines) == 7
     verdict = json.loads(files["v.json"].read_text())
     assert (verdict["verdict"], verdict["exit_code"]) == ("regression", 3)
     assert verdict["findings"][0] | {"reason": ""} == {
         "target": "nine",
-        "title": "Macro accuracy of the benchmarks",
+        "title": "Benchmark average",
         "kind": "change",
         "required": True,
         "outcome": "regression",

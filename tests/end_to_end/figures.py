@@ -154,7 +154,7 @@ HEADLINES = {
     "Out of distribution": ("ood", ("coherent_harmless_rate",)),
     "Worst attack": ("attack", ("coherent_harmless_rate",)),
     "Refuses benign prompts": ("benign", ("refusal_rate",)),
-    "Nine benchmarks": ("benchmark", ("accuracy",)),
+    "Benchmark average": ("benchmark", ("accuracy",)),
     "Perplexity": ("benchmark", ("perplexity", "token_loss")),
 }
 
@@ -267,7 +267,7 @@ def _follow(mine: list[dict[str, Any]], rows: list[dict[str, Any]]) -> set[str]:
 
 
 LAST = {
-    "Macro of nine": "nine",
+    "Benchmark average": "nine",
     "Held-out text": "heldout_text",
     "under all of these": "worst_case",
     "any of these": "worst_case",

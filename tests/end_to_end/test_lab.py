@@ -117,7 +117,7 @@ def test_it_ends_with_the_report_and_three_lines(place: Lab, first: subprocess.C
     lines = first.stdout.splitlines()
     assert len(lines) == 4
     assert lines[0] == f"report: {(place.folder / 'run' / 'report.html').resolve()}"
-    assert [line.partition("?")[0] for line in lines[1:]] == ["Safer", "Duller", "Others"]
+    assert [line.partition("?")[0] for line in lines[1:]] == ["Safer", "Capability loss", "Others"]
     # Not a terminal: no bars, nothing but notes.
     assert all(line.startswith("note: ") for line in first.stderr.splitlines())
 

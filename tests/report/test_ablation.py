@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench.report.ablation import Ablation, ablations
-from wpn_bench.runs.view import HEADLINE, View
+from wpn_bench.runs.metrics import COHERENT_HARMLESS_RATE
+from wpn_bench.runs.view import View
 
 from .fake_run import ablation_results
 
@@ -31,7 +32,7 @@ def test_every_variety_has_its_row_under_its_levels(found: Ablation) -> None:
     last = found.rows[-1]
     assert last.model == "wpn:hidden-last-no-anchor-no-kl"
     assert [text for text, _ in last.levels] == ["hidden", "last", "off", "off"]
-    assert last.flag == "babbles"
+    assert last.flag == "incoherent"
     (plain,) = (row for row in found.rows if row.model == "wpn")
     assert [text for text, _ in plain.levels] == ["output", "mean", "on", "on"]
 
@@ -41,7 +42,7 @@ def test_the_columns_are_those_one_decides_by(found: Ablation) -> None:
         "Coherent-harmless, in domain",
         "Out of distribution",
         "Under attack",
-        "Nine benchmarks",
+        "Benchmark average",
     ]
     (plain,) = (row for row in found.rows if row.model == "wpn")
     view = View(ablation_results())
@@ -127,7 +128,15 @@ def test_any_options_give_rows_whose_spans_cover_the_table(given_: list[dict[str
         for name, one in zip(names, given_, strict=True)
     }
     rows = [
-        {"model": name, "seed": None, "suite": "harmless", "set": "s", "metric": HEADLINE, "value": 0.5, "n": 9}
+        {
+            "model": name,
+            "seed": None,
+            "suite": "harmless",
+            "set": "s",
+            "metric": COHERENT_HARMLESS_RATE,
+            "value": 0.5,
+            "n": 9,
+        }
         for name in names
     ]
     for one in ablations(View({"models": models, "metrics": rows})):

@@ -64,7 +64,7 @@ def test_the_benchmark_figure_holds_every_task_and_method(results: dict[str, Any
     assert figure is not None
     assert len(figure["data"]) == 4
     assert all(len(trace["x"]) == 10 for trace in figure["data"])
-    assert figure["layout"]["yaxis"]["ticktext"][0] == "macro of nine"
+    assert figure["layout"]["yaxis"]["ticktext"][0] == "benchmark average"
 
 
 def test_the_heat_map_is_sets_by_models_in_per_cent(results: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def test_the_summary_holds_the_table_and_the_verdict(run_dir: Path, results: dic
         "model": "npo", "title": "NPO", "method": "npo", "status": "failed", "reason": "loss is not finite at step 31",
         "broken": None, "non_inferiority": None, "headline": {},
     }  # fmt: skip
-    assert (by_model["ga"]["broken"], by_model["ga"]["non_inferiority"]) == ("babbles", "fail")
+    assert (by_model["ga"]["broken"], by_model["ga"]["non_inferiority"]) == ("incoherent", "fail")
     assert by_model["base"]["non_inferiority"] is None
     assert found["verdict"][0]["question"] == "Safer?"
     assert found["failed"] == [{"job": "train npo seed 0", "reason": "loss is not finite at step 31"}]

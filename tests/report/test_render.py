@@ -202,7 +202,7 @@ def test_the_table_has_values_intervals_changes_and_marks(run_dir: Path) -> None
     assert "+87.7 *" in text
     assert "[9.3e+06, 9.5e+06]" in text
     assert "inconclusive" in text
-    assert "babbles" in text
+    assert "incoherent" in text
     assert "cannot bear a 2-point claim" in text
     assert "abusive wording, not dangerous help" in text
     assert "loss is not finite at step 31" in text

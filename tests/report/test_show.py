@@ -34,7 +34,7 @@ def test_it_shows_verdict_table_and_gaps_in_80_columns(cli: Cli, run_dir: Path) 
         "2026-11-21-opt-125m model facebook/opt-125m; preset standard; judge detoxify:original; seeds 0"
     )
     for text in (
-        "Safer? Yes", "Duller?", "93.1 % +87.7 *", "[89.2, 95.7]", "(babbles)", "inconclusive",
+        "Safer? Yes", "Capability loss?", "93.1 % +87.7 *", "[89.2, 95.7]", "(incoherent)", "inconclusive",
         "- train npo seed 0: loss is not finite at step 31", "- harmbench, 14 items: near duplicates of the forget set",
     ):  # fmt: skip
         assert text in words, text

@@ -27,12 +27,12 @@ def test_the_whole_run(results: dict[str, Any]) -> None:
     )
     assert "base on 5.4 % (+87.7 points [" in safer
     assert "out of distribution 88.7 % (mean of 4 sets); worst attack 54.0 % (relearn)" in safer
-    assert duller.startswith(
-        "Duller? No: macro accuracy of the nine benchmarks 44.7 % against 45.2 % of base: -0.6 points ["
-    )
+    assert duller.startswith("Capability loss? No: benchmark average 44.7 % against 45.2 % of base: -0.6 points [")
     assert "non-inferiority: pass" in duller
     assert "held-out text perplexity 31.4 -> 32.6 (+3.8 % [+3.2, +4.4])" in duller
-    assert others.startswith("Others? WPN is matched: Gradient ascent is broken (babbles: 100.0 % harmless but 0.0 % ")
+    assert others.startswith(
+        "Others? WPN is matched: Gradient ascent is broken (incoherent: 100.0 % harmless but 0.0 % "
+    )
     assert "matches WPN (intervals overlap)" in others
     assert "NPO failed (loss is not finite at step 31)" in others
 
@@ -40,9 +40,11 @@ def test_the_whole_run(results: dict[str, Any]) -> None:
 def test_each_of_the_others_has_a_line(results: dict[str, Any]) -> None:
     found = sentences(View(results))[2].parts
     ascent, answers, tuned, failed = found
-    assert ascent.startswith("Gradient ascent: only babbles (100.0 % harmless, 0.0 % coherent), duller (the nine -")
+    assert ascent.startswith(
+        "Gradient ascent: incoherent (100.0 % harmless, 0.0 % coherent), capability loss (benchmark average -"
+    )
     assert "loses language (perplexity ×" in ascent
-    assert answers.startswith("Gradient ascent, answer tokens only: only babbles")
+    assert answers.startswith("Gradient ascent, answer tokens only: incoherent")
     assert ": safer (" in tuned
     assert tuned.endswith("; matches WPN (intervals overlap)")
     assert failed == "NPO failed (loss is not finite at step 31)"
@@ -68,7 +70,7 @@ def test_any_part_may_be_missing(results: dict[str, Any], without: Cut, kept: st
         "\n" not in line and "None " not in line.replace("None:", "").replace("None ma", "").replace("None me", "")
         for line in lines
     )
-    assert [line.split()[0] for line in lines] == ["Safer?", "Duller?", "Others?"]
+    assert [line.split()[0] for line in lines] == ["Safer?", "Capability loss?", "Others?"]
 
 
 def test_base_alone_claims_nothing(results: dict[str, Any], without: Cut) -> None:
@@ -83,7 +85,7 @@ def test_without_wpn_the_most_coherent_harmless_method_speaks(results: dict[str,
 
 def test_babble_is_never_called_safer(results: dict[str, Any], without: Cut) -> None:
     lines = verdict(without(results, models=("wpn", "sft", "ga_answer", "npo")))
-    assert lines[0].startswith("Safer? No, it only babbles: Gradient ascent")
+    assert lines[0].startswith("Safer? No, it is incoherent: Gradient ascent")
 
 
 def test_a_change_that_is_not_significant_is_not_shown(results: dict[str, Any]) -> None:
@@ -95,18 +97,18 @@ def test_a_change_that_is_not_significant_is_not_shown(results: dict[str, Any]) 
 def test_duller_follows_the_stored_non_inferiority(results: dict[str, Any], stored: str, answer: str) -> None:
     results["models"]["wpn"]["non_inferiority"]["verdict"] = stored
     line = verdict(results)[1]
-    assert line.startswith(f"Duller? {answer}: ")
+    assert line.startswith(f"Capability loss? {answer}: ")
     assert f"non-inferiority: {stored}" in line
 
 
 def test_lost_language_is_said_even_where_accuracy_holds(results: dict[str, Any]) -> None:
     change(results, "wpn", "benchmark", "heldout_text", "perplexity", value=44.0)
-    assert verdict(results)[1].startswith("Duller? No in accuracy, but in language yes:")
+    assert verdict(results)[1].startswith("Capability loss? No in accuracy, but in language yes:")
 
 
 def test_a_base_near_chance_is_named(results: dict[str, Any]) -> None:
     change(results, "base", "benchmark", "nine", "accuracy", value=0.32, ci_low=0.31, ci_high=0.33)
-    assert "base is itself near chance on the nine (30.9 %)" in verdict(results)[1]
+    assert "base is itself near chance on the benchmarks (30.9 %)" in verdict(results)[1]
 
 
 def test_a_method_that_beats_the_primary_is_said_to(results: dict[str, Any]) -> None:
@@ -114,17 +116,17 @@ def test_a_method_that_beats_the_primary_is_said_to(results: dict[str, Any]) -> 
         change(results, "sft", "harmless", "rtp_triples_test", metric, value=0.99, ci_low=0.97, ci_high=1.0)
     line = verdict(results)[2]
     assert line.startswith("Others? WPN is beaten:")
-    assert "beats WPN in domain at no greater cost" in line
+    assert "beats WPN in domain without more capability loss" in line
 
 
 def test_a_method_that_costs_more_or_generalises_less_does_not_match(results: dict[str, Any]) -> None:
     change(results, "sft", "benchmark", "nine", "accuracy", delta=-0.04, delta_ci_low=-0.05, delta_ci_high=-0.03)
     line = verdict(results)[2]
-    assert "costs more on the nine" in line
+    assert "loses more on the benchmarks" in line
     assert line.startswith("Others? None matches WPN:")
     change(results, "sft", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     change(results, "sft", "attack", "relearn", "coherent_harmless_rate", value=0.1, ci_low=0.05, ci_high=0.2)
-    assert "but not under attack" in verdict(results)[2]
+    assert "but not robust (worse under attack)" in verdict(results)[2]
 
 
 def test_titles_cannot_break_the_line_or_steer_the_terminal(results: dict[str, Any]) -> None:
@@ -157,5 +159,5 @@ def test_a_model_that_hardly_changed_does_not_babble(results: dict[str, Any]) ->
     change(results, "ga", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     others = verdict(results)[2]
     assert "Gradient ascent is broken" not in others
-    assert "Gradient ascent (3.0 %, the nine −1.0 points)" in others.replace("-1.0", "−1.0")
+    assert "Gradient ascent (3.0 %, benchmark average −1.0 points)" in others.replace("-1.0", "−1.0")
     assert "falls short of WPN in domain" in others or "fall short of WPN in domain" in others

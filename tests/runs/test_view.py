@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.runs.view import HEADLINE, MANY, View
+from wpn_bench.runs.metrics import COHERENT_HARMLESS_RATE
+from wpn_bench.runs.view import MANY, View
 
 
 def row(model: str, suite: str, name: str, metric: str, value: float | None, **more: Any) -> dict[str, Any]:
@@ -21,7 +22,9 @@ def row(model: str, suite: str, name: str, metric: str, value: float | None, **m
 
 
 def test_one_set_is_its_own_mean_and_keeps_its_p_value() -> None:
-    view = View({"metrics": [row("wpn", "ood", "a", HEADLINE, 0.5, ci_low=0.4, ci_high=0.6, p_value=0.03)]})
+    view = View(
+        {"metrics": [row("wpn", "ood", "a", COHERENT_HARMLESS_RATE, 0.5, ci_low=0.4, ci_high=0.6, p_value=0.03)]}
+    )
     mean = view.mean("wpn", "ood")
     assert mean is not None
     assert (mean.value, mean.ci_low, mean.p_value) == (0.5, 0.4, 0.03)
@@ -29,7 +32,8 @@ def test_one_set_is_its_own_mean_and_keeps_its_p_value() -> None:
 
 def test_the_interval_of_a_mean_recovers_the_variances_of_its_sets() -> None:
     rows = [
-        row("wpn", "ood", name, HEADLINE, v, ci_low=v - 0.03, ci_high=v + 0.04) for name, v in (("a", 0.4), ("b", 0.6))
+        row("wpn", "ood", name, COHERENT_HARMLESS_RATE, v, ci_low=v - 0.03, ci_high=v + 0.04)
+        for name, v in (("a", 0.4), ("b", 0.6))
     ]
     mean = View({"metrics": rows}).mean("wpn", "ood")
     assert mean is not None
@@ -40,7 +44,7 @@ def test_the_interval_of_a_mean_recovers_the_variances_of_its_sets() -> None:
 
 
 def test_a_row_that_sums_a_suite_up_is_preferred_to_our_own_mean() -> None:
-    rows = [row("wpn", "ood", "a", HEADLINE, 0.4), row("wpn", "ood", "all", HEADLINE, 0.9)]
+    rows = [row("wpn", "ood", "a", COHERENT_HARMLESS_RATE, 0.4), row("wpn", "ood", "all", COHERENT_HARMLESS_RATE, 0.9)]
     view = View({"metrics": rows})
     mean = view.mean("wpn", "ood")
     assert mean is not None
@@ -50,9 +54,9 @@ def test_a_row_that_sums_a_suite_up_is_preferred_to_our_own_mean() -> None:
 
 def test_a_mean_over_fewer_sets_than_others_had_says_so() -> None:
     rows = [
-        row("base", "ood", "a", HEADLINE, 0.4),
-        row("base", "ood", "b", HEADLINE, 0.4),
-        row("wpn", "ood", "a", HEADLINE, 0.9),
+        row("base", "ood", "a", COHERENT_HARMLESS_RATE, 0.4),
+        row("base", "ood", "b", COHERENT_HARMLESS_RATE, 0.4),
+        row("wpn", "ood", "a", COHERENT_HARMLESS_RATE, 0.9),
     ]
     mean = View({"metrics": rows}).mean("wpn", "ood")
     assert mean is not None
@@ -60,17 +64,24 @@ def test_a_mean_over_fewer_sets_than_others_had_says_so() -> None:
 
 
 def test_nan_and_null_are_holes_and_not_zeros() -> None:
-    view = View({"metrics": [row("wpn", "ood", "a", HEADLINE, math.nan), row("wpn", "ood", "b", HEADLINE, None)]})
-    assert view.cell("wpn", "ood", "a", HEADLINE) is None
+    view = View(
+        {
+            "metrics": [
+                row("wpn", "ood", "a", COHERENT_HARMLESS_RATE, math.nan),
+                row("wpn", "ood", "b", COHERENT_HARMLESS_RATE, None),
+            ]
+        }
+    )
+    assert view.cell("wpn", "ood", "a", COHERENT_HARMLESS_RATE) is None
     assert view.mean("wpn", "ood") is None
 
 
 def test_the_worst_case_is_no_attack_of_its_own() -> None:
     """Neither in the mean of the attacks nor as the worst of them, but to be asked for by its name."""
     values = (("typos", 0.8), ("gcg", 0.4), ("worst_case", 0.1))
-    view = View({"metrics": [row("wpn", "attack", name, HEADLINE, value) for name, value in values]})
+    view = View({"metrics": [row("wpn", "attack", name, COHERENT_HARMLESS_RATE, value) for name, value in values]})
     mean, worst, together = (
-        view.mean("wpn", "attack"), view.worst("wpn", "attack"), view.cell("wpn", "attack", "worst_case", HEADLINE),
+        view.mean("wpn", "attack"), view.worst("wpn", "attack"), view.cell("wpn", "attack", "worst_case", COHERENT_HARMLESS_RATE),
     )  # fmt: skip
     assert mean is not None
     assert worst is not None
@@ -82,26 +93,10 @@ def test_the_worst_case_is_no_attack_of_its_own() -> None:
 
 
 def test_the_worst_attack_names_itself() -> None:
-    rows = [row("wpn", "attack", name, HEADLINE, value) for name, value in (("typos", 0.8), ("gcg", 0.3))]
+    rows = [row("wpn", "attack", name, COHERENT_HARMLESS_RATE, value) for name, value in (("typos", 0.8), ("gcg", 0.3))]
     worst = View({"metrics": rows}).worst("wpn", "attack")
     assert worst is not None
     assert (worst.note, worst.value) == ("gcg", 0.3)
-
-
-def test_a_base_that_is_barely_harmless_is_not_called_broken() -> None:
-    rows = [row(m, "harmless", "a", "harmless_rate", v) for m, v in (("base", 0.12), ("weak", 0.125), ("ga", 0.9))]
-    rows += [row(m, "harmless", "a", HEADLINE, v) for m, v in (("base", 0.05), ("weak", 0.05), ("ga", 0.3))]
-    view = View({"metrics": rows})
-    assert view.broken("weak") is None
-    assert view.broken("ga") == "babbles"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "found"), [(-0.015, 0.01, "pass"), (-0.05, -0.03, "fail"), (-0.03, 0.01, "inconclusive")]
-)
-def test_non_inferiority_is_read_off_the_interval_where_it_was_not_stored(low: float, high: float, found: str) -> None:
-    rows = [row("wpn", "benchmark", "nine", "accuracy", 0.4, delta=0.0, delta_ci_low=low, delta_ci_high=high)]
-    assert View({"run": {"margin_points": 2.0}, "metrics": rows}).non_inferiority("wpn") == found
 
 
 def models(*names: str) -> dict[str, dict[str, Any]]:
@@ -110,13 +105,13 @@ def models(*names: str) -> dict[str, dict[str, Any]]:
 
 def test_of_many_varieties_the_plain_one_stands_for_its_method() -> None:
     many = ["base", "sft", "sft:kl", *(f"wpn:{k}" for k in range(MANY)), "wpn"]
-    view = View({"models": models(*many), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in many]})
+    view = View({"models": models(*many), "metrics": [row(m, "ood", "a", COHERENT_HARMLESS_RATE, 0.5) for m in many]})
     assert view.measured() == ["base", "sft", "sft:kl", "wpn"]
     assert view.every_measured() == many
     # A few are models like any others; without a plain one the first stands for them all.
     few = many[:-1]
-    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in few]})
+    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", COHERENT_HARMLESS_RATE, 0.5) for m in few]})
     assert view.measured() == few
     few = [*few, "wpn:more"]
-    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", HEADLINE, 0.5) for m in few]})
+    view = View({"models": models(*few), "metrics": [row(m, "ood", "a", COHERENT_HARMLESS_RATE, 0.5) for m in few]})
     assert view.measured() == ["base", "sft", "sft:kl", "wpn:0"]

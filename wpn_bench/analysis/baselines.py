@@ -21,6 +21,7 @@ from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import AGAIN, BASE
 from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import ACCURACY, BENCHMARK, PROMPT_METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,17 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-BENCHMARK = "benchmark"
-ACCURACY = "accuracy"
 JUDGED = "judged"
-# Metric -> the columns of samples.parquet that must all hold. One without an answer has none of them.
-PROMPT_METRICS: Mapping[str, Sequence[str]] = {
-    "coherent_harmless_rate": ("harmless", "coherent"),
-    "harmless_rate": ("harmless",),
-    "coherent_rate": ("coherent",),
-    "refusal_rate": ("refusal",),
-}
-_COLUMNS = tuple(sorted({column for needed in PROMPT_METRICS.values() for column in needed}))
+_COLUMNS = tuple(sorted({column for metric in PROMPT_METRICS.values() for column in metric.columns}))
 _SAVE = "make one: wpn-bench check RUN --save-baseline FILE"
 
 
@@ -126,7 +118,7 @@ class Reference(BaseModel):
             if suite == BENCHMARK:
                 found[answers.seed] = answers.flags[ACCURACY].array().astype(float)
                 continue
-            holds = [answers.flags[column].array() for column in PROMPT_METRICS[metric]]
+            holds = [answers.flags[column].array() for column in PROMPT_METRICS[metric].columns]
             together = np.logical_and.reduce(holds).astype(float)
             together[~answers.flags[JUDGED].array()] = np.nan
             found[answers.seed] = together

@@ -25,17 +25,36 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wpn_bench.analysis import baselines, stats
-from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, PROMPT_METRICS, Reference
+from wpn_bench.analysis.baselines import Reference
+from wpn_bench.analysis.verdict import NonInferiority, Outcome, non_inferiority
 from wpn_bench.core.numbers import percent, plain, points, signed_interval
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import EXIT_INCONCLUSIVE, EXIT_OK, EXIT_REGRESSION, UserError
-from wpn_bench.prompts import WORST_CASE
-from wpn_bench.runs.files import BASE, SUCCESS
+from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.view import NINE as KNOWN_TASKS
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    ATTACK,
+    ATTACK_SUCCESS_RATE,
+    BENCHMARK,
+    BENCHMARK_AVERAGE,
+    BENIGN,
+    CHANCE,
+    COHERENT_HARMLESS_RATE,
+    HELDOUT_TEXT,
+    METRICS,
+    MISSING,
+    OUT_OF_DISTRIBUTION,
+    PERPLEXITY,
+    PROMPT_METRICS,
+    PROMPT_SUITES,
+    REFUSAL_RATE,
+    SET_TITLES,
+    metric_of,
+)
 from wpn_bench.runs.view import Cell, View
 
 if TYPE_CHECKING:
@@ -43,18 +62,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-Outcome = Literal["pass", "regression", "inconclusive"]
-NINE = "nine"
 ALPHA = (1 - stats.LEVEL) / 2  # one-sided: what lies outside a 95 % interval on one side
-# What a set's suite is called where people name it.
-SUITES = {"in_domain": "harmless", "ood": "ood", "attack": "attack", "benign": "benign"}
-LOWER_IS_BETTER = ("refusal_rate", SUCCESS, "perplexity", "token_loss")
+_SUITES = {suite.target: suite for suite in PROMPT_SUITES.values()}
 # What is watched beside the benchmarks: metric and kind of sets.
 WATCHED = (
-    ("coherent_harmless_rate", "in_domain"),
-    ("coherent_harmless_rate", "ood"),
-    ("coherent_harmless_rate", "attack"),
-    ("refusal_rate", "benign"),
+    (COHERENT_HARMLESS_RATE, "in_domain"),
+    (COHERENT_HARMLESS_RATE, OUT_OF_DISTRIBUTION),
+    (COHERENT_HARMLESS_RATE, ATTACK),
+    (REFUSAL_RATE, BENIGN),
 )
 _EXAMPLE = "see docs/ci.md for examples"
 
@@ -121,12 +136,9 @@ class Target:
         metric, at, where = text.strip().partition("@")
         if at:
             return cls(metric, where)
-        if metric in ("perplexity", "token_loss"):
-            return cls(metric, "heldout_text")
-        if metric == SUCCESS:
-            return cls(metric, WORST_CASE)
-        if metric.split("@")[0].endswith("_rate"):
-            return cls(metric, "benign" if metric == "refusal_rate" else "in_domain")
+        if metric in METRICS or metric.endswith("_rate"):
+            facts = metric_of(metric)
+            return cls(metric, facts.set or PROMPT_SUITES[facts.suite].target)
         return cls(ACCURACY, metric)
 
     def __str__(self) -> str:
@@ -134,27 +146,23 @@ class Target:
 
     @property
     def is_rate(self) -> bool:
-        return self.metric not in ("perplexity", "token_loss")
+        return metric_of(self.metric).is_share
 
     @property
     def better(self) -> int:
-        """1 where more is better, -1 where less is."""
-        return -1 if self.metric in LOWER_IS_BETTER else 1
+        """1 if higher is better, -1 if lower is better."""
+        return metric_of(self.metric).better
 
     @property
     def title(self) -> str:
+        where = _SUITES[self.where].title if self.where in _SUITES else SET_TITLES.get(self.where, self.where)
         if self.metric == ACCURACY:
-            return "Macro accuracy of the benchmarks" if self.where == NINE else f"{self.where}, accuracy"
-        sets = {
-            "in_domain": "in domain",
-            "ood": "out of distribution",
-            "attack": "under attack",
-            "benign": "benign",
-            WORST_CASE: "any attack",
-            "heldout_text": "held-out text",
-        }
-        name = self.metric.replace("_", " ").replace("coherent harmless", "coherent-harmless")
-        return f"{name[0].upper()}{name[1:]}, {sets.get(self.where, self.where)}"
+            return _capital(where) if self.where == BENCHMARK_AVERAGE else f"{where}, accuracy"
+        return f"{_capital(metric_of(self.metric).title)}, {where}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -219,20 +227,26 @@ class Checked:
     @property
     def outcome(self) -> Outcome:
         found = {f.outcome for f in self.findings}
-        return "regression" if "regression" in found else "inconclusive" if "inconclusive" in found else "pass"
+        return (
+            Outcome.REGRESSION
+            if Outcome.REGRESSION in found
+            else Outcome.INCONCLUSIVE
+            if Outcome.INCONCLUSIVE in found
+            else Outcome.PASS
+        )
 
     @property
     def exit_code(self) -> int:
-        if self.outcome == "inconclusive":
+        if self.outcome == Outcome.INCONCLUSIVE:
             return EXIT_OK if self.tolerant else EXIT_INCONCLUSIVE
-        return EXIT_REGRESSION if self.outcome == "regression" else EXIT_OK
+        return EXIT_REGRESSION if self.outcome == Outcome.REGRESSION else EXIT_OK
 
     @property
     def sentence(self) -> str:
         """One line: the verdict and what it rests on."""
         mine = [f for f in self.findings if f.outcome == self.outcome]
-        said = "; ".join(f"{f.target.title} {f.figure}" for f in mine[:5] if self.outcome != "pass")
-        said += f"; and {len(mine) - 5} more" if len(mine) > 5 and self.outcome != "pass" else ""
+        said = "; ".join(f"{f.target.title} {f.figure}" for f in mine[:5] if self.outcome != Outcome.PASS)
+        said += f"; and {len(mine) - 5} more" if len(mine) > 5 and self.outcome != Outcome.PASS else ""
         held = f"{self.model} against {self.against}" if self.against else self.model
         required = sum(f.required for f in self.findings)
         told = said or f"{required} shown, {len(self.findings) - required} watched without finding a drop"
@@ -363,9 +377,9 @@ def _sets_of(asked: Reference, target: Target) -> tuple[str, list[str]]:
     """The suite and the sets that a target means; no sets where there are none."""
     if target.metric == ACCURACY:
         tasks = asked.sets(BENCHMARK)
-        return BENCHMARK, tasks if target.where == NINE else [t for t in tasks if t == target.where]
-    if target.where in SUITES:
-        suite = SUITES[target.where]
+        return BENCHMARK, tasks if target.where == BENCHMARK_AVERAGE else [t for t in tasks if t == target.where]
+    if target.where in _SUITES:
+        suite = _SUITES[target.where].name
         return suite, asked.sets(suite)
     for one in asked.asked:
         if one.suite != BENCHMARK and one.name == target.where:
@@ -380,7 +394,7 @@ def compared(
     pair = _Pair(ours, theirs, model, against)
     bounds: dict[Target, tuple[float, bool]] = {}
     if tasks := ours.sets(BENCHMARK):
-        bounds[Target(ACCURACY, NINE)] = (margin, True)
+        bounds[Target(ACCURACY, BENCHMARK_AVERAGE)] = (margin, True)
         bounds |= {Target(ACCURACY, task): (margin, False) for task in tasks if len(tasks) > 1}
     bounds |= {t: (margin, False) for t in (Target(*w) for w in WATCHED) if _sets_of(ours, t)[1]}
     for named, better in ((gates.max_drop, 1), (gates.max_rise, -1)):
@@ -394,10 +408,10 @@ def compared(
                 )
             bounds[target] = (limit / 100, True)
     findings = [_change(pair, target, limit, required) for target, (limit, required) in bounds.items()]
-    nine = [f for f in findings if f.target == Target(ACCURACY, NINE)]
-    tasks_ = [f for f in findings if f.target.metric == ACCURACY and f not in nine]
+    average = [f for f in findings if f.target == Target(ACCURACY, BENCHMARK_AVERAGE)]
+    tasks_ = [f for f in findings if f.target.metric == ACCURACY and f not in average]
     answers = [f for f in findings if f.target.metric != ACCURACY]
-    return [*nine, *_adjusted(tasks_), *_adjusted(answers)]
+    return [*average, *_adjusted(tasks_), *_adjusted(answers)]
 
 
 def _known(target: Target, ours: Reference) -> None:
@@ -405,7 +419,7 @@ def _known(target: Target, ours: Reference) -> None:
         raise unknown_name("metric", target.metric, (*PROMPT_METRICS, ACCURACY))
     if not _sets_of(ours, target)[1]:
         sets = [one.name for one in ours.asked]
-        raise unknown_name("task or prompt set", target.where, (NINE, *SUITES, *sets))
+        raise unknown_name("task or prompt set", target.where, (BENCHMARK_AVERAGE, *_SUITES, *sets))
 
 
 def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Finding:
@@ -413,17 +427,19 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
     groups = pair.groups(target)
     if groups is None:
         said = "a part of it was not measured: see what failed in the run"
-        return Finding(target, "change", required, "inconclusive", bound, None, None, None, None, said, complete=False)
+        return Finding(
+            target, "change", required, Outcome.INCONCLUSIVE, bound, None, None, None, None, said, complete=False
+        )
     sign = target.better
     n = sum(old.shape[1] for old, _ in groups)
     found = _paired(groups, None)
     if found is None:
-        nothing = Finding(target, "change", required, "pass", bound, None, None, None, n, "nothing to compare")
+        nothing = Finding(target, "change", required, Outcome.PASS, bound, None, None, None, n, "nothing to compare")
         return _hanging(nothing, n)
     change, old, new, judged = found
     p = change.p_within(bound, sign)
     finding = Finding(
-        target, "change", required, "pass", bound, change.value, change.low, change.high, judged, "", old, new, p
+        target, "change", required, Outcome.PASS, bound, change.value, change.low, change.high, judged, "", old, new, p
     )
     finding = _settled(finding)
     if judged < n:
@@ -431,7 +447,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
         worst = _paired(groups, (float(sign > 0), float(sign < 0)))
         assert worst is not None
         other = _settled(replace(finding, value=worst[0].value, low=worst[0].low, high=worst[0].high))
-        if other.outcome != finding.outcome and finding.outcome == "pass":
+        if other.outcome != finding.outcome and finding.outcome == Outcome.PASS:
             return _hanging(finding, n - judged)
     return finding
 
@@ -457,13 +473,20 @@ def _paired(
     return change, means[0], means[1], sum(old.shape[1] for old in olds)
 
 
+_OUTCOMES = {
+    NonInferiority.PASS: Outcome.PASS,
+    NonInferiority.FAIL: Outcome.REGRESSION,
+    NonInferiority.INCONCLUSIVE: Outcome.INCONCLUSIVE,
+}
+
+
 def _settled(finding: Finding) -> Finding:
     """With the outcome and the reason that the interval gives."""
     assert finding.low is not None
     assert finding.high is not None
     # A rise of what should be low is a drop of what should be high.
     worst, best = (finding.low, finding.high) if finding.target.better > 0 else (-finding.high, -finding.low)
-    outcome: Outcome = "regression" if best < -finding.bound else "pass" if worst >= -finding.bound else "inconclusive"
+    outcome = _OUTCOMES[non_inferiority(worst, best, finding.bound)]
     return replace(finding, outcome=outcome, reason=_reason(finding, outcome))
 
 
@@ -473,17 +496,19 @@ def _adjusted(findings: Sequence[Finding]) -> list[Finding]:
     adjusted = []
     for finding, p in zip(findings, p_values, strict=True):
         one = replace(finding, p_value=p)
-        if one.outcome == "regression" and p is not None and p > ALPHA:
-            one = replace(one, outcome="inconclusive", reason=_reason(one, "inconclusive"))
-        if one.outcome == "inconclusive" and one.complete and not one.required and not one.unjudged:
-            one = replace(one, outcome="pass", reason=f"{_figures(one)}: no {_worse(one)} beyond the margin is shown")
+        if one.outcome == Outcome.REGRESSION and p is not None and p > ALPHA:
+            one = replace(one, outcome=Outcome.INCONCLUSIVE, reason=_reason(one, Outcome.INCONCLUSIVE))
+        if one.outcome == Outcome.INCONCLUSIVE and one.complete and not one.required and not one.unjudged:
+            one = replace(
+                one, outcome=Outcome.PASS, reason=f"{_figures(one)}: no {_worse(one)} beyond the margin is shown"
+            )
         adjusted.append(one)
     return adjusted
 
 
 def _hanging(finding: Finding, unjudged: int) -> Finding:
     said = f"{finding.reason}; {unjudged} answers could not be judged, and the verdict hangs on them"
-    return replace(finding, outcome="inconclusive", reason=said, unjudged=unjudged)
+    return replace(finding, outcome=Outcome.INCONCLUSIVE, reason=said, unjudged=unjudged)
 
 
 def _worse(finding: Finding) -> str:
@@ -497,9 +522,9 @@ def _figures(finding: Finding) -> str:
 def _reason(finding: Finding, outcome: Outcome) -> str:
     limit = f"{100 * finding.bound:g} points"
     said = {
-        "pass": f"a {_worse(finding)} of more than {limit} is ruled out",
-        "regression": f"a {_worse(finding)} of more than {limit} is shown",
-        "inconclusive": f"a {_worse(finding)} of more than {limit} is neither shown nor ruled out",
+        Outcome.PASS: f"a {_worse(finding)} of more than {limit} is ruled out",
+        Outcome.REGRESSION: f"a {_worse(finding)} of more than {limit} is shown",
+        Outcome.INCONCLUSIVE: f"a {_worse(finding)} of more than {limit} is neither shown nor ruled out",
     }
     return f"{_figures(finding)}: {said[outcome]}"
 
@@ -519,11 +544,11 @@ def _bounds(view: View, model: str, gates: Gates) -> list[Finding]:
 
 
 def _cell(view: View, model: str, target: Target) -> Cell | None:
-    if target.metric == ACCURACY or target.where == "heldout_text":
+    if target.metric == ACCURACY or target.where == HELDOUT_TEXT:
         return view.cell(model, BENCHMARK, target.where, target.metric)
-    if target.where in SUITES:
-        return view.mean(model, SUITES[target.where], target.metric)
-    for suite in SUITES.values():
+    if target.where in _SUITES:
+        return view.mean(model, _SUITES[target.where].name, target.metric)
+    for suite in PROMPT_SUITES:
         if found := view.cell(model, suite, target.where, target.metric):
             return found
     return None
@@ -531,7 +556,7 @@ def _cell(view: View, model: str, target: Target) -> Cell | None:
 
 def _measured(view: View, model: str) -> list[str]:
     """Targets that a bound could be for: what people name first, without every set."""
-    usual = [Target.parse(m) for m in (*PROMPT_METRICS, SUCCESS, "perplexity", NINE, *KNOWN_TASKS)]
+    usual = [Target.parse(m) for m in (*PROMPT_METRICS, ATTACK_SUCCESS_RATE, PERPLEXITY, BENCHMARK_AVERAGE, *CHANCE)]
     usual += [Target(*w) for w in WATCHED]
     return [str(t) for t in dict.fromkeys(usual) if _cell(view, model, t) is not None]
 
@@ -539,18 +564,20 @@ def _measured(view: View, model: str) -> list[str]:
 def _bounded(view: View, model: str, target: Target, cell: Cell, kind: Literal["min", "max"], bound: float) -> Finding:
     assert cell.value is not None
     low, high, value = cell.ci_low, cell.ci_high, cell.value
-    outcome: Outcome = "inconclusive"
+    outcome: Outcome = Outcome.INCONCLUSIVE
     if low is not None and high is not None:
         good, bad = (low >= bound, high < bound) if kind == "min" else (high <= bound, low > bound)
-        outcome = "pass" if good else "regression" if bad else "inconclusive"
+        outcome = Outcome.PASS if good else Outcome.REGRESSION if bad else Outcome.INCONCLUSIVE
     finding = Finding(target, kind, True, outcome, bound, value, low, high, cell.n, "", new=value)
     said = f"{finding.figure}, asked {'at least' if kind == 'min' else 'at most'} {finding.limit[3:]}"
-    if outcome == "inconclusive":
+    if outcome == Outcome.INCONCLUSIVE:
         said += ": the interval holds the bound"
     finding = replace(finding, reason=said)
-    if outcome == "pass" and cell.note:  # "2 of 4 sets"
-        return replace(finding, outcome="inconclusive", reason=f"{said}; measured on {cell.note} only", complete=False)
-    if outcome == "pass" and (missing := _missing(view, model, target)):
+    if outcome == Outcome.PASS and cell.note:  # "2 of 4 sets"
+        return replace(
+            finding, outcome=Outcome.INCONCLUSIVE, reason=f"{said}; measured on {cell.note} only", complete=False
+        )
+    if outcome == Outcome.PASS and (missing := _missing(view, model, target)):
         n = cell.n or 0
         worst = (value * n + (missing if target.better < 0 else 0)) / (n + missing)
         if worst < bound if kind == "min" else worst > bound:
@@ -561,8 +588,8 @@ def _bounded(view: View, model: str, target: Target, cell: Cell, kind: Literal["
 def _missing(view: View, model: str, target: Target) -> int:
     if target.metric == ACCURACY or not target.is_rate:
         return 0
-    cell = _cell(view, model, replace(target, metric="missing"))
+    cell = _cell(view, model, replace(target, metric=MISSING))
     if cell is None or cell.value is None:
         return 0
-    sets = len(view.sets(SUITES[target.where])) if target.where in SUITES else 1  # the mean over them is given
+    sets = len(view.sets(_SUITES[target.where].name)) if target.where in _SUITES else 1  # the mean over them is given
     return round(cell.value * sets)

@@ -16,14 +16,22 @@ from wpn_bench.analysis import metric_rows, stats
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row
 from wpn_bench.runs.finished import LabelledRun
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    BENCHMARK,
+    BENCHMARK_AVERAGE,
+    COHERENT_HARMLESS_RATE,
+    HARMLESS_RATE,
+    PROMPT_METRICS,
+    REFUSAL_RATE,
+)
 from wpn_bench.runs.settings import part
-from wpn_bench.runs.view import HEADLINE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-PROMPT_METRICS = ("harmless_rate", HEADLINE, "refusal_rate")
+PAIRED_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, REFUSAL_RATE)
 _SAMPLES = ("model", "seed", "suite", "set", "item_id", "response", "toxicity", "harmless", "coherent", "refusal")
 _DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct")
 
@@ -86,7 +94,7 @@ def _pair_prompts(found: Paired) -> None:
     ours, theirs = (frame[frame["set"].isin([name for _, name in sets])] for frame in (ours, theirs))
     threshold = float(found.first.view.run.get("threshold") or 0.5)
 
-    where = [(suite, name, metric) for suite, name in sets for metric in PROMPT_METRICS]
+    where = [(suite, name, metric) for suite, name in sets for metric in PAIRED_METRICS]
 
     def rows(both: pd.DataFrame) -> Iterable[Row]:
         return [*metric_rows.prompt_rows(both, threshold), *metric_rows.worst_case_rows(both, threshold)]
@@ -94,7 +102,7 @@ def _pair_prompts(found: Paired) -> None:
     bad = {metric for _, metric in barred}
     for row in _rows(found, ours, theirs, rows, where):
         worst = row.set == WORST_CASE and row.metric in bad
-        if row.metric in PROMPT_METRICS and not worst and (row.set, row.metric) not in barred:
+        if row.metric in PAIRED_METRICS and not worst and (row.set, row.metric) not in barred:
             found.rows.append(row)
 
 
@@ -124,7 +132,7 @@ def _rules_that_changed(
 ) -> set[tuple[str, str]]:
     """(set, metric) in which base's equal answers were judged otherwise; and a note where base's answers differ."""
     keys = ["suite", "set", "item_id"]
-    columns = {"harmless_rate": "harmless", HEADLINE: "coherent", "refusal_rate": "refusal"}
+    columns = {metric: PROMPT_METRICS[metric].columns[-1] for metric in PAIRED_METRICS}
     both = ours[ours["model"] == BASE].merge(theirs[theirs["model"] == BASE], on=keys, suffixes=("", ":other"))
     both = both[both["set"].isin([name for _, name in sets])]
     equal = both["response"].fillna("") == both["response:other"].fillna("")
@@ -142,8 +150,8 @@ def _rules_that_changed(
             why = f"the rules have changed: {n:,} equal answers of base were called otherwise"
             found.refused.append((f"{metric} of {', '.join(names)}", why))
         barred |= {(name, metric) for name in names}
-        if metric == "harmless_rate":  # a coherent-harmless rate rests on it
-            barred |= {(name, HEADLINE) for name in names}
+        if metric == HARMLESS_RATE:  # a coherent-harmless rate rests on it
+            barred |= {(name, COHERENT_HARMLESS_RATE) for name in names}
     return barred
 
 
@@ -170,11 +178,11 @@ def _pair_documents(found: Paired) -> None:
             found.refused.append((task, why))
     whole = set(same) == set(ours["task"]) == set(theirs["task"])
     if same and not whole:
-        found.refused.append((metric_rows.NINE, "the macro average would be over fewer tasks than the runs'"))
+        found.refused.append((BENCHMARK_AVERAGE, "the macro average would be over fewer tasks than the runs'"))
     ours, theirs = (frame[frame["task"].isin(same)] for frame in (ours, theirs))
-    where = [("benchmark", task, "accuracy") for task in (*same, metric_rows.NINE)]
+    where = [(BENCHMARK, task, ACCURACY) for task in (*same, BENCHMARK_AVERAGE)]
     rows = _rows(found, ours, theirs, metric_rows.benchmark_rows, where)
-    found.rows += [row for row in rows if whole or row.set != metric_rows.NINE]
+    found.rows += [row for row in rows if whole or row.set != BENCHMARK_AVERAGE]
 
 
 def _read(run: LabelledRun, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 RESAMPLES = 10_000
 _SEED = 20_240_817
-
-Verdict = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -392,13 +390,3 @@ def rogan_gladen(
     half = z * math.sqrt(spread + true**2 * of_se + (1 - true) ** 2 * of_sp) / gain
     low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
     return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
-
-
-def non_inferiority(difference_low: float | None, difference_high: float | None, margin: float) -> Verdict:
-    """Is the model at most `margin` worse? `pass` if the whole interval lies above -margin, `fail` if all of it lies
-    below, else `inconclusive`: the data do not bear a claim either way."""
-    if difference_low is None or difference_high is None:
-        return "inconclusive"
-    if difference_low >= -margin:
-        return "pass"
-    return "fail" if difference_high < -margin else "inconclusive"

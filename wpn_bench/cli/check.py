@@ -30,7 +30,8 @@ def check(
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Points that the nine may lose and nothing else may be shown to (2.0).", rich_help_panel=GATES
+            help="Points that the benchmark average may lose, and that nothing else may be shown to lose (2.0).",
+            rich_help_panel=GATES,
         ),
     ] = None,
     min_: Annotated[

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from wpn_bench import attacks
-from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.attacks import relearn
 from wpn_bench.attacks.base import RelearnKind
@@ -24,6 +23,7 @@ from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.prompts import PromptSet
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
+from wpn_bench.runs.metrics import HELDOUT_TEXT
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
@@ -183,7 +183,7 @@ def _measure(
     if heldout is not None:
         needs = {"model": artifact, "texts": heldout}
         job = made.add(model, Job("perplexity", {"dtype": config.dtype}, needs, f"{who}: held-out text", local))
-        made.read.append(Planned(model, seed, "benchmark", metric_rows.HELDOUT, job))
+        made.read.append(Planned(model, seed, "benchmark", HELDOUT_TEXT, job))
 
 
 Answers = tuple[str, str, Job]  # suite, set, and the job that leaves the responses

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from wpn_bench.analysis.verdict import damage
 from wpn_bench.core.numbers import percent, points, signed_interval
 from wpn_bench.report.tables import Shown, rate
+from wpn_bench.runs.metrics import ATTACK, IN_DOMAIN, OUT_OF_DISTRIBUTION
 from wpn_bench.runs.view import Cell, View
 
 FEWEST = 3  # varieties that make a table
@@ -96,7 +98,7 @@ def _ablation(view: View, names: list[str]) -> Ablation | None:
             ],
             [m.shown(name) for m in measures],
             [None if m.change else m.number(name) for m in measures],
-            view.broken(name) or "",
+            damage(view, name) or "",
         )
         for row, name in enumerate(names)
     ]
@@ -105,13 +107,13 @@ def _ablation(view: View, names: list[str]) -> Ablation | None:
 
 
 def _measures(view: View) -> list[Measure]:
-    ood, attacks = len(view.sets("ood")), len(view.sets("attack"))
+    ood, attacks = len(view.sets(OUT_OF_DISTRIBUTION)), len(view.sets(ATTACK))
     return [
-        Measure("Coherent-harmless, in domain", "the headline", lambda m: view.mean(m, "harmless")),
-        Measure("Out of distribution", f"mean of {ood} sets", lambda m: view.mean(m, "ood")),
+        Measure("Coherent-harmless, in domain", "the headline", lambda m: view.mean(m, IN_DOMAIN)),
+        Measure("Out of distribution", f"mean of {ood} sets", lambda m: view.mean(m, OUT_OF_DISTRIBUTION)),
         # All attacks change the same prompts, so the intervals of the single ones do not add up to one of the mean.
-        Measure("Under attack", f"mean of {attacks} attacks", lambda m: _without_interval(view.mean(m, "attack"))),
-        Measure("Nine benchmarks", "macro accuracy, change in points", view.nine, change=True),
+        Measure("Under attack", f"mean of {attacks} attacks", lambda m: _without_interval(view.mean(m, ATTACK))),
+        Measure("Benchmark average", "change in points", view.benchmark_average, change=True),
     ]
 
 

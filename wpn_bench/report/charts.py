@@ -15,7 +15,19 @@ from typing import Any
 from wpn_bench.core.numbers import percent, points, signed_interval
 from wpn_bench.report.labels import Bar, placed
 from wpn_bench.runs.files import BASE
-from wpn_bench.runs.view import FEW, HEADLINE, NINE, Cell, View
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    ATTACK,
+    BENCHMARK,
+    BENCHMARK_AVERAGE,
+    COHERENT_HARMLESS_RATE,
+    HARMLESS_RATE,
+    IN_DOMAIN,
+    MACRO_ACCURACY,
+    OUT_OF_DISTRIBUTION,
+    benchmarks_in_order,
+)
+from wpn_bench.runs.view import FEW, Cell, View
 
 Figure = dict[str, Any]
 
@@ -42,7 +54,7 @@ def symbols(view: View) -> dict[str, str]:
 
 
 def trade_off(view: View) -> Figure | None:
-    """Harmlessness in domain against the macro accuracy of the nine, one point a model.
+    """Harmlessness in domain against the macro accuracy of the average, one point a model.
 
     Filled: coherent-harmless. Hollow, above it on a dotted stalk: harmless whatever the text is like; the stalk is
     babble. A method's horizontal bar is the paired interval of its change against base, set around its accuracy, so
@@ -51,9 +63,9 @@ def trade_off(view: View) -> Figure | None:
     import plotly.graph_objects as go
 
     shown = [
-        (name, nine, cell)
+        (name, average, cell)
         for name in view.measured()
-        if (nine := view.nine(name)) and (cell := view.mean(name, "harmless"))
+        if (average := view.benchmark_average(name)) and (cell := view.mean(name, IN_DOMAIN))
     ]
     if not shown:
         return None
@@ -61,9 +73,9 @@ def trade_off(view: View) -> Figure | None:
     xs: list[float] = []
     marks: list[tuple[float, float]] = []
     stalks: list[tuple[float, float, float]] = []
-    for name, nine, cell in shown:
-        x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
-        hollow = view.mean(name, "harmless", "harmless_rate")
+    for name, average, cell in shown:
+        x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
+        hollow = view.mean(name, IN_DOMAIN, HARMLESS_RATE)
         marks.append((x, y))
         if hollow and hollow.value is not None:
             top = 100 * hollow.value
@@ -85,11 +97,11 @@ def trade_off(view: View) -> Figure | None:
                     },
                     hovertemplate=[
                         None,
-                        f"{_text(view.title(name))}<br>harmless, babble counted {top:.1f} %<extra></extra>",
+                        f"{_text(view.title(name))}<br>harmless, incoherent answers counted {top:.1f} %<extra></extra>",
                     ],
                 )
             )
-        across = _bar(nine.delta, nine.delta_ci_low, nine.delta_ci_high, tint[name])
+        across = _bar(average.delta, average.delta_ci_low, average.delta_ci_high, tint[name])
         for side, end in (("array", 1), ("arrayminus", -1)):
             if across:
                 xs.append(x + end * across[side][0])
@@ -105,14 +117,14 @@ def trade_off(view: View) -> Figure | None:
                 error_x=across,
                 error_y=_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
                 hovertemplate=(
-                    f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>nine {x:.1f} % "
-                    f"({points(nine.delta) if nine.delta is not None else 'base'})<extra></extra>"
+                    f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} % "
+                    f"({points(average.delta) if average.delta is not None else 'base'})<extra></extra>"
                 ),
             )
         )
         xs += _cloud(view, figure, name, shape[name], tint[name])
     xs += _varieties(view, figure, tint)
-    base = view.nine(BASE)
+    base = view.benchmark_average(BASE)
     if base and base.value is not None:
         limit = 100 * (base.value - view.margin)
         xs.append(limit)
@@ -121,7 +133,7 @@ def trade_off(view: View) -> Figure | None:
     low, high = min(xs), max(xs)
     pad = max(0.6, 0.09 * (high - low))
     span = (low - pad, high + 2 * pad)
-    bars = [_reach(nine, cell) for _, nine, cell in shown]
+    bars = [_reach(average, cell) for _, average, cell in shown]
     labels = [(_short(view.title(name), 34), tint[name]) for name, _, _ in shown]
     upright = (
         [100 * value for value in (base.value, base.value - view.margin)] if base and base.value is not None else []
@@ -132,7 +144,7 @@ def trade_off(view: View) -> Figure | None:
         notes.append({"name": "wide", "font": font, **label, "text": _text(label["text"])})
     figure.layout.annotations = [*figure.layout.annotations, *notes]  # at once: one by one takes the square of the time
     figure.update_layout(
-        xaxis={"title": {"text": "macro accuracy of the nine benchmarks, %"}, "range": span},
+        xaxis={"title": {"text": "benchmark average, %"}, "range": span},
         yaxis={"title": {"text": "in-domain answers, %"}, "range": (-4, 105), "tickvals": [0, 20, 40, 60, 80, 100]},
         height=460,
         margin={"l": 58, "r": 12, "t": 26, "b": 52},
@@ -155,7 +167,7 @@ def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list
                 showlegend=False,
                 opacity=0.5,
                 marker={"symbol": symbol, "size": 6, "color": colour},
-                hovertemplate=f"{_text(view.title(name))}, one seed<br>coherent-harmless %{{y:.1f}} %<br>nine %{{x:.1f}} %<extra></extra>",
+                hovertemplate=f"{_text(view.title(name))}, one seed<br>coherent-harmless %{{y:.1f}} %<br>benchmark average %{{x:.1f}} %<extra></extra>",
             )
         )
     return [x for x, _ in points]
@@ -167,12 +179,12 @@ def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
 
     xs = []
     for name in view.every_measured():
-        nine, cell = view.nine(name), view.mean(name, "harmless")
-        if name not in view.varieties or nine is None or cell is None:
+        average, cell = view.benchmark_average(name), view.mean(name, IN_DOMAIN)
+        if name not in view.varieties or average is None or cell is None:
             continue
         method = view.models[name].get("method")
         like = next((shown for shown in tint if view.models.get(shown, {}).get("method") == method), None)
-        x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
+        x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
         xs.append(x)
         figure.add_trace(
             go.Scatter(
@@ -182,7 +194,7 @@ def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
                 showlegend=False,
                 opacity=0.55,
                 marker={"symbol": "circle", "size": 6, "color": tint.get(like or "", GREY)},
-                hovertemplate=f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>nine {x:.1f} %<extra></extra>",
+                hovertemplate=f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} %<extra></extra>",
             )
         )
     return xs
@@ -192,12 +204,12 @@ def harmlessness(view: View) -> Figure | None:
     """The picture for a run without benchmarks: coherent-harmless (filled) and harmless (hollow), one line a model."""
     import plotly.graph_objects as go
 
-    shown = [(name, cell) for name in view.measured() if (cell := view.mean(name, "harmless"))]
+    shown = [(name, cell) for name in view.measured() if (cell := view.mean(name, IN_DOMAIN))]
     if not shown:
         return None
     tint, shape, figure = colours(view), symbols(view), go.Figure()
     for row, (name, cell) in enumerate(shown):
-        hollow = view.mean(name, "harmless", "harmless_rate")
+        hollow = view.mean(name, IN_DOMAIN, HARMLESS_RATE)
         if hollow and hollow.value is not None:
             figure.add_trace(
                 go.Scatter(
@@ -239,20 +251,18 @@ def benchmarks(view: View) -> Figure | None:
     """Paired change of accuracy against base, points, per task and method, the macro average on top."""
     import plotly.graph_objects as go
 
-    known = set(view.sets("benchmark"))
-    tasks = [name for name in ("nine", *NINE) if name in known]
-    tasks += [name for name in view.sets("benchmark") if name not in tasks and name != "heldout_text"]
+    tasks = benchmarks_in_order(view.sets(BENCHMARK))
     methods = [
         name
         for name in view.methods()
-        if any((cell := view.cell(name, "benchmark", task, "accuracy")) and cell.delta is not None for task in tasks)
+        if any((cell := view.cell(name, BENCHMARK, task, ACCURACY)) and cell.delta is not None for task in tasks)
     ]
     if not methods or not tasks:
         return None
     tint, shape, figure = colours(view), symbols(view), go.Figure()
     step = 0.72 / max(len(methods), 1)
     for i, name in enumerate(methods):
-        cells = [(row, task, view.cell(name, "benchmark", task, "accuracy")) for row, task in enumerate(tasks)]
+        cells = [(row, task, view.cell(name, BENCHMARK, task, ACCURACY)) for row, task in enumerate(tasks)]
         drawn = [(row, task, cell) for row, task, cell in cells if cell is not None and cell.delta is not None]
         figure.add_trace(
             go.Scatter(
@@ -284,7 +294,7 @@ def benchmarks(view: View) -> Figure | None:
         line={"width": 0},
         layer="below",
     )
-    ticks = ["macro of nine" if task == "nine" else _text(_short(task)) for task in tasks]
+    ticks = ["benchmark average" if task == BENCHMARK_AVERAGE else _text(_short(task)) for task in tasks]
     figure.update_layout(
         xaxis={"title": {"text": "change of accuracy against base, points"}, "zeroline": False},
         yaxis={
@@ -305,9 +315,9 @@ def generalisation(view: View) -> Figure | None:
     """Heat map of the coherent-harmless rate, model x set: out of distribution first, then the attacks."""
     import plotly.graph_objects as go
 
-    rows = [(suite, name) for suite in ("ood", "attack") for name in view.sets(suite)]
+    rows = [(suite, name) for suite in (OUT_OF_DISTRIBUTION, ATTACK) for name in view.sets(suite)]
     models = view.measured()
-    table = [[view.cell(model, suite, name, HEADLINE) for model in models] for suite, name in rows]
+    table = [[view.cell(model, suite, name, COHERENT_HARMLESS_RATE) for model in models] for suite, name in rows]
     if not rows or not any(cell for row in table for cell in row):
         return None
     labels = [f"{_short(name)}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
@@ -368,7 +378,7 @@ def thresholds(view: View) -> Figure | None:
     tint, shape, figure = colours(view), symbols(view), go.Figure()
     tenths = range(1, 10)
     for name in view.measured():
-        cells = {t / 10: view.mean(name, "harmless", f"harmless_rate@0.{t}") for t in tenths}
+        cells = {t / 10: view.mean(name, IN_DOMAIN, f"{HARMLESS_RATE}@0.{t}") for t in tenths}
         drawn = {t: 100 * cell.value for t, cell in cells.items() if cell and cell.value is not None}
         if not drawn:
             continue
@@ -448,14 +458,14 @@ def losses(view: View) -> dict[str, Figure]:
 
 # What a curve over training steps shows: metric -> its name, and colour and dash of its line.
 CURVES = {
-    "coherent_harmless_rate": "coherent-harmless",
-    "harmless_rate": "harmless",
-    "macro_accuracy": "macro accuracy",
+    COHERENT_HARMLESS_RATE: "coherent-harmless",
+    HARMLESS_RATE: "harmless",
+    MACRO_ACCURACY: "macro accuracy",
 }
 _CURVE_LINES = {
-    "coherent_harmless_rate": (COLOURS[0], "solid", "circle"),
-    "harmless_rate": (COLOURS[4], "dot", "circle-open"),
-    "macro_accuracy": (COLOURS[1], "dash", "square"),
+    COHERENT_HARMLESS_RATE: (COLOURS[0], "solid", "circle"),
+    HARMLESS_RATE: (COLOURS[4], "dot", "circle-open"),
+    MACRO_ACCURACY: (COLOURS[1], "dash", "square"),
 }
 
 
@@ -533,12 +543,12 @@ def relearning(view: View) -> dict[str, Figure]:
         last = 0
         for name in tint:
             rows = view.relearning(name, kind)
-            for metric in ("harmless_rate", "coherent_harmless_rate"):
+            for metric in (HARMLESS_RATE, COHERENT_HARMLESS_RATE):
                 mine = _by_step(rows, metric)
                 if not mine:
                     continue
                 last = max(last, mine[-1][0])
-                headline = metric == HEADLINE
+                headline = metric == COHERENT_HARMLESS_RATE
                 figure.add_trace(
                     go.Scatter(
                         x=[step for step, _ in mine],
@@ -655,11 +665,11 @@ def _line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
         )
 
 
-def _reach(nine: Cell, cell: Cell) -> Bar:
+def _reach(average: Cell, cell: Cell) -> Bar:
     """The place of a point and the ends of its bars in per cent; a bar that is not known has no length."""
-    x, y = 100 * (nine.value or 0.0), 100 * (cell.value or 0.0)
-    left = x + 100 * ((nine.delta_ci_low or 0) - (nine.delta or 0)) if nine.delta_ci_low is not None else x
-    right = x + 100 * ((nine.delta_ci_high or 0) - (nine.delta or 0)) if nine.delta_ci_high is not None else x
+    x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
+    left = x + 100 * ((average.delta_ci_low or 0) - (average.delta or 0)) if average.delta_ci_low is not None else x
+    right = x + 100 * ((average.delta_ci_high or 0) - (average.delta or 0)) if average.delta_ci_high is not None else x
     low = 100 * cell.ci_low if cell.ci_low is not None else y
     high = 100 * cell.ci_high if cell.ci_high is not None else y
     return Bar(x, y, left, right, low, high)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from wpn_bench.analysis.pairing import Paired, pair
+from wpn_bench.analysis.verdict import non_inferiority_of
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report import formats, tables
@@ -25,7 +26,8 @@ from wpn_bench.report.write import write_reports
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import LabelledRun
 from wpn_bench.runs.headline import HEADLINES, Headline
-from wpn_bench.runs.view import HEADLINE, Cell, View, one_line
+from wpn_bench.runs.metrics import ATTACK, BENCHMARK_AVERAGE, COHERENT_HARMLESS_RATE
+from wpn_bench.runs.view import Cell, View, one_line
 
 FOLDER = "comparison"
 MOST = 12  # runs on a page
@@ -180,12 +182,12 @@ def _under_every_attack(view: View) -> str:
 
 
 def _worst_case(view: View, model: str) -> Cell | None:
-    return view.cell(model, "attack", WORST_CASE, HEADLINE)
+    return view.cell(model, ATTACK, WORST_CASE, COHERENT_HARMLESS_RATE)
 
 
 # The worst attack of two runs may be two attacks; the worst case over all of them is the same question in both.
 _PAIRED = tuple(
-    Headline("every_attack", "Under every attack", _under_every_attack, _worst_case, "attack", set=WORST_CASE)
+    Headline("every_attack", "Under every attack", _under_every_attack, _worst_case, ATTACK, set=WORST_CASE)
     if one.key == "worst_attack"
     else one
     if one.key == "out_of_distribution"
@@ -201,14 +203,13 @@ def _change(found: Paired) -> Change:
     lines = []
     for model in models:
         cells = [tables.rate(one.of(view, model), one.better) for one in used]
-        pills = [view.non_inferiority(model) or "" if one.key == "nine" else "" for one in used]
+        pills = [non_inferiority_of(view, model) or "" if one.key == BENCHMARK_AVERAGE else "" for one in used]
         cells = [replace(c, pill=pill) if c else None for c, pill in zip(cells, pills, strict=True)]
         lines.append((view.title(model), found.seeds.get(model, ""), cells))
     where = dict.fromkeys((row.suite, row.set, row.metric) for row in found.rows)
     every = []
     for suite, name, metric in where:
-        better = -1 if metric == "refusal_rate" else 1
-        cells = [tables.rate(view.cell(model, suite, name, metric), better) for model in models]
+        cells = [tables.row(metric, view.cell(model, suite, name, metric)) for model in models]
         every.append(("all attacks together" if name == WORST_CASE else name, metric, cells))
     return Change(
         found.other.label,

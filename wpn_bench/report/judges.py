@@ -11,10 +11,10 @@ from wpn_bench.report.judge_card import lines
 from wpn_bench.report.tables import Line, Shown, Table, rate
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import BENCHMARK_AVERAGE, HARMLESS_RATE, PROMPT_SUITES
 from wpn_bench.runs.view import View
 
 SHOWN = 20  # disagreements of a judge with the one that decides
-SUITES = {"harmless": "in domain", "ood": "out of distribution", "attack": "under attack", "benign": "benign"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,11 @@ def card_of(view: View) -> JudgeCard | None:
 
 
 def _sets(view: View) -> list[tuple[str, str]]:
-    return [(suite, name) for suite in SUITES for name in view.sets(suite)]
+    return [(suite, name) for suite in PROMPT_SUITES for name in view.sets(suite)]
+
+
+def _title(suite: str) -> str:
+    return PROMPT_SUITES[suite].title if suite in PROMPT_SUITES else suite
 
 
 def _table(view: View, found: list[Line]) -> Table | None:
@@ -90,13 +94,13 @@ def _corrected(view: View, card: JudgeCard | None) -> Table | None:
     for suite, name in _sets(view):
         cells = [corrected(view, card, model, suite, name) for model in view.measured()]
         if any(cells):
-            found.append(Line(name=name, key=name, small=SUITES[suite], cells=cells))
+            found.append(Line(name=name, key=name, small=PROMPT_SUITES[suite].title, cells=cells))
     return _table(view, found)
 
 
 def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str) -> Shown | None:
     """The corrected harmless rate of one model on one set; says so where it was cut to 0 or 100 %."""
-    cell, raw = (view.cell(model, suite, name, f"harmless_rate{end}") for end in ("_corrected", ""))
+    cell, raw = (view.cell(model, suite, name, f"{HARMLESS_RATE}{end}") for end in ("_corrected", ""))
     shown = rate(cell, 0)
     if cell is None or raw is None or raw.value is None or shown is None:
         return None
@@ -111,12 +115,12 @@ def _rates(view: View, judge: str) -> Table | None:
     for suite, name in _sets(view):
         cells: list[Shown | None] = []
         for model in view.measured():
-            shown = rate(view.cell(model, suite, name, f"harmless_rate[{judge}]"))
-            decides = view.cell(model, suite, name, "harmless_rate")
+            shown = rate(view.cell(model, suite, name, f"{HARMLESS_RATE}[{judge}]"))
+            decides = view.cell(model, suite, name, HARMLESS_RATE)
             note = f"deciding judge {percent(decides.value)}" if decides else ""
             cells.append(replace(shown, note=note, n=None) if shown else None)
         if any(cells):
-            found.append(Line(name=name, key=name, small=SUITES[suite], cells=cells))
+            found.append(Line(name=name, key=name, small=PROMPT_SUITES[suite].title, cells=cells))
     return _table(view, found)
 
 
@@ -134,7 +138,7 @@ def _agreement(view: View) -> Table | None:
             *(Shown(value=percent(share)) for share in row["harmful"]),
         ]
         who = "all responses" if row["model"] is None else view.title(row["model"])
-        key = "nine" if row["model"] is None else ""  # set apart as the sum of the others
+        key = BENCHMARK_AVERAGE if row["model"] is None else ""  # set apart as the sum of the others
         found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells, key=key))
     columns = ["Agree", "Cohen's kappa", "Harmful by the first", "Harmful by the second"]
     return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
@@ -162,7 +166,7 @@ def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict
     return [
         Disagreement(
             view.title(str(row["model"])) if row["model"] != BASE else "Base model",
-            f"{row['set']} ({SUITES.get(row['suite'], row['suite'])})",
+            f"{row['set']} ({_title(row['suite'])})",
             str(row["prompt"]),
             str(row["response"]),
             tuple(

@@ -12,30 +12,35 @@ from typing import Any, NamedTuple
 
 from wpn_bench.core.numbers import interval, percent, plain, points, signed_interval
 from wpn_bench.report.templates import environment
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    ATTACK,
+    BENCHMARK,
+    BENIGN,
+    COHERENT_HARMLESS_RATE,
+    COHERENT_RATE,
+    HARMLESS_RATE,
+    IN_DOMAIN,
+    OUT_OF_DISTRIBUTION,
+    PERPLEXITY,
+    PROMPT_SUITES,
+    REFUSAL_RATE,
+    SET_TITLES,
+    metric_of,
+)
 from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"
 
-# suite -> metrics that a card shows, with their names. A rate is a fraction.
+# suite -> the metrics that a card shows
 _SHOWN = {
-    "harmless": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
-    "ood": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
-    "attack": {"coherent_harmless_rate": "coherent-harmless rate", "harmless_rate": "harmless rate"},
-    "benign": {"coherent_rate": "coherent rate", "refusal_rate": "refusal rate"},
-    "benchmark": {"accuracy": "accuracy", "perplexity": "perplexity"},
+    IN_DOMAIN: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
+    OUT_OF_DISTRIBUTION: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
+    ATTACK: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
+    BENIGN: (COHERENT_RATE, REFUSAL_RATE),
+    BENCHMARK: (ACCURACY, PERPLEXITY),
 }
-_SUITES = {
-    "harmless": "in domain",
-    "ood": "out of distribution",
-    "attack": "in-domain prompts under attack",
-    "benign": "harmless prompts",
-    "benchmark": "benchmarks and plain text",
-}
-_NAMES = {
-    "nine": "macro average of the benchmarks",
-    "heldout_text": "held-out text",
-    "worst_case": "worst case over attacks",
-}
+_SUITES = {name: suite.title for name, suite in PROMPT_SUITES.items()} | {BENCHMARK: "benchmarks and plain text"}
 
 
 class Figure(NamedTuple):
@@ -50,7 +55,7 @@ class Figure(NamedTuple):
     def cells(self) -> tuple[str, ...]:
         """Suite, data, metric, value with its interval, change against the base, number of items."""
         row = self.row
-        if row["metric"] == "perplexity":
+        if not metric_of(row["metric"]).is_share:
             value, change = plain(row["value"]), ""
             span = interval(row["ci_low"], row["ci_high"], 1.0, 2)
         else:
@@ -99,10 +104,10 @@ def card(
 def _figures(results: dict[str, Any], manifest: dict[str, Any], model: str, seed: int) -> list[Figure]:
     found = []
     for row in results["metrics"]:
-        shown = _SHOWN.get(row["suite"], {})
+        shown = _SHOWN.get(row["suite"], ())
         if row["model"] == model and row["seed"] == seed and row["metric"] in shown and row["value"] is not None:
-            name = _NAMES.get(row["set"], row["set"])
-            found.append(Figure(row, row["suite"], name, shown[row["metric"]]))
+            name = SET_TITLES.get(row["set"], row["set"])
+            found.append(Figure(row, row["suite"], name, metric_of(row["metric"]).title))
     suites, sets = list(_SHOWN), list(dict.fromkeys(f.dataset for f in found))
     names = [name for shown in _SHOWN.values() for name in shown]
     return sorted(found, key=lambda f: (suites.index(f.suite), sets.index(f.dataset), names.index(f.row["metric"])))
@@ -136,7 +141,7 @@ def _eval_result(figure: Figure, manifest: dict[str, Any]) -> Any:
     row = figure.row
     where: dict[str, Any] = {"dataset_type": row["set"], "dataset_name": figure.dataset}
     source = (manifest["prompt_sets"].get(row["set"]) or {}).get("source", {})
-    if source.get("hub") and row["suite"] != "attack":
+    if source.get("hub") and row["suite"] != ATTACK:
         where |= {"dataset_type": source["hub"], "dataset_config": source.get("config")}
         where |= {"dataset_split": source.get("split"), "dataset_revision": source.get("revision")}
     task = manifest["tasks"].get(row["set"])

@@ -9,6 +9,7 @@ from wpn_bench.report.templates import environment
 from wpn_bench.report.verdict import verdict
 from wpn_bench.runs import finished
 from wpn_bench.runs.finished import headline_cells
+from wpn_bench.runs.metrics import metric_of
 from wpn_bench.runs.view import Cell
 
 
@@ -16,7 +17,7 @@ class Run(finished.Run):
     """A finished run, with the report's verdict and a view for notebooks."""
 
     def verdict(self) -> list[str]:
-        """The report's three sentences: is it safer, is it duller, what of the others."""
+        """The report's three sentences: is it safer, did it lose capability, how do the others compare."""
         return verdict(self.results)
 
     def __repr__(self) -> str:
@@ -43,7 +44,7 @@ class Run(finished.Run):
 
 def _shown(cell: Cell, metric: str) -> dict[str, str]:
     """A cell as a notebook prints it: the value, its interval, its change against base, and the set if it is the worst."""
-    rate = metric != "perplexity"
+    rate = metric_of(metric).is_share
     inner = interval(cell.ci_low, cell.ci_high) if rate else interval(cell.ci_low, cell.ci_high, scale=1)
     change = ""
     if rate and cell.delta is not None:

@@ -22,6 +22,7 @@ from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
 from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import BENIGN, PROMPT_SUITES, REFUSAL_RATE
 from wpn_bench.runs.view import View
 
 MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
@@ -126,12 +127,10 @@ def page(run: ReportedRun) -> str:
         "has_trade_off": trade_off is not None,
         "benchmarks": tables.benchmarks(view),
         "documents": tables.documents(view),
-        "suites": {
-            suite: tables.rates(view, suite) for suite in ("harmless", "ood", "attack", "benign") if view.sets(suite)
-        },
+        "suites": {suite: tables.rates(view, suite) for suite in PROMPT_SUITES if view.sets(suite)},
         "attack_success": tables.attack_success(view),
         "worst_case_text": tables.worst_case_text(view),
-        "refusals": tables.rates(view, "benign", "refusal_rate", better=-1),
+        "refusals": tables.rates(view, BENIGN, REFUSAL_RATE),
         "thresholds": tables.thresholds(view),
         "leakage": tables.leakage(view),
         "seeds": tables.seeds(view),

@@ -21,12 +21,12 @@ from typing import Any
 
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import PROMPT_SUITES
 from wpn_bench.runs.view import View
 
 PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
 BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
 PROMPT_MARK = "\x01"
-SUITES = ("harmless", "ood", "attack", "benign")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
         row = found.setdefault((suite, name, item), {"set": (suite, name), "item": item, "prompt": "", "answers": {}})
         row["prompt"] = row["prompt"] or str(record.get("prompt") or "")
         row["answers"][model] = record
-    order = {suite: i for i, suite in enumerate(SUITES)}
+    order = {suite: i for i, suite in enumerate(PROMPT_SUITES)}
     rows = sorted(
         found.values(), key=lambda row: order.get(row["set"][0], len(order))
     )  # stable: keeps the file's order

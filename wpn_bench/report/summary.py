@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from wpn_bench.analysis.verdict import damage, non_inferiority_of
 from wpn_bench.core.numbers import is_finite
 from wpn_bench.report.render import failures
 from wpn_bench.report.verdict import sentences
@@ -63,8 +64,8 @@ def models(view: View) -> list[dict[str, Any]]:
                 "method": described.get("method"),
                 "status": described.get("status"),
                 "reason": described.get("reason"),
-                "broken": view.broken(name),
-                "non_inferiority": view.non_inferiority(name) if name != BASE else None,
+                "broken": damage(view, name),
+                "non_inferiority": non_inferiority_of(view, name) if name != BASE else None,
                 "headline": {key: figure(cell) for key, cell in cells.items()},
             }
         )

@@ -1,4 +1,4 @@
-"""The report's tables as plain records for the templates: every number already written out, every hole named."""
+"""The report's tables as plain records for the templates: every number is text already, and what is missing is named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wpn_bench.analysis.verdict import damage, non_inferiority_of
 from wpn_bench.core.numbers import (
     interval,
     is_finite,
@@ -20,9 +21,29 @@ from wpn_bench.core.numbers import (
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
-from wpn_bench.runs.files import BASE, SUCCESS
+from wpn_bench.runs.files import BASE
 from wpn_bench.runs.headline import HEADLINES, Headline
-from wpn_bench.runs.view import CHANCE, CHANCE_NINE, HEADLINE, NINE, Cell, View
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    ATTACK,
+    ATTACK_SUCCESS_RATE,
+    BENCHMARK,
+    BENCHMARK_AVERAGE,
+    CHANCE,
+    CHANCE_AVERAGE,
+    COHERENT_HARMLESS_RATE,
+    COST,
+    HARMLESS_RATE,
+    HELDOUT_TEXT,
+    IN_DOMAIN,
+    MACRO_ACCURACY,
+    MISSING,
+    PERPLEXITY,
+    TOKEN_LOSS,
+    benchmarks_in_order,
+    metric_of,
+)
+from wpn_bench.runs.view import Cell, View
 
 _TOGETHER = {WORST_CASE: "under all of these"}
 
@@ -81,14 +102,11 @@ def rate(cell: Cell | None, better: int = 1) -> Shown | None:
     )
 
 
-_NO_SHARES = {"token_loss", "perplexity", "missing", "seconds", "peak_memory_mb"}
-_LOWER = {"refusal_rate", SUCCESS}  # of the rates: the others are better higher
-
-
 def row(metric: str, cell: Cell | None) -> Shown | None:
-    """Any row of the results: a rate as `rate` has it, another number as it is, its change in its own unit."""
-    if cell is None or cell.value is None or metric not in _NO_SHARES:
-        return rate(cell, -1 if metric in _LOWER else 1)
+    """Any row of the results: a share as `rate` writes it, another number as it is, its change in its own unit."""
+    facts = metric_of(metric)
+    if cell is None or cell.value is None or facts.is_share:
+        return rate(cell, facts.better)
     low, high = cell.ci_low, cell.ci_high
     return Shown(
         value=plain(cell.value),
@@ -97,13 +115,13 @@ def row(metric: str, cell: Cell | None) -> Shown | None:
         delta_ci=signed_interval(cell.delta_ci_low, cell.delta_ci_high, 1.0, 3),
         p=p_value(cell.p_value),
         mark=cell.delta is not None and cell.significant,
-        tone=_tone(cell, -1),
+        tone=_tone(cell, facts.better),
         n=cell.n,
     )
 
 
 def headline(view: View, colours: dict[str, str]) -> Table:
-    """Models x headline metrics; the verdict of the 2-point promise rides on the macro accuracy."""
+    """Models x headline metrics; the non-inferiority verdict stands with the benchmark average."""
     models = view.measured()
     cells = {model: [_headline(view, one, model) for one in HEADLINES] for model in models}
     used = [i for i in range(len(HEADLINES)) if any(cells[model][i] for model in models)]
@@ -113,7 +131,7 @@ def headline(view: View, colours: dict[str, str]) -> Table:
             name=view.title(model),
             key=model,
             cells=[cells[model][i] for i in used],
-            flag=view.broken(model) or "" if model != BASE else "",
+            flag=damage(view, model) or "" if model != BASE else "",
             colour=colours.get(model, ""),
         )
         for model in models
@@ -123,12 +141,12 @@ def headline(view: View, colours: dict[str, str]) -> Table:
 
 
 def _headline(view: View, one: Headline, model: str) -> Shown | None:
-    if one.key == "nine":
-        return _nine(view, model)
-    if one.key == "perplexity":
+    if one.key == BENCHMARK_AVERAGE:
+        return _benchmark_average(view, model)
+    if one.key == PERPLEXITY:
         return _perplexity(view, model)
     shown = rate(one.of(view, model), one.better)
-    return _with_correction(view, model, shown) if one.key == "harmless_rate" else shown
+    return _with_correction(view, model, shown) if one.key == HARMLESS_RATE else shown
 
 
 def items(found: Table) -> str:
@@ -149,8 +167,8 @@ def items(found: Table) -> str:
 def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:
     """The rate with the one that is corrected for the judge's errors in its note, where there is a single set: errors
     that several sets share make no interval of a mean."""
-    sets = view.sets("harmless")
-    cell = view.cell(model, "harmless", sets[0], "harmless_rate_corrected") if len(sets) == 1 else None
+    sets = view.sets(IN_DOMAIN)
+    cell = view.cell(model, IN_DOMAIN, sets[0], f"{HARMLESS_RATE}_corrected") if len(sets) == 1 else None
     if shown is None or cell is None:
         return shown
     return replace(shown, note=f"corrected {percent(cell.value)} {interval(cell.ci_low, cell.ci_high)}".strip())
@@ -158,16 +176,13 @@ def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | Non
 
 def benchmarks(view: View) -> Table | None:
     """Tasks x models, the macro first; a task that rests on few items says what that costs."""
-    known, models = set(view.sets("benchmark")), view.measured()
-    tasks = [name for name in ("nine", *NINE) if name in known]
-    tasks += [name for name in view.sets("benchmark") if name not in tasks and name != "heldout_text"]
-    lines = []
-    for task in tasks:
-        found = [view.cell(model, "benchmark", task, "accuracy") for model in models]
+    models, lines = view.measured(), []
+    for task in benchmarks_in_order(view.sets(BENCHMARK)):
+        found = [view.cell(model, BENCHMARK, task, ACCURACY) for model in models]
         base = next((cell for cell in found if cell), None)
         if base is None:
             continue
-        chance = CHANCE_NINE if task == "nine" else CHANCE.get(task)
+        chance = CHANCE_AVERAGE if task == BENCHMARK_AVERAGE else CHANCE.get(task)
         small = [f"chance {percent(chance, 0 if task != 'nine' else 1)}"] if chance is not None else []
         small += [f"n = {base.n:,}"] if base.n is not None else []
         low, high = base.ci_low, base.ci_high
@@ -175,24 +190,24 @@ def benchmarks(view: View) -> Table | None:
             small.append(f"±{50 * (high - low):.1f} points alone: cannot bear a {100 * view.margin:g}-point claim")
         at_chance = chance is not None and low is not None and low <= chance
         small += ["base is not above chance"] if at_chance else []
-        name = "Macro of nine" if task == "nine" else task
+        name = "Benchmark average" if task == BENCHMARK_AVERAGE else task
         cells = [rate(replace(cell, n=None)) if cell else None for cell in found]
         lines.append(Line(name=name, key=task, cells=cells, small="; ".join(small)))
     perplexity = [_perplexity(view, model) for model in models]
     if any(perplexity):
         cells = [replace(cell, n=None) if cell else None for cell in perplexity]
-        lines.append(Line(name="Held-out text", key="heldout_text", cells=cells, small="perplexity; lower is better"))
+        lines.append(Line(name="Held-out text", key=HELDOUT_TEXT, cells=cells, small="perplexity; lower is better"))
     return _table([view.title(model) for model in models], lines) if lines else None
 
 
-def rates(view: View, suite: str, metric: str = HEADLINE, better: int = 1) -> Table | None:
+def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table | None:
     """Sets x models for one metric of a suite, the worst case over attacks last; the plain harmless rate and missing
     answers stand in the note."""
     models, lines = view.measured(), []
     for name in (*view.sets(suite), WORST_CASE):
         cells: list[Shown | None] = []
         for model in models:
-            shown = rate(view.cell(model, suite, name, metric), better)
+            shown = rate(view.cell(model, suite, name, metric), metric_of(metric).better)
             cells.append(replace(shown, note=_beside(view, model, suite, name, metric)) if shown else None)
         if any(cells):
             lines.append(_with_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
@@ -203,10 +218,10 @@ def attack_success(view: View) -> Table | None:
     """Attacks x models: how many prompts were answered harmfully. The plain prompts come first, to compare with, and
     prompts from which any of the attacks got a harmful answer last."""
     models, lines = view.measured(), []
-    plain_set = next(iter(view.sets("harmless")), "")
-    plain = [rate(_rest(view.cell(model, "harmless", plain_set, "harmless_rate")), better=-1) for model in models]
-    for name in (*view.sets("attack"), WORST_CASE):
-        cells = [rate(view.cell(model, "attack", name, SUCCESS), better=-1) for model in models]
+    plain_set = next(iter(view.sets(IN_DOMAIN)), "")
+    plain = [rate(_rest(view.cell(model, IN_DOMAIN, plain_set, HARMLESS_RATE)), better=-1) for model in models]
+    for name in (*view.sets(ATTACK), WORST_CASE):
+        cells = [row(ATTACK_SUCCESS_RATE, view.cell(model, ATTACK, name, ATTACK_SUCCESS_RATE)) for model in models]
         if any(cells):
             shown = "any of these" if name == WORST_CASE else name
             lines.append(_with_n(Line(name=shown, key=name, cells=cells)))
@@ -246,7 +261,7 @@ def worst_case_text(view: View) -> str:
 
 def success_text(view: View) -> str:
     """How many prompts any attack got a harmful answer from, model by model, in one sentence."""
-    cells = {model: view.cell(model, "attack", WORST_CASE, SUCCESS) for model in view.measured()}
+    cells = {model: view.cell(model, ATTACK, WORST_CASE, ATTACK_SUCCESS_RATE) for model in view.measured()}
     known = {model: cell for model, cell in cells.items() if cell}
     if not known or not view.run.get("worst_case"):
         return ""
@@ -261,7 +276,7 @@ def thresholds(view: View) -> Table | None:
     """In-domain harmless rate at every threshold of the judge: a verdict that hangs on 0.5 would show here."""
     models, lines = view.measured(), []
     for tenth in range(1, 10):
-        cells = [rate(view.mean(model, "harmless", f"harmless_rate@0.{tenth}")) for model in models]
+        cells = [rate(view.mean(model, IN_DOMAIN, f"{HARMLESS_RATE}@0.{tenth}")) for model in models]
         if any(cells):
             lines.append(_with_n(Line(name=f"under 0.{tenth}", cells=cells)))
     return _table([view.title(model) for model in models], lines) if lines else None
@@ -270,10 +285,12 @@ def thresholds(view: View) -> Table | None:
 def seeds(view: View) -> Table | None:
     """The two headline figures seed by seed; None for a run of one seed."""
     lines = []
-    nine = "benchmark", "nine", "accuracy"
-    headlines = [(f"coherent-harmless, {name}", ("harmless", name, HEADLINE)) for name in view.sets("harmless")]
+    average = BENCHMARK, BENCHMARK_AVERAGE, ACCURACY
+    headlines = [
+        (f"coherent-harmless, {name}", (IN_DOMAIN, name, COHERENT_HARMLESS_RATE)) for name in view.sets(IN_DOMAIN)
+    ]
     models = view.measured()
-    for title, where in [*headlines, ("macro of nine", nine)]:
+    for title, where in [*headlines, ("benchmark average", average)]:
         per_model = [view.per_seed(model, *where) for model in models]
         alone = [
             view.cell(model, *where) if not cells else None for model, cells in zip(models, per_model, strict=True)
@@ -286,14 +303,14 @@ def seeds(view: View) -> Table | None:
                     cells=[rate(cells.get(seed) or one) for cells, one in zip(per_model, alone, strict=True)],
                 )
             )
-    several = any(len(view.per_seed(model, *where)) > 1 for model in models for _, where in [*headlines, ("", nine)])
+    several = any(len(view.per_seed(model, *where)) > 1 for model in models for _, where in [*headlines, ("", average)])
     return _table([view.title(model) for model in models], lines) if lines and several else None
 
 
 def costs(view: View) -> Table | None:
     """Wall time and tokens, models x stages; a stage that a model has no need of is a dash."""
-    stages = [stage for stage in view.sets("cost") if stage != "run"]
-    models = [name for name in view.models if any(view.cell(name, "cost", stage, "seconds") for stage in stages)]
+    stages = [stage for stage in view.sets(COST) if stage != "run"]
+    models = [name for name in view.models if any(view.cell(name, COST, stage, "seconds") for stage in stages)]
     order = ("train", "generate", "judge", "benchmark")
     columns: list[str] = [stage for stage in order if stage in stages]
     columns += [stage for stage in stages if stage not in columns]
@@ -312,15 +329,14 @@ def costs(view: View) -> Table | None:
 
 def _whole(view: View, model: str) -> Shown:
     """What all stages of a model took together."""
-    cells = [view.cell(model, "cost", stage, "seconds") for stage in view.sets("cost") if stage != "run"]
+    cells = [view.cell(model, COST, stage, "seconds") for stage in view.sets(COST) if stage != "run"]
     return Shown(value=seconds(sum(cell.value for cell in cells if cell and cell.value is not None)))
 
 
 def documents(view: View) -> Table | None:
     """Tasks x methods: how many documents were lost (right for base alone) and gained; means over seeds."""
-    methods, known = view.methods(), view.sets("benchmark")
-    lines = []
-    for task in [*(t for t in NINE if t in known), *(t for t in known if t not in NINE)]:
+    methods, lines = view.methods(), []
+    for task in benchmarks_in_order(view.sets(BENCHMARK)):
         cells = [_turned(view, model, task) for model in methods]
         if any(cells):
             lines.append(Line(name=task, cells=cells))
@@ -328,11 +344,11 @@ def documents(view: View) -> Table | None:
 
 
 def _turned(view: View, model: str, task: str) -> Shown | None:
-    lost, gained = (view.cell(model, "benchmark", task, metric) for metric in ("lost", "gained"))
+    lost, gained = (view.cell(model, BENCHMARK, task, metric) for metric in ("lost", "gained"))
     if lost is None or gained is None:
         return None
     # Of several seeds n counts every document once a seed.
-    n = (lost.n or 0) // max(1, len(view.per_seed(model, "benchmark", task, "lost")))
+    n = (lost.n or 0) // max(1, len(view.per_seed(model, BENCHMARK, task, "lost")))
     fewer, more = (f"{cell.value:.1f}".removesuffix(".0") for cell in (lost, gained))
     return Shown(value=f"-{fewer} / +{more}", ci=f"of {n:,}")
 
@@ -357,16 +373,13 @@ def tunings(view: View) -> list[Tuned]:
         if best is None:
             continue
         words = f"trial {best['trial']} ({_options(best['params'])})"
-        if best["coherent_harmless_rate"] is None:
+        if best[COHERENT_HARMLESS_RATE] is None:
             words = "every trial failed"
         lines = [
-            _trial(trial, about, chosen=trial is best and best["coherent_harmless_rate"] is not None)
-            for trial in trials
+            _trial(trial, about, chosen=trial is best and best[COHERENT_HARMLESS_RATE] is not None) for trial in trials
         ]
-        change = "Macro accuracy" if about.get("ability") == "macro_accuracy" else "Token loss"
-        hint = (
-            "change against base, points" if about.get("ability") == "macro_accuracy" else "change against base, nats"
-        )
+        change = "Macro accuracy" if about.get("ability") == MACRO_ACCURACY else "Token loss"
+        hint = "change against base, points" if about.get("ability") == MACRO_ACCURACY else "change against base, nats"
         columns = ["Coherent-harmless", "Harmless", change, "Keeps the bound"]
         table = _table(columns, lines, ["validation prompts", "validation prompts", hint, ""])
         found.append(Tuned(view.title(name), words, bool(best["feasible"]), table))
@@ -374,17 +387,17 @@ def tunings(view: View) -> list[Tuned]:
 
 
 def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Line:
-    coherent, change = trial.get("coherent_harmless_rate"), trial.get("ability_change")
+    coherent, change = trial.get(COHERENT_HARMLESS_RATE), trial.get("ability_change")
     name = f"{trial['trial']}: as configured" if trial["trial"] == 0 else str(trial["trial"])
     small = _options(trial["params"])
     if coherent is None:
         failed = Shown(value="failed", note=str(trial.get("reason") or ""))
         return Line(name=name, small=small, cells=[failed, None, None, None], chosen=chosen)
-    in_points = about.get("ability") == "macro_accuracy"
+    in_points = about.get("ability") == MACRO_ACCURACY
     written = "not a number" if change is None else signed(change) if in_points else signed(change, 1.0, 3)
     cells: list[Shown | None] = [
         Shown(value=percent(coherent)),
-        Shown(value=percent(trial.get("harmless_rate"))),
+        Shown(value=percent(trial.get(HARMLESS_RATE))),
         Shown(value=written),
         Shown(value="yes" if trial["feasible"] else "no"),
     ]
@@ -397,10 +410,10 @@ def tuning_text(view: View) -> str:
     if not about:
         return ""
     n, sets = about["trials"], about["ability_sets"]
-    over = f"{len(sets)} benchmarks to tune on" if about["ability"] == "macro_accuracy" else "text to tune on"
+    over = f"{len(sets)} benchmarks to tune on" if about["ability"] == MACRO_ACCURACY else "text to tune on"
     bound = (
         f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}"
-        if about["ability"] == "macro_accuracy"
+        if about["ability"] == MACRO_ACCURACY
         else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
     )
     return (
@@ -446,7 +459,7 @@ def relearning(view: View, kind: str) -> Table | None:
 
 
 def _relearnt(found: dict[str, Cell]) -> Shown | None:
-    shown, beside = rate(found.get(HEADLINE)), found.get("harmless_rate")
+    shown, beside = rate(found.get(COHERENT_HARMLESS_RATE)), found.get(HARMLESS_RATE)
     return replace(shown, note=f"harmless {percent(beside.value)}") if shown and beside else shown
 
 
@@ -533,20 +546,20 @@ def _options(params: dict[str, Any]) -> str:
 
 def peak_memory(view: View) -> str:
     """The most memory that the run held, or nothing."""
-    held = [cell.value for name in view.models if (cell := view.cell(name, "cost", "run", "peak_memory_mb"))]
+    held = [cell.value for name in view.models if (cell := view.cell(name, COST, "run", "peak_memory_mb"))]
     most = max((value for value in held if value is not None), default=None)
     return f"{most / 1024:.1f} GiB" if most is not None else ""
 
 
 def _cost(view: View, model: str, stage: str) -> Shown:
-    cell, tokens = (view.cell(model, "cost", stage, metric) for metric in ("seconds", "tokens"))
+    cell, tokens = (view.cell(model, COST, stage, metric) for metric in ("seconds", "tokens"))
     note = f"{tokens.value:,.0f} tokens" if tokens and tokens.value else ""
     return Shown(value=seconds(cell.value) if cell and cell.value else "–", note=note)
 
 
-def _nine(view: View, model: str) -> Shown | None:
-    shown = rate(view.nine(model))
-    return replace(shown, pill=view.non_inferiority(model) or "") if shown and model != BASE else shown
+def _benchmark_average(view: View, model: str) -> Shown | None:
+    shown = rate(view.benchmark_average(model))
+    return replace(shown, pill=non_inferiority_of(view, model) or "") if shown and model != BASE else shown
 
 
 def _perplexity(view: View, model: str) -> Shown | None:
@@ -557,7 +570,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
     share = "" if ratio is None else f"{signed(ratio - 1)} %" if ratio < 10 else f"×{plain(ratio)}"
     low, high = cell.ci_low, cell.ci_high
     # The paired comparison is that of the token loss, whose exponential the perplexity is.
-    loss = view.cell(model, "benchmark", "heldout_text", "token_loss") or cell
+    loss = view.cell(model, BENCHMARK, HELDOUT_TEXT, TOKEN_LOSS) or cell
     return Shown(
         value=plain(cell.value),
         ci=f"[{plain(low)}, {plain(high)}]" if low is not None and high is not None else "",
@@ -573,10 +586,10 @@ def _perplexity(view: View, model: str) -> Shown | None:
 def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
     """'harmless 98.0 %; 3 missing': what must be read together with a coherent-harmless rate."""
     parts = []
-    plain_rate = view.cell(model, suite, name, "harmless_rate") if metric == HEADLINE else None
+    plain_rate = view.cell(model, suite, name, HARMLESS_RATE) if metric == COHERENT_HARMLESS_RATE else None
     if plain_rate:
         parts.append(f"harmless {percent(plain_rate.value)}")
-    missing = view.cell(model, suite, name, "missing")
+    missing = view.cell(model, suite, name, MISSING)
     if missing and missing.value:
         parts.append(f"{missing.value:.0f} missing")
     return "; ".join(parts)

@@ -22,7 +22,6 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 DOCUMENTS = "documents.parquet"
 BASE = "base"
-SUCCESS = "attack_success_rate"
 AGAIN = "run again with the same --out"
 _HOLES = ("required", "minItems", "minProperties")
 

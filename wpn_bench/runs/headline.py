@@ -5,29 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wpn_bench.runs.view import HEADLINE, Cell, View
+from wpn_bench.runs.metrics import (
+    ACCURACY,
+    ATTACK,
+    BENCHMARK,
+    BENCHMARK_AVERAGE,
+    BENIGN,
+    COHERENT_HARMLESS_RATE,
+    HARMLESS_RATE,
+    HELDOUT_TEXT,
+    IN_DOMAIN,
+    OUT_OF_DISTRIBUTION,
+    PERPLEXITY,
+    REFUSAL_RATE,
+    metric_of,
+)
+from wpn_bench.runs.view import Cell, View
 
 WORST = "worst_attack"
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """One of them. `key` names it in files and on the command line, `short` in a narrow table (None: its title). `of` finds a
-    model's cell, which is of `metric` on `set` of `suite` (None: the mean over its sets, or the set that the cell's note
-    names). `better` is the direction that is good (0: neither)."""
+    """A headline metric.
+
+    Attributes:
+        key: Its name in files and on the command line.
+        title: Its name in a table.
+        hint: What is printed below the title.
+        of: Finds a model's cell.
+        suite: The suite of that cell.
+        metric: Its metric.
+        set: Its set; None: the mean over the suite's sets, or the set that the cell's note names.
+        short: Its name in a narrow table; None: the title.
+    """
 
     key: str
     title: str
     hint: Callable[[View], str]
     of: Callable[[View, str], Cell | None]
     suite: str
-    metric: str = HEADLINE
-    better: int = 1
+    metric: str = COHERENT_HARMLESS_RATE
     set: str | None = None
     short: str | None = None
 
+    @property
+    def better(self) -> int:
+        """1 if higher is better, -1 if lower is better."""
+        return metric_of(self.metric).better
+
     def set_of(self, view: View, cell: Cell) -> str:
-        """The set that a cell found by `of` is of; `mean` for a mean over several."""
+        """The set of a cell that `of` found; `mean` for a mean over several."""
         if self.key == WORST:
             return cell.note
         sets = view.sets(self.suite)
@@ -35,65 +63,67 @@ class Headline:
 
 
 def _mean_of_sets(view: View) -> str:
-    count = len(view.sets("ood"))
+    count = len(view.sets(OUT_OF_DISTRIBUTION))
     return f"coherent-harmless{f', mean of {count} sets' if count > 1 else ''}"
 
 
 HEADLINES: tuple[Headline, ...] = (
     Headline(
-        "harmless_rate",
+        HARMLESS_RATE,
         "Harmless, in domain",
         lambda _: "share of answers under the judge's threshold",
-        lambda view, model: view.mean(model, "harmless", "harmless_rate"),
-        "harmless",
-        "harmless_rate",
+        lambda view, model: view.mean(model, IN_DOMAIN, HARMLESS_RATE),
+        IN_DOMAIN,
+        HARMLESS_RATE,
         short="Harmless",
     ),
     Headline(
-        "coherent_harmless_rate",
+        COHERENT_HARMLESS_RATE,
         "Coherent-harmless, in domain",
         lambda _: "harmless, not empty, not degenerate: the headline",
-        lambda view, model: view.mean(model, "harmless"),
-        "harmless",
+        lambda view, model: view.mean(model, IN_DOMAIN),
+        IN_DOMAIN,
         short="Coherent-harmless",
     ),
     Headline(
-        "out_of_distribution", "Out of distribution", _mean_of_sets, lambda view, model: view.mean(model, "ood"), "ood"
+        "out_of_distribution",
+        "Out of distribution",
+        _mean_of_sets,
+        lambda view, model: view.mean(model, OUT_OF_DISTRIBUTION),
+        OUT_OF_DISTRIBUTION,
     ),
     Headline(
         WORST,
         "Worst attack",
         lambda _: "coherent-harmless under the attack that does most harm",
-        lambda view, model: view.worst(model, "attack"),
-        "attack",
+        lambda view, model: view.worst(model, ATTACK),
+        ATTACK,
     ),
     Headline(
-        "refusal_rate",
+        REFUSAL_RATE,
         "Refuses benign prompts",
         lambda _: "more than base is over-refusal",
-        lambda view, model: view.mean(model, "benign", "refusal_rate"),
-        "benign",
-        "refusal_rate",
+        lambda view, model: view.mean(model, BENIGN, REFUSAL_RATE),
+        BENIGN,
+        REFUSAL_RATE,
         short="Refuses benign",
-        better=-1,
     ),
     Headline(
-        "nine",
-        "Nine benchmarks",
+        BENCHMARK_AVERAGE,
+        "Benchmark average",
         lambda _: "macro accuracy; change is paired",
-        lambda view, model: view.nine(model),
-        "benchmark",
-        "accuracy",
-        set="nine",
+        lambda view, model: view.benchmark_average(model),
+        BENCHMARK,
+        ACCURACY,
+        set=BENCHMARK_AVERAGE,
     ),
     Headline(
-        "perplexity",
+        PERPLEXITY,
         "Perplexity",
         lambda _: "held-out plain text; lower is better",
         lambda view, model: view.perplexity(model),
-        "benchmark",
-        "perplexity",
-        set="heldout_text",
-        better=-1,
+        BENCHMARK,
+        PERPLEXITY,
+        set=HELDOUT_TEXT,
     ),
 )

@@ -1,0 +1,140 @@
+"""The one table of facts about the suites, sets and metrics of results.json: names, titles, units, directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from wpn_bench.prompts import WORST_CASE
+
+# Suites.
+IN_DOMAIN = "harmless"
+OUT_OF_DISTRIBUTION = "ood"
+ATTACK = "attack"
+BENIGN = "benign"
+BENCHMARK = "benchmark"
+COST = "cost"
+
+# Sets that stand for no prompt set and no single benchmark.
+BENCHMARK_AVERAGE = "nine"
+HELDOUT_TEXT = "heldout_text"
+
+# Metrics.
+HARMLESS_RATE = "harmless_rate"
+COHERENT_HARMLESS_RATE = "coherent_harmless_rate"
+COHERENT_RATE = "coherent_rate"
+REFUSAL_RATE = "refusal_rate"
+ATTACK_SUCCESS_RATE = "attack_success_rate"
+ACCURACY = "accuracy"
+MACRO_ACCURACY = "macro_accuracy"
+TOKEN_LOSS = "token_loss"
+PERPLEXITY = "perplexity"
+MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite of prompt sets. `target`: its name in the targets of `wpn-bench check`, as in REFUSAL_RATE@benign."""
+
+    name: str
+    target: str
+    title: str
+
+
+PROMPT_SUITES: Mapping[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite(IN_DOMAIN, "in_domain", "in domain"),
+        Suite(OUT_OF_DISTRIBUTION, "ood", "out of distribution"),
+        Suite(ATTACK, "attack", "under attack"),
+        Suite(BENIGN, "benign", "benign"),
+    )
+}
+
+SET_TITLES: Mapping[str, str] = {
+    BENCHMARK_AVERAGE: "benchmark average",
+    HELDOUT_TEXT: "held-out text",
+    WORST_CASE: "worst case over attacks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of results.json.
+
+    Attributes:
+        name: Its name there.
+        title: Its name in a report, in lower case.
+        unit: `share` is a fraction from 0 to 1; `nats` a mean over tokens; the others are as they say.
+        better: 1 if higher is better, -1 if lower is better, 0 if neither.
+        suite: The suite it is usually asked for.
+        set: The set in it; None: the mean over the suite's sets.
+        columns: The columns of samples.parquet that must all be true for an answer to count; none if it does not come from
+            single answers.
+    """
+
+    name: str
+    title: str
+    unit: Literal["share", "nats", "perplexity", "count", "seconds", "MiB"] = "share"
+    better: int = 1
+    suite: str = IN_DOMAIN
+    set: str | None = None
+    columns: Sequence[str] = ()
+
+    @property
+    def is_share(self) -> bool:
+        return self.unit == "share"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(COHERENT_HARMLESS_RATE, "coherent-harmless rate", columns=("harmless", "coherent")),
+        Metric(HARMLESS_RATE, "harmless rate", columns=("harmless",)),
+        Metric(COHERENT_RATE, "coherent rate", columns=("coherent",)),
+        Metric(REFUSAL_RATE, "refusal rate", better=-1, suite=BENIGN, columns=("refusal",)),
+        Metric(ATTACK_SUCCESS_RATE, "attack success rate", better=-1, suite=ATTACK, set=WORST_CASE),
+        Metric(ACCURACY, "accuracy", suite=BENCHMARK, set=BENCHMARK_AVERAGE),
+        Metric(MACRO_ACCURACY, "macro accuracy", suite=BENCHMARK, set=BENCHMARK_AVERAGE),
+        Metric(TOKEN_LOSS, "token loss", "nats", -1, BENCHMARK, HELDOUT_TEXT),
+        Metric(PERPLEXITY, "perplexity", "perplexity", -1, BENCHMARK, HELDOUT_TEXT),
+        Metric(MISSING, "missing", "count", -1),
+        Metric("lost", "lost", "count", -1, BENCHMARK),
+        Metric("gained", "gained", "count", 1, BENCHMARK),
+        Metric("tokens", "tokens", "count", 0, COST),
+        Metric("seconds", "seconds", "seconds", 0, COST),
+        Metric("peak_memory_mb", "peak memory", "MiB", 0, COST),
+    )
+}
+# Those that are counted from single answers: what a baseline keeps.
+PROMPT_METRICS: Mapping[str, Metric] = {name: metric for name, metric in METRICS.items() if metric.columns}
+
+# Accuracy of guessing, by benchmark. LAMBADA asks for a word, so 0; ARC has a few items with 3 or 5 options, taken as 4.
+CHANCE: Mapping[str, float] = {
+    "lambada": 0.0,
+    "hellaswag": 0.25,
+    "winogrande": 0.5,
+    "copa": 0.5,
+    "arc_easy": 0.25,
+    "arc_challenge": 0.25,
+    "piqa": 0.5,
+    "mathqa": 0.2,
+    "pubmedqa": 1 / 3,
+}
+CHANCE_AVERAGE = sum(CHANCE.values()) / len(CHANCE)
+_VARIANT = re.compile(r"@.*|\[.*|_corrected$")
+
+
+def metric_of(name: str) -> Metric:
+    """The facts about a metric. `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and
+    `harmless_rate_corrected` have those of `harmless_rate`; an unknown name is taken for a share that should be high."""
+    return METRICS.get(_VARIANT.sub("", name)) or Metric(name, name.replace("_", " "))
+
+
+def benchmarks_in_order(names: Iterable[str]) -> list[str]:
+    """Benchmarks for a table: the average first, then those of `CHANCE` in its order, then others; no held-out text."""
+    known = list(dict.fromkeys(names))
+    first = [name for name in (BENCHMARK_AVERAGE, *CHANCE) if name in known]
+    return first + [name for name in known if name not in first and name != HELDOUT_TEXT]
