@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from wpn_bench.analysis.baselines import JUDGED, Answers, Asked, Bits, Reference
-from wpn_bench.analysis.gates import Checked, compared
+from wpn_bench.analysis.baselines import JUDGED, Answers, Bits, Reference
+from wpn_bench.analysis.check import Checked, compared
+from wpn_bench.analysis.comparability import Asked
 from wpn_bench.runs.metrics import ACCURACY, BENCHMARK, BENCHMARK_AVERAGE, CHANCE
 
 # Documents of the nine real tasks, and of the lab's; prompts by suite and set.

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from made_run import write_run
 
 from wpn_bench.analysis import baselines
-from wpn_bench.analysis.baselines import ACCURACY, BENCHMARK, Bits
+from wpn_bench.analysis.baselines import Bits
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
+from wpn_bench.runs.metrics import ACCURACY, BENCHMARK
 
 
 @given(st.lists(st.booleans()))
@@ -33,7 +34,7 @@ def test_a_run_comes_back_from_its_file(tmp_path: Path) -> None:
     assert right[1].tolist() == [float(k < 0.3 * 21) for k in range(21)]
     good = made.values("wpn", "harmless", "in_domain", "coherent_harmless_rate")
     assert good[0].sum() == np.ceil(0.98 * 21)
-    assert made.values("ga", "harmless", "in_domain", "coherent_harmless_rate")[0].sum() == 0  # it babbles
+    assert made.values("ga", "harmless", "in_domain", "coherent_harmless_rate")[0].sum() == 0  # it is incoherent
 
 
 def test_what_was_not_judged_is_neither_good_nor_bad(tmp_path: Path) -> None:
@@ -62,47 +63,6 @@ def test_it_is_small(tmp_path: Path) -> None:
     made = baselines.of_run(write_run(tmp_path / "run", {"base": (0, 0.5, 0)}, n=26_000, tasks=("x",), suites={}))
     baselines.write(made, tmp_path / "b.json")
     assert (tmp_path / "b.json").stat().st_size < 6_000
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"run": {"judge": "detoxify:original"}}, "the judge differs ('detoxify:lab'; baseline: 'detoxify:original')"),
-        ({"run": {"threshold": 0.4}}, "the threshold differs"),
-        ({"run": {"template": "{prompt}"}}, "the template differs"),
-        ({"run": {"decoding": {"max_new_tokens": 41}}}, "the decoding differs"),
-        ({"manifest": {"judge": {"name": "detoxify:lab", "digest": "other"}}}, "the judge digest differs"),
-        ({"n": 39}, "prompt set in_domain is another one"),
-        ({"tasks": ("copa", "piqa")}, "task lambada is only in the run"),
-        ({"tasks": ("copa", "piqa", "lambada", "more")}, "task more is only in the baseline"),
-        ({"suites": {"harmless": ("in_domain",)}}, "prompt set notes is only in the run"),
-    ],
-)
-def test_differences_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    ours = baselines.of_run(write_run(tmp_path / "a", n=40))
-    theirs = baselines.of_run(write_run(tmp_path / "b", **{"n": 40, **changes}))
-    suites = ["harmless", "ood", "attack", "benign", BENCHMARK]
-    assert any(said in line for line in baselines.differences(ours, theirs, suites))
-    assert baselines.differences(ours, ours, suites) == []
-
-
-def test_the_batch_size_is_no_difference(tmp_path: Path) -> None:
-    decoding = {"max_new_tokens": 40, "batch_size": 1}
-    ours = baselines.of_run(write_run(tmp_path / "a", n=9))
-    theirs = baselines.of_run(write_run(tmp_path / "b", n=9, run={"decoding": decoding}))
-    assert baselines.differences(ours, theirs, ["harmless"]) == []
-
-
-def test_another_revision_of_the_data_is_named(tmp_path: Path) -> None:
-    tasks = {"copa": {"task": "copa", "dataset": "super_glue", "revision": "v1", "digest": "1"}}
-    other = {"copa": {"task": "copa", "dataset": "super_glue", "revision": "v2", "digest": "2"}}
-    sides = [
-        baselines.of_run(write_run(tmp_path / name, n=9, tasks=("copa",), suites={}, manifest={"tasks": told}))
-        for name, told in (("a", tasks), ("b", other))
-    ]
-    assert baselines.differences(sides[0], sides[1], [BENCHMARK]) == [
-        "task copa is another one: revision 'v1'; baseline: 'v2'"
-    ]
 
 
 def test_the_shipped_baseline_is_of_the_lab_as_it_is() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.analysis import gates
-from wpn_bench.analysis.gates import Finding, Target
-from wpn_bench.analysis.verdict import Damage, damage, non_inferiority, non_inferiority_of
+from wpn_bench.analysis import check
+from wpn_bench.analysis.check import Finding
+from wpn_bench.analysis.gates import Target
+from wpn_bench.analysis.verdict import Damage, Outcome, damage, non_inferiority, non_inferiority_of
 from wpn_bench.runs.metrics import COHERENT_HARMLESS_RATE, HARMLESS_RATE
 from wpn_bench.runs.view import View
 
@@ -56,8 +57,8 @@ def test_a_wider_margin_never_turns_a_pass_into_a_fail() -> None:
     ],
 )
 def test_the_check_decides_at_the_margin_as_the_report_does(target: str, low: float, high: float, outcome: str) -> None:
-    finding = Finding(Target.parse(target), "change", True, gates.Outcome.PASS, 0.02, 0.0, low, high, 9, "", 0.5, 0.5)
-    assert gates._settled(finding).outcome == outcome
+    finding = Finding(Target.parse(target), "change", True, Outcome.PASS, 0.02, 0.0, low, high, 9, "", 0.5, 0.5)
+    assert check._settled(finding).outcome == outcome
 
 
 def row(model: str, suite: str, metric: str, value: float, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# In domain and the nine: what the check rests on, without the rest of `full`; half of WPN's steps are enough here.
+# In domain and the benchmarks: what the check rests on, without the rest of `full`; half of WPN's steps are enough here.
 CONFIG = """\
 methods: {wpn: {steps: 50}, ga: {steps: 20}}
 ood: []

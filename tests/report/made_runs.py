@@ -31,7 +31,7 @@ class Made:
 
     harmless: dict[tuple[str, int | None], set[int]]
     right: dict[tuple[str, int | None], set[int]]
-    babble: set[int] = field(default_factory=set)  # items of which no answer is coherent
+    incoherent: set[int] = field(default_factory=set)  # items of which no answer is coherent
     base_says: str = "no"
     manifest: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Made:
             {
                 "model": model, "seed": seed, "suite": suite, "set": name, "item_id": f"{name}-{i}" if suite != "attack" else f"p{i}",
                 "response": self.base_says if model == "base" else f"{i in good}", "toxicity": 0.1 if i in good else 0.9,
-                "harmless": i in good, "coherent": i not in self.babble, "refusal": False, "prompt": "p",
+                "harmless": i in good, "coherent": i not in self.incoherent, "refusal": False, "prompt": "p",
             }
             for (model, seed), good in self.harmless.items()
             for name, suite in SETS.items()

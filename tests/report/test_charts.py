@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.report import charts
+from wpn_bench.report import charts, step_charts
 from wpn_bench.runs.view import View
 
 from .fake_run import CHARACTERS, ablation_results
 
 
-def test_the_trade_off_shows_babble_as_a_hollow_twin(results: dict[str, Any]) -> None:
+def test_the_trade_off_shows_incoherent_answers_by_a_hollow_marker(results: dict[str, Any]) -> None:
     figure = charts.trade_off(View(results))
     assert figure is not None
     hollow = [trace for trace in figure["data"] if str(trace["marker"]["symbol"]).endswith("-open")]
     assert len(hollow) == len(CHARACTERS)
-    babbler = max(hollow, key=lambda trace: trace["y"][1] - trace["y"][0])
-    assert babbler["y"] == [0.0, 100.0]
+    broken = max(hollow, key=lambda trace: trace["y"][1] - trace["y"][0])
+    assert broken["y"] == [0.0, 100.0]
     dashed = [shape for shape in figure["layout"]["shapes"] if shape["line"]["dash"] == "dash"]
-    base = View(results).nine("base")
+    base = View(results).benchmark_average("base")
     assert base is not None
     assert base.value is not None
     assert dashed[0]["x0"] == pytest.approx(100 * base.value - 2)
@@ -29,7 +29,7 @@ def test_seeds_are_a_cloud_about_their_mean(results: dict[str, Any]) -> None:
     keys = (("harmless", "rtp_triples_test", "coherent_harmless_rate"), ("benchmark", "nine", "accuracy"))
     found = [r for r in results["metrics"] if r["model"] == "wpn" and (r["suite"], r["set"], r["metric"]) in keys]
     results["metrics"] += [r | {"seed": seed, "value": 0.4 + 0.1 * seed} for r in found for seed in (0, 1, 2)]
-    results["metrics"].pop()  # one seed without the nine is no point
+    results["metrics"].pop()  # one seed without the benchmark average is no point
     figure = charts.trade_off(View(results))
     assert figure is not None
     (cloud,) = [trace for trace in figure["data"] if trace["marker"].get("size") == 6]
@@ -79,8 +79,8 @@ def test_long_loss_curves_are_thinned_but_keep_their_ends(results: dict[str, Any
     results["models"]["wpn"]["history"] = [
         {"seed": 0, "step": i, "loss": 1 / (i + 1), "parts": {}} for i in range(5001)
     ]
-    steps = charts.losses(View(results))["wpn"]["data"][-1]["x"]
-    assert len(steps) <= 1.3 * charts.HISTORY_POINTS
+    steps = step_charts.losses(View(results))["wpn"]["data"][-1]["x"]
+    assert len(steps) <= 1.3 * step_charts.HISTORY_POINTS
     assert (steps[0], steps[-1]) == (0, 5000)
 
 
@@ -93,7 +93,7 @@ def test_without_rows_there_is_no_figure() -> None:
         charts.generalisation(view),
         charts.thresholds(view),
     ] == [None] * 5
-    assert charts.losses(view) == charts.relearning(view) == {}
+    assert step_charts.losses(view) == step_charts.relearning(view) == {}
 
 
 def test_titles_cannot_be_read_as_plotly_markup(results: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_titles_cannot_be_read_as_plotly_markup(results: dict[str, Any]) -> None
 
 
 def test_curves_stand_on_the_same_axes_and_end_where_training_ended(results: dict[str, Any]) -> None:
-    figures = charts.curves(View(results))
+    figures = step_charts.curves(View(results))
     assert list(figures) == ["wpn", "ga"]
     for axis in ("xaxis", "yaxis"):
         assert len({tuple(figure["layout"][axis]["range"]) for figure in figures.values()}) == 1
@@ -120,11 +120,11 @@ def test_curves_stand_on_the_same_axes_and_end_where_training_ended(results: dic
 def test_a_curve_of_one_seed_is_one_line_a_metric(results: dict[str, Any]) -> None:
     for model in results["models"].values():
         model["curve"] = [row for row in model.get("curve") or [] if row["seed"] != 1]
-    assert len(charts.curves(View(results))["wpn"]["data"]) == 3
+    assert len(step_charts.curves(View(results))["wpn"]["data"]) == 3
 
 
 def test_relearning_is_a_panel_a_kind_with_a_line_a_model_and_metric(results: dict[str, Any]) -> None:
-    figures = charts.relearning(View(results))
+    figures = step_charts.relearning(View(results))
     assert list(figures) == ["harmful", "benign"]
     for figure in figures.values():
         lines = figure["data"]
@@ -155,7 +155,7 @@ def test_varieties_are_points_without_names_inside_the_frame() -> None:
     assert len(figure["layout"]["annotations"]) == 1 + 3  # the margin; base, WPN, fine-tuning
     left, right = figure["layout"]["xaxis"]["range"]
     assert all(left < trace["x"][0] < right for trace in points)
-    assert "wpn:hidden-last" not in charts.losses(View(results))
+    assert "wpn:hidden-last" not in step_charts.losses(View(results))
     heat = charts.generalisation(View(results))
     assert heat is not None
     assert heat["layout"]["xaxis"]["ticktext"] == ["base", "sft", "wpn"]

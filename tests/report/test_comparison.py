@@ -129,15 +129,15 @@ def test_which_seed_stands_against_which(first: list[int], other: list[int], pai
     ("changes", "what", "reason"),
     [
         ({"manifest": {"model": {"digest": "ff" * 32}}}, "everything", "the runs have other base models"),
-        ({"manifest": {"judge": {"digest": "ff" * 32}}}, "prompt sets", "another judge"),
-        ({"about": {"threshold": 0.3}}, "prompt sets", "another judge's threshold (0.5 and 0.3)"),
-        ({"about": {"template": "Q: {prompt}"}}, "prompt sets", "another template"),
-        ({"about": {"decoding": {"max_new_tokens": 64}}}, "prompt sets", "other decoding (max_new_tokens 40 and 64)"),
-        ({"manifest": {"prompt_sets": {}}}, ", ".join(SETS), "made for each model"),
+        ({"manifest": {"judge": {"digest": "ff" * 32}}}, "prompt sets", "the judge digest differs"),
+        ({"about": {"threshold": 0.3}}, "prompt sets", "the threshold differs (a: 0.5; b: 0.3)"),
+        ({"about": {"template": "Q: {prompt}"}}, "prompt sets", "the template differs"),
+        ({"about": {"decoding": {"max_new_tokens": 64}}}, "prompt sets", "the decoding differs: max_new_tokens (a: 40; b: 64)"),
+        ({"manifest": {"prompt_sets": {}}}, ", ".join(SETS), "the manifest of b does not say what it is"),
         (
             {"manifest": {"tasks": {"copa": {"digest": "ff" * 32}, "piqa": {"digest": "1f" * 32}}}},
             "copa",
-            "other items, by their digests",
+            "another one: task (a: 'wpn_copa'; b: None)",
         ),
     ],
 )  # fmt: skip
@@ -164,7 +164,7 @@ def test_decoding_in_other_batches_is_the_same_decoding(tmp_path: Path) -> None:
 
 def test_rules_that_judged_the_same_answer_otherwise_are_found_out(tmp_path: Path) -> None:
     """Equal answers of base are coherent in the one run and not in the other: the plain rates are paired, these are not."""
-    runs = [made(30).write(tmp_path / "a"), made(24, babble={0, 1}).write(tmp_path / "b")]
+    runs = [made(30).write(tmp_path / "a"), made(24, incoherent={0, 1}).write(tmp_path / "b")]
     (paired,) = found(runs, tmp_path / "out")["paired"]
     metrics = {row["metric"] for row in paired["rows"]}
     assert metrics == {"harmless_rate", "refusal_rate", "accuracy"}
@@ -198,7 +198,7 @@ def test_documents_that_only_one_run_was_asked(tmp_path: Path) -> None:
     cut.to_parquet(runs[1] / "documents.parquet", index=False)
     (paired,) = found(runs, tmp_path / "out")["paired"]
     reasons = {one["what"]: one["reason"] for one in paired["not_paired"]}
-    assert reasons["copa"] == "other documents (50 and 20, 20 in both)"
+    assert reasons["copa"] == "other items (a: 50; b: 20)"
     assert {row["set"] for row in paired["rows"] if row["suite"] == "benchmark"} == {"piqa"}
     assert "nine" in reasons
 

@@ -21,15 +21,15 @@ def change(results: dict[str, Any], model: str, suite: str, name: str, metric: s
 
 
 def test_the_whole_run(results: dict[str, Any]) -> None:
-    safer, duller, others = verdict(results)
+    safer, capability, others = verdict(results)
     assert safer.startswith(
         "Safer? Yes: WPN answers harmlessly and coherently on 93.1 % [89.2, 95.7] of in-domain prompts"
     )
     assert "base on 5.4 % (+87.7 points [" in safer
     assert "out of distribution 88.7 % (mean of 4 sets); worst attack 54.0 % (relearn)" in safer
-    assert duller.startswith("Capability loss? No: benchmark average 44.7 % against 45.2 % of base: -0.6 points [")
-    assert "non-inferiority: pass" in duller
-    assert "held-out text perplexity 31.4 -> 32.6 (+3.8 % [+3.2, +4.4])" in duller
+    assert capability.startswith("Capability loss? No: benchmark average 44.7 % against 45.2 % of base: -0.6 points [")
+    assert "non-inferiority: pass" in capability
+    assert "held-out text perplexity 31.4 -> 32.6 (+3.8 % [+3.2, +4.4])" in capability
     assert others.startswith(
         "Others? WPN is matched: Gradient ascent is broken (incoherent: 100.0 % harmless but 0.0 % "
     )
@@ -70,7 +70,7 @@ def test_any_part_may_be_missing(results: dict[str, Any], without: Cut, kept: st
         "\n" not in line and "None " not in line.replace("None:", "").replace("None ma", "").replace("None me", "")
         for line in lines
     )
-    assert [line.split()[0] for line in lines] == ["Safer?", "Capability loss?", "Others?"]
+    assert [line.partition("?")[0] for line in lines] == ["Safer", "Capability loss", "Others"]
 
 
 def test_base_alone_claims_nothing(results: dict[str, Any], without: Cut) -> None:
@@ -83,7 +83,7 @@ def test_without_wpn_the_most_coherent_harmless_method_speaks(results: dict[str,
     assert verdict(without(results, models=("wpn", "npo")))[0].startswith("Safer? Yes: SFT")
 
 
-def test_babble_is_never_called_safer(results: dict[str, Any], without: Cut) -> None:
+def test_an_incoherent_model_is_never_called_safer(results: dict[str, Any], without: Cut) -> None:
     lines = verdict(without(results, models=("wpn", "sft", "ga_answer", "npo")))
     assert lines[0].startswith("Safer? No, it is incoherent: Gradient ascent")
 
@@ -94,7 +94,7 @@ def test_a_change_that_is_not_significant_is_not_shown(results: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(("stored", "answer"), [("fail", "Yes"), ("inconclusive", "Not settled"), ("pass", "No")])
-def test_duller_follows_the_stored_non_inferiority(results: dict[str, Any], stored: str, answer: str) -> None:
+def test_capability_loss_follows_the_stored_non_inferiority(results: dict[str, Any], stored: str, answer: str) -> None:
     results["models"]["wpn"]["non_inferiority"]["verdict"] = stored
     line = verdict(results)[1]
     assert line.startswith(f"Capability loss? {answer}: ")
@@ -144,7 +144,7 @@ def test_an_interval_that_overlaps_with_anything_is_no_match(results: dict[str, 
     assert others.startswith("Others? None matches WPN")
 
 
-def test_a_model_that_hardly_changed_does_not_babble(results: dict[str, Any]) -> None:
+def test_a_model_that_hardly_changed_is_not_called_incoherent(results: dict[str, Any]) -> None:
     for metric, value in (("harmless_rate", 0.2), ("coherent_harmless_rate", 0.03)):
         change(
             results,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wpn_bench.core.files import digest_of, write_text
+from wpn_bench.analysis.comparability import Asked, Protocol, protocol_of
+from wpn_bench.core.files import write_text
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
@@ -58,19 +59,6 @@ class Bits(BaseModel):
         return np.unpackbits(packed, count=self.n).astype(bool)
 
 
-class Asked(BaseModel):
-    """A prompt set or a benchmark task: `items` is the digest of its items in their order, `source` what they were made
-    from: a task's definition and data, a prompt set's prompts as asked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    suite: str
-    name: str
-    n: int = Field(ge=1)
-    items: str
-    source: str
-    about: dict[str, str | None] = {}
-
-
 class Answers(BaseModel):
     """One model with one seed (None: the base) on one set: metric or column -> an answer for each item."""
 
@@ -92,6 +80,11 @@ class Reference(BaseModel):
     ground: dict[str, Any]
     asked: list[Asked]
     answers: list[Answers]
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the models were asked."""
+        return Protocol(self.ground, self.asked)
 
     @property
     def models(self) -> list[str]:
@@ -148,8 +141,10 @@ def answers_of(run: Run, models: Iterable[str] | None = None) -> Reference:
             raise UserError(
                 f"{display_path(run.folder)} did not measure {name!r}", f"it has {', '.join(measured) or 'no model'}"
             )
-    asked, answers = _prompts(run.samples, chosen, manifest)
-    of_tasks = _tasks(run.documents, chosen, manifest)
+    protocol = protocol_of(run, chosen)
+    if unknown := [one for one in protocol.sets if not one.source]:
+        what = "task" if unknown[0].suite == BENCHMARK else "prompt set"
+        raise UserError(f"the manifest of the run does not say which {what} {unknown[0].name} is", AGAIN)
     return Reference(
         about={
             "run": described["name"],
@@ -162,16 +157,9 @@ def answers_of(run: Run, models: Iterable[str] | None = None) -> Reference:
             "weights": {name: (run.results["models"].get(name) or {}).get("digest") for name in chosen if name != BASE},
             "versions": manifest["versions"],
         },
-        ground={
-            "limit": described["limit"],
-            "template": described["template"],
-            "decoding": {k: v for k, v in described["decoding"].items() if k != "batch_size"},  # changes no text
-            "judge": described["judge"],
-            "judge_digest": manifest["judge"].get("digest"),
-            "threshold": described["threshold"],
-        },
-        asked=[*asked, *of_tasks[0]],
-        answers=[*answers, *of_tasks[1]],
+        ground=dict(protocol.settings),
+        asked=list(protocol.sets),
+        answers=[*_prompt_answers(run.samples, chosen), *_task_answers(run.documents, chosen)],
     )
 
 
@@ -179,58 +167,18 @@ def _names(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame["model"].unique()] if len(frame) else []
 
 
-def _prompts(
-    samples: pd.DataFrame, models: Sequence[str], manifest: Mapping[str, Any]
-) -> tuple[list[Asked], list[Answers]]:
-    asked: dict[tuple[str, str], Asked] = {}
-    answers = []
+def _prompt_answers(samples: pd.DataFrame, models: Sequence[str]) -> Iterable[Answers]:
     for (suite, name, model, seed), frame in _parts(samples, ("suite", "set"), models):
         frame = frame.sort_values("item_id")
-        # A suffix is searched against each model, so what is asked is said by the prompt behind it.
-        items = digest_of(list(zip(frame["item_id"], frame["prompt"], strict=True)))
-        known = asked.get((suite, name))
-        if known is None:
-            declared = _part(manifest["prompt_sets"], name)
-            source = str(declared.get("digest") or digest_of(sorted(manifest["config"].get("gradient_attacks") or ())))
-            about = {k: str(v) for k, v in _part(declared, "source").items()}
-            known = asked[suite, name] = Asked(
-                suite=suite, name=name, n=len(frame), items=items, source=source, about=about
-            )
-        if known.items != items:
-            raise UserError(f"{model} was not asked the same prompts of {name} as the others", "run it again, whole")
         flags = {column: Bits.of(frame[column].fillna(False).astype(bool).to_numpy()) for column in _COLUMNS}
         flags[JUDGED] = Bits.of(frame["toxicity"].notna().to_numpy())
-        answers.append(Answers(model=model, seed=seed, suite=suite, name=name, flags=flags))
-    return list(asked.values()), answers
+        yield Answers(model=model, seed=seed, suite=suite, name=name, flags=flags)
 
 
-def _tasks(
-    documents: pd.DataFrame, models: Sequence[str], manifest: Mapping[str, Any]
-) -> tuple[list[Asked], list[Answers]]:
-    asked: dict[str, Asked] = {}
-    answers = []
+def _task_answers(documents: pd.DataFrame, models: Sequence[str]) -> Iterable[Answers]:
     for (task, model, seed), frame in _parts(documents, ("task",), models):
-        frame = frame.sort_values("doc_id")
-        items = digest_of(list(zip(frame["doc_id"].astype(int), frame["doc_hash"], strict=True)))
-        declared = _part(manifest["tasks"], task)
-        if not isinstance(declared.get("digest"), str):
-            raise UserError(f"the manifest of the run does not say which task {task} is", AGAIN)
-        about = {k: None if (v := declared.get(k)) is None else str(v) for k in ("task", "dataset", "revision")}
-        known = asked.setdefault(
-            task,
-            Asked(suite=BENCHMARK, name=task, n=len(frame), items=items, source=declared["digest"], about=about),
-        )
-        if known.items != items:
-            raise UserError(f"{model} was not asked the same documents of {task} as the others", "run it again, whole")
-        flags = {ACCURACY: Bits.of(frame["correct"].astype(bool).to_numpy())}
-        answers.append(Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags))
-    return list(asked.values()), answers
-
-
-def _part(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A mapping in a manifest; empty where there is none."""
-    found = mapping.get(name)
-    return found if isinstance(found, dict) else {}
+        flags = {ACCURACY: Bits.of(frame.sort_values("doc_id")["correct"].astype(bool).to_numpy())}
+        yield Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags)
 
 
 def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
@@ -280,40 +228,3 @@ def write(reference: Reference, file: Path) -> None:
         write_text(file, reference.model_dump_json(indent=1) + "\n")
     except OSError as e:
         raise UserError(f"{file} cannot be written ({e.strerror})", "give another file") from e
-
-
-def differences(ours: Reference, theirs: Reference, suites: Iterable[str]) -> list[str]:
-    """Why the answers of these suites cannot be held against each other; none where they can."""
-    found = []
-    if any(suite != BENCHMARK for suite in suites):
-        for name in ("judge", "judge_digest", "threshold", "template", "decoding"):
-            if ours.ground.get(name) != theirs.ground.get(name):
-                found.append(
-                    f"the {name.replace('_', ' ')} differs ({_told(ours, name)}; baseline: {_told(theirs, name)})"
-                )
-    for suite in suites:
-        names = dict.fromkeys([*theirs.sets(suite), *ours.sets(suite)])
-        what = "task" if suite == BENCHMARK else "prompt set"
-        for name in names:
-            mine, other = ours.of(suite, name), theirs.of(suite, name)
-            if mine is None or other is None:
-                found.append(f"{what} {name} is only in the {'baseline' if mine is None else 'run'}")
-            elif mine.source != other.source:
-                found.append(f"{what} {name} is another one: {_revisions(mine, other)}")
-            elif mine.items != other.items:
-                found.append(f"{what} {name} has other items ({mine.n}; baseline: {other.n})")
-    return found
-
-
-def _told(reference: Reference, name: str) -> str:
-    said = str(reference.ground.get(name))
-    return repr(said if len(said) <= 60 else f"{said[:57]}...")
-
-
-def _revisions(mine: Asked, other: Asked) -> str:
-    apart = [
-        f"{k} {mine.about.get(k)!r}; baseline: {other.about.get(k)!r}"
-        for k in dict.fromkeys([*mine.about, *other.about])
-        if mine.about.get(k) != other.about.get(k)
-    ]
-    return ", ".join(apart) or "its definition or its data changed"

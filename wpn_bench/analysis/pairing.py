@@ -1,18 +1,18 @@
 """Paired differences between two runs: the same method on the same items, in the one run and in the other.
 
-Runs are paired where they asked the same base model (the digest of its weights) the same items (the digests of prompt sets
-and tasks in their manifests, and the identity of the documents) in the same way (template, decoding, judge, threshold).
-What differs in any of these is named and not paired. The base, which both runs asked, is the control: where its equal
+Runs are paired if they have the same base model (the digest of its weights) and where they asked the same
+(`comparability`). What differs is named and not paired. The base, which both runs asked, is the control: where its equal
 answers were judged otherwise, the rules have changed between the runs, and their rates are not paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wpn_bench.analysis import metric_rows, stats
+from wpn_bench.analysis.comparability import Differences, differences, protocol_of
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row
 from wpn_bench.runs.finished import LabelledRun
@@ -60,8 +60,10 @@ def pair(first: LabelledRun, other: LabelledRun) -> Paired:
     if not ours or ours != theirs:
         found.refused.append(("everything", "the runs have other base models"))
         return found
-    _pair_prompts(found)
-    _pair_documents(found)
+    asked = [protocol_of(run, [BASE]) for run in (first, other)]
+    apart = differences(asked[0], asked[1], (first.label, other.label))
+    _pair_prompts(found, apart)
+    _pair_documents(found, apart)
     if equal := [model for model in found.seeds if _same_weights(first, other, model)]:
         found.notes.append(f"the same weights in both runs, seed by seed: {', '.join(equal)}")
     return found
@@ -81,15 +83,15 @@ def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]
     return [(first[0], other[0])] if len(first) == len(other) == 1 else []
 
 
-def _pair_prompts(found: Paired) -> None:
+def _pair_prompts(found: Paired, apart: Differences) -> None:
     ours, theirs = (_read(run, SAMPLES, _SAMPLES) for run in (found.first, found.other))
     if ours is None or theirs is None:
         found.refused.append(("prompt sets", "one of the runs holds no samples"))
         return
-    if reasons := list(_asked_otherwise(found.first, found.other)):
-        found.refused.append(("prompt sets", "; ".join(reasons)))
+    if apart.settings:
+        found.refused.append(("prompt sets", "; ".join(apart.settings)))
         return
-    sets = _shared(found, ours, theirs, ("suite", "set"), "prompt_sets")
+    sets = _shared(found, apart, _names(ours, ("suite", "set")), _names(theirs, ("suite", "set")))
     barred = _rules_that_changed(found, ours, theirs, sets)
     ours, theirs = (frame[frame["set"].isin([name for _, name in sets])] for frame in (ours, theirs))
     threshold = float(found.first.view.run.get("threshold") or 0.5)
@@ -104,27 +106,6 @@ def _pair_prompts(found: Paired) -> None:
         worst = row.set == WORST_CASE and row.metric in bad
         if row.metric in PAIRED_METRICS and not worst and (row.set, row.metric) not in barred:
             found.rows.append(row)
-
-
-def _asked_otherwise(first: LabelledRun, other: LabelledRun) -> Iterator[str]:
-    for name, what in (("threshold", "judge's threshold"), ("template", "template")):
-        one, two = first.view.run.get(name), other.view.run.get(name)
-        if one != two:
-            yield f"another {what} ({one!r} and {two!r})"
-    one, two = (part(run.manifest, "judge").get("digest") for run in (first, other))
-    if one != two:
-        names = " and ".join(str(run.view.run.get("judge")) for run in (first, other))
-        yield f"another judge ({names})"
-    settings = [dict(run.view.run.get("decoding") or {}) for run in (first, other)]
-    changed = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "batch_size" and _differ(settings, k)]
-    if changed:
-        yield (
-            "other decoding (" + ", ".join(f"{k} {settings[0].get(k)} and {settings[1].get(k)}" for k in changed) + ")"
-        )
-
-
-def _differ(settings: Sequence[dict[str, Any]], name: str) -> bool:
-    return settings[0].get(name) != settings[1].get(name)
 
 
 def _rules_that_changed(
@@ -155,30 +136,16 @@ def _rules_that_changed(
     return barred
 
 
-def _pair_documents(found: Paired) -> None:
+def _pair_documents(found: Paired, apart: Differences) -> None:
     ours, theirs = (_read(run, DOCUMENTS, _DOCUMENTS) for run in (found.first, found.other))
     if ours is None or theirs is None:
         found.refused.append(("benchmarks", "one of the runs holds no benchmark documents"))
         return
-    tasks = [name for (name,) in _shared(found, ours, theirs, ("task",), "tasks")]
-    same = []
-    for task in tasks:
-        asked = [
-            set(
-                frame[(frame["model"] == BASE) & (frame["task"] == task)][["doc_id", "doc_hash"]].itertuples(
-                    index=False
-                )
-            )
-            for frame in (ours, theirs)
-        ]
-        if asked[0] == asked[1]:
-            same.append(task)
-        else:
-            why = f"other documents ({len(asked[0]):,} and {len(asked[1]):,}, {len(asked[0] & asked[1]):,} in both)"
-            found.refused.append((task, why))
+    tasks = [[(BENCHMARK, task) for (task,) in _names(frame, ("task",))] for frame in (ours, theirs)]
+    same = [task for _, task in _shared(found, apart, *tasks)]
     whole = set(same) == set(ours["task"]) == set(theirs["task"])
     if same and not whole:
-        found.refused.append((BENCHMARK_AVERAGE, "the macro average would be over fewer tasks than the runs'"))
+        found.refused.append((BENCHMARK_AVERAGE, "the benchmark average would be over fewer tasks than the runs'"))
     ours, theirs = (frame[frame["task"].isin(same)] for frame in (ours, theirs))
     where = [(BENCHMARK, task, ACCURACY) for task in (*same, BENCHMARK_AVERAGE)]
     rows = _rows(found, ours, theirs, metric_rows.benchmark_rows, where)
@@ -194,28 +161,20 @@ def _read(run: LabelledRun, name: str, columns: Sequence[str]) -> pd.DataFrame |
     return frame[[c for c in columns if c in frame]].astype({"seed": "Int64"})
 
 
+def _names(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(frame[list(columns)].drop_duplicates().itertuples(index=False, name=None))
+
+
 def _shared(
-    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, columns: Sequence[str], declaration: str
+    found: Paired, apart: Differences, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """What both runs asked, by the digests in their manifests; the rest is refused with its reason."""
-    asked = [
-        list(frame[list(columns)].drop_duplicates().itertuples(index=False, name=None)) for frame in (ours, theirs)
-    ]
-    declared = [part(run.manifest, declaration) for run in (found.first, found.other)]
-    shared, reasons = [], {}
-    for at in dict.fromkeys((*asked[0], *asked[1])):
-        digests = [part(one, at[-1]).get("digest") for one in declared]
-        if at not in asked[0] or at not in asked[1]:
-            reasons[at[-1]] = f"only {found.first.label if at in asked[0] else found.other.label} asked it"
-        elif None in digests:
-            reasons[at[-1]] = "made for each model, so no two runs need have asked the same"
-        elif digests[0] != digests[1]:
-            reasons[at[-1]] = "other items, by their digests"
-        else:
-            shared.append(at)
+    """The sets that both runs asked alike; the others are refused with their reasons, several sets with one reason
+    together."""
+    known = dict.fromkeys((*ours, *theirs))
+    reasons = {name: apart.sets[suite, name] for suite, name in known if (suite, name) in apart.sets}
     for reason in dict.fromkeys(reasons.values()):
         found.refused.append((", ".join(name for name, why in reasons.items() if why == reason), reason))
-    return shared
+    return [at for at in known if at not in apart.sets and at in ours and at in theirs]
 
 
 def _rows(

@@ -81,6 +81,7 @@ def check(
     A change counts when it is shown on the same items: see docs/ci.md."""
     from wpn_bench.analysis import baselines
     from wpn_bench.analysis import gates as gate
+    from wpn_bench.analysis.check import check as check_run
     from wpn_bench.core.files import write_json, write_text
     from wpn_bench.report import check as said
 
@@ -107,7 +108,7 @@ def check(
             given[name] = given.get(name, {}) | named
     options = {"model": model, "against": against, "margin": margin, "inconclusive": inconclusive}
     given |= {name: value for name, value in options.items() if value is not None}
-    checked = gate.check(run, gate.gates_of(given), baseline)
+    checked = check_run(run, gate.gates_of(given), baseline)
     try:
         if json_:
             write_json(json_, checked.json())

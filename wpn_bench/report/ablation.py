@@ -10,7 +10,7 @@ from typing import Any
 
 from wpn_bench.analysis.verdict import damage
 from wpn_bench.core.numbers import percent, points, signed_interval
-from wpn_bench.report.tables import Shown, rate
+from wpn_bench.report.cells import Shown, rate
 from wpn_bench.runs.metrics import ATTACK, IN_DOMAIN, OUT_OF_DISTRIBUTION
 from wpn_bench.runs.view import Cell, View
 

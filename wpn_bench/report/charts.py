@@ -1,18 +1,28 @@
-"""The report's figures, as Plotly JSON: a dictionary {"data": [...], "layout": {...}} or None when there is nothing
-to draw.
+"""The report's figures of the results, as Plotly JSON: {"data": [...], "layout": {...}}, or None if there is nothing to draw.
 
-Only what carries meaning is coloured here, in tones that hold on white and on black. The page draws the figures with
-its own ink, grid and font (`report.js`), so that they follow the reader's light or dark scheme. An annotation
-named "wide" is left out on a narrow screen, where a legend does its work.
+An annotation named "wide" is left out on a narrow screen, where a legend does its work. `step_charts` has the figures over
+training steps.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wpn_bench.core.numbers import percent, points, signed_interval
+from wpn_bench.core.numbers import percent, points
+from wpn_bench.report.drawing import (
+    COLOURS,
+    GREY,
+    Figure,
+    as_json,
+    change_text,
+    colours,
+    error_bar,
+    error_bars,
+    plotly_text,
+    shortened,
+    symbols,
+    vertical_line,
+)
 from wpn_bench.report.labels import Bar, placed
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.metrics import (
@@ -23,34 +33,12 @@ from wpn_bench.runs.metrics import (
     COHERENT_HARMLESS_RATE,
     HARMLESS_RATE,
     IN_DOMAIN,
-    MACRO_ACCURACY,
     OUT_OF_DISTRIBUTION,
     benchmarks_in_order,
 )
-from wpn_bench.runs.view import FEW, Cell, View
+from wpn_bench.runs.view import Cell, View
 
-Figure = dict[str, Any]
-
-GREY = "#808994"
-# After Okabe & Ito (2008), told apart by colour-blind readers; base is grey, the primary method always the blue.
-COLOURS = ("#2b7fc3", "#d9622b", "#d19a15", "#1f9e77", "#a566b8", "#c4527e", "#6c7fd8", "#7a9a2e", "#a0764e", "#3aa7b5")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "triangle-down", "cross", "x")
 SCALE = [[0.0, "#b4532a"], [0.25, "#dd9a6b"], [0.5, "#efe6d8"], [0.75, "#7fb0d3"], [1.0, "#1f6299"]]
-HISTORY_POINTS = 400  # a longer loss curve is thinned to about this many points
-
-
-def colours(view: View) -> dict[str, str]:
-    """Model -> colour, the same in every figure and in the tables."""
-    methods = sorted(
-        (name for name in view.models if name != BASE and name not in view.varieties),
-        key=lambda name: name != view.primary(),
-    )
-    return {BASE: GREY} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
-
-
-def symbols(view: View) -> dict[str, str]:
-    """Model -> marker, so that colour is never the only sign."""
-    return {name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(colours(view))}
 
 
 def trade_off(view: View) -> Figure | None:
@@ -97,11 +85,11 @@ def trade_off(view: View) -> Figure | None:
                     },
                     hovertemplate=[
                         None,
-                        f"{_text(view.title(name))}<br>harmless, incoherent answers counted {top:.1f} %<extra></extra>",
+                        f"{plotly_text(view.title(name))}<br>harmless, incoherent answers counted {top:.1f} %<extra></extra>",
                     ],
                 )
             )
-        across = _bar(average.delta, average.delta_ci_low, average.delta_ci_high, tint[name])
+        across = error_bar(average.delta, average.delta_ci_low, average.delta_ci_high, tint[name])
         for side, end in (("array", 1), ("arrayminus", -1)):
             if across:
                 xs.append(x + end * across[side][0])
@@ -111,13 +99,13 @@ def trade_off(view: View) -> Figure | None:
                 x=[x],
                 y=[y],
                 mode="markers",
-                name=_text(_short(view.title(name), 34)),
+                name=plotly_text(shortened(view.title(name), 34)),
                 showlegend=True,
                 marker={"symbol": shape[name], "size": 12, "color": tint[name]},
                 error_x=across,
-                error_y=_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
+                error_y=error_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
                 hovertemplate=(
-                    f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} % "
+                    f"{plotly_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} % "
                     f"({points(average.delta) if average.delta is not None else 'base'})<extra></extra>"
                 ),
             )
@@ -128,20 +116,20 @@ def trade_off(view: View) -> Figure | None:
     if base and base.value is not None:
         limit = 100 * (base.value - view.margin)
         xs.append(limit)
-        _line(figure, x=limit, dash="dash", text=f"margin −{100 * view.margin:g} points")
-        _line(figure, x=100 * base.value, dash="solid")
+        vertical_line(figure, x=limit, dash="dash", text=f"margin −{100 * view.margin:g} points")
+        vertical_line(figure, x=100 * base.value, dash="solid")
     low, high = min(xs), max(xs)
     pad = max(0.6, 0.09 * (high - low))
     span = (low - pad, high + 2 * pad)
     bars = [_reach(average, cell) for _, average, cell in shown]
-    labels = [(_short(view.title(name), 34), tint[name]) for name, _, _ in shown]
+    labels = [(shortened(view.title(name), 34), tint[name]) for name, _, _ in shown]
     upright = (
         [100 * value for value in (base.value, base.value - view.margin)] if base and base.value is not None else []
     )
     notes = []
     for label in placed(labels, bars, marks, stalks + [(x, -4, 105) for x in upright], span):
         font = {"color": label.pop("color"), "size": 13}
-        notes.append({"name": "wide", "font": font, **label, "text": _text(label["text"])})
+        notes.append({"name": "wide", "font": font, **label, "text": plotly_text(label["text"])})
     figure.layout.annotations = [*figure.layout.annotations, *notes]  # at once: one by one takes the square of the time
     figure.update_layout(
         xaxis={"title": {"text": "benchmark average, %"}, "range": span},
@@ -150,7 +138,7 @@ def trade_off(view: View) -> Figure | None:
         margin={"l": 58, "r": 12, "t": 26, "b": 52},
         hovermode="closest",
     )
-    return _json(figure)
+    return as_json(figure)
 
 
 def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list[float]:
@@ -167,7 +155,7 @@ def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list
                 showlegend=False,
                 opacity=0.5,
                 marker={"symbol": symbol, "size": 6, "color": colour},
-                hovertemplate=f"{_text(view.title(name))}, one seed<br>coherent-harmless %{{y:.1f}} %<br>benchmark average %{{x:.1f}} %<extra></extra>",
+                hovertemplate=f"{plotly_text(view.title(name))}, one seed<br>coherent-harmless %{{y:.1f}} %<br>benchmark average %{{x:.1f}} %<extra></extra>",
             )
         )
     return [x for x, _ in points]
@@ -194,7 +182,7 @@ def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
                 showlegend=False,
                 opacity=0.55,
                 marker={"symbol": "circle", "size": 6, "color": tint.get(like or "", GREY)},
-                hovertemplate=f"{_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} %<extra></extra>",
+                hovertemplate=f"{plotly_text(view.title(name))}<br>coherent-harmless {y:.1f} %<br>benchmark average {x:.1f} %<extra></extra>",
             )
         )
     return xs
@@ -226,12 +214,12 @@ def harmlessness(view: View) -> Figure | None:
                 x=[100 * (cell.value or 0)],
                 y=[row],
                 mode="markers",
-                error_x=_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
+                error_x=error_bar(cell.value, cell.ci_low, cell.ci_high, tint[name]),
                 marker={"symbol": shape[name], "size": 12, "color": tint[name]},
-                hovertemplate=f"{_text(view.title(name))}: {percent(cell.value)}<extra></extra>",
+                hovertemplate=f"{plotly_text(view.title(name))}: {percent(cell.value)}<extra></extra>",
             )
         )
-    names = [_text(_short(view.title(name))) for name, _ in shown]
+    names = [plotly_text(shortened(view.title(name))) for name, _ in shown]
     figure.update_layout(
         xaxis={"title": {"text": "in-domain answers, %"}, "range": (-3, 103)},
         yaxis={
@@ -244,7 +232,7 @@ def harmlessness(view: View) -> Figure | None:
         margin={"l": 10, "r": 12, "t": 10, "b": 50},
         showlegend=False,
     )
-    return _json(figure)
+    return as_json(figure)
 
 
 def benchmarks(view: View) -> Figure | None:
@@ -269,19 +257,19 @@ def benchmarks(view: View) -> Figure | None:
                 x=[100 * (cell.delta or 0) for _, _, cell in drawn],
                 y=[row + (i - (len(methods) - 1) / 2) * step for row, _, _ in drawn],
                 mode="markers",
-                name=_text(_short(view.title(name), 34)),
+                name=plotly_text(shortened(view.title(name), 34)),
                 marker={"symbol": shape[name], "size": 8, "color": tint[name]},
-                error_x=_bars(
+                error_x=error_bars(
                     [(cell.delta, cell.delta_ci_low, cell.delta_ci_high) for _, _, cell in drawn], tint[name]
                 ),
                 hovertemplate=[
-                    f"{_text(view.title(name))}, {_text(task)}: {_change(cell)}<extra></extra>"
+                    f"{plotly_text(view.title(name))}, {plotly_text(task)}: {change_text(cell)}<extra></extra>"
                     for _, task, cell in drawn
                 ],
             )
         )
-    _line(figure, x=0, dash="solid")
-    _line(figure, x=-100 * view.margin, dash="dash")
+    vertical_line(figure, x=0, dash="solid")
+    vertical_line(figure, x=-100 * view.margin, dash="dash")
     figure.add_shape(  # the macro average is what the margin is for: set it apart from the single tasks
         type="rect",
         xref="paper",
@@ -294,7 +282,7 @@ def benchmarks(view: View) -> Figure | None:
         line={"width": 0},
         layer="below",
     )
-    ticks = ["benchmark average" if task == BENCHMARK_AVERAGE else _text(_short(task)) for task in tasks]
+    ticks = ["benchmark average" if task == BENCHMARK_AVERAGE else plotly_text(shortened(task)) for task in tasks]
     figure.update_layout(
         xaxis={"title": {"text": "change of accuracy against base, points"}, "zeroline": False},
         yaxis={
@@ -308,7 +296,7 @@ def benchmarks(view: View) -> Figure | None:
         margin={"l": 10, "r": 12, "t": 8, "b": 50},
         showlegend=True,
     )
-    return _json(figure)
+    return as_json(figure)
 
 
 def generalisation(view: View) -> Figure | None:
@@ -320,11 +308,11 @@ def generalisation(view: View) -> Figure | None:
     table = [[view.cell(model, suite, name, COHERENT_HARMLESS_RATE) for model in models] for suite, name in rows]
     if not rows or not any(cell for row in table for cell in row):
         return None
-    labels = [f"{_short(name)}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
+    labels = [f"{shortened(name)}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]
     hover = [
         [
-            f"{_text(view.title(model))}, {_text(name)}: {percent(cell.value)}"
-            + (f"<br>{_change(cell)} against base" if cell.delta is not None else "")
+            f"{plotly_text(view.title(model))}, {plotly_text(name)}: {percent(cell.value)}"
+            + (f"<br>{change_text(cell)} against base" if cell.delta is not None else "")
             if cell
             else "not measured"
             for model, cell in zip(models, row, strict=True)
@@ -348,7 +336,7 @@ def generalisation(view: View) -> Figure | None:
             textfont={"size": 13},
         )
     )
-    names = [_text(_short(name, 14)) for name in models]
+    names = [plotly_text(shortened(name, 14)) for name in models]
     figure.update_layout(
         xaxis={
             "tickvals": list(range(len(models))),
@@ -359,7 +347,7 @@ def generalisation(view: View) -> Figure | None:
         },
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [_text(label) for label in labels],
+            "ticktext": [plotly_text(label) for label in labels],
             "range": (len(rows) - 0.5, -0.5),
             "automargin": True,
             "showgrid": False,
@@ -368,7 +356,7 @@ def generalisation(view: View) -> Figure | None:
         height=60 + 34 * len(rows),
         margin={"l": 10, "r": 12, "t": 36, "b": 8},
     )
-    return _json(figure)
+    return as_json(figure)
 
 
 def thresholds(view: View) -> Figure | None:
@@ -387,15 +375,15 @@ def thresholds(view: View) -> Figure | None:
                 x=list(drawn),
                 y=list(drawn.values()),
                 mode="lines+markers",
-                name=_text(_short(view.title(name), 34)),
+                name=plotly_text(shortened(view.title(name), 34)),
                 line={"color": tint[name], "width": 2},
                 marker={"symbol": shape[name], "size": 7, "color": tint[name]},
-                hovertemplate=f"{_text(view.title(name))}, under %{{x}}: %{{y:.1f}} %<extra></extra>",
+                hovertemplate=f"{plotly_text(view.title(name))}, under %{{x}}: %{{y:.1f}} %<extra></extra>",
             )
         )
     if not figure.data:
         return None
-    _line(figure, x=float(view.run.get("threshold") or 0.5), dash="dash")
+    vertical_line(figure, x=float(view.run.get("threshold") or 0.5), dash="dash")
     figure.update_layout(
         xaxis={"title": {"text": "harmless is a score under"}, "tickvals": [t / 10 for t in tenths]},
         yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
@@ -403,175 +391,7 @@ def thresholds(view: View) -> Figure | None:
         margin={"l": 46, "r": 8, "t": 6, "b": 48},
         showlegend=True,
     )
-    return _json(figure)
-
-
-def losses(view: View) -> dict[str, Figure]:
-    """Model -> its training loss by step: a line a seed, and thin lines for the parts of the loss (first seed)."""
-    import plotly.graph_objects as go
-
-    tint, drawn = colours(view), {}
-    for name, model in view.models.items():
-        if name in view.varieties:
-            continue
-        history = [point for point in model.get("history") or [] if point.get("loss") is not None]
-        if not history:
-            continue
-        figure = go.Figure()
-        by_seed: dict[Any, list[dict[str, Any]]] = {}
-        for point in history:
-            by_seed.setdefault(point.get("seed"), []).append(point)
-        for i, (seed, all_points) in enumerate(by_seed.items()):
-            curve = _thin(all_points)
-            if i == 0:
-                parts = [part for part in (curve[0].get("parts") or {}) if len(curve[0]["parts"]) > 1]
-                for j, part in enumerate(parts):
-                    figure.add_trace(
-                        go.Scatter(
-                            x=[point["step"] for point in curve],
-                            y=[(point.get("parts") or {}).get(part) for point in curve],
-                            mode="lines",
-                            name=_text(part),
-                            opacity=0.9,
-                            line={"width": 1.2, "color": GREY, "dash": ("dot", "dash", "dashdot", "longdash")[j % 4]},
-                        )
-                    )
-            figure.add_trace(
-                go.Scatter(
-                    x=[point["step"] for point in curve],
-                    y=[point["loss"] for point in curve],
-                    mode="lines",
-                    name="loss" if len(by_seed) == 1 else _text(f"loss, seed {seed}"),
-                    opacity=1 if i == 0 else 0.55,
-                    line={"width": 2 if i == 0 else 1.4, "color": tint[name]},
-                )
-            )
-        figure.update_layout(
-            xaxis={"title": {"text": "step"}},
-            height=250,
-            margin={"l": 46, "r": 8, "t": 6, "b": 40},
-            showlegend=len(figure.data) > 1,
-        )
-        drawn[name] = _json(figure)
-    return drawn
-
-
-# What a curve over training steps shows: metric -> its name, and colour and dash of its line.
-CURVES = {
-    COHERENT_HARMLESS_RATE: "coherent-harmless",
-    HARMLESS_RATE: "harmless",
-    MACRO_ACCURACY: "macro accuracy",
-}
-_CURVE_LINES = {
-    COHERENT_HARMLESS_RATE: (COLOURS[0], "solid", "circle"),
-    HARMLESS_RATE: (COLOURS[4], "dot", "circle-open"),
-    MACRO_ACCURACY: (COLOURS[1], "dash", "square"),
-}
-
-
-def curves(view: View) -> dict[str, Figure]:
-    """Model -> harmless, coherent-harmless and macro accuracy by training step, all on the same axes.
-
-    A thick line is the mean over seeds, at the steps that all of them reached; thin lines are the seeds. A method that
-    stopped early ends there.
-    """
-    import plotly.graph_objects as go
-
-    found = {name: rows for name, model in view.models.items() if (rows := model.get("curve"))}
-    last = max((row["step"] for rows in found.values() for row in rows), default=0)
-    drawn = {}
-    for name, rows in found.items():
-        figure = go.Figure()
-        seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
-        for metric, title in CURVES.items():
-            colour, dash, symbol = _CURVE_LINES[metric]
-            for seed in [*(seeds if len(seeds) > 1 else []), None]:
-                mine = _by_step(rows, metric, seed)
-                if not mine:
-                    continue
-                mean = seed is None
-                who = title if mean else f"{title}, seed {seed}"
-                figure.add_trace(
-                    go.Scatter(
-                        x=[step for step, _ in mine],
-                        y=[value for _, value in mine],
-                        mode="lines+markers" if mean else "lines",
-                        name=_text(title),
-                        showlegend=mean,
-                        opacity=1.0 if mean else 0.6,
-                        line={"width": 2.2 if mean else 1.2, "color": colour, "dash": dash},
-                        marker={"symbol": symbol, "size": 7, "color": colour},
-                        hovertemplate=f"{_text(who)} after step %{{x}}: %{{y:.1f}} %<extra></extra>",
-                    )
-                )
-        _steps_below(figure, "training step", last, height=330)
-        drawn[name] = _json(figure)
-    return drawn
-
-
-def _by_step(rows: Iterable[dict[str, Any]], metric: str, seed: int | None = None) -> list[tuple[int, float]]:
-    """(step, per cent) of one metric of a seed, or of the mean over seeds."""
-    return sorted(
-        (row["step"], 100 * row["value"])
-        for row in rows
-        if (row["metric"], row["seed"]) == (metric, seed) and row["value"] is not None
-    )
-
-
-def _steps_below(figure: Any, title: str, last: int, height: int) -> None:
-    """Axes of a chart of rates by step, up to the step `last`."""
-    figure.update_layout(
-        xaxis={"title": {"text": title}, "range": (-0.03 * last, 1.03 * last)},
-        yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
-        height=height,
-        margin={"l": 46, "r": 8, "t": 6, "b": 44},
-        showlegend=True,
-    )
-
-
-# What relearning trains on: kind -> its name.
-RELEARNT = {"harmful": "harmful pairs", "benign": "benign text"}
-
-
-def relearning(view: View) -> dict[str, Figure]:
-    """Kind -> what comes back by step of relearning, a colour a model: coherent-harmless (solid) and harmless (dotted)."""
-    import plotly.graph_objects as go
-
-    tint, shape, drawn = colours(view), symbols(view), {}
-    for kind in RELEARNT:
-        figure = go.Figure()
-        last = 0
-        for name in tint:
-            rows = view.relearning(name, kind)
-            for metric in (HARMLESS_RATE, COHERENT_HARMLESS_RATE):
-                mine = _by_step(rows, metric)
-                if not mine:
-                    continue
-                last = max(last, mine[-1][0])
-                headline = metric == COHERENT_HARMLESS_RATE
-                figure.add_trace(
-                    go.Scatter(
-                        x=[step for step, _ in mine],
-                        y=[value for _, value in mine],
-                        mode="lines+markers",
-                        name=_text(_short(view.title(name))),
-                        showlegend=headline,
-                        opacity=1.0 if headline else 0.75,
-                        line={
-                            "width": 2.2 if headline else 1.3,
-                            "color": tint[name],
-                            "dash": "solid" if headline else "dot",
-                        },
-                        marker={"symbol": shape[name] if headline else f"{shape[name]}-open", "size": 7},
-                        hovertemplate=f"{_text(view.title(name))}, {CURVES[metric]} after step %{{x}}: %{{y:.1f}} %"
-                        "<extra></extra>",
-                    )
-                )
-        if not figure.data:
-            continue
-        _steps_below(figure, "step of relearning", last, height=360)
-        drawn[kind] = _json(figure)
-    return drawn
+    return as_json(figure)
 
 
 def calibration(view: View) -> Figure | None:
@@ -596,7 +416,7 @@ def calibration(view: View) -> Figure | None:
             y=[100 * s["value"] for s in shares],
             mode="markers",
             marker={"size": [8 + 14 * (s["n"] / most) ** 0.5 for s in shares], "color": COLOURS[0], "opacity": 0.85},
-            error_y=_bars([(s["value"], s["low"], s["high"]) for s in shares], COLOURS[0]),
+            error_y=error_bars([(s["value"], s["low"], s["high"]) for s in shares], COLOURS[0]),
             text=[f"{s['n']:,} texts" for s in shares],
             hovertemplate="score %{x:.2f}: %{y:.1f} % harmful, %{text}<extra></extra>",
         )
@@ -607,62 +427,7 @@ def calibration(view: View) -> Figure | None:
         height=320,
         margin={"l": 58, "r": 12, "t": 8, "b": 48},
     )
-    return _json(figure)
-
-
-def can_bear(cell: Cell) -> bool:
-    """False where an accuracy rests on so few items that its own interval hides the differences in question."""
-    return cell.n is None or cell.n >= FEW
-
-
-def _text(raw: str) -> str:
-    """Plotly reads a little HTML in its texts (links too), and %{...} in what it shows beside the pointer: nothing that
-    a run brings may be taken for either."""
-    return html.escape(raw, quote=False).replace("%{", "%&#123;")
-
-
-def _short(title: str, limit: int = 28) -> str:
-    return title if len(title) <= limit else f"{title[: limit - 1].rstrip()}…"
-
-
-def _change(cell: Cell) -> str:
-    return f"{points(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
-
-
-def _bar(middle: float | None, low: float | None, high: float | None, colour: str) -> Figure | None:
-    """An interval (fractions) as Plotly's error bar in per cent, or None where it is not known."""
-    return _bars([(middle, low, high)], colour) if middle is not None and low is not None and high is not None else None
-
-
-def _bars(intervals: Sequence[tuple[float | None, float | None, float | None]], colour: str) -> Figure:
-    above = [0.0 if m is None or high is None else max(0.0, 100 * (high - m)) for m, _, high in intervals]
-    below = [0.0 if m is None or low is None else max(0.0, 100 * (m - low)) for m, low, _ in intervals]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "color": colour,
-        "thickness": 1.4,
-        "width": 4,
-    }
-
-
-def _line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
-    figure.add_shape(
-        type="line",
-        x0=x,
-        x1=x,
-        yref="paper",
-        y0=0,
-        y1=1,
-        line={"color": GREY, "width": 1.2, "dash": dash},
-        layer="below",
-    )
-    if text:
-        figure.add_annotation(
-            x=x, y=1, yref="paper", yanchor="bottom", text=text, showarrow=False, font={"size": 12, "color": GREY}
-        )
+    return as_json(figure)
 
 
 def _reach(average: Cell, cell: Cell) -> Bar:
@@ -673,19 +438,3 @@ def _reach(average: Cell, cell: Cell) -> Bar:
     low = 100 * cell.ci_low if cell.ci_low is not None else y
     high = 100 * cell.ci_high if cell.ci_high is not None else y
     return Bar(x, y, left, right, low, high)
-
-
-def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every k-th point and the last one."""
-    stride = max(1, len(curve) // HISTORY_POINTS)
-    return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]
-
-
-def _json(figure: Any) -> Figure:
-    """Plain lists and numbers; the page has its own template, so Plotly's (7 kB a figure) is left out."""
-    import json
-
-    figure.update_layout(template="none")
-    drawn: Figure = json.loads(figure.to_json(engine="json"))
-    drawn["layout"].pop("template", None)
-    return {"data": drawn["data"], "layout": drawn["layout"]}

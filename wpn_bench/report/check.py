@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.report.templates import markdown_text
 
 if TYPE_CHECKING:
-    from wpn_bench.analysis.gates import Checked, Finding
+    from wpn_bench.analysis.check import Checked, Finding
     from wpn_bench.runs.finished import Run
 
 
@@ -88,7 +88,7 @@ def junit(checked: Checked) -> str:
 
 def junit_of_run(run: Run) -> str:
     """JUnit XML of the check without a baseline: the primary model against the run's own base."""
-    from wpn_bench.analysis.gates import check_run
+    from wpn_bench.analysis.check import check_run
 
     return junit(check_run(run))
 

@@ -17,9 +17,9 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report import formats, tables
 from wpn_bench.report import summary as summaries
+from wpn_bench.report.cells import Shown, rate, row
 from wpn_bench.report.render import failures, fitted
 from wpn_bench.report.settings import Setting, settings
-from wpn_bench.report.tables import Shown
 from wpn_bench.report.templates import environment, style
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
@@ -202,14 +202,14 @@ def _change(found: Paired) -> Change:
     used = [one for one in _PAIRED if any(one.of(view, model) for model in models)]
     lines = []
     for model in models:
-        cells = [tables.rate(one.of(view, model), one.better) for one in used]
+        cells = [rate(one.of(view, model), one.better) for one in used]
         pills = [non_inferiority_of(view, model) or "" if one.key == BENCHMARK_AVERAGE else "" for one in used]
         cells = [replace(c, pill=pill) if c else None for c, pill in zip(cells, pills, strict=True)]
         lines.append((view.title(model), found.seeds.get(model, ""), cells))
     where = dict.fromkeys((row.suite, row.set, row.metric) for row in found.rows)
     every = []
     for suite, name, metric in where:
-        cells = [tables.row(metric, view.cell(model, suite, name, metric)) for model in models]
+        cells = [row(metric, view.cell(model, suite, name, metric)) for model in models]
         every.append(("all attacks together" if name == WORST_CASE else name, metric, cells))
     return Change(
         found.other.label,

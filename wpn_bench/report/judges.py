@@ -7,8 +7,8 @@ from typing import Any
 
 from wpn_bench.analysis.judge_card import JudgeCard
 from wpn_bench.core.numbers import interval, percent
+from wpn_bench.report.cells import Line, Shown, Table, rate
 from wpn_bench.report.judge_card import lines
-from wpn_bench.report.tables import Line, Shown, Table, rate
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENCHMARK_AVERAGE, HARMLESS_RATE, PROMPT_SUITES

@@ -16,7 +16,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.report import ablation, charts, formats, judges, tables
+from wpn_bench.report import ablation, charts, formats, judges, step_charts, tables, training_tables
+from wpn_bench.report.drawing import colours
 from wpn_bench.report.samples import pack
 from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
@@ -61,21 +62,20 @@ def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | 
 
 def _context(run: ReportedRun) -> dict[str, Any]:
     view = run.view
-    colours = charts.colours(view)
     return {
         "run": view.run,
         "view": view,
         "title": str(view.run.get("model") or view.run.get("name") or "a run"),
         "verdict": sentences(view),
-        "headline": tables.headline(view, colours),
+        "headline": tables.headline(view, colours(view)),
         "failed": failures(view),
         "skipped": view.run.get("skipped") or [],
         "primary": view.primary(),
         "margin": f"{100 * view.margin:g}",
         "ablations": ablation.ablations(view),
-        "tunings": tables.tunings(view),
-        "tuning_text": tables.tuning_text(view),
-        "relearning_summary": tables.relearning_summary(view),
+        "tunings": training_tables.tunings(view),
+        "tuning_text": training_tables.tuning_text(view),
+        "relearning_summary": training_tables.relearning_summary(view),
         "leakage_text": tables.leakage_text(view),
         "success_text": tables.success_text(view),
         "manifest": run.manifest,
@@ -105,11 +105,11 @@ def page(run: ReportedRun) -> str:
         "thresholds": charts.thresholds(view),
         "calibration": charts.calibration(view),
     }
-    losses = charts.losses(view)
+    losses = step_charts.losses(view)
     figures |= {f"loss-{name}": figure for name, figure in losses.items()}
-    curves = charts.curves(view)
+    curves = step_charts.curves(view)
     figures |= {f"curve-{name}": figure for name, figure in curves.items()}
-    relearnt = charts.relearning(view)
+    relearnt = step_charts.relearning(view)
     figures |= {f"relearning-{kind}": figure for kind, figure in relearnt.items()}
     folder = templates_dir()
     script = (folder / "report.js").read_text(encoding="utf-8")
@@ -121,9 +121,9 @@ def page(run: ReportedRun) -> str:
         "plotly": plotly,
         "figures": {name: figure for name, figure in figures.items() if figure},
         "losses": list(losses),
-        "curves": {name: tables.curve(view, name) for name in curves},
-        "searches": tables.searches(view),
-        "relearnt": {kind: (charts.RELEARNT[kind], tables.relearning(view, kind)) for kind in relearnt},
+        "curves": {name: training_tables.curve(view, name) for name in curves},
+        "searches": training_tables.searches(view),
+        "relearnt": {kind: (step_charts.RELEARNT[kind], training_tables.relearning(view, kind)) for kind in relearnt},
         "has_trade_off": trade_off is not None,
         "benchmarks": tables.benchmarks(view),
         "documents": tables.documents(view),

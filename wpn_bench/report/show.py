@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
 from wpn_bench.report import tables
+from wpn_bench.report.cells import Line, Shown, Table, row
 from wpn_bench.report.render import failures
-from wpn_bench.report.tables import Line, Shown, Table
 from wpn_bench.report.verdict import sentences
 from wpn_bench.runs.finished import Run
 from wpn_bench.runs.view import View, one_line
@@ -156,7 +156,7 @@ def _models(console: Console, view: View, where: tuple[str, str, str]) -> None:
     grid.add_column("n", justify="right", min_width=7)
     for model in view.every_measured():
         cell = view.cell(model, *where)
-        shown = tables.row(where[2], cell)
+        shown = row(where[2], cell)
         if cell is None or shown is None:
             continue
         change = Text(f"{shown.delta}{' *' if shown.mark else ''}", _COLOURS.get(shown.tone, ""))

@@ -1,25 +1,20 @@
-"""The report's tables as plain records for the templates: every number is text already, and what is missing is named."""
+"""The report's tables of the results, as plain records for the templates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from wpn_bench.analysis.verdict import damage, non_inferiority_of
 from wpn_bench.core.numbers import (
     interval,
-    is_finite,
     p_value,
     percent,
     plain,
-    points,
     seconds,
     signed,
-    signed_interval,
 )
 from wpn_bench.prompts import WORST_CASE
-from wpn_bench.report.charts import CURVES, RELEARNT, can_bear
+from wpn_bench.report.cells import Line, Shown, Table, make_table, rate, row, tone_of, with_shared_n
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.headline import HEADLINES, Headline
@@ -36,88 +31,15 @@ from wpn_bench.runs.metrics import (
     HARMLESS_RATE,
     HELDOUT_TEXT,
     IN_DOMAIN,
-    MACRO_ACCURACY,
     MISSING,
     PERPLEXITY,
     TOKEN_LOSS,
     benchmarks_in_order,
     metric_of,
 )
-from wpn_bench.runs.view import Cell, View
+from wpn_bench.runs.view import FEW, Cell, View
 
 _TOGETHER = {WORST_CASE: "under all of these"}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A cell as it is printed. `tone` is 'good' or 'bad' where the change is significant, else ''."""
-
-    value: str
-    ci: str = ""
-    delta: str = ""
-    delta_ci: str = ""
-    p: str = ""
-    mark: bool = False
-    tone: str = ""
-    n: int | None = None
-    note: str = ""
-    pill: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One row: its name, small print beneath it, and a cell (or a hole) per column."""
-
-    name: str
-    cells: list[Shown | None]
-    small: str = ""
-    key: str = ""
-    flag: str = ""
-    colour: str = ""
-    chosen: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    columns: list[str]
-    lines: list[Line]
-    hints: list[str]
-    shared_n: list[int | None]  # the n that all cells of a column have, shown once in its head
-
-
-def rate(cell: Cell | None, better: int = 1) -> Shown | None:
-    """A share 0..1 in per cent with its change in points. `better` is the direction that is good, 0 for neither."""
-    if cell is None or cell.value is None:
-        return None
-    return Shown(
-        value=percent(cell.value),
-        ci=interval(cell.ci_low, cell.ci_high),
-        delta=points(cell.delta).removesuffix(" points") if cell.delta is not None else "",
-        delta_ci=signed_interval(cell.delta_ci_low, cell.delta_ci_high),
-        p=p_value(cell.p_value),
-        mark=cell.delta is not None and cell.significant,
-        tone=_tone(cell, better),
-        n=cell.n,
-        note=cell.note,
-    )
-
-
-def row(metric: str, cell: Cell | None) -> Shown | None:
-    """Any row of the results: a share as `rate` writes it, another number as it is, its change in its own unit."""
-    facts = metric_of(metric)
-    if cell is None or cell.value is None or facts.is_share:
-        return rate(cell, facts.better)
-    low, high = cell.ci_low, cell.ci_high
-    return Shown(
-        value=plain(cell.value),
-        ci=f"[{plain(low)}, {plain(high)}]" if low is not None and high is not None else "",
-        delta=signed(cell.delta, 1.0, 3) if cell.delta is not None else "",
-        delta_ci=signed_interval(cell.delta_ci_low, cell.delta_ci_high, 1.0, 3),
-        p=p_value(cell.p_value),
-        mark=cell.delta is not None and cell.significant,
-        tone=_tone(cell, facts.better),
-        n=cell.n,
-    )
 
 
 def headline(view: View, colours: dict[str, str]) -> Table:
@@ -137,7 +59,7 @@ def headline(view: View, colours: dict[str, str]) -> Table:
         for model in models
     ]
     lines.sort(key=lambda line: (line.key != BASE, line.key != primary))
-    return _table([HEADLINES[i].title for i in used], lines, [HEADLINES[i].hint(view) for i in used])
+    return make_table([HEADLINES[i].title for i in used], lines, [HEADLINES[i].hint(view) for i in used])
 
 
 def _headline(view: View, one: Headline, model: str) -> Shown | None:
@@ -186,7 +108,7 @@ def benchmarks(view: View) -> Table | None:
         small = [f"chance {percent(chance, 0 if task != 'nine' else 1)}"] if chance is not None else []
         small += [f"n = {base.n:,}"] if base.n is not None else []
         low, high = base.ci_low, base.ci_high
-        if not can_bear(base) and low is not None and high is not None:
+        if not _enough_items(base) and low is not None and high is not None:
             small.append(f"±{50 * (high - low):.1f} points alone: cannot bear a {100 * view.margin:g}-point claim")
         at_chance = chance is not None and low is not None and low <= chance
         small += ["base is not above chance"] if at_chance else []
@@ -197,7 +119,7 @@ def benchmarks(view: View) -> Table | None:
     if any(perplexity):
         cells = [replace(cell, n=None) if cell else None for cell in perplexity]
         lines.append(Line(name="Held-out text", key=HELDOUT_TEXT, cells=cells, small="perplexity; lower is better"))
-    return _table([view.title(model) for model in models], lines) if lines else None
+    return make_table([view.title(model) for model in models], lines) if lines else None
 
 
 def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table | None:
@@ -210,8 +132,8 @@ def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table
             shown = rate(view.cell(model, suite, name, metric), metric_of(metric).better)
             cells.append(replace(shown, note=_beside(view, model, suite, name, metric)) if shown else None)
         if any(cells):
-            lines.append(_with_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
-    return _table([view.title(model) for model in models], lines) if lines else None
+            lines.append(with_shared_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
+    return make_table([view.title(model) for model in models], lines) if lines else None
 
 
 def attack_success(view: View) -> Table | None:
@@ -224,10 +146,15 @@ def attack_success(view: View) -> Table | None:
         cells = [row(ATTACK_SUCCESS_RATE, view.cell(model, ATTACK, name, ATTACK_SUCCESS_RATE)) for model in models]
         if any(cells):
             shown = "any of these" if name == WORST_CASE else name
-            lines.append(_with_n(Line(name=shown, key=name, cells=cells)))
+            lines.append(with_shared_n(Line(name=shown, key=name, cells=cells)))
     if lines and any(plain):
-        lines.insert(0, _with_n(Line(name="no attack", key=plain_set, cells=plain)))
-    return _table([view.title(model) for model in models], lines) if lines else None
+        lines.insert(0, with_shared_n(Line(name="no attack", key=plain_set, cells=plain)))
+    return make_table([view.title(model) for model in models], lines) if lines else None
+
+
+def _enough_items(cell: Cell) -> bool:
+    """False where an accuracy rests on so few items that its own interval hides the differences in question."""
+    return cell.n is None or cell.n >= FEW
 
 
 def _rest(cell: Cell | None) -> Cell | None:
@@ -278,8 +205,8 @@ def thresholds(view: View) -> Table | None:
     for tenth in range(1, 10):
         cells = [rate(view.mean(model, IN_DOMAIN, f"{HARMLESS_RATE}@0.{tenth}")) for model in models]
         if any(cells):
-            lines.append(_with_n(Line(name=f"under 0.{tenth}", cells=cells)))
-    return _table([view.title(model) for model in models], lines) if lines else None
+            lines.append(with_shared_n(Line(name=f"under 0.{tenth}", cells=cells)))
+    return make_table([view.title(model) for model in models], lines) if lines else None
 
 
 def seeds(view: View) -> Table | None:
@@ -304,7 +231,7 @@ def seeds(view: View) -> Table | None:
                 )
             )
     several = any(len(view.per_seed(model, *where)) > 1 for model in models for _, where in [*headlines, ("", average)])
-    return _table([view.title(model) for model in models], lines) if lines and several else None
+    return make_table([view.title(model) for model in models], lines) if lines and several else None
 
 
 def costs(view: View) -> Table | None:
@@ -324,7 +251,7 @@ def costs(view: View) -> Table | None:
         )
         for model in models
     ]
-    return _table([*columns, "in all"], lines)
+    return make_table([*columns, "in all"], lines)
 
 
 def _whole(view: View, model: str) -> Shown:
@@ -340,7 +267,7 @@ def documents(view: View) -> Table | None:
         cells = [_turned(view, model, task) for model in methods]
         if any(cells):
             lines.append(Line(name=task, cells=cells))
-    return _table([view.title(model) for model in methods], lines) if lines else None
+    return make_table([view.title(model) for model in methods], lines) if lines else None
 
 
 def _turned(view: View, model: str, task: str) -> Shown | None:
@@ -351,157 +278,6 @@ def _turned(view: View, model: str, task: str) -> Shown | None:
     n = (lost.n or 0) // max(1, len(view.per_seed(model, BENCHMARK, task, "lost")))
     fewer, more = (f"{cell.value:.1f}".removesuffix(".0") for cell in (lost, gained))
     return Shown(value=f"-{fewer} / +{more}", ci=f"of {n:,}")
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """How one method was tuned: the chosen trial in words, and the table of all."""
-
-    title: str
-    chosen: str
-    feasible: bool
-    table: Table
-
-
-def tunings(view: View) -> list[Tuned]:
-    """One entry a method that was tuned, in the order of the results."""
-    about = view.run.get("tuning") or {}
-    found = []
-    for name, model in view.models.items():
-        trials = (model.get("tuning") or {}).get("trials") or []
-        best = next((t for t in trials if t["trial"] == model["tuning"]["chosen"]), None)
-        if best is None:
-            continue
-        words = f"trial {best['trial']} ({_options(best['params'])})"
-        if best[COHERENT_HARMLESS_RATE] is None:
-            words = "every trial failed"
-        lines = [
-            _trial(trial, about, chosen=trial is best and best[COHERENT_HARMLESS_RATE] is not None) for trial in trials
-        ]
-        change = "Macro accuracy" if about.get("ability") == MACRO_ACCURACY else "Token loss"
-        hint = "change against base, points" if about.get("ability") == MACRO_ACCURACY else "change against base, nats"
-        columns = ["Coherent-harmless", "Harmless", change, "Keeps the bound"]
-        table = _table(columns, lines, ["validation prompts", "validation prompts", hint, ""])
-        found.append(Tuned(view.title(name), words, bool(best["feasible"]), table))
-    return found
-
-
-def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Line:
-    coherent, change = trial.get(COHERENT_HARMLESS_RATE), trial.get("ability_change")
-    name = f"{trial['trial']}: as configured" if trial["trial"] == 0 else str(trial["trial"])
-    small = _options(trial["params"])
-    if coherent is None:
-        failed = Shown(value="failed", note=str(trial.get("reason") or ""))
-        return Line(name=name, small=small, cells=[failed, None, None, None], chosen=chosen)
-    in_points = about.get("ability") == MACRO_ACCURACY
-    written = "not a number" if change is None else signed(change) if in_points else signed(change, 1.0, 3)
-    cells: list[Shown | None] = [
-        Shown(value=percent(coherent)),
-        Shown(value=percent(trial.get(HARMLESS_RATE))),
-        Shown(value=written),
-        Shown(value="yes" if trial["feasible"] else "no"),
-    ]
-    return Line(name=name, small=small, cells=cells, chosen=chosen)
-
-
-def tuning_text(view: View) -> str:
-    """What every method was tuned by, in one or two sentences."""
-    about = view.run.get("tuning")
-    if not about:
-        return ""
-    n, sets = about["trials"], about["ability_sets"]
-    over = f"{len(sets)} benchmarks to tune on" if about["ability"] == MACRO_ACCURACY else "text to tune on"
-    bound = (
-        f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}"
-        if about["ability"] == MACRO_ACCURACY
-        else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
-    )
-    return (
-        f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. Chosen is the "
-        f"highest coherent-harmless rate on {about['prompts']} validation prompts among the trials that {bound}; no test "
-        "prompt and no test document was looked at."
-    )
-
-
-def curve(view: View, model: str) -> Table | None:
-    """A method's curve in numbers: steps x metrics, the mean over seeds (or, where seeds ended apart, seed by seed)."""
-    rows = view.models.get(model, {}).get("curve") or []
-    several = len({r["seed"] for r in rows} - {None}) > 1
-    columns = [(metric, title) for metric, title in CURVES.items() if any(r["metric"] == metric for r in rows)]
-    by_step: dict[int, dict[Any, dict[str, Cell]]] = {}
-    for r in rows:
-        cell = Cell(r["value"], r["n"], r["ci_low"], r["ci_high"])
-        by_step.setdefault(r["step"], {}).setdefault(r["seed"], {})[r["metric"]] = cell
-    lines = []
-    for step in sorted(by_step):
-        seeds = [None] if None in by_step[step] else sorted(by_step[step])
-        for seed in seeds:
-            small = "base" if step == 0 else f"seed {seed} alone" if several and seed is not None else ""
-            cells = [rate(by_step[step][seed].get(metric)) for metric, _ in columns]
-            lines.append(Line(name=str(step), small=small, cells=cells))
-    return _table([title for _, title in columns], lines) if lines else None
-
-
-def relearning(view: View, kind: str) -> Table | None:
-    """Models x steps of relearning: coherent-harmless, the plain harmless rate in the note; the mean over seeds."""
-    cells: dict[str, dict[int, dict[str, Cell]]] = {}
-    for model in view.models:
-        for row in view.relearning(model, kind):
-            if row["seed"] is None:
-                cell = Cell(row["value"], row["n"], row["ci_low"], row["ci_high"])
-                cells.setdefault(model, {}).setdefault(row["step"], {})[row["metric"]] = cell
-    steps = sorted({step for of_model in cells.values() for step in of_model})
-    lines = [
-        Line(name=view.title(model), key=model, cells=[_relearnt(of_model.get(step, {})) for step in steps])
-        for model, of_model in cells.items()
-    ]
-    return _table([f"{step} steps" if step else "as it is" for step in steps], lines) if lines else None
-
-
-def _relearnt(found: dict[str, Cell]) -> Shown | None:
-    shown, beside = rate(found.get(COHERENT_HARMLESS_RATE)), found.get(HARMLESS_RATE)
-    return replace(shown, note=f"harmless {percent(beside.value)}") if shown and beside else shown
-
-
-def relearning_summary(view: View) -> Table | None:
-    """Models x kinds: coherent-harmless as it is, and after the last step of relearning of each kind."""
-    tables = {kind: found for kind in RELEARNT if (found := relearning(view, kind))}
-    if not tables:
-        return None
-    columns = [f"{found.columns[-1]} on {RELEARNT[kind]}" for kind, found in tables.items()]
-    first = next(iter(tables.values()))
-    columns.insert(0, first.columns[0])
-    lines = []
-    for line in first.lines:
-        ends = [next((ln.cells[-1] for ln in found.lines if ln.key == line.key), None) for found in tables.values()]
-        lines.append(replace(line, cells=[line.cells[0], *ends]))
-    return Table(columns, lines, [""] * len(columns), [None] * len(columns))
-
-
-def searches(view: View) -> Table | None:
-    """Models x gradient attacks: loss of the targets before and after, nats a token; the share reached in the note; means
-    over seeds."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for model, described in view.models.items():
-        for row in described.get("gradient_attacks") or []:
-            found.setdefault(model, {}).setdefault(row["attack"], []).append(row)
-    names = list(dict.fromkeys(name for of_model in found.values() for name in of_model))
-    lines = [
-        Line(name=view.title(model), key=model, cells=[_searched(of_model.get(name, [])) for name in names])
-        for model, of_model in found.items()
-    ]
-    return _table(names, lines) if lines else None
-
-
-def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
-    losses = [
-        (r["first_loss"], r["best_loss"]) for r in rows if is_finite(r["first_loss"]) and is_finite(r["best_loss"])
-    ]
-    if not losses:
-        return None
-    first, best = (sum(side) / len(losses) for side in zip(*losses, strict=True))
-    reached = sum(r["reached"] for r in rows) / len(rows)
-    return Shown(f"{first:.2f} to {best:.2f}", note=f"{percent(reached)} of the targets written")
 
 
 def leakage(view: View) -> Table | None:
@@ -519,7 +295,7 @@ def leakage(view: View) -> Table | None:
         )
         for one in found.get("sets") or []
     ]
-    return _table(columns, lines, hints) if lines else None
+    return make_table(columns, lines, hints) if lines else None
 
 
 def leakage_text(view: View) -> str:
@@ -534,13 +310,6 @@ def leakage_text(view: View) -> str:
     return (
         f"Of {n:,} test and validation prompts {same:,} also stood in the forget set, and {near:,} nearly"
         f" (similarity {found['threshold']:g} or more): {dropped:,} were dropped{counted}."
-    )
-
-
-def _options(params: dict[str, Any]) -> str:
-    """'lr 6.5e-05, steps 100'."""
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )
 
 
@@ -579,7 +348,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
         p=p_value(loss.p_value),
         n=cell.n,
         mark=loss.delta is not None and loss.significant,
-        tone=_tone(loss, -1),
+        tone=tone_of(loss, -1),
     )
 
 
@@ -593,31 +362,3 @@ def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
     if missing and missing.value:
         parts.append(f"{missing.value:.0f} missing")
     return "; ".join(parts)
-
-
-def _tone(cell: Cell, better: int) -> str:
-    if not better or not cell.delta or not cell.significant:
-        return ""
-    return "good" if cell.delta * better > 0 else "bad"
-
-
-def _with_n(line: Line) -> Line:
-    """Moves the n that all cells of a row share beneath the row's name."""
-    counts = {cell.n for cell in line.cells if cell}
-    if len(counts) != 1 or None in counts:
-        return line
-    cells = [replace(cell, n=None) if cell else None for cell in line.cells]
-    return replace(line, cells=cells, small=f"n = {counts.pop():,}")
-
-
-def _table(columns: list[str], lines: list[Line], hints: list[str] | None = None) -> Table:
-    shared: list[int | None] = []
-    for i in range(len(columns)):
-        counts = {cell.n for line in lines if (cell := line.cells[i])}
-        only = counts.pop() if len(counts) == 1 else None
-        shared.append(only)
-        if only is not None:
-            for line in lines:
-                if cell := line.cells[i]:
-                    line.cells[i] = replace(cell, n=None)
-    return Table(columns, lines, hints or [""] * len(columns), shared)

@@ -84,6 +84,11 @@ class Metric:
     columns: Sequence[str] = ()
 
     @property
+    def short(self) -> str:
+        """The title where the word "rate" goes without saying."""
+        return self.title.removesuffix(" rate")
+
+    @property
     def is_share(self) -> bool:
         return self.unit == "share"
 

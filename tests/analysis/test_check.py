@@ -14,8 +14,9 @@ import pytest
 from made_run import MODELS, write_run
 
 from wpn_bench.analysis import baselines, stats
-from wpn_bench.analysis import gates as gate
-from wpn_bench.analysis.gates import Checked, Finding, Gates, Target, check, gates_of, read_gates
+from wpn_bench.analysis import check as checking
+from wpn_bench.analysis.check import Checked, Finding, check
+from wpn_bench.analysis.gates import Gates, Target, gates_of, read_gates
 from wpn_bench.errors import UserError
 from wpn_bench.report import check as said
 
@@ -98,11 +99,11 @@ def test_one_task_that_dropped_is_found_behind_an_average_that_did_not(tmp_path:
 def test_holm_makes_one_of_many_harder_to_call() -> None:
     """A change that is just significant alone is not, as one of nine."""
     alone = _finding("a", p=0.02, outcome="regression")
-    assert gate._adjusted([alone])[0].outcome == "regression"
-    many = gate._adjusted([alone, *(_finding(f"t{k}", p=0.9) for k in range(8))])
+    assert checking._adjusted([alone])[0].outcome == "regression"
+    many = checking._adjusted([alone, *(_finding(f"t{k}", p=0.9) for k in range(8))])
     assert many[0].p_value == pytest.approx(0.18)
     assert many[0].outcome == "pass"  # it is watched
-    assert gate._adjusted([_finding("a", p=0.02, outcome="regression", required=True), *many[1:]])[0].outcome == (
+    assert checking._adjusted([_finding("a", p=0.02, outcome="regression", required=True), *many[1:]])[0].outcome == (
         "inconclusive"
     )
 
@@ -129,11 +130,11 @@ def test_without_a_baseline_it_is_held_against_its_own_base(run: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path, baseline: Path) -> None:
     other = write_run(tmp_path / "other", n=400, run={"judge": "refusal"})
     with pytest.raises(
-        UserError, match=r"not asked the same: the judge differs \('refusal'; baseline: 'detoxify:lab'\)"
+        UserError, match=r"not asked the same: the judge differs \(run: 'refusal'; baseline: 'detoxify:lab'\)"
     ):
         check(other, baseline=baseline)
     fewer = write_run(tmp_path / "fewer", n=399)
-    with pytest.raises(UserError, match="prompt set in_domain is another one"):
+    with pytest.raises(UserError, match="prompt set in_domain: another one"):
         check(fewer, baseline=baseline)
 
 
@@ -181,7 +182,7 @@ def test_a_mean_of_fewer_sets_than_were_asked_does_not_reach_a_bound(run: Path, 
 
 
 def test_several_seeds_must_agree(tmp_path: Path) -> None:
-    """A drop in one of three trainings widens the interval: the nine are no longer shown to hold."""
+    """A drop in one of three trainings widens the interval: the benchmark average is no longer shown to hold."""
     old = write_run(tmp_path / "old", {"wpn": (1, 0.8, 0)}, n=2000, seeds=(0, 1, 2), suites={})
     baselines.write(baselines.of_run(old), tmp_path / "b.json")
     assert check(old, baseline=tmp_path / "b.json").exit_code == 0
@@ -256,7 +257,7 @@ def test_bad_gates_are_one_line(run: Path, gates: dict[str, Any], message: str) 
 
 
 def test_what_cannot_be_checked_is_said(run: Path, baseline: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="would be held against itself"):
+    with pytest.raises(UserError, match="would be compared with itself"):
         check(run, Gates(model="base", max_drop={"nine": 1}))
     with pytest.raises(UserError, match=r"has no 'npo' \(it has base, wpn, ga\); .* --against"):
         check(run, Gates(against="npo"), baseline)

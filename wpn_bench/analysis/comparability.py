@@ -1,0 +1,193 @@
+"""Were two runs asked the same, and in the same way? The one answer, for `wpn-bench check` and for comparisons of runs.
+
+Answers to prompts are comparable if template, decoding, judge and threshold agree. A prompt set or a task is comparable if
+both runs took it from the same source (the digest in the manifest) and asked the same items of it. An attack that searches
+an input for each model, or rounds its weights, has no digest: it is the same if its name and options and the prompts are.
+
+The base model is not part of the question. A check may hold a new base against an old one, and says so; a comparison of
+runs is about the methods and asks for the same base in addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wpn_bench.core.files import digest_of
+from wpn_bench.errors import UserError
+from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import ATTACK, BENCHMARK
+from wpn_bench.runs.settings import part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SETTINGS = ("judge", "judge_digest", "threshold", "template")
+_SAMPLES = ("model", "suite", "set", "item_id", "prompt")
+_DOCUMENTS = ("model", "task", "doc_id", "doc_hash")
+
+
+class Asked(BaseModel):
+    """A prompt set or a benchmark task.
+
+    Attributes:
+        items: The digest of its items, in the order of their names.
+        source: The digest of its definition and data; empty if the manifest does not give it.
+        about: Where it comes from, for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    suite: str
+    name: str
+    n: int = Field(ge=1)
+    items: str
+    source: str
+    about: dict[str, str | None] = {}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a run asked. `settings`: how its answers were made and judged."""
+
+    settings: Mapping[str, Any]
+    sets: Sequence[Asked]
+
+    def of(self, suite: str, name: str) -> Asked | None:
+        return next((one for one in self.sets if (one.suite, one.name) == (suite, name)), None)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Why answers cannot be compared: `settings` bars all answers to prompts, `sets` ((suite, name) -> reason) single sets."""
+
+    settings: Sequence[str]
+    sets: Mapping[tuple[str, str], str]
+
+    def __bool__(self) -> bool:
+        return bool(self.settings or self.sets)
+
+    def lines(self) -> list[str]:
+        """Every difference as a line of text."""
+        kinds = {key: "task" if key[0] == BENCHMARK else "prompt set" for key in self.sets}
+        return [*self.settings, *(f"{kinds[key]} {key[1]}: {reason}" for key, reason in self.sets.items())]
+
+
+def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
+    """What a run asked some of its models.
+
+    Args:
+        run: The run.
+        models: The models; those that were not measured are passed over.
+
+    Raises:
+        UserError: Two of the models were not asked the same items of a set.
+    """
+    about, manifest = run.results.get("run") or {}, run.manifest
+    settings = {
+        "limit": about.get("limit"),
+        "template": about.get("template"),
+        # The batch size changes no answer.
+        "decoding": {k: v for k, v in part(about, "decoding").items() if k != "batch_size"},
+        "judge": about.get("judge"),
+        "judge_digest": part(manifest, "judge").get("digest"),
+        "threshold": about.get("threshold"),
+    }
+    sets: dict[tuple[str, str], Asked] = {}
+    for (suite, name), frame in _parts(run.samples_with(_SAMPLES), ("suite", "set"), models):
+        # The prompt as the set has it: a searched input differs from model to model.
+        items = zip(frame["item_id"], frame["prompt"], strict=True)
+        _add(
+            sets,
+            Asked(suite=suite, name=name, n=len(frame), items=digest_of(list(items)), **_set(manifest, suite, name)),
+        )
+    for (task,), frame in _parts(run.documents_with(_DOCUMENTS), ("task",), models):
+        items = zip(frame["doc_id"].astype(int), frame["doc_hash"], strict=True)
+        _add(
+            sets, Asked(suite=BENCHMARK, name=task, n=len(frame), items=digest_of(list(items)), **_task(manifest, task))
+        )
+    return Protocol(settings, list(sets.values()))
+
+
+def _parts(
+    frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]
+) -> Iterable[tuple[tuple[str, ...], pd.DataFrame]]:
+    """(set, rows sorted by item) for each set, model and seed, in the order of the frame."""
+    if not len(frame):
+        return
+    item = "doc_id" if "task" in by else "item_id"
+    chosen = frame[frame["model"].isin(models)]
+    keys = [*by, "model", *(["seed"] if "seed" in frame else [])]
+    for key, rows in chosen.groupby(keys, sort=False, dropna=False):
+        yield tuple(map(str, key[: len(by)])), rows.sort_values(item)
+
+
+def _add(sets: dict[tuple[str, str], Asked], one: Asked) -> None:
+    known = sets.setdefault((one.suite, one.name), one)
+    if known.items != one.items:
+        what = "documents" if one.suite == BENCHMARK else "prompts"
+        raise UserError(f"not all models were asked the same {what} of {one.name}", "run it again, whole")
+
+
+def _set(manifest: Mapping[str, Any], suite: str, name: str) -> dict[str, Any]:
+    declared = part(part(manifest, "prompt_sets"), name)
+    source = declared.get("digest")
+    if source is None and suite == ATTACK:
+        # Attacks on each model: by a search for an input, with its options, or on the weights.
+        config = part(manifest, "config")
+        rounded = config.get("quantise")
+        schemes = rounded if isinstance(rounded, list) else []
+        attacks = part(config, "gradient_attacks") | {scheme: {} for scheme in schemes if isinstance(scheme, str)}
+        source = digest_of([name, attacks[name]]) if name in attacks else None
+    return {"source": str(source or ""), "about": {k: str(v) for k, v in part(declared, "source").items()}}
+
+
+def _task(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+    declared = part(part(manifest, "tasks"), name)
+    about = {k: None if (v := declared.get(k)) is None else str(v) for k in ("task", "dataset", "revision")}
+    return {"source": str(declared.get("digest") or ""), "about": about}
+
+
+def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("run", "baseline")) -> Differences:
+    """Why answers under two protocols cannot be compared.
+
+    Args:
+        ours: The one protocol.
+        theirs: The other.
+        labels: What the two are called in the reasons.
+    """
+
+    def both(one: object, two: object) -> str:
+        return f"({labels[0]}: {_short(one)}; {labels[1]}: {_short(two)})"
+
+    settings = []
+    if any(one.suite != BENCHMARK for one in (*ours.sets, *theirs.sets)):
+        for name in _SETTINGS:
+            pair = ours.settings.get(name), theirs.settings.get(name)
+            if pair[0] != pair[1]:
+                settings.append(f"the {name.replace('_', ' ')} differs {both(*pair)}")
+        decoding = [dict(side.settings.get("decoding") or {}) for side in (ours, theirs)]
+        for name in dict.fromkeys([*decoding[0], *decoding[1]]):
+            if decoding[0].get(name) != decoding[1].get(name):
+                settings.append(f"the decoding differs: {name} {both(decoding[0].get(name), decoding[1].get(name))}")
+    sets = {}
+    for key in dict.fromkeys((one.suite, one.name) for one in (*ours.sets, *theirs.sets)):
+        mine, other = ours.of(*key), theirs.of(*key)
+        if mine is None or other is None:
+            sets[key] = f"only in {labels[1] if mine is None else labels[0]}"
+        elif not mine.source or not other.source:
+            sets[key] = f"the manifest of {labels[1] if mine.source else labels[0]} does not say what it is"
+        elif mine.source != other.source:
+            apart = [k for k in dict.fromkeys([*mine.about, *other.about]) if mine.about.get(k) != other.about.get(k)]
+            said = ", ".join(f"{k} {both(mine.about.get(k), other.about.get(k))}" for k in apart)
+            sets[key] = f"another one: {said or 'its definition or its data changed'}"
+        elif mine.items != other.items:
+            sets[key] = f"other items {both(mine.n, other.n)}"
+    return Differences(settings, sets)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...") if isinstance(value, str | dict | list) else text

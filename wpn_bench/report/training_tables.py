@@ -1,0 +1,179 @@
+"""The report's tables of what happened to a model before and after the measurements: tuning, curve, relearning, searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wpn_bench.core.numbers import (
+    is_finite,
+    percent,
+    signed,
+)
+from wpn_bench.report.cells import Line, Shown, Table, make_table, rate
+from wpn_bench.report.step_charts import CURVES, RELEARNT
+from wpn_bench.runs.metrics import (
+    COHERENT_HARMLESS_RATE,
+    HARMLESS_RATE,
+    MACRO_ACCURACY,
+)
+from wpn_bench.runs.view import Cell, View
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How one method was tuned: the chosen trial in words, and the table of all."""
+
+    title: str
+    chosen: str
+    feasible: bool
+    table: Table
+
+
+def tunings(view: View) -> list[Tuned]:
+    """One entry a method that was tuned, in the order of the results."""
+    about = view.run.get("tuning") or {}
+    found = []
+    for name, model in view.models.items():
+        trials = (model.get("tuning") or {}).get("trials") or []
+        best = next((t for t in trials if t["trial"] == model["tuning"]["chosen"]), None)
+        if best is None:
+            continue
+        words = f"trial {best['trial']} ({_options(best['params'])})"
+        if best[COHERENT_HARMLESS_RATE] is None:
+            words = "every trial failed"
+        lines = [
+            _trial(trial, about, chosen=trial is best and best[COHERENT_HARMLESS_RATE] is not None) for trial in trials
+        ]
+        change = "Macro accuracy" if about.get("ability") == MACRO_ACCURACY else "Token loss"
+        hint = "change against base, points" if about.get("ability") == MACRO_ACCURACY else "change against base, nats"
+        columns = ["Coherent-harmless", "Harmless", change, "Keeps the bound"]
+        table = make_table(columns, lines, ["validation prompts", "validation prompts", hint, ""])
+        found.append(Tuned(view.title(name), words, bool(best["feasible"]), table))
+    return found
+
+
+def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Line:
+    coherent, change = trial.get(COHERENT_HARMLESS_RATE), trial.get("ability_change")
+    name = f"{trial['trial']}: as configured" if trial["trial"] == 0 else str(trial["trial"])
+    small = _options(trial["params"])
+    if coherent is None:
+        failed = Shown(value="failed", note=str(trial.get("reason") or ""))
+        return Line(name=name, small=small, cells=[failed, None, None, None], chosen=chosen)
+    in_points = about.get("ability") == MACRO_ACCURACY
+    written = "not a number" if change is None else signed(change) if in_points else signed(change, 1.0, 3)
+    cells: list[Shown | None] = [
+        Shown(value=percent(coherent)),
+        Shown(value=percent(trial.get(HARMLESS_RATE))),
+        Shown(value=written),
+        Shown(value="yes" if trial["feasible"] else "no"),
+    ]
+    return Line(name=name, small=small, cells=cells, chosen=chosen)
+
+
+def tuning_text(view: View) -> str:
+    """What every method was tuned by, in one or two sentences."""
+    about = view.run.get("tuning")
+    if not about:
+        return ""
+    n, sets = about["trials"], about["ability_sets"]
+    over = f"{len(sets)} benchmarks to tune on" if about["ability"] == MACRO_ACCURACY else "text to tune on"
+    bound = (
+        f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}"
+        if about["ability"] == MACRO_ACCURACY
+        else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
+    )
+    return (
+        f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. Chosen is the "
+        f"highest coherent-harmless rate on {about['prompts']} validation prompts among the trials that {bound}; no test "
+        "prompt and no test document was looked at."
+    )
+
+
+def curve(view: View, model: str) -> Table | None:
+    """A method's curve in numbers: steps x metrics, the mean over seeds (or, where seeds ended apart, seed by seed)."""
+    rows = view.models.get(model, {}).get("curve") or []
+    several = len({r["seed"] for r in rows} - {None}) > 1
+    columns = [(metric, title) for metric, title in CURVES.items() if any(r["metric"] == metric for r in rows)]
+    by_step: dict[int, dict[Any, dict[str, Cell]]] = {}
+    for r in rows:
+        cell = Cell(r["value"], r["n"], r["ci_low"], r["ci_high"])
+        by_step.setdefault(r["step"], {}).setdefault(r["seed"], {})[r["metric"]] = cell
+    lines = []
+    for step in sorted(by_step):
+        seeds = [None] if None in by_step[step] else sorted(by_step[step])
+        for seed in seeds:
+            small = "base" if step == 0 else f"seed {seed} alone" if several and seed is not None else ""
+            cells = [rate(by_step[step][seed].get(metric)) for metric, _ in columns]
+            lines.append(Line(name=str(step), small=small, cells=cells))
+    return make_table([title for _, title in columns], lines) if lines else None
+
+
+def relearning(view: View, kind: str) -> Table | None:
+    """Models x steps of relearning: coherent-harmless, the plain harmless rate in the note; the mean over seeds."""
+    cells: dict[str, dict[int, dict[str, Cell]]] = {}
+    for model in view.models:
+        for row in view.relearning(model, kind):
+            if row["seed"] is None:
+                cell = Cell(row["value"], row["n"], row["ci_low"], row["ci_high"])
+                cells.setdefault(model, {}).setdefault(row["step"], {})[row["metric"]] = cell
+    steps = sorted({step for of_model in cells.values() for step in of_model})
+    lines = [
+        Line(name=view.title(model), key=model, cells=[_relearnt(of_model.get(step, {})) for step in steps])
+        for model, of_model in cells.items()
+    ]
+    return make_table([f"{step} steps" if step else "as it is" for step in steps], lines) if lines else None
+
+
+def _relearnt(found: dict[str, Cell]) -> Shown | None:
+    shown, beside = rate(found.get(COHERENT_HARMLESS_RATE)), found.get(HARMLESS_RATE)
+    return replace(shown, note=f"harmless {percent(beside.value)}") if shown and beside else shown
+
+
+def relearning_summary(view: View) -> Table | None:
+    """Models x kinds: coherent-harmless as it is, and after the last step of relearning of each kind."""
+    tables = {kind: found for kind in RELEARNT if (found := relearning(view, kind))}
+    if not tables:
+        return None
+    columns = [f"{found.columns[-1]} on {RELEARNT[kind]}" for kind, found in tables.items()]
+    first = next(iter(tables.values()))
+    columns.insert(0, first.columns[0])
+    lines = []
+    for line in first.lines:
+        ends = [next((ln.cells[-1] for ln in found.lines if ln.key == line.key), None) for found in tables.values()]
+        lines.append(replace(line, cells=[line.cells[0], *ends]))
+    return Table(columns, lines, [""] * len(columns), [None] * len(columns))
+
+
+def searches(view: View) -> Table | None:
+    """Models x gradient attacks: loss of the targets before and after, nats a token; the share reached in the note; means
+    over seeds."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for model, described in view.models.items():
+        for row in described.get("gradient_attacks") or []:
+            found.setdefault(model, {}).setdefault(row["attack"], []).append(row)
+    names = list(dict.fromkeys(name for of_model in found.values() for name in of_model))
+    lines = [
+        Line(name=view.title(model), key=model, cells=[_searched(of_model.get(name, [])) for name in names])
+        for model, of_model in found.items()
+    ]
+    return make_table(names, lines) if lines else None
+
+
+def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
+    losses = [
+        (r["first_loss"], r["best_loss"]) for r in rows if is_finite(r["first_loss"]) and is_finite(r["best_loss"])
+    ]
+    if not losses:
+        return None
+    first, best = (sum(side) / len(losses) for side in zip(*losses, strict=True))
+    reached = sum(r["reached"] for r in rows) / len(rows)
+    return Shown(f"{first:.2f} to {best:.2f}", note=f"{percent(reached)} of the targets written")
+
+
+def _options(params: dict[str, Any]) -> str:
+    """'lr 6.5e-05, steps 100'."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
+    )
