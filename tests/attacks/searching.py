@@ -1,4 +1,4 @@
-"""For the tests of gradient attacks: places made by hand, and the loss of a target the plain way."""
+"""For the tests of gradient attacks: slots made by hand, and the loss of a target the plain way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wpn_bench.attacks.search import Place
+from wpn_bench.attacks.suffix_slots import SuffixSlot
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.prompts import FormatTemplate, Item
 from wpn_bench.prompts import items as prompts_items
@@ -23,18 +23,18 @@ ITEMS = (
 )
 
 
-def places(words: int, seed: int = 0) -> list[Place]:
-    """Five places of 2 to 9 tokens before, 0 to 3 after, and 1 to 6 to reach."""
+def made_slots(words: int, seed: int = 0) -> list[SuffixSlot]:
+    """Five slots of 2 to 9 tokens before, 0 to 3 after, and 1 to 6 to reach."""
     rng = torch.Generator().manual_seed(seed)
 
     def some(low: int, high: int) -> tuple[int, ...]:
         n = int(torch.randint(low, high, (1,), generator=rng))
         return tuple(torch.randint(5, words, (n,), generator=rng).tolist())
 
-    return [Place(Item(str(k), "p"), "", "", some(2, 10), some(0, 4), some(1, 7)) for k in range(5)]
+    return [SuffixSlot(Item(str(k), "p"), "", "", some(2, 10), some(0, 4), some(1, 7)) for k in range(5)]
 
 
-def plain_loss(model: Any, place: Place, vectors: Tensor) -> tuple[Tensor, bool]:
+def plain_loss(model: Any, slot: SuffixSlot, vectors: Tensor) -> tuple[Tensor, bool]:
     """Mean loss of the target after `vectors` (k, d), and whether it is greedily written: one text, no cache, all
     logits."""
     embed = model.get_input_embeddings()
@@ -42,8 +42,8 @@ def plain_loss(model: Any, place: Place, vectors: Tensor) -> tuple[Tensor, bool]
     def embedded(ids: Sequence[int]) -> Tensor:
         return embed(torch.tensor(ids, dtype=torch.long))
 
-    inputs = torch.cat([embedded(place.before), vectors, embedded(place.after), embedded(place.target)])
-    target = torch.tensor(place.target)
+    inputs = torch.cat([embedded(slot.before), vectors, embedded(slot.after), embedded(slot.target)])
+    target = torch.tensor(slot.target)
     logits = model(inputs_embeds=inputs.unsqueeze(0), use_cache=False).logits[0, -len(target) - 1 : -1].float()
     loss = -logits.log_softmax(-1)[torch.arange(len(target)), target].mean()
     return loss, bool((logits.argmax(-1) == target).all())

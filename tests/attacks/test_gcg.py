@@ -15,14 +15,16 @@ from transformers import PreTrainedTokenizerFast
 from wpn_bench import models
 from wpn_bench.attacks import gcg
 from wpn_bench.attacks.gcg import GCGConfig, allowed_tokens, run_gcg_stage, search_suffix
-from wpn_bench.attacks.search import SEARCH, Ground, TargetLoss, prepare, spread
+from wpn_bench.attacks.search import SEARCH
+from wpn_bench.attacks.suffix_slots import SuffixSlots, evenly_spread, find_slots
+from wpn_bench.attacks.target_loss import TargetLoss
 from wpn_bench.engine.likelihood import loglikelihoods
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.harmless import stages
 from wpn_bench.prompts import Item, joined, render
 from wpn_bench.prompts import items as prompts_items
 
-from .searching import ITEMS, TEMPLATE, places, plain_loss, short_of_memory, stage_context
+from .searching import ITEMS, TEMPLATE, made_slots, plain_loss, short_of_memory, stage_context
 
 SMALL = GCGConfig(steps=4, candidates=24, topk=16, suffix_tokens=6, target_tokens=5)
 K = 4
@@ -41,17 +43,17 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("pass_tokens", [40, 4096])
-def test_losses_and_gradients_are_those_of_each_place_alone(shaped: Any, pass_tokens: int) -> None:
-    ground = places(WORDS)
-    loss = TargetLoss(shaped, ground, pass_tokens)
+def test_losses_and_gradients_are_those_of_each_slot_alone(shaped: Any, pass_tokens: int) -> None:
+    slots = made_slots(WORDS)
+    loss = TargetLoss(shaped, slots, pass_tokens)
     vectors = loss.embedded(torch.tensor([7, 8, 9, 10])).unsqueeze(0)
     numbers = [3, 0, 4, 1]
-    shared = loss.slope(vectors, numbers)
-    apart = loss.slope(vectors.repeat(4, 1, 1), numbers)
+    shared = loss.loss_and_gradient(vectors, numbers)
+    apart = loss.loss_and_gradient(vectors.repeat(4, 1, 1), numbers)
     expected, gradients = [], []
     for n in numbers:
         leaf = vectors[0].clone().requires_grad_()
-        one, _ = plain_loss(shaped, ground[n], leaf)
+        one, _ = plain_loss(shaped, slots[n], leaf)
         expected.append(one.detach())
         gradients.append(torch.autograd.grad(one, leaf)[0])
     close(shared.losses, torch.stack(expected))
@@ -62,20 +64,20 @@ def test_losses_and_gradients_are_those_of_each_place_alone(shaped: Any, pass_to
 
 @pytest.mark.parametrize("pass_tokens", [40, 4096])
 def test_candidates_are_scored_as_if_alone(shaped: Any, pass_tokens: int) -> None:
-    ground = places(WORDS)
-    loss = TargetLoss(shaped, ground, pass_tokens)
+    slots = made_slots(WORDS)
+    loss = TargetLoss(shaped, slots, pass_tokens)
     rng = torch.Generator().manual_seed(3)
     now = torch.tensor([7, 8, 9, 10])
     candidates = torch.where(
         torch.rand(20, K, generator=rng) < 0.4, torch.randint(5, WORDS, (20, K), generator=rng), now
     )
-    kept = loss.slope(loss.embedded(now).unsqueeze(0), range(5), keep=True).kept
-    for number, place in enumerate(ground):
+    kept = loss.loss_and_gradient(loss.embedded(now).unsqueeze(0), range(5), keep_cache=True).cached
+    for number, slot in enumerate(slots):
         # Targets that are written as well as such that are not.
-        said = generated(shaped, place.ids(candidates[5].tolist()), len(place.target))
-        loss.places[number] = place = replace(place, target=tuple(said))
+        said = generated(shaped, slot.ids(candidates[5].tolist()), len(slot.target))
+        loss.slots[number] = slot = replace(slot, target=tuple(said))
         losses, reached = loss.score(number, candidates, now, kept[number])
-        plain = [plain_loss(shaped, place, shaped.get_input_embeddings()(row)) for row in candidates]
+        plain = [plain_loss(shaped, slot, shaped.get_input_embeddings()(row)) for row in candidates]
         close(losses, torch.stack([one.detach() for one, _ in plain]))
         assert reached.tolist() == [hit for _, hit in plain]
         assert reached[5]
@@ -93,9 +95,9 @@ def test_memory_that_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     candidates = torch.tensor([[7, 8, 9, 20 + k] for k in range(9)] + [[30 + k, 8, 9, 10] for k in range(9)])
 
     def work() -> tuple[torch.Tensor, ...]:
-        loss = TargetLoss(model, places(WORDS), 4096)
-        slope = loss.slope(loss.embedded(now).unsqueeze(0), range(5), keep=True)
-        return slope.losses, slope.gradient, *loss.score(2, candidates, now, slope.kept[2])
+        loss = TargetLoss(model, made_slots(WORDS), 4096)
+        found = loss.loss_and_gradient(loss.embedded(now).unsqueeze(0), range(5), keep_cache=True)
+        return found.losses, found.gradient, *loss.score(2, candidates, now, found.cached[2])
 
     whole = work()
     monkeypatch.setattr(model, "forward", short_of_memory(model, 4))
@@ -108,7 +110,7 @@ def test_a_model_that_keeps_other_things_is_refused() -> None:
 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, state_size=4))
     with pytest.raises(UserError, match="MambaForCausalLM keeps more of a text"):
-        TargetLoss(mamba, places(40))
+        TargetLoss(mamba, made_slots(40))
 
 
 # --- prompts with room -----------------------------------------------------------------------------------------------
@@ -116,30 +118,30 @@ def test_a_model_that_keeps_other_things_is_refused() -> None:
 
 def test_the_parts_are_those_of_the_rendered_text(small_lm: Path) -> None:
     _, tokenizer = models.load(small_lm)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
-    assert ground.unfit == {}
-    assert len(ground.ids) <= SMALL.suffix_tokens
-    for item, place in zip(ITEMS, ground.places, strict=True):
-        attacked = gcg.with_suffix(item, ground.suffix)
-        assert place.text(ground.suffix) == render(attacked, TEMPLATE)
-        assert attacked.prompt == f"{item.prompt} {ground.suffix}"
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    assert slots.unfit == {}
+    assert len(slots.initial_ids) <= SMALL.suffix_tokens
+    for item, slot in zip(ITEMS, slots.slots, strict=True):
+        attacked = gcg.with_suffix(item, slots.initial_suffix)
+        assert slot.text(slots.initial_suffix) == render(attacked, TEMPLATE)
+        assert attacked.prompt == f"{item.prompt} {slots.initial_suffix}"
         assert (attacked.original, attacked.id) == (item.prompt, item.id)
-        assert place.ids(ground.ids) == tokenizer(render(attacked, TEMPLATE))["input_ids"]
+        assert slot.ids(slots.initial_ids) == tokenizer(render(attacked, TEMPLATE))["input_ids"]
         wanted = item.harmful[0] if item.harmful else "Sure, here is"
         target = tokenizer(joined(wanted), add_special_tokens=False)["input_ids"]
-        assert list(place.target) == target[:5]
+        assert list(slot.target) == target[:5]
 
 
 def test_what_cannot_be_attacked_is_told(small_opt: Path) -> None:
     _, tokenizer = models.load(small_opt)
     long = Item("4", "word " * 80)
-    ground = prepare([*ITEMS, long], tokenizer, TEMPLATE, SMALL, 100)
-    assert ground.unfit == {"4": "prompt too long"}
-    assert len(ground.places) == 3
+    slots = find_slots([*ITEMS, long], tokenizer, TEMPLATE, SMALL, 100)
+    assert slots.unfit == {"4": "prompt too long"}
+    assert len(slots.slots) == 3
     with pytest.raises(JobFailed, match="none of the 1 prompts"):
-        prepare([long], tokenizer, TEMPLATE, SMALL, 100)
+        find_slots([long], tokenizer, TEMPLATE, SMALL, 100)
     with pytest.raises(UserError, match="within 2 tokens"):
-        prepare(ITEMS, tokenizer, TEMPLATE, SMALL.model_copy(update={"init": "xyzzyx", "suffix_tokens": 2}), 256)
+        find_slots(ITEMS, tokenizer, TEMPLATE, SMALL.model_copy(update={"init": "xyzzyx", "suffix_tokens": 2}), 256)
 
 
 def test_a_tokenizer_that_puts_spaces_first(small_opt: Path) -> None:
@@ -156,17 +158,17 @@ def test_a_tokenizer_that_puts_spaces_first(small_opt: Path) -> None:
     )
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
-    assert ground.unfit == {}
-    for place in ground.places:
-        assert place.ids(ground.ids) == tokenizer(place.text(ground.suffix))["input_ids"]
-    kept = gcg._surviving(tokenizer, ground.places, torch.tensor([ground.ids, [1] * len(ground.ids)]))
-    assert kept.tolist() == [list(ground.ids)]
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    assert slots.unfit == {}
+    for slot in slots.slots:
+        assert slot.ids(slots.initial_ids) == tokenizer(slot.text(slots.initial_suffix))["input_ids"]
+    kept = gcg._surviving(tokenizer, slots.slots, torch.tensor([slots.initial_ids, [1] * len(slots.initial_ids)]))
+    assert kept.tolist() == [list(slots.initial_ids)]
 
 
 def test_spread_is_even() -> None:
-    assert [item.id for item in spread([Item(str(k), "p") for k in range(10)], 4)] == ["0", "2", "5", "7"]
-    assert spread(ITEMS, 25) == list(ITEMS)
+    assert [item.id for item in evenly_spread([Item(str(k), "p") for k in range(10)], 4)] == ["0", "2", "5", "7"]
+    assert evenly_spread(ITEMS, 25) == list(ITEMS)
 
 
 # --- candidates ------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_candidates_are_distinct_and_descend(n_replace: int) -> None:
 
 def test_candidates_that_would_be_written_otherwise_are_dropped(small_opt: Path) -> None:
     _, tokenizer = models.load(small_opt)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
     word = tokenizer(" baker", add_special_tokens=False)["input_ids"]
     letters = [tokenizer.convert_tokens_to_ids(c) for c in "Ġbaker"]
     assert len(word) < 6  # the tokenizer has a shorter way to write it
@@ -214,31 +216,31 @@ def test_candidates_that_would_be_written_otherwise_are_dropped(small_opt: Path)
     good = [*word, *space_and_mark * 6][:6]
     no_space = [tokenizer.convert_tokens_to_ids("!")] * 6
     given = torch.tensor([letters, good, no_space])
-    kept = gcg._surviving(tokenizer, ground.places, given)
+    kept = gcg._surviving(tokenizer, slots.slots, given)
     assert kept.tolist() == [good]
-    assert gcg._surviving(tokenizer, ground.places, given[:1]).shape == (0, 6)
+    assert gcg._surviving(tokenizer, slots.slots, given[:1]).shape == (0, 6)
 
 
 def test_what_is_dropped_is_drawn_again(small_opt: Path) -> None:
     model, tokenizer = models.load(small_opt)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
     allowed = allowed_tokens(model, tokenizer)
-    now = torch.tensor(ground.ids)
+    now = torch.tensor(slots.initial_ids)
     gradient = torch.randn(len(now), len(allowed), generator=torch.Generator().manual_seed(0))
 
     def candidates(config: GCGConfig) -> list[list[int]]:
         rng = torch.Generator().manual_seed(0)
-        found: list[list[int]] = gcg._candidates(tokenizer, ground.places, now, gradient, allowed, config, rng).tolist()
+        found: list[list[int]] = gcg._candidates(tokenizer, slots.slots, now, gradient, allowed, config, rng).tolist()
         return found
 
     config = SMALL.model_copy(update={"candidates": 40, "topk": 40})
     once = gcg._draw(now, gradient, allowed, config, torch.Generator().manual_seed(0))
-    alive = gcg._surviving(tokenizer, ground.places, once).tolist()
+    alive = gcg._surviving(tokenizer, slots.slots, once).tolist()
     scored = candidates(config)
     assert len(alive) < len(scored) == 40
     assert scored[: len(alive)] == alive
     assert len({tuple(row) for row in scored}) == 40
-    assert gcg._surviving(tokenizer, ground.places, torch.tensor(scored)).tolist() == scored
+    assert gcg._surviving(tokenizer, slots.slots, torch.tensor(scored)).tolist() == scored
     # There are no more than one token of each place to draw.
     assert len(candidates(config.model_copy(update={"topk": 1}))) <= len(now)
     assert len(candidates(config.model_copy(update={"retokenise": False}))) == 40
@@ -249,59 +251,59 @@ def test_what_is_dropped_is_drawn_again(small_opt: Path) -> None:
 
 def test_it_finds_a_text_of_the_loss_it_tells(small_lm: Path) -> None:
     model, tokenizer = models.load(small_lm)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
-    result = search_suffix(model, tokenizer, ground, SMALL)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    result = search_suffix(model, tokenizer, slots, SMALL)
     assert result.best_loss < result.first_loss
     assert len(result.losses) == len(result.active) == SMALL.steps + 1
     assert result.losses[0] == pytest.approx(result.first_loss, rel=1e-4)
     assert min(result.losses) == pytest.approx(result.best_loss, rel=1e-4)
     pairs = [
         (tokenizer(render(gcg.with_suffix(p.item, result.suffix), TEMPLATE))["input_ids"], p.target)
-        for p in ground.places
+        for p in slots.slots
     ]
     told = loglikelihoods(model, pairs, max_length=256)
     means = [-value / len(target) for (value, _), (_, target) in zip(told, pairs, strict=True)]
     assert result.best_loss == pytest.approx(sum(means) / len(means), rel=1e-4)
     assert result.reached == tuple(greedy for _, greedy in told)
-    again = search_suffix(model, tokenizer, ground, SMALL)
+    again = search_suffix(model, tokenizer, slots, SMALL)
     assert replace(again, seconds=0) == replace(result, seconds=0)
-    other = search_suffix(model, tokenizer, ground, SMALL, seed=1)
+    other = search_suffix(model, tokenizer, slots, SMALL, seed=1)
     assert other.ids != result.ids
 
 
-def reachable(folder: Path, config: GCGConfig) -> tuple[Any, Any, Ground]:
-    """The model, its tokenizer, and places whose one target token it writes after some suffix one token away."""
+def reachable(folder: Path, config: GCGConfig) -> tuple[Any, Any, SuffixSlots]:
+    """The model, its tokenizer, and slots whose one target token it writes after some suffix one token away."""
     model, tokenizer = models.load(folder)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, config, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, config, 256)
     (word,) = tokenizer.convert_tokens_to_ids(["y"])
-    near = [*ground.ids[:-1], word]
-    said = [tuple(generated(model, place.ids(near), 1)) for place in ground.places]
-    places = tuple(replace(place, target=one) for place, one in zip(ground.places, said, strict=True))
-    return model, tokenizer, replace(ground, places=places)
+    near = [*slots.initial_ids[:-1], word]
+    said = [tuple(generated(model, slot.ids(near), 1)) for slot in slots.slots]
+    with_targets = tuple(replace(slot, target=one) for slot, one in zip(slots.slots, said, strict=True))
+    return model, tokenizer, replace(slots, slots=with_targets)
 
 
 WIDE = SMALL.model_copy(update={"steps": 30, "topk": 400, "candidates": 400, "early_stop": True})
 
 
 def test_it_stops_where_the_target_is_written(small_opt: Path) -> None:
-    model, tokenizer, ground = reachable(small_opt, WIDE)
+    model, tokenizer, slots = reachable(small_opt, WIDE)
     steps: list[int] = []
-    (place,) = (alone := ground.alone()[0]).places
+    (slot,) = (alone := slots.one_by_one()[0]).slots
     stopped = search_suffix(model, tokenizer, alone, WIDE, advance=steps.append)
     assert stopped.reached == (True,)
     assert len(stopped.losses) - 1 < WIDE.steps
     assert sum(steps) == WIDE.steps
-    assert tuple(generated(model, tokenizer(place.text(stopped.suffix))["input_ids"], 1)) == place.target
+    assert tuple(generated(model, tokenizer(slot.text(stopped.suffix))["input_ids"], 1)) == slot.target
     on = search_suffix(model, tokenizer, alone, WIDE.model_copy(update={"early_stop": False, "steps": 8}))
     assert len(on.losses) - 1 == 8
 
 
 def test_prompts_come_one_after_the_other(small_opt: Path) -> None:
     config = WIDE.model_copy(update={"progressive": True, "steps": 12})
-    model, tokenizer, ground = reachable(small_opt, config)
+    model, tokenizer, slots = reachable(small_opt, config)
     embed = model.get_input_embeddings()
-    written = [plain_loss(model, place, embed(torch.tensor(ground.ids)))[1] for place in ground.places]
-    result = search_suffix(model, tokenizer, ground, config)
+    written = [plain_loss(model, slot, embed(torch.tensor(slots.initial_ids)))[1] for slot in slots.slots]
+    result = search_suffix(model, tokenizer, slots, config)
     assert result.active[0] == (written.index(False) + 1)
     assert max(result.active) > result.active[0]
     assert list(result.active) == sorted(result.active)
@@ -311,7 +313,7 @@ def test_prompts_come_one_after_the_other(small_opt: Path) -> None:
 def test_candidates_can_be_compared_on_some_prompts(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = models.load(small_opt)
     config = SMALL.model_copy(update={"compare_on": 2, "steps": 8})
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, config, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, config, 256)
     asked: list[int] = []
     score = TargetLoss.score
 
@@ -320,7 +322,7 @@ def test_candidates_can_be_compared_on_some_prompts(small_opt: Path, monkeypatch
         return score(self, number, *given)
 
     monkeypatch.setattr(TargetLoss, "score", noted)
-    result = search_suffix(model, tokenizer, ground, config)
+    result = search_suffix(model, tokenizer, slots, config)
     assert len(asked) == 2 * 8
     assert set(asked) == {0, 1, 2}
     assert result.active == (3,) * 9
@@ -384,5 +386,5 @@ def test_a_broken_model_is_a_failed_job(make_lm: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     model.save_pretrained(broken)
     PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(broken)
-    with pytest.raises(JobFailed, match="no number"):
+    with pytest.raises(JobFailed, match="not finite"):
         run_gcg_stage(stage_context(tmp_path, params(), broken, prompts=ITEMS))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from wpn_bench.attacks.gcg import run_gcg_stage
-from wpn_bench.attacks.search import SEARCH, TargetLoss
+from wpn_bench.attacks.search import SEARCH
 from wpn_bench.attacks.soft_prompt import run_soft_prompt_stage
+from wpn_bench.attacks.target_loss import TargetLoss
 from wpn_bench.jobs import journal
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.journal import Journal, use_journal
@@ -55,16 +56,18 @@ def test_it_goes_on_where_it_stood(
     ctx = stage_context(tmp_path, params, small_opt, prompts=ITEMS)
     stage(ctx)
     whole = left(ctx)
-    slopes: list[int] = []
-    slope = TargetLoss.slope
-    monkeypatch.setattr(TargetLoss, "slope", lambda *args, **rest: slopes.append(1) or slope(*args, **rest))
+    passes: list[int] = []
+    loss_and_gradient = TargetLoss.loss_and_gradient
+    monkeypatch.setattr(
+        TargetLoss, "loss_and_gradient", lambda *args, **rest: passes.append(1) or loss_and_gradient(*args, **rest)
+    )
     stage(replace(ctx, out=stage_context(tmp_path, params, small_opt, prompts=ITEMS).out))
-    uninterrupted, kills = len(slopes), 0
-    slopes.clear()
+    uninterrupted, kills = len(passes), 0
+    passes.clear()
     while True:
 
-        def advance(n: int, before: int = len(slopes)) -> None:
-            if len(slopes) - before > 3:
+        def advance(n: int, before: int = len(passes)) -> None:
+            if len(passes) - before > 3:
                 raise Killed
 
         again = stage_context(tmp_path, params, small_opt, prompts=ITEMS)
@@ -80,4 +83,4 @@ def test_it_goes_on_where_it_stood(
     assert kills >= 2
     assert left(again) == whole
     # Each attempt may look once more at where it stood, and at a search's beginning or end.
-    assert len(slopes) <= uninterrupted + 3 * (kills + 1)
+    assert len(passes) <= uninterrupted + 3 * (kills + 1)

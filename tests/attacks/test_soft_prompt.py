@@ -11,7 +11,7 @@ import torch
 
 from wpn_bench import models
 from wpn_bench.attacks.gcg import GCGConfig, search_suffix
-from wpn_bench.attacks.search import SEARCH, prepare
+from wpn_bench.attacks.search import SEARCH
 from wpn_bench.attacks.soft_prompt import (
     SoftPromptConfig,
     respond_after,
@@ -19,6 +19,7 @@ from wpn_bench.attacks.soft_prompt import (
     search_soft_prompts,
     virtual_tokens,
 )
+from wpn_bench.attacks.suffix_slots import find_slots
 from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.errors import UserError
 from wpn_bench.harmless import stages
@@ -35,10 +36,10 @@ DECODING = Decoding(max_new_tokens=8, stop=(" A:",), batch_size=2)
 def test_it_reaches_a_lower_loss_than_any_suffix_found(small_lm: Path, universal: bool) -> None:
     model, tokenizer = models.load(small_lm)
     config = SMALL.model_copy(update={"universal": universal})
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, config, 256)
-    found = search_soft_prompts(model, ground, config)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, config, 256)
+    found = search_soft_prompts(model, slots, config)
     hard = GCGConfig(steps=4, candidates=24, topk=16, suffix_tokens=6, target_tokens=5)
-    suffixes = [search_suffix(model, tokenizer, g, hard) for g in ([ground] if universal else ground.alone())]
+    suffixes = [search_suffix(model, tokenizer, g, hard) for g in ([slots] if universal else slots.one_by_one())]
     assert len(found) == len(suffixes)
     for soft, suffix in zip(found, suffixes, strict=True):
         assert soft.items == suffix.items
@@ -48,22 +49,22 @@ def test_it_reaches_a_lower_loss_than_any_suffix_found(small_lm: Path, universal
 
 def test_the_vectors_have_the_loss_it_tells(small_lm: Path) -> None:
     model, tokenizer = models.load(small_lm)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
     told: list[int] = []
-    found = search_soft_prompts(model, ground, SMALL, told.append)
+    found = search_soft_prompts(model, slots, SMALL, told.append)
     assert sum(told) == 3 * SMALL.steps
-    for result, place in zip(found, ground.places, strict=True):
-        loss, reached = plain_loss(model, place, result.vectors)
+    for result, slot in zip(found, slots.slots, strict=True):
+        loss, reached = plain_loss(model, slot, result.vectors)
         assert result.best_loss == pytest.approx(loss.item(), rel=1e-3)
         assert result.best_loss == min(result.losses)
         assert result.reached == (reached,)
         assert len(result.losses) == SMALL.steps + 1
-        (alone,) = search_soft_prompts(model, prepare([place.item], tokenizer, TEMPLATE, SMALL, 256), SMALL)
+        (alone,) = search_soft_prompts(model, find_slots([slot.item], tokenizer, TEMPLATE, SMALL, 256), SMALL)
         # Rounding grows from step to step, so that only the first ones can be held against each other.
         assert alone.losses[:2] == pytest.approx(result.losses[:2], rel=1e-3)
     one_for_all = SMALL.model_copy(update={"universal": True})
-    (shared,) = search_soft_prompts(model, ground, one_for_all)
-    plain = [plain_loss(model, place, shared.vectors) for place in ground.places]
+    (shared,) = search_soft_prompts(model, slots, one_for_all)
+    plain = [plain_loss(model, slot, shared.vectors) for slot in slots.slots]
     assert shared.best_loss == pytest.approx(sum(loss.item() for loss, _ in plain) / 3, rel=1e-3)
     assert shared.reached == tuple(hit for _, hit in plain)
 
@@ -71,15 +72,15 @@ def test_the_vectors_have_the_loss_it_tells(small_lm: Path) -> None:
 def test_vectors_are_read_as_tokens_are(small_lm: Path) -> None:
     """The embeddings of a suffix's tokens give the responses to its text, for one of all and for one each."""
     model, tokenizer = models.load(small_lm)
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
-    expected = generate(model, tokenizer, [place.text(ground.suffix) for place in ground.places], DECODING)
-    vectors = model.get_input_embeddings()(torch.tensor(ground.ids)).detach()
-    assert respond_after(model, tokenizer, ground.places, [vectors], DECODING) == expected
-    assert respond_after(model, tokenizer, ground.places, [vectors] * 3, DECODING) == expected
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    expected = generate(model, tokenizer, [slot.text(slots.initial_suffix) for slot in slots.slots], DECODING)
+    vectors = model.get_input_embeddings()(torch.tensor(slots.initial_ids)).detach()
+    assert respond_after(model, tokenizer, slots.slots, [vectors], DECODING) == expected
+    assert respond_after(model, tokenizer, slots.slots, [vectors] * 3, DECODING) == expected
     # Each prompt gets its own vectors, not its neighbour's.
     swapped = [vectors, vectors.flip(0) * 3, vectors * -2]
-    (alone,) = respond_after(model, tokenizer, ground.places[1:2], [swapped[1]], DECODING)
-    assert respond_after(model, tokenizer, ground.places, swapped, DECODING)[1] == alone
+    (alone,) = respond_after(model, tokenizer, slots.slots[1:2], [swapped[1]], DECODING)
+    assert respond_after(model, tokenizer, slots.slots, swapped, DECODING)[1] == alone
 
 
 def test_virtual_tokens_leave_the_model_as_it_was(small_opt: Path) -> None:
@@ -100,9 +101,9 @@ def test_virtual_tokens_leave_the_model_as_it_was(small_opt: Path) -> None:
 def test_a_steered_model_is_refused(make_lm: Any) -> None:
     model, tokenizer = models.load(make_lm("opt", seed=3))
     model.generation_config.repetition_penalty = 1.2
-    ground = prepare(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
+    slots = find_slots(ITEMS, tokenizer, TEMPLATE, SMALL, 256)
     with pytest.raises(UserError, match="repetition penalty"):
-        respond_after(model, tokenizer, ground.places, [torch.ones(6, 32)], DECODING)
+        respond_after(model, tokenizer, slots.slots, [torch.ones(6, 32)], DECODING)
 
 
 @pytest.mark.parametrize("universal", [False, True])

@@ -1,9 +1,9 @@
-"""Soft prompt: free vectors in the suffix's place, which make the model begin its harmful answer.
+"""Soft prompt: trained vectors in place of a suffix, which make the model begin its harmful answer.
 
     loss(P) = mean over prompts x of - mean_t log p(y_t | x P, y_<t),        P (k, d) by Adam
 
-y is the beginning of a harmful reference. No text gives these vectors, so this is no attack that a user could type:
-it is a bound from the attacker's side, and shows what unlearning has hidden rather than removed.
+y is the beginning of a harmful reference. No text has these vectors, so a user could not type this attack. It is an
+upper bound on what suffixes can do, and shows what unlearning has hidden rather than removed.
 
 Schwinn et al. 2024, "Soft Prompt Threats: Attacking Safety Alignment and Unlearning in Open-Source LLMs through the
 Embedding Space", arXiv 2402.09063, who take signed gradient steps; Adam on a prompt of vectors is Lester et al. 2021,
@@ -20,26 +20,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from wpn_bench.attacks.search import (
-    SEARCH,
     GradientAttack,
-    Ground,
-    Place,
     SearchConfig,
-    TargetLoss,
-    checked,
-    kept_states,
-    packed,
-    prepare,
+    SearchSetup,
+    checkpoint_section,
+    from_text,
     search_stage,
-    spread,
-    unpacked,
+    to_text,
 )
-from wpn_bench.core.files import write_json
+from wpn_bench.attacks.suffix_slots import SuffixSlot, SuffixSlots
+from wpn_bench.attacks.target_loss import TargetLoss, check_finite
 from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.engine.generation import Decoding, Response
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +48,11 @@ __all__ = [
     "search_soft_prompts",
 ]
 
-_TOGETHER = 32  # prompts with vectors of their own that are searched at a time: their beginnings are all in memory
+_TOGETHER = 32  # prompts with vectors of their own that are searched at a time: keys and values of all are in memory
 
 
 class SoftPromptConfig(SearchConfig):
-    """As many vectors as the first suffix has tokens; they begin as its embeddings."""
+    """There are as many vectors as the initial suffix has tokens, and they begin as its embeddings."""
 
     steps: int = Field(200, ge=1)
     lr: float = Field(0.3, gt=0, description="of Adam, in root mean squares of the model's embeddings")
@@ -77,8 +71,17 @@ class SoftPrompt(GradientAttack):
 
 @dataclass(frozen=True)
 class SoftPromptResult:
-    """`vectors` (k, d) of the least loss over the prompts `items`. `losses` in nats a token: before each step and
-    after the last. `reached`: greedy decoding writes the target of that prompt, after these vectors."""
+    """The result of one search. Losses are in nats a token.
+
+    Attributes:
+        items: Ids of the prompts that were searched on.
+        vectors: (k, d) those of the lowest loss.
+        losses: Loss before each step, and after the last.
+        first_loss: Loss of the initial vectors.
+        best_loss: Loss of `vectors`.
+        reached: For each prompt, whether greedy decoding writes the target after `vectors`.
+        seconds: Duration of the search, shared evenly among those that ran side by side.
+    """
 
     items: tuple[str, ...]
     vectors: Tensor
@@ -89,81 +92,89 @@ class SoftPromptResult:
     seconds: float
 
     def json(self) -> dict[str, Any]:
-        """All but the vectors, which nobody reads."""
+        """All but the vectors."""
         return {name: value for name, value in vars(self).items() if name != "vectors"}
 
 
 def search_soft_prompts(
-    model: PreTrainedModel, ground: Ground, config: SoftPromptConfig, advance: Advance = lambda n: None
+    model: PreTrainedModel, slots: SuffixSlots, config: SoftPromptConfig, advance: Advance = lambda n: None
 ) -> list[SoftPromptResult]:
-    """One result for all places where `config.universal`, else one each. Prompts with vectors of their own are
-    searched side by side, which changes no result but for rounding. `advance` is told of every step of every result.
+    """One result for all slots where `config.universal`, else one each.
 
-    Raises `JobFailed` for a model whose loss is no number.
+    Prompts with vectors of their own are searched side by side, which changes results by rounding only.
+
+    Args:
+        model: The attacked model.
+        slots: The prompts.
+        config: Settings of the search.
+        advance: Called with the number of steps done, of all results together.
+
+    Raises:
+        JobFailed: The model's loss is not finite.
     """
-    together = len(ground.places) if config.universal else _TOGETHER
-    kept = kept_states(ground.places, config, ground.ids, "results")
+    together = len(slots.slots) if config.universal else _TOGETHER
+    finished = checkpoint_section(slots.slots, config, slots.initial_ids, "results")
     found: list[SoftPromptResult] = []
-    for at in range(0, len(ground.places), together):
-        part = ground.places[at : at + together]
-        if at in kept.known:
-            some = [SoftPromptResult(**told) for told in unpacked(kept.known[at])]
+    for at in range(0, len(slots.slots), together):
+        part = slots.slots[at : at + together]
+        if at in finished.known:
+            some = [SoftPromptResult(**fields) for fields in from_text(finished.known[at])]
             advance(len(some) * config.steps)
         else:
-            some = _search(model, part, ground.ids, config, advance)
-            # Responses after these vectors are kept, too: they must be found again bit by bit.
-            kept.add({at: packed([vars(one) | {"vectors": one.vectors.cpu()} for one in some])})
+            some = _search(model, part, slots.initial_ids, config, advance)
+            # Bit by bit, because the checkpoints of the responses belong to exactly these vectors.
+            finished.add({at: to_text([vars(one) | {"vectors": one.vectors.cpu()} for one in some])})
         found += [replace(one, vectors=one.vectors.to(model.device)) for one in some]
     return found
 
 
 def _search(
-    model: PreTrainedModel, places: Sequence[Place], ids: Sequence[int], config: SoftPromptConfig, advance: Advance
+    model: PreTrainedModel, slots: Sequence[SuffixSlot], ids: Sequence[int], config: SoftPromptConfig, advance: Advance
 ) -> list[SoftPromptResult]:
     import torch
 
     watch = Stopwatch()
-    loss = TargetLoss(model, places, config.pass_tokens)
-    results = 1 if config.universal else len(places)
+    loss = TargetLoss(model, slots, config.pass_tokens)
+    results = 1 if config.universal else len(slots)
     first = loss.embedded(torch.tensor(ids)).float()
     vectors = first.repeat(results, 1, 1)
     scale = float(model.get_input_embeddings().weight.detach().float().square().mean().sqrt())
     optimiser = torch.optim.Adam([vectors], lr=config.lr * scale)
     best = vectors.clone()
     best_loss = torch.full((results,), torch.inf, device=vectors.device)
-    reached = torch.zeros(len(places), dtype=torch.bool, device=vectors.device)
+    reached = torch.zeros(len(slots), dtype=torch.bool, device=vectors.device)
     curve: list[Tensor] = []
-    kept = kept_states(places, config, ids, "states")
-    if kept.known:
-        *state, curve, moments = unpacked(kept.known[0])
+    checkpoint = checkpoint_section(slots, config, ids, "states")
+    if checkpoint.known:
+        *state, curve, moments = from_text(checkpoint.known[0])
         vectors, best, best_loss, reached = (one.to(vectors.device) for one in state)
         curve = [one.to(vectors.device) for one in curve]
         optimiser = torch.optim.Adam([vectors], lr=config.lr * scale)
         optimiser.load_state_dict(moments)
         advance(results * len(curve))
     for step in range(len(curve), config.steps + 1):
-        found = loss.slope(vectors.to(model.dtype), range(len(places)))
-        now = found.losses.mean().unsqueeze(0) if config.universal else found.losses
+        found = loss.loss_and_gradient(vectors.to(model.dtype), range(len(slots)))
+        losses = found.losses.mean().unsqueeze(0) if config.universal else found.losses
         if step == 0:
-            checked(now)
-        curve.append(now)
-        better = now < best_loss
-        best_loss = torch.where(better, now, best_loss)
+            check_finite(losses)
+        curve.append(losses)
+        better = losses < best_loss
+        best_loss = torch.where(better, losses, best_loss)
         best[better] = vectors[better]
-        reached = torch.where(better.expand(len(places)) if config.universal else better, found.reached, reached)
+        reached = torch.where(better.expand(len(slots)) if config.universal else better, found.reached, reached)
         if step < config.steps:
-            vectors.grad = found.gradient.float() / (len(places) if config.universal else 1)
+            vectors.grad = found.gradient.float() / (len(slots) if config.universal else 1)
             optimiser.step()
-            if kept.save_due():
-                kept.add({0: packed([vectors, best, best_loss, reached, curve, optimiser.state_dict()])})
+            if checkpoint.save_due():
+                checkpoint.add({0: to_text([vectors, best, best_loss, reached, curve, optimiser.state_dict()])})
             advance(results)
-    losses = torch.stack(curve).T.tolist()
+    curves = torch.stack(curve).T.tolist()
     return [
         SoftPromptResult(
-            items=tuple(place.item.id for place in (places if config.universal else places[k : k + 1])),
+            items=tuple(slot.item.id for slot in (slots if config.universal else slots[k : k + 1])),
             vectors=best[k],
-            losses=tuple(losses[k]),
-            first_loss=losses[k][0],
+            losses=tuple(curves[k]),
+            first_loss=curves[k][0],
             best_loss=float(best_loss[k]),
             reached=tuple((reached if config.universal else reached[k : k + 1]).tolist()),
             seconds=watch.seconds / results,
@@ -177,24 +188,31 @@ def _search(
 
 @contextmanager
 def virtual_tokens(model: PreTrainedModel, vectors: Tensor) -> Iterator[int]:
-    """Within it, the token ids from the yielded one on stand for the rows of `vectors` (M, d), so that all that works
-    with token ids works with them."""
+    """Give vectors token ids of their own while the context lasts, so that all code that works with token ids takes them.
+
+    Args:
+        model: The model whose embedding is extended.
+        vectors: (M, d).
+
+    Yields:
+        The id of the first vector; the others follow.
+    """
     embedding = model.get_input_embeddings()
     first = int(embedding.weight.shape[0])
     asked: list[Tensor] = []
 
-    def known(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def hide_virtual(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         asked.append(given[0])
         return (given[0].masked_fill(given[0] >= first, 0), *given[1:])
 
-    def put(module: Any, given: tuple[Any, ...], output: Tensor) -> Tensor:
+    def insert_vectors(module: Any, given: tuple[Any, ...], output: Tensor) -> Tensor:
         ids = asked.pop()
         virtual = ids >= first
         output = output.clone()
         output[virtual] = vectors[ids[virtual] - first].to(output)
         return output
 
-    hooks = [embedding.register_forward_pre_hook(known), embedding.register_forward_hook(put)]
+    hooks = [embedding.register_forward_pre_hook(hide_virtual), embedding.register_forward_hook(insert_vectors)]
     try:
         yield first
     finally:
@@ -205,14 +223,23 @@ def virtual_tokens(model: PreTrainedModel, vectors: Tensor) -> Iterator[int]:
 def respond_after(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    places: Sequence[Place],
+    slots: Sequence[SuffixSlot],
     vectors: Sequence[Tensor],
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """Responses to the places' prompts with `vectors` (k, d) each, or the same for all where only one is given.
+    """Responses to prompts with soft prompts in their slots.
 
-    Raises `UserError` for a model whose generation configuration changes the logits: it would look up the vectors' ids.
+    Args:
+        model: The attacked model.
+        tokenizer: Its tokenizer.
+        slots: The prompts.
+        vectors: (k, d) for each slot, or one for all.
+        decoding: How responses are made.
+        advance: Called with the number of responses done.
+
+    Raises:
+        UserError: The model's generation configuration changes the logits: it would look up the ids of the vectors.
     """
     import torch
 
@@ -226,8 +253,8 @@ def respond_after(
         )
     size = len(vectors[0])
     with virtual_tokens(model, torch.cat(list(vectors))) as first:
-        begins = [first + size * (k if len(vectors) > 1 else 0) for k in range(len(places))]
-        encoded = [place.ids(range(at, at + size)) for place, at in zip(places, begins, strict=True)]
+        begins = [first + size * (k if len(vectors) > 1 else 0) for k in range(len(slots))]
+        encoded = [slot.ids(range(at, at + size)) for slot, at in zip(slots, begins, strict=True)]
         return respond(model, tokenizer, encoded, decoding, advance)
 
 
@@ -235,37 +262,30 @@ def respond_after(
 
 
 def run_soft_prompt_stage(ctx: StageContext) -> None:
-    """Responses of `model` to `prompts` under soft prompts: one for all, searched on the items of `train` (else on the
-    prompts themselves), or one each. Parameters: `config` (see `SoftPromptConfig`), `template`, `dtype`, `decoding`.
+    """Responses of `model` to `prompts` under soft prompts: one for all, or one each (see `SearchSetup`; the parameter
+    `decoding` says how responses are made).
 
     Writes `responses.jsonl`, in the order of the prompts and as a plain generation does, and `search.json`. A prompt
     that cannot be attacked has no response, and the reason.
     """
-    from wpn_bench import models
     from wpn_bench.harmless.stages import RESPONSES, response_row
-    from wpn_bench.prompts.items import read_items, write_rows
+    from wpn_bench.prompts.items import write_rows
 
-    config = SoftPromptConfig(**ctx.params["config"], **ctx.local.get("config", {}))
-    template = Template.parse(ctx.params["template"])
-    model, tokenizer = models.load(ctx.needs["model"], ctx.local["device"], ctx.params["dtype"])
-    context = models.context_length(model)
-    items = read_items(ctx.needs["prompts"])
-    asked = prepare(items, tokenizer, template, config, context)
-    ground = asked
-    if config.universal:
-        on = spread(read_items(ctx.needs["train"]) if "train" in ctx.needs else items, config.prompts)
-        ground = prepare(on, tokenizer, template, config, context)
-    advance = ctx.progress((1 if config.universal else len(ground.places)) * config.steps, "steps")
-    found = search_soft_prompts(model, ground, config, advance)
-    advance = ctx.progress(len(asked.places), "responses")
+    setup = SearchSetup.load(ctx, SoftPromptConfig)
+    config, model = setup.config, setup.model
+    asked = setup.slots_of(setup.items)
+    slots = setup.searched_slots() if config.universal else asked
+    advance = setup.step_progress(1 if config.universal else len(slots.slots), config.steps)
+    found = search_soft_prompts(model, slots, config, advance)
+    advance = ctx.progress(len(asked.slots), "responses")
     vectors = [result.vectors for result in found]
-    responses = respond_after(model, tokenizer, asked.places, vectors, Decoding(**ctx.params["decoding"]), advance)
-    shown = f"[soft prompt of {len(asked.ids)} vectors]"
-    by_item = {place.item.id: (place.text(shown), r) for place, r in zip(asked.places, responses, strict=True)}
+    decoding = Decoding(**ctx.params["decoding"])
+    responses = respond_after(model, setup.tokenizer, asked.slots, vectors, decoding, advance)
+    shown = f"[soft prompt of {len(asked.initial_ids)} vectors]"
+    by_item = {slot.item.id: (slot.text(shown), r) for slot, r in zip(asked.slots, responses, strict=True)}
     rows = []
-    for item in items:
+    for item in setup.items:
         text, response = by_item.get(item.id) or ("", Response(None, 0, asked.unfit[item.id]))
-        rows.append(response_row(item, template, text, response))
+        rows.append(response_row(item, setup.template, text, response))
     write_rows(ctx.out / RESPONSES, rows)
-    told: dict[str, Any] = {"attack": "soft_prompt", "config": config.model_dump(mode="json"), "unfit": ground.unfit}
-    write_json(ctx.out / SEARCH, {**told, "searches": [result.json() for result in found]})
+    setup.write("soft_prompt", slots, [result.json() for result in found])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.core import device_memory
 from wpn_bench.engine.placement import device_of
 from wpn_bench.errors import UserError
+from wpn_bench.models.sizes import TokenMemory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,19 +37,16 @@ class Budget:
 
     @classmethod
     def measured(cls, model: PreTrainedModel, *, logits: bool) -> Budget:
-        """From the memory that is free now and what a token takes in this model, with or without the logits of all."""
-        import torch
+        """As many tokens as fit into half of the memory that is free now, and no more than are useful.
 
-        config = model.config
-        size = torch.finfo(model.dtype).bits // 8
-        width = int(getattr(config, "hidden_size", 768))
-        vocabulary = int(getattr(config, "vocab_size", 50_000))
-        layers = int(getattr(config, "num_hidden_layers", 12))
-        # Activations of one layer (the widest is the feed-forward's, about four widths; attention, residuals and
-        # normalised copies another eight), keys and values of all layers, logits and their float32 log-softmax.
-        a_token = size * width * (12 + 2 * layers) + logits * vocabulary * (size + 8)
-        kind = device_of(model).type
-        return cls(min(useful_tokens(kind), int(_SHARE * device_memory.free_memory(kind) / a_token)))
+        Args:
+            model: The model of the passes.
+            logits: Whether a pass computes the logits of all its tokens.
+        """
+        token = TokenMemory.of(model.config, model.dtype)
+        bytes_per_token = token.forward + logits * token.logits
+        device = device_of(model).type
+        return cls(min(useful_tokens(device), int(_SHARE * device_memory.free_memory(device) / bytes_per_token)))
 
     def halve(self) -> None:
         self.tokens = max(1, self.tokens // 2)

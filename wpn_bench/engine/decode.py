@@ -30,6 +30,7 @@ from wpn_bench.engine.budget import Budget, does_not_fit, for_batches, useful_to
 from wpn_bench.engine.placement import device_of
 from wpn_bench.engine.prefixes import shared_prefixes
 from wpn_bench.jobs import journal
+from wpn_bench.models.sizes import TokenMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,7 +205,7 @@ class _Decoder:
         self.device = device_of(model)
         self.context = context_length(model)
         self.accepted = accepted_by(model)
-        self.budget = Budget(int(_SHARE * device_memory.free_memory(self.device.type) / _bytes_a_token(model)))
+        self.budget = _cache_budget(model)
         self.prefix: tuple[tuple[int, ...], Cache] | None = None
 
     @torch.inference_mode()
@@ -482,11 +483,10 @@ def caches_plainly(model: PreTrainedModel) -> bool:
     )
 
 
-def _bytes_a_token(model: PreTrainedModel) -> int:
-    """Of keys and values, in all layers; an upper bound where heads share them."""
-    config = model.config.get_text_config()
-    layers, width = getattr(config, "num_hidden_layers", 12), getattr(config, "hidden_size", 768)
-    return max(1, 2 * int(layers) * int(width) * torch.finfo(model.dtype).bits // 8)
+def _cache_budget(model: PreTrainedModel) -> Budget:
+    """As many tokens as their keys and values may be in memory at a time."""
+    free = device_memory.free_memory(device_of(model).type)
+    return Budget(int(_SHARE * free / max(1, TokenMemory.of(model.config, model.dtype).cache)))
 
 
 def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
@@ -531,7 +531,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 ended(k, _until_the_end(out[r, width:].tolist(), rules))
 
         order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
-        budget = Budget(int(_SHARE * device_memory.free_memory(device.type) / _bytes_a_token(model)))
+        budget = _cache_budget(model)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=sampling is not None):
             for_batches(

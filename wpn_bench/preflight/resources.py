@@ -22,6 +22,7 @@ from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.stages import STAGES, stage_of
 from wpn_bench.jobs.store import read_manifest
+from wpn_bench.models.sizes import dtype_bytes
 from wpn_bench.unlearn.methods import method_of
 
 if TYPE_CHECKING:
@@ -91,18 +92,12 @@ class ModelSpec:
 
     def weights(self, dtype: str | None = None) -> int:
         """Return the bytes of one copy of the model in `dtype`; None is the data type of the run."""
-        return self.parameters * _size_of(dtype or self.config.dtype)
+        return self.parameters * dtype_bytes(dtype or self.config.dtype)
 
     @property
     def largest(self) -> int:
         """Bytes of the largest weight matrix: an offloaded model has only one matrix in memory at a time."""
-        return max(self._sizes) * _size_of(self.config.dtype)
-
-
-def _size_of(dtype: str) -> int:
-    import torch
-
-    return torch.finfo(getattr(torch, dtype)).bits // 8
+        return max(self._sizes) * dtype_bytes(self.config.dtype)
 
 
 @dataclass(frozen=True)

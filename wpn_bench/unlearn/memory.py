@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.models.sizes import dtype_bytes, logit_bytes
 from wpn_bench.unlearn.lora import Adapters
 from wpn_bench.unlearn.methods.base import LoRAConfig
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from wpn_bench.unlearn.methods.base import Method
-
-# Float32 copies of a row's logits at the peak: the logits, their log-softmax, its gradient.
-_LOGITS = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
     mixed = config.mixed_precision != "no"
     # In the type that is computed in, for that decides what autograd keeps.
     computed = "bfloat16" if mixed else dtype
-    size = 4 if mixed or dtype == "float32" else 2
+    size = 4 if mixed else dtype_bytes(dtype)
 
     def shape(length: int, checkpointing: bool) -> _Shape:
         lora = config.lora.model_dump_json() if config.lora else ""
@@ -60,7 +58,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
     activations, again = 0, 0
     for n, length in _rows(method, model_config):
         one = shape(length, config.gradient_checkpointing)
-        activations += n * (one.row + _logits(computed) * length * one.vocabulary)
+        activations += n * (one.row + logit_bytes(computed, gradient=True) * length * one.vocabulary)
         if config.gradient_checkpointing:
             # One layer at a time is computed again, for the rows of one forward pass.
             layers = int(model_config.get_text_config().num_hidden_layers)
@@ -80,12 +78,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
 def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> int:
     """Bytes that autograd keeps of one row of `length` tokens, logits included; fewer where the weights are not trained."""
     one = _shape(model_class, model_config.to_json_string(use_diff=False), dtype, "", False, length)
-    return one.row + _logits(dtype) * length * one.vocabulary
-
-
-def _logits(dtype: str) -> int:
-    """Bytes of a logit at the peak; in half precision the head's output and its gradient are there as well."""
-    return 4 * _LOGITS + (0 if dtype == "float32" else 2 * 2)
+    return one.row + logit_bytes(dtype, gradient=True) * length * one.vocabulary
 
 
 @dataclass(frozen=True)
