@@ -38,6 +38,7 @@ from degenerate import MAKERS, Material, enough_for
 from wpn_bench import models, prompts
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.generation import Decoding, generate
+from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges import coherence
 from wpn_bench.harmless.stages import REFERENCES
 from wpn_bench.prompts import Item, Kind, SetSpec, Source
@@ -207,7 +208,7 @@ class CoherenceJudge:
 
     def __init__(self, folder: Path, forget: Sequence[Item], references: int = REFERENCES) -> None:
         self.folder, self.forget = folder, forget
-        self.model, self.tokenizer = models.load(folder)
+        self.model = LocalBackend.open(folder)
         sides = []
         for side in ("harmless", "harmful"):
             pairs = pairs_of(forget, (side,))
@@ -217,7 +218,7 @@ class CoherenceJudge:
 
     def likelihoods(self, pairs: Sequence[Pair]) -> list[coherence.Likelihood]:
         after = [pair.after for pair in pairs]
-        return coherence.likelihoods(self.model, self.tokenizer, [pair.text for pair in pairs], after=after)
+        return coherence.likelihoods(self.model, [pair.text for pair in pairs], after=after)
 
     def judge(self, name: str, real: bool, pairs: Sequence[Pair]) -> Judged:
         found = self.likelihoods(pairs)

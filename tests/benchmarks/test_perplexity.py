@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from wpn_bench import models
 from wpn_bench.benchmarks.perplexity import WindowLoss, run_perplexity_stage, summarise, token_losses
+from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
 
@@ -18,11 +18,11 @@ TEXTS = ["A short text.", "", "x" * 150, "Another one, a little longer than the 
 
 @pytest.fixture
 def loaded(tiny_model: Path):
-    return models.load(tiny_model)
+    return LocalBackend.open(tiny_model)
 
 
 def test_windows_cover_every_token_once(loaded) -> None:
-    losses = token_losses(*loaded, TEXTS)
+    losses = token_losses(loaded, TEXTS)
     # The model's context is 64: the beginning-of-text token and 63 others. Tokens are bytes here.
     assert [(w.text, w.window, w.n_tokens) for w in losses] == [
         (0, 0, 13),
@@ -35,20 +35,20 @@ def test_windows_cover_every_token_once(loaded) -> None:
 
 
 def test_a_window_by_hand(loaded) -> None:
-    model, tokenizer = loaded
+    model, tokenizer = loaded.model, loaded.tokenizer
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(TEXTS[0], add_special_tokens=False)]])
     with torch.inference_mode():
         logp = model(ids).logits[0, :-1].log_softmax(-1)
     by_hand = -logp.gather(1, ids[0, 1:, None]).sum().item()
-    first, *_ = token_losses(model, tokenizer, TEXTS)
+    first, *_ = token_losses(loaded, TEXTS)
     assert first.sum_nll == pytest.approx(by_hand, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
 def test_batching_changes_nothing(loaded, batch_tokens: int) -> None:
     told: list[int] = []
-    usual = token_losses(*loaded, TEXTS)
-    other = token_losses(*loaded, TEXTS, batch_tokens=batch_tokens, progress=lambda total, unit: told.append)
+    usual = token_losses(loaded, TEXTS)
+    other = token_losses(loaded, TEXTS, batch_tokens=batch_tokens, progress=lambda total, unit: told.append)
     assert sum(told) == len(usual)
     for a, b in zip(usual, other, strict=True):
         assert (a.text, a.window, a.n_tokens) == (b.text, b.window, b.n_tokens)
@@ -56,9 +56,9 @@ def test_batching_changes_nothing(loaded, batch_tokens: int) -> None:
 
 
 def test_a_window_of_ones_own(loaded) -> None:
-    assert {w.n_tokens for w in token_losses(*loaded, ["x" * 30], window=11)} == {10}
+    assert {w.n_tokens for w in token_losses(loaded, ["x" * 30], window=11)} == {10}
     with pytest.raises(UserError, match="predicts nothing"):
-        token_losses(*loaded, ["x"], window=1)
+        token_losses(loaded, ["x"], window=1)
 
 
 def test_the_mean_is_over_tokens() -> None:

@@ -249,7 +249,7 @@ def test_any_file_of_a_model(cli: Callable[..., Any], small_opt: Path, folder: P
     (folder / "model" / name).write_bytes(harmed)
     try:
         found = models.resolve(str(folder / "model"))
-        models.model_files.check_causal(found.path)
+        models.files.check_causal(found.path)
     except UserError:
         return
     assert models.load_tokenizer(found.path)("a")["input_ids"]

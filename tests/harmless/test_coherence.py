@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from wpn_bench import lab, models
 from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges.coherence import (
     CONNECTED,
     LETTERS_AT_RANDOM,
@@ -281,7 +282,7 @@ def test_likelihoods_are_the_models_own(small_lm: Path) -> None:
     texts = ["  Yes. ", FLUENT, "The cat", "東京 naïve 🙂", "Yes."]
     after = ["Is it late?", "What did the baker do?", "Who?", "Where?", "Do you like the bread of the old miller?"]
     told: list[int] = []
-    got = likelihoods(*models.load(small_lm), texts, told.append, after=after)
+    got = likelihoods(LocalBackend.open(small_lm), texts, told.append, after=after)
     for one, text, before in zip(got, texts, after, strict=True):
         assert dataclasses.astuple(one) == pytest.approx(by_hand(small_lm, text, before), rel=1e-4, abs=1e-5)
     assert got[0].loss != pytest.approx(got[4].loss, rel=1e-3)
@@ -290,7 +291,9 @@ def test_likelihoods_are_the_models_own(small_lm: Path) -> None:
 
 def test_a_prompt_without_room_is_cut_at_its_beginning(small_lm: Path) -> None:
     model, tokenizer = models.load(small_lm)
-    (long,) = likelihoods(model, tokenizer, ["Yes."], after=["beginning " * 200 + "What did the baker do?"])
+    (long,) = likelihoods(
+        LocalBackend(model, tokenizer), ["Yes."], after=["beginning " * 200 + "What did the baker do?"]
+    )
     answer = tokenizer(" Yes.", add_special_tokens=False)["input_ids"]
     ids = tokenizer("beginning " * 200 + "What did the baker do?")["input_ids"][-(256 - len(answer)) :]
     with torch.inference_mode():
@@ -303,9 +306,9 @@ def test_likelihoods_do_not_depend_on_order_or_company(small_lm: Path) -> None:
     model, tokenizer = models.load(small_lm)
     texts = [FLUENT, "Yes.", "No, thank you very much.", "x"]
     after = ["Who?"] * 4
-    found = [dataclasses.astuple(one) for one in likelihoods(model, tokenizer, texts, after=after)]
-    back = likelihoods(model, tokenizer, texts[::-1], after=after)[::-1]
-    alone = [likelihoods(model, tokenizer, [text], after=["Who?"])[0] for text in texts]
+    found = [dataclasses.astuple(one) for one in likelihoods(LocalBackend(model, tokenizer), texts, after=after)]
+    back = likelihoods(LocalBackend(model, tokenizer), texts[::-1], after=after)[::-1]
+    alone = [likelihoods(LocalBackend(model, tokenizer), [text], after=["Who?"])[0] for text in texts]
     for one, b, a in zip(found, back, alone, strict=True):
         assert dataclasses.astuple(b) == pytest.approx(one, rel=1e-5, abs=1e-6)
         assert dataclasses.astuple(a) == pytest.approx(one, rel=1e-5, abs=1e-6)
@@ -314,7 +317,7 @@ def test_likelihoods_do_not_depend_on_order_or_company(small_lm: Path) -> None:
 def test_a_text_without_tokens_has_no_loss_and_spoils_nothing(small_lm: Path) -> None:
     """A byte-level tokenizer makes a token of the space before; one that strips it makes none."""
     model, tokenizer = models.load(small_lm)
-    assert likelihoods(model, tokenizer, [], after=[]) == []
+    assert likelihoods(LocalBackend(model, tokenizer), [], after=[]) == []
 
     class Stripping:
         bos_token_id, eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -322,7 +325,7 @@ def test_a_text_without_tokens_has_no_loss_and_spoils_nothing(small_lm: Path) ->
         def __call__(self, texts: list[str], **options: bool) -> dict[str, list[list[int]]]:
             return tokenizer([text.strip() for text in texts], **options)
 
-    nothing, yes = likelihoods(model, Stripping(), ["", "Yes."], after=["Who?", "Who?"])  # type: ignore[arg-type]
+    nothing, yes = likelihoods(LocalBackend(model, Stripping()), ["", "Yes."], after=["Who?", "Who?"])  # type: ignore[arg-type]
     assert nothing.tokens == 0
     assert math.isnan(nothing.loss)
     assert math.isfinite(yes.loss)
@@ -332,7 +335,7 @@ def test_a_text_without_tokens_has_no_loss_and_spoils_nothing(small_lm: Path) ->
 def test_a_long_text_is_cut_and_still_fits_a_short_context(small_lm: Path) -> None:
     """256 tokens and the one they begin with: one more than a context of 256 holds. What is cut off has no part."""
     model, tokenizer = models.load(small_lm)
-    long, longer = likelihoods(model, tokenizer, [FLUENT * 40, FLUENT * 80], after=["Who?"] * 2)
+    long, longer = likelihoods(LocalBackend(model, tokenizer), [FLUENT * 40, FLUENT * 80], after=["Who?"] * 2)
     assert long.tokens == longer.tokens == 255
     assert dataclasses.astuple(long) == pytest.approx(dataclasses.astuple(longer), rel=1e-2)
 

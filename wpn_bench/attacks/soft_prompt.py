@@ -31,9 +31,9 @@ from wpn_bench.attacks.search import (
 from wpn_bench.attacks.suffix_slots import SuffixSlot, SuffixSlots
 from wpn_bench.attacks.target_loss import TargetLoss, check_finite
 from wpn_bench.core.progress import Advance, Stopwatch
-from wpn_bench.engine.generation import Decoding, Response
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.models.backends import Decoding, Response
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
+from wpn_bench.models.backends import Backend, open_backend, scoring_tokenizer
+from wpn_bench.models.tokenizer import start_token
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from wpn_bench.jobs.job import StageContext
 
 MAX_WINDOW = 512
@@ -62,8 +62,7 @@ class TextLoss:
 
 
 def token_losses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Backend,
     texts: Sequence[str],
     *,
     window: int | None = None,
@@ -77,7 +76,6 @@ def token_losses(
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer.
         texts: The texts.
         window: Tokens of a window, including the beginning-of-text token; None is the model's context, at most 512.
         batch_tokens: Maximum tokens of a forward pass, padding included, but at least one window; None is as many as
@@ -89,13 +87,11 @@ def token_losses(
 
     Raises:
         UserError: The window has fewer than 2 tokens.
+        JobFailed: The model gives no log-likelihoods.
     """
-    from wpn_bench.engine.budget import Budget
-    from wpn_bench.engine.likelihood import loglikelihoods
-    from wpn_bench.models import context_length
-
-    size = min(window or MAX_WINDOW, context_length(model))
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    tokenizer = scoring_tokenizer(model)
+    size = min(window or MAX_WINDOW, model.context_length)
+    start = start_token(tokenizer)
     prefix = [] if start is None else [start]
     if size < 2:
         raise UserError(f"a window of {size} tokens predicts nothing", "use at least 2")
@@ -105,16 +101,15 @@ def token_losses(
         for w, ids in enumerate(_cut(tokenizer.encode(text, add_special_tokens=False), size - len(prefix)))
         if len(prefix) + len(ids) > 1
     ]
-    scores = loglikelihoods(
-        model,
+    scores = model.loglikelihoods(
         [(tokens[:1], tokens[1:]) for _, _, tokens in pieces],
         max_length=size,
-        budget=None if batch_tokens is None else Budget(batch_tokens),
+        pass_tokens=batch_tokens,
         advance=progress(len(pieces), "windows") if progress else lambda n: None,
     )
     return [
         WindowLoss(text, number, len(tokens) - 1, -total)
-        for (text, number, tokens), (total, _) in zip(pieces, scores, strict=True)
+        for (text, number, tokens), (total, _) in zip(pieces, scores or (), strict=True)
     ]
 
 
@@ -147,9 +142,9 @@ def run_perplexity_stage(ctx: StageContext) -> None:
     texts = read_texts(ctx.needs["texts"])[: ctx.params.get("limit")]
     dtype = ctx.params.get("dtype", "float32")
     device = models.pick_device(ctx.local.get("device", "auto"))
-    model, tokenizer = models.load(ctx.needs["model"], device, dtype, ctx.local.get("offload", "none"))
+    model = open_backend(ctx.needs["model"], device, dtype, ctx.local.get("offload", "none"))
     options: dict[str, Any] = {k: ctx.params[k] for k in ("window", "batch_tokens") if k in ctx.params}
-    losses = token_losses(model, tokenizer, texts, progress=ctx.progress, **options)
+    losses = token_losses(model, texts, progress=ctx.progress, **options)
     result = asdict(summarise(losses)) | {"n_texts": len(texts), "n_windows": len(losses)}
     pd.DataFrame([asdict(w) for w in losses]).to_parquet(ctx.out / "windows.parquet", index=False)
     write_json(ctx.out / "result.json", result)

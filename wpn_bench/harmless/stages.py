@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wpn_bench.core.files import write_json
-from wpn_bench.engine.generation import Response
 from wpn_bench.harmless.judges.base import Exchange
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
+from wpn_bench.models.backends import Backend, Decoding, Response, open_backend
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.items import read_items, read_rows, write_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RESPONSES = "responses.jsonl"
 SAMPLES = "samples.parquet"
@@ -25,10 +22,8 @@ BOUND = "bound.json"
 REFERENCES = 500  # about so many reference responses of each side calibrate the bound
 
 
-def _loaded(ctx: StageContext, role: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from wpn_bench import models
-
-    return models.load(ctx.needs[role], ctx.local["device"], ctx.params["dtype"], ctx.local.get("offload", "none"))
+def _model(ctx: StageContext, role: str) -> Backend:
+    return open_backend(ctx.needs[role], ctx.local["device"], ctx.params["dtype"], ctx.local.get("offload", "none"))
 
 
 def run_calibrate_stage(ctx: StageContext) -> None:
@@ -39,7 +34,7 @@ def run_calibrate_stage(ctx: StageContext) -> None:
     """
     from wpn_bench.harmless.judges import coherence
 
-    model, tokenizer = _loaded(ctx, "model")
+    model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
     sides = {}
@@ -48,7 +43,7 @@ def run_calibrate_stage(ctx: StageContext) -> None:
         pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
         advance = ctx.progress(len(pairs), "responses")
         after, texts = [p for p, _ in pairs], [t for _, t in pairs]
-        sides[side] = coherence.likelihoods(model, tokenizer, texts, advance, after=after)
+        sides[side] = coherence.likelihoods(model, texts, advance, after=after)
     by_side = {side: asdict(coherence.bounds_from(found)) for side, found in sides.items()}
     bounds = asdict(coherence.bounds_from(*sides.values()))
     write_json(ctx.out / BOUND, {"bounds": bounds, "by_side": by_side, "quantile": coherence.QUANTILE})
@@ -56,14 +51,12 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 
 def run_generate_stage(ctx: StageContext) -> None:
     """Responses of `model` to `prompts`. Writes `responses.jsonl`, one row an item, in their order."""
-    from wpn_bench.engine.generation import Decoding, generate
-
-    model, tokenizer = _loaded(ctx, "model")
+    model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
     inputs = [template.render(item) for item in items]
     advance = ctx.progress(len(items), "responses")
-    responses = generate(model, tokenizer, inputs, Decoding(**ctx.params["decoding"]), advance)
+    responses = model.generate(inputs, Decoding(**ctx.params["decoding"]), advance)
     write_rows(
         ctx.out / RESPONSES,
         [
@@ -107,9 +100,9 @@ def run_judge_stage(ctx: StageContext) -> None:
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
     scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
-    model, tokenizer = _loaded(ctx, "base")
+    base_model = _model(ctx, "base")
     after, texts = [p for p, _ in pairs], [t for _, t in pairs]
-    found = dict(zip(pairs, coherence.likelihoods(model, tokenizer, texts, advance, after=after), strict=True))
+    found = dict(zip(pairs, coherence.likelihoods(base_model, texts, advance, after=after), strict=True))
     out = []
     for row in rows:
         text = row["response"]

@@ -1,7 +1,7 @@
-"""Models: find one by hub id or folder, know it by its digest, load it.
+"""Load models, keep the last ones in memory, and choose the device.
 
-A model is addressed by the SHA-256 of its weights, configuration and tokenizer files, never by its name: a folder
-whose files changed is another model.
+A model is identified by the SHA-256 of its weights, configuration and tokenizer files, never by its name: a folder whose
+files changed holds another model.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from wpn_bench.core import consent, device_memory
 from wpn_bench.core.files import Signature, folder_signature
 from wpn_bench.core.machine import USABLE_FRACTION, free_under_ulimit
 from wpn_bench.errors import UserError
-from wpn_bench.models import model_files
-from wpn_bench.models.locate import _WEIGHTS, _is_safe
+from wpn_bench.models.files import not_causal
+from wpn_bench.models.locate import WEIGHT_SUFFIXES, has_safetensors
 from wpn_bench.models.sizes import weights_bytes, working_memory
-from wpn_bench.models.tokenizer import _quiet, load_tokenizer
+from wpn_bench.models.tokenizer import load_tokenizer, silence_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SHARD = "5GB"  # weights a file holds at most, as usual on the hub
+SHARD = "5GB"  # maximum size of a file of weights, as usual on the hub
 
 
 def pick_device(asked: str = "auto") -> str:
-    """`auto` is CUDA where there is one, else the CPU."""
+    """The device to compute on; `auto` is CUDA if there is one, else the CPU.
+
+    Raises:
+        UserError: There is no such device.
+    """
     import torch
 
     if asked == "auto":
@@ -47,15 +51,20 @@ def pick_device(asked: str = "auto") -> str:
     return asked
 
 
-# The base model and the one at hand: what a run needs at the same time.
+# A run needs two models at the same time: the base model and the one that is measured.
 _LOADED: OrderedDict[tuple[str, Signature, str, str, str], tuple[Any, Any]] = OrderedDict()
 KEEP = 2
 OFFLOADS = ("none", "cpu", "disk")
 
 
 def make_room(need: int, device: str, keep: int = KEEP) -> None:
-    """Let go of the models that were used longest ago until no more than `keep` are loaded and `need` bytes are free."""
+    """Drop loaded models, the least recently used first, until there is room.
 
+    Args:
+        need: Bytes of memory that are wanted.
+        device: The device they are wanted on.
+        keep: How many models may stay in memory at most.
+    """
     while len(_LOADED) > keep:
         _LOADED.popitem(last=False)
     while _LOADED and need > USABLE_FRACTION * device_memory.free_memory(device.partition(":")[0]):
@@ -66,15 +75,21 @@ def make_room(need: int, device: str, keep: int = KEEP) -> None:
 def load(
     path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode and its tokenizer. The two used last stay in memory if both fit, else the last. Do not
-    train what it returns."""
-    key = (
-        str(path),
-        folder_signature(path),
-        device,
-        dtype,
-        offload,
-    )  # other weights in the same place are another model
+    """The model in evaluation mode, and its tokenizer. Do not train it: it is shared.
+
+    The two most recently used models stay in memory if both fit, else only the last.
+
+    Args:
+        path: The folder of the model.
+        device: Where it computes.
+        dtype: Type of its weights.
+        offload: See `load_fresh`.
+
+    Raises:
+        UserError: See `load_fresh`.
+    """
+    # With the signature, for other weights in the same folder are another model.
+    key = (str(path), folder_signature(path), device, dtype, offload)
     if key in _LOADED:
         _LOADED.move_to_end(key)
         return _LOADED[key]
@@ -84,7 +99,7 @@ def load(
 
 
 def let_go() -> None:
-    """Forget the models that stay in memory, for somebody else needs it."""
+    """Drop all models that are kept in memory."""
     import torch
 
     _LOADED.clear()
@@ -93,11 +108,18 @@ def let_go() -> None:
 
 
 def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none") -> PreTrainedModel:
-    """A copy of the model that nobody else holds.
+    """A copy of the model that is not shared.
 
-    With `offload` "cpu", weights that do not fit on an accelerator wait in main memory, with "disk" those that fit
-    nowhere are read from their files, each whenever a pass needs it: the same numbers, later. Such a model is for
-    measuring alone, and `engine.placement.device_of` says where its inputs go.
+    Args:
+        path: The folder of the model.
+        device: Where it computes.
+        dtype: Type of its weights.
+        offload: With "cpu", weights that do not fit on an accelerator wait in main memory. With "disk", weights that fit in
+            neither are read from their files whenever a pass needs them. Results are the same, only slower. An offloaded
+            model cannot be trained; `engine.placement.device_of` gives the device of its inputs.
+
+    Raises:
+        UserError: The model does not fit into memory, lacks weights, or is not a causal language model.
     """
     from pickle import UnpicklingError
 
@@ -105,33 +127,32 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    _quiet()
-    place = _places(path, device, dtype, offload)
-    if place:
-        # Safetensors stay where they are; weights that are pickled are written there once more.
-        place["offload_folder"] = tempfile.mkdtemp(prefix="wpn-bench-offload-")
+    silence_transformers()
+    placement = _placement(path, device, dtype, offload)
+    if placement:
+        # Safetensors are read where they are; pickled weights are copied into this folder.
+        placement["offload_folder"] = tempfile.mkdtemp(prefix="wpn-bench-offload-")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), output_loading_info=True, **place, **reading(path)
+            path, dtype=getattr(torch, dtype), output_loading_info=True, **placement, **reading(path)
         )
     except (ValueError, OSError, KeyError, RuntimeError, MemoryError, SafetensorError, UnpicklingError) as e:
-        if device_memory.ran_out_of_memory(e) or "Cannot allocate memory" in str(
-            e
-        ):  # the latter where a file cannot be mapped
+        # The second where a file cannot be mapped into memory.
+        if device_memory.ran_out_of_memory(e) or "Cannot allocate memory" in str(e):
             raise UserError(
                 f"{path} does not fit into memory in {dtype}",
                 "take --dtype bfloat16, --offload disk or a smaller model",
             ) from e
-        raise model_files.not_causal(path, e) from e
-    # transformers fills what a file lacks with random numbers and only warns: that would be another model.
+        raise not_causal(path, e) from e
+    # transformers initialises missing weights at random and only warns: that would be another model.
     lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if lacking:
         raise UserError(
             f"{path} lacks {len(lacking)} of the model's weights (first: {lacking[0]})", "fetch or save the model again"
         )
-    if not place:
+    if not placement:
         return model.to(device)
-    weakref.finalize(model, shutil.rmtree, place["offload_folder"], ignore_errors=True)
+    weakref.finalize(model, shutil.rmtree, placement["offload_folder"], ignore_errors=True)
     if offload == "cpu" and "disk" in model.hf_device_map.values():
         raise UserError(f"the model does not fit into the memory of {device} and the machine", "use --offload disk")
     return model
@@ -142,13 +163,15 @@ def _need(path: Path, dtype: str) -> int:
 
     try:
         return weights_bytes(path, dtype) + working_memory(AutoConfig.from_pretrained(path), dtype)
-    except Exception:  # whatever is wrong with the files, loading them says it better
+    except Exception:  # loading reports whatever is wrong with the files
         return 0
 
 
-def _places(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]:
-    """How `from_pretrained` is told to spread the weights; nothing where all fit on `device`, or are rounded, which
-    those who round (torchao) hold as they like."""
+def _placement(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]:
+    """Arguments with which `from_pretrained` spreads the weights over devices and disk.
+
+    Empty if all weights fit on `device`, and for a quantised model, whose weights torchao places itself.
+    """
     from transformers import AutoConfig
 
     if offload == "none":
@@ -158,7 +181,7 @@ def _places(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]
     kind = device.partition(":")[0]
     here = int(USABLE_FRACTION * device_memory.free_memory(kind)) - working
     main = here if kind == "cpu" else int(USABLE_FRACTION * device_memory.free_memory("cpu"))
-    files = sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHTS)
+    files = sum(file.stat().st_size for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     main = int(min(main, USABLE_FRACTION * (free_under_ulimit() - files) - working))
     if need <= (main if kind == "cpu" else here) or getattr(config, "quantization_config", None):
         return {}
@@ -169,7 +192,8 @@ def _places(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]
 
 
 def reading(path: Path) -> dict[str, Any]:
-    """How transformers is to read the weights in a folder: code only by consent, safetensors where the digest is of them,
-    of a pickle nothing but tensors and plain values."""
-    safe = _is_safe(p.name for p in path.iterdir()) if path.is_dir() else None
+    """Arguments with which `from_pretrained` reads the weights in a folder: the model's own code runs only if the user
+    permitted it; safetensors are read where there are some, as the digest covers them; of a pickle only tensors and
+    plain values are read."""
+    safe = has_safetensors(p.name for p in path.iterdir()) if path.is_dir() else None
     return {"trust_remote_code": consent.code_allowed(), "use_safetensors": safe, "weights_only": True}

@@ -13,13 +13,13 @@ from wpn_bench import hub
 from wpn_bench.core import consent
 from wpn_bench.core.files import Signature, digest_file, digest_of, folder_signature
 from wpn_bench.errors import UserError
-from wpn_bench.models import model_files
+from wpn_bench.models.files import check_files, read_settings
 
 LAB = "lab"
-_WEIGHTS = (".safetensors", ".bin")
-_SETTINGS = ("config.json", "tokenizer_config.json")
-_PARTS = (".json", ".model", ".txt", ".jinja", *_WEIGHTS)
-# Other frameworks' weights, checkpoints and training states, examples.
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_SETTINGS_FILES = ("config.json", "tokenizer_config.json")
+_HASHED_SUFFIXES = (".json", ".model", ".txt", ".jinja", *WEIGHT_SUFFIXES)
+# Not downloaded: weights for other frameworks, checkpoints, training states, examples.
 _NOT_NEEDED = (
     "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.md", "onnx/*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
     "training_args.bin", "optimizer.bin", "original/*", ".gitattributes",
@@ -28,7 +28,15 @@ _NOT_NEEDED = (
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that lies on this machine: what was asked for, where it is, which it is."""
+    """A model that is on this machine.
+
+    Attributes:
+        asked: What the user named.
+        path: The folder of its files.
+        digest: SHA-256 over the files that decide what it says (see `folder_digest`).
+        revision: The commit, for a model of the hub.
+        seen: Names, sizes and times of the files when the digest was taken.
+    """
 
     asked: str
     path: Path
@@ -42,16 +50,21 @@ class ModelRef:
 
     @property
     def fetched(self) -> list[hub.FetchedItem]:
-        """What of it came from the hub: nothing, for a folder."""
+        """What of it came from the hub; empty for a folder."""
         files = tuple(p for p in self.path.rglob("*") if p.is_file())
         return [hub.FetchedItem("model", self.asked, self.revision, files)] if self.revision else []
 
 
 def resolve(asked: str, revision: str | None = None) -> ModelRef:
-    """Find `asked` (`lab`, a folder, or a hub id) and fetch it if need be.
+    """Find a model, and download it if it is on the hub and not cached.
 
-    Raises `UserError` for a folder without a model, an unknown id, and no network with nothing cached; for a model that
-    needs code of its own, or has its weights as pickles only, without the consent to it (see `consent.py`).
+    Args:
+        asked: `lab`, a folder, or a hub id.
+        revision: Branch, tag or commit of a hub id; None is the default branch.
+
+    Raises:
+        UserError: The folder holds no model, the id is unknown, or there is no network and nothing is cached; the model
+            needs code of its own, or has only pickled weights, and the user did not permit that (see `consent.py`).
     """
     if (folder := _here(asked)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
@@ -61,7 +74,7 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
 
 
 def _commit(asked: str, revision: str | None) -> str:
-    """The commit of a hub id; `UserError` for what is none."""
+    """The commit of a hub id. Raises `UserError` if `asked` is not one."""
     from huggingface_hub.errors import HFValidationError
 
     if not asked.strip():
@@ -79,16 +92,23 @@ def _commit(asked: str, revision: str | None) -> str:
 
 
 def settings_folder(asked: str, revision: str | None = None) -> Path:
-    """A folder with the config.json of `asked` (`lab`, a folder, or a hub id, of which no weights are fetched), and with
-    the code of its own if that may be run. Raises `UserError` for a hub id that cannot be had."""
+    """A folder with the model's config.json, and its own code if that may be run. No weights are downloaded.
+
+    Args:
+        asked: `lab`, a folder, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        UserError: The hub id is unknown or cannot be downloaded.
+    """
     if (folder := _here(asked)) is not None:
         return folder
     commit = _commit(asked, revision)
-    return hub.snapshot(asked, commit, allow=[*_SETTINGS, *(["*.py"] if consent.code_allowed() else [])])
+    return hub.snapshot(asked, commit, allow=[*_SETTINGS_FILES, *(["*.py"] if consent.code_allowed() else [])])
 
 
 def lies_here(asked: str) -> bool:
-    """Whether `asked` is the lab's model or a folder, so that nothing is fetched for it."""
+    """Whether `asked` is the lab's model or a folder, so that nothing is downloaded for it."""
     return _here(asked) is not None
 
 
@@ -97,39 +117,42 @@ def _here(asked: str) -> Path | None:
         from wpn_bench import lab
 
         return lab.base_model()
-    # Not Path's own question: it raises for a name too long to be a file's.
+    # Not Path.is_dir: it raises for a name that is too long for a file.
     folder = os.path.expanduser(asked)
     return Path(folder) if os.path.isdir(folder) else None
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
-    """`revision`: the commit, of what was fetched from the hub."""
-    # Looked at before it is read: what changes meanwhile is seen later on.
+    """The checked model in a folder; `revision` is the commit of a model from the hub."""
+    # Taken before the files are read, so that a change meanwhile is noticed later.
     seen = folder_signature(folder)
-    digests = _digests(folder)
-    if revision is not None:  # first of all, for what is damaged is fetched anew
+    digests = _file_digests(folder)
+    if revision is not None:  # first, because damaged files are downloaded again
         hub.check_files(asked, folder, digests)
     _check_folder(folder)
     return ModelRef(asked, folder, digest_of(digests), revision, seen)
 
 
 def _check_folder(folder: Path) -> None:
-    model_files.settings_of(folder)
+    read_settings(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names
         raise UserError(f"{folder} holds an adapter", "merge it into its base (merge_and_unload) and save the whole")
-    if not any(p.suffix in _WEIGHTS and p.is_file() for p in folder.iterdir()):
+    if not any(p.suffix in WEIGHT_SUFFIXES and p.is_file() for p in folder.iterdir()):
         raise UserError(f"{folder} holds no weights (no *.safetensors or *.bin)", "fetch or save the model again")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise UserError(
             f"{folder} holds no tokenizer", "save it beside the weights with tokenizer.save_pretrained(folder)"
         )
-    model_files.check(folder)
+    check_files(folder)
 
 
 def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
-    """Raise `UserError` for what the model in `folder`, whose whole has these files, needs and nobody agreed to.
+    """Raise `UserError` if the model needs something that the user did not permit.
 
-    `folder` need hold no more than the settings (config.json, tokenizer_config.json).
+    Args:
+        asked: What the user named.
+        folder: Holds config.json and tokenizer_config.json; the other files need not be there yet.
+        names: Names of all files of the model.
     """
     if (code := code_named(folder)) and not consent.code_allowed():
         raise UserError(
@@ -138,12 +161,12 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
         )
     if code and "--" in code:
         raise UserError(
-            f"{asked} runs code of another repository ({code}), whose commit nobody knows",
+            f"{asked} runs code of another repository ({code}), whose commit is not known",
             "copy the code beside the weights and its name into config.json",
         )
     names = set(names)
     pickled = sorted(n for n in names if "/" not in n and n.endswith(".bin") and n.startswith("pytorch_model"))
-    if pickled and not _is_safe(names) and not consent.pickles_allowed():
+    if pickled and not has_safetensors(names) and not consent.pickles_allowed():
         raise UserError(
             f"{asked} has its weights only as pickles ({pickled[0]}), which can hold code",
             "add --allow-pickle (`allow_pickle: true`): they are then read as tensors and nothing else; or give a revision"
@@ -152,14 +175,14 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
 
 
 def code_named(folder: Path) -> str:
-    """The code of its own that a model needs because transformers has none for it; empty where it needs none."""
+    """The class in a model's own code that must run to load it; empty if transformers has code for the model."""
     import transformers
 
     def settings(name: str) -> dict[str, Any]:
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return {}  # whoever reads it says so better
+            return {}  # the check of the files reports it
         return found if isinstance(found, dict) else {}
 
     config, tokenizer = settings("config.json"), settings("tokenizer_config.json")
@@ -167,7 +190,7 @@ def code_named(folder: Path) -> str:
         consent.code_allowed() or config.get("model_type") not in transformers.CONFIG_MAPPING
     ):
         return _first(config["auto_map"])
-    # Given the consent, transformers takes the code even where it has its own.
+    # If own code is permitted, transformers uses it even where it has code for the class.
     known = hasattr(transformers, str(tokenizer.get("tokenizer_class")))
     if tokenizer.get("auto_map") and (consent.code_allowed() or not known):
         return _first(tokenizer["auto_map"])
@@ -181,32 +204,48 @@ def _first(named: Any) -> str:
     return str(named)
 
 
-def _is_safe(names: Iterable[str]) -> bool:
-    """Whether transformers would read safetensors, and not the pickles beside them."""
+def has_safetensors(names: Iterable[str]) -> bool:
+    """Whether transformers reads safetensors of a folder with these files, and not the pickles beside them."""
     return bool({"model.safetensors", "model.safetensors.index.json"} & set(names))
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file that decides what the model says, by name."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _PARTS)
-    safe = _is_safe(p.name for p in files)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _HASHED_SUFFIXES)
+    safe = has_safetensors(p.name for p in files)
     found = {p.name: digest_file(p) for p in files if not (safe and p.suffix == ".bin")}
     if code_named(folder) and consent.code_allowed():
         found |= {str(p.relative_to(folder)): digest_file(p) for p in sorted(folder.rglob("*.py"))}
     return found
 
 
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the model's weights, configuration and tokenizer in a folder, and its own code if that may run."""
+    return digest_of(_file_digests(folder))
+
+
 def check_permitted(asked: str, commit: str) -> list[str]:
-    """Raise `UserError` for a model of the hub that nobody agreed to read, before its weights are fetched; the names of
-    its files."""
-    settings = hub.snapshot(asked, commit, allow=_SETTINGS)
+    """Check a model of the hub before its weights are downloaded.
+
+    Args:
+        asked: The hub id.
+        commit: The commit.
+
+    Returns:
+        The names of its files.
+
+    Raises:
+        UserError: The model needs something that the user did not permit.
+    """
+    settings = hub.snapshot(asked, commit, allow=_SETTINGS_FILES)
     names = hub.list_files(asked, commit)
     _check_consent(asked, settings, names)
     return names
 
 
 def _download(asked: str, commit: str) -> Path:
-    """The model's files at that commit: its settings first, so that what is refused is refused before it is fetched."""
+    """Download the model at that commit, its settings first: a model that is not permitted is refused before its weights
+    are downloaded."""
     names = check_permitted(asked, commit)
     ignore = unwanted(names)
     if not consent.code_allowed():
@@ -215,5 +254,6 @@ def _download(asked: str, commit: str) -> Path:
 
 
 def unwanted(files: Iterable[str]) -> list[str]:
-    """Patterns of what is not fetched of a repository with these files: pickled weights where there are safetensors."""
-    return [*_NOT_NEEDED, *(["*.bin"] if _is_safe(files) else [])]
+    """Patterns of the files of a repository that are not downloaded; pickled weights are among them if there are
+    safetensors."""
+    return [*_NOT_NEEDED, *(["*.bin"] if has_safetensors(files) else [])]

@@ -103,7 +103,7 @@ def context_of(config: Any, default: int = 2048) -> int:
 
 
 def context_length_of(path: Path) -> int:
-    """`context_length` without loading weights."""
+    """How many tokens the model in a folder can attend to, read from its config.json."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
         value = config.get(name)
@@ -113,7 +113,7 @@ def context_length_of(path: Path) -> int:
 
 
 def width_of(path: Path) -> int:
-    """The hidden size, without loading weights; `UserError` where the configuration does not say it."""
+    """The hidden size of the model in a folder. Raises `UserError` if its configuration does not say it."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=consent.code_allowed()).get_text_config()

@@ -1,4 +1,4 @@
-"""Load a tokenizer."""
+"""Load a tokenizer, and its beginning-of-text token."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a padding token (end-of-text where it has none of its own)."""
+    """The tokenizer in a folder, with a padding token (end-of-text if it has none).
+
+    Raises:
+        UserError: Its files cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    _quiet()
+    silence_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=consent.code_allowed())
     except Exception as e:  # the tokenizers library raises bare exceptions
@@ -30,8 +34,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _quiet() -> None:
-    # One bar of our own instead of a bar a weight file; errors still show.
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of the token that begins a text: beginning-of-text, else end-of-text; None where there is neither."""
+    start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return start
+
+
+def silence_transformers() -> None:
+    """Only errors of transformers are printed, and no progress bar for each file of weights: a run shows its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

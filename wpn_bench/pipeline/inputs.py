@@ -19,7 +19,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
-from wpn_bench.models.model_files import check_causal
+from wpn_bench.models.files import check_causal
 from wpn_bench.preflight import resources
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference

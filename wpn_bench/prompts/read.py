@@ -17,7 +17,7 @@ from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
-from wpn_bench.prompts.tables import _READERS, read_file
+from wpn_bench.prompts.tables import READERS, read_file
 from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
 from wpn_bench.redact import redact_secrets
 
@@ -83,7 +83,7 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
     if path.suffix in {".yaml", ".yml"}:
         spec = read_spec(path)
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    if path.suffix.lower() in _READERS or os.path.exists(path) or "/" in name_or_file:
+    if path.suffix.lower() in READERS or os.path.exists(path) or "/" in name_or_file:
         columns: dict[str, str | list[Pick]] = (
             {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
         )

@@ -15,7 +15,7 @@ from wpn_bench.errors import UserError
 
 def read_file(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl, .csv (each gzipped or not) or .parquet file. Errors name the line."""
-    reader = _READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
+    reader = READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
     if reader is None:
         raise UserError(f"{path} is not .jsonl, .csv or .parquet", "convert it, or rename it to what it is")
     try:
@@ -116,7 +116,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

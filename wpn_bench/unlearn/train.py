@@ -251,8 +251,9 @@ def run_train_stage(ctx: StageContext) -> None:
     import torch
 
     from wpn_bench import models
-    from wpn_bench.engine.generation import Decoding, generate
+    from wpn_bench.engine.generation import generate
     from wpn_bench.harmless.judges import Exchange, judge_of, scores_of
+    from wpn_bench.models.backends import Decoding
     from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
 

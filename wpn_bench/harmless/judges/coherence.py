@@ -24,13 +24,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from wpn_bench.core.progress import Advance
+from wpn_bench.models.backends import Backend, scoring_tokenizer
+from wpn_bench.models.tokenizer import start_token
 from wpn_bench.prompts import joined
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTILE = 0.99  # share of the reference responses that each bound lets pass
 REPEATED = 0.5  # share of repeated word triples, or of runs of characters, above which a response counts as a loop
@@ -148,35 +146,29 @@ def _covered(words: Sequence[str], other: Sequence[str], n: int) -> int:
 
 
 def likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    advance: Advance = lambda n: None,
-    *,
-    after: Sequence[str],
+    backend: Backend, texts: Sequence[str], advance: Advance = lambda n: None, *, after: Sequence[str]
 ) -> list[Likelihood]:
-    """What `model` makes of each text, at most 256 tokens of it, after its rendered prompt.
+    """What a model makes of each response, at most 256 tokens of it, after its rendered prompt.
 
-    A prompt that leaves no room is cut at its beginning.
+    Args:
+        backend: The model.
+        texts: The responses.
+        advance: Called with the number of responses done.
+        after: The prompt of each response; one that leaves no room is cut at its beginning.
+
+    Raises:
+        JobFailed: The model gives no log-likelihoods.
     """
     found: list[Likelihood] = []
     for at in range(0, len(texts), _CHUNK):
         chunk = slice(at, at + _CHUNK)
-        found += _likelihoods(model, tokenizer, texts[chunk], after[chunk], advance)
+        found += _likelihoods(backend, texts[chunk], after[chunk], advance)
     return found
 
 
-def _likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    after: Sequence[str],
-    advance: Advance,
-) -> list[Likelihood]:
-    from wpn_bench.models import context_length
-
-    context = context_length(model)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], advance: Advance) -> list[Likelihood]:
+    tokenizer, context = scoring_tokenizer(backend), backend.context_length
+    start = start_token(tokenizer)
     longest = min(_LONGEST, context - 1)  # one place is the start's
     responses = [joined(text) for text in texts]
     uncut = tokenizer(responses, add_special_tokens=False)["input_ids"]
@@ -191,7 +183,7 @@ def _likelihoods(
         [((prompt or [start])[-(context - len(ids)) :], ids)] if ids else []
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
-    losses, local = _sums(model, whole, context, advance), _sums(model, windows, context)
+    losses, local = _sums(backend, whole, advance), _sums(backend, windows)
     # Of a response that was cut, so many bytes as the tokens are of it that were kept.
     sizes = [
         len(text.encode("utf-8", "replace")) * len(ids) / max(len(all_ids), 1)
@@ -201,15 +193,10 @@ def _likelihoods(
 
 
 def _sums(
-    model: PreTrainedModel,
-    pairs: Sequence[Sequence[tuple[list[int], list[int]]]],
-    context: int,
-    advance: Advance = lambda n: None,
+    backend: Backend, pairs: Sequence[Sequence[tuple[list[int], list[int]]]], advance: Advance = lambda n: None
 ) -> list[float]:
     """Summed loss of each group of (context, continuation), in nats."""
-    from wpn_bench.engine.likelihood import loglikelihoods
-
-    scores = iter(loglikelihoods(model, [p for group in pairs for p in group], max_length=context, advance=advance))
+    scores = iter(backend.loglikelihoods([p for group in pairs for p in group], advance=advance) or ())
     return [-sum(next(scores)[0] for _ in group) for group in pairs]
 
 

@@ -1,7 +1,7 @@
-"""What can be wrong with a model's files, found without building the model: in the time that it takes to read them.
+"""Check a model's files without building the model, in the time that it takes to read them.
 
-A damaged shard or a tokenizer of another model would otherwise show hours later, or not as what it is: transformers begins
-to build what config.json says, and an index that is out of range is said by a kernel.
+Without these checks, a damaged shard or a tokenizer of another model would show hours later and with a misleading error:
+transformers builds what config.json says, and a token id beyond the embedding fails in a kernel.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 INDEX = "model.safetensors.index.json"
-AGAIN = "fetch or save the model again"
+HINT = "fetch or save the model again"
 
 
-def check(folder: Path) -> None:
-    """Raise `UserError` if config.json, weights and tokenizer cannot be those of one whole model.
+def check_files(folder: Path) -> None:
+    """Raise `UserError` if config.json, weights and tokenizer cannot belong to one complete model.
 
-    The numbers of safetensors are looked at; of pickled weights only whether they are that and no program.
+    The numbers in safetensors are checked; of pickled weights only that they are tensors and no program.
     """
     config = read_config(folder)
     shards = _shards(folder)
@@ -38,35 +38,39 @@ def check(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """config.json as transformers reads it; code that comes with the model is run by consent only."""
+    """config.json as transformers reads it. Code that comes with the model runs only if the user permitted it.
+
+    Raises:
+        UserError: transformers knows no such model.
+    """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=consent.code_allowed())
     except Exception as e:  # each architecture checks its own fields in its own way
         raise UserError(
-            f"{folder}/config.json is of no model that transformers reads ({' '.join(str(e).split())[:160]})",
+            f"transformers cannot read {folder}/config.json ({' '.join(str(e).split())[:160]})",
             "give a model of an architecture that it has (OPT, GPT-Neo, GPT-2, Llama, ...)",
         ) from e
 
 
 def check_causal(folder: Path) -> None:
-    """Raise `UserError` for an architecture that is no causal language model, or reads in both directions."""
+    """Raise `UserError` if the architecture is not a causal language model, or attends in both directions."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = read_config(folder)
     if getattr(config, "auto_map", None) and consent.code_allowed():
-        return  # its class is in code of its own
+        return  # its class is in its own code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise not_causal(folder, f"model_type {config.model_type!r}")
-    # These have a causal class as well, which reads in both directions unless it is told to be a decoder.
+    # These have a causal class as well, which attends in both directions unless is_decoder is set.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        raise not_causal(folder, f"{config.model_type!r} with is_decoder false reads in both directions")
+        raise not_causal(folder, f"{config.model_type!r} with is_decoder false attends in both directions")
 
 
 def not_causal(folder: Path, why: object) -> UserError:
-    """The error for a model that cannot be loaded as what a run needs."""
+    """The error for a model that is not a causal language model; `why` is an error or a reason."""
     return UserError(
         f"{folder} cannot be loaded as a causal language model ({' '.join(str(why).split())[:200]})",
         "give a model that AutoModelForCausalLM reads (OPT, GPT-Neo, GPT-2, Llama, ...)",
@@ -74,28 +78,28 @@ def not_causal(folder: Path, why: object) -> UserError:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read; none where the weights are pickled."""
+    """The safetensors files that transformers reads; none if the weights are pickled."""
     single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
         return []
-    placed = load_json(index, AGAIN)
+    placed = load_json(index, HINT)
     weight_map = placed.get("weight_map") if isinstance(placed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} is no index of weights (no weight_map)", AGAIN)
+        raise UserError(f"{index} is no index of weights (no weight_map)", HINT)
     names = dict.fromkeys(weight_map.values())
     for name in names:
-        # A shard elsewhere would stand outside of the digest that the model is known by.
+        # The model's digest would not cover a shard in another folder.
         if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index} names a file outside of its folder ({str(name)[:60]})", AGAIN)
+            raise UserError(f"{index} names a file outside of its folder ({str(name)[:60]})", HINT)
         if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}, one of the {len(names)} files of its weights", AGAIN)
+            raise UserError(f"{folder} lacks {name}, one of the {len(names)} files of its weights", HINT)
     return [folder / name for name in names]
 
 
 def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
-    """Name -> shape of every weight; `UserError` for a file that is cut off or damaged and for a number that is none."""
+    """Name -> shape of every weight. Raises `UserError` for a truncated or damaged file, and for NaN and infinite weights."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -108,15 +112,15 @@ def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
                     shapes[name] = list(weight.shape)
                     numbers = weight.float() if weight.is_floating_point() and weight.element_size() == 1 else weight
                     if not torch.isfinite(numbers).all():
-                        raise UserError(f"{file} holds weights that are no finite numbers (first: {name})", AGAIN)
+                        raise UserError(f"{file} holds weights that are not finite (first: {name})", HINT)
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             said = " ".join(str(e).split())[:120]
-            raise UserError(f"the weights {file} cannot be read: cut off or damaged ({said})", AGAIN) from e
+            raise UserError(f"the weights {file} cannot be read: cut off or damaged ({said})", HINT) from e
     return shapes
 
 
 def _check_pickles(folder: Path) -> None:
-    """Nothing but tensors and plain values is read of a pickle; one that holds more could run code."""
+    """Raise `UserError` for a pickle that holds more than tensors and plain values: it could run code."""
     import zipfile
 
     import torch
@@ -132,26 +136,26 @@ def _check_pickles(folder: Path) -> None:
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, list[int]]) -> None:
-    """config.json must speak of these weights: transformers would build its model first, however large, and then find
-    that they do not fit."""
+    """Raise `UserError` if config.json does not describe these weights: transformers would first build the model that it
+    describes, however large, and then find that the weights do not fit."""
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > len(shapes):
-        raise UserError(f"{folder}/config.json says {layers} layers, its weights are {len(shapes)} tensors", AGAIN)
+        raise UserError(f"{folder}/config.json says {layers} layers, its weights are {len(shapes)} tensors", HINT)
     sizes = {size for shape in shapes.values() for size in shape}
     for field in ("vocab_size", "hidden_size"):
         value = getattr(config, field, None)
         if isinstance(value, int) and value not in sizes:
-            raise UserError(f"{folder}/config.json says {field} {value}, which none of its weights has", AGAIN)
+            raise UserError(f"{folder}/config.json says {field} {value}, which none of its weights has", HINT)
 
 
 def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
-    """No token may lie beyond the model's embedding."""
+    """Raise `UserError` if the tokenizer has token ids beyond the model's embedding, or finds no tokens in a text."""
     from wpn_bench.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if not (ids := tokenizer("One, two.")["input_ids"]) or None in ids:
         raise UserError(
-            f"the tokenizer in {folder} makes no tokens of a text",
+            f"the tokenizer in {folder} finds no tokens in a text",
             "save it again with tokenizer.save_pretrained(folder)",
         )
     vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -161,20 +165,20 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
     token, last = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
     if last >= size:
         raise UserError(
-            f"the tokenizer in {folder} is not this model's: token {json.dumps(token[:40])} has number {last}, and the model"
-            f" knows {size}",
+            f"the tokenizer in {folder} is not this model's: token {json.dumps(token[:40])} has id {last}, and the model"
+            f" has {size} embeddings",
             "save the model's own beside its weights with tokenizer.save_pretrained(folder)",
         )
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """config.json as plain values; `UserError` for a folder that has none, or none that can be read."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json as plain values. Raises `UserError` if it is missing or not valid."""
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(
             f"{folder} holds no model (no config.json)", "give a folder written by save_pretrained, or a hub id"
         )
-    settings = load_json(config, AGAIN)
+    settings = load_json(config, HINT)
     if not isinstance(settings, dict):
-        raise UserError(f"{config} is not a JSON object", AGAIN)
+        raise UserError(f"{config} is not a JSON object", HINT)
     return settings

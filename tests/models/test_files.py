@@ -10,7 +10,7 @@ import pytest
 from wpn_bench import models
 from wpn_bench.core import consent
 from wpn_bench.errors import UserError
-from wpn_bench.models import model_files
+from wpn_bench.models.files import INDEX, check_causal, check_files
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def settle(folder: Path, **changes: Any) -> None:
 
 
 def test_a_whole_model_is_let_through(small_lm: Path) -> None:
-    model_files.check(small_lm)
-    model_files.check_causal(small_lm)
+    check_files(small_lm)
+    check_causal(small_lm)
 
 
 def test_shards_by_their_index(folder: Path) -> None:
@@ -38,11 +38,11 @@ def test_shards_by_their_index(folder: Path) -> None:
     for part in set(placed.values()):
         kept = {name: weights[name] for name in names if placed[name] == part}
         save_file(kept, folder / part, metadata={"format": "pt"})
-    (folder / model_files.INDEX).write_text(json.dumps({"weight_map": placed}))
-    model_files.check(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": placed}))
+    check_files(folder)
     (folder / "part-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks part-1.safetensors, one of the 2 files"):
-        model_files.check(folder)
+        check_files(folder)
 
 
 def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
 
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    model_files.check(folder)
+    check_files(folder)
     with consent.granted(pickles=True):
         assert models.resolve(str(folder)).path == folder
 
@@ -60,10 +60,10 @@ def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
 def test_an_encoder_that_was_told_to_be_a_decoder(folder: Path, is_decoder: bool, fits: bool) -> None:
     settle(folder, model_type="bert", is_decoder=is_decoder)
     if fits:
-        model_files.check_causal(folder)
+        check_causal(folder)
         return
-    with pytest.raises(UserError, match="reads in both directions"):
-        model_files.check_causal(folder)
+    with pytest.raises(UserError, match="attends in both directions"):
+        check_causal(folder)
 
 
 def test_more_tokens_than_the_tokenizer_has_are_no_fault(folder: Path) -> None:
@@ -72,11 +72,11 @@ def test_more_tokens_than_the_tokenizer_has_are_no_fault(folder: Path) -> None:
     size = len(tokenizer["model"]["vocab"])
     tokenizer["model"]["vocab"]["zzz"] = size
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match=f'token "zzz" has number {size}, and the model knows {size}'):
-        model_files.check(folder)
+    with pytest.raises(UserError, match=f'token "zzz" has id {size}, and the model has {size} embeddings'):
+        check_files(folder)
     del tokenizer["model"]["vocab"]["zzz"]
     dropped = next(t for t, i in tokenizer["model"]["vocab"].items() if i == size - 1)
     tokenizer["model"]["merges"] = [m for m in tokenizer["model"]["merges"] if "".join(m) != dropped]
     del tokenizer["model"]["vocab"][dropped]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    model_files.check(folder)
+    check_files(folder)
