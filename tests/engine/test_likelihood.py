@@ -55,7 +55,9 @@ def test_equal_to_one_pass_a_request(model: Any, pairs: list[Pair], tokens: int)
 
 
 def test_rows_of_several_trees_are_taken_where_they_can_be() -> None:
-    reach = {shape: likelihood._taken(random_model(shape)).reach for shape in ("opt", "neo", "gpt2", "llama")}
+    reach = {
+        shape: likelihood._support_of(random_model(shape)).packed_length for shape in ("opt", "neo", "gpt2", "llama")
+    }
     assert reach["neo"] == 8
     assert min(reach["opt"], reach["gpt2"], reach["llama"]) > CONTEXT
 
@@ -68,14 +70,14 @@ def test_a_model_that_does_not_take_them_gets_plain_rows(monkeypatch: pytest.Mon
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     monkeypatch.setattr(type(strange), "forward", no_positions)
-    assert likelihood._taken(strange).reach == 0
+    assert likelihood._support_of(strange).packed_length == 0
     monkeypatch.undo()
     check(strange, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4] * 60, [5, 5])])
 
 
 def test_logits_that_are_capped_behind_the_head() -> None:
     model = random_model("capped")
-    assert not likelihood._taken(model).apart
+    assert not likelihood._support_of(model).head_is_last
     check(model, [([5, 6, 7], [8]), ([5, 6, 7], [9, 10]), ([4, 5] * 15, [5, 5]), ([4, 5] * 15, [7])])
 
 

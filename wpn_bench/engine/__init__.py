@@ -1,1 +1,2 @@
-"""Fast and exact passes through a model: log-likelihoods, responses, classes. Knows models and texts, nothing of runs."""
+"""Fast and exact forward passes: log-likelihoods, responses, classifier scores. This package knows models and texts, but no
+runs."""

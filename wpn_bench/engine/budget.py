@@ -1,10 +1,10 @@
-"""How much goes into one pass: batches by tokens within a budget that is measured, halved when memory runs out.
+"""Batches by tokens: as many as fit into the free memory, and half as many after memory ran out.
 
     budget = Budget.measured(model)
     for_batches(order, tokens_of, budget, work)
 
-`work` is given positions and must not keep anything of a batch that fails: the same positions come again, in smaller
-batches, until all are done or one alone does not fit.
+`work` gets positions. It must keep nothing of a batch that fails: the same positions come again in smaller batches, until all
+are done or a single one does not fit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# On a processor a pass of this many tokens keeps the matrix products busy; more only pushes them out of the caches.
+# On a CPU, a pass of this many tokens keeps the matrix products busy; more tokens only miss the caches.
 CPU_TOKENS = 1024
-# Upper bound on an accelerator: beyond it a pass gains nothing and a failure loses much.
+# Upper bound on an accelerator: more tokens are no faster, and a failed pass costs more.
 ACCELERATOR_TOKENS = 65_536
-_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for what others hold
+_MEMORY_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for other processes
 
 
 class Budget:
-    """`tokens` a pass may hold; `halve` after a failure. One object serves all batches of a job, so that what was learned
-    stays learned."""
+    """How many `tokens` one pass may hold; `halve` it after a failure. One object serves all batches of a job, so that a
+    halved budget stays halved."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = max(1, tokens)
@@ -46,14 +46,14 @@ class Budget:
         token = TokenMemory.of(model.config, model.dtype)
         bytes_per_token = token.forward + logits * token.logits
         device = device_of(model).type
-        return cls(min(useful_tokens(device), int(_SHARE * device_memory.free_memory(device) / bytes_per_token)))
+        return cls(min(useful_tokens(device), int(_MEMORY_SHARE * device_memory.free_memory(device) / bytes_per_token)))
 
     def halve(self) -> None:
         self.tokens = max(1, self.tokens // 2)
 
 
 def useful_tokens(device: str) -> int:
-    """Tokens beyond which a pass gains nothing, whatever memory there is."""
+    """How many tokens of a pass are useful; with more it is no faster, whatever memory there is."""
     return CPU_TOKENS if device == "cpu" else ACCELERATOR_TOKENS
 
 
@@ -64,10 +64,17 @@ def for_batches(
     work: Callable[[list[int]], None],
     most: int | None = None,
 ) -> None:
-    """Call `work` on consecutive parts of `order`, each of at most `budget.tokens` by `tokens` and `most` positions; one
-    position alone always goes. Memory that runs out halves the budget, and the part is cut anew.
+    """Call `work` on consecutive parts of `order`. When memory runs out, the budget is halved and the part is cut again.
 
-    Raises `UserError` where a single position does not fit into memory.
+    Args:
+        order: Positions, in the order in which they are done.
+        tokens: The number of tokens of a pass over some positions.
+        budget: The tokens of a pass; a single position is passed on whatever its tokens.
+        work: Does some positions.
+        most: How many positions go into one pass at most.
+
+    Raises:
+        UserError: A single position does not fit into memory.
     """
     at = 0
     while at < len(order):
@@ -89,12 +96,12 @@ def for_batches(
             failed = False
             at = end
         if failed:
-            # Outside the handler: there the traceback still holds what did not fit.
+            # Not in the handler: there the traceback still holds the tensors that did not fit.
             device_memory.release()
 
 
 def does_not_fit() -> UserError:
-    """What is raised when memory runs out over a single text."""
+    """The error for a single text that does not fit into memory."""
     return UserError(
         "the model and one text do not fit into memory",
         "take --dtype bfloat16, --offload disk, a smaller model or a GPU",

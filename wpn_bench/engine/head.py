@@ -1,4 +1,4 @@
-"""The output head, only where its logits are read."""
+"""The output head, computed only where its logits are read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# From what comes to the head (R, width): logits in float32, (R, part of the vocabulary) at a time, each with its first id.
+# Computes logits from the head's inputs (R, width): float32 tiles (R, part of the vocabulary), each with its first token id.
 Head = Callable[["Tensor"], Iterator[tuple[int, "Tensor"]]]
 
-# Entries of the vocabulary at once: with 512 rows a tile of logits is 2 MB, which the processor's caches hold from the
+# Tokens of the vocabulary in a tile. With 512 rows a tile of logits has 2 MB, which stays in the CPU's caches from the matrix
 # product to the sum of the exponentials.
 TILE = 1024
 ACCELERATOR_TILE = 16_384
@@ -22,14 +22,14 @@ ACCELERATOR_TILE = 16_384
 
 @dataclass(frozen=True)
 class Tiles:
-    """The logits of a linear head with weights (V, width), a part of the vocabulary at a time. Weights that are elsewhere
-    are brought for as long as that takes."""
+    """The logits of a linear head with weights (V, width), a part of the vocabulary at a time. Offloaded weights are loaded
+    meanwhile."""
 
     head: Any
 
     @classmethod
     def of(cls, head: Any) -> Head:
-        """Of a head that is a linear layer and no more; any other (adapted, quantised) gives its logits in one piece."""
+        """Tiles of a head that is a plain linear layer; any other head (with adapters, quantised) gives all logits at once."""
         import torch
 
         if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
@@ -50,7 +50,7 @@ class Tiles:
 
 
 def all_logits(head: Head, inputs: Tensor) -> Tensor:
-    """(R, V) of a few rows."""
+    """Logits (R, V) of all tiles, for a few rows."""
     import torch
 
     return torch.cat([logits for _, logits in head(inputs)], dim=-1)
@@ -58,14 +58,14 @@ def all_logits(head: Head, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """Within it, the model's head sees only the places where `keep` (R, T) is 1: its logits come out as (1, N, V).
+    """While the context lasts, the head computes only the tokens where `keep` (R, T) is 1: its logits are (1, N, V).
 
-    The head is most of a small model's work (50,272 rows of OPT's vocabulary a token), and nothing reads it on
-    prompts and padding.
+    The head is most of a small model's work (OPT's vocabulary has 50,272 tokens), and its logits on prompts and padding are
+    not used.
     """
     head = model.get_output_embeddings()
-    places = keep.bool()
-    handle = head.register_forward_pre_hook(lambda module, given: (given[0][places].unsqueeze(0), *given[1:]))
+    wanted = keep.bool()
+    handle = head.register_forward_pre_hook(lambda module, given: (given[0][wanted].unsqueeze(0), *given[1:]))
     try:
         yield
     finally:
@@ -74,15 +74,15 @@ def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
 
 @contextmanager
 def head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within it, what comes to the model's head is kept, and the head itself sees one token a row only."""
-    kept: list[Tensor] = []
+    """While the context lasts, the inputs of the head are collected, and the head itself computes only one token of a row."""
+    inputs: list[Tensor] = []
 
-    def catch(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept.append(given[0])
+    def collect(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs.append(given[0])
         return (given[0][:, :1], *given[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
+    handle = model.get_output_embeddings().register_forward_pre_hook(collect)
     try:
-        yield kept
+        yield inputs
     finally:
         handle.remove()

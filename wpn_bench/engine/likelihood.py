@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations, exactly, with every shared beginning computed once and logits only where they are read.
+"""Exact log-likelihoods of continuations. Every shared prefix is computed once, and logits only where they are read.
 
-What a pass costs is one token of every distinct beginning, the vocabulary's logits at the tokens before a continuation's
-ones, and nothing for padding (see `tree`). Models whose attention does not take such rows, or does something of its own
-with them, are found by comparing on a few tokens first, and are given plain rows of one sequence each.
+A pass computes the nodes of prefix trees (see `tree`) without padding, and the logits that predict the tokens of
+continuations. Some models cannot attend in such packed rows, or give other results there. A comparison on a few tokens finds
+them, and they get plain rows of one sequence each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["loglikelihoods"]
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
-ROW = 128  # tokens of a row of several trees: what attention wastes on strangers in it grows with its length
+ROW = 128  # tokens of a row of several trees; in longer rows attention computes more masked pairs
 ACCELERATOR_HEAD_ROWS = 4096
 
 
@@ -43,14 +43,26 @@ def loglikelihoods(
     budget: Budget | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[tuple[float, bool]]:
-    """For each (context, continuation) of token ids: sum of log p(continuation | context) in nats, and whether greedy
-    decoding would write it. In the order of `pairs`; `advance` is told how many are done.
+    """For each pair: sum of log p(continuation | context) in nats, and whether greedy decoding would write it.
 
-    As lm-eval's `hf` does, context and continuation are cut on the left to the last max_length + 1 tokens. Equal greedy
-    candidates go to the lowest token id. Raises `ValueError` for an empty context or continuation, and for a
-    continuation of more than `max_length` tokens, of which no window holds the whole.
+    As in lm-eval's `hf`, context and continuation are cut on the left to the last max_length + 1 tokens. Of equally likely
+    tokens, the greedy one is that with the lowest id.
+
+    Args:
+        model: A causal language model.
+        pairs: Token ids of a context and of its continuation.
+        max_length: How many tokens the model sees at most.
+        budget: Tokens of a pass; None: measured from the free memory.
+        advance: Called with the number of pairs done.
+
+    Returns:
+        One (sum, greedy) for each pair, in order.
+
+    Raises:
+        ValueError: A context or continuation is empty, or a continuation has more than `max_length` tokens.
+        UserError: The model and one sequence do not fit into memory.
     """
-    # Requests with one input (the same context before choices of a token each) are one sequence.
+    # Pairs with the same input (one context before choices of one token each) are one sequence.
     asked: dict[packing.Tokens, list[int]] = defaultdict(list)
     for k, (context, continuation) in enumerate(pairs):
         _check(context, continuation, max_length)
@@ -58,28 +70,29 @@ def loglikelihoods(
     sequences = list(asked)
     scores = np.zeros(len(pairs))
     greedy = np.ones(len(pairs), dtype=bool)
-    taken = _taken(model)
-    head = head_of(model, taken.apart)
-    budget = budget or Budget.measured(model, logits=not taken.apart)
-    kept = journal.section(
+    support = _support_of(model)
+    head = head_of(model, support.head_is_last)
+    budget = budget or Budget.measured(model, logits=not support.head_is_last)
+    checkpoint = journal.section(
         "loglikelihoods", lambda: journal.fingerprint((ids for pair in pairs for ids in pair), max_length)
     )
 
     batches = count()
 
     def settled(numbers: Sequence[int]) -> bool:
-        """Whether the scores of a batch of sequences are known, or another process's to find. Batches stay whole, so that
-        what is found does not depend on what was known."""
+        """Whether the scores of a batch are known from a checkpoint, or another process computes them. Batches stay whole,
+        so that results do not depend on what was known."""
         requests = [k for n in numbers for k in asked[sequences[n]]]
-        if kept.in_shard(next(batches)) and not all(k in kept.known for k in requests):
+        if checkpoint.in_shard(next(batches)) and not all(k in checkpoint.known for k in requests):
             return False
         for k in requests:
-            scores[k], greedy[k] = kept.known.get(k, (0.0, False))
+            scores[k], greedy[k] = checkpoint.known.get(k, (0.0, False))
         advance(len(requests))
         return True
 
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
-        """Take the scores of sequences from `outputs` (N, width); `rows` are the indices of a sequence's tokens there."""
+        """Compute the scores of sequences from the head's inputs `outputs` (N, width); `rows` are the indices of each
+        sequence's tokens there."""
         where, target, request = [], [], []
         for number, places in zip(numbers, rows, strict=True):
             for k in asked[sequences[number]]:
@@ -87,18 +100,18 @@ def loglikelihoods(
                 where.append(places[-len(continuation) :])
                 target.append(continuation)
                 request.append(np.full(len(continuation), k))
-        who = np.concatenate(request)
+        pair = np.concatenate(request)
         logprob, best = _read_head(head, outputs, np.concatenate(where), np.concatenate(target))
-        np.add.at(scores, who, logprob)
-        np.logical_and.at(greedy, who, best)
+        np.add.at(scores, pair, logprob)
+        np.logical_and.at(greedy, pair, best)
         done = [k for n in numbers for k in asked[sequences[n]]]
-        kept.add({k: (float(scores[k]), bool(greedy[k])) for k in done})
+        checkpoint.add({k: (float(scores[k]), bool(greedy[k])) for k in done})
         advance(len(done))
 
-    short = [n for n, s in enumerate(sequences) if len(s) <= taken.reach]
-    _packed(model, taken, [sequences[n] for n in short], short, max_length, budget, settled, read)
-    long = [n for n, s in enumerate(sequences) if len(s) > taken.reach]
-    _plain(model, taken.apart, sequences, long, budget, settled, read)
+    short = [n for n, s in enumerate(sequences) if len(s) <= support.packed_length]
+    _packed(model, support, [sequences[n] for n in short], short, max_length, budget, settled, read)
+    long = [n for n, s in enumerate(sequences) if len(s) > support.packed_length]
+    _plain(model, support.head_is_last, sequences, long, budget, settled, read)
     return [(float(s), bool(g)) for s, g in zip(scores, greedy, strict=True)]
 
 
@@ -115,7 +128,7 @@ Read = Callable[[Sequence[int], "Tensor", Sequence[packing.Array]], None]
 
 def _packed(
     model: PreTrainedModel,
-    taken: _Taken,
+    support: _Support,
     sequences: Sequence[packing.Tokens],
     numbers: Sequence[int],
     max_length: int,
@@ -123,7 +136,7 @@ def _packed(
     settled: Settled,
     read: Read,
 ) -> None:
-    most = min(taken.reach, max_length)
+    most = min(support.packed_length, max_length)
     size = min(ROW, most)
     forest = packing.trees(sequences, size, most)
     filled = packing.rows(map(len, forest), size)
@@ -133,7 +146,7 @@ def _packed(
         if settled([numbers[n] for r in part for k in filled[r] for n in forest[k].paths]):
             return
         batch = packing.pack([[forest[k] for k in filled[r]] for r in part])
-        outputs = _of_batch(model, taken.apart, batch)
+        outputs = _batch_outputs(model, support.head_is_last, batch)
         columns = batch.tokens.shape[1]
         found = [
             (numbers[n], path + row * columns + at) for of, row, at in batch.places for n, path in of.paths.items()
@@ -143,8 +156,8 @@ def _packed(
     for_batches(range(len(filled)), lambda part: len(part) * width[part[0]], budget, work)
 
 
-def _of_batch(model: PreTrainedModel, apart: bool, batch: packing.Packed) -> Tensor:
-    """`_outputs` at every place of the batch, row by row."""
+def _batch_outputs(model: PreTrainedModel, head_is_last: bool, batch: packing.Packed) -> Tensor:
+    """The head's inputs (rows * width, d) of a batch."""
     import torch
 
     device = device_of(model)
@@ -152,12 +165,12 @@ def _of_batch(model: PreTrainedModel, apart: bool, batch: packing.Packed) -> Ten
     if batch.visible is not None:
         inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
         inputs["attention_mask"] = _additive(torch.from_numpy(batch.visible).to(device), model.dtype)
-    outputs = _outputs(model, apart, **inputs)
+    outputs = _outputs(model, head_is_last, **inputs)
     return outputs.flatten(0, 1)
 
 
 def _additive(visible: Tensor, dtype: Any) -> Tensor:
-    """(rows, 1, T, T): 0 where `visible` (rows, T, T), the least number of `dtype` elsewhere."""
+    """Additive attention mask (rows, 1, T, T): 0 where `visible` (rows, T, T), elsewhere the lowest number of `dtype`."""
     import torch
 
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -166,14 +179,14 @@ def _additive(visible: Tensor, dtype: Any) -> Tensor:
 
 def _plain(
     model: PreTrainedModel,
-    apart: bool,
+    head_is_last: bool,
     sequences: Sequence[packing.Tokens],
     numbers: Sequence[int],
     budget: Budget,
     settled: Settled,
     read: Read,
 ) -> None:
-    """One sequence a row, padded on the right as lm-eval does, neighbours in length together."""
+    """One sequence in a row, padded on the right as in lm-eval; sequences of similar length share a batch."""
     import torch
 
     order = sorted(numbers, key=lambda n: (-len(sequences[n]), sequences[n]))
@@ -185,7 +198,7 @@ def _plain(
         tokens = np.zeros((len(part), width), dtype=np.int64)
         for row, n in enumerate(part):
             tokens[row, : len(sequences[n])] = sequences[n]
-        outputs = _outputs(model, apart, input_ids=torch.from_numpy(tokens).to(device_of(model)))
+        outputs = _outputs(model, head_is_last, input_ids=torch.from_numpy(tokens).to(device_of(model)))
         read(part, outputs.flatten(0, 1), [np.arange(len(sequences[n])) + row * width for row, n in enumerate(part)])
 
     for_batches(order, lambda part: len(part) * len(sequences[part[0]]), budget, work)
@@ -195,50 +208,54 @@ def _plain(
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """How a model is to be used. `reach`: the longest row in which it takes several trees (0: none at all).
-    `apart`: its logits are its head's output, so the head can be left out of the pass and applied where it is read."""
+class _Support:
+    """What a model supports.
 
-    reach: int
-    apart: bool
+    Attributes:
+        packed_length: Maximum length of a row of several trees; 0: it takes no such rows.
+        head_is_last: Whether the logits are the head's output, so that the head can be applied where it is read only.
+    """
+
+    packed_length: int
+    head_is_last: bool
 
 
-_TAKEN: WeakKeyDictionary[Any, _Taken] = WeakKeyDictionary()
+_SUPPORT: WeakKeyDictionary[Any, _Support] = WeakKeyDictionary()
 
 
-def _taken(model: PreTrainedModel) -> _Taken:
-    """Found out once for a model, by comparing on a few tokens."""
-    if model not in _TAKEN:
-        apart = head_comes_last(model)
+def _support_of(model: PreTrainedModel) -> _Support:
+    """What the model supports, found once by comparing on a few tokens."""
+    if model not in _SUPPORT:
+        head_is_last = head_comes_last(model)
         window = local_window(model.config)
-        _TAKEN[model] = _Taken(window if _packs(model, window, apart) else 0, apart)
-    return _TAKEN[model]
+        _SUPPORT[model] = _Support(window if _packs(model, window, head_is_last) else 0, head_is_last)
+    return _SUPPORT[model]
 
 
-def _outputs(model: PreTrainedModel, apart: bool, **inputs: Any) -> Tensor:
-    """(rows, T, width) that the head is given; the logits (rows, T, V) themselves where they are not the head's alone."""
+def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tensor:
+    """The head's inputs (rows, T, width), or the logits (rows, T, V) where the head is not the last step."""
     import torch
 
     with torch.inference_mode():
-        if not apart:
+        if not head_is_last:
             return model(**inputs, use_cache=False).logits
-        with head_input(model) as kept:
+        with head_input(model) as inputs_of_head:
             model(**inputs, use_cache=False)
-    return kept[0]
+    return inputs_of_head[0]
 
 
-def head_of(model: PreTrainedModel, apart: bool) -> Head:
-    """Logits from `_outputs`: the model's head in tiles, or all at once."""
-    return Tiles.of(model.get_output_embeddings()) if apart else lambda logits: iter([(0, logits.float())])
+def head_of(model: PreTrainedModel, head_is_last: bool) -> Head:
+    """Computes logits from `_outputs`: the model's head in tiles, or nothing where they are logits already."""
+    return Tiles.of(model.get_output_embeddings()) if head_is_last else lambda logits: iter([(0, logits.float())])
 
 
 def _read_head(
     head: Head, outputs: Tensor, rows: packing.Array, targets: packing.Array
 ) -> tuple[packing.Array, packing.Array]:
-    """log p of each of `targets` (n,) from the row of `outputs` (N, width) beside it, and whether it is the likeliest."""
+    """log p of each of `targets` (n,) given the row of `outputs` (N, width), and whether it is the most likely token."""
     import torch
 
-    # Several requests read one row (choices of one token): its logits are made once.
+    # Several pairs read the same row (choices of one token): its logits are computed once.
     distinct, of = np.unique(rows, return_inverse=True)
     order = np.argsort(of, kind="stable")
     logprobs, likeliest = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
@@ -257,8 +274,17 @@ def _read_head(
 
 
 def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-softmax of the head's logits (R, V) at (`row`, `target`), both (n,), and whether the target is the likeliest:
-    of equal ones, the first."""
+    """The log-softmax of the head's logits at some tokens.
+
+    Args:
+        head: Computes the logits (R, V).
+        inputs: The head's inputs (R, width).
+        row: (n,) rows of the logits.
+        target: (n,) token ids.
+
+    Returns:
+        The log-probabilities (n,), and whether each target is the most likely token (n,); of equal ones, the first.
+    """
     import torch
 
     value = torch.empty(len(row), device=inputs.device)
@@ -268,7 +294,7 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
         inside = (target >= first) & (target < first + logits.shape[-1])
         value[inside] = logits[row[inside], target[inside] - first]
         peak = logits.amax(-1)
-        # An equal one in a later tile has a higher id, and does not count.
+        # An equal logit in a later tile has a higher id, so it does not count.
         higher = peak > highest
         best[higher] = logits[higher].argmax(-1) + first
         top = torch.maximum(peak, highest)
@@ -277,14 +303,15 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
     return value - (highest + total.log())[row], best[row] == target
 
 
-# --- what a model takes ---
+# --- what a model supports ---
 
 
 def local_window(config: Any) -> int:
-    """Tokens that the narrowest layer looks back; beyond it, a place in the row is more than a position to it.
+    """The attention window of the narrowest layer, in tokens. In a longer row, results depend on the columns of tokens and
+    not on their positions alone.
 
-    GPT-Neo counts columns, and models with sliding windows make their own mask only where none is given. Within the
-    window neither matters.
+    GPT-Neo counts columns, and models with sliding windows make their own mask only if none is given. Within the window
+    neither matters.
     """
     windows = [getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None]
     if "local" in (getattr(config, "attention_layers", None) or ()):
@@ -293,7 +320,7 @@ def local_window(config: Any) -> int:
 
 
 def _sample(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
-    """Three sequences of n tokens, two of which begin alike."""
+    """Three sequences of n tokens, two of which have a common prefix."""
     words = min(int(model.config.vocab_size), 1000)
     rng = np.random.default_rng(1)
     a, b, c = (tuple(int(w) for w in rng.integers(0, words, n)) for _ in range(3))
@@ -307,7 +334,7 @@ def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
 
 
 def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
-    """Equal but for rounding in `dtype`."""
+    """Whether two logits are equal up to rounding in `dtype`."""
     import torch
 
     bound = max(1e-3, 8 * torch.finfo(dtype).eps * float(theirs.abs().max()))
@@ -315,7 +342,7 @@ def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
 
 
 def head_comes_last(model: PreTrainedModel) -> bool:
-    """False where logits are capped or scaled behind the head, or where there is none to be found."""
+    """Whether the logits are the head's output: not if they are capped or scaled after it, or if no head is found."""
     import torch
 
     if model.get_output_embeddings() is None:
@@ -328,8 +355,8 @@ def head_comes_last(model: PreTrainedModel) -> bool:
     return _equal(ours, _logits(model, tokens), model.dtype)
 
 
-def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
-    """Whether a row of two trees, within the window, gives the logits of its three sequences, each alone."""
+def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
+    """Whether a packed row of two trees gives the same logits as its three sequences alone."""
     import torch
 
     n = min(9, window // 3)
@@ -338,10 +365,10 @@ def _packs(model: PreTrainedModel, window: int, apart: bool) -> bool:
     sequences = _sample(model, n)
     batch = packing.pack([packing.trees(sequences, 3 * n, 3 * n)])
     try:
-        outputs = _of_batch(model, apart, batch)
+        outputs = _batch_outputs(model, head_is_last, batch)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return False  # no such masks, or no positions of one's own
-    head = head_of(model, apart)
+        return False  # the model takes no such masks, or no position ids
+    head = head_of(model, head_is_last)
     with torch.inference_mode():
         return all(
             _equal(all_logits(head, outputs[path + at]), _logits(model, sequences[number]), model.dtype)

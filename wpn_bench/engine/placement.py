@@ -1,4 +1,4 @@
-"""Models whose weights are not all where they are computed with: accelerate's hooks bring a module's weights for its pass."""
+"""Offloaded models: accelerate's hooks load a module's weights when the module is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """Where a model's inputs go: to its weights, or to where its hooks bring them (its first weight may be on `meta`)."""
+    """The device of a model's inputs: that of its weights, or the one where its hooks load them (the first weight of an
+    offloaded model may be on `meta`)."""
     import torch
 
     device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
@@ -18,5 +19,5 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 def is_spread(model: PreTrainedModel) -> bool:
-    """Whether hooks bring the model's weights; such a model cannot be moved."""
+    """Whether the model is offloaded: hooks load its weights, and it cannot be moved to another device."""
     return hasattr(model, "_hf_hook")

@@ -1,4 +1,4 @@
-"""Which token sequences begin alike, so that their common beginning goes through the model once."""
+"""Find token sequences with a common prefix, so that the prefix is computed once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from wpn_bench.engine.tree import common_length
 
-TOKENS = 16  # a shorter beginning costs less than the keeping of it
+TOKENS = 16  # computing a shorter prefix costs less than storing it
 MEMBERS = 4
-_LEVELS = 256  # how finely nested groups are told apart; bounds the depth of the search
+_LEVELS = 256  # resolution of prefix lengths for nested groups; bounds the depth of the search
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,15 @@ class Group:
 
 
 def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, members: int = MEMBERS) -> list[Group]:
-    """Disjoint groups of at least `members` sequences that share at least `tokens` tokens, chosen to save the most.
+    """Disjoint groups of sequences with a common prefix, chosen to save as many tokens as possible.
 
-    Sorted like words in a dictionary, sequences with a common beginning stand together, and what a run shares is what
-    its first and last share. A run is either one group or cut where its neighbours have least in common, whichever
-    saves more tokens.
+    In lexicographic order, sequences with a common prefix are neighbours, and a run of neighbours shares what its first and
+    last share. A run is either one group, or is cut where neighbours have least in common, whichever saves more tokens.
+
+    Args:
+        sequences: Token ids.
+        tokens: Minimum length of a prefix.
+        members: Minimum size of a group.
     """
     order = sorted(range(len(sequences)), key=lambda k: sequences[k])
     common = [common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
@@ -36,7 +40,7 @@ def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, member
         if end - begin < members:
             return 0, []
         least = min(common[begin : end - 1])
-        # The last token of a sequence is never shared: its logits are what is asked for.
+        # The last token of a sequence is not shared, because its logits are needed.
         length = min(least, min(len(sequences[k]) for k in order[begin:end]) - 1)
         whole = (end - begin - 1) * length if length >= tokens else 0
         cuts = [k + 1 for k in range(begin, end - 1) if common[k] // grain == least // grain]

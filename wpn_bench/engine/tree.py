@@ -1,8 +1,8 @@
-"""Sequences of tokens as trees: what several begin with stands once, and whole trees share a row without padding.
+"""Token sequences as prefix trees, which are packed into rows without padding.
 
-The log-likelihood of a token depends on the tokens before it and on nothing else, so of two choices after one context the
-context is computed once: a row holds `context choice1 choice2 ...`, every token sees its own ancestors only, and its
-position is its depth. Rows are filled with as many trees as fit. Nothing here knows a model; all arrays are numpy.
+The log-likelihood of a token depends on the tokens before it and on nothing else. So the context of several choices is
+computed once: a row holds `context choice1 choice2 ...`, every token attends to its ancestors in the tree only, and its
+position is its depth. A row holds as many trees as fit. This module knows no models; all arrays are numpy.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass
 class Tree:
-    """Nodes in an order in which every parent stands before its children.
+    """A prefix tree. Every node is a token and comes after its parent.
 
-    `branches` are runs of nodes (first, end, parent of the first; -1: none). `paths`: for every sequence, the nodes of
-    its tokens.
+    Attributes:
+        tokens: Token id of each node.
+        positions: Depth of each node.
+        branches: Runs of nodes without a fork: (first, end, parent of the first or -1).
+        paths: Number of a sequence -> the nodes of its tokens.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -34,7 +37,7 @@ class Tree:
         return len(self.tokens)
 
     def visible(self) -> Array:
-        """(n, n), true where the node of the row sees the node of the column: its ancestors and itself."""
+        """Attention mask (n, n): true where the column's node is the row's node or one of its ancestors."""
         n = len(self)
         seen = np.zeros((n, n), dtype=bool)
         for first, end, parent in self.branches:
@@ -45,15 +48,18 @@ class Tree:
 
 
 def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
-    """Every one of `sequences` (distinct, not empty) as a path in one of the trees; its number is its key in `paths`.
+    """Put sequences into trees, each as a path.
 
-    A tree of several sequences has at most `size` nodes, or `most` where a sequence shares at least half of its tokens:
-    a long context is not computed again for the sake of short rows.
+    Args:
+        sequences: Distinct and not empty; the position of one is its key in `paths`.
+        size: Maximum nodes of a tree of several sequences.
+        most: The same where a sequence shares at least half of its tokens with the tree, so that a long context is not
+            computed again for the sake of short rows.
     """
     made: list[Tree] = []
     before: Tokens = ()
     path = np.empty(0, dtype=np.int64)
-    # In alphabetical order a sequence shares most with its neighbours.
+    # In lexicographic order a sequence shares most with its neighbours.
     for number in sorted(range(len(sequences)), key=sequences.__getitem__):
         tokens = sequences[number]
         shared = common_length(before, tokens)
@@ -74,7 +80,7 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with; `a` and `b` are of one kind, lists or tuples."""
+    """The length of the common prefix; `a` and `b` are both lists or both tuples."""
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
@@ -89,9 +95,10 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def rows(lengths: Iterable[int], size: int) -> list[list[int]]:
-    """Positions of `lengths` together in rows of at most `size` (a longer one has a row of its own), fullest first.
+    """Pack items of these lengths into rows of at most `size`, best fit with the longest first.
 
-    Best fit, longest first: the row with the least room that still suffices.
+    Returns:
+        For each row the positions of its items, the fullest row first. An item longer than `size` has its own row.
     """
     of = list(lengths)
     filled: list[list[int]] = []
@@ -112,19 +119,24 @@ def rows(lengths: Iterable[int], size: int) -> list[list[int]]:
 
 @dataclass
 class Packed:
-    """A batch: `tokens` and `positions` (rows, width), `visible` (rows, width, width), and where each tree stands.
+    """A batch of rows of trees.
 
-    `visible` is None where every row is one sequence: then a causal model's own mask says the same, and costs less.
+    Attributes:
+        tokens: (rows, width).
+        positions: (rows, width).
+        visible: Attention mask (rows, width, width); None if every row is one sequence, for which the model's own causal mask
+            is the same and cheaper.
+        places: For each tree its row and its first column.
     """
 
     tokens: Array
     positions: Array
     visible: Array | None
-    places: list[tuple[Tree, int, int]]  # tree, its row, its first column
+    places: list[tuple[Tree, int, int]]
 
 
 def pack(of_rows: Sequence[Sequence[Tree]]) -> Packed:
-    """Rows of trees as arrays, filled up on the right with token 0, which sees itself and is seen by nobody."""
+    """Rows of trees as arrays, padded on the right with token 0, which attends to itself only."""
     width = max(sum(map(len, row)) for row in of_rows)
     tokens = np.zeros((len(of_rows), width), dtype=np.int64)
     positions = np.zeros_like(tokens)
