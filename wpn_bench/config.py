@@ -15,7 +15,6 @@ from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import Count, as_user_error
 from wpn_bench.core.yaml_files import read_yaml
-from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.models.backends import Decoding
 from wpn_bench.prompts import Kind, Template
