@@ -158,7 +158,7 @@ def test_the_options_that_make_training_fit(
     assert not found.fits
     assert found.text.startswith("does not fit: wpn needs at most ")
     assert found.hint.startswith(hint), found.hint
-    typed = found.hint.partition("use ")[2]
+    typed = found.hint.partition("use --")[2]
     if typed and "batch_size" not in typed:  # with batch size 1 it fits
         given = {"lora": 16, "gradient_checkpointing": True}
         dtype = "bfloat16" if "bfloat16" in typed else "float32"
