@@ -191,7 +191,7 @@ def traced(file: Path) -> None:
         os.write(fd, (json.dumps(event) + "\n").encode())
         os.close(fd)
 
-    perform, write, end_of_step = executor.perform, journal.Journal.write, UnlearnTrainer.end_of_step
+    perform, write, end_of_step = executor.execute_job, journal.Journal.write, UnlearnTrainer.end_of_step
 
     def performed(store: Any, job: Any, *rest: Any, **more: Any) -> Any:
         outcome = perform(store, job, *rest, **more)
@@ -208,7 +208,7 @@ def traced(file: Path) -> None:
         end_of_step(self)
         told(step=[Path(self.args.output_dir).name, self.state.global_step])
 
-    executor.perform, journal.Journal.write, UnlearnTrainer.end_of_step = performed, written, stepped
+    executor.execute_job, journal.Journal.write, UnlearnTrainer.end_of_step = performed, written, stepped
 
 
 def ended(pid: int, seconds: float | None = None) -> int | None:

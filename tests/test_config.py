@@ -228,8 +228,8 @@ def test_an_unknown_preset() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "holds no settings"),
-        (b"- a\n- b\n", "holds no settings"),
+        (b"", "contains no settings"),
+        (b"- a\n- b\n", "contains no settings"),
         (b"a: [1, 2\n", "cannot be read"),
         (b"a: \xff\n", "is not UTF-8"),
         (b"methods: [wpn]\n", "methods"),

@@ -57,7 +57,11 @@ def problems_of(function: Function) -> list[str]:
     declared = {argument.arg for argument in arguments if argument is not None} - {"self", "cls"}
     if documented != declared and (documented or len(declared) > 1):
         return [f"describes the arguments {sorted(documented)}, not {sorted(declared)}"]
-    returns = function.returns is not None and ast.unparse(function.returns) not in ("None", "NoReturn")
+    returns = function.returns is not None and ast.unparse(function.returns) not in (
+        "None",
+        "NoReturn",
+        "Iterator[None]",
+    )
     raises = any(isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) for node in own_statements(function))
     wanted = {"Returns:": returns and "Yields:" not in lines, "Raises:": raises}
     missing = [section for section, needed in wanted.items() if needed and section not in lines]

@@ -461,8 +461,8 @@ PROMPTS = [
     ("full --prompts validation={gone.jsonl}", "there is no file", "check the path"),
     ("full --prompts mine={header.csv}", "header.csv row 1 has no 'prompt' \\(columns: Who sells apples\\?\\)", "rename the columns"),
     ("full --prompts mine={ragged_prompts.csv}", "ragged_prompts.csv line 2 has more cells than the first line has columns \\(3\\)", "double quotes"),
-    ("full --prompts mine={tags.yaml}", "tags.yaml cannot be read .*constructor for the tag", "mend the YAML"),
-    ("full --prompts mine={bomb.yaml}", "bomb.yaml cannot be read .*aliases", "mend the YAML"),
+    ("full --prompts mine={tags.yaml}", "tags.yaml cannot be read .*constructor for the tag", "fix the YAML"),
+    ("full --prompts mine={bomb.yaml}", "bomb.yaml cannot be read .*aliases", "fix the YAML"),
     ("full --prompts mine=/" + "what-is-this-" * 30, "is not .jsonl, .csv or .parquet", "convert it"),
     ("full --prompt-kind riddle", "setting file_kind: .*'riddle'", "tasks/presets"),
 ]  # fmt: skip
@@ -511,8 +511,8 @@ ATTACK_FILES = [
     ("attack --attack-file {ragged.csv}", "ragged.csv line 2 has more cells", "double quotes"),
     ("attack --attack-file {typos.yaml}", "'typos' is already the name of an attack of wpn-bench", "`name` of its own"),
     ("attack --attack-file {in_domain.yaml}", "an attack and a prompt set are both called 'in_domain'", "another name"),
-    ("attack --attack-file {bomb.yaml}", "bomb.yaml cannot be read .*aliases", "mend the YAML"),
-    ("attack --attack-file {object.yaml}", "object.yaml cannot be read .*constructor for the tag", "mend the YAML"),
+    ("attack --attack-file {bomb.yaml}", "bomb.yaml cannot be read .*aliases", "fix the YAML"),
+    ("attack --attack-file {object.yaml}", "object.yaml cannot be read .*constructor for the tag", "fix the YAML"),
     ("full --config {attack_files.yaml}", "there is no file gone.csv", "check the path"),
     ("full --prompts typos={good.jsonl}", "an attack and a prompt set are both called 'typos'", "--prompts NAME=FILE"),
 ]  # fmt: skip
@@ -561,15 +561,15 @@ FILES_AND_FOLDERS = [
     ("full --out {file}", "the output folder .*file cannot be written", "--out"),
     ("full --store {file}", "the store .*file cannot be written", "--store DIR"),
     ("full --config {gone.yaml}", "there is no file .*gone.yaml", "check the path"),
-    ("full --config {nothing}", "nothing cannot be read", "mend the YAML|check"),
-    ("full --config {cut.yaml}", "cut.yaml cannot be read", "mend the YAML"),
-    ("full --config {list.yaml}", "list.yaml holds no settings", "tasks/presets"),
+    ("full --config {nothing}", "nothing cannot be read", "fix the YAML|check"),
+    ("full --config {cut.yaml}", "cut.yaml cannot be read", "fix the YAML"),
+    ("full --config {list.yaml}", "list.yaml contains no settings", "tasks/presets"),
     ("full --config {setting.yaml}", "unknown setting 'treshold'", "did you mean 'threshold'"),
     ("full --config {option.yaml}", "unknown option of method wpn 'temprature'", "did you mean 'temperature'"),
     ("full --config {value.yaml}", "setting threshold: .*less than 1", "tasks/presets"),
     ("full --config {template.yaml}", "setting template: .*must hold {{prompt}}", "tasks/presets"),
     ("full --config {folders.yaml}", "there is no folder of tasks at tasks_of_mine", "lm-eval task YAMLs"),
-    ("full --config {tasks_bad.yaml}", "the task file .*x.yaml cannot be read", "mend the YAML"),
+    ("full --config {tasks_bad.yaml}", "the task file .*x.yaml cannot be read", "fix the YAML"),
     ("full --config {retain.yaml}", "no_text.jsonl holds no text", "column `text`"),
     ("full --config {heldout.yaml}", "there is no file gone.jsonl", "check the path"),
     ("full --config {validation.yaml}", "there is no file gone.jsonl", "check the path"),
@@ -636,21 +636,21 @@ YAML = [
         ("report_to", "unknown service for training curves 'nowhere'", "did you mean|known"),
         ("device", "nothing can be computed on device 'meta'", "--device auto, cpu or cuda"),
         ("number_key", "setting 1: Keys should be strings", "tasks/presets"),
-        ("list_key", "unhashable key", "mend the YAML"),
-        ("twice", "'limit' stands twice", "mend the YAML"),
-        ("alias", "aliases are not read", "mend the YAML"),
-        ("merge", "aliases are not read", "mend the YAML"),
-        ("os_system", "could not determine a constructor for the tag", "mend the YAML"),
-        ("date", "month must be in 1..12", "mend the YAML"),
-        ("digits", "Exceeds the limit", "mend the YAML"),
-        ("deep", "recursion", "mend the YAML"),
+        ("list_key", "unhashable key", "fix the YAML"),
+        ("twice", "duplicate key 'limit'", "fix the YAML"),
+        ("alias", "aliases are not supported", "fix the YAML"),
+        ("merge", "aliases are not supported", "fix the YAML"),
+        ("os_system", "could not determine a constructor for the tag", "fix the YAML"),
+        ("date", "month must be in 1..12", "fix the YAML"),
+        ("digits", "Exceeds the limit", "fix the YAML"),
+        ("deep", "recursion", "fix the YAML"),
         ("long", "no model folder at xxx", "an existing folder or a hub id|or an id such as"),
         ("control", "no model folder at a \\[31mb c", "existing folder or a hub id"),
-        ("surrogate", "surrogates not allowed", "mend the YAML"),
-        ("tab", "cannot start any token", "mend the YAML"),
-        ("documents", "expected a single document", "mend the YAML"),
-        ("comment", "holds no settings", "tasks/presets"),
-        ("nothing", "holds no settings", "tasks/presets"),
+        ("surrogate", "surrogates not allowed", "fix the YAML"),
+        ("tab", "cannot start any token", "fix the YAML"),
+        ("documents", "expected a single document", "fix the YAML"),
+        ("comment", "contains no settings", "tasks/presets"),
+        ("nothing", "contains no settings", "tasks/presets"),
     ]
 ]  # fmt: skip
 JUDGE = [
@@ -729,8 +729,8 @@ CHECK = [
     ("check {fine} --gates {gates_key.yaml}", "unknown gate setting 'mim'", "did you mean 'min'"),
     ("check {fine} --gates {gates_list.yaml}", "gates_list.yaml: min: ", "docs/ci.md"),
     ("check {fine} --gates {gates_nan.yaml}", "gates_nan.yaml: margin: ", "docs/ci.md"),
-    ("check {fine} --gates {gates_tag.yaml}", "constructor for the tag", "mend the YAML"),
-    ("check {fine} --gates {bomb.yaml}", "aliases are not read", "mend the YAML"),
+    ("check {fine} --gates {gates_tag.yaml}", "constructor for the tag", "fix the YAML"),
+    ("check {fine} --gates {bomb.yaml}", "aliases are not supported", "fix the YAML"),
     ("check {fine} --min foo", "--min 'foo' is not NAME=NUMBER", "coherent_harmless_rate=0.958"),
     ("check {fine} --min nine=nan", "nan is not a finite number", "docs/ci.md"),
     ("check {fine} --min coherent_harmless_rate=95.8", "is not a share from 0 to 1", "docs/ci.md"),
@@ -748,8 +748,8 @@ CHECK = [
 ]  # fmt: skip
 DOCTOR = [
     ("doctor --methods wpm", "unknown method 'wpm'", "did you mean 'wpn'"),
-    ("doctor --config {cut.yaml}", "cut.yaml cannot be read", "mend the YAML"),
-    ("doctor --config {s_deep.yaml}", "recursion", "mend the YAML"),
+    ("doctor --config {cut.yaml}", "cut.yaml cannot be read", "fix the YAML"),
+    ("doctor --config {s_deep.yaml}", "recursion", "fix the YAML"),
     ("doctor --seeds many", "--seeds 'many' is not a list of whole numbers", "--seeds 0,1,2"),
     ("doctor --lora 0", "--lora 0 is not a positive number", "leave --lora out"),
     ("doctor --judge detoxfy", "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
@@ -844,7 +844,7 @@ def test_nothing_is_computed_before_and_nothing_is_lost(
     (out / "results.json").write_text("an older run")
     monkeypatch.setenv("WPN_BENCH_STORE", str(shelf.root))
     ran: list[str] = []
-    monkeypatch.setattr(executor, "perform", lambda store, job, *rest: ran.append(job.label))
+    monkeypatch.setattr(executor, "execute_job", lambda store, job, *rest: ran.append(job.label))
     before = everything(tmp_path)
     typed = re.sub(r"\{([^{}]+)\}", lambda m: str(out if m[1] == "out" else place.folder / m[1]), command)
     assert cli(*shlex.split(typed)).code == 2

@@ -214,7 +214,7 @@ def test_a_place_that_takes_no_more_ends_the_run_and_keeps_what_is_done(
         return RuntimeError(f"cannot write: {os.strerror(number)} ({why})")
 
     for how in (wrapped, lambda why: OSError(number, os.strerror(number), why)):
-        with pytest.raises(UserError, match=f"fail: {os.strerror(number).lower()}; mend that, then type the same"):
+        with pytest.raises(UserError, match=f"fail: {os.strerror(number).lower()}; fix this and repeat the command"):
             run(write("a"), fail(how))  # type: ignore[arg-type]
         assert run(write("a"))["write a"] == ("cached", None)
 
@@ -252,12 +252,15 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
     ("fleet", "said"),
     [
         ({"executor": "rey"}, "unknown executor 'rey'; choose from local, ray"),
-        ({"workers": 2}, "--workers is for jobs over Ray; add --executor ray, or leave --workers out"),
-        ({"ray_address": "auto"}, "--ray-address is for jobs over Ray; add --executor ray, or leave --ray-address out"),
-        ({"executor": "ray", "gpus_per_job": 0.0}, "--gpus-per-job 0 cannot be; give a part of one, or a whole number"),
+        ({"workers": 2}, "--workers needs the executor ray; add --executor ray, or omit --workers"),
+        ({"ray_address": "auto"}, "--ray-address needs the executor ray; add --executor ray, or omit --ray-address"),
+        (
+            {"executor": "ray", "gpus_per_job": 0.0},
+            "--gpus-per-job 0 is invalid; give a fraction of 1, or a whole number",
+        ),
         (
             {"executor": "ray", "gpus_per_job": 1.5},
-            "--gpus-per-job 1.5 cannot be; give a part of one, or a whole number",
+            "--gpus-per-job 1.5 is invalid; give a fraction of 1, or a whole number",
         ),
         ({"executor": "ray"}, "--executor ray needs ray, which is not installed; pip install 'wpn-bench[ray]'"),
     ],
@@ -270,5 +273,5 @@ def test_a_fleet_that_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, fleet: 
 
 
 def test_alone_is_what_is_had_without_asking(tmp_path: Path) -> None:
-    with Fleet().executing(Store(tmp_path), Reporter()) as executor:
+    with Fleet().open_executor(Store(tmp_path), Reporter()) as executor:
         assert isinstance(executor, LocalExecutor)

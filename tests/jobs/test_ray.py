@@ -240,7 +240,7 @@ def test_an_external_model_is_copied_to_the_store_once(tmp_path: Path, small_opt
     assert store.content(there.path) == ""
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="changed while the run was under way"):
+    with pytest.raises(UserError, match="changed during the run"):
         copy_to_store(Store(tmp_path / "another"), need)
     assert not (tmp_path / "another" / "models").exists()
 
@@ -394,7 +394,7 @@ class ConnectedFleet(Fleet):
 
     cluster: Any = None
 
-    def executing(self, store: Store, reporter: Reporter) -> AbstractContextManager[RayExecutor]:
+    def open_executor(self, store: Store, reporter: Reporter) -> AbstractContextManager[RayExecutor]:
         lent: AbstractContextManager[RayExecutor] = self.cluster.executor(store, reporter, shards=self.shards)
         return lent
 

@@ -201,7 +201,7 @@ def test_another_version_of_a_library(
 
 def afterwards(stage: str, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Something happens after each job of this stage."""
-    perform = executor.perform
+    perform = executor.execute_job
 
     def performed(store: Store, job: Any, *rest: Any) -> Any:
         outcome = perform(store, job, *rest)
@@ -209,7 +209,7 @@ def afterwards(stage: str, do: Callable[[], None], monkeypatch: pytest.MonkeyPat
             do()
         return outcome
 
-    monkeypatch.setattr(executor, "perform", performed)
+    monkeypatch.setattr(executor, "execute_job", performed)
 
 
 def test_a_model_that_changes_while_the_run_is_under_way(world: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_model_that_changes_while_the_run_is_under_way(world: Changed, monkeyp
         save_file({name: value + 1 for name, value in weights.items()}, file, metadata={"format": "pt"})
 
     afterwards("calibrate", other_weights, monkeypatch)
-    with pytest.raises(UserError, match="the files in model changed while the run was under way"):
+    with pytest.raises(UserError, match="the files in model changed during the run"):
         world.again()
 
 

@@ -182,7 +182,7 @@ def test_what_accelerate_config_writes_is_taken(tmp_path: Path) -> None:
             "{num_processes: 2, distributed_type: FSDP, fsdp_config: {fsdp_activation_checkpointing: true}}",
             "fsdp_activation_checkpointing is not supported; use --gradient-checkpointing",
         ),
-        ("- 1", "holds no settings"),
+        ("- 1", "contains no settings"),
         ("{", "cannot be read"),
     ],
 )

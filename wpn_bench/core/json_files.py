@@ -1,4 +1,4 @@
-"""JSON files that may come from anybody: plain values or a `UserError`, never a surprise."""
+"""Read JSON files of unknown origin: every invalid file gives a `UserError`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 
 from wpn_bench.errors import UserError
 
-LARGEST = 1e150  # its square is a number, too: nothing that is computed of such values overflows
+LARGEST = 1e150  # its square is still finite, so computations with such values do not overflow
 
 
 def load_json(path: Path, hint: str) -> Any:
-    """The value in a UTF-8 JSON file.
+    """Read a UTF-8 JSON file.
 
-    `UserError`, with `hint`, for a file that cannot be read or is no JSON: cut off, of bytes that are no UTF-8, nested
-    deeper or with longer numbers than Python reads, with NaN or Infinity or a number beyond `LARGEST`. `FileNotFoundError` is
-    the caller's: only it knows what is missing.
+    Args:
+        path: The file.
+        hint: Hint of the errors.
+
+    Returns:
+        The value.
+
+    Raises:
+        FileNotFoundError: The file does not exist; only the caller knows what is missing.
+        UserError: The file cannot be read or is not valid JSON: truncated, not UTF-8, nested deeper or with longer numbers
+            than Python accepts, or with NaN, Infinity or a number above `LARGEST`.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_float, parse_float=_float, parse_int=_int)
@@ -32,13 +40,13 @@ def load_json(path: Path, hint: str) -> Any:
 
 def _float(text: str) -> float:
     number = float(text)
-    if not abs(number) <= LARGEST:  # NaN as well
-        raise ValueError(f"{text[:20]} is no number that could be worked with")
+    if not abs(number) <= LARGEST:  # also true for NaN
+        raise ValueError(f"{text[:20]} is not a number in the supported range")
     return number
 
 
 def _int(text: str) -> int:
     number = int(text)
     if abs(number) > LARGEST:
-        raise ValueError(f"{text[:20]}... is no number that could be worked with")
+        raise ValueError(f"{text[:20]}... is not a number in the supported range")
     return number

@@ -1,4 +1,4 @@
-"""YAML files that may come from anybody: plain values or a `UserError`, never a surprise."""
+"""Read YAML files of unknown origin: every invalid file gives a `UserError`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from wpn_bench.errors import UserError
 
 
 def load_yaml(path: Path) -> Any:
-    """The value in a UTF-8 YAML file, of texts, numbers, lists and mappings.
+    """Read a UTF-8 YAML file of texts, numbers, lists and mappings.
 
-    `UserError` for a file that is missing, no file, not UTF-8 or no YAML; for tags that make Python objects, for aliases
-    (a few lines of them can stand for more text than there is memory), for a key that stands twice in a mapping (YAML
-    would silently take the last) and for half a surrogate pair (nothing could write it down again).
+    Raises:
+        UserError: The file is missing, cannot be read, or is not valid UTF-8 or YAML. Also rejected are tags that create
+            Python objects, aliases (a few lines can expand to more text than fits into memory), duplicate keys (YAML would
+            silently use the last one) and unpaired surrogates (they cannot be written as UTF-8).
     """
     import yaml
 
@@ -21,15 +22,15 @@ def load_yaml(path: Path) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 mark = self.peek_event().start_mark
-                raise yaml.MarkedYAMLError(problem="aliases are not read: write the value out", problem_mark=mark)
+                raise yaml.MarkedYAMLError(problem="aliases are not supported: repeat the value", problem_mark=mark)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    said = f"{key.value[:60]!r} stands twice"
-                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+                    problem = f"duplicate key {key.value[:60]!r}"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
             return super().construct_mapping(node, deep)
 
@@ -50,13 +51,17 @@ def load_yaml(path: Path) -> Any:
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror or e})", "check what it is and its permissions") from e
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
-        # PyYAML lets through whatever it meets while it makes a number or a date of a text.
-        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "mend the YAML") from e
+        # PyYAML does not catch the exceptions of converting a text to a number or a date.
+        raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "fix the YAML") from e
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; `UserError` for anything else."""
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: The file is invalid, or is not a mapping.
+    """
     raw = load_yaml(path)
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no settings", "write `name: value` lines, see tasks/presets/")
+        raise UserError(f"{path} contains no settings", "write `name: value` lines, see tasks/presets/")
     return raw

@@ -1,8 +1,7 @@
-"""Jobs, and who runs them.
+"""Execute jobs.
 
-A job is a stage with its parameters and the artifacts it needs. Its digest covers everything that decides its
-output, so the whole plan of a run is known before the first job starts, and what the store already holds is not
-run again.
+The digest of a job covers everything that decides its output. So the whole plan of a run is known before the first job starts,
+and jobs whose artifacts are in the store are not executed again.
 """
 
 from __future__ import annotations
@@ -30,29 +29,38 @@ from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.redact import redact
 
-WAIT_SECONDS = 0.3  # between two looks at what another run is at
+WAIT_SECONDS = 0.3  # between two checks of a job that another run is executing
 
 
 class Executor(Protocol):
-    """Whoever runs jobs. A failed job fails those that need it and no others."""
+    """Executes jobs. If a job fails, those that need it are skipped and all others continue."""
 
     store: Store
     reporter: Reporter
 
     def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
-        """Run `jobs` (each comes after those it needs). Returns outcomes by job digest.
+        """Execute jobs.
 
-        `announce` False: the reporter was told of these jobs already.
+        Args:
+            jobs: The jobs. Each comes after those that it needs.
+            announce: Whether to report their number; False if it was reported already.
+
+        Returns:
+            Outcomes by job digest.
         """
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Who is to run the jobs, and with how much each. Decides no result, so no digest knows of it.
+    """The executor and its resources. They do not change results and are not part of any digest.
 
-    Of the executor `ray`: the address of a cluster (None: the one of RAY_ADDRESS, else one of this machine's own with so many
-    `workers`), CPUs and, on CUDA, GPUs of a job (a part of one: several jobs share it), and into how many shares a job is
-    cut that can be shared (None: as many as there are idle workers).
+    Attributes:
+        executor: `local` or `ray`. The other settings are for `ray`.
+        ray_address: Address of a cluster; None is RAY_ADDRESS, else a new cluster on this machine.
+        workers: Number of concurrent jobs of a new cluster.
+        cpus_per_job: CPUs of a job.
+        gpus_per_job: GPUs of a job on CUDA; with a fraction, several jobs share one.
+        shards: Number of shards of a job; None splits it between idle workers.
     """
 
     executor: Annotated[
@@ -98,9 +106,11 @@ class Fleet:
         changed = [f.name for f in fields(self) if f.name != "executor" and getattr(self, f.name) != f.default]
         if changed and self.executor == "local":
             option = "--" + changed[0].replace("_", "-")
-            raise UserError(f"{option} is for jobs over Ray", f"add --executor ray, or leave {option} out")
+            raise UserError(f"{option} needs the executor ray", f"add --executor ray, or omit {option}")
         if not (0 < self.gpus_per_job <= 1 or (self.gpus_per_job > 1 and self.gpus_per_job.is_integer())):
-            raise UserError(f"--gpus-per-job {self.gpus_per_job:g} cannot be", "give a part of one, or a whole number")
+            raise UserError(
+                f"--gpus-per-job {self.gpus_per_job:g} is invalid", "give a fraction of 1, or a whole number"
+            )
         _, package = EXECUTORS[self.executor]
         if find_spec(package) is None:
             raise UserError(
@@ -108,29 +118,46 @@ class Fleet:
                 f"pip install 'wpn-bench[{self.executor}]'",
             )
 
-    def executing(self, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
-        """The executor, for as long as it is needed."""
+    def open_executor(self, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
+        """Create the executor.
+
+        Args:
+            store: The artifact store.
+            reporter: Shows the progress.
+
+        Returns:
+            A context manager of the executor.
+        """
         opened: AbstractContextManager[Executor] = import_attribute(EXECUTORS[self.executor][0])(self, store, reporter)
         return opened
 
 
-# What makes each, and the package it needs.
+# Name -> (function that creates it, package that it needs)
 EXECUTORS = {
-    "local": ("wpn_bench.jobs.executor:local", "wpn_bench"),
+    "local": ("wpn_bench.jobs.executor:local_executor", "wpn_bench"),
     "ray": ("wpn_bench.jobs.ray_driver:ray_executor", "ray"),
 }
 
 
-def local(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
-    """This process does all of it."""
+def local_executor(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
+    """Create an executor that runs all jobs in this process.
+
+    Args:
+        fleet: Not used; the signature is that of all executors.
+        store: The artifact store.
+        reporter: Shows the progress.
+
+    Returns:
+        A context manager of the executor.
+    """
     return nullcontext(LocalExecutor(store, reporter))
 
 
 class LocalExecutor:
     """Runs jobs one after another in this process.
 
-    What another run on the same store is at is left to it: this one goes on with other jobs, and waits only where there is
-    nothing else to do.
+    A job that another run with the same store is executing is left to that run. Meanwhile other jobs are executed; only if
+    there are none left does this executor wait.
     """
 
     def __init__(self, store: Store, reporter: Reporter) -> None:
@@ -142,34 +169,36 @@ class LocalExecutor:
         if announce:
             self.reporter.plan(len(left))
         outcomes: dict[str, Outcome] = {}
-        told = False
+        reported_waiting = False
         while left:
-            # From the front after each: what another run had, it may have finished by now.
+            # Start again at the first job after each one: another run may have finished it by now.
             for digest, job in left.items():
-                if (outcome := self._turn(job, outcomes, left)) is not None:
+                if (outcome := self._try_job(job, outcomes, left)) is not None:
                     outcomes[digest] = outcome
                     del left[digest]
                     break
             else:
-                if not told:
-                    self.reporter.note(f"waiting: another run on this store is at {next(iter(left.values())).label}")
-                    told = True
+                if not reported_waiting:
+                    self.reporter.note(
+                        f"waiting: another run with this store is working on {next(iter(left.values())).label}"
+                    )
+                    reported_waiting = True
                 time.sleep(WAIT_SECONDS)
         return outcomes
 
-    def _turn(self, job: Job, outcomes: Mapping[str, Outcome], left: Mapping[str, Job]) -> Outcome | None:
-        """How the job ended; None if it cannot be ended now."""
+    def _try_job(self, job: Job, outcomes: Mapping[str, Outcome], left: Mapping[str, Job]) -> Outcome | None:
+        """Execute the job if possible; None if its needs are missing or another run is executing it."""
         if any(need.digest in left for need in job.needs.values()):
             return None
-        outcome = settled(self.store, job, outcomes)
+        outcome = outcome_without_work(self.store, job, outcomes)
         if outcome is None:
-            with self.store.claim(job.stage, job.digest) as free:
-                if not free:
+            with self.store.claim(job.stage, job.digest) as acquired:
+                if not acquired:
                     return None
                 self.reporter.start(job.label)
-                # Again: whoever had it may have finished it between the two.
-                outcome = settled(self.store, job, outcomes) or perform(
-                    self.store, job, found_needs(job, outcomes), self.reporter.items
+                # Checked again: another process may have finished it before the lock was acquired.
+                outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
+                    self.store, job, need_paths(job, outcomes), self.reporter.items
                 )
         else:
             self.reporter.start(job.label)
@@ -177,10 +206,18 @@ class LocalExecutor:
         return outcome
 
 
-def settled(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
-    """How the job ended if nothing is to be done for it: it is in the store, or something it needs is not to be had.
+def outcome_without_work(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
+    """Return the outcome of a job that needs no execution: it is in the store, or one of its needs failed.
 
-    What was made from something else than the job's needs hold now is taken out of the store.
+    An artifact that was made from other contents than those of the current needs is removed from the store.
+
+    Args:
+        store: The artifact store.
+        job: The job.
+        outcomes: Outcomes of its needs by digest.
+
+    Returns:
+        The outcome; None if the job must be executed.
     """
     for need in job.needs.values():
         if isinstance(need, Job) and outcomes[need.digest].path is None:
@@ -189,39 +226,57 @@ def settled(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome 
     if found is None:
         return None
     manifest = read_manifest(found) or {}
-    if manifest.get("made_from") != _contents(store, found_needs(job, outcomes)):
+    if manifest.get("made_from") != _contents(store, need_paths(job, outcomes)):
         store.discard(found)
         return None
     return Outcome(job, "cached", float(manifest.get("seconds", 0.0)), found)
 
 
-def found_needs(job: Job, outcomes: Mapping[str, Outcome]) -> dict[str, Path]:
-    """Where each need of the job lies, once all are there."""
+def need_paths(job: Job, outcomes: Mapping[str, Outcome]) -> dict[str, Path]:
+    """Return the folder of each input of a job.
+
+    Args:
+        job: The job.
+        outcomes: Successful outcomes of its needs by digest.
+
+    Returns:
+        Folders by role.
+    """
     found: dict[str, Path] = {}
     for role, need in job.needs.items():
         path = need.path if isinstance(need, External) else outcomes[need.digest].path
-        assert path is not None  # or the job was settled as skipped
+        assert path is not None  # otherwise the job was skipped
         found[role] = path
     return found
 
 
 def _contents(store: Store, needs: Mapping[str, Path]) -> dict[str, str]:
-    """The contents of the artifacts that a job is made from; what lies outside the store is in its digest."""
+    """Return the content digests of a job's inputs in the store. Other inputs are covered by the job's digest."""
     found = {role: store.content(path) for role, path in sorted(needs.items())}
     return {role: content for role, content in found.items() if content}
 
 
-def perform(
+def execute_job(
     store: Store,
     job: Job,
     needs: Mapping[str, Path],
     progress: Callable[[int | None, str], Advance],
-    share: Shard | None = None,
+    shard: Shard | None = None,
 ) -> Outcome:
-    """Do the job, which this process has claimed, and put what it leaves into the store.
+    """Execute a job that this process has locked, and store its output.
 
-    With a `share` only that part of its items is worked at and kept in its journal; nothing is put into the store. Raises
-    `UserError` where it is no use to go on with other jobs either: bad input, no room on the disk.
+    Args:
+        store: The artifact store.
+        job: The job.
+        needs: Folder of each input, by role.
+        progress: Reports the number of items and their unit; returns the function to call with each n done.
+        shard: Process only these items and keep them in the job's journal, without storing an artifact.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        UserError: The run as a whole cannot continue: invalid input, or a disk that cannot be written.
     """
     watch = Stopwatch()
     stage = stage_of(job.stage)
@@ -240,10 +295,10 @@ def perform(
         made_from = _contents(store, needs)
         with ExitStack() as stack:
             if stage.resumable:
-                journal = Journal(scratch, share)
+                journal = Journal(scratch, shard)
                 about["seconds"] = journal.spent
                 stack.enter_context(use_journal(journal))
-            if share is None:
+            if shard is None:
                 place = store.build(job.stage, job.digest, job.inputs, made_from, stage.unhashed_files, about)
                 out = stack.enter_context(place)
             else:
@@ -255,24 +310,22 @@ def perform(
     except UserError:
         raise
     except (JobFailed, RuntimeError, ValueError, OSError, MemoryError, SafetensorError) as e:
-        if said := disk_error_text(e):
-            raise UserError(
-                f"{job.label}: {said}", "mend that, then type the same command again: what is finished is kept"
-            ) from e
-        if isinstance(e, JobFailed) and share is None:  # the same would happen again; short memory may pass
+        if message := disk_error_text(e):
+            raise UserError(f"{job.label}: {message}", "fix this and repeat the command: finished work is kept") from e
+        if isinstance(e, JobFailed) and shard is None:  # it would fail again; out of memory may not
             store.clear_scratch(job.stage, job.digest)
         reason = redact(" ".join(str(e).split()))[:500] or type(e).__name__
         return Outcome(job, "failed", watch.seconds, None, reason)
-    if share is not None:
+    if shard is not None:
         return Outcome(job, "shared", watch.seconds)
     store.clear_scratch(job.stage, job.digest)
     return Outcome(job, "done", watch.seconds + about["seconds"], store.path(job.stage, job.digest))
 
 
 def check_unchanged(need: Job | External) -> None:
-    """Raise `UserError` if files that this very run was to be about have changed since it looked at them."""
+    """Raise `UserError` if the files of an input have changed since its digest was computed."""
     if isinstance(need, External) and need.seen is not None and folder_signature(need.path) != need.seen:
         raise UserError(
-            f"the files in {need.path.name} changed while the run was under way",
-            "type the same command again: it will take them for the other model that they are",
+            f"the files in {need.path.name} changed during the run",
+            "repeat the command: it will use them as another model",
         )

@@ -1,4 +1,4 @@
-"""A job of a run: a stage with its parameters and inputs, its digest, and how it ended."""
+"""A job: one stage with its parameters and inputs, its digest, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.stages import stage_of
 
-version = cache(metadata.version)  # of an installed library; asking for it takes milliseconds
+version = cache(metadata.version)  # of an installed library; cached because it takes milliseconds
 
 
 @dataclass(frozen=True)
 class External:
-    """Something made outside the plan (the base model, a prompt set): where it lies and what it is."""
+    """An input that no job of the run creates, such as the base model or a prompt set.
+
+    Attributes:
+        path: Its folder.
+        digest: Digest of its content.
+        seen: Signature of its files when the digest was computed; None if nothing else changes them.
+    """
 
     path: Path
     digest: str
-    seen: Signature | None = None  # of the files when the digest was taken; None: nobody else changes them
+    seen: Signature | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One step of a run.
 
-    `params` and `needs` decide the output and make up the digest. `local` holds what does not (paths, device);
-    `label` is for people.
+    Attributes:
+        stage: Name of the stage.
+        params: Parameters that decide the output; part of the digest.
+        needs: Inputs by role; part of the digest.
+        label: Name in messages.
+        local: Settings that do not change the output (paths, device); not part of the digest.
     """
 
     stage: str
@@ -42,7 +52,11 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What decides the output, as the digest covers it."""
+        """Everything that decides the output. The digest is computed from it.
+
+        Raises:
+            UserError: A library of the stage is not installed.
+        """
         stage = stage_of(self.stage)
         try:
             libraries = {name: version(name) for name in stage.libraries}
@@ -54,21 +68,28 @@ class Job:
             "libraries": libraries,
             "params": dict(self.params),
             "needs": {role: need.digest for role, need in sorted(self.needs.items())},
-            # Our own stages raise their version; the author of a plug-in may forget to.
+            # Built-in stages increase their version; the author of a plug-in may forget to.
             **({"source": stage.source} if stage.source else {}),
         }
 
     @cached_property
     def digest(self) -> str:
+        """SHA-256 of the inputs: the job's key in the store."""
         return digest_of(self.inputs)
 
 
 @dataclass
 class StageContext:
-    """What a stage function gets: its parameters, the artifacts it needs, the folder to fill, a progress handle.
+    """The arguments of a stage function.
 
-    `scratch` (not made yet; None: nowhere) survives a crash and goes when the job is done or failed for good: a stage may
-    keep there what lets it go on.
+    Attributes:
+        params: Parameters of the job.
+        needs: Folder of each input, by role.
+        out: Folder for the output.
+        local: Settings that do not change the output.
+        progress: Reports the number of items (None: unknown) and their unit; returns the function to call with each n done.
+        scratch: Folder for a checkpoint, which the stage may create (None: not available). It survives a crash and is
+            removed when the job is finished or has failed permanently.
     """
 
     params: Mapping[str, Any]
@@ -81,8 +102,16 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `done`, `cached`, `failed`, `skipped` (something it needs failed), or `shared` (a share of it is in
-    its journal). `peak_mb`: memory of another process that did it."""
+    """How a job ended.
+
+    Attributes:
+        job: The job.
+        status: `done`, `cached`, `failed`, `skipped` (one of its needs failed) or `shared` (one shard is in its journal).
+        seconds: Wall time.
+        path: Folder of the artifact; None if there is none.
+        reason: Why it failed or was skipped.
+        peak_mb: Peak memory in MB of the worker process that executed it; 0 if this process did.
+    """
 
     job: Job
     status: str

@@ -24,7 +24,7 @@ from typing import Any
 from wpn_bench.core.files import folder_signature
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError
-from wpn_bench.jobs.executor import Fleet, check_unchanged, found_needs, settled
+from wpn_bench.jobs.executor import Fleet, check_unchanged, need_paths, outcome_without_work
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.ray_cluster import connected, run_environment
@@ -309,7 +309,7 @@ class _Schedule:
         for pending in list(self.pending.values()):
             if pending.submitted or any(need.digest in self.pending for need in pending.job.needs.values()):
                 continue
-            outcome = settled(self.store, pending.job, self.outcomes)
+            outcome = outcome_without_work(self.store, pending.job, self.outcomes)
             if outcome is None:
                 ready.append(pending)
             else:
@@ -323,7 +323,7 @@ class _Schedule:
         for task in due:
             self._submit(task)
         for pending in ready:
-            paths = found_needs(pending.job, self.outcomes)
+            paths = need_paths(pending.job, self.outcomes)
             pending.needs = {
                 role: self.executor.accessible(
                     need if isinstance(need, External) else External(paths[role], need.digest)

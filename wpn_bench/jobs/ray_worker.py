@@ -15,7 +15,7 @@ from typing import Any
 
 from wpn_bench.core.progress import Advance, peak_memory_mb
 from wpn_bench.errors import UserError
-from wpn_bench.jobs.executor import found_needs, perform, settled
+from wpn_bench.jobs.executor import execute_job, need_paths, outcome_without_work
 from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.stages import stage_names
@@ -138,7 +138,9 @@ def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
     with store.claim(job.stage, job.digest if task.shard is None else _lock_name(job, task.shard)) as acquired:
         if not acquired:
             return None
-        outcome = settled(store, job, {}) or perform(store, job, found_needs(job, {}), progress, task.shard)
+        outcome = outcome_without_work(store, job, {}) or execute_job(
+            store, job, need_paths(job, {}), progress, task.shard
+        )
     return TaskResult(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb())
 
 

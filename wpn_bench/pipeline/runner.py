@@ -59,7 +59,7 @@ def run(
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
-        executor = stack.enter_context(fleet.executing(shelf, reporter))
+        executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vetted(config, inputs, shelf, executor)
         trials = tuned(config, inputs, shelf, executor)
         made = plan(trials.applied(config), inputs, shelf, logs)
