@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wpn_bench import attacks, models, prompts
 from wpn_bench.analysis.judge_card import JudgeCard, read_card
 from wpn_bench.attacks import AttackContext, quantise
-from wpn_bench.benchmarks.definitions import task_folders
+from wpn_bench.benchmarks.run import BenchmarkInfo, clear_task_cache, describe
 from wpn_bench.config import RunConfig
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Reporter
@@ -21,6 +21,7 @@ from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
 from wpn_bench.models.files import check_causal
 from wpn_bench.preflight import resources
+from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.unlearn import preflight, tuning
@@ -28,21 +29,22 @@ from wpn_bench.unlearn.launch import Launch
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.tuning import Bound
 
-if TYPE_CHECKING:
-    from wpn_bench.benchmarks.run import BenchmarkInfo
-
-
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 TUNE_PROMPTS = 200  # validation prompts that a trial answers
 TUNE_TEXT_SHARE = 0.1  # of the retain texts, where no text to tune on is named
 TUNE_TEXTS = 300
 SHOWN_NAMES = 8  # attacks of one file that a note names
+SUITES = {
+    "in_domain": "harmless",
+    "ood": "ood",
+    "benign": "benign",
+}  # what a test set is for -> where the report has it
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What trials are measured on, all of it apart from the tests: validation prompts, and either tasks or texts."""
+    """What the trials of tuning are measured on: validation prompts, and either tasks or texts. Nothing of it is tested on."""
 
     prompts: PromptSet
     tasks: tuple[BenchmarkInfo, ...]
@@ -52,7 +54,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a run reads, resolved and checked. `sets` holds (suite, prompt set) in the order of the report."""
+    """Everything that a run reads, resolved and checked. `sets` holds (suite, prompt set) in the order of the report."""
 
     model: ModelRef
     device: str
@@ -67,23 +69,25 @@ class Inputs:
     skipped: tuple[dict[str, Any], ...]
     leaks: tuple[Leak, ...] = ()
     ground: Ground | None = None
-    attacked: PromptSet | None = None  # what attacks on weights and by gradients ask; None: there are none
-    schemes: tuple[str, ...] = ()  # of quantisation, those that can be had here
+    attacked: PromptSet | None = (
+        None  # prompts for attacks on weights and by gradients; None: there are no such attacks
+    )
+    schemes: tuple[str, ...] = ()  # schemes of quantisation that work on this machine
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
     judged_from: Mapping[str, Mapping[str, str]] = field(
         default_factory=dict
-    )  # judge -> what of it was fetched -> commit
+    )  # judge -> what was fetched for it -> commit
 
     @property
     def answers(self) -> bool:
-        """Whether any model is asked anything, so that there are answers to judge."""
+        """Whether the run generates responses, which a judge has to score."""
         return bool(self.sets) or self.attacked is not None
 
 
 @dataclass(frozen=True)
 class FurtherJudge:
-    """A judge beside the one that decides: how it is spelt, what results call it, which it is, and its threshold."""
+    """A judge beside the one that decides: its spec, its name in results, its digest, and its threshold."""
 
     spec: str
     name: str
@@ -92,126 +96,228 @@ class FurtherJudge:
 
 
 def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> Inputs:
-    """Find the model, read the prompts, resolve the tasks. Raises `UserError` for whatever cannot work; with `force`, an
-    estimate that says so is a warning."""
-    from wpn_bench.benchmarks.run import clear_task_cache, describe, expand
+    """Find the model, read the sets, resolve the tasks and the judges, in order of cost.
 
-    # Those of a run before, in the same process, may have other files by now.
+    Names and local files are checked first, then what may have to be fetched.
+
+    Args:
+        config: The settings of the run.
+        reporter: Where notes for the user go.
+        force: Whether to go on, with a warning, if memory or disk space seem too small.
+
+    Returns:
+        Everything that the run reads.
+
+    Raises:
+        UserError: For whatever cannot work.
+    """
+    # An earlier run in the same process may have read files that have changed since.
     forget_judges()
     clear_task_cache()
-    # In order of cost: names and local files first, then what may have to be fetched.
     notes: list[str] = []
-    tasks: tuple[BenchmarkInfo, ...] = ()
-    names: list[str] = []
-    tune_names: list[str] = []
-    if config.tune:
-        tuning.require_optuna()
-    if "benchmarks" in config.stages or config.tune:
-        folders = task_folders(config.benchmark_folders)
-        names = expand(config.benchmarks, folders) if "benchmarks" in config.stages else []
-        tune_names = expand(config.tune_benchmarks, folders) if config.tune else []
-        for name in (*names, *tune_names):
-            describe(name, folders, resolve=False)
-    kind = config.file_kind
+    names = check_tasks(config)
+    sets = sets_of(config)
     preflight.check_report_to(config.report_to)
     launch = Launch.of(config.processes, config.accelerate)
-    _read_files(config)
+    check_local_files(config, sets)
     device = models.pick_device(config.device)
-    # The files of a model that lies here are looked at first, for an estimate takes config.json at its word; one that lies on
-    # the hub is not fetched for nothing.
-    found = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
+    model = find_model(config, device, launch, reporter, force=force)
+    forget, validation, tests = read_prompts(config, sets, notes)
+    tests, validation, leaks = _apart(config, forget, tests, validation)
+    notes += [line for leak in leaks for line in leakage.notes(leak)]
+    tests = with_short_names(tests, config.limit)
+    attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
+    asked = [*tests, *attack_prompts(config, forget, attacked, {s.name for _, s in tests}, notes)]
+    if "harmless" not in config.stages:
+        asked = [(suite, s) for suite, s in asked if suite == "attack"]
+    texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
+    retain, heldout = texts["retain"], texts.get("heldout")
+    if heldout is not None and config.limit is not None:
+        heldout = replace(heldout, texts=heldout.texts[: config.limit])
+    tasks = tuple(describe(name, names.folders) for name in names.tested)
+    ground = None
+    if config.tune:
+        ground, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
+        ground = replace(ground, tasks=tuple(describe(name, names.folders) for name in names.tuned))
+    skipped = count_too_long(config, model, asked)
+    if not (config.relearn or config.quantise or config.gradient_attacks):
+        attacked = None
+    schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
+    has_answers = bool(asked) or attacked is not None
+    judge = get_judge(config.judge, device).digest() if has_answers or config.tune else ""
+    for note in notes:
+        reporter.note(f"note: {note}")
+    return Inputs(
+        model=model,
+        device=device,
+        forget=forget,
+        validation=validation,
+        sets=tuple(asked),
+        retain=retain,
+        heldout=heldout,
+        tasks=tasks,
+        judge_digest=judge,
+        notes=tuple(notes),
+        skipped=(*skipped, *impossible),
+        leaks=tuple(replace(leak, set=short_name(leak.set)) for leak in leaks),
+        ground=ground,
+        attacked=attacked,
+        schemes=schemes,
+        further=further_judges(config, device) if has_answers else (),
+        card=find_card(config, judge, device) if has_answers else None,
+        judged_from=judge_revisions(config, device) if judge else {},
+    )
+
+
+def check_tasks(config: RunConfig) -> TaskNames:
+    """The tasks of the run. Raises `UserError` for an unknown one, and if tuning lacks its library."""
+    if config.tune:
+        tuning.require_optuna()
+    names = task_names_of(config)
+    for name in (*names.tested, *names.tuned):
+        describe(name, names.folders, resolve=False)
+    return names
+
+
+def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
+    """Read the files on this machine once, so that a mistake in one is an error before anything is fetched.
+
+    Args:
+        config: The settings of the run.
+        sets: All sets of the run; those on the hub are not read.
+
+    Raises:
+        UserError: For a file that is missing or wrong.
+    """
+    if config.judge_card:
+        read_card(Path(config.judge_card).expanduser())
+    for one in sets:
+        if one.spec.source.file:
+            (prompts.load_texts if one.is_text else prompts.load_prompts)(one.spec)
+
+
+def find_model(
+    config: RunConfig, device: str, launch: Launch | None, reporter: Reporter, *, force: bool = False
+) -> ModelRef:
+    """Find the model, after an estimate of the memory and disk space that the run needs.
+
+    Args:
+        config: The settings of the run.
+        device: Where models run.
+        launch: The processes that train one model together; None: this process alone.
+        reporter: Where a warning goes.
+        force: Whether to go on, with a warning, if memory or disk space seem too small.
+
+    Returns:
+        The model, fetched if it was not on this machine.
+
+    Raises:
+        UserError: The model is missing, damaged or no causal language model, cannot be trained like this, or does not fit.
+    """
+    # The files of a local model are checked before the estimate, which believes its config.json. A model on the hub is
+    # fetched after it, so that nothing is fetched for a run that does not fit.
+    local = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
     resources.check_resources(config, force=force, warn=reporter.note)
-    model = found or models.resolve(config.model, config.revision)
+    model = local or models.resolve(config.model, config.revision)
     check_causal(model.path)
     preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
     if launch:
         launch.check([method_of(m)(config.method_config(m)) for m in config.methods], device)
-    forget = prompts.load_prompts(prompts.spec_for(config.forget, role="forget", kind=kind))
-    reading: list[tuple[str, PromptSet]] = []
-    for suite, role, names_ in (
-        ("harmless", "in_domain", config.in_domain),
-        ("ood", "ood", config.ood),
-        ("benign", "benign", config.benign),
-    ):
-        for entry in names_:
-            name_, source = _named(entry)
-            spec = prompts.spec_for(source, role=role, kind=kind, name=name_)  # type: ignore[arg-type]
-            reading.append((suite, prompts.load_prompts(spec)))
+    return model
+
+
+def read_prompts(
+    config: RunConfig, sets: Sequence[RunSet], notes: list[str]
+) -> tuple[PromptSet, PromptSet, list[tuple[str, PromptSet]]]:
+    """Read the prompt sets. In-domain and validation prompts that are not named are held back from the forget set.
+
+    Args:
+        config: The settings of the run.
+        sets: All sets of the run; text sets are not read.
+        notes: Gets a line about what was held back for testing.
+
+    Returns:
+        The forget set that is left to train on, the validation prompts, and (suite, prompt set) of each test set.
+    """
+    read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
+    forget = next(one for use, one in read if use == "forget")
+    validation = next((one for use, one in read if use == "validation"), None)
+    tests = [(SUITES[use], one) for use, one in read if use in SUITES]
     if not config.in_domain:
-        forget, held = prompts.split_off(forget, name="in_domain", role="in_domain", share=TEST_SHARE)
-        reading.insert(0, ("harmless", held))
-        notes.append(f"no in-domain prompts were named: {len(held.items)} of the forget set were held back for testing")
-    if config.validation:
-        validation = prompts.load_prompts(prompts.spec_for(config.validation, role="validation", kind=kind))
-    else:
+        forget, held_back = prompts.split_off(forget, name="in_domain", role="in_domain", share=TEST_SHARE)
+        tests.insert(0, ("harmless", held_back))
+        n = len(held_back.items)
+        notes.append(f"no in-domain prompts were named: {n} of the forget set were held back for testing")
+    if validation is None:
         forget, validation = prompts.split_off(forget, name="validation", role="validation", share=VALIDATION_SHARE)
-    kept, validation, leaks = _apart(config, forget, reading, validation)
-    notes += [line for leak in leaks for line in leakage.notes(leak)]
-    named = [_short(name.name) for _, name in kept]
-    if len(set(named)) != len(named):
+    return forget, validation, tests
+
+
+def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:
+    """The test sets under the names that the report has for them.
+
+    Args:
+        tests: (suite, prompt set) of each.
+        limit: Keep only so many prompts of each; None: all.
+
+    Returns:
+        The same, renamed and cut.
+
+    Raises:
+        UserError: Two sets have the same name.
+    """
+    names = [short_name(one.name) for _, one in tests]
+    if len(set(names)) != len(names):
         raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
-    kept = [(suite, replace(s, name=_short(s.name)).head(config.limit)) for suite, s in kept]
-    taken = {s.name for _, s in kept}
-    target = next((s for suite, s in kept if suite == "harmless"), None) if "attack" in config.stages else None
-    kept = [*kept, *_attacked(config, forget, target, taken, notes)]
-    if "harmless" not in config.stages:
-        kept = [(suite, s) for suite, s in kept if suite == "attack"]
-    retain = prompts.load_texts(prompts.spec_for(config.retain, role="retain", kind="text"))
-    heldout = (
-        prompts.load_texts(prompts.spec_for(config.heldout, role="heldout", kind="text")) if config.heldout else None
-    )
-    if heldout is not None and config.limit is not None:
-        heldout = replace(heldout, texts=heldout.texts[: config.limit])
-    tasks = tuple(describe(name, folders) for name in names)
-    ground = None
-    if config.tune:
-        ground, retain = _ground(config, validation, retain, heldout, notes)
-        ground = replace(ground, tasks=tuple(describe(name, folders) for name in tune_names))
-    skipped = _check_lengths(config, model, kept)
-    attacked = target if config.relearn or config.quantise or config.gradient_attacks else None
-    schemes, cannot = _schemes(config, device) if attacked else ((), [])
-    judge = get_judge(config.judge, device).digest() if kept or attacked or config.tune else ""
-    for note in notes:
-        reporter.note(f"note: {note}")
-    return Inputs(
-        model,
-        device,
-        forget,
-        validation,
-        tuple(kept),
-        retain,
-        heldout,
-        tasks,
-        judge,
-        tuple(notes),
-        (*skipped, *cannot),
-        tuple(replace(leak, set=_short(leak.set)) for leak in leaks),
-        ground,
-        attacked,
-        schemes,
-        _further_judges(config, device) if kept or attacked else (),
-        _card(config, judge, device) if kept or attacked else None,
-        _judged_from(config, device) if judge else {},
-    )
+    return [(suite, replace(one, name=short_name(one.name)).head(limit)) for suite, one in tests]
 
 
-def _judged_from(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
+def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
+    """For each judge the name and the commit of what was fetched for it.
+
+    Args:
+        config: The settings of the run.
+        device: Where judges run.
+
+    Returns:
+        Name of the judge -> name of what was fetched -> commit.
+    """
     return {
         parse(text).name: {one.name: one.revision for one in get_judge(text, device).fetched()}
         for text in (config.judge, *config.judges)
     }
 
 
-def _further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
+def further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
+    """The judges beside the one that decides.
+
+    Args:
+        config: The settings of the run.
+        device: Where judges run.
+
+    Returns:
+        One record per judge, in the order of the configuration.
+    """
     return tuple(
         FurtherJudge(parse(text).scorer, parse(text).name, get_judge(text, device).digest(), config.threshold_of(text))
         for text in config.judges
     )
 
 
-def _card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
-    """The deciding judge's card: the one that is named, which must be of this judge at this threshold, else the one that
-    comes with the judge, if it is of both."""
+def find_card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
+    """The deciding judge's card: the one that is named, else the one that is shipped with the judge.
+
+    Args:
+        config: The settings of the run.
+        digest: The digest of the deciding judge.
+        device: Where judges run.
+
+    Returns:
+        The card; None if none is named, and none is shipped for this judge at this threshold.
+
+    Raises:
+        UserError: The card that is named is of another judge or of another threshold.
+    """
     shipped = get_judge(config.judge, device).card() if config.judge_card is None else None
     path = Path(config.judge_card).expanduser() if config.judge_card else shipped
     if path is None:
@@ -229,21 +335,38 @@ def _card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
     )
 
 
-def _ground(
-    config: RunConfig, validation: PromptSet, retain: TextSet, heldout: TextSet | None, notes: list[str]
+def split_tuning_data(
+    config: RunConfig,
+    validation: PromptSet,
+    retain: TextSet,
+    heldout: TextSet | None,
+    texts: TextSet | None,
+    notes: list[str],
 ) -> tuple[Ground, TextSet]:
-    """What trials are measured on (its tasks still to be described), and the retain texts that are left to train on.
+    """Choose what trials are measured on, apart from what is trained and tested on.
 
-    With tasks to tune on the macro accuracy may fall by the margin. Without, the loss of text may rise by
-    `tune_loss_bound`: the text named for it, else a tenth of the retain texts, which is then not trained on; a text that
-    also stands in the retain or the held-out part is dropped.
+    With tasks to tune on, the macro accuracy may fall by the margin. Without, the loss on text may rise by
+    `tune_loss_bound`: on the text that is named for it, else on a tenth of the retain texts, which is then not trained on.
+    A text that is also a retain or held-out text is dropped.
+
+    Args:
+        config: The settings of the run.
+        validation: The validation prompts.
+        retain: The retain texts.
+        heldout: The texts to test on, if there are any.
+        texts: The text that is named for tuning; None: hold a part of the retain texts back.
+        notes: Gets a line about what was held back.
+
+    Returns:
+        What trials are measured on, still without its tasks; the retain texts that are left to train on.
+
+    Raises:
+        UserError: No text is left to tune on, or to train on.
     """
     asked = validation.head(TUNE_PROMPTS).head(config.limit)
     if config.tune_benchmarks:
         return Ground(asked, (), None, Bound("macro_accuracy", config.margin_points / 100)), retain
-    if config.tune_text:
-        texts = prompts.load_texts(prompts.spec_for(config.tune_text, role="validation", kind="text"))
-    else:
+    if texts is None:
         ranked = sorted(retain.texts, key=lambda text: digest_of(["tune", text]))
         n = max(1, round(len(ranked) * TUNE_TEXT_SHARE))
         held = set(ranked[:n])
@@ -260,40 +383,31 @@ def _ground(
     return Ground(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
 
 
-def _read_files(config: RunConfig) -> None:
-    """Read what lies on this machine once ahead: a slip in a name or a file is said before anything is fetched."""
-    kind = config.file_kind
-    if config.judge_card:
-        read_card(Path(config.judge_card).expanduser())
-    tests = [_named(entry)[1] for entry in (*config.in_domain, *config.ood, *config.benign)]
-    if config.validation:
-        tests.append(config.validation)
-    specs = [prompts.spec_for(name, role="ood", kind=kind) for name in tests]
-    for spec in (prompts.spec_for(config.forget, role="forget", kind=kind), *specs):
-        if spec.source.file:
-            prompts.load_prompts(spec)
-    for name in filter(None, (config.retain, config.heldout, config.tune_text if config.tune else None)):
-        spec = prompts.spec_for(name, role="retain", kind="text")
-        if spec.source.file:
-            prompts.load_texts(spec)
-
-
-def _named(entry: str) -> tuple[str | None, str]:
-    """`NAME=SOURCE` gives a set another name than its own (None: its own)."""
-    name, equals, source = entry.partition("=")
-    return (name, source) if equals else (None, entry)
-
-
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """The name of a set in the report: that of a set of the embedded lab without its prefix."""
     return name.removeprefix("lab_")
 
 
 def _apart(
     config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], validation: PromptSet
 ) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
-    """No prompt of the forget set, nor a near duplicate of one, among the test prompts; none of either among those that
-    something is chosen on. `auto`: a user's own file is refused, for its owner can mend it; from a declared set and from
-    what was held back of the forget set the shared prompts are dropped, and said."""
+    """Remove prompts that are in two sets, or nearly so: test prompts from the forget set, validation prompts from both.
+
+    With `overlap: auto` a user's own file is refused, for its owner can correct it. From a declared set and from prompts
+    held back of the forget set the shared prompts are dropped, with a note.
+
+    Args:
+        config: The settings of the run.
+        forget: The forget set.
+        sets: (suite, prompt set) of each test set.
+        validation: The validation prompts.
+
+    Returns:
+        The test sets and the validation prompts without what they shared, and how much each shared.
+
+    Raises:
+        UserError: A test set shares prompts with the forget set, and is to be refused then.
+    """
     trained = Reference(forget.items, config.near_duplicate)
     kept, leaks = [], []
     for suite, one in sets:
@@ -311,11 +425,24 @@ def _apart(
     return kept, validation, [*leaks, leak]
 
 
-def _attacked(
+def attack_prompts(
     config: RunConfig, forget: PromptSet, target: PromptSet | None, names: set[str], notes: list[str]
 ) -> list[tuple[str, PromptSet]]:
-    """The first in-domain set under every attack, those of the user's files after the others. `names`: those of the sets,
-    which no attack may have."""
+    """Apply every prompt attack to the first in-domain set, those of the user's files after the others.
+
+    Args:
+        config: The settings of the run.
+        forget: The forget set, of which some attacks take examples.
+        target: The first in-domain set; None: there is nothing to attack.
+        names: Names of the test sets, which no attack may have.
+        notes: Gets a line for each file of attacks.
+
+    Returns:
+        ("attack", prompt set) for each attack.
+
+    Raises:
+        UserError: An attack and a test set have the same name.
+    """
     if target is None:
         return []
     own = attacks.own_attacks(config.attack_files)
@@ -333,16 +460,36 @@ def _attacked(
     return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 
 
-def _schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """The schemes of quantisation that can be had here, and those that cannot, with the reason."""
+def usable_schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Which schemes of quantisation work on this machine.
+
+    Args:
+        config: The settings of the run.
+        device: Where models run.
+
+    Returns:
+        The schemes that work; for each of the others a record of what is skipped, with the reason.
+    """
     reason = quantise.obstacle(device) if config.quantise else None
     if reason is None:
         return config.quantise, []
     return (), [{"set": scheme, "reason": reason, "n": 0} for scheme in config.quantise]
 
 
-def _check_lengths(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
-    """Prompts with no room for the response are skipped and counted; a set of which none fits is refused."""
+def count_too_long(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
+    """Count the prompts that are skipped because they leave no room for the response.
+
+    Args:
+        config: The settings of the run.
+        model: The model, whose context length (in tokens) is the limit.
+        sets: (suite, prompt set) of each.
+
+    Returns:
+        A record for each set of which prompts are skipped.
+
+    Raises:
+        UserError: No prompt of a set fits.
+    """
     context = models.context_length_of(model.path)
     room = context - config.decoding.max_new_tokens
     if room < 1:

@@ -16,7 +16,8 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import Outcome
 from wpn_bench.pipeline.export_models import Export
-from wpn_bench.pipeline.inputs import Inputs, _named
+from wpn_bench.pipeline.inputs import Inputs
+from wpn_bench.preflight.sets import split_set_name
 
 _LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
 
@@ -88,6 +89,6 @@ def _manifest(
 
 
 def _no_home(entry: str) -> str:
-    name, source = _named(entry)
+    name, source = split_set_name(entry)
     source = display_path(Path(source).expanduser()) if Path(source).expanduser().exists() else source
     return f"{name}={source}" if name else source

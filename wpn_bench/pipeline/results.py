@@ -19,7 +19,7 @@ from wpn_bench.jobs.job import Outcome
 from wpn_bench.pipeline import export_models
 from wpn_bench.pipeline.export_models import Export
 from wpn_bench.pipeline.followups import Drawn, Trials
-from wpn_bench.pipeline.inputs import FurtherJudge, Inputs, _short
+from wpn_bench.pipeline.inputs import FurtherJudge, Inputs, short_name
 from wpn_bench.pipeline.manifest import _manifest
 from wpn_bench.pipeline.planner import Plan, _found
 from wpn_bench.runs.files import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
@@ -149,7 +149,7 @@ def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
         return None
     return {
         "trials": config.tune,
-        "prompt_set": _short(ground.prompts.name),
+        "prompt_set": short_name(ground.prompts.name),
         "prompts": len(ground.prompts.items),
         "ability": ground.bound.metric,
         "bound": ground.bound.limit,
@@ -167,7 +167,7 @@ def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """By what prompts were called alike, and what each set was found to share."""
     return {
         "threshold": config.near_duplicate,
-        "forget": _short(inputs.forget.name),
+        "forget": short_name(inputs.forget.name),
         "prompts": len(inputs.forget.items),
         "sets": [leak.json() for leak in inputs.leaks],
     }

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from wpn_bench import hub, models, prompts
-from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.config import RunConfig
 from wpn_bench.core import consent
 from wpn_bench.core.progress import Reporter, Stopwatch
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.hub import FetchedItem
+from wpn_bench.preflight.sets import sets_of, task_names_of
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,18 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     """Yield the downloads: small ones, which may be refused, first, so that a refusal does not follow gigabytes."""
     for judge in (config.judge, *config.judges):
         yield Step(f"judge {parse(judge).name}", lambda judge=judge: get_judge(judge, "cpu").fetched())  # type: ignore[misc]
-    for source in _sources(config):
+    for source in hub_sources(config):
         yield Step(f"data set {source.hub}", lambda source=source: _data(source))  # type: ignore[misc]
-    from wpn_bench.benchmarks.run import expand
-
-    folders = task_folders(config.benchmark_folders)
-    for name in expand((*config.benchmarks, *(config.tune_benchmarks if config.tune else ())), folders):
-        yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, config))  # type: ignore[misc]
+    tasks = task_names_of(config)
+    for name in dict.fromkeys((*tasks.tested, *tasks.tuned)):
+        yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, tasks.folders))  # type: ignore[misc]
     yield Step(f"model {config.model}", lambda: models.resolve(config.model, config.revision).fetched)
 
 
-def _sources(config: RunConfig) -> Iterator[prompts.Source]:
-    """Yield the hub's data sets of all prompt and text sets, without duplicates."""
-    tests = [entry.partition("=")[2] or entry for entry in (*config.in_domain, *config.ood, *config.benign)]
-    texts = (config.retain, config.heldout, config.tune_text if config.tune else None)
-    named = (config.forget, config.validation, *tests, *texts)
-    specs = [prompts.spec_for(name, role="ood", kind=config.file_kind) for name in dict.fromkeys(filter(None, named))]
-    seen = set()
-    for source in (spec.source for spec in specs):
-        if source.hub and (key := (source.hub, source.config, source.revision)) not in seen:
-            seen.add(key)
-            yield source
+def hub_sources(config: RunConfig) -> list[prompts.Source]:
+    """The hub's data sets behind the prompt and text sets that a run reads, without duplicates."""
+    sources = (one.spec.source for one in sets_of(config))
+    return list({(s.hub, s.config, s.revision): s for s in sources if s.hub}.values())
 
 
 def _data(source: prompts.Source) -> list[FetchedItem]:
@@ -90,10 +82,10 @@ def _data(source: prompts.Source) -> list[FetchedItem]:
     return [] if commit is None else [_loaded("prompts", source.hub, source.config, commit)]
 
 
-def _benchmark(name: str, config: RunConfig) -> list[FetchedItem]:
+def _benchmark(name: str, folders: tuple[Path, ...]) -> list[FetchedItem]:
     from wpn_bench.benchmarks import run
 
-    info = run.prefetch(name, task_folders(config.benchmark_folders))
+    info = run.prefetch(name, folders)
     if info.dataset_path is None or info.revision is None:
         return []
     return [_loaded("benchmark", info.dataset_path, info.dataset_name, info.revision)]

@@ -1,0 +1,83 @@
+"""The prompt sets, text sets and benchmarks that a run reads: one list for the run, its early check and `prefetch`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wpn_bench import prompts
+from wpn_bench.benchmarks.definitions import expand, task_folders
+from wpn_bench.config import RunConfig
+from wpn_bench.prompts import SetSpec
+from wpn_bench.prompts.types import Role
+
+Use = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout", "tune_text"]
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """A set, and what the run uses it for."""
+
+    use: Use
+    spec: SetSpec
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds texts; other sets hold prompts."""
+        return self.spec.kind == "text"
+
+
+def sets_of(config: RunConfig) -> list[RunSet]:
+    """Every set that a run of `config` reads. Nothing is read yet, except declarations of sets.
+
+    What the configuration does not name (validation and in-domain prompts, text to tune on) is held back from the forget
+    or the retain set by the run, so it is not in the list. Raises `UserError` for an unknown name.
+    """
+    tuned_on_text = config.tune and not config.tune_benchmarks
+    prompt_sets: tuple[tuple[Role, tuple[str | None, ...]], ...] = (
+        ("forget", (config.forget,)),
+        ("in_domain", config.in_domain),
+        ("ood", config.ood),
+        ("benign", config.benign),
+        ("validation", (config.validation,)),
+    )
+    text_sets: tuple[tuple[Use, Role, str | None], ...] = (
+        ("retain", "retain", config.retain),
+        ("heldout", "heldout", config.heldout),
+        ("tune_text", "validation", config.tune_text if tuned_on_text else None),
+    )
+    found = []
+    for role, entries in prompt_sets:
+        for entry in filter(None, entries):
+            name, source = split_set_name(entry) if role in ("in_domain", "ood", "benign") else (None, entry)
+            found.append(RunSet(role, prompts.spec_for(source, role=role, kind=config.file_kind, name=name)))
+    for use, role, text in text_sets:
+        if text:
+            found.append(RunSet(use, prompts.spec_for(text, role=role, kind="text")))
+    return found
+
+
+def split_set_name(entry: str) -> tuple[str | None, str]:
+    """Split `NAME=SOURCE`, which gives a set another name than its own, into both; the name is None without `NAME=`."""
+    name, equals, source = entry.partition("=")
+    return (name, source) if equals else (None, entry)
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """The benchmark tasks of a run, without groups: those it is tested on and those it is tuned on."""
+
+    tested: tuple[str, ...]
+    tuned: tuple[str, ...]
+    folders: tuple[Path, ...]
+
+
+def task_names_of(config: RunConfig) -> TaskNames:
+    """The tasks that a run of `config` reads. Raises `UserError` for a folder of tasks that cannot be read."""
+    tested = config.benchmarks if "benchmarks" in config.stages else ()
+    tuned = config.tune_benchmarks if config.tune else ()
+    if "benchmarks" not in config.stages and not config.tune:
+        return TaskNames((), (), ())
+    folders = task_folders(config.benchmark_folders)
+    return TaskNames(tuple(expand(tested, folders)), tuple(expand(tuned, folders)), folders)
