@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from made_run import MODELS, write_run
 
-from wpn_bench.analysis import baselines, stats
+from wpn_bench.analysis import baselines
 from wpn_bench.analysis import check as checking
 from wpn_bench.analysis.check import Checked, Finding, check
 from wpn_bench.analysis.gates import Gates, Target, gates_of, read_gates
 from wpn_bench.errors import UserError
 from wpn_bench.report import check as said
+from wpn_bench.runs.finished import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -196,17 +196,22 @@ def test_several_seeds_must_agree(tmp_path: Path) -> None:
     assert nine.outcome == "inconclusive"
 
 
-def test_the_interval_is_the_reports_for_one_training() -> None:
-    rng = np.random.default_rng(0)
-    old = [rng.random(n) < 0.6 for n in (100, 300)]
-    new = [np.where(rng.random(len(o)) < 0.1, ~o, o) for o in old]
-    change = stats.paired_change([o[None].astype(float) for o in old], [m[None].astype(float) for m in new])
-    of_report = stats.paired_accuracies([o.tolist() for o in old], [m.tolist() for m in new])
-    assert change.value == pytest.approx(of_report.value)
-    assert (change.low, change.high) == pytest.approx((of_report.low, of_report.high), abs=0.004)
-    single = stats.paired_change([old[1][None].astype(float)], [new[1][None].astype(float)])
-    rates = stats.paired_rates(old[1].tolist(), new[1].tolist())
-    assert (single.value, single.low, single.high) == pytest.approx((rates.value, rates.low, rates.high))
+def test_check_and_results_have_the_same_intervals(run: Path) -> None:
+    """For one training both print the same digits, of a benchmark, of their average, of one set and of several."""
+    view, checked = Run.read(run).view, check(run)
+    cells = {
+        "nine": view.benchmark_average("wpn"),
+        "copa": view.cell("wpn", "benchmark", "copa", "accuracy"),
+        "coherent_harmless_rate@in_domain": view.mean("wpn", "harmless"),
+        "coherent_harmless_rate@ood": view.mean("wpn", "ood"),
+        "coherent_harmless_rate@attack": view.mean("wpn", "attack"),
+        "refusal_rate@benign": view.mean("wpn", "benign", "refusal_rate"),
+    }
+    assert len(view.sets("ood")) > 1
+    for target, cell in cells.items():
+        finding = of(checked, target)
+        assert cell is not None
+        assert (finding.value, finding.low, finding.high) == (cell.delta, cell.delta_ci_low, cell.delta_ci_high)
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from wpn_bench.analysis import metric_rows, stats
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.runs.files import Row
+from wpn_bench.runs.metrics import HELDOUT_TEXT
 
 NAN = math.nan
 
@@ -74,7 +75,7 @@ def windows(tmp_path: Path) -> Callable[..., Measurement]:
         folder = tmp_path / f"windows-{model}-{seed}"
         folder.mkdir()
         pd.DataFrame({"sum_nll": sums, "n_tokens": n}).to_parquet(folder / "windows.parquet", index=False)
-        return Measurement(model, seed, "benchmark", metric_rows.HELDOUT, folder)
+        return Measurement(model, seed, "benchmark", HELDOUT_TEXT, folder)
 
     return make
 
@@ -613,7 +614,7 @@ def test_agreement_over_all_and_by_model(
 
 
 def test_corrected_rates_stand_beside_the_raw_ones() -> None:
-    from tests.harmless.test_card import card_of
+    from tests.analysis.test_judge_card import card_of
 
     card = card_of([0.9] * 90 + [0.1] * 10 + [0.9] * 20 + [0.1] * 80, [True] * 100 + [False] * 100)  # Se .9, Sp .8
     rates = [0.73, 0.66]

@@ -112,7 +112,7 @@ def test_no_change_on_many_items_is_a_narrow_interval_and_no_evidence() -> None:
 
 
 def test_pairs_must_match() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="same items"):
         stats.paired_rates([True, False], [True])
 
 

@@ -338,7 +338,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
         )
     sign = target.better
     n = sum(old.shape[1] for old, _ in groups)
-    found = _paired(groups, None)
+    found = _paired(target, groups, None)
     if found is None:
         nothing = Finding(target, "change", required, Outcome.PASS, bound, None, None, None, n, "nothing to compare")
         return _undecided(nothing, n)
@@ -350,7 +350,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
     finding = _settled(finding)
     if judged < n:
         # The worst case: what could not be judged is bad on our side and good on theirs.
-        worst = _paired(groups, (float(sign > 0), float(sign < 0)))
+        worst = _paired(target, groups, (float(sign > 0), float(sign < 0)))
         assert worst is not None
         other = _settled(replace(finding, value=worst[0].value, low=worst[0].low, high=worst[0].high))
         if other.outcome != finding.outcome and finding.outcome == Outcome.PASS:
@@ -359,7 +359,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
 
 
 def _paired(
-    groups: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], fill: tuple[float, float] | None
+    target: Target, groups: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], fill: tuple[float, float] | None
 ) -> tuple[stats.Change, float, float, int] | None:
     """The change, both sides' macro averages and the number of items. Items without an answer on a side are left out, or
     `fill`ed (old, new); None where a group has none left."""
@@ -374,7 +374,7 @@ def _paired(
             return None
         olds.append(old[:, known])
         news.append(new[:, known])
-    change = stats.paired_change(olds, news)
+    change = stats.paired_change(olds, news, resampled=target.metric == ACCURACY)
     means = [float(np.mean([side.mean() for side in sides])) for sides in (olds, news)]
     return change, means[0], means[1], sum(old.shape[1] for old in olds)
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wpn_bench.runs.view import mean_with_limits
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -48,27 +50,6 @@ def rate(successes: int, n: int) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
-def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
-    """Difference of two rates on the same items: exact McNemar test, interval of Bonett and Price (2012).
-
-    That interval adds one pseudo-item to each kind of change, so it has a width even when nothing changed.
-    """
-    from scipy.stats import norm
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    n = len(base)
-    if n == 0:
-        return Difference(math.nan, None, None, None)
-    gained = sum(m and not b for b, m in zip(base, model, strict=True))
-    lost = sum(b and not m for b, m in zip(base, model, strict=True))
-    p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = norm.ppf((1 + LEVEL) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    value = (gained - lost) / n
-    # The interval is centred on the adjusted difference; the plain one lies inside it.
-    return Difference(value, max(-1.0, up - down - half), min(1.0, up - down + half), p)
-
-
 def _bootstrap_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Means of `RESAMPLES` resamples of `values` with replacement.
 
@@ -103,39 +84,10 @@ def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(float(np.mean([a.mean() for a in arrays])), low, high)
 
 
-def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[bool]]) -> Difference:
-    """Difference of (macro-averaged) accuracies on the same documents: paired bootstrap within each task.
-
-    `base` and `model` hold one sequence a task. For the interval each task gets two pseudo-documents, one won and one
-    lost, as Bonett and Price (2012) do for rates: where no document changed, few documents must not pass for certainty
-    (a plain bootstrap would give an interval of no width). The p-value is McNemar's for one task; for several it is the
-    bootstrap's two-sided share of differences beyond zero.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(_SEED)
-    deltas = [np.asarray(m, dtype=float) - np.asarray(b, dtype=float) for b, m in zip(base, model, strict=True)]
-    means = np.mean([_bootstrap_means(d, rng) for d in deltas], axis=0)
-    low, high = _macro_interval(deltas, rng)
-    value = float(np.mean([d.mean() for d in deltas]))
-    if len(deltas) == 1:
-        p = paired_rates(list(base[0]), list(model[0])).p_value
-    else:
-        beyond = min(np.mean(means <= 0), np.mean(means >= 0))
-        p = float(min(1.0, max(2 * beyond, 1 / RESAMPLES)))
-    return Difference(value, low, high, p)
-
-
-def _macro_interval(deltas: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
-    import numpy as np
-
-    return _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
-
-
 @dataclass(frozen=True)
-class Change(Estimate):
-    """A paired change of a mean of group means, new minus old, with its interval; `centre` and `error` are those of a
-    normal approximation to it, for tests against a margin."""
+class Change(Difference):
+    """A paired change of a mean of group means, new minus old. `centre` and `error` are those of a normal approximation to
+    it, for tests against a margin."""
 
     centre: float
     error: float
@@ -147,42 +99,113 @@ class Change(Estimate):
         return float(norm.cdf((better * self.centre + margin) / self.error))
 
 
-def paired_change(old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]]) -> Change:
-    """Change of the macro average over groups (tasks, prompt sets) of answers to the same items, over one or more seeds.
+def paired_change(
+    old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]], *, resampled: bool = False
+) -> Change:
+    """The change of a macro average over groups (benchmarks, prompt sets) of answers to the same items.
 
-    `old` and `new` are (groups, seeds, items) of values from 0 to 1; the seeds' numbers may differ. Each item counts with its
-    mean over seeds. Items: for one group the interval of Bonett and Price (2012), for several `paired_accuracies`'s
-    bootstrap; both add an item won and an item lost to every group. Seeds, where a side has several: Student's interval over
-    them, with both sides' variances or, where there are as many on both (in the same order), that of their differences,
-    whichever is the shorter: the same trainings again differ by nothing, other ones as if they were not paired. The two
-    half-widths are added as squares; what seeds and items share is counted twice, which pays for the choice
-    (`benchmarks/check_errors.py` has the error rates).
+    The one implementation, for results.json, the comparison of runs and `wpn-bench check`. All intervals add an item won and
+    an item lost to every group, as Bonett and Price (2012) do: few items without a change must not pass for certainty.
+
+    * Prompt sets: the interval of Bonett and Price, for several sets put together by `mean_with_limits`.
+    * Benchmarks (`resampled`): a bootstrap of the items within each group, from one fixed random stream.
+    * Several seeds: each item counts with its mean over seeds, and Student's interval over the seeds is added, the
+      half-widths as squares. It takes both sides' variances or, where there are as many seeds on both (in the same order),
+      that of their differences, whichever is the shorter: the same trainings again differ by nothing, other ones as if they
+      were not paired. What seeds and items share is counted twice, which pays for the choice (`benchmarks/check_errors.py`
+      has the error rates).
+
+    Args:
+        old: For each group an array (seeds, items) of values from 0 to 1.
+        new: The same of the other side; the number of seeds may differ.
+        resampled: Whether the items are resampled.
+
+    Returns:
+        The change with its interval. The p-value is of "no difference", for one seed a side: McNemar's for one group, for
+        several the bootstrap's two-sided share of differences beyond zero; else None.
+
+    Raises:
+        ValueError: The two sides do not have the same items.
     """
     import numpy as np
     from scipy.stats import norm, t
 
     before = [np.asarray(group, dtype=float) for group in old]
     after = [np.asarray(group, dtype=float) for group in new]
+    if [group.shape[1] for group in before] != [group.shape[1] for group in after]:
+        raise ValueError("old and new must answer the same items")
     deltas = [a.mean(axis=0) - b.mean(axis=0) for b, a in zip(before, after, strict=True)]
-    value = float(np.mean([d.mean() for d in deltas]))
-    padded = [np.append(d, [1.0, -1.0]) for d in deltas]
     k = len(deltas)
-    centre = float(np.mean([d.mean() for d in padded]))
-    error = math.sqrt(sum(float(d.var()) / len(d) for d in padded)) / k
-    z = float(norm.ppf((1 + LEVEL) / 2))
+    closed = [_bonett_price(d) for d in deltas]
+    value, low, high = mean_with_limits([(e.value, e.low, e.high) for e in closed])
+    centre = float(np.mean([e.centre for e in closed]))
+    error = math.sqrt(sum(e.error**2 for e in closed)) / k
+    p: float | None = None
+    one_seed = all(len(group) == 1 for group in (*before, *after))
+    if resampled:
+        rng = np.random.default_rng(_SEED)
+        means = np.mean([_bootstrap_means(d, rng) for d in deltas], axis=0)
+        low, high = _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
+        value = float(np.mean([d.mean() for d in deltas]))
+        beyond = min(np.mean(means <= 0), np.mean(means >= 0))
+        p = float(min(1.0, max(2 * beyond, 1 / RESAMPLES))) if one_seed else None
     if k == 1:
-        low, high = centre - z * error, centre + z * error
-    else:
-        low, high = _macro_interval(deltas, np.random.default_rng(_SEED))
-    by_seed = [np.mean([group.mean(axis=1) for group in side], axis=0) for side in (before, after)]
-    counts = [len(seeds) for seeds in by_seed]
-    if sum(counts) > 2:
+        p = _mcnemar(deltas[0]) if one_seed else None
+    assert value is not None
+    assert low is not None
+    assert high is not None
+    if not one_seed:
+        by_seed = [np.mean([group.mean(axis=1) for group in side], axis=0) for side in (before, after)]
+        counts = [len(seeds) for seeds in by_seed]
         apart = sum(map(_variance_of_mean, by_seed)), sum(counts) - 2
         together = (_variance_of_mean(by_seed[1] - by_seed[0]), counts[0] - 1) if counts[0] == counts[1] else apart
         half = min(float(t.ppf((1 + LEVEL) / 2, df)) * math.sqrt(v) for v, df in (apart, together))
         low, high = value - math.hypot(value - low, half), value + math.hypot(high - value, half)
-        error = math.hypot(error, half / z)
-    return Change(value, max(-1.0, low), min(1.0, high), centre, error)
+        error = math.hypot(error, half / float(norm.ppf((1 + LEVEL) / 2)))
+    return Change(value, max(-1.0, low), min(1.0, high), p, centre, error)
+
+
+def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
+    """`paired_change` of one prompt set and one seed; NaN without interval where there is no item."""
+    import numpy as np
+
+    if not len(base):
+        return Difference(math.nan, None, None, None)
+    return paired_change([np.asarray(base, dtype=float)[None]], [np.asarray(model, dtype=float)[None]])
+
+
+def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[bool]]) -> Difference:
+    """`paired_change` of benchmarks and one seed; one sequence a benchmark."""
+    import numpy as np
+
+    sides = [[np.asarray(group, dtype=float)[None] for group in side] for side in (base, model)]
+    return paired_change(sides[0], sides[1], resampled=True)
+
+
+def _bonett_price(delta: NDArray[np.float64]) -> Change:
+    """The interval of Bonett and Price (2012) for a paired change of a rate, with McNemar's exact p-value.
+
+    `delta` (items,) is the change of each item, from -1 to 1: it may be a mean over seeds.
+    """
+    from scipy.stats import norm
+
+    n = len(delta)
+    gained, lost = float(delta[delta > 0].sum()), -float(delta[delta < 0].sum())
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    # For changes of a whole item sum(delta^2) is gained + lost.
+    spread = up + down - (gained + lost - float(delta @ delta)) / (n + 2)
+    error = math.sqrt((spread - (up - down) ** 2) / (n + 2))
+    half = float(norm.ppf((1 + LEVEL) / 2)) * error
+    # The interval is centred on the adjusted difference; the plain one lies inside it.
+    low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
+    return Change((gained - lost) / n, low, high, None, up - down, error)
+
+
+def _mcnemar(delta: NDArray[np.float64]) -> float:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    gained, lost = int((delta > 0).sum()), int((delta < 0).sum())
+    return float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
 def _variance_of_mean(values: NDArray[np.float64]) -> float:

@@ -224,20 +224,28 @@ def _number(value: object) -> float | None:
 def _mean(cells: Sequence[Cell]) -> Cell | None:
     if len(cells) <= 1:
         return cells[0] if cells else None
-    value, low, high = _recover([(cell.value, cell.ci_low, cell.ci_high) for cell in cells])
-    delta, delta_low, delta_high = _recover([(cell.delta, cell.delta_ci_low, cell.delta_ci_high) for cell in cells])
+    value, low, high = mean_with_limits([(cell.value, cell.ci_low, cell.ci_high) for cell in cells])
+    delta, delta_low, delta_high = mean_with_limits(
+        [(cell.delta, cell.delta_ci_low, cell.delta_ci_high) for cell in cells]
+    )
     n = sum(cell.n for cell in cells if cell.n is not None) or None
     return Cell(value, n, low, high, delta, delta_low, delta_high)
 
 
-def _recover(
+def mean_with_limits(
     estimates: Iterable[tuple[float | None, float | None, float | None]],
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean of independent estimates and its limits from theirs; a missing part makes the whole of it missing."""
+    """The mean of independent estimates (value, low, high) and its limits, by variance estimates recovery.
+
+    Returns:
+        Value, low and high. A missing value makes all of it missing, a missing limit both limits.
+    """
     estimates = list(estimates)
     values = [value for value, _, _ in estimates if value is not None]
     if len(values) < len(estimates):
         return None, None, None
+    if len(estimates) == 1:
+        return estimates[0]
     k, mean = len(values), sum(values) / len(values)
     below = [(value - low) ** 2 for value, low, _ in estimates if value is not None and low is not None]
     above = [(high - value) ** 2 for value, _, high in estimates if value is not None and high is not None]
