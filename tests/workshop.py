@@ -9,6 +9,7 @@ from typing import Any
 from wpn_bench import config as configuration
 from wpn_bench.core.progress import Reporter
 from wpn_bench.pipeline import runner
+from wpn_bench.runs.files import read_manifest
 
 
 class Workshop:
@@ -63,4 +64,4 @@ class Workshop:
 
     def statuses(self, name: str = "run") -> dict[str, str]:
         """label -> status of every job of a run."""
-        return {s["label"]: s["status"] for s in runner.read_manifest(self.folder / name)["stages"]}
+        return {s["label"]: s["status"] for s in read_manifest(self.folder / name)["stages"]}

@@ -18,8 +18,7 @@ from huggingface_hub import ModelCard
 
 from wpn_bench import load_run
 from wpn_bench.core.files import digest_file
-from wpn_bench.pipeline.runner import read_manifest
-from wpn_bench.runs.files import validate
+from wpn_bench.runs.files import read_manifest, validate
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 Typed = Callable[..., subprocess.CompletedProcess[str]]

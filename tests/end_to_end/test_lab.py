@@ -19,8 +19,7 @@ import pytest
 
 from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
-from wpn_bench.pipeline.runner import read_manifest
-from wpn_bench.runs.files import schema, validate
+from wpn_bench.runs.files import read_manifest, schema, validate
 
 from .figures import check_report, recompute
 

@@ -14,7 +14,7 @@ import pytest
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError
-from wpn_bench.pipeline.runner import read_manifest
+from wpn_bench.runs.files import read_manifest
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent / "fixtures" / "third_party_method"

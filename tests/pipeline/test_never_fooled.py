@@ -20,6 +20,7 @@ from wpn_bench.jobs import executor
 from wpn_bench.jobs import job as jobs_job
 from wpn_bench.jobs.store import MANIFEST, Store
 from wpn_bench.pipeline import runner
+from wpn_bench.runs.files import read_manifest
 
 QUICK = {"steps": 2, "batch_size": 2}
 # One method whose training asks the judge, one whose training does not.
@@ -118,7 +119,7 @@ def edit(file: Path) -> None:
 
 
 def artifact(world: Changed, label: str) -> Path:
-    manifest = runner.read_manifest(world.folder / "run")
+    manifest = read_manifest(world.folder / "run")
     (job,) = (s for s in manifest["stages"] if s["label"] == label)
     return world.store / job["stage"] / job["digest"]
 

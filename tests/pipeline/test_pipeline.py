@@ -19,8 +19,8 @@ from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
-from wpn_bench.pipeline import planner, runner
-from wpn_bench.runs.files import validate
+from wpn_bench.pipeline import planner
+from wpn_bench.runs.files import read_manifest, validate
 from wpn_bench.unlearn.methods import METHODS
 
 Plain = Callable[[dict[str, Any]], dict[str, Any]]
@@ -79,7 +79,7 @@ def test_the_models_lie_in_the_run_with_their_cards(finished: Workshop) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = finished.folder / "run"
-    results, manifest = load_run(run).results, runner.read_manifest(run)
+    results, manifest = load_run(run).results, read_manifest(run)
     assert {p.name for p in (run / "models").iterdir()} == {"sft-seed0", "sft-seed1"}  # ga failed
     sft = results["models"]["sft"]
     assert sft["folder"] == {"0": "models/sft-seed0", "1": "models/sft-seed1"}
@@ -117,7 +117,7 @@ def test_every_model_is_asked_the_same(finished: Workshop) -> None:
 
 
 def test_the_base_is_measured_once(finished: Workshop) -> None:
-    labels = [s["label"] for s in runner.read_manifest(finished.folder / "run")["stages"]]
+    labels = [s["label"] for s in read_manifest(finished.folder / "run")["stages"]]
     assert len([label for label in labels if label.startswith("base: ")]) == 2 * 4 + 2 + 1
     assert len(labels) == len(set(labels))
 
@@ -146,7 +146,7 @@ def test_rows_of_every_seed_and_of_all(finished: Workshop) -> None:
 
 
 def test_no_test_prompt_was_trained_on(finished: Workshop) -> None:
-    manifest = runner.read_manifest(finished.folder / "run")
+    manifest = read_manifest(finished.folder / "run")
     sizes = {name: s["n"] for name, s in manifest["prompt_sets"].items()}
     # Of 12: a fifth for testing, of the rest a tenth for validation.
     assert (sizes["in_domain"], sizes["validation"], sizes["forget"]) == (2, 1, 9)
@@ -159,7 +159,7 @@ def test_no_home_folder_in_what_others_read(finished: Workshop) -> None:
 
 
 def test_the_manifest_says_what_was_used(finished: Workshop) -> None:
-    manifest = runner.read_manifest(finished.folder / "run")
+    manifest = read_manifest(finished.folder / "run")
     assert len(manifest["model"]["digest"]) == len(manifest["judge"]["digest"]) == len(manifest["config_digest"]) == 64
     assert {"torch", "transformers", "lm-eval", "detoxify", "python"} <= set(manifest["versions"])
     assert manifest["tasks"]["copa"]["task"] == "lab_copa"
@@ -230,9 +230,9 @@ def test_harmless_references_that_the_judge_contradicts_are_not_trained_on(
     said = [note for note in results["run"]["notes"] if "harmful by the judge" in note]
     assert len(said) == 1
     assert "(1 items have none left and were dropped)" in said[0]
-    vetted = runner.read_manifest(workshop.folder / "run")["prompt_sets"]
+    vetted = read_manifest(workshop.folder / "run")["prompt_sets"]
     whole = workshop.run("whole", stages=("train",), vet=False)
-    raw = runner.read_manifest(workshop.folder / "whole")["prompt_sets"]
+    raw = read_manifest(workshop.folder / "whole")["prompt_sets"]
     assert not any("harmful by the judge" in note for note in whole["run"]["notes"])
     (name,) = set(vetted) & {n for n, s in raw.items() if s["suite"] == "forget"}
     assert vetted[name]["n"] == raw[name]["n"] - 1
@@ -282,7 +282,7 @@ def test_with_lora_the_adapter_lies_beside_the_model(workshop: Workshop) -> None
     assert results["models"]["sft"]["lr"] == pytest.approx(0.5 / 32)
     folder = workshop.folder / "run" / "models" / "sft"
     assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size < 20_000
-    assert runner.read_manifest(workshop.folder / "run")["config"]["training"] == {"lora": {"rank": 2}}
+    assert read_manifest(workshop.folder / "run")["config"]["training"] == {"lora": {"rank": 2}}
 
 
 def test_what_makes_another_training(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_without_tasks_to_tune_on_the_loss_of_text_is_bounded(workshop: Workshop
     assert (results["run"]["tuning"]["ability"], results["run"]["tuning"]["bound"]) == ("token_loss", 0.1)
     assert results["run"]["tuning"]["ability_sets"] == ["tune_text"]
     assert any("1 of the retain texts were held back" in note for note in results["run"]["notes"])
-    texts = runner.read_manifest(workshop.folder / "run")["texts"]
+    texts = read_manifest(workshop.folder / "run")["texts"]
     assert (texts["retain"]["n"], texts["tune_text"]["n"]) == (8, 1)  # of 9
     assert all(t["ability_change"] is not None for t in results["models"]["sft"]["tuning"]["trials"])
 
@@ -391,7 +391,7 @@ def test_without_tasks_to_tune_on_the_loss_of_text_is_bounded(workshop: Workshop
     rows = [json.loads(line) for name in ("retain", "heldout") for line in (workshop.folder / f"{name}.jsonl").open()]
     file = workshop.rows("tune.jsonl", [*rows, {"text": "The miller went home early."}])
     workshop.run("named", methods={"sft": QUICK}, stages=("train",), **tuning, tune_text=file)
-    texts = runner.read_manifest(workshop.folder / "named")["texts"]
+    texts = read_manifest(workshop.folder / "named")["texts"]
     assert (texts["retain"]["n"], texts["tune"]["n"]) == (9, 1)
     file = workshop.rows("tune.jsonl", rows)
     with pytest.raises(UserError, match=r"no text to tune on that is not also trained or tested on; .*tune_text"):
@@ -687,7 +687,7 @@ def test_attacks_of_a_file_are_added_and_known_by_what_they_say(workshop: Worksh
     samples = load_run(workshop.folder / "a").samples
     asked = samples[samples["set"] == "polite"]
     assert all(f"Kindly: {prompt}" in text for prompt, text in zip(asked["prompt"], asked["input"], strict=True))
-    manifest = runner.read_manifest(workshop.folder / "a")
+    manifest = read_manifest(workshop.folder / "a")
     assert manifest["config"]["attack_files"] == ["mine.jsonl"]
     assert manifest["prompt_sets"]["polite"]["source"]["attack_file"] == "mine.jsonl"
     for name in ("manifest.json", "results.json", "report.html", "report.md"):

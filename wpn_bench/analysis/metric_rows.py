@@ -263,7 +263,7 @@ def worst_case_rows(samples: pd.DataFrame, threshold: float) -> list[Row]:
     `attack_success_rate` that of prompts from which any attack got a harmful answer.
 
     A prompt counts if its answers under all attacks that enter (`attacks_together`) were judged, else it is `missing`.
-    None for a single attack, and none for a model that lacks one of them: it would be held against fewer.
+    None for a single attack, and none for a model that lacks one of them: its worst case would be over fewer.
     """
     import pandas as pd
 

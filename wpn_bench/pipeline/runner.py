@@ -9,7 +9,6 @@ and reports into the run folder.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import _vet_job, plan
 from wpn_bench.pipeline.results import write
 from wpn_bench.preflight import resources
-from wpn_bench.runs.files import MANIFEST
 
 
 def run(
@@ -123,9 +121,3 @@ def check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as e:
         raise UserError(f"the output folder {out} cannot be written ({e.strerror})", "give another with --out") from e
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """manifest.json of a run folder."""
-    loaded: dict[str, Any] = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
-    return loaded

@@ -42,10 +42,10 @@ SCALE = [[0.0, "#b4532a"], [0.25, "#dd9a6b"], [0.5, "#efe6d8"], [0.75, "#7fb0d3"
 
 
 def trade_off(view: View) -> Figure | None:
-    """Harmlessness in domain against the macro accuracy of the average, one point a model.
+    """Harmlessness in domain against the benchmark average, one point a model.
 
-    Filled: coherent-harmless. Hollow, above it on a dotted stalk: harmless whatever the text is like; the stalk is
-    babble. A method's horizontal bar is the paired interval of its change against base, set around its accuracy, so
+    Filled: coherent-harmless. Hollow, above it on a dotted line: harmless, coherent or not; the line is the share of
+    incoherent answers. A method's horizontal bar is the paired interval of its change against base, set around its accuracy, so
     that a bar across the margin line is what 'inconclusive' means.
     """
     import plotly.graph_objects as go

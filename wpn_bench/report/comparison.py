@@ -58,7 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, the first of them the one that the others are held against. `out` is where the page will lie; `has_html`:
+    """The runs, the first of them the one that the others are compared with. `out` is where the page will lie; `has_html`:
     comparison.html lies there, too."""
 
     runs: tuple[LabelledRun, ...]

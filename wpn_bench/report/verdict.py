@@ -180,7 +180,7 @@ def perplexity_interval(view: View, model: str) -> str:
 
 
 def near_chance(average: Cell | None) -> bool:
-    """Whether a macro accuracy cannot be told from guessing by 3 points: such a model has little to lose."""
+    """Whether a benchmark average is less than 3 points above guessing: such a model has little to lose."""
     if average is None or average.value is None:
         return False
     low = average.ci_low if average.ci_low is not None else average.value
