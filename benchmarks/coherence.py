@@ -41,7 +41,8 @@ from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges import coherence
 from wpn_bench.harmless.stages import REFERENCES
-from wpn_bench.prompts import Item, Kind, SetSpec, Source
+from wpn_bench.models.backends import scoring_tokenizer
+from wpn_bench.prompts import Item, Kind, SetSpec, Source, Template
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.train import train
 
@@ -192,7 +193,7 @@ def broken(
         model, tokenizer = models.load_fresh(folder), models.load_tokenizer(folder)
         kind = METHODS.get(name)
         method = kind(kind.Config(steps=steps, batch_size=8, lr=1e-3))  # type: ignore[call-arg]
-        train(model, tokenizer, method, forget, (), template=QUESTION_TEMPLATE, seed=0)
+        train(model, tokenizer, method, forget, (), template=Template.parse(QUESTION_TEMPLATE), seed=0)
         for decoding in ways:
             part = [rng.choice(real) for _ in range(n // len(BROKEN) // len(ways))]
             said = generate(model, tokenizer, [pair.after for pair in part], decoding)
@@ -242,8 +243,9 @@ def measure(
     """Judge every source and every kind."""
     sources = {name: half_of(pairs, half, n) for name, pairs in real_responses(test).items()}
     real = [pair for pairs in sources.values() for pair in pairs]
-    special = set(judge.tokenizer.all_special_ids)
-    vocabulary = [judge.tokenizer.decode([k]) for k in range(len(judge.tokenizer)) if k not in special]
+    tokenizer = scoring_tokenizer(judge.model)
+    special = set(tokenizer.all_special_ids)
+    vocabulary = [tokenizer.decode([k]) for k in range(len(tokenizer)) if k not in special]
     seed = ("design", "test").index(half)
     kinds = {kind: degenerate(kind, real, vocabulary, n, seed) for kind in MAKERS}
     kinds["broken"] = broken(judge.folder, judge.forget, real, n, steps, new_tokens)

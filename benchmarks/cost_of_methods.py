@@ -24,6 +24,7 @@ from typing import Any
 
 from wpn_bench import models, prompts
 from wpn_bench.config import QUESTION_TEMPLATE
+from wpn_bench.prompts import Template
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Method, cross_entropy
@@ -81,7 +82,7 @@ class Bench:
             self.tokenizer,
             self.items,
             self.texts,
-            template=QUESTION_TEMPLATE,
+            template=Template.parse(QUESTION_TEMPLATE),
             uses=method.uses,
             steps=self.args.pairs + 1,
             batch_size=self.args.batch_size,
@@ -205,7 +206,7 @@ def against_trl(bench: Bench) -> tuple[float, float, float]:
             kind(config),
             items,
             bench.texts,
-            template=QUESTION_TEMPLATE,
+            template=Template.parse(QUESTION_TEMPLATE),
             seed=0,
             reference=bench.base,
         )

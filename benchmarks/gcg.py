@@ -29,44 +29,44 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from wpn_bench import models, prompts
-from wpn_bench.attacks.gcg import GCGConfig, search_suffix, with_suffix
-from wpn_bench.attacks.search import Ground, prepare
+from wpn_bench.attacks.gcg import GCGConfig, search_suffix
 from wpn_bench.attacks.soft_prompt import SoftPromptConfig, search_soft_prompts
+from wpn_bench.attacks.suffix_slots import SuffixSlots, find_slots, with_suffix
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.likelihood import loglikelihoods
-from wpn_bench.prompts import Item, render
+from wpn_bench.prompts import Item, Template, render
 
 SIZES = (None, 128, 32)
 FASTER = 1.5
 ROUNDING = 1e-4  # nats per token
 
 
-def grounds(options: argparse.Namespace, tokenizer: Any, config: GCGConfig, context: int) -> list[Ground]:
+def cases_of(options: argparse.Namespace, tokenizer: Any, config: GCGConfig, context: int) -> list[SuffixSlots]:
     """Return `--n` prompts spread over the set whose targets survive encoding and decoding unchanged."""
     spec = prompts.spec_for(options.prompts, role="ood", kind=options.kind)
-    ground = prepare(prompts.load_prompts(spec).items, tokenizer, QUESTION_TEMPLATE, config, context)
+    slots = find_slots(prompts.load_prompts(spec).items, tokenizer, Template.parse(QUESTION_TEMPLATE), config, context)
     same = [
         one
-        for one in ground.alone()
-        for place in one.places
-        if tuple(tokenizer(tokenizer.decode(place.target), add_special_tokens=False)["input_ids"]) == place.target
+        for one in slots.one_by_one()
+        for slot in one.slots
+        if tuple(tokenizer(tokenizer.decode(slot.target), add_special_tokens=False)["input_ids"]) == slot.target
     ]
     return [same[k * len(same) // options.n] for k in range(min(options.n, len(same)))]
 
 
-def case_of(options: argparse.Namespace, folder: Path, tokenizer: Any, ground: Ground, seed: int) -> dict[str, Any]:
+def case_of(options: argparse.Namespace, folder: Path, tokenizer: Any, slots: SuffixSlots, seed: int) -> dict[str, Any]:
     """The settings that both searches share."""
-    (place,) = ground.places
+    (slot,) = slots.slots
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     return {
         "model": str(folder),
         "special_tokens": {name: getattr(tokenizer, name) for name in names},
-        "item": {"id": place.item.id, "prompt": place.item.prompt, "kind": place.item.kind},
-        "harmful": list(place.item.harmful),
-        "head": place.head,
-        "tail": place.tail,
-        "suffix": ground.suffix,
-        "target": tokenizer.decode(place.target),
+        "item": {"id": slot.item.id, "prompt": slot.item.prompt, "kind": slot.item.kind},
+        "harmful": list(slot.item.harmful),
+        "head": slot.head,
+        "tail": slot.tail,
+        "suffix": slots.initial_suffix,
+        "target": tokenizer.decode(slot.target),
         "batch_size": None,
         "seed": seed,
         **{name: getattr(options, name) for name in ("steps", "candidates", "topk", "n_replace", "threads")},
@@ -79,9 +79,9 @@ def ours(case: dict[str, Any], config: GCGConfig) -> dict[str, Any]:
     torch.set_num_threads(case["threads"])
     model, tokenizer = models.load(Path(case["model"]))
     item = Item(**case["item"], harmful=tuple(case["harmful"]))
-    ground = prepare([item], tokenizer, QUESTION_TEMPLATE, config, models.context_length(model))
+    slots = find_slots([item], tokenizer, Template.parse(QUESTION_TEMPLATE), config, models.context_length(model))
     marks: list[float] = []
-    result = search_suffix(model, tokenizer, ground, config, advance=lambda n: marks.append(time.process_time()))
+    result = search_suffix(model, tokenizer, slots, config, advance=lambda n: marks.append(time.process_time()))
     text = render(with_suffix(item, result.suffix), QUESTION_TEMPLATE)
     return {"best_loss": result.best_loss, "first_loss": result.first_loss, "text": text, "marks": marks}
 
@@ -100,9 +100,9 @@ def a_step(found: dict[str, Any]) -> float:
     return median(b - a for a, b in pairwise(found["marks"]))
 
 
-def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
+def could_be(model: Any, slots: SuffixSlots) -> tuple[float, float, float]:
     """Return millions of multiply-adds per candidate: the minimum, those of a pass over all tokens, and their ratio."""
-    (place,) = ground.places
+    (slot,) = slots.slots
     embeddings = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     token = sum(
         p.numel()
@@ -110,18 +110,18 @@ def could_be(model: Any, ground: Ground) -> tuple[float, float, float]:
         if p.dim() == 2 and id(p) not in embeddings and "embed" not in name
     )
     head = model.get_output_embeddings().weight.numel()
-    size, rest = len(ground.ids), len(place.after) + len(place.target)
+    size, rest = len(slots.initial_ids), len(slot.after) + len(slot.target)
     # On average the changed token is in the middle. The last token of the target predicts nothing.
-    least = ((size + 1) / 2 + rest - 1) * token + len(place.target) * head
+    least = ((size + 1) / 2 + rest - 1) * token + len(slot.target) * head
     whole = (size + rest) * (token + head)
     return least / 1e6, whole / 1e6, whole / least
 
 
-def loss_of(model: Any, tokenizer: Any, ground: Ground, text: str) -> float:
-    (place,) = ground.places
-    pair = (tokenizer(text)["input_ids"], place.target)
+def loss_of(model: Any, tokenizer: Any, slots: SuffixSlots, text: str) -> float:
+    (slot,) = slots.slots
+    pair = (tokenizer(text)["input_ids"], slot.target)
     ((total, _),) = loglikelihoods(model, [pair], max_length=models.context_length(model))
-    return -total / len(place.target)
+    return -total / len(slot.target)
 
 
 def main() -> int:
@@ -149,7 +149,7 @@ def main() -> int:
 
     folder = models.resolve(options.model).path
     model, tokenizer = models.load(folder)
-    cases = grounds(options, tokenizer, config, models.context_length(model))
+    cases = cases_of(options, tokenizer, config, models.context_length(model))
     given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     mine = [sys.executable, __file__, *given, "--side"]
     peer = [options.peer_python, str(Path(__file__).with_name("gcg_peer.py"))] if options.peer_python else None
@@ -162,20 +162,20 @@ def main() -> int:
     rows: list[tuple[float, ...]] = []
     same = 0
     soft = SoftPromptConfig(suffix_tokens=options.suffix_tokens, target_tokens=options.target_tokens)
-    for seed, ground in enumerate(cases):
-        case = case_of(options, folder, tokenizer, ground, seed) | {"batch_size": size}
+    for seed, slots in enumerate(cases):
+        case = case_of(options, folder, tokenizer, slots, seed) | {"batch_size": size}
         sides = {"ours": mine} | ({"theirs": peer} if peer else {})
         order = list(sides)[:: -1 if seed % 2 else 1]
         found = {side: in_a_process(sides[side], case) for side in order}
         row = [a_step(found["ours"]), found["ours"]["first_loss"]]
         row += [
-            loss_of(model, tokenizer, ground, found["ours"]["text"]),
-            search_soft_prompts(model, ground, soft)[0].best_loss,
+            loss_of(model, tokenizer, slots, found["ours"]["text"]),
+            search_soft_prompts(model, slots, soft)[0].best_loss,
         ]
         if peer:
             theirs = found["theirs"]
             same += theirs["text"] == found["ours"]["text"]
-            row += [a_step(theirs), loss_of(model, tokenizer, ground, theirs["text"])]
+            row += [a_step(theirs), loss_of(model, tokenizer, slots, theirs["text"])]
         else:
             row += [float("nan"), float("nan")]
         rows.append(tuple(row))

@@ -32,6 +32,7 @@ from wpn_bench.attacks.registry import get_attack
 from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.harmless.judges import get_judge
+from wpn_bench.prompts import Template
 
 SIZES = (1, 8, 16, 32, 64)
 
@@ -52,7 +53,7 @@ def prompts_of(options: argparse.Namespace) -> dict[str, list[str]]:
     random.Random(0).shuffle(items)
     items = items[: options.n]
     forget = prompts.load_prompts(prompts.spec_for(options.forget, role="forget", kind="question"))
-    context = AttackContext(QUESTION_TEMPLATE, forget.items)
+    context = AttackContext(Template.parse(QUESTION_TEMPLATE), forget.items)
     shown = get_attack("few_shot").apply(items[0], context).context
     kinds = {
         "plain": items,

@@ -19,21 +19,23 @@ import torch
 
 from wpn_bench import models, prompts
 from wpn_bench.attacks import gcg, soft_prompt
-from wpn_bench.attacks.search import Ground, TargetLoss, prepare, spread
+from wpn_bench.attacks.suffix_slots import SuffixSlots, evenly_spread, find_slots
+from wpn_bench.attacks.target_loss import TargetLoss
 from wpn_bench.config import QUESTION_TEMPLATE, build
+from wpn_bench.prompts import Template
 
-Search = Callable[[Any, Any, Ground, Any], tuple[float, float, torch.Tensor]]
+Search = Callable[[Any, Any, SuffixSlots, Any], tuple[float, float, torch.Tensor]]
 
 
-def suffix(model: Any, tokenizer: Any, ground: Ground, config: gcg.GCGConfig) -> tuple[float, float, torch.Tensor]:
-    found = gcg.search_suffix(model, tokenizer, ground, config)
+def suffix(model: Any, tokenizer: Any, slots: SuffixSlots, config: gcg.GCGConfig) -> tuple[float, float, torch.Tensor]:
+    found = gcg.search_suffix(model, tokenizer, slots, config)
     return found.first_loss, found.best_loss, model.get_input_embeddings()(torch.tensor(found.ids)).detach()
 
 
 def vectors(
-    model: Any, tokenizer: Any, ground: Ground, config: soft_prompt.SoftPromptConfig
+    model: Any, tokenizer: Any, slots: SuffixSlots, config: soft_prompt.SoftPromptConfig
 ) -> tuple[float, float, torch.Tensor]:
-    (found,) = soft_prompt.search_soft_prompts(model, ground, config)
+    (found,) = soft_prompt.search_soft_prompts(model, slots, config)
     return found.first_loss, found.best_loss, found.vectors
 
 
@@ -61,14 +63,16 @@ def main() -> None:
         for attack, search in ATTACKS.items():
             config = settings.gradient_config(attack)
             began = time.process_time(), time.perf_counter()
-            ground = prepare(spread(train, config.prompts), tokenizer, QUESTION_TEMPLATE, config, context)
-            first, best, found = search(model, tokenizer, ground, config)
+            slots = find_slots(
+                evenly_spread(train, config.prompts), tokenizer, Template.parse(QUESTION_TEMPLATE), config, context
+            )
+            first, best, found = search(model, tokenizer, slots, config)
             own, wall = time.process_time() - began[0], time.perf_counter() - began[1]
-            held = prepare(test[: options.test], tokenizer, QUESTION_TEMPLATE, config, context)
-            loss = TargetLoss(model, held.places)
+            held_out = find_slots(test[: options.test], tokenizer, Template.parse(QUESTION_TEMPLATE), config, context)
+            loss = TargetLoss(model, held_out.slots)
             before, after = (
-                float(loss.slope(one.unsqueeze(0), range(len(held.places))).losses.mean())
-                for one in (loss.embedded(torch.tensor(held.ids)), found)
+                float(loss.loss_and_gradient(one.unsqueeze(0), range(len(held_out.slots))).losses.mean())
+                for one in (loss.embedded(torch.tensor(held_out.initial_ids)), found)
             )
             losses = " | ".join(f"{value:.2f}" for value in (first, best, before, after))
             print(

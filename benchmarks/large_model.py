@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     import wpn_bench.unlearn.loop  # noqa: F401
     from wpn_bench import models
     from wpn_bench.preflight import resources
-    from wpn_bench.prompts import Item
+    from wpn_bench.prompts import Item, Template
     from wpn_bench.unlearn.methods import METHODS
     from wpn_bench.unlearn.train import train as unlearn
 
@@ -114,7 +114,15 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(args.folder)
     memory = Memory()
     model = models.load_fresh(args.folder, "cpu", "bfloat16")
-    said = unlearn(model, tokenizer, kind(kind.Config(**options)), items, [long] * 8, template="Q: {prompt} A:", seed=0)
+    said = unlearn(
+        model,
+        tokenizer,
+        kind(kind.Config(**options)),
+        items,
+        [long] * 8,
+        template=Template.parse("Q: {prompt} A:"),
+        seed=0,
+    )
     return {
         "estimated": estimate.total / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
         **memory.peaks(),

@@ -32,7 +32,7 @@ def test_added_values_are_known_to_the_next_process(tmp_path: Path) -> None:
     assert answers.known == {3: [1, 2], 0: 0.1, 7: None}
     # The journal is not closed, as after a kill.
     assert stored(tmp_path / "job") == {3: [1, 2], 0: 0.1, 7: None}
-    assert stored(tmp_path / "job", of="y") == {}
+    assert stored(tmp_path / "job", inputs="y") == {}
 
 
 @given(st.dictionaries(st.integers(0, 9), VALUES), st.data())
