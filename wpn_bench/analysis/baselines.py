@@ -1,8 +1,8 @@
-"""What models answered, item by item, in the least space: what `check` holds a run against, from its folder or a file.
+"""What models answered, item by item, as compact bits: the baseline of `wpn-bench check`, from a run folder or a file.
 
 A file keeps, for each model, seed and set, one bit an item and question ("harmless?", "correct?"), and beside the bits what
 they are answers to: digests of prompts, documents, judge, template and decoding. Answers to other questions are refused, not
-compared. It holds no prompt and no response, so it may lie in a public repository.
+compared. It holds no prompt and no response, so it may be published.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Bits(BaseModel):
 
 
 class Answers(BaseModel):
-    """One model with one seed (None: the base) on one set: metric or column -> an answer for each item."""
+    """The answers of one model and seed (None: the base) to one set. `flags`: column -> one bit for each item."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str
@@ -71,7 +71,14 @@ class Answers(BaseModel):
 
 
 class Reference(BaseModel):
-    """Answers of some models of a run. `ground`: the settings that all answers depend on. `about`: for people."""
+    """The answers of some models of a run.
+
+    Attributes:
+        about: Where they come from, for people.
+        ground: The settings that all answers depend on (`Protocol.settings`).
+        asked: The prompt sets and benchmarks.
+        answers: The answers.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal["wpn-bench baseline"] = "wpn-bench baseline"
@@ -222,7 +229,7 @@ def _whole(found: Reference, file: Path) -> None:
 
 
 def write(reference: Reference, file: Path) -> None:
-    """Save it; `UserError` where the file cannot be written."""
+    """Save a reference; `UserError` if the file cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, reference.model_dump_json(indent=1) + "\n")

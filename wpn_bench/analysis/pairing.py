@@ -38,8 +38,14 @@ _DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct")
 
 @dataclass
 class Paired:
-    """`other` against `first`. `rows` are as those of results.json, but `value` is of `other` and `delta*`, `p_value` are
-    against the same method in `first`. `refused`: (what is not paired, why). `seeds`: model -> which stood against which."""
+    """The paired differences of two runs, `other` minus `first`.
+
+    Attributes:
+        rows: As in results.json, but `value` is of `other`, and `delta*` and `p_value` compare with the same method in `first`.
+        seeds: Model -> which seeds were paired.
+        refused: (what was not paired, why).
+        notes: What a reader must know in addition.
+    """
 
     first: LabelledRun
     other: LabelledRun
@@ -76,7 +82,7 @@ def _same_weights(first: LabelledRun, other: LabelledRun, model: str) -> bool:
 
 
 def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
-    """Which seed stands against which: each with itself; where they share none, the only one of each; else none."""
+    """Which seeds are paired: each with itself; if they share none, the only one of each; else none."""
     common = sorted(set(first) & set(other))
     if common:
         return [(seed, seed) for seed in common]

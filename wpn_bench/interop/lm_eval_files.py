@@ -55,7 +55,7 @@ def _name(model: str, seed: int | None, run: Run) -> str:
 
 
 def _model_args(run: Run, model: str, seed: Any, dtype: str) -> dict[str, Any]:
-    """What lm-eval would have been told to load."""
+    """The `model_args` that lm-eval would have had."""
     asked = run.manifest["model"]
     folder = None if model == BASE else run.results["models"][model].get("folder", {}).get(str(seed))
     revision = {} if folder or not asked["revision"] else {"revision": asked["revision"]}

@@ -1,4 +1,4 @@
-"""What a tracking service is told of a run: names, settings, digests and numbers, the same for every service."""
+"""What is logged of a run to a tracking service: names, settings, digests and numbers, the same for every service."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _NOT_IN_A_NAME = re.compile(r"[^\w./ -]+")
 
 @dataclass(frozen=True)
 class Tracked:
-    """One model's line in a tracking service. `metrics` are named `suite/set/metric`, with `.ci_low`, `.ci_high`, `.delta`,
-    `.p_value` behind it where there are such; the row over all seeds counts."""
+    """One model in a tracking service. `metrics` are named `suite/set/metric`, followed by `.ci_low`, `.ci_high`, `.delta` or
+    `.p_value` for those numbers; they are those of the row over all seeds."""
 
     model: str
     title: str
@@ -77,7 +77,7 @@ def _known(value: Any) -> bool:
 
 
 def files(run: Run) -> list[Path]:
-    """What goes along: the reports, results, manifest, and the items behind them."""
+    """The files that are uploaded: reports, results, manifest, samples and documents."""
     return [file for name in FILES if (file := path_inside(run.folder, name)).is_file()]
 
 

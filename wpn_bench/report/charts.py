@@ -60,7 +60,7 @@ def trade_off(view: View) -> Figure | None:
     tint, shape, figure = colours(view), symbols(view), go.Figure()
     xs: list[float] = []
     marks: list[tuple[float, float]] = []
-    stalks: list[tuple[float, float, float]] = []
+    hollow_lines: list[tuple[float, float, float]] = []
     for name, average, cell in shown:
         x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
         hollow = view.mean(name, IN_DOMAIN, HARMLESS_RATE)
@@ -68,7 +68,7 @@ def trade_off(view: View) -> Figure | None:
         if hollow and hollow.value is not None:
             top = 100 * hollow.value
             marks.append((x, top))
-            stalks.append((x, y, top))
+            hollow_lines.append((x, y, top))
             figure.add_trace(
                 go.Scatter(
                     x=[x, x],
@@ -127,7 +127,7 @@ def trade_off(view: View) -> Figure | None:
         [100 * value for value in (base.value, base.value - view.margin)] if base and base.value is not None else []
     )
     notes = []
-    for label in placed(labels, bars, marks, stalks + [(x, -4, 105) for x in upright], span):
+    for label in placed(labels, bars, marks, hollow_lines + [(x, -4, 105) for x in upright], span):
         font = {"color": label.pop("color"), "size": 13}
         notes.append({"name": "wide", "font": font, **label, "text": plotly_text(label["text"])})
     figure.layout.annotations = [*figure.layout.annotations, *notes]  # at once: one by one takes the square of the time

@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A table of paired differences, with what must be said beside it."""
+    """A table of paired differences, with its notes."""
 
     other: str
     first: str

@@ -10,7 +10,7 @@ from wpn_bench.errors import UserError
 
 
 def write_card(card: JudgeCard, path: Path) -> list[Path]:
-    """The card as JSON at `path`, and as Markdown beside it."""
+    """Write the card as JSON to `path` and as Markdown to the same name with .md; returns both paths."""
     from wpn_bench.report.templates import environment
 
     page = path.with_suffix(".md")

@@ -1,4 +1,4 @@
-"""`results.json` and what lies beside it -> `report.html` and `report.md`. Reads stored rows, never loads a model.
+"""`report.html` and `report.md` from the files of a finished run. Reads stored rows, never loads a model.
 
 The page is one file that works from disk without a network: style, script, Plotly, figures and samples are inside it.
 A Content-Security-Policy names the two scripts by their digests, so neither a request nor a script that a model wrote
