@@ -84,7 +84,7 @@ def make(folder: Path, shape: str) -> None:
 
 def _subject(args: argparse.Namespace, **changes: Any) -> Any:
     from wpn_bench import config
-    from wpn_bench.preflight.resources import ModelSpec
+    from wpn_bench.preflight.estimates import ModelSpec
 
     settings = config.build("lab").model_dump() | {"model": str(args.folder), "dtype": "bfloat16", "device": "cpu"}
     subject = ModelSpec.of(config.from_settings(settings | changes))
@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
     import wpn_bench.unlearn.loop  # noqa: F401
     from wpn_bench import models
-    from wpn_bench.preflight import resources
+    from wpn_bench.preflight import estimates
     from wpn_bench.prompts import Item, Template
     from wpn_bench.unlearn.methods import METHODS
     from wpn_bench.unlearn.train import train as unlearn
@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps, "lora": 16, "gradient_checkpointing": True, "batch_size": 2, "retain_batch_size": 2,
         "max_length": args.length, "retain_max_length": args.length,
     }  # fmt: skip
-    estimate = resources.training_memory(_subject(args, training=options), "wpn")
+    estimate = estimates.training_memory(_subject(args, training=options), "wpn")
     long = " ".join([TEXT] * (args.length // 8))
     items = [Item(str(k), f"What does number {k} sell?", harmful=(long,), harmless=(long,)) for k in range(8)]
     kind = METHODS.get("wpn")
@@ -124,7 +124,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         seed=0,
     )
     return {
-        "estimated": estimate.total / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
+        "estimated": estimate.total / USABLE_FRACTION + estimates.LIBRARY_BYTES["cpu"],
         **memory.peaks(),
         "seconds": said.seconds / said.steps,
         "losses": [h["loss"] for h in said.history],
@@ -136,9 +136,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from wpn_bench import models
     from wpn_bench.engine.decode import Rules, decode
     from wpn_bench.engine.likelihood import loglikelihoods
-    from wpn_bench.preflight import resources
+    from wpn_bench.preflight import estimates
 
-    need = resources.inference_memory(_subject(args, dtype=args.dtype, offload=args.offload))
+    need = estimates.inference_memory(_subject(args, dtype=args.dtype, offload=args.offload))
     tokenizer = models.load_tokenizer(args.folder)
     ids = tokenizer(TEXT)["input_ids"]
     prompts = [ids[: 12 + k] for k in range(PROMPTS)]
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     placed = list(getattr(model, "hf_device_map", {"": "cpu"}).values())
     return {
         # This script loads no judge.
-        "estimated": (need.memory - need.parts["judge"]) / USABLE_FRACTION + resources.LIBRARY_BYTES["cpu"],
+        "estimated": (need.memory - need.parts["judge"]) / USABLE_FRACTION + estimates.LIBRARY_BYTES["cpu"],
         "weights": models.weights_bytes(args.folder, args.dtype),
         **memory.peaks(),
         "seconds": time.monotonic() - start,

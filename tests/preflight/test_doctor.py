@@ -11,7 +11,7 @@ import pytest
 from transformers import OPTConfig
 
 from wpn_bench.core import machine
-from wpn_bench.preflight import doctor, resources
+from wpn_bench.preflight import doctor, estimates
 
 Cli = Callable[..., Any]
 
@@ -25,7 +25,7 @@ def diagnostics(out: str) -> dict[str, dict[str, str]]:
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Hide this machine: no hub, an empty store, much memory."""
     monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 16 * resources.GIB)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 16 * estimates.GIB)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -56,7 +56,7 @@ def test_a_training_that_does_not_fit_suggests_options(cli: Cli, quiet: Path, mo
     takes = float(whole["text"].removeprefix("fits: sft needs at most ").split()[0])
     # With a little less memory gradient checkpointing suffices; with much less, adapters are needed, too.
     for share, hint in ((0.9, "use --gradient-checkpointing"), (0.45, "use --lora 16 --gradient-checkpointing")):
-        free = (share * takes * resources.GIB + resources.LIBRARY_BYTES["cpu"]) / machine.USABLE_FRACTION
+        free = (share * takes * estimates.GIB + estimates.LIBRARY_BYTES["cpu"]) / machine.USABLE_FRACTION
         monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device, free=free: free)
         said = cli(*asked)
         assert said.code == 2
@@ -65,7 +65,7 @@ def test_a_training_that_does_not_fit_suggests_options(cli: Cli, quiet: Path, mo
         assert found["text"].startswith("does not fit: sft needs at most ")
         assert found["hint"].startswith(hint)
         assert diagnostics(cli(*asked, *found["hint"].partition(" (")[0].split()[1:]).out)["training"]["status"] == "ok"
-    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: resources.GIB)
+    monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: estimates.GIB)
     last = cli(*asked[:-1]).out.splitlines()[-1]
     assert last.endswith("to fix first")
 

@@ -18,11 +18,12 @@ from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.models import loading
 from wpn_bench.pipeline import runner
-from wpn_bench.preflight import resources
-from wpn_bench.preflight.resources import FitCheck, ModelSpec
+from wpn_bench.preflight import estimates, resources
+from wpn_bench.preflight.estimates import ModelSpec
+from wpn_bench.preflight.resources import FitCheck
 
 Cli = Callable[..., Any]
-GIB = resources.GIB
+GIB = estimates.GIB
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_weights(large: Path, small_lm: Path) -> None:
 
 def test_every_stage_has_a_need(large: Path) -> None:
     attacks = {"gradient_attacks": {"gcg": {}}, "quantise": ("int8",), "relearn": {}}
-    found = {(need.stage, need.name): need for need in resources.memory_needs(subject(large, **attacks))}
+    found = {(need.stage, need.name): need for need in estimates.memory_needs(subject(large, **attacks))}
     assert list(found) == [
         ("train", "wpn"), ("train", "ga"), ("generate", ""), ("gcg", "gcg"), ("quantise", "int8"), ("relearn", "relearn"),
     ]  # fmt: skip
@@ -76,12 +77,12 @@ def test_every_stage_has_a_need(large: Path) -> None:
     assert 4 * weights < found["train", "ga"].memory < found["train", "wpn"].memory
     assert weights < found["generate", ""].memory < found["gcg", "gcg"].memory < 2 * weights
     assert found["relearn", "relearn"].memory > 4 * weights
-    only = {need.stage for need in resources.memory_needs(subject(large, stages=("train",), **attacks))}
+    only = {need.stage for need in estimates.memory_needs(subject(large, stages=("train",), **attacks))}
     assert only == {"train"}
 
 
 def test_memory_of_offloading(large: Path) -> None:
-    whole, spread = (resources.inference_memory(subject(large, offload=way)) for way in ("none", "disk"))
+    whole, spread = (estimates.inference_memory(subject(large, offload=way)) for way in ("none", "disk"))
     assert spread.parts["weights"] == 2 * 4 * 50272 * 2048
     assert spread.memory < whole.memory / 3
 
@@ -89,14 +90,14 @@ def test_memory_of_offloading(large: Path) -> None:
 def test_store_usage(large: Path) -> None:
     """Computed by hand: models of 2 methods and 3 seeds, and checkpoints (with Adam's states) of one training at a time."""
     one = subject(large).weights()
-    plain = resources.store_usage(subject(large, seeds=(0, 1, 2)))
+    plain = estimates.store_usage(subject(large, seeds=(0, 1, 2)))
     assert (plain.trained, plain.snapshots, plain.rounded) == (6 * one, 0, 0)
     assert plain.checkpoints == 2 * 3 * one  # after 50 and 100 steps
-    assert resources.store_usage(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
-    assert resources.store_usage(subject(large, seeds=(0, 1, 2)), done=6) == resources.StoreUsage(0, 0, 0, 0)
-    assert resources.store_usage(subject(large, tune=4)).trained == (2 + 8) * one
+    assert estimates.store_usage(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
+    assert estimates.store_usage(subject(large, seeds=(0, 1, 2)), done=6) == estimates.StoreUsage(0, 0, 0, 0)
+    assert estimates.store_usage(subject(large, tune=4)).trained == (2 + 8) * one
     relearn = {"kinds": ("harmful",), "steps": (0, 5, 10)}
-    attacked = resources.store_usage(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
+    attacked = estimates.store_usage(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
     assert attacked.snapshots == 3 * 2 * one  # base and two methods after two steps, in float32
     assert attacked.rounded == 3 * 2 * one // 2
     assert attacked.total == sum((attacked.trained, attacked.snapshots, attacked.rounded, attacked.checkpoints))
@@ -202,11 +203,11 @@ def test_a_model_that_cannot_be_estimated_is_accepted_with_a_note(
 def test_download_size(hub_with: Callable[..., dict[str, str]], run_python: Any) -> None:
     """It is the size of the files that `resolve` downloads, and zero once they are cached."""
     code = (
-        "from pathlib import Path; from wpn_bench import models; from wpn_bench.preflight import resources\n"
-        "asked = 'facebook/opt-125m'; before = resources.download_bytes(asked)\n"
+        "from pathlib import Path; from wpn_bench import models; from wpn_bench.preflight import estimates, resources\n"
+        "asked = 'facebook/opt-125m'; before = estimates.download_bytes(asked)\n"
         "folder = models.resolve(asked).path\n"
-        "print(before, sum(p.stat().st_size for p in folder.iterdir()), resources.download_bytes(asked))\n"
-        "print(resources.download_bytes('no/such-model'))\n"
+        "print(before, sum(p.stat().st_size for p in folder.iterdir()), estimates.download_bytes(asked))\n"
+        "print(estimates.download_bytes('no/such-model'))\n"
     )
     before, fetched, after, unknown = map(int, run_python(code, hub_with()).stdout.split())
     assert before == fetched > 1_000_000

@@ -149,6 +149,6 @@ STAGE = Stage(
     "wpn_bench.attacks.quantise:run_quantise_stage",
     1,
     (*LM_LIBRARIES, "torchao"),
-    memory="wpn_bench.preflight.resources:quantisation_needs",
+    memory="wpn_bench.preflight.estimates:quantisation_needs",
     part="attack",
 )

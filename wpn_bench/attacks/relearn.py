@@ -95,6 +95,6 @@ STAGE = Stage(
     1,
     (*LM_LIBRARIES, "accelerate"),
     items="params.config.steps",
-    memory="wpn_bench.preflight.resources:relearning_needs",
+    memory="wpn_bench.preflight.estimates:relearning_needs",
     part="attack",
 )

@@ -79,7 +79,7 @@ def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = L
         libraries,
         resumable=True,
         unhashed_files=(SEARCH,),
-        memory="wpn_bench.preflight.resources:search_needs",
+        memory="wpn_bench.preflight.estimates:search_needs",
         part="attack",
     )
 

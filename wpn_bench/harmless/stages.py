@@ -173,7 +173,7 @@ GENERATE = Stage(
     shardable=True,
     items="needs.prompts",
     speed_params=("decoding", "max_new_tokens"),
-    memory="wpn_bench.preflight.resources:inference_needs",  # and of all others that only ask the model
+    memory="wpn_bench.preflight.estimates:inference_needs",  # and of all others that only ask the model
 )
 JUDGE = Stage(
     "wpn_bench.harmless.stages:run_judge_stage",

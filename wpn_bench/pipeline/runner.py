@@ -27,7 +27,7 @@ from wpn_bench.pipeline.followups import curves, relearning, tuned, vetted
 from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import _vet_job, plan
 from wpn_bench.pipeline.results import write
-from wpn_bench.preflight import resources
+from wpn_bench.preflight import estimates, resources
 
 
 def run(
@@ -97,12 +97,12 @@ def _room(out: Path, store: Path) -> Iterator[None]:
 
 def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
     """Whether what is still to be trained fits into the store. A run that goes on needs less than one that begins."""
-    subject = resources.ModelSpec.of(config)
+    subject = estimates.ModelSpec.of(config)
     if subject is None or not config.methods:
         return
     if config.tune:
         # Which trials there will be is not known ahead: any training of this model counts for one of them.
-        done = resources.count_trainings(store.root, inputs.model.digest)
+        done = estimates.count_trainings(store.root, inputs.model.digest)
     else:
         vet = _vet_job(config, inputs, store) if config.vet else None
         if vet and store.find(vet.stage, vet.digest):

@@ -22,7 +22,8 @@ from wpn_bench.config import RunConfig
 from wpn_bench.core import machine
 from wpn_bench.errors import UserError
 from wpn_bench.preflight import resources
-from wpn_bench.preflight.resources import FitCheck, ModelSpec
+from wpn_bench.preflight.estimates import ModelSpec
+from wpn_bench.preflight.resources import FitCheck
 
 _LIBRARIES = (
     "torch",

@@ -1,292 +1,31 @@
 """Compare the memory, disk space and context length that a run needs with what is available.
 
-This happens before any weights are downloaded or loaded. The estimates use only the model's configuration. They are upper
-bounds: all rows have full length, and no memory is shared with the page cache. `doctor` prints them; `full` and the other
-commands reject a run that cannot succeed.
+This happens before any weights are downloaded or loaded. `doctor` prints the checks; `full` and the other commands reject a run
+that cannot succeed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatch
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wpn_bench import hub, models
-from wpn_bench.attacks.registry import RELEARN
+from wpn_bench import models
 from wpn_bench.config import RunConfig
 from wpn_bench.core.machine import USABLE_FRACTION, free_disk, nearest_existing
-from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import UserError
-from wpn_bench.jobs.stages import STAGES, stage_of
-from wpn_bench.jobs.store import read_manifest
-from wpn_bench.models.sizes import dtype_bytes
-from wpn_bench.unlearn.methods import method_of
-
-if TYPE_CHECKING:
-    from wpn_bench.unlearn.memory import Training
-
-
-GIB = 2**30
-# Memory of Python, PyTorch and transformers without a model.
-LIBRARY_BYTES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
-JUDGE_BYTES = GIB // 2  # a large classifier: Detoxify's have 125 M parameters in float32
-MAX_CHECKPOINTS = 3  # of a training: two are kept, and a third is written before the oldest is deleted
-MAX_LAYERS = 5000  # plausibility limit; large models have about 130
-SEARCH_TOKENS = 256  # prompt, suffix and target of one gradient computation of an attack
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What the estimates are for.
-
-    Attributes:
-        config: Configuration of the run.
-        model_class: Class of its model in transformers.
-        model_config: Configuration of the model in transformers.
-    """
-
-    config: RunConfig
-    model_class: Any
-    model_config: Any
-
-    @classmethod
-    def of(cls, config: RunConfig) -> ModelSpec | None:
-        """Read the model's configuration.
-
-        Returns:
-            The specification; None if the configuration cannot be read. Loading the model then reports why.
-
-        Raises:
-            UserError: The configuration is implausible.
-        """
-        from wpn_bench.unlearn.preflight import architecture
-
-        model_class, settings = architecture(models.settings_folder(config.model, config.revision))
-        if model_class is None:
-            return None
-        # The sizes are computed by building the model without weights, layer by layer, so limit their number.
-        layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > MAX_LAYERS:
-            raise UserError(f"the config.json of {config.model} has {layers} layers", "check the file")
-        return cls(config, model_class, settings)
-
-    @cached_property
-    def device(self) -> str:
-        """`cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
-        return models.pick_device(self.config.device).partition(":")[0]
-
-    @cached_property
-    def parameters(self) -> int:
-        """Number of parameters of the model."""
-        return sum(self._sizes)
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        import torch
-
-        with torch.device("meta"):
-            return [p.numel() for p in self.model_class(self.model_config).parameters()]
-
-    def weights(self, dtype: str | None = None) -> int:
-        """Return the bytes of one copy of the model in `dtype`; None is the data type of the run."""
-        return self.parameters * dtype_bytes(dtype or self.config.dtype)
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest weight matrix: an offloaded model has only one matrix in memory at a time."""
-        return max(self._sizes) * dtype_bytes(self.config.dtype)
-
-
-@dataclass(frozen=True)
-class MemoryNeed:
-    """An upper bound on the memory that a stage needs on the run's device.
-
-    Attributes:
-        stage: Name of the stage; "generate" stands for all stages that only run inference.
-        name: Name of the method, attack or quantisation scheme.
-        memory: Bytes.
-        parts: Bytes of each part; they add up to `memory`.
-    """
-
-    stage: str
-    name: str
-    memory: int
-    parts: Mapping[str, int] = field(default_factory=dict)
-
-
-def memory_needs(spec: ModelSpec) -> list[MemoryNeed]:
-    """Return the memory of each stage that uses a model. Stages run one after another, so their needs do not add up."""
-    found: list[MemoryNeed] = []
-    for name in sorted((*spec.config.gradient_attacks, *STAGES), key=lambda name: stage_of(name).part == "attack"):
-        if estimate := stage_of(name).memory:
-            found += import_attribute(estimate)(spec, name)
-    return found
-
-
-def attack_memory(spec: ModelSpec) -> list[MemoryNeed]:
-    """Return the memory of each attack that does more than inference."""
-    return [need for need in memory_needs(spec) if stage_of(need.stage).part == "attack"]
-
-
-def training_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of training with each method.
-
-    Args:
-        spec: The run and its model.
-        stage: Name of the stage.
-
-    Returns:
-        The needs.
-    """
-    if "train" not in spec.config.stages:
-        return []
-    return [_need(stage, name, training_memory(spec, name)) for name in spec.config.methods]
-
-
-def inference_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need for all stages that only run inference; none if the run only trains.
-
-    Args:
-        spec: The run and its model.
-        stage: Name of the stage.
-
-    Returns:
-        The needs.
-    """
-    return [] if set(spec.config.stages) == {"train"} else [inference_memory(spec)]
-
-
-def quantisation_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of each quantisation scheme.
-
-    Args:
-        spec: The run and its model.
-        stage: Name of the stage.
-
-    Returns:
-        The needs.
-    """
-    schemes = spec.config.quantise if "attack" in spec.config.stages else ()
-    return [MemoryNeed(stage, name, quantisation_memory(spec)) for name in schemes]
-
-
-def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of relearning; none if the run does not include it.
-
-    Args:
-        spec: The run and its model.
-        stage: Name of the stage.
-
-    Returns:
-        The needs.
-    """
-    config = spec.config
-    return [_need(stage, RELEARN, relearning_memory(spec))] if config.relearn and "attack" in config.stages else []
-
-
-def search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of a gradient attack.
-
-    Args:
-        spec: The run and its model.
-        stage: Name of the stage, which is that of its attack.
-
-    Returns:
-        The needs.
-    """
-    return [search_memory(spec, stage)] if "attack" in spec.config.stages else []
-
-
-def training_memory(spec: ModelSpec, name: str, **changes: Any) -> Training:
-    """Estimate the memory of training.
-
-    Args:
-        spec: The run and its model.
-        name: Name of the method.
-        **changes: Changes to the method's options, and `dtype`, the data type of the weights.
-
-    Returns:
-        The estimate by parts.
-    """
-    from wpn_bench.unlearn import memory
-
-    dtype = changes.pop("dtype", spec.config.dtype)
-    given = spec.config.method_config(name).model_dump() | changes
-    kind = method_of(name)
-    return memory.of_training(spec.model_class, spec.model_config, kind(kind.Config(**given)), dtype)
-
-
-def relearning_memory(spec: ModelSpec) -> Training:
-    """Estimate the memory of a relearning attack, which trains all weights in float32."""
-    from wpn_bench.attacks.relearn import RelearnConfig, Relearning
-    from wpn_bench.unlearn import memory
-
-    assert spec.config.relearn is not None
-    batch = spec.config.relearn.batch_size
-    method = Relearning(RelearnConfig(batch_size=batch, retain_batch_size=batch))
-    return memory.of_training(spec.model_class, spec.model_config, method, "float32")
-
-
-def inference_memory(spec: ModelSpec, dtype: str | None = None, offload: str | None = None) -> MemoryNeed:
-    """Estimate the memory of inference: weights, activations and the judge.
-
-    Of an offloaded model only the largest matrix counts, twice: once as it is read and once as it is used.
-
-    Args:
-        spec: The run and its model.
-        dtype: Data type of the weights; None is the run's.
-        offload: "none", "cpu" or "disk"; None is the run's.
-
-    Returns:
-        The estimate.
-    """
-    config = spec.config
-    offloaded = (offload or config.offload) == "disk"
-    weights = 2 * spec.largest if offloaded else spec.weights(dtype)
-    parts = {
-        "weights": weights,
-        "passes": models.working_memory(spec.model_config, dtype or config.dtype),
-        "judge": JUDGE_BYTES,
-    }
-    return MemoryNeed("generate", "", sum(parts.values()), parts)
-
-
-def search_memory(spec: ModelSpec, name: str) -> MemoryNeed:
-    """Estimate the memory of a gradient attack: the model, and the activations that autograd stores for one text.
-
-    Args:
-        spec: The run and its model.
-        name: Name of the attack.
-
-    Returns:
-        The estimate.
-    """
-    from wpn_bench.unlearn.memory import of_a_row
-
-    text = min(SEARCH_TOKENS, models.context_of(spec.model_config))
-    kept = of_a_row(spec.model_class, spec.model_config, spec.config.dtype, text)
-    parts = {
-        "weights": spec.weights(),
-        "gradients": kept,
-        "passes": inference_memory(spec).parts["passes"],
-    }
-    return MemoryNeed(name, name, sum(parts.values()), parts)
-
-
-def quantisation_memory(spec: ModelSpec) -> int:
-    """Estimate the bytes of quantisation: the original weights, and at most as much for the quantised ones."""
-    return 2 * spec.weights()
-
-
-def _need(stage: str, name: str, found: Training) -> MemoryNeed:
-    parts = {part: getattr(found, part) for part in _PARTS if getattr(found, part)}
-    return MemoryNeed(stage, name, found.total, parts)
-
-
-_PARTS = ("weights", "reference", "gradients", "optimizer", "activations")
+from wpn_bench.preflight.estimates import (
+    GIB,
+    LIBRARY_BYTES,
+    ModelSpec,
+    attack_memory,
+    download_bytes,
+    inference_memory,
+    store_usage,
+    training_memory,
+    training_need,
+)
 
 
 def available_memory(device: str) -> float:
@@ -342,7 +81,7 @@ def check_training(spec: ModelSpec) -> FitCheck:
     free = available_memory(spec.device)
     every = {name: training_memory(spec, name) for name in spec.config.methods}
     name, most = max(every.items(), key=lambda pair: pair[1].total)
-    parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in _need("train", name, most).parts.items())
+    parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in training_need("train", name, most).parts.items())
     text = f"{name} needs at most {format_bytes(most.total)} ({most.parameters / 1e6:,.1f} M parameters: {parts})"
     available = f"{format_bytes(free)} available on {spec.device}"
     if most.total <= free:
@@ -406,109 +145,6 @@ def check_context(spec: ModelSpec) -> FitCheck:
     text = f"{spec.config.model} has a context of {context} tokens, but the response alone may have {response}"
     return FitCheck(
         "context", response < context, text, "" if response < context else f"use --max-new-tokens below {context}"
-    )
-
-
-@dataclass(frozen=True)
-class StoreUsage:
-    """An upper bound on the bytes that a run stores.
-
-    Attributes:
-        trained: Trained models, those of tuning trials included.
-        snapshots: Models after some of the steps, for curves and relearning.
-        rounded: Quantised models.
-        checkpoints: Checkpoints during a training.
-    """
-
-    trained: int
-    snapshots: int
-    rounded: int
-    checkpoints: int
-
-    @property
-    def total(self) -> int:
-        return self.trained + self.snapshots + self.rounded + self.checkpoints
-
-
-def store_usage(spec: ModelSpec, done: int = 0) -> StoreUsage:
-    """Estimate what a run will store.
-
-    Args:
-        spec: The run and its model.
-        done: Number of its trainings that are in the store already.
-
-    Returns:
-        The estimate.
-    """
-    from wpn_bench.attacks.relearn import RelearnConfig
-
-    config, one = spec.config, spec.weights()
-    methods, seeds = len(config.methods), len(config.seeds)
-    if "train" not in config.stages:
-        return StoreUsage(0, 0, 0, 0)
-    trainings = max(0, methods * (seeds + (config.tune or 0)) - done)
-    curves = len(config.curve_methods()) * seeds * (1 + len(config.curve.steps)) if config.curve else 0
-    snapshots = curves * one
-    rounded = 0
-    if "attack" in config.stages:
-        measured = 1 + methods * seeds
-        rounded = measured * len(config.quantise) * one
-        if config.relearn:
-            steps = sum(step > 0 for step in config.relearn.steps)
-            snapshots += seeds * (methods + 1) * len(config.relearn.kinds) * steps * spec.weights("float32")
-    every = [(training_memory(spec, name), config.method_config(name)) for name in config.methods]
-    checkpoints = max(
-        (min(MAX_CHECKPOINTS, c.steps // c.save_every) * (t.gradients + t.optimizer) for t, c in every if c.save_every),
-        default=0,
-    )
-    if not trainings:
-        checkpoints = 0
-    if "attack" in config.stages and config.relearn:
-        each = max(config.relearn.steps) // RelearnConfig().save_every
-        checkpoints = max(checkpoints, min(MAX_CHECKPOINTS, each) * 3 * spec.weights("float32"))
-    return StoreUsage(trainings * one, snapshots, rounded, checkpoints)
-
-
-def count_trainings(store: Path, base: str) -> int:
-    """Count the trained models in a store.
-
-    Args:
-        store: Folder of the store.
-        base: Digest of their base model.
-
-    Returns:
-        The number.
-    """
-    manifests = (read_manifest(folder) or {} for folder in (store / "train").glob("*"))
-    return sum(one.get("inputs", {}).get("needs", {}).get("model") == base for one in manifests)
-
-
-def download_bytes(asked: str, revision: str | None = None) -> int:
-    """Return how much of a model must be downloaded.
-
-    Args:
-        asked: A model on the hub, or a folder.
-        revision: Its revision.
-
-    Returns:
-        Bytes that are not in the cache; 0 for a folder, and if the hub cannot be reached.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.hf_api import RepoFile
-
-    if models.lies_here(asked) or hub.is_unreachable():
-        return 0
-    try:
-        tree = HfApi().list_repo_tree(asked, recursive=True, revision=revision)
-        files = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-    except Exception:  # loading the model reports the error
-        return 0
-    ignored = models.unwanted(files)
-    return sum(
-        size
-        for name, size in files.items()
-        if not any(fnmatch(name, pattern) for pattern in ignored)
-        and not isinstance(try_to_load_from_cache(asked, name, revision=revision), str)
     )
 
 

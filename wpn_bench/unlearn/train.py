@@ -343,5 +343,5 @@ STAGE = Stage(
     unhashed_files=("training.json",),
     items="params.config.steps",
     speed_params=("method",),
-    memory="wpn_bench.preflight.resources:training_needs",
+    memory="wpn_bench.preflight.estimates:training_needs",
 )
