@@ -34,18 +34,23 @@ RELEARN_KINDS: tuple[RelearnKind, ...] = ("harmful", "benign")
 
 
 def some_step(value: tuple[int, ...]) -> tuple[int, ...]:
-    """Steps in order; `ValueError` if there are none to take or one stands there twice."""
+    """Sort the steps; raise `ValueError` if none is above 0 or one is given twice."""
     if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
         raise ValueError("give steps of 0 and more, each once, and one above 0")
     return tuple(sorted(value))
 
 
 class Curve(BaseModel):
-    """A curve over training steps: the first `limit` in-domain prompts and documents of each benchmark, measured after
-    each of `steps` (0 is the base). Steps beyond the end of a training are left out; its last step is always there."""
+    """A curve over training steps.
+
+    The first `limit` in-domain prompts and documents of each benchmark are measured after each of `steps` (0 is the base
+    model). Steps after the end of a training are left out; its last step is always included.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    methods: tuple[str, ...] = Field((), description="empty: the run's varieties of wpn and ga, else all its methods")
+    methods: tuple[str, ...] = Field(
+        (), description="empty: the variants of wpn and ga in the run, else all its methods"
+    )
     steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
     limit: Count = 60
 
@@ -53,15 +58,18 @@ class Curve(BaseModel):
 
 
 class Relearn(BaseModel):
-    """Relearning: every model, the base too, is fine-tuned a little and asked the first `limit` in-domain prompts after
-    each of `steps` (0 is the model as it is). `harmful` trains on `items` pairs of the forget set, prompt and harmful
-    response; `benign` on retain texts. The budget is the same for all models."""
+    """The relearning attack: fine-tune every model a little, the base too, and measure it again.
+
+    The first `limit` in-domain prompts are answered after each of `steps` (0 is the model before fine-tuning). `harmful`
+    trains on `items` pairs of the forget set, prompt and harmful response; `benign` trains on retain texts. All models get
+    the same budget.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     kinds: tuple[RelearnKind, ...] = Field(RELEARN_KINDS, min_length=1)
     steps: tuple[int, ...] = (0, 2, 5, 10, 20, 40)
     items: Count = Field(16, description="forget items that `harmful` trains on, drawn anew for each seed")
-    batch_size: Count = Field(8, description="pairs or texts a step")
+    batch_size: Count = Field(8, description="pairs or texts per step")
     lr: float | None = Field(None, gt=0, description="constant learning rate; None: 0.05 / hidden size")
     limit: Count = Field(60, description="in-domain prompts asked after each step")
 
@@ -69,7 +77,7 @@ class Relearn(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A run, whole. Sets are names from `tasks/prompts/`, YAML declarations or data files."""
+    """All settings of a run. Sets are names from `tasks/prompts/`, YAML declarations or data files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     preset: Annotated[
@@ -436,7 +444,18 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def build(preset: str, config_file: Path | None = None) -> RunConfig:
-    """The preset, and the user's file over it."""
+    """Build a configuration.
+
+    Args:
+        preset: Name of the preset.
+        config_file: A YAML file of the user, whose settings override the preset's.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: For an unknown preset, a file that cannot be read, and a setting that is wrong.
+    """
     raw = {**read_preset(preset), "preset": preset}
     if config_file:
         raw |= read_yaml(config_file)
@@ -460,6 +479,9 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
     Args:
         names: Names of prompt attacks, gradient attacks, schemes of quantisation, or `relearn`.
         settings: All settings of a run; the options that they give to an attack are kept.
+
+    Returns:
+        The settings `attacks`, `gradient_attacks`, `quantise` and `relearn`.
     """
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.registry import GRADIENT, RELEARN
@@ -473,7 +495,7 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
 
 
 def check_names(config: RunConfig) -> None:
-    """Unknown methods, their options, attacks, judges: said before anything is loaded."""
+    """Raise `UserError` for unknown methods, options, attacks and judges, before anything is loaded."""
     from wpn_bench import attacks
     from wpn_bench.attacks.quantise import get_scheme
     from wpn_bench.unlearn.methods import method_of

@@ -77,7 +77,15 @@ class Root(TyperGroup):
 
 
 def summary(command: Callable[..., None], width: int) -> str:
-    """The first paragraph of a command's help, in at most `width` characters."""
+    """Shorten a command's help to its first paragraph.
+
+    Args:
+        command: The command.
+        width: The most characters.
+
+    Returns:
+        The text in one line.
+    """
     return textwrap.shorten((inspect.getdoc(command) or "").partition("\n\n")[0], width, placeholder="...")
 
 

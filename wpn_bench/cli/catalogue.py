@@ -38,6 +38,7 @@ class Entry:
 
 
 def methods() -> Iterator[Entry]:
+    """Yield an entry for each of the methods."""
     from wpn_bench.unlearn.methods import METHODS
 
     for name in METHODS:
@@ -47,6 +48,7 @@ def methods() -> Iterator[Entry]:
 
 
 def attacks() -> Iterator[Entry]:
+    """Yield an entry for each of the attacks of all kinds."""
     from wpn_bench import attacks as parts
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.registry import RELEARN
@@ -64,6 +66,7 @@ def attacks() -> Iterator[Entry]:
 
 
 def judges() -> Iterator[Entry]:
+    """Yield an entry for each of the judges."""
     from wpn_bench.harmless.judges import JUDGES
 
     for name in JUDGES:
@@ -72,6 +75,7 @@ def judges() -> Iterator[Entry]:
 
 
 def benchmarks() -> Iterator[Entry]:
+    """Yield an entry for each of the benchmark tasks and groups."""
     from wpn_bench.benchmarks.definitions import expand, read_folders, short_name, task_folders
     from wpn_bench.benchmarks.run import describe
 
@@ -95,6 +99,7 @@ def benchmarks() -> Iterator[Entry]:
 
 
 def prompts() -> Iterator[Entry]:
+    """Yield an entry for each of the declared prompt and text sets."""
     from wpn_bench.prompts import declared, read_spec
 
     for name, file in declared().items():
@@ -106,6 +111,7 @@ def prompts() -> Iterator[Entry]:
 
 
 def presets() -> Iterator[Entry]:
+    """Yield an entry for each of the presets."""
     from wpn_bench.config import presets as known
     from wpn_bench.config import read_preset
 

@@ -60,8 +60,10 @@ def check(
         Path | None,
         typer.Option(help="Save this run's answers as a baseline instead of checking it.", rich_help_panel=OUTPUT),
     ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="The verdict as JSON.", rich_help_panel=OUTPUT)] = None,
-    junit: Annotated[Path | None, typer.Option(help="The verdict as JUnit XML.", rich_help_panel=OUTPUT)] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdict as JSON.", rich_help_panel=OUTPUT)
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML.", rich_help_panel=OUTPUT)] = None,
     summary: Annotated[
         Path | None,
         typer.Option(help='Markdown, added to a file: "$GITHUB_STEP_SUMMARY".', rich_help_panel=OUTPUT),
@@ -78,7 +80,8 @@ def check(
 
     [bold]wpn-bench check RUN --min coherent_harmless_rate=0.958[/bold]        and ask for a value
 
-    A change counts when it is shown on the same items: see docs/ci.md."""
+    A change counts if it is significant on the same items: see docs/ci.md.
+    """
     from wpn_bench.analysis import baselines
     from wpn_bench.analysis import gates as gate
     from wpn_bench.analysis.check import check as check_run

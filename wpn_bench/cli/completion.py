@@ -10,24 +10,28 @@ from collections.abc import Callable, Iterable
 
 
 def methods() -> Iterable[str]:
+    """Names of the methods."""
     from wpn_bench.unlearn.methods import METHODS
 
     return METHODS
 
 
 def attacks() -> Iterable[str]:
+    """Names of the attacks of all kinds."""
     from wpn_bench.attacks import all_names
 
     return all_names()
 
 
 def judges() -> Iterable[str]:
+    """Names of the judges."""
     from wpn_bench.harmless.judges.spec import JUDGES
 
     return JUDGES
 
 
 def benchmarks() -> Iterable[str]:
+    """Names of the benchmark tasks and groups."""
     import re
 
     from wpn_bench.core.paths import tasks_dir
@@ -39,24 +43,28 @@ def benchmarks() -> Iterable[str]:
 
 
 def prompts() -> Iterable[str]:
+    """Names of the declared prompt and text sets."""
     from wpn_bench.prompts import declared
 
     return declared()
 
 
 def presets() -> Iterable[str]:
+    """Names of the presets."""
     from wpn_bench.config import presets as known
 
     return known()
 
 
 def topics() -> Iterable[str]:
+    """What `wpn-bench list` can show: the kinds of parts, and each method."""
     from wpn_bench.cli.catalogue import KINDS
 
     return [*KINDS, *methods()]
 
 
 def export_formats() -> Iterable[str]:
+    """The formats of `wpn-bench export`."""
     return ("lm-eval", "mlflow", "wandb")
 
 

@@ -176,6 +176,9 @@ def config_from(given: Given, **fixed: Any) -> RunConfig:
         given: The typed values of the options.
         **fixed: Settings that the command itself decides.
 
+    Returns:
+        The checked configuration.
+
     Raises:
         UserError: For a value that cannot be.
     """
@@ -186,11 +189,11 @@ def config_from(given: Given, **fixed: Any) -> RunConfig:
     for row in setting_options():
         typed = given[row.name]
         if typed is not None and typed is not False and typed != []:
-            settings |= changes_of(row, row.read(typed), settings)
+            settings |= _changes_of(row, row.read(typed), settings)
     return from_settings(settings | fixed)
 
 
-def changes_of(row: Row, value: Any, settings: Settings) -> Settings:
+def _changes_of(row: Row, value: Any, settings: Settings) -> Settings:
     """The settings that an option changes: its own field, unless `CHANGES` says otherwise."""
     assert row.field is not None
     if row.name in CHANGES:
@@ -219,7 +222,18 @@ def split_all_names(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def positive(option: str, value: int | None) -> int | None:
-    """The value, if it is 1 or more or not given; else `UserError`."""
+    """Check a whole number.
+
+    Args:
+        option: The flag, for the message.
+        value: The number; None: not given.
+
+    Returns:
+        The value.
+
+    Raises:
+        UserError: The number is below 1.
+    """
     if value is not None and value < 1:
         raise UserError(f"{option} {value} is not a positive number", f"give 1 or more, or leave {option} out")
     return value
@@ -228,7 +242,7 @@ def positive(option: str, value: int | None) -> int | None:
 # --- options that change more than their own field, or are no plain value of it -----------------------------------------
 
 
-def choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
+def _choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
     """The named methods, each with its options of the preset; a variant must be defined there or in the user's file.
 
     Of a curve over training steps, the methods that were not named are left out; a curve without any method is none.
@@ -248,14 +262,14 @@ def choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
     return changes
 
 
-def choose_forget(source: str, settings: Settings) -> Settings:
+def _choose_forget(source: str, settings: Settings) -> Settings:
     """Another forget set has other validation and test prompts: a part of it is held back, unless they are given."""
     if source == settings["forget"]:
         return {}
     return {"forget": source, "in_domain": (), "validation": None}
 
 
-def add_prompts(given: Sequence[str], settings: Settings) -> Settings:
+def _add_prompts(given: Sequence[str], settings: Settings) -> Settings:
     """`in_domain=FILE` replaces the in-domain sets, `validation=FILE` the validation set, NAME=FILE is added to `ood`."""
     changes: Settings = {}
     added = []
@@ -276,19 +290,19 @@ def add_prompts(given: Sequence[str], settings: Settings) -> Settings:
     return changes
 
 
-def choose_attacks(names: tuple[str, ...], settings: Settings) -> Settings:
+def _choose_attacks(names: tuple[str, ...], settings: Settings) -> Settings:
     """The named attacks of any kind, and no others."""
     from wpn_bench.config import attack_settings
 
     return attack_settings(names, settings)
 
 
-def add_attack_files(files: Sequence[str], settings: Settings) -> Settings:
+def _add_attack_files(files: Sequence[str], settings: Settings) -> Settings:
     """These files of attacks, after those of the user's configuration; each once."""
     return {"attack_files": tuple(dict.fromkeys((*settings["attack_files"], *files)))}
 
 
-def choose_judges(given: Sequence[str], settings: Settings) -> Settings:
+def _choose_judges(given: Sequence[str], settings: Settings) -> Settings:
     """The first of the named judges decides; the others are reported as well, and no further ones."""
     from wpn_bench.harmless.judges.spec import parse_list
 
@@ -298,12 +312,12 @@ def choose_judges(given: Sequence[str], settings: Settings) -> Settings:
     return {"judge": names[0], "judges": tuple(names[1:])}
 
 
-def set_batch_size(value: int, settings: Settings) -> Settings:
+def _set_batch_size(value: int, settings: Settings) -> Settings:
     """One batch size for prompts and for benchmark requests."""
     return {"decoding": settings["decoding"] | {"batch_size": value}, "benchmark_batch_size": value}
 
 
-def choose_seeds(text: str, settings: Settings) -> Settings:
+def _choose_seeds(text: str, settings: Settings) -> Settings:
     """`3` means the seeds 0, 1, 2; a list with commas (`5,7`; `7,`) means these seeds and no others."""
     from wpn_bench.config import MAX_SEEDS
 
@@ -323,19 +337,19 @@ def choose_seeds(text: str, settings: Settings) -> Settings:
     return {"seeds": tuple(range(number))}
 
 
-def add_curve(value: bool, settings: Settings) -> Settings:
+def _add_curve(value: bool, settings: Settings) -> Settings:
     """A curve over training steps, with the options that the preset or the user's file gives it."""
     return {"curve": settings["curve"] or {}}
 
 
 CHANGES: dict[str, Callable[[Any, Settings], Settings]] = {
-    "methods": choose_methods,
-    "forget": choose_forget,
-    "prompts": add_prompts,
-    "attacks": choose_attacks,
-    "attack_file": add_attack_files,
-    "judge": choose_judges,
-    "batch_size": set_batch_size,
-    "seeds": choose_seeds,
-    "curve": add_curve,
+    "methods": _choose_methods,
+    "forget": _choose_forget,
+    "prompts": _add_prompts,
+    "attacks": _choose_attacks,
+    "attack_file": _add_attack_files,
+    "judge": _choose_judges,
+    "batch_size": _set_batch_size,
+    "seeds": _choose_seeds,
+    "curve": _add_curve,
 }

@@ -33,7 +33,12 @@ def prefetch(given: Given) -> None:
 
 
 def fetch(config: RunConfig, reporter: Reporter) -> None:
-    """Fetch what a run of `config` reads, and print the command that then needs no network."""
+    """Fetch what a run reads, and print the command that then needs no network.
+
+    Args:
+        config: The settings of the run.
+        reporter: What shows the progress.
+    """
     libraries.configure_libraries()
     from wpn_bench.preflight import prefetch
 

@@ -63,7 +63,12 @@ def benchmarks(given: Given) -> None:
 
 
 def run_stages(given: Given, *stages: Stage) -> None:
-    """Start a run of these stages with the options as typed."""
+    """Start a run.
+
+    Args:
+        given: The typed values of the options.
+        *stages: The stages of the run.
+    """
     from wpn_bench.core.progress import reporter
     from wpn_bench.jobs.store import default_store
 
@@ -116,7 +121,12 @@ def run(config: RunConfig, out: Path, store: Path, reporter: Reporter, *, force:
 
 
 def print_models(models: dict[str, dict[str, Any]], out: Path) -> None:
-    """Print how the training of each model ended, and the folders of the models in the run folder `out`."""
+    """Print how the training of each model ended, and where the models are.
+
+    Args:
+        models: The models in the results of a run, by name.
+        out: The run folder.
+    """
     for name, model in models.items():
         if model["method"]:
             print(f"{name}: {model['status']}, {model['steps']} steps")
