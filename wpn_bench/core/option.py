@@ -1,4 +1,4 @@
-"""How a setting is given on the command line."""
+"""Declaration of command-line options."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PANELS = (MODEL_AND_DATA, MEASUREMENT, TRAINING, PERMISSIONS, EXECUTION, OUTPUT)
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option. It stands in the annotation of the field that it sets, and is written nowhere else.
+    """A command-line option, declared once, in the annotation of the field that it sets.
 
     Attributes:
-        help: What `--help` says about it.
-        panel: The heading of `--help` under which it stands, one of `PANELS`.
-        flags: How it is typed, the main flag first. Empty: `--` and the name of the field (or of `key`).
-        type: What is typed: str, int (1 or more), float, bool (a flag without a value), Path, or list[str] (repeatable).
-        key: The entry that is set, if the field is a mapping or a model with several settings.
-        comma_separated: Whether the text is a list of names, separated by commas.
-        complete: The function of `wpn_bench.cli.completion` that lists the names which a shell offers.
-        metavar: What `--help` shows in the place of the value, if not its type.
+        help: Its description in `--help`.
+        panel: Its heading in `--help`, one of `PANELS`.
+        flags: Its flags, the main one first. Empty: `--` and the name of the field (or of `key`).
+        type: Type of the value: str, int (1 or more), float, bool (a flag without a value), Path, or list[str] (repeatable).
+        key: The entry to set, if the field is a mapping or a model with several settings.
+        comma_separated: Whether the value is a comma-separated list of names.
+        complete: Function of `wpn_bench.cli.completion` that lists the names for shell completion.
+        metavar: Placeholder of the value in `--help`, if not its type.
     """
 
     help: str

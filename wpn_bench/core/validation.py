@@ -11,12 +11,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 
-MANY = 10**9  # no count of anything here reaches it, and every library still takes it for a number
+MANY = 10**9  # above any plausible count, and still accepted as an integer by all libraries
 MOST_SHOWN = 80  # characters of a wrong value in a message
 
 
 def _no_bool(value: Any) -> Any:
-    # Python takes true for 1; in a YAML file it is a mistake.
+    # Python accepts true as 1; in a YAML file it is a mistake.
     if isinstance(value, bool):
         raise ValueError("give a whole number, not true or false")
     return value
@@ -29,17 +29,17 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MANY)]
 def as_user_error(
     where: str, hint: str, *, noun: str = "", unknown_kind: str = "", known: Iterable[str] = ()
 ) -> Iterator[None]:
-    """Turn what pydantic refuses into a `UserError` that names the first wrong value, what is wrong and what was given.
+    """Convert a pydantic `ValidationError` within a `with` block into a `UserError` about the first invalid value.
 
     Args:
-        where: What the value belongs to, a file or a part such as "method wpn": the message begins with it.
-        hint: What to do about it.
-        noun: What a field is called in the message: "setting".
-        unknown_kind: What a name that no field has is called: "option of method wpn". Empty: nothing special.
-        known: The names of the fields, of which the nearest is suggested for an unknown name.
+        where: What the value belongs to, such as a file or "method wpn"; the message starts with it.
+        hint: Hint of the error.
+        noun: Name for a field in the message, such as "setting".
+        unknown_kind: Name for an unknown field in the message, such as "option of method wpn"; empty: no special message.
+        known: Names of the fields, for suggestions.
 
     Raises:
-        UserError: In the place of pydantic's `ValidationError`.
+        UserError: A value is invalid.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def as_user_error(
             raise unknown_name(unknown_kind, place, known) from e
         field = f"{noun} {place[:80]}".strip() if place else ""
         problem = ": ".join(filter(None, (where, field, first["msg"].removeprefix("Value error, "))))
-        # Without a place the value is all of the input, and so it is where a field is missing.
+        # Without a location, or if a field is missing, the value is the whole input: do not print it.
         given = f" (given: {_shortened(first['input'])})" if place and first["type"] != "missing" else ""
         raise UserError(problem + given, hint) from e
 
@@ -58,6 +58,6 @@ def as_user_error(
 def _shortened(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # a whole number with more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts
         return "a very long number"
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
