@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--n-replace", type=int, default=1)
     parser.add_argument("--suffix-tokens", type=int, default=20)
     parser.add_argument("--target-tokens", type=int, default=20)
+    parser.add_argument("--soft-steps", type=int, default=SoftPromptConfig().steps, help="steps of the soft prompt")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,7 +162,9 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     rows: list[tuple[float, ...]] = []
     same = 0
-    soft = SoftPromptConfig(suffix_tokens=options.suffix_tokens, target_tokens=options.target_tokens)
+    soft = SoftPromptConfig(
+        steps=options.soft_steps, suffix_tokens=options.suffix_tokens, target_tokens=options.target_tokens
+    )
     for seed, slots in enumerate(cases):
         case = case_of(options, folder, tokenizer, slots, seed) | {"batch_size": size}
         sides = {"ours": mine} | ({"theirs": peer} if peer else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -23,6 +24,16 @@ os.environ["DISABLE_MULTIPROC"] = "1"
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_for_the_garbage_collector() -> None:
+    """Sets aside all that earlier modules of tests and imports left, some million objects.
+
+    Every training and every release of a model collects garbage, which takes half a second for as many.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

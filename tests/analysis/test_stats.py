@@ -266,6 +266,13 @@ def test_holm_by_hand() -> None:
     assert stats.holm([]) == []
 
 
+@given(st.lists(st.floats(0, 1) | st.sampled_from([0.01, 0.04]), min_size=1, max_size=12))
+def test_holm_against_statsmodels(p_values: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    assert stats.holm(p_values) == multipletests(p_values, method="holm")[1].tolist()
+
+
 # --- judges ----------------------------------------------------------------------------------------------------------
 
 

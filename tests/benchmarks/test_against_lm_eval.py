@@ -13,7 +13,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
-LIMIT = 20
+LIMIT = 10
 
 # lm-eval's own name of each. Its pubmedqa reads a script that `datasets` refuses: our file, plain lm-eval.
 THEIRS = {
@@ -28,58 +28,54 @@ THEIRS = {
     "pubmedqa": "wpn_pubmedqa",
 }
 
-OURS_CODE = """
+# Both in one process, which reads the model and the data once.
+CODE = """
 import json, sys
 from dataclasses import asdict
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from wpn_bench import models
 from wpn_bench.benchmarks.run import describe, evaluate_task, expand, task_folders
+limit, names = int(sys.argv[1]), json.loads(sys.argv[2])
 folders = task_folders(["benchmarks"])
 model, tokenizer = models.load(models.resolve("facebook/opt-125m").path)
-out = {}
+ours = {}
 for task in expand(["wpn_nine"], folders):
     info = describe(task, folders)
-    result = evaluate_task(
-        model, tokenizer, task, limit=int(sys.argv[1]), include_paths=folders, revision=info.revision)
-    out[result.short] = asdict(result) | {"revision": info.revision}
+    result = evaluate_task(model, tokenizer, task, limit=limit, include_paths=folders, revision=info.revision)
+    ours[result.short] = asdict(result) | {"revision": info.revision}
 # A user's own list may name lm-eval's tasks.
-theirs = evaluate_task(model, tokenizer, "copa", limit=int(sys.argv[1]), include_paths=folders)
-out["theirs by name"] = asdict(theirs)
-print("RESULT" + json.dumps(out))
-"""
-
-PLAIN_CODE = """
-import json, sys
-import lm_eval
-from lm_eval.tasks import TaskManager
-manager = TaskManager(include_path="tasks/benchmarks")
-out = {}
-for short, task in json.loads(sys.argv[2]).items():
-    results = lm_eval.simple_evaluate(
-        model="hf", model_args="pretrained=facebook/opt-125m,dtype=float32", tasks=[task], device="cpu",
-        batch_size=16, limit=int(sys.argv[1]), bootstrap_iters=0, log_samples=True, task_manager=manager)
+ours["theirs by name"] = asdict(evaluate_task(model, tokenizer, "copa", limit=limit, include_paths=folders))
+results = lm_eval.simple_evaluate(
+    model=HFLM(pretrained="facebook/opt-125m", dtype="float32", device="cpu", batch_size=16), tasks=[*names.values()],
+    limit=limit, bootstrap_iters=0, log_samples=True, task_manager=TaskManager(include_path="tasks/benchmarks"))
+theirs = {}
+for short, task in names.items():
     samples = results["samples"][task]
-    out[short] = {
+    theirs[short] = {
         "accuracy": results["results"][task]["acc,none"],
         "acc_norm": results["results"][task].get("acc_norm,none"),
         "correct": [s["acc"] == 1 for s in samples],
         "loglikelihoods": [[r[0] for r in s["filtered_resps"]] for s in samples],
     }
-print("RESULT" + json.dumps(out))
+print("RESULT" + json.dumps([ours, theirs]))
 """
 
 
-def _result(done: subprocess.CompletedProcess[str]) -> Any:
-    return json.loads(done.stdout.rpartition("RESULT")[2])
+@pytest.fixture(scope="module")
+def both(hub_endpoint: dict[str, str], run_python: Run) -> Any:
+    return json.loads(run_python(CODE, hub_endpoint, str(LIMIT), json.dumps(THEIRS)).stdout.rpartition("RESULT")[2])
 
 
 @pytest.fixture(scope="module")
-def ours(hub_endpoint: dict[str, str], run_python: Run) -> Any:
-    return _result(run_python(OURS_CODE, hub_endpoint, str(LIMIT)))
+def ours(both: Any) -> Any:
+    return both[0]
 
 
 @pytest.fixture(scope="module")
-def theirs(hub_endpoint: dict[str, str], run_python: Run) -> Any:
-    return _result(run_python(PLAIN_CODE, hub_endpoint, str(LIMIT), json.dumps(THEIRS)))
+def theirs(both: Any) -> Any:
+    return both[1]
 
 
 @pytest.mark.parametrize("name", THEIRS)

@@ -276,14 +276,17 @@ def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) adjustment; None stays None and does not count."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's (1979) step-down adjustment; None stays None and does not count.
 
-    known = [p for p in p_values if p is not None]
-    if not known:
-        return list(p_values)
-    adjusted = iter(multipletests(known, method="holm")[1])
-    return [None if p is None else float(next(adjusted)) for p in p_values]
+    Written out, because statsmodels collects all garbage of the process in every call.
+    """
+    known = sorted((p, k) for k, p in enumerate(p_values) if p is not None)
+    adjusted = list(p_values)
+    largest = 0.0
+    for rank, (p, k) in enumerate(known):
+        largest = max(largest, p * (len(known) - rank))
+        adjusted[k] = float(min(largest, 1.0))
+    return adjusted
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def _raw(text: str) -> Any:
     return Markup(text)
 
 
+@cache  # it keeps the compiled templates
 def environment() -> Any:
     """Jinja over `reports/templates`, with the filters that its templates use."""
     from jinja2 import Environment, FileSystemLoader

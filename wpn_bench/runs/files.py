@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,19 @@ def schema() -> dict[str, Any]:
 
 def validate(results: dict[str, Any]) -> None:
     """Raise `jsonschema.ValidationError` if `results` is not as the schema says."""
-    import jsonschema
+    from jsonschema.exceptions import best_match
 
-    jsonschema.validate(results, schema())
+    if (error := best_match(_validator().iter_errors(results))) is not None:
+        raise error
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema.validators import validator_for
+
+    kind = validator_for(schema())
+    kind.check_schema(schema())
+    return kind(schema())
 
 
 def read_results(run: Path) -> dict[str, Any]:
