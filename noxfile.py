@@ -61,21 +61,34 @@ def check(session: nox.Session) -> None:
     session.run("wpn-bench", "check", run, "--baseline", "reports/baselines/lab.json", *session.posargs)
 
 
+# Models of the tests are so small that two threads spend their time waiting for each other; two processes do not. Files keep
+# the order in which tests/conftest.py puts them: the longest first.
+SPREAD = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite. Arguments go to pytest."""
     install(session, "-e", ".[test]")
-    # Models of the tests are so small that two threads spend their time waiting for each other; two processes do not.
-    at_once = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
-    session.run("pytest", *at_once, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *SPREAD, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """For every edit: the tests that need no browser, no hub and no whole run. Arguments go to pytest."""
+    install(session, "-e", ".[test]")
+    chosen = ("--ignore", "tests/end_to_end", "-m", "not slow and not browser and not hub")
+    session.run("pytest", *SPREAD, *chosen, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: rules and format."""
-    session.install("-c", "constraints.txt", "ruff")
+    """ruff: rules and format; import-linter: the layers of pyproject.toml."""
+    session.install("-c", "constraints.txt", "ruff", "import-linter")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "."})
 
 
 @nox.session

@@ -26,6 +26,20 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+# Files that take longest begin first, so that no worker is left alone with one of them in the end.
+LONGEST = (
+    "end_to_end/test_lab.py", "end_to_end/test_check.py", "end_to_end/test_hub.py", "unlearn/test_distributed.py",
+    "pipeline/test_pipeline.py", "end_to_end/test_secrets.py", "end_to_end/test_plugin.py", "end_to_end/test_bad_input.py",
+    "end_to_end/test_random_input.py", "test_speed_scripts.py", "harmless/test_coherence.py",
+    "benchmarks/test_against_lm_eval.py", "report/test_browser.py", "unlearn/test_train.py", "unlearn/test_loop.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {ROOT / "tests" / name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_objects_for_the_garbage_collector() -> None:
     """Sets aside all that earlier modules of tests and imports left, some million objects.

@@ -26,10 +26,11 @@ def test_it_prints_a_table(name: str, monkeypatch: pytest.MonkeyPatch, capfd: py
     script = str(FOLDER / f"{name}.py")
     monkeypatch.setattr(sys, "argv", [script, *SMALLEST[name].split()])
     monkeypatch.syspath_prepend(str(FOLDER))
-    try:
+    if "sys.exit(main())" in Path(script).read_text(encoding="utf-8"):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            runpy.run_path(script, run_name="__main__")
+    else:
         runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code
     rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) >= 3
     assert len({row.count("|") for row in rows}) == 1
