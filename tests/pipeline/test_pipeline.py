@@ -290,7 +290,7 @@ def test_what_makes_another_training(workshop: Workshop, monkeypatch: pytest.Mon
 
     def digest(**changes: Any) -> str:
         config = configuration.from_settings(workshop.settings | changes)
-        made = planner.plan(config, inputs, store, workshop.folder / "logs")
+        made = planner.Planner(config, inputs, store, workshop.folder / "logs").plan()
         return made.trained["sft", 0].digest
 
     inputs = pipeline_inputs.prepare(configuration.from_settings(workshop.settings), Reporter())

@@ -248,7 +248,7 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 
     def job(**settings: Any) -> Job:
         final = config.from_settings(base | settings)
-        return planner._train_job(final, cast(inputs.Inputs, read), Store(tmp_path), "sft", 0)
+        return planner.Planner(final, cast(inputs.Inputs, read), Store(tmp_path)).training("sft", 0)
 
     alone, two = job(), job(processes=2)
     assert alone.digest == two.digest

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.jobs.planning import MeasuredModel, PlannedMeasurement
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models.backends import Backend, open_backend, scoring_tokenizer
 from wpn_bench.models.tokenizer import start_token
@@ -150,6 +151,14 @@ def run_perplexity_stage(ctx: StageContext) -> None:
     write_json(ctx.out / "result.json", result)
 
 
+def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
+    """One measurement, if the run has held-out texts."""
+    if model.heldout is None:
+        return []
+    needs = {"model": model.artifact, "texts": model.heldout}
+    return [PlannedMeasurement("benchmark", "heldout_text", {"dtype": model.dtype}, needs, "held-out text")]
+
+
 def read_texts(folder: Path) -> list[str]:
     """Read `texts.jsonl` in `folder`."""
     with (folder / "texts.jsonl").open(encoding="utf-8") as f:
@@ -167,4 +176,7 @@ STAGE = Stage(
     resumable=True,
     shardable=True,
     items="needs.texts",
+    part="benchmarks",
+    plan="wpn_bench.benchmarks.perplexity:plan",
+    rows="wpn_bench.analysis.metric_rows:text_rows",
 )

@@ -12,6 +12,7 @@ from functools import cached_property
 from wpn_bench.core.registry import Registry, import_attribute, source_digest
 from wpn_bench.errors import UserError
 
+PARTS = ("harmless", "attack", "benchmarks")
 LM_LIBRARIES = ("torch", "transformers", "tokenizers")
 _GRADIENT_ATTACKS = "wpn_bench.attacks.registry:GRADIENT"  # above this layer, so it is imported when it is asked for
 
@@ -40,7 +41,7 @@ class Stage:
             model for answers.
         part: The part of a run that it belongs to: `harmless`, `attack` or `benchmarks`; with `plan`, it runs with that part.
         plan: The measurements to make of each trained model and of the base,
-            `(MeasuredModel) -> list[PlannedMeasurement]` (see `wpn_bench.pipeline.measurements`).
+            `(MeasuredModel) -> list[PlannedMeasurement]` (see `wpn_bench.jobs.planning`).
         rows: What these measurements add to the metrics of results.json: `(list[Measurement]) -> list[Row]`.
         section: The stage's section of the report: `(View) -> Section | None` (see `wpn_bench.report.sections`).
     """
@@ -59,6 +60,10 @@ class Stage:
     plan: str = ""
     rows: str = ""
     section: str = ""
+
+    def __post_init__(self) -> None:
+        if self.plan and self.part not in PARTS:
+            raise ValueError(f"a stage with a plan needs a part of the run: {', '.join(PARTS)}")
 
     @cached_property
     def source(self) -> str | None:

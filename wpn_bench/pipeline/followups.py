@@ -1,8 +1,8 @@
-"""Jobs that depend on earlier results: vetting, tuning, curves, relearning."""
+"""Jobs that depend on earlier results: vetting, tuning, curves over training steps, relearning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,20 +13,17 @@ from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
-from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.pipeline.planner import (
+    HELDOUT,
     Plan,
-    _base,
-    _calibrated,
-    _done,
-    _found,
-    _measure,
-    _relearn_job,
-    _snapshots,
-    _train_job,
-    _vet_job,
-    _who,
+    Planner,
+    StoredSet,
+    Target,
+    measurements,
+    model_label,
+    path_of,
+    snapshots_of,
 )
 from wpn_bench.prompts.items import put_prompts, put_texts, read_items
 from wpn_bench.runs.files import BASE
@@ -34,25 +31,38 @@ from wpn_bench.unlearn import tuning
 from wpn_bench.unlearn.tuning import Options, Score, Tuning
 
 
-def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> tuple[Inputs, dict[str, Outcome]]:
-    """The inputs with the forget set as it is trained on (see `unlearn/vet.py`) and a note of what was dropped; and what
-    was done for it."""
+def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[str, Outcome]]:
+    """Drop the harmless references of the forget set that the judge calls harmful (see `unlearn/vet.py`).
+
+    Args:
+        planner: Plans the job, from the inputs as they were read.
+        executor: Runs it.
+
+    Returns:
+        The inputs with the forget set as it is trained on and a note of what was dropped; and the outcomes of the jobs.
+
+    Raises:
+        UserError: The judge calls every reference harmful.
+        JobFailed: The job failed.
+    """
+    config, inputs = planner.config, planner.inputs
     if not config.vet or not config.methods:
         return inputs, {}
-    job = _vet_job(config, inputs, store)
+    job = planner.vetting()
     before = inputs.forget.items
     outcomes = executor.run([job])
-    items = tuple(read_items(_done(job, outcomes)))
+    items = tuple(read_items(path_of(job, outcomes)))
     if not items:
         raise UserError(
             f"the judge {config.judge} calls every harmless reference of the forget set {inputs.forget.name!r} harmful",
             "look at the file (are the columns swapped?), or train on it all the same with `vet: false` in --config",
         )
-    lost = sum(len(i.harmless) for i in before) - sum(len(i.harmless) for i in items)
+    references = sum(len(i.harmless) for i in before)
+    lost = references - sum(len(i.harmless) for i in items)
     if not lost:
         return inputs, outcomes
     note = (
-        f"{lost} of {sum(len(i.harmless) for i in before)} harmless references of {inputs.forget.name} are harmful by the"
+        f"{lost} of {references} harmless references of {inputs.forget.name} are harmful by the"
         f" judge and were not trained on ({len(before) - len(items)} items have none left and were dropped)"
     )
     executor.reporter.note(f"note: {note}")
@@ -62,182 +72,196 @@ def vetted(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) 
 
 @dataclass(frozen=True)
 class Trials:
-    """How every method was tuned (nothing without `--tune`), and what it took."""
+    """How every method was tuned (empty without `--tune`), the jobs for it, and their outcomes."""
 
     by_model: Mapping[str, Tuning] = field(default_factory=dict)
-    made: Plan = field(default_factory=Plan)
+    plan: Plan = field(default_factory=Plan)
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
     def applied(self, config: RunConfig) -> RunConfig:
         """The configuration with each method's chosen options."""
-        return config.model_copy(update={"methods": {**config.methods, **self._chosen()}})
-
-    def _chosen(self) -> dict[str, Options]:
-        return {name: one.chosen.options for name, one in self.by_model.items()}
+        chosen = {name: one.chosen.options for name, one in self.by_model.items()}
+        return config.model_copy(update={"methods": {**config.methods, **chosen}})
 
 
-def tuned(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> Trials:
-    """Tune every method: rounds of one trial each, whose jobs the store keeps as any others."""
-    ground = inputs.ground
-    if not config.tune or ground is None:
+def tune_methods(planner: Planner, executor: Executor) -> Trials:
+    """Tune every method, in rounds of one trial for each. The store keeps the jobs of trials like all others.
+
+    Args:
+        planner: Plans the jobs.
+        executor: Runs them.
+    """
+    config, data = planner.config, planner.inputs.tuning_data
+    if not config.tune or data is None:
         return Trials()
-    seen = replace(inputs, tasks=ground.tasks, further=())
-    asked = [("validation", ground.prompts, put_prompts(store, ground.prompts))]
-    texts = put_texts(store, ground.texts) if ground.texts else None
+    planner = replace(planner, inputs=replace(planner.inputs, tasks=data.tasks, further=()))
+    sets = [("validation", data.prompts, put_prompts(planner.store, data.prompts))]
+    texts = put_texts(planner.store, data.texts) if data.texts else None
     every = Plan()
-    bound = _calibrated(config, inputs, store, every)
-    _measure(config, seen, every, BASE, None, _base(inputs), [], bound, texts, "tune, base model")
-    a_trial = 1 + 2 * len(asked) + len(ground.tasks) + (texts is not None)
-    executor.reporter.plan(len(every.jobs) + config.tune * len(config.methods) * a_trial)
+    planner = planner.calibrated(every)
+
+    def measure_trial(planner: Planner, plan: Plan, target: Target, sets: Sequence[StoredSet]) -> None:
+        planner.measure(plan, target, sets)
+        if texts is not None:
+            planner.measure_by(HELDOUT, plan, target, heldout=texts)
+
+    measure_trial(planner, every, Target(BASE, None, planner.base, "tune, base model"), [])
+    jobs_of_a_trial = 1 + 2 * len(sets) + len(data.tasks) + (texts is not None)
+    executor.reporter.plan(len(every.jobs) + config.tune * len(config.methods) * jobs_of_a_trial)
     outcomes = executor.run(every.jobs, announce=False)
     before = _ability(every, outcomes)
-    # Done, so that the rounds do not wait for it.
-    known = External(_done(bound, outcomes), bound.digest)
+    bound = planner.bound
+    assert isinstance(bound, Job)
+    # Finished, so that the rounds do not wait for it.
+    known = External(path_of(bound, outcomes), bound.digest)
 
     def measure(number: int, options: Mapping[str, Options]) -> dict[str, Score | str]:
-        trial = config.model_copy(update={"methods": dict(options)})
+        trial = replace(planner, config=config.model_copy(update={"methods": dict(options)}), bound=known)
         plans = {}
         for name in options:
-            made = plans[name] = Plan()
-            who = f"tune {name}, trial {number}/{(config.tune or 1) - 1}"
-            train = replace(_train_job(trial, inputs, store, name, tuning.SEED), label=f"{who}: train")
-            _measure(trial, seen, made, name, tuning.SEED, made.add(name, train), asked, known, texts, who)
-        done = executor.run([job for made in plans.values() for job in made.jobs], announce=False)
+            plan = plans[name] = Plan()
+            label = f"tune {name}, trial {number}/{(config.tune or 1) - 1}"
+            training = plan.add(name, replace(trial.training(name, tuning.SEED), label=f"{label}: train"))
+            target = Target(name, tuning.SEED, training, label)
+            measure_trial(trial, plan, target, sets)
+        done = executor.run([job for plan in plans.values() for job in plan.jobs], announce=False)
         outcomes.update(done)
-        for made in plans.values():
-            every.jobs += made.jobs
-            every.owner |= made.owner
-        return {name: _score(config, made, done, before) for name, made in plans.items()}
+        for plan in plans.values():
+            every.extend(plan)
+        return {name: _score(config, plan, done, before) for name, plan in plans.items()}
 
-    width = models.width_of(inputs.model.path)
+    width = models.width_of(planner.inputs.model.path)
     # What `training` says of every method decides where the search begins (the rate of adapters, the steps).
     given = {name: {**config.training, **options} for name, options in config.methods.items()}
-    found = tuning.tune(given, config.tune, ground.bound, width, measure)
+    found = tuning.tune(given, config.tune, data.bound, width, measure)
     return Trials(found, every, outcomes)
 
 
-def _score(config: RunConfig, made: Plan, outcomes: Mapping[str, Outcome], before: float) -> Score | str:
-    """What one trial measured, or why it could not be."""
-    for job in made.jobs:
+def _score(config: RunConfig, plan: Plan, outcomes: Mapping[str, Outcome], before: float) -> Score | str:
+    """What one trial measured, or why it could not be measured."""
+    for job in plan.jobs:
         if outcomes[job.digest].path is None:
             return outcomes[job.digest].reason or "failed"
     threshold = config.threshold_of(config.judge)
-    samples = metric_rows.read_samples(_found(made.judged, outcomes), threshold)
+    samples = metric_rows.read_samples(measurements(plan.judged, outcomes), threshold)
     rates = {r.metric: r.value for r in metric_rows.prompt_rows(samples, threshold)}
     harmless, coherent = rates["harmless_rate"], rates["coherent_harmless_rate"]
     if harmless is None or coherent is None or harmless != harmless:
         return "no answer could be judged"
-    return Score(coherent, harmless, _ability(made, outcomes) - before)
+    return Score(coherent, harmless, _ability(plan, outcomes) - before)
 
 
-def _ability(made: Plan, outcomes: Mapping[str, Outcome]) -> float:
-    """Macro accuracy of the tasks to tune on, or the token loss of the text."""
-    for planned in (*made.scored, *made.read):
-        _done(planned.job, outcomes)
-    if made.scored:
-        return metric_rows.macro_accuracy(_found(made.scored, outcomes))
-    (text,) = _found(made.read, outcomes)
+def _ability(plan: Plan, outcomes: Mapping[str, Outcome]) -> float:
+    """Macro accuracy of the tasks to tune on, or the loss of a token of the text."""
+    texts = plan.measured.get(HELDOUT, [])
+    for planned in (*plan.scored, *texts):
+        path_of(planned.job, outcomes)
+    if plan.scored:
+        return metric_rows.macro_accuracy(measurements(plan.scored, outcomes))
+    (text,) = measurements(texts, outcomes)
     return metric_rows.token_loss(text)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Curves over training steps: rows by model, and what they took."""
+class FollowUpResults:
+    """Curves over training steps: rows by model, the jobs for them, and their outcomes."""
 
     by_model: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    made: Plan = field(default_factory=Plan)
+    plan: Plan = field(default_factory=Plan)
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
-def curves(config: RunConfig, inputs: Inputs, store: Store, executor: Executor) -> Drawn:
-    """Train the methods of the curve once more, keeping the model at some steps, and measure each of these.
+def measure_curves(planner: Planner, executor: Executor) -> FollowUpResults:
+    """Train the methods of the curve once more, keep the model after some steps, and measure each of these.
 
-    A training of its own, so that the models of the run have the same digest with and without a curve.
+    It is a training of its own, so that the models of the run have the same digest with and without a curve.
+
+    Args:
+        planner: Plans the jobs, from the configuration as it was tuned.
+        executor: Runs them.
     """
-    inputs = replace(inputs, further=())  # what decides is what is drawn
+    config = planner.config
+    inputs = replace(planner.inputs, further=())  # the deciding judge alone is drawn
     targets = [(suite, s) for suite, s in inputs.sets if suite == "harmless"][:1]
     if config.curve is None or not (targets or inputs.tasks):
-        return Drawn()
-    small = config.model_copy(update={"limit": min(config.curve.limit, config.limit or config.curve.limit)})
-    sets = [(suite, head, put_prompts(store, head)) for suite, s in targets for head in [s.head(small.limit)]]
+        return FollowUpResults()
+    planner = replace(planner, inputs=inputs)
+    limit = min(config.curve.limit, config.limit or config.curve.limit)
+    heads = [(suite, s.head(limit)) for suite, s in targets]
+    sets = [(suite, head, put_prompts(planner.store, head)) for suite, head in heads]
     every = Plan()
     for seed in config.seeds:
         for name in config.curve_methods():
             last = config.method_config(name).steps
             kept = [step for step in config.curve.steps if 0 < step < last]
-            job = _train_job(config, inputs, store, name, seed, kept)
-            label = f"{name} (seed {seed}): train for the curve"
-            every.trained[name, seed] = every.add(name, replace(job, label=label))
+            label = f"{model_label(name, seed)}: train for the curve"
+            every.trained[name, seed] = every.add(name, replace(planner.training(name, seed, kept), label=label))
     outcomes = executor.run(every.jobs)
-    bound = _calibrated(config, inputs, store, every) if sets else None
+    planner = replace(planner.calibrated(every) if sets else planner, config=config.model_copy(update={"limit": limit}))
     points: dict[str, dict[tuple[int, int], Plan]] = {name: {} for name in config.curve_methods()}
     for (name, seed), job in every.trained.items():
         path = outcomes[job.digest].path
         if path is None:
             continue
-        at: dict[int, External] = {0: _base(inputs)} if 0 in config.curve.steps else {}
-        at |= _snapshots(path, job)
+        at: dict[int, External] = {0: planner.base} if 0 in config.curve.steps else {}
+        at |= snapshots_of(path, job)
         at[int(metric_rows.training_of(path)["steps"])] = External(path, job.digest)
         for step, model in sorted(at.items()):
-            made = points[name][seed, step] = Plan()
-            who = f"{name} (seed {seed}) after step {step}" if step else "base, for the curve"
-            _measure(small, inputs, made, name, seed, model, sets, bound, None, who)
-            every.jobs += made.jobs
-            every.owner |= made.owner
+            plan = points[name][seed, step] = Plan()
+            label = f"{model_label(name, seed)} after step {step}" if step else "base, for the curve"
+            planner.measure(plan, Target(name, seed, model, label), sets)
+            every.extend(plan)
     outcomes |= executor.run(every.jobs[len(every.trained) :])
+    threshold = config.threshold_of(config.judge)
     rows = {
         name: metric_rows.curve_rows(
-            {at: _found([*made.judged, *made.scored], outcomes) for at, made in of_model.items()},
-            config.threshold_of(config.judge),
+            {at: measurements([*plan.judged, *plan.scored], outcomes) for at, plan in of_model.items()}, threshold
         )
         for name, of_model in points.items()
     }
-    return Drawn(rows, every, outcomes)
+    return FollowUpResults(rows, every, outcomes)
 
 
-def relearning(
-    config: RunConfig,
-    inputs: Inputs,
-    store: Store,
-    executor: Executor,
-    made: Plan,
-    before: Mapping[str, Outcome],
-) -> Drawn:
-    """Fine-tune every model that there is a little, the base once a seed, and measure it after some of the steps."""
+def measure_relearning(
+    planner: Planner, executor: Executor, trained: Mapping[tuple[str, int], External]
+) -> FollowUpResults:
+    """Fine-tune every model a little, the base once for each seed, and measure it after some of the steps.
+
+    Args:
+        planner: Plans the jobs.
+        executor: Runs them.
+        trained: (method, seed) -> the trained model.
+    """
+    config, inputs = planner.config, planner.inputs
     if config.relearn is None or inputs.attacked is None:
-        return Drawn()
+        return FollowUpResults()
     asked = inputs.attacked.head(config.relearn.limit)
-    inputs = replace(inputs, tasks=(), further=())  # what decides is what is drawn
-    sets = [("harmless", asked, put_prompts(store, asked))]
-    models = {(BASE, seed): _base(inputs) for seed in config.seeds}
-    for key, training in made.trained.items():
-        if (path := before[training.digest].path) is not None:
-            models[key] = External(path, training.digest)
+    planner = replace(planner, inputs=replace(inputs, tasks=(), further=()))  # the deciding judge alone is drawn
+    sets = [("harmless", asked, put_prompts(planner.store, asked))]
+    models = {(BASE, seed): planner.base for seed in config.seeds} | dict(trained)
     every = Plan()
     started: dict[tuple[str, int, RelearnKind], Job] = {}
     for (name, seed), model in models.items():
         for kind in config.relearn.kinds:
-            job = _relearn_job(config, inputs, store, model, kind, seed)
-            label = f"{_who(name, seed)}: relearn from {kind} text"
-            started[name, seed, kind] = every.add(name, replace(job, label=label))
+            label = f"{model_label(name, seed)}: relearn from {kind} text"
+            job = replace(planner.relearning(model, kind, seed), label=label)
+            started[name, seed, kind] = every.add(name, job)
     outcomes = executor.run(every.jobs)
-    bound = _calibrated(config, inputs, store, every)
+    planner = planner.calibrated(every)
     points: dict[tuple[str, RelearnKind], dict[tuple[int, int], Plan]] = {}
     for (name, seed, kind), job in started.items():
         path = outcomes[job.digest].path
         at = {0: models[name, seed]} if 0 in config.relearn.steps else {}
-        at |= _snapshots(path, job) if path else {}
+        at |= snapshots_of(path, job) if path else {}
         for step, model in at.items():
-            point = points.setdefault((name, kind), {})[seed, step] = Plan()
-            who = f"{_who(name, seed)} after {step} steps of relearning ({kind})"
-            _measure(config, inputs, point, name, seed, model, sets, bound, None, who)
-            every.jobs += point.jobs
-            every.owner |= point.owner
+            plan = points.setdefault((name, kind), {})[seed, step] = Plan()
+            label = f"{model_label(name, seed)} after {step} steps of relearning ({kind})"
+            planner.measure(plan, Target(name, seed, model, label), sets)
+            every.extend(plan)
     outcomes |= executor.run(every.jobs[len(started) :])
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in models}
+    threshold = config.threshold_of(config.judge)
     for (name, kind), of_kind in points.items():
-        found = {at: _found(point.judged, outcomes) for at, point in of_kind.items()}
-        rows[name] += [
-            {"kind": kind, **row} for row in metric_rows.curve_rows(found, config.threshold_of(config.judge))
-        ]
-    return Drawn(rows, every, outcomes)
+        found = {at: measurements(plan.judged, outcomes) for at, plan in of_kind.items()}
+        rows[name] += [{"kind": kind, **row} for row in metric_rows.curve_rows(found, threshold)]
+    return FollowUpResults(rows, every, outcomes)

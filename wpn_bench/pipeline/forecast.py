@@ -23,7 +23,7 @@ from wpn_bench.jobs.rates import Rates, job_kind, machine_name
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
-from wpn_bench.pipeline import planner
+from wpn_bench.pipeline.planner import Planner
 from wpn_bench.prompts.items import ITEMS
 
 
@@ -65,11 +65,11 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     """What `config` will take with the store `root`. Raises `UserError` for whatever the run itself would refuse."""
     store = Store(root)
     inputs = pipeline_inputs.prepare(config, reporter)
-    made = planner.plan(config, inputs, store)
+    plan = Planner(config, inputs, store).plan()
     rates = Rates.from_store(root)
     here = machine_name(inputs.device)
     parameters = count_parameters(inputs.model.path)
-    jobs = list({job.digest: job for job in made.jobs}.values())
+    jobs = list({job.digest: job for job in plan.jobs}.values())
     seconds: dict[str, float] = {}
     by_stage: dict[str, list[tuple[Job, str]]] = {}
     for job in jobs:

@@ -43,7 +43,7 @@ SUITES = {
 
 
 @dataclass(frozen=True)
-class Ground:
+class TuningData:
     """What the trials of tuning are measured on: validation prompts, and either tasks or texts. Nothing of it is tested on."""
 
     prompts: PromptSet
@@ -68,7 +68,7 @@ class Inputs:
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     leaks: tuple[Leak, ...] = ()
-    ground: Ground | None = None
+    tuning_data: TuningData | None = None
     attacked: PromptSet | None = (
         None  # prompts for attacks on weights and by gradients; None: there are no such attacks
     )
@@ -123,7 +123,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     device = models.pick_device(config.device)
     model = find_model(config, device, launch, reporter, force=force)
     forget, validation, tests = read_prompts(config, sets, notes)
-    tests, validation, leaks = _apart(config, forget, tests, validation)
+    tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
     tests = with_short_names(tests, config.limit)
     attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
@@ -135,10 +135,10 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     if heldout is not None and config.limit is not None:
         heldout = replace(heldout, texts=heldout.texts[: config.limit])
     tasks = tuple(describe(name, names.folders) for name in names.tested)
-    ground = None
+    tuning_data = None
     if config.tune:
-        ground, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
-        ground = replace(ground, tasks=tuple(describe(name, names.folders) for name in names.tuned))
+        tuning_data, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
+        tuning_data = replace(tuning_data, tasks=tuple(describe(name, names.folders) for name in names.tuned))
     skipped = count_too_long(config, model, asked)
     if not (config.relearn or config.quantise or config.gradient_attacks):
         attacked = None
@@ -160,7 +160,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         notes=tuple(notes),
         skipped=(*skipped, *impossible),
         leaks=tuple(replace(leak, set=short_name(leak.set)) for leak in leaks),
-        ground=ground,
+        tuning_data=tuning_data,
         attacked=attacked,
         schemes=schemes,
         further=further_judges(config, device) if has_answers else (),
@@ -342,7 +342,7 @@ def split_tuning_data(
     heldout: TextSet | None,
     texts: TextSet | None,
     notes: list[str],
-) -> tuple[Ground, TextSet]:
+) -> tuple[TuningData, TextSet]:
     """Choose what trials are measured on, apart from what is trained and tested on.
 
     With tasks to tune on, the macro accuracy may fall by the margin. Without, the loss on text may rise by
@@ -365,7 +365,7 @@ def split_tuning_data(
     """
     asked = validation.head(TUNE_PROMPTS).head(config.limit)
     if config.tune_benchmarks:
-        return Ground(asked, (), None, Bound("macro_accuracy", config.margin_points / 100)), retain
+        return TuningData(asked, (), None, Bound("macro_accuracy", config.margin_points / 100)), retain
     if texts is None:
         ranked = sorted(retain.texts, key=lambda text: digest_of(["tune", text]))
         n = max(1, round(len(ranked) * TUNE_TEXT_SHARE))
@@ -380,7 +380,7 @@ def split_tuning_data(
             "there is no text to tune on that is not also trained or tested on",
             "name one with `tune_text:` in a --config file, or more retain texts",
         )
-    return Ground(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
+    return TuningData(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
 
 
 def short_name(name: str) -> str:
@@ -388,7 +388,7 @@ def short_name(name: str) -> str:
     return name.removeprefix("lab_")
 
 
-def _apart(
+def remove_overlap(
     config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], validation: PromptSet
 ) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
     """Remove prompts that are in two sets, or nearly so: test prompts from the forget set, validation prompts from both.

@@ -22,18 +22,27 @@ from wpn_bench.preflight.sets import split_set_name
 _LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accelerate", "peft", "pandas", "wpn-bench")
 
 
-def _manifest(
+def manifest_of(
     config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str, trained: Iterable[Export]
 ) -> dict[str, Any]:
+    """The manifest of a run: everything that went into it, by digest, and how its jobs ended.
+
+    Args:
+        config: The configuration as it was given; paths of the user are shortened.
+        inputs: What the run read.
+        outcomes: How all its jobs ended, by digest.
+        command: The command line.
+        trained: The exported models.
+    """
     settings = config.model_dump(mode="json")
     for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
         if settings[name]:
-            settings[name] = _no_home(settings[name])
+            settings[name] = _without_home(settings[name])
     settings["judge"] = parse(config.judge).shown
     settings["judges"] = [parse(judge).shown for judge in config.judges]
     settings["judge_card"] = display_path(config.judge_card) if config.judge_card else None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
-        settings[name] = [_no_home(s) for s in settings[name]]
+        settings[name] = [_without_home(s) for s in settings[name]]
     settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None
     settings["attack_files"] = [display_path(os.path.expanduser(file)) for file in config.attack_files]
     by_method: dict[str, dict[str, Any]] = {}
@@ -58,7 +67,7 @@ def _manifest(
         },
         "texts": {
             t.name: {"role": t.role, "n": len(t.texts), "digest": t.digest, "source": dict(t.source)}
-            for t in (inputs.retain, inputs.heldout, inputs.ground.texts if inputs.ground else None)
+            for t in (inputs.retain, inputs.heldout, inputs.tuning_data.texts if inputs.tuning_data else None)
             if t is not None
         },
         "tasks": {
@@ -88,7 +97,8 @@ def _manifest(
     }
 
 
-def _no_home(entry: str) -> str:
+def _without_home(entry: str) -> str:
+    """`NAME=SOURCE` or `SOURCE`, a file without the user's home folder."""
     name, source = split_set_name(entry)
     source = display_path(Path(source).expanduser()) if Path(source).expanduser().exists() else source
     return f"{name}={source}" if name else source

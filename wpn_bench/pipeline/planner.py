@@ -14,21 +14,25 @@ from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.attacks.search import NOT_IN_DIGEST as NOT_IN_SEARCH
 from wpn_bench.config import RunConfig
 from wpn_bench.core.files import digest_of
-from wpn_bench.errors import JobFailed
+from wpn_bench.core.registry import import_attribute
+from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import External, Job, Outcome
+from wpn_bench.jobs.planning import AskedSet, MeasuredModel
+from wpn_bench.jobs.stages import STAGES, stage_names, stage_of
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.prompts import PromptSet
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
-from wpn_bench.runs.metrics import HELDOUT_TEXT
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
 STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
+HELDOUT = "perplexity"  # the stage that measures held-out text
+StoredSet = tuple[str, PromptSet, Job | External]  # suite, prompt set, and the artifact of its items
 
 
 @dataclass(frozen=True)
@@ -44,290 +48,367 @@ class Planned:
 
 @dataclass
 class Plan:
-    """All jobs in an order that keeps each model's work together."""
+    """All jobs, in an order that keeps the work on each model together.
+
+    Attributes:
+        jobs: Each comes after those that it needs.
+        trained: (method, seed) -> its training.
+        judged: Responses scored by the deciding judge.
+        further: Further judge -> responses that it scores.
+        scored: Benchmarks.
+        searched: Searches of gradient attacks.
+        measured: Stage -> the measurements that its `plan` asked for.
+        owner: Digest of a job -> the model whose cost it is.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     trained: dict[tuple[str, int], Job] = field(default_factory=dict)
     judged: list[Planned] = field(default_factory=list)
-    scored: list[Planned] = field(default_factory=list)
-    read: list[Planned] = field(default_factory=list)
     further: dict[str, list[Planned]] = field(default_factory=dict)
+    scored: list[Planned] = field(default_factory=list)
     searched: list[Planned] = field(default_factory=list)
+    measured: dict[str, list[Planned]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
 
     def add(self, model: str, job: Job) -> Job:
+        """Append a job that is done for `model`, and return it."""
         self.jobs.append(job)
         self.owner[job.digest] = model
         return job
 
-
-def plan(config: RunConfig, inputs: Inputs, store: Store, logs: Path | None = None) -> Plan:
-    """The run as jobs: the base once, then each method with each seed. `logs`: for training curves that are files."""
-    made = Plan()
-    bound = _calibrated(config, inputs, store, made) if inputs.answers else None
-    sets = [(suite, one, put_prompts(store, one)) for suite, one in inputs.sets]
-    heldout = put_texts(store, inputs.heldout) if inputs.heldout and "benchmarks" in config.stages else None
-
-    def measure(model: str, seed: int | None, artifact: Job | External) -> None:
-        _measure(config, inputs, made, model, seed, artifact, sets, bound, heldout)
-        _measure_attacked(config, inputs, store, made, model, seed, artifact, bound)
-
-    measure(BASE, None, _base(inputs))
-    for seed in config.seeds:
-        for method in config.methods:
-            job = made.add(method, _train_job(config, inputs, store, method, seed, logs=logs))
-            made.trained[method, seed] = job
-            measure(method, seed, job)
-    return made
+    def extend(self, other: Plan) -> None:
+        """Append the jobs of another plan."""
+        self.jobs += other.jobs
+        self.owner |= other.owner
 
 
-def _base(inputs: Inputs) -> External:
-    return External(inputs.model.path, inputs.model.digest, inputs.model.seen)
+@dataclass(frozen=True)
+class Target:
+    """A model to measure: its name in results.json, its seed (None: the base), its artifact, and its name in labels."""
+
+    model: str
+    seed: int | None
+    artifact: Job | External
+    label: str
 
 
-def _judged_by(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """The judge of a job that decides by it while it trains or chooses what to train on."""
-    # A run that judges no answers has not asked for the digest before.
-    digest = inputs.judge_digest or get_judge(config.judge, inputs.device).digest()
-    return {"judge": parse(config.judge).name, "judge_digest": digest, "threshold": config.threshold_of(config.judge)}
-
-
-def _calibrated(config: RunConfig, inputs: Inputs, store: Store, made: Plan) -> Job:
-    params = {"dtype": config.dtype, "template": config.template}
-    needs = {"model": _base(inputs), "prompts": put_prompts(store, inputs.forget)}
-    return made.add(BASE, Job("calibrate", params, needs, "calibrate coherence", _where(config, inputs)))
-
-
-def _where(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """Where a model is held while it is asked."""
-    return {"device": inputs.device, "offload": config.offload}
-
-
-def _train_job(
-    config: RunConfig,
-    inputs: Inputs,
-    store: Store,
-    method: str,
-    seed: int,
-    snapshots: Sequence[int] = (),
-    logs: Path | None = None,
-) -> Job:
-    settings = config.method_config(method)
-    params: dict[str, Any] = {
-        "method": method.partition(":")[0],
-        "code": code_of(method_of(method)),
-        "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
-        "seed": seed,
-        "template": config.template,
-        "dtype": config.dtype,
-    }
-    needs: dict[str, Job | External] = {
-        "model": _base(inputs),
-        "forget": put_prompts(store, inputs.forget),
-        "retain": put_texts(store, inputs.retain),
-    }
-    if snapshots:
-        params["snapshots"] = list(snapshots)
-    if settings.stop_at_harmless_rate is not None:
-        params["stop"] = {**_judged_by(config, inputs), "decoding": config.decoding.model_dump(mode="json")}
-        needs["validation"] = put_prompts(store, inputs.validation.head(STOP_PROMPTS))
-    local: dict[str, Any] = {
-        "device": inputs.device,
-        "config": settings.model_dump(include=set(NOT_IN_DIGEST)),
-        "curves": {"report_to": config.report_to, "name": f"{method}-seed{seed}", "folder": logs},
-        **local_of(Launch.of(config.processes, config.accelerate)),
-        "judge": parse(config.judge).scorer,
-    }
-    return Job("train", params, needs, f"train {method} (seed {seed})", local)
-
-
-def _measure(
-    config: RunConfig,
-    inputs: Inputs,
-    made: Plan,
-    model: str,
-    seed: int | None,
-    artifact: Job | External,
-    sets: Iterable[tuple[str, PromptSet, Job | External]],
-    bound: Job | External | None,
-    heldout: External | None,
-    who: str = "",
-) -> None:
-    """Everything asked of one model, which is called `who` to people."""
-    who = who or _who(model, seed)
-    local = _where(config, inputs)
-    asked: list[Answers] = []
-    params: dict[str, Any]
-    for suite, one, stored in sets:
-        params = {
-            "template": config.template,
-            "decoding": config.decoding.model_dump(mode="json"),
-            "dtype": config.dtype,
-        }
-        needs: dict[str, Job | External] = {"model": artifact, "prompts": stored}
-        label = f"{who}: answer {one.name}"
-        asked.append((suite, one.name, made.add(model, Job("generate", params, needs, label, local))))
-    _judge(config, inputs, made, model, seed, asked, bound, who)
-    for task in inputs.tasks:
-        params = {
-            "task": task.name,
-            "definition": task.digest,
-            "revision": task.revision,
-            "limit": config.limit,
-            "batch_size": config.benchmark_batch_size,
-            "dtype": config.dtype,
-        }
-        where = {**local, "include_paths": config.benchmark_folders}
-        job = made.add(model, Job("benchmark", params, {"model": artifact}, f"{who}: {task.short}", where))
-        made.scored.append(Planned(model, seed, "benchmark", task.short, job))
-    if heldout is not None:
-        needs = {"model": artifact, "texts": heldout}
-        job = made.add(model, Job("perplexity", {"dtype": config.dtype}, needs, f"{who}: held-out text", local))
-        made.read.append(Planned(model, seed, "benchmark", HELDOUT_TEXT, job))
-
-
-Answers = tuple[str, str, Job]  # suite, set, and the job that leaves the responses
-
-
-def _judge(
-    config: RunConfig,
-    inputs: Inputs,
-    made: Plan,
-    model: str,
-    seed: int | None,
-    asked: Sequence[Answers],
-    bound: Job | External | None,
-    who: str,
-) -> None:
-    """Responses judged by the judge that decides, then by those beside it."""
-    local = _where(config, inputs)
-    for suite, name, answers in asked:
-        assert bound is not None
-        params = {"judge": parse(config.judge).name, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
-        where = {**local, "judge": parse(config.judge).scorer}
-        needs = {"responses": answers, "bound": bound, "base": _base(inputs)}
-        job = made.add(model, Job("judge", params, needs, f"{who}: judge {name}", where))
-        made.judged.append(Planned(model, seed, suite, name, job))
-    for suite, name, answers in asked:
-        for judge in inputs.further:
-            label = f"{who}: judge {name} by {judge.name}"
-            params = {"judge": judge.name, "judge_digest": judge.digest}
-            where = {**local, "judge": judge.spec}
-            job = made.add(model, Job("further_judge", params, {"responses": answers}, label, where))
-            made.further.setdefault(judge.name, []).append(Planned(model, seed, suite, name, job))
-
-
-def _who(model: str, seed: int | None) -> str:
+def model_label(model: str, seed: int | None) -> str:
+    """The name of a model in the labels of its jobs."""
     return model if seed is None else f"{model} (seed {seed})"
 
 
-def _measure_attacked(
-    config: RunConfig,
-    inputs: Inputs,
-    store: Store,
-    made: Plan,
-    model: str,
-    seed: int | None,
-    artifact: Job | External,
-    bound: Job | External | None,
-) -> None:
-    """The in-domain prompts asked with the model's weights rounded by each scheme, then the first of them under each
-    gradient attack, which is searched against this very model: sets of the suite `attack` that are called like scheme or
-    attack, so they are paired with the base that was attacked alike. A search for all prompts together is made on the
-    forget set, so that no prompt is asked that was searched on."""
-    if inputs.attacked is None:
-        return
-    who = _who(model, seed)
-    only_these = replace(inputs, tasks=())
-    for scheme in inputs.schemes:
-        job = Job(
-            "quantise",
-            {"scheme": scheme, "dtype": config.dtype},
-            {"model": artifact},
-            f"{who}: round weights to {scheme}",
-            {"device": inputs.device},
-        )
-        sets = [("attack", replace(inputs.attacked, name=scheme), put_prompts(store, inputs.attacked))]
-        _measure(config, only_these, made, model, seed, made.add(model, job), sets, bound, None)
-    target = inputs.attacked.head(config.gradient_limit)
-    for name in config.gradient_attacks:
-        attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
+@dataclass(frozen=True)
+class Planner:
+    """Plans jobs from a configuration and what the run reads.
+
+    Attributes:
+        config: What the run is to do.
+        inputs: What it reads.
+        store: Where prompts and texts are put, so that jobs can read them.
+        logs: Folder of training curves that are files; None: nothing is written.
+        bound: The calibrated bound of coherence, which judging needs (see `calibrated`).
+    """
+
+    config: RunConfig
+    inputs: Inputs
+    store: Store
+    logs: Path | None = None
+    bound: Job | External | None = None
+
+    def plan(self) -> Plan:
+        """The whole run: the base is measured once, then each method with each seed is trained and measured.
+
+        Raises:
+            UserError: A plug-in cannot be imported or planned.
+        """
+        plan = Plan()
+        stage_names()  # refuses plug-ins whose names collide
+        planner = self.calibrated(plan) if self.inputs.answers else self
+        sets = [(suite, one, put_prompts(self.store, one)) for suite, one in self.inputs.sets]
+        heldout = put_texts(self.store, self.inputs.heldout) if self.inputs.heldout else None
+        planner.measure_fully(plan, Target(BASE, None, self.base, BASE), sets, heldout)
+        for seed in self.config.seeds:
+            for method in self.config.methods:
+                job = plan.add(method, self.training(method, seed))
+                plan.trained[method, seed] = job
+                planner.measure_fully(plan, Target(method, seed, job, model_label(method, seed)), sets, heldout)
+        return plan
+
+    @property
+    def base(self) -> External:
+        """The base model."""
+        return External(self.inputs.model.path, self.inputs.model.digest, self.inputs.model.seen)
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Where a model is held while it is measured."""
+        return {"device": self.inputs.device, "offload": self.config.offload}
+
+    def calibrated(self, plan: Plan) -> Planner:
+        """Add the job that calibrates the bound of coherence. Returns the planner that judges with it."""
+        params = {"dtype": self.config.dtype, "template": self.config.template}
+        needs = {"model": self.base, "prompts": put_prompts(self.store, self.inputs.forget)}
+        job = plan.add(BASE, Job("calibrate", params, needs, "calibrate coherence", self.placement))
+        return replace(self, bound=job)
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def vetting(self) -> Job:
+        """The job that drops harmless references of the forget set that the judge calls harmful."""
+        needs = {"prompts": put_prompts(self.store, self.inputs.forget)}
+        label = "vet the forget set's harmless references"
+        local = {"device": self.inputs.device, "judge": parse(self.config.judge).scorer}
+        return Job("vet", self._judge_params(), needs, label, local)
+
+    def training(self, method: str, seed: int, snapshots: Sequence[int] = ()) -> Job:
+        """The training of a method.
+
+        Args:
+            method: `method` or `method:label`, as the configuration names it.
+            seed: The seed.
+            snapshots: Steps after which the model is kept, too.
+        """
+        config, inputs = self.config, self.inputs
+        settings = config.method_config(method)
         params: dict[str, Any] = {
-            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
+            "method": method.partition(":")[0],
+            "code": code_of(method_of(method)),
+            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+            "seed": seed,
             "template": config.template,
             "dtype": config.dtype,
         }
-        needs: dict[str, Job | External] = {"model": artifact, "prompts": put_prompts(store, target)}
-        if settings.universal:
-            needs["train"] = put_prompts(store, inputs.forget)
-        if attack.responds:
-            params["decoding"] = config.decoding.model_dump(mode="json")
-        local = {"device": inputs.device, "config": settings.model_dump(include=set(NOT_IN_SEARCH))}
-        search = made.add(model, Job(name, params, needs, f"{who}: search {name}", local))
-        made.searched.append(Planned(model, seed, "attack", name, search))
-        if attack.responds:
-            _judge(config, inputs, made, model, seed, [("attack", name, search)], bound, who)
+        needs: dict[str, Job | External] = {
+            "model": self.base,
+            "forget": put_prompts(self.store, inputs.forget),
+            "retain": put_texts(self.store, inputs.retain),
+        }
+        if snapshots:
+            params["snapshots"] = list(snapshots)
+        if settings.stop_at_harmless_rate is not None:
+            params["stop"] = {**self._judge_params(), "decoding": config.decoding.model_dump(mode="json")}
+            needs["validation"] = put_prompts(self.store, inputs.validation.head(STOP_PROMPTS))
+        local: dict[str, Any] = {
+            "device": inputs.device,
+            "config": settings.model_dump(include=set(NOT_IN_DIGEST)),
+            "curves": {"report_to": config.report_to, "name": f"{method}-seed{seed}", "folder": self.logs},
+            **local_of(Launch.of(config.processes, config.accelerate)),
+            "judge": parse(config.judge).scorer,
+        }
+        return Job("train", params, needs, f"train {method} (seed {seed})", local)
+
+    def relearning(self, model: External, kind: RelearnKind, seed: int) -> Job:
+        """A little fine-tuning of a model.
+
+        Args:
+            model: The model.
+            kind: The text that it is fine-tuned on.
+            seed: Decides which forget items are drawn, and their order.
+        """
+        asked = self.config.relearn
+        assert asked is not None
+        settings = relearn.RelearnConfig(
+            kind=kind,
+            steps=max(asked.steps),
+            batch_size=asked.batch_size,
+            retain_batch_size=asked.batch_size,
+            lr=asked.lr,
+        )
+        params = {
+            "code": code_of(relearn.Relearning),
+            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+            "snapshots": [step for step in asked.steps if step],
+            "seed": seed,
+            "template": self.config.template,
+        }
+        needs: dict[str, Job | External] = {"model": model}
+        if kind == "harmful":
+            needs["forget"] = put_prompts(self.store, relearn.few(self.inputs.forget, asked.items, seed))
         else:
-            _measure(
-                config,
-                only_these,
-                made,
-                model,
-                seed,
-                artifact,
-                [("attack", replace(target, name=name), search)],
-                bound,
-                None,
-            )
+            needs["retain"] = put_texts(self.store, self.inputs.retain)
+        return Job("relearn", params, needs, f"relearn from {kind} text", {"device": self.inputs.device})
+
+    def _judge_params(self) -> dict[str, Any]:
+        """The deciding judge, for a job that scores with it while it trains or chooses what to train on."""
+        judge = self.config.judge
+        # A run that judges no answers has not asked for the digest before.
+        digest = self.inputs.judge_digest or get_judge(judge, self.inputs.device).digest()
+        return {"judge": parse(judge).name, "judge_digest": digest, "threshold": self.config.threshold_of(judge)}
+
+    # --- measuring ---------------------------------------------------------------------------------------------------
+
+    def measure_fully(self, plan: Plan, target: Target, sets: Iterable[StoredSet], heldout: External | None) -> None:
+        """Add everything that the run measures of a model: prompt sets, benchmarks, the measurements that stages plan
+        themselves, and the attacks on this very model."""
+        asked = self.measure(plan, target, sets)
+        for name in STAGES:
+            stage = stage_of(name)
+            if stage.plan and stage.part in self.config.stages:
+                self.measure_by(name, plan, target, asked, heldout)
+        self.measure_attacked(plan, target)
+
+    def measure(self, plan: Plan, target: Target, sets: Iterable[StoredSet]) -> list[AskedSet]:
+        """Add the responses of a model to prompt sets, their judging, and its benchmarks.
+
+        Returns:
+            The sets with the jobs that leave the responses.
+        """
+        config = self.config
+        asked: list[AskedSet] = []
+        for suite, one, stored in sets:
+            params: dict[str, Any] = {
+                "template": config.template,
+                "decoding": config.decoding.model_dump(mode="json"),
+                "dtype": config.dtype,
+            }
+            needs = {"model": target.artifact, "prompts": stored}
+            job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
+            asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))
+        self.judge(plan, target, asked)
+        for task in self.inputs.tasks:
+            params = {
+                "task": task.name,
+                "definition": task.digest,
+                "revision": task.revision,
+                "limit": config.limit,
+                "batch_size": config.benchmark_batch_size,
+                "dtype": config.dtype,
+            }
+            local = {**self.placement, "include_paths": config.benchmark_folders}
+            label = f"{target.label}: {task.short}"
+            job = plan.add(target.model, Job("benchmark", params, {"model": target.artifact}, label, local))
+            plan.scored.append(Planned(target.model, target.seed, "benchmark", task.short, job))
+        return asked
+
+    def judge(self, plan: Plan, target: Target, asked: Sequence[AskedSet]) -> None:
+        """Add the judging of responses: by the deciding judge, then by the further ones."""
+        config, inputs = self.config, self.inputs
+        for one in asked:
+            assert self.bound is not None
+            params = {"judge": parse(config.judge).name, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+            needs = {"responses": one.responses, "bound": self.bound, "base": self.base}
+            local = {**self.placement, "judge": parse(config.judge).scorer}
+            job = plan.add(target.model, Job("judge", params, needs, f"{target.label}: judge {one.name}", local))
+            plan.judged.append(Planned(target.model, target.seed, one.suite, one.name, job))
+        for one in asked:
+            for judge in inputs.further:
+                params = {"judge": judge.name, "judge_digest": judge.digest}
+                label = f"{target.label}: judge {one.name} by {judge.name}"
+                local = {**self.placement, "judge": judge.spec}
+                needs = {"responses": one.responses}
+                job = plan.add(target.model, Job("further_judge", params, needs, label, local))
+                planned = Planned(target.model, target.seed, one.suite, one.name, job)
+                plan.further.setdefault(judge.name, []).append(planned)
+
+    def measure_by(
+        self,
+        name: str,
+        plan: Plan,
+        target: Target,
+        asked: Sequence[AskedSet] = (),
+        heldout: External | None = None,
+    ) -> None:
+        """Add the measurements that a stage plans itself.
+
+        Args:
+            name: The stage.
+            plan: The plan to add them to.
+            target: The model.
+            asked: The prompt sets that the model answers.
+            heldout: The texts that it reads; None: there are none.
+
+        Raises:
+            UserError: The plan of a plug-in's stage raised an error.
+        """
+        stage = stage_of(name)
+        model = MeasuredModel(
+            target.model,
+            target.seed,
+            target.artifact,
+            self.config.dtype,
+            self.config.template,
+            self.config.decoding.model_dump(mode="json"),
+            tuple(asked),
+            heldout,
+        )
+        try:
+            for one in import_attribute(stage.plan)(model):
+                local = {**self.placement, **one.local}
+                job = Job(name, one.params, one.needs, f"{target.label}: {one.label}", local)
+                planned = Planned(target.model, target.seed, one.suite, one.set, plan.add(target.model, job))
+                plan.measured.setdefault(name, []).append(planned)
+        except Exception as e:
+            if stage.source is None or isinstance(e, UserError):
+                raise
+            raise UserError(
+                f"the plug-in's stage {name!r} cannot be planned ({type(e).__name__}: {e})", "fix or uninstall it"
+            ) from e
+
+    def measure_attacked(self, plan: Plan, target: Target) -> None:
+        """Add the attacks on a model itself.
+
+        The in-domain prompts are asked with the weights rounded by each scheme; then the first of them under each gradient
+        attack, which is searched against this very model. These are sets of the suite `attack` with the name of the scheme
+        or attack, so they are paired with the base that was attacked alike. A search for all prompts together is made on
+        the forget set, so that no prompt is asked that was searched on.
+        """
+        config, inputs = self.config, self.inputs
+        if inputs.attacked is None:
+            return
+        prompts_only = replace(self, inputs=replace(inputs, tasks=()))
+        for scheme in inputs.schemes:
+            params: dict[str, Any] = {"scheme": scheme, "dtype": config.dtype}
+            label = f"{target.label}: round weights to {scheme}"
+            job = Job("quantise", params, {"model": target.artifact}, label, {"device": inputs.device})
+            rounded = replace(target, artifact=plan.add(target.model, job))
+            asked = replace(inputs.attacked, name=scheme)
+            prompts_only.measure(plan, rounded, [("attack", asked, put_prompts(self.store, inputs.attacked))])
+        prompts = inputs.attacked.head(config.gradient_limit)
+        for name in config.gradient_attacks:
+            attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
+            params = {
+                "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
+                "template": config.template,
+                "dtype": config.dtype,
+            }
+            stored = put_prompts(self.store, prompts)
+            needs: dict[str, Job | External] = {"model": target.artifact, "prompts": stored}
+            if settings.universal:
+                needs["train"] = put_prompts(self.store, inputs.forget)
+            if attack.responds:
+                params["decoding"] = config.decoding.model_dump(mode="json")
+            local = {"device": inputs.device, "config": settings.model_dump(include=set(NOT_IN_SEARCH))}
+            search = plan.add(target.model, Job(name, params, needs, f"{target.label}: search {name}", local))
+            plan.searched.append(Planned(target.model, target.seed, "attack", name, search))
+            if attack.responds:
+                self.judge(plan, target, [AskedSet("attack", name, stored, search)])
+            else:
+                prompts_only.measure(plan, target, [("attack", replace(prompts, name=name), search)])
 
 
-def _vet_job(config: RunConfig, inputs: Inputs, store: Store) -> Job:
-    needs = {"prompts": put_prompts(store, inputs.forget)}
-    label = "vet the forget set's harmless references"
-    local = {"device": inputs.device, "judge": parse(config.judge).scorer}
-    return Job("vet", _judged_by(config, inputs), needs, label, local)
-
-
-def _done(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
+def path_of(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
+    """The artifact of a job; `JobFailed` if there is none."""
     path = outcomes[job.digest].path
     if path is None:
         raise JobFailed(f"{job.label}: {outcomes[job.digest].reason}")
     return path
 
 
-def _snapshots(path: Path, job: Job) -> dict[int, External]:
-    """The models that a training kept on its way, by step."""
+def snapshots_of(path: Path, job: Job) -> dict[int, External]:
+    """Step -> the model that a training kept after it.
+
+    Args:
+        path: The artifact of the training.
+        job: The training; a model's digest is made of the training's and the step.
+    """
     folders = {step: path / f"step-{step}" for step in job.params.get("snapshots", ())}
     return {
         step: External(folder, digest_of([job.digest, step])) for step, folder in folders.items() if folder.is_dir()
     }
 
 
-def _relearn_job(config: RunConfig, inputs: Inputs, store: Store, model: External, kind: RelearnKind, seed: int) -> Job:
-    assert config.relearn is not None
-    settings = relearn.RelearnConfig(
-        kind=kind,
-        steps=max(config.relearn.steps),
-        batch_size=config.relearn.batch_size,
-        retain_batch_size=config.relearn.batch_size,
-        lr=config.relearn.lr,
-    )
-    params = {
-        "code": code_of(relearn.Relearning),
-        "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
-        "snapshots": [step for step in config.relearn.steps if step],
-        "seed": seed,
-        "template": config.template,
-    }
-    needs: dict[str, Job | External] = {"model": model}
-    if kind == "harmful":
-        needs["forget"] = put_prompts(store, relearn.few(inputs.forget, config.relearn.items, seed))
-    else:
-        needs["retain"] = put_texts(store, inputs.retain)
-    return Job("relearn", params, needs, f"relearn from {kind} text", {"device": inputs.device})
-
-
-def _found(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[Measurement]:
+def measurements(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[Measurement]:
+    """The measurements that were made: planned ones whose jobs did not fail."""
     return [
         Measurement(p.model, p.seed, p.suite, p.set, path)
         for p in planned

@@ -3,53 +3,102 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.core.files import write_json
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import peak_memory_mb
+from wpn_bench.core.registry import import_attribute
 from wpn_bench.harmless.judges import JUDGES
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import Outcome
+from wpn_bench.jobs.stages import stage_of
 from wpn_bench.pipeline import export_models
 from wpn_bench.pipeline.export_models import Export
-from wpn_bench.pipeline.followups import Drawn, Trials
+from wpn_bench.pipeline.followups import FollowUpResults, Trials
 from wpn_bench.pipeline.inputs import FurtherJudge, Inputs, short_name
-from wpn_bench.pipeline.manifest import _manifest
-from wpn_bench.pipeline.planner import Plan, _found
-from wpn_bench.runs.files import BASE, DOCUMENTS, MANIFEST, RESULTS, SAMPLES, SCHEMA_VERSION, validate
+from wpn_bench.pipeline.manifest import manifest_of
+from wpn_bench.pipeline.planner import Plan, Planned, measurements
+from wpn_bench.runs.files import (
+    BASE,
+    DOCUMENTS,
+    MANIFEST,
+    RESULTS,
+    SAMPLES,
+    SCHEMA_VERSION,
+    Row,
+    validate,
+    validate_rows,
+)
 from wpn_bench.unlearn.methods import method_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def write(
-    config: RunConfig,
-    inputs: Inputs,
-    made: Plan,
-    outcomes: Mapping[str, Outcome],
-    out: Path,
-    command: str,
-    trials: Trials = Trials(),
-    drawn: Drawn = Drawn(),
-    relearnt: Drawn = Drawn(),
-) -> dict[str, Any]:
-    """results.json, samples, documents, manifest and reports, the manifest after the rest."""
+@dataclass(frozen=True)
+class CompletedRun:
+    """What a run was to do, what it read, and how its jobs ended.
+
+    Attributes:
+        config: The configuration as it was given, before tuning.
+        inputs: What the run read; the forget set as it was trained on.
+        plan: The jobs of the run itself.
+        outcomes: How they ended, and those before them; by digest.
+        trials: The tuning.
+        curves: Models measured while they trained.
+        relearning: Models measured while they were fine-tuned.
+    """
+
+    config: RunConfig
+    inputs: Inputs
+    plan: Plan
+    outcomes: Mapping[str, Outcome]
+    trials: Trials
+    curves: FollowUpResults
+    relearning: FollowUpResults
+
+    @property
+    def all_outcomes(self) -> dict[str, Outcome]:
+        """Those of all jobs, in the order in which they were run."""
+        return {**self.trials.outcomes, **self.outcomes, **self.curves.outcomes, **self.relearning.outcomes}
+
+    def measured(self, planned: Iterable[Planned]) -> list[Measurement]:
+        """The measurements that were made."""
+        return measurements(planned, self.outcomes)
+
+
+def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
+    """Write results.json, samples, documents, models, the manifest and the reports.
+
+    The manifest comes after the results: where there is one, the run is complete.
+
+    Args:
+        run: The run.
+        out: Its folder.
+        command: The command line that made it.
+
+    Returns:
+        The results.
+    """
+    config, inputs = run.config, run.inputs
     threshold = config.threshold_of(config.judge)
-    further = {j.name: (j.threshold, _found(made.further.get(j.name, []), outcomes)) for j in inputs.further}
-    samples = metric_rows.read_samples(_found(made.judged, outcomes), threshold, further)
-    documents = metric_rows.read_documents(_found(made.scored, outcomes))
+    further = {j.name: (j.threshold, run.measured(run.plan.further.get(j.name, []))) for j in inputs.further}
+    samples = metric_rows.read_samples(run.measured(run.plan.judged), threshold, further)
+    documents = metric_rows.read_documents(run.measured(run.plan.scored))
     rows = metric_rows.prompt_rows(samples, threshold)
     rows += metric_rows.worst_case_rows(samples, threshold)
     rows += metric_rows.benchmark_rows(documents)
     rows += metric_rows.turned_rows(documents)
-    rows += metric_rows.text_rows(_found(made.read, outcomes))
+    of_stages, failed = _rows_of_stages(run)
+    rows += of_stages
     rows = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))
     notes = list(inputs.notes)
     if inputs.card is not None:
@@ -57,24 +106,15 @@ def write(
         rows += corrected
         notes += said
     verdicts = metric_rows.verdicts(rows, config.margin_points)
-    seconds = _seconds(made, outcomes)
-    for stage, plan_, ended in (
-        ("tune", trials.made, trials.outcomes),
-        ("curve", drawn.made, drawn.outcomes),
-        ("relearn", relearnt.made, relearnt.outcomes),
-    ):
-        more = {digest: outcome for digest, outcome in ended.items() if digest not in outcomes}  # each job counts once
-        for (name, _), (total, n) in _seconds(plan_, more).items():
-            before = seconds.get((name, stage), (0.0, 0))
-            seconds[name, stage] = (before[0] + total, before[1] + n)
-    peak = max([peak_memory_mb(), *(o.peak_mb for o in outcomes.values())])
-    rows += metric_rows.cost_rows(seconds, peak, metric_rows.token_rows(samples))
+    peak = max([peak_memory_mb(), *(o.peak_mb for o in run.outcomes.values())])
+    rows += metric_rows.cost_rows(_seconds(run), peak, metric_rows.token_rows(samples))
     failed = [
         {"job": o.job.label, "reason": o.reason or ""}
-        for o in {**outcomes, **drawn.outcomes, **relearnt.outcomes}.values()
+        for o in {**run.outcomes, **run.curves.outcomes, **run.relearning.outcomes}.values()
         if o.status in ("failed", "skipped")
-    ]
-    made_models = export_models.collect({k: outcomes[j.digest].path for k, j in made.trained.items()}, config.seeds)
+    ] + failed
+    trained = {key: run.outcomes[job.digest].path for key, job in run.plan.trained.items()}
+    exports = export_models.collect(trained, config.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run": {
@@ -104,16 +144,15 @@ def write(
             "skipped": list(inputs.skipped),
             "failed": failed,
         },
-        "models": _models(config, made, outcomes, verdicts, trials, drawn, relearnt, made_models),
+        "models": _models(run, verdicts, exports),
         "metrics": [row.json() for row in rows],
     }
     validate(results)
     for frame, name in ((samples, SAMPLES), (documents, DOCUMENTS)):
         if len(frame):
             _write_parquet(frame, out / name)
-    ended = {**trials.outcomes, **outcomes, **drawn.outcomes, **relearnt.outcomes}
-    manifest = _manifest(config, inputs, ended, command, made_models)
-    export_models.write(out, made_models, results, manifest)
+    manifest = manifest_of(config, inputs, run.all_outcomes, command, exports)
+    export_models.write(out, exports, results, manifest)
     write_json(out / RESULTS, results, indent=1)
     write_json(out / MANIFEST, manifest)
     from wpn_bench.report.render import render as render_report
@@ -122,8 +161,30 @@ def write(
     return results
 
 
+def _rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
+    """The rows of stages that plan their own measurements, and what failed of them.
+
+    A plug-in that makes no rows, or rows that results.json cannot hold, does not cost the run its other results.
+    """
+    rows: list[Row] = []
+    failed: list[dict[str, str]] = []
+    for name, planned in run.plan.measured.items():
+        stage = stage_of(name)
+        if not stage.rows:
+            continue
+        try:
+            made = list(import_attribute(stage.rows)(run.measured(planned)))
+            validate_rows(made)
+            rows += made
+        except Exception as e:
+            if stage.source is None:
+                raise
+            failed.append({"job": f"rows of the stage {name}", "reason": f"{type(e).__name__}: {e}"[:500]})
+    return rows, failed
+
+
 def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
-    """The judges of the run, the one that decides first; none where no answer was judged."""
+    """The judges of the run, the deciding one first; none if no response was judged."""
     if not inputs.answers:
         return []
     deciding = FurtherJudge(
@@ -144,27 +205,27 @@ def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
 
 def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
     """What all methods were tuned by; None without tuning."""
-    ground = inputs.ground
-    if ground is None:
+    data = inputs.tuning_data
+    if data is None:
         return None
     return {
         "trials": config.tune,
-        "prompt_set": short_name(ground.prompts.name),
-        "prompts": len(ground.prompts.items),
-        "ability": ground.bound.metric,
-        "bound": ground.bound.limit,
-        "ability_sets": [t.short for t in ground.tasks] or [t.name for t in (ground.texts,) if t is not None],
+        "prompt_set": short_name(data.prompts.name),
+        "prompts": len(data.prompts.items),
+        "ability": data.bound.metric,
+        "bound": data.bound.limit,
+        "ability_sets": [t.short for t in data.tasks] or [t.name for t in (data.texts,) if t is not None],
     }
 
 
 def _worst_case_of(samples: pd.DataFrame) -> dict[str, Any] | None:
-    """Which attacks the worst case is taken over; None where there are not two."""
+    """The attacks that the worst case is taken over; None if there are fewer than two."""
     entered, left_out = metric_rows.attacks_together(samples)
     return {"attacks": entered, "left_out": left_out} if len(entered) > 1 else None
 
 
 def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """By what prompts were called alike, and what each set was found to share."""
+    """The similarity of near duplicates, and how many prompts each set shares with the forget set."""
     return {
         "threshold": config.near_duplicate,
         "forget": short_name(inputs.forget.name),
@@ -173,16 +234,7 @@ def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _models(
-    config: RunConfig,
-    made: Plan,
-    outcomes: Mapping[str, Outcome],
-    verdicts: Mapping[str, dict[str, Any]],
-    trials: Trials,
-    drawn: Drawn,
-    relearnt: Drawn,
-    models: Iterable[Export],
-) -> dict[str, Any]:
+def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: Sequence[Export]) -> dict[str, Any]:
     described: dict[str, Any] = {
         BASE: {
             "title": "Base model",
@@ -191,13 +243,14 @@ def _models(
             "paper": "",
             "status": "ok",
             "reason": None,
-            "relearning": relearnt.by_model.get(BASE),
-            "gradient_attacks": _searches(BASE, made, outcomes),
+            "relearning": run.relearning.by_model.get(BASE),
+            "gradient_attacks": _searches(BASE, run),
         }
     }
+    config, by_model = run.config, run.trials.by_model
     for name in config.methods:
         method = method_of(name)
-        mine = {seed: outcomes[job.digest] for (n, seed), job in made.trained.items() if n == name}
+        mine = {seed: run.outcomes[job.digest] for (n, seed), job in run.plan.trained.items() if n == name}
         reasons = [o.reason for o in mine.values() if o.path is None]
         trainings = {seed: metric_rows.training_of(o.path) for seed, o in mine.items() if o.path is not None}
         described[name] = {
@@ -205,7 +258,7 @@ def _models(
             "method": name.partition(":")[0],
             "paper": method.paper,
             "options": dict(config.methods[name]),
-            "config": trials.applied(config).method_config(name).model_dump(mode="json"),
+            "config": run.trials.applied(config).method_config(name).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",
             "reason": reasons[0] if reasons else None,
             "steps": [t["steps"] for t in trainings.values()],
@@ -215,32 +268,40 @@ def _models(
             "history": [{"seed": seed, **h} for seed, t in trainings.items() for h in t["history"]],
             "checks": [{"seed": seed, **c} for seed, t in trainings.items() for c in t["checks"]],
             "non_inferiority": verdicts.get(name),
-            "tuning": trials.by_model[name].json() if name in trials.by_model else None,
-            "curve": drawn.by_model.get(name),
-            "relearning": relearnt.by_model.get(name),
-            "gradient_attacks": _searches(name, made, outcomes),
-            "digest": {str(m.seed): m.digest for m in models if m.method == name},
-            "folder": {str(m.seed): m.folder for m in models if m.method == name},
+            "tuning": by_model[name].json() if name in by_model else None,
+            "curve": run.curves.by_model.get(name),
+            "relearning": run.relearning.by_model.get(name),
+            "gradient_attacks": _searches(name, run),
+            "digest": {str(m.seed): m.digest for m in exports if m.method == name},
+            "folder": {str(m.seed): m.folder for m in exports if m.method == name},
         }
     return described
 
 
-def _searches(model: str, made: Plan, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]] | None:
-    """What the gradient attacks on this model came to; None where there was none."""
-    return metric_rows.search_rows(_found((p for p in made.searched if p.model == model), outcomes)) or None
+def _searches(model: str, run: CompletedRun) -> list[dict[str, Any]] | None:
+    """The results of the gradient attacks on this model; None if there was none."""
+    return metric_rows.search_rows(run.measured(p for p in run.plan.searched if p.model == model)) or None
 
 
-def _seconds(made: Plan, outcomes: Mapping[str, Outcome]) -> dict[tuple[str, str], tuple[float, int]]:
+def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
+    """(model, stage) -> seconds and number of jobs; all jobs of trials count as `tune`, and so on."""
     spent: dict[tuple[str, str], tuple[float, int]] = {}
-    for digest, outcome in outcomes.items():
-        key = (made.owner.get(digest, BASE), outcome.job.stage)
-        total, n = spent.get(key, (0.0, 0))
-        spent[key] = (total + outcome.seconds, n + 1)
+
+    def add(plan: Plan, outcomes: Mapping[str, Outcome], stage: str | None = None) -> None:
+        for digest, outcome in outcomes.items():
+            key = (plan.owner.get(digest, BASE), stage or outcome.job.stage)
+            total, n = spent.get(key, (0.0, 0))
+            spent[key] = (total + outcome.seconds, n + 1)
+
+    add(run.plan, run.outcomes)
+    for stage, more in (("tune", run.trials), ("curve", run.curves), ("relearn", run.relearning)):
+        # Each job counts once.
+        add(more.plan, {digest: o for digest, o in more.outcomes.items() if digest not in run.outcomes}, stage)
     return spent
 
 
 def _write_parquet(frame: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
-    partial.unlink(missing_ok=True)  # never through a link that somebody left there
+    partial.unlink(missing_ok=True)  # never write through a link that somebody left there
     frame.to_parquet(partial, index=False)
     os.replace(partial, path)

@@ -1,9 +1,9 @@
-"""The order of stages: what a run reads, which jobs it consists of, and what it writes in the end.
+"""The order of a run: read and check everything, vet, tune, train and measure, follow up, write.
 
-`prepare` reads and checks everything (all that a person can get wrong is said there, before hours of work), `tuned`
-chooses each method's options where that is asked for, `plan` lists the jobs, an executor runs them, `curves` measures
-methods while they train, `relearning_memory` what comes back when they are trained on, `write` puts results, samples, manifest
-and reports into the run folder.
+`prepare` reads and checks the inputs: every mistake of a user is reported there, before hours of work. `vet_forget_set` drops
+training targets that the judge contradicts, `tune_methods` chooses each method's options if that is asked for, `Planner`
+lists the jobs, an executor runs them, `measure_curves` and `measure_relearning` follow up on them, and `write` puts results,
+samples, manifest and reports into the run folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
+from wpn_bench.jobs.job import External
 from wpn_bench.jobs.store import Store
-from wpn_bench.pipeline.followups import curves, relearning, tuned, vetted
+from wpn_bench.pipeline.followups import measure_curves, measure_relearning, tune_methods, vet_forget_set
 from wpn_bench.pipeline.inputs import Inputs, prepare
-from wpn_bench.pipeline.planner import _vet_job, plan
-from wpn_bench.pipeline.results import write
+from wpn_bench.pipeline.planner import Planner
+from wpn_bench.pipeline.results import CompletedRun, write
 from wpn_bench.preflight import estimates, resources
 
 
@@ -40,17 +42,34 @@ def run(
     force: bool = False,
     fleet: Fleet = Fleet(),
 ) -> dict[str, Any]:
-    """Do the whole run and write its folder; returns the results. A failed job fails its model, not the run. With `force`
-    it begins although it does not seem to fit."""
+    """Do a whole run and write its folder. A failed job fails its model, not the run.
+
+    Args:
+        config: What to do.
+        out: The run folder.
+        store: The folder of the store.
+        reporter: Told of the progress.
+        command: The command line, for the record.
+        force: Begin although an estimate says that memory or disk will not suffice.
+        fleet: Who runs the jobs.
+
+    Returns:
+        The results, as they stand in results.json.
+
+    Raises:
+        UserError: Something that the user must change; the message says what.
+    """
     check_writable(out)
     logs = out.resolve() / "logs"
     agreed = consent.granted(code=config.trust_remote_code, pickles=config.allow_pickle)
-    with agreed, reporter, _alone(out), _room(out, store), contextlib.ExitStack() as stack:
+    with agreed, reporter, lock_run_dir(out), disk_full_as_user_error(out, store), contextlib.ExitStack() as stack:
         try:
             shelf = Store(store)
             with reporter.activity("find the model, read the prompts"):
                 inputs = prepare(config, reporter, force=force)
-                plan(config, inputs, shelf, logs)  # what cannot be planned is said before anything is computed
+                Planner(
+                    config, inputs, shelf, logs
+                ).plan()  # what cannot be planned is reported before anything is computed
                 _check_store(config, inputs, shelf, reporter, force)
         except (UserError, KeyboardInterrupt):
             # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
@@ -58,19 +77,24 @@ def run(
                 out.rmdir()
             raise
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
-        inputs, vetting = vetted(config, inputs, shelf, executor)
-        trials = tuned(config, inputs, shelf, executor)
-        made = plan(trials.applied(config), inputs, shelf, logs)
-        outcomes = executor.run(made.jobs)
-        drawn = curves(trials.applied(config), inputs, shelf, executor)
-        relearnt = relearning(config, inputs, shelf, executor, made, outcomes)
+        inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
+        planner = Planner(config, inputs, shelf)
+        trials = tune_methods(planner, executor)
+        tuned = replace(planner, config=trials.applied(config))
+        plan = replace(tuned, logs=logs).plan()
+        outcomes = executor.run(plan.jobs)
+        curves = measure_curves(tuned, executor)
+        paths = {key: (outcomes[job.digest].path, job.digest) for key, job in plan.trained.items()}
+        trained = {key: External(path, digest) for key, (path, digest) in paths.items() if path is not None}
+        relearning = measure_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
-            return write(config, inputs, made, {**vetting, **outcomes}, out, command, trials, drawn, relearnt)
+            done = CompletedRun(config, inputs, plan, {**vetting, **outcomes}, trials, curves, relearning)
+            return write(done, out, command)
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """No other process writes this run folder meanwhile."""
+def lock_run_dir(out: Path) -> Iterator[None]:
+    """Let no other process write this run folder meanwhile; `UserError` if one does already."""
     digest = digest_of(str(out.resolve()))[:16]
     with try_lock_temporary(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
         if not free:
@@ -81,8 +105,8 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _room(out: Path, store: Path) -> Iterator[None]:
-    """A disk that takes no more is said in one line."""
+def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
+    """Report a full, read-only or broken disk as a `UserError` of one line."""
     try:
         yield
     except OSError as e:
@@ -96,18 +120,20 @@ def _room(out: Path, store: Path) -> Iterator[None]:
 
 
 def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
-    """Whether what is still to be trained fits into the store. A run that goes on needs less than one that begins."""
+    """Raise `UserError` if the models still to be trained do not fit into the store. A resumed run needs less room."""
     subject = estimates.ModelSpec.of(config)
     if subject is None or not config.methods:
         return
     if config.tune:
-        # Which trials there will be is not known ahead: any training of this model counts for one of them.
+        # The options of the trials are not known yet: any training of this model counts as one of them.
         done = estimates.count_trainings(store.root, inputs.model.digest)
     else:
-        vet = _vet_job(config, inputs, store) if config.vet else None
+        planner = Planner(config, inputs, store)
+        vet = planner.vetting() if config.vet else None
         if vet and store.find(vet.stage, vet.digest):
-            inputs, _ = vetted(config, inputs, store, LocalExecutor(store, Reporter()))
-        trained = plan(config, inputs, store).trained.values()
+            vetted, _ = vet_forget_set(planner, LocalExecutor(store, Reporter()))
+            planner = replace(planner, inputs=vetted)
+        trained = planner.plan().trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)
     resources.raise_if_too_large([resources.check_store(subject, store.root, done)], force=force, warn=reporter.note)
 

@@ -78,6 +78,13 @@ def _validator() -> Any:
     return kind(schema())
 
 
+def validate_rows(rows: Iterable[Row]) -> None:
+    """Raise `jsonschema.ValidationError` if these rows may not stand in results.json."""
+    import jsonschema
+
+    jsonschema.validate([row.json() for row in rows], schema()["properties"]["metrics"])
+
+
 def read_results(run: Path) -> dict[str, Any]:
     """results.json of a run folder. `UserError` where there is none, or none that this program could have written: of
     another schema, with a number that JSON has not or that is too large, with a value of another type."""

@@ -1,0 +1,65 @@
+"""What a stage's `plan` is given and returns (see `wpn_bench.jobs.stages.Stage`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wpn_bench.jobs.job import External, Job
+
+
+@dataclass(frozen=True)
+class AskedSet:
+    """A prompt set that the model answers. `prompts` holds `items.jsonl`, `responses` will hold `responses.jsonl`."""
+
+    suite: str
+    name: str
+    prompts: Job | External
+    responses: Job
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model to be measured: the base, or one trained by a method with a seed.
+
+    Attributes:
+        name: The name of the model in results.json.
+        seed: The seed of its training; None for the base.
+        artifact: The folder of its weights and tokenizer.
+        dtype: The data type to load it in.
+        template: The prompt template.
+        decoding: How the run decodes responses.
+        sets: The prompt sets that it answers, without those of attacks that search.
+        heldout: The held-out texts (`texts.jsonl`); None if the run has none.
+    """
+
+    name: str
+    seed: int | None
+    artifact: Job | External
+    dtype: str
+    template: str
+    decoding: Mapping[str, Any]
+    sets: tuple[AskedSet, ...] = ()
+    heldout: External | None = None
+
+
+@dataclass(frozen=True)
+class PlannedMeasurement:
+    """One job of a stage.
+
+    Attributes:
+        suite: Where its rows belong in results.json.
+        set: The set within the suite.
+        params: What the stage is told; part of the job's digest, so plain values only.
+        needs: Role -> what the stage reads.
+        label: What the job is called, after the name of the model.
+        local: Values for the stage that do not change its output, beside `device` and `offload`.
+    """
+
+    suite: str
+    set: str
+    params: Mapping[str, Any]
+    needs: Mapping[str, Job | External]
+    label: str
+    local: Mapping[str, Any] = field(default_factory=dict)
