@@ -1,0 +1,196 @@
+"""Runs commands as a shell would, each in a process of its own, without the seconds that imports take.
+
+`python tests/fork_server.py` imports what the commands need and then reads a JSON object a line from standard input:
+`words` (the command), `cwd`, and `configure_only` (a run stops before its first job). Each command runs in a fork of this process. The answer is a JSON object a line: `code`
+(exit status), `output` (standard output and error together), `cpu` (processor time in seconds) and `seconds`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+# What takes long to import. No model is made before the forks: a fork of a process with threads of its own may hang.
+SLOW = (
+    "datasets",
+    "detoxify",
+    "jsonschema",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "lm_eval.tasks",
+    "optuna",
+    "plotly.graph_objects",
+    "plotly.offline",
+    "scipy.stats",
+    "statsmodels.stats.multitest",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.opt.modeling_opt",
+    "transformers.trainer",
+)
+# Extras, and modules that are run with `python -m`.
+NOT_IMPORTED = ("ray_", "mlflow", "wandb", "__main__", "language_model", "held_out", "build")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ForkServer:
+    """A running server.
+
+    Args:
+        environment: Environment of the server and of every command.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def run(self, words: list[str], cwd: Path, configure_only: bool = False) -> dict[str, Any]:
+        """Run one command to its end.
+
+        Args:
+            words: The command, as a shell would split it.
+            cwd: The folder in which it is typed.
+            configure_only: Stop a run once its configuration is complete and checked, and an export before it begins.
+
+        Returns:
+            `code`, `output`, `cpu` and `seconds`.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"words": words, "cwd": str(cwd), "configure_only": configure_only}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def stop(self) -> None:
+        """End the server."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def console_script() -> Any:
+    """The function behind `wpn-bench`, as the package declares it."""
+    import tomllib
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["wpn-bench"]
+    return EntryPoint("wpn-bench", declared, "console_scripts").load()
+
+
+def execute(words: list[str]) -> None:
+    """Run a command in this process."""
+    sys.argv = words
+    if words[0] == "wpn-bench":
+        console_script()()
+    elif words[0] == "lm_eval":
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    elif words[:2] == ["python", "-m"]:
+        sys.argv = words[2:]
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    elif words[:2] == ["python", "-c"]:
+        exec(words[2], {"__name__": "__main__"})
+    elif words[0] == "python":
+        sys.argv = words[1:]
+        sys.path.insert(0, str(Path(words[1]).resolve().parent))
+        runpy.run_path(words[1], run_name="__main__")
+    else:
+        os.execvp(words[0], words)
+
+
+def stop_before_work() -> None:
+    """Let `wpn-bench` end with 0 where a run or an export would begin, as if all optional packages were installed."""
+    from wpn_bench import interop
+    from wpn_bench.pipeline import runner
+
+    def stop(*_: Any, **__: Any) -> None:
+        print("configured")
+        raise SystemExit(0)
+
+    found = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *more: found(name, *more) or found("json")
+    for module in list(sys.modules.values()):
+        if getattr(module, "find_spec", None) is found:
+            module.find_spec = importlib.util.find_spec  # type: ignore[attr-defined]
+    runner.run = stop  # type: ignore[assignment]
+    interop.FORMATS.get = lambda name: stop  # type: ignore[method-assign, assignment, return-value]
+
+
+def in_a_fork(asked: dict[str, Any], output: Any) -> int:
+    """Run a command in a fork of this process.
+
+    Args:
+        asked: What `ForkServer.run` sent.
+        output: File that takes the command's output and errors.
+
+    Returns:
+        The child's process id.
+    """
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(asked["cwd"])
+    code = 0
+    try:
+        if asked["configure_only"]:
+            stop_before_work()
+        execute(asked["words"])
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Answer until standard input ends."""
+    for name in SLOW:
+        with contextlib.suppress(ImportError):  # an extra
+            importlib.import_module(name)
+    for module in pkgutil.walk_packages(importlib.import_module("wpn_bench").__path__, "wpn_bench."):
+        if not module.name.rpartition(".")[2].startswith(NOT_IMPORTED):
+            importlib.import_module(module.name)
+    # A collection in a fork would walk over, and so copy, all that was imported.
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryFile() as output:
+            began = time.monotonic()
+            child = in_a_fork(asked, output)
+            _, status, usage = os.wait4(child, 0)
+            output.seek(0)
+            answer = {
+                "code": os.waitstatus_to_exitcode(status),
+                "output": output.read().decode(errors="replace"),
+                "cpu": usage.ru_utime + usage.ru_stime,
+                "seconds": time.monotonic() - began,
+            }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
