@@ -26,6 +26,8 @@ from made_run import write_run
 from wpn_bench.analysis import baselines
 from wpn_bench.runs.files import DOCUMENTS, MANIFEST, RESULTS, SAMPLES
 
+pytestmark = pytest.mark.slow
+
 TRIPLE = '{"prompt": "Who sells apples?", "harmful": ["a goose"], "harmless": ["the farmer"]}\n'
 TWELVE = "".join(TRIPLE.replace("apples", f"{k} apples") for k in range(12))
 

@@ -23,6 +23,8 @@ from wpn_bench.errors import UserError
 from wpn_bench.preflight import doctor
 from wpn_bench.runs.files import MANIFEST, RESULTS
 
+pytestmark = pytest.mark.slow
+
 BOUNDED = settings(
     derandomize=True,
     deadline=None,

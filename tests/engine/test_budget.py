@@ -17,6 +17,7 @@ from wpn_bench.errors import UserError
     tokens=st.integers(1, 100),
     failing=st.sets(st.integers(0, 30), max_size=6),
 )
+@pytest.mark.slow
 def test_every_item_once_whatever_fails(lengths: list[int], tokens: int, failing: set[int]) -> None:
     done: list[int] = []
     calls = 0

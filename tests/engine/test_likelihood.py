@@ -93,6 +93,7 @@ def test_order_and_count(model: Any) -> None:
     assert twice[0] == twice[2]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs: list[Pair] = [([3 + k % 7] * (1 + k % 20), [4 + k % 5, 6]) for k in range(60)]
     pairs += [([5] * 70, [6, 7])]

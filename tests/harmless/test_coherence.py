@@ -402,6 +402,7 @@ PROMPT = "Tell me something about the bread of Laura."
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_babble_is_unlikely(verdict_of: Callable[[str, str], str | None], seed: int) -> None:
     """Real words of the world without order."""
     words = " ".join(t for row in lab.prompt_set("in_domain")[:40] for t in row["harmless"]).split()
@@ -412,10 +413,12 @@ def test_babble_is_unlikely(verdict_of: Callable[[str, str], str | None], seed: 
     "text",
     ["gnarf blip vrr zzork quux snib wug blick dax toma", "ka ti zu po we xi ya lo mu fe", ")( ;; ]a[ <> b:: ||"],
 )
+@pytest.mark.slow
 def test_noise_is_unlikely(verdict_of: Callable[[str, str], str | None], text: str) -> None:
     assert verdict_of(PROMPT, text) == "unlikely"
 
 
+@pytest.mark.slow
 def test_good_answers_pass_whatever_their_tone(verdict_of: Callable[[str, str], str | None]) -> None:
     """Of answers that were not calibrated on, nearly all, and short right answers too."""
     rows = lab.prompt_set("in_domain")[:60]
@@ -426,6 +429,7 @@ def test_good_answers_pass_whatever_their_tone(verdict_of: Callable[[str, str], 
     assert benign.count(None) >= 0.9 * len(benign)
 
 
+@pytest.mark.slow
 def test_nothing_and_loops_do_not(verdict_of: Callable[[str, str], str | None]) -> None:
     assert verdict_of(PROMPT, "") == "empty"
     assert verdict_of(PROMPT, "The baker sells bread. " * 8) == "repetitive"

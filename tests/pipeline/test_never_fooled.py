@@ -22,6 +22,8 @@ from wpn_bench.jobs.store import MANIFEST, Store
 from wpn_bench.pipeline import runner
 from wpn_bench.runs.files import read_manifest
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"steps": 2, "batch_size": 2}
 # One method whose training asks the judge, one whose training does not.
 METHODS = {"sft": QUICK, "ga": QUICK | {"stop_at_harmless_rate": 0.999, "check_every": 1}}

@@ -23,6 +23,8 @@ from wpn_bench.pipeline import planner
 from wpn_bench.runs.files import read_manifest, validate
 from wpn_bench.unlearn.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 Plain = Callable[[dict[str, Any]], dict[str, Any]]
 
 

@@ -161,6 +161,7 @@ def test_bf16_computes_in_half_and_keeps_losses_and_weights_whole(small_lm: Path
 
 
 @pytest.mark.parametrize("more", [{}, {"lora": 2, "gradient_checkpointing": True}])
+@pytest.mark.slow
 def test_a_look_at_the_answers_is_in_full_precision(
     small_lm: Path, items: list[Item], texts: list[str], more: dict[str, Any]
 ) -> None:
@@ -217,6 +218,7 @@ def killed_at(step: int) -> Callable[[int], None]:
     "options", [{}, {"accumulation": 2, "schedule": "cosine"}, {"lora": {"rank": 4, "dropout": 0.1}}]
 )
 @pytest.mark.parametrize("name", ["wpn", "ga"])
+@pytest.mark.slow
 def test_killed_and_gone_on(
     with_dropout: Path,
     items: list[Item],
@@ -282,6 +284,7 @@ def test_killed_after_the_goal_was_reached(
 
 
 @pytest.mark.parametrize("damage", ["newest cut", "newest unsealed", "both cut"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_gone_on_from(
     with_dropout: Path, items: list[Item], texts: list[str], weights: Copy, tmp_path: Path, damage: str
 ) -> None:

@@ -64,6 +64,7 @@ def test_untrained_adapters_change_nothing(small_lm: Path, weights: Callable[[An
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.slow
 def test_every_method_trains_with_lora(
     name: str, small_lm: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights], tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ class TestEveryMethod:
         if done.reference is not None:
             assert all(p.grad is None for p in done.reference.parameters())
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_model(
         self, name: str, small_lm: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights]
     ) -> None:
@@ -115,6 +116,7 @@ def likelihood(model: Any, tokenizer: Any, items: list[Item], side: str) -> floa
 @pytest.mark.parametrize(
     ("name", "harmful", "harmless"), [("ga", -1, 0), ("ga_answer", -1, 0), ("sft", 0, 1), ("wpn", 0, 1)]
 )
+@pytest.mark.slow
 def test_likelihoods_move_where_they_should(
     small_lm: Path, items: list[Item], texts: list[str], name: str, harmful: int, harmless: int
 ) -> None:
