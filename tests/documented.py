@@ -103,11 +103,12 @@ COVERED_BY = {
 SMALL = ["--limit", "2", "--max-new-tokens", "4"]
 LM_EVAL = ["--limit", "2", "--device", "cpu"]
 SMALLER = {
+    "full --out runs/first": ["--methods", "wpn,sft"],
     "--tune": ["--tune", "2"],
     "--seeds": ["--seeds", "2"],
     "--preset ablation": ["--methods", "wpn,wpn:hidden-last-no-kl,sft:kl"],
-    "--preset field": ["--methods", "npo,rmu"],
-    "triples-field.yaml": ["--methods", "grad_diff:kl,llmu:released"],
+    "--preset field": ["--methods", "npo"],
+    "triples-field.yaml": ["--methods", "grad_diff:kl"],
     "check_errors.py": ["--repetitions", "2", "--sizes", "lab", "--churn", "0.1", "--seeds", "1"],
     "rejudge.py": ["--suites", "harmless"],
     "wpn-bench doctor": ["--model", "lab"],

@@ -258,7 +258,7 @@ def exit_codes(command: str) -> tuple[int, ...]:
     return found[0] if found and "--save-baseline" not in command else (0,)
 
 
-@pytest.mark.parametrize("command", [command for command in TO_RUN if command not in COVERED_BY])
+@pytest.mark.parametrize("command", [command for command in TO_RUN if command not in COVERED_BY], ids=str)
 def test_a_documented_command_runs(command: str, reader: Reader) -> None:
     if HUB.search(" ".join(small(command))) and not reader.has_hub:
         pytest.skip("no ../shared/hub beside the repository")
@@ -286,7 +286,7 @@ def test_a_documented_command_runs(command: str, reader: Reader) -> None:
         assert Path(report).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("command", NOT_TO_RUN)
+@pytest.mark.parametrize("command", NOT_TO_RUN, ids=str)
 def test_a_command_that_is_not_run_is_one_that_there_is(command: str, reader: Reader) -> None:
     words = documented.words_of(command)
     if "nox" in words and "-s" in words:
