@@ -45,7 +45,8 @@ class TokenMemory:
     @classmethod
     def of(cls, config: Any, dtype: Any) -> TokenMemory:
         """From a model's configuration and the type of its weights (a name or a `torch.dtype`)."""
-        text = config.get_text_config()
+        # A classifier of a plug-in may have a plain configuration.
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
         width = dtype_bytes(dtype) * int(getattr(text, "hidden_size", 768))
         layers, vocabulary = int(getattr(text, "num_hidden_layers", 12)), int(getattr(text, "vocab_size", 50_000))
         return cls(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wpn_bench.errors import UserError
 from wpn_bench.unlearn import tuning
 from wpn_bench.unlearn.methods import method_of
-from wpn_bench.unlearn.search import Choice, Drawn, Log, Range, _rounded
+from wpn_bench.unlearn.search import Choice, Drawn, Log, Range, rounded
 
 if TYPE_CHECKING:
     from wpn_bench.unlearn.methods.base import Method
@@ -54,11 +54,11 @@ def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[st
             if value == 1:
                 continue
             own = config.peak_lr(width) if name == "lr" else getattr(config, name)
-            value = max(1, round(own * value)) if isinstance(own, int) else _rounded(own * value)
+            value = max(1, round(own * value)) if isinstance(own, int) else rounded(own * value)
         elif value == getattr(config, name):
             continue
         elif isinstance(value, float):
-            value = _rounded(value)
+            value = rounded(value)
         changed[name] = value
     return changed
 
