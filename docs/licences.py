@@ -27,7 +27,7 @@ HEAD = """\
 Made by `nox -s licences` (`pip-licenses`) from an installation on Linux with Python 3.11 and the versions of `constraints.txt`;
 the same session writes a CycloneDX SBOM to `dist/sbom.cdx.json`. wpn-bench itself is Apache-2.0. It ships none of these
 packages: pip fetches them, each under its own licence. "Needed by" names the extra of a package that a plain
-`pip install wpn-bench` leaves out.
+installation without extras leaves out.
 """
 
 
