@@ -16,11 +16,11 @@ from wpn_bench.errors import UserError
         (b"[" * 100_000, "is not valid JSON"),
         (b"9" * 5000, "is not valid JSON"),
         (b"", "is not valid JSON"),
-        (b"[NaN]", r"is not valid JSON \(NaN is no number"),
-        (b"[-Infinity]", r"is not valid JSON \(-Infinity is no number"),
-        (b"[1e400]", r"is not valid JSON \(1e400 is no number"),
-        (b"[1e308]", r"is not valid JSON \(1e308 is no number"),
-        (b"9" * 300, r"is not valid JSON \(9{20}\.\.\. is no number"),
+        (b"[NaN]", r"is not valid JSON \(NaN is not a number"),
+        (b"[-Infinity]", r"is not valid JSON \(-Infinity is not a number"),
+        (b"[1e400]", r"is not valid JSON \(1e400 is not a number"),
+        (b"[1e308]", r"is not valid JSON \(1e308 is not a number"),
+        (b"9" * 300, r"is not valid JSON \(9{20}\.\.\. is not a number"),
     ],
 )
 def test_invalid_json_is_rejected(tmp_path: Path, raw: bytes, problem: str) -> None:
