@@ -284,7 +284,7 @@ def test_odd_numbers_are_refused_in_one_line(run_dir: Path, odd: str) -> None:
     """Nothing of ours writes them, and nothing sensible can be drawn or computed of them."""
     file = run_dir / "results.json"
     file.write_text(re.sub(r'"value": [0-9.]+', f'"value": {odd}', file.read_text(encoding="utf-8"), count=1))
-    with pytest.raises(UserError, match=r"results\.json is not valid JSON .*is no number"):
+    with pytest.raises(UserError, match=r"results\.json is not valid JSON .*is not a number"):
         render(run_dir, ("html",))
 
 
