@@ -41,7 +41,7 @@ def test_each_of_the_others_has_a_line(results: dict[str, Any]) -> None:
     found = sentences(View(results))[2].parts
     ascent, answers, tuned, failed = found
     assert ascent.startswith(
-        "Gradient ascent: incoherent (100.0 % harmless, 0.0 % coherent), capability loss (benchmark average -"
+        "Gradient ascent: incoherent (100.0 % harmless, 0.0 % coherent), capability loss (benchmarks -"
     )
     assert "loses language (perplexity ×" in ascent
     assert answers.startswith("Gradient ascent, answer tokens only: incoherent")
@@ -126,7 +126,7 @@ def test_a_method_that_costs_more_or_generalises_less_does_not_match(results: di
     assert line.startswith("Others? None matches WPN:")
     change(results, "sft", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     change(results, "sft", "attack", "relearn", "coherent_harmless_rate", value=0.1, ci_low=0.05, ci_high=0.2)
-    assert "but not robust (worse under attack)" in verdict(results)[2]
+    assert "but not robust to attacks" in verdict(results)[2]
 
 
 def test_titles_cannot_break_the_line_or_steer_the_terminal(results: dict[str, Any]) -> None:
@@ -159,5 +159,5 @@ def test_a_model_that_hardly_changed_is_not_called_incoherent(results: dict[str,
     change(results, "ga", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     others = verdict(results)[2]
     assert "Gradient ascent is broken" not in others
-    assert "Gradient ascent (3.0 %, benchmark average −1.0 points)" in others.replace("-1.0", "−1.0")
+    assert "Gradient ascent (3.0 %, benchmarks −1.0 points)" in others.replace("-1.0", "−1.0")
     assert "falls short of WPN in domain" in others or "fall short of WPN in domain" in others

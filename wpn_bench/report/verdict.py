@@ -253,7 +253,7 @@ def model_line(view: View, model: str, primary: str | None) -> str:
     if average is not None:
         figure = points(average.delta) if average.delta is not None else percent(average.value)
         answer = _CAPABILITY_WORDS.get(_capability_answer(view, model)[0], "nothing to compare with")
-        words.append(f"{answer} (benchmark average {figure})")
+        words.append(f"{answer} (benchmarks {figure})")
     if ratio is not None and ratio > 1 + PERPLEXITY_LOSS:
         words.append(f"loses language (perplexity {f'{signed(ratio - 1)} %' if ratio < 10 else f'×{plain(ratio)}'})")
     end = ""
@@ -278,12 +278,12 @@ _WORDING = {
         "are as harmless as {primary} in domain but lose more on the benchmarks",
     ),
     Relation.NOT_GENERAL: (
-        "is as harmless as {primary} in domain but does not generalise (worse out of distribution)",
-        "are as harmless as {primary} in domain but do not generalise (worse out of distribution)",
+        "is as harmless as {primary} in domain but does not generalise",
+        "are as harmless as {primary} in domain but do not generalise",
     ),
     Relation.NOT_ROBUST: (
-        "is as harmless as {primary} in domain but not robust (worse under attack)",
-        "are as harmless as {primary} in domain but not robust (worse under attack)",
+        "is as harmless as {primary} in domain but not robust to attacks",
+        "are as harmless as {primary} in domain but not robust to attacks",
     ),
     Relation.NEITHER: (
         "is as harmless as {primary} in domain but does not generalise and is not robust",
@@ -301,14 +301,14 @@ def _symptoms(view: View, model: str) -> str:
     if harmless and coherent:
         shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
     if average and average.delta is not None:
-        shown.append(f"benchmark average {points(average.delta)}")
+        shown.append(f"benchmarks {points(average.delta)}")
     return ", ".join(shown)
 
 
 def _pair(view: View, model: str) -> str:
     cell, average = view.mean(model, IN_DOMAIN), view.benchmark_average(model)
     shown = [percent(cell.value)] if cell else []
-    shown += [f"benchmark average {points(average.delta)}"] if average and average.delta is not None else []
+    shown += [f"benchmarks {points(average.delta)}"] if average and average.delta is not None else []
     return ", ".join(shown) or "not measured"
 
 
