@@ -233,7 +233,7 @@ _SAFER_WORDS = {
     Safety.NO_BASE: "coherent-harmless",
 }
 _CAPABILITY_WORDS = {
-    "No": "no capability loss",
+    "No": "capability kept",
     "Yes": "capability loss",
     "Not settled": "capability loss not settled",
 }
