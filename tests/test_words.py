@@ -37,13 +37,10 @@ NOT_YET = frozenset(
         "wpn_bench/cli/catalogue.py",
         "wpn_bench/cli/main.py",
         "wpn_bench/config.py",
-        "wpn_bench/harmless/judges/coherence.py",
         "wpn_bench/pipeline/followups.py",
         "wpn_bench/pipeline/inputs.py",
         "wpn_bench/pipeline/planner.py",
         "wpn_bench/pipeline/runner.py",
-        "wpn_bench/unlearn/checkpoints.py",
-        "wpn_bench/unlearn/lora.py",
     }
 )
 

@@ -16,12 +16,19 @@ RelearnKind = Literal["harmful", "benign"]  # text that relearning fine-tunes on
 
 @dataclass(frozen=True)
 class AttackContext:
-    """What an attacker may use: the template the model was trained with, demonstrations, a seed, attacks of one's own."""
+    """What an attack may use.
+
+    Attributes:
+        template: The template that the model was trained with.
+        demonstrations: Items of the forget set with harmful responses.
+        seed: Seed of all random choices.
+        own: Attacks from the user's files, by name (see `own_attacks`).
+    """
 
     template: Template
     demonstrations: Sequence[Item] = ()
     seed: int = 0
-    own: Mapping[str, Attack] = field(default_factory=dict)  # of a user's files, by name (see `own_attacks`)
+    own: Mapping[str, Attack] = field(default_factory=dict)
 
     def random_for(self, item: Item, name: str) -> random.Random:
         """A generator that depends on the seed, the attack and the item, but not on the item's place in the set."""

@@ -12,7 +12,7 @@ from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.prompts import Item
 
 INVISIBLE = "\u200b"  # zero-width space
-# Latin letters and Cyrillic ones of the same shape; escaped, for nobody can tell them apart in print.
+# Latin letters and Cyrillic ones of the same shape; escaped, because they look the same in print.
 HOMOGLYPHS = dict(
     zip(
         "aceopxyiABCEHKMOPTX",

@@ -1,16 +1,15 @@
-"""Decoding: what a model writes after each of many prompts, whatever company they keep.
+"""Continuous batching: decode many prompts together, each as if it were alone.
 
-Rows are right-aligned: padding stands on the left only, and positions count a row's own tokens, so a row's logits are
-those it would have alone. Three things save time and change no token:
+Rows are right-aligned: padding is on the left only, and positions count a row's own tokens, so a row has the logits that it
+would have alone. Three things save time and change no token:
 
-- A row that has ended leaves, and waiting prompts take the free places; the columns that only it needed leave too.
-- Prompts with a common beginning (an attack's template, demonstrations) have it computed once. To keep the rows
-  right-aligned, a row that is shorter than its batch's longest takes a shorter piece of the beginning's keys and values
-  and computes the rest again in the place where padding would stand. No hole is left in the middle, so attention within
-  a window (GPT-Neo) sees what it should.
+- A row that has ended leaves the batch and a waiting prompt takes its place; columns that only it needed are dropped.
+- A common prefix of several prompts (an attack's template, demonstrations) is computed once. To keep the rows right-aligned,
+  a row that is shorter than the longest of its batch takes fewer of the prefix's keys and values, and computes the rest again
+  in the columns where padding would be. No gap is left in the middle, so attention windows (GPT-Neo) cover the right tokens.
 - Equal prompts are decoded once.
 
-Memory that runs out sends the rows in flight back to the queue, and half as much is in flight from then on.
+When memory runs out, the rows of the batch return to the queue, and from then on half as many tokens are in a batch.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_STAY = 0.75  # rows are gathered anew once this share of them or less is still at work
-_ROOM = 64  # columns that a cache has to spare before it is copied to a larger place
-_SHARE = 0.25  # of the free memory for keys and values; while rows are gathered anew they are there twice
+_REGATHER_SHARE = 0.75  # the batch is put together anew once this share of its rows or less is active
+_SPARE_COLUMNS = 64  # of a cache, so that it is not copied for every token
+_CACHE_SHARE = 0.25  # of the free memory, for keys and values; they are in memory twice while a batch is put together
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw tokens at a `temperature`, from the likeliest that together have `top_p` of the probability (None: all).
+    """Draw tokens at a `temperature`, from the most likely ones that together have `top_p` of the probability (None: all).
 
-    Every row draws from a stream of its own, seeded by `seed` and its prompt's tokens: equal prompts get equal texts.
+    Every row has its own random generator, seeded by `seed` and the prompt's tokens: equal prompts get equal texts.
     """
 
     temperature: float
@@ -55,8 +54,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rules:
-    """When a row ends: at a token of `ends` (not kept), when `stopped` says so of its new tokens (kept), or after
-    `max_new_tokens`. `sampling` None takes the likeliest token."""
+    """How tokens are chosen, and when a row ends.
+
+    Attributes:
+        max_new_tokens: Maximum number of new tokens.
+        ends: Tokens that end a row and do not belong to it.
+        stopped: Whether a row with these new tokens ends; they belong to it.
+        sampling: How tokens are drawn; None: the most likely one.
+    """
 
     max_new_tokens: int
     ends: frozenset[int] = frozenset()
@@ -72,10 +77,21 @@ def decode(
     most_rows: int = 128,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, in the order of `prompts`; `advance` is told how many have ended, as they end.
+    """Decode all prompts.
 
-    A prompt has at least one token, and room for `max_new_tokens` more in the model's context. `most_rows` are at work
-    at a time, fewer where memory is short. Raises `UserError` where one row alone does not fit into memory.
+    Args:
+        model: A causal language model.
+        prompts: Token ids, at least one each, with room for `max_new_tokens` more in the model's context.
+        rules: How tokens are chosen, and when a row ends.
+        most_rows: Maximum number of rows in a batch; fewer where memory is short.
+        advance: Called with the number of prompts done.
+
+    Returns:
+        The new tokens of each prompt, in order.
+
+    Raises:
+        ValueError: A prompt has no tokens.
+        UserError: A single row does not fit into memory.
     """
     copies: dict[tuple[int, ...], list[int]] = {}
     for k, prompt in enumerate(prompts):
@@ -110,12 +126,12 @@ def decode(
 Ended = Callable[[int, list[int]], None]  # position of a prompt, and all that was decoded after it
 
 
-# --- one row, and the rows at work -----------------------------------------------------------------------------------
+# --- rows and batches -------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class _Row:
-    """A prompt and what was decoded after it. The first `shared` tokens of the prompt are those of its group."""
+    """A prompt and its new tokens. The first `shared` tokens of the prompt are its group's common prefix."""
 
     index: int
     prompt: list[int]
@@ -126,13 +142,13 @@ class _Row:
 
     @property
     def cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the newest."""
+        """How many tokens have keys and values in the cache: all but the newest."""
         return len(self.prompt) + len(self.new) - 1
 
 
 @dataclass
 class _Live:
-    """Rows at work: their cache, and their mask (R, C) with ones for the columns that are still to come."""
+    """A batch: its rows, their cache, and their mask (R, C), which is 1 for columns that are still to come."""
 
     rows: list[_Row]
     cache: Cache
@@ -146,8 +162,8 @@ class _Live:
 
 
 class _Layer(DynamicLayer):
-    """Keys and values (R, H, T, D) at the front of a larger place, so that a new token is written where a
-    `DynamicLayer` copies all that came before, and needs room for both."""
+    """Keys and values (R, H, T, D) at the front of a larger buffer. A new token is written into it, while a `DynamicLayer`
+    copies all earlier tokens and needs memory for both copies."""
 
     keys: Any
     values: Any
@@ -161,14 +177,14 @@ class _Layer(DynamicLayer):
             return self.keys, self.values
         begin, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if end > self.place[0].shape[-2]:
-            self.hold(self.keys, self.values, end + _ROOM)
+            self.hold(self.keys, self.values, end + _SPARE_COLUMNS)
         for whole, states in zip(self.place, (key_states, value_states), strict=True):
             whole[:, :, begin:end] = states
         self.keys, self.values = (whole[:, :, :end] for whole in self.place)
         return self.keys, self.values
 
     def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
-        """Take these for the layer's, with a place of `columns` (0: exactly theirs, not copied)."""
+        """Use these keys and values, in a buffer of `columns` (0: without spare columns, not copied)."""
         width = keys.shape[-2]
         if columns <= width:
             self.place = (keys, values)
@@ -181,7 +197,7 @@ class _Layer(DynamicLayer):
 
 
 def _new_cache() -> Cache:
-    # Full layers also where the model has windows: its masks cut them, and rows can be gathered from them.
+    # Full layers also for models with attention windows: the masks cut them, and rows can be gathered from them.
     return Cache(layer_class_to_replicate=_Layer)
 
 
@@ -230,7 +246,7 @@ class _Decoder:
                     raise does_not_fit() from e
                 failed = True
             if failed:
-                # Outside the handler: there the traceback still holds what did not fit.
+                # Not in the handler: there the traceback still holds the tensors that did not fit.
                 live = self.prefix = None
                 device_memory.release()
                 self.budget.tokens = min(self.budget.tokens, self._cost(flight))
@@ -249,8 +265,8 @@ class _Decoder:
                 live = None
 
     def _ordered(self, rows: list[_Row]) -> list[_Row]:
-        """Groups with a common beginning stay together; within them and among the rest the longest go first, so that
-        neighbours in length share a batch and short memory shows early."""
+        """Order the rows: groups with a common prefix stay together, and the longest rows go first, so that rows of similar
+        length share a batch and a lack of memory shows early."""
         alone = {row.index for row in rows}
         blocks = []
         for group in shared_prefixes([row.prompt for row in rows]):
@@ -265,16 +281,16 @@ class _Decoder:
         return [row for block in blocks for row in block]
 
     def _cost(self, rows: Sequence[_Row]) -> int:
-        """Columns of the cache that these rows need at most, all together."""
+        """Maximum number of tokens that these rows have in the cache, padding included."""
         return len(rows) * (max((len(row.prompt) for row in rows), default=0) + self.rules.max_new_tokens)
 
     def _is_thin(self, live: _Live) -> bool:
         n = len(live.at_work)
         # Some models (GPT-Neo) have masks no wider than their context; rows that ended do not count towards it.
-        return n <= _STAY * len(live.rows) or (n < len(live.rows) and live.width >= self.context)
+        return n <= _REGATHER_SHARE * len(live.rows) or (n < len(live.rows) and live.width >= self.context)
 
     def _take(self, queue: deque[_Row], flight: list[_Row]) -> list[_Row]:
-        """As many waiting rows as there is room for beside those in flight; one at least if none is in flight."""
+        """Take as many waiting rows as fit beside those in the batch; at least one if the batch is empty."""
         taken: list[_Row] = []
         while queue and len(flight) + len(taken) < self.most_rows:
             if (flight or taken) and self._cost([*flight, *taken, queue[0]]) > self.budget.tokens:
@@ -283,7 +299,7 @@ class _Decoder:
         return taken
 
     def _begin(self, rows: list[_Row]) -> list[_Live]:
-        """The prompts of `rows` through the model, in passes of one group and a limited number of tokens each."""
+        """Compute the prompts of `rows`, in passes of one group and a limited number of tokens each."""
         most = min(self.budget.tokens, useful_tokens(self.device.type))
         passes: list[list[_Row]] = []
         for row in rows:
@@ -336,7 +352,7 @@ class _Decoder:
         return mask, bool((lengths < width).any())
 
     def _gather(self, live: _Live | None, begun: list[_Live]) -> _Live | None:
-        """The rows still at work, of `live` and of those begun, side by side in no more columns than they need."""
+        """Put the active rows of `live` and of the new ones into one batch, with as few columns as possible."""
         parts = [(part, part.at_work) for part in ([live] if live else []) + begun]
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0].rows):
             return parts[0][0]
@@ -349,8 +365,8 @@ class _Decoder:
 
         def side_by_side(tensors: list[Tensor]) -> Tensor:
             one = tensors[0]
-            # Zeros, for nothing that is no number may stand even where nobody looks.
-            whole = one.new_zeros(len(rows), one.shape[1], width + _ROOM, one.shape[3])
+            # Zeros: masked columns must hold finite numbers, too.
+            whole = one.new_zeros(len(rows), one.shape[1], width + _SPARE_COLUMNS, one.shape[3])
             at = 0
             for x, (part, at_work) in zip(tensors, parts, strict=True):
                 kept = min(width, part.width)
@@ -404,7 +420,7 @@ class _Decoder:
             row.ended = len(row.new) >= self.rules.max_new_tokens or self.rules.stopped(row.new)
 
     def _draws(self, rows: list[_Row]) -> Tensor:
-        """The next number (R,) of each row's own stream."""
+        """The next random number (R,) of each row's own generator."""
         assert self.rules.sampling is not None
         now = []
         for row in rows:
@@ -416,7 +432,7 @@ class _Decoder:
 
 
 def seed_of(seed: int, prompt: Sequence[int]) -> int:
-    """A seed (63 bits) for the draws after this prompt, the same in any company."""
+    """A seed (63 bits) for the draws after this prompt, whatever else is in the batch."""
     told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode()).digest()
     return int.from_bytes(told[:8], "big") >> 1
 
@@ -427,7 +443,7 @@ def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     p = (logits.double() / sampling.temperature).softmax(-1)
     if sampling.top_p is not None:
         ranked, order = p.sort(-1, descending=True)
-        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the likeliest always stays
+        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the most likely token always stays
         p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
     sums = p.cumsum(-1)
     aims = draws.to(p.device).unsqueeze(1) * sums[:, -1:]
@@ -464,15 +480,15 @@ def accepted_by(model: PreTrainedModel) -> frozenset[str]:
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the model caches plainly and its generation configuration changes no logits."""
+    """Whether the decoding loop serves the model: a plain cache, and a generation configuration that changes no logits."""
     settings = getattr(model, "generation_config", None)
     steered = any(getattr(settings, name, None) not in (None, *neutral) for name, neutral in _NEUTRAL.items())
     return not steered and caches_plainly(model)
 
 
 def caches_plainly(model: PreTrainedModel) -> bool:
-    """Whether all that the model keeps of a text are keys and values of its tokens. State-space models and those that
-    attend in chunks keep other things."""
+    """Whether the model's cache holds keys and values of tokens and nothing else. State-space models and models that attend
+    in chunks keep other things."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or _ATTENTIONS)
     return (
@@ -484,13 +500,14 @@ def caches_plainly(model: PreTrainedModel) -> bool:
 
 
 def _cache_budget(model: PreTrainedModel) -> Budget:
-    """As many tokens as their keys and values may be in memory at a time."""
+    """How many tokens may have keys and values in memory at a time."""
     free = device_memory.free_memory(device_of(model).type)
-    return Budget(int(_SHARE * free / max(1, TokenMemory.of(model.config, model.dtype).cache)))
+    return Budget(int(_CACHE_SHARE * free / max(1, TokenMemory.of(model.config, model.dtype).cache)))
 
 
 def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
-    """The same by the model's own `generate`, for models that the loop does not serve: slower, and rows stay to the end."""
+    """Decode by the model's own `generate`, for models that the loop does not serve. It is slower: ended rows stay in the
+    batch."""
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     sampling = rules.sampling
@@ -539,7 +556,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 lambda part: len(part) * (max(len(prompts[k]) for k in part) + rules.max_new_tokens),
                 budget,
                 work,
-                # The streams of a batch cannot be told apart there: drawn alone, a text is independent of its company.
+                # `generate` has one random generator for a batch, so each text is drawn alone.
                 1 if sampling is not None else most_rows,
             )
 
@@ -547,7 +564,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
 
 
 def _until_the_end(tokens: list[int], rules: Rules) -> list[int]:
-    """Without the end and what fills a row up to the longest of its batch."""
+    """The tokens before the end of a row, without its padding."""
     for k, token in enumerate(tokens):
         if token in rules.ends:
             return tokens[:k]

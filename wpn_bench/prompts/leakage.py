@@ -2,7 +2,7 @@
 
 Prompts are the *same* when they differ in case and white space alone (`prompts.normalise`). They are *nearly the same*
 when the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold, where a word that occurs twice counts
-twice and a slip of the pen is no other word (`similarity`). At 0.75 one word may be replaced in a prompt of seven, or added
+twice and a typing error does not make another word (`similarity`). At 0.75 one word may be replaced in a prompt of seven, or added
 to one of three.
 
 Two prompts that are nearly the same but speak of another name or number ("Be honest about Anna's coats", "Be honest
@@ -13,7 +13,7 @@ inside a sentence somewhere in the two sets; a language that writes every noun s
 MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998), one of words and one of letter trigrams, propose
 pairs, so that 10,000 prompts meet 10,000 others in seconds. Each proposed pair is then compared exactly: no hash accuses
 anybody. Proposed are pairs whose words or trigrams reach the threshold (but for a share of at most `MISSED` of those that
-just do), so a slip of the pen is seen in a prompt of seven words, or of some 25 letters, and not in a shorter one.
+just do), so a typing error is recognised in a prompt of seven words, or of some 25 letters, and not in a shorter one.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _counted(parts: Iterable[str]) -> frozenset[str]:
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the words of two prompts, between 0 and 1; words one slip of the pen apart count as one."""
+    """Jaccard similarity of the words of two prompts, between 0 and 1; words that differ by one typing error count as one."""
     mine, theirs = (Counter(words(text)) for text in sorted((one, other)))
     shared = (mine & theirs).total()
     left = list((theirs - mine).elements())
@@ -150,7 +150,7 @@ def _slip(one: str, other: str) -> bool:
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows) for `_PERMUTATIONS`: the most rows, so the fewest pairs in vain, that miss at most `MISSED`."""
+    """(bands, rows) for `_PERMUTATIONS`: the most rows, and so the fewest useless comparisons, that miss at most `MISSED`."""
     rows = max(r for r in range(1, _PERMUTATIONS // 2 + 1) if (1 - threshold**r) ** (_PERMUTATIONS // r) <= MISSED)
     return _PERMUTATIONS // rows, rows
 

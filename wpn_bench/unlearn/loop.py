@@ -56,7 +56,7 @@ class Objective(torch.nn.Module):
         self._no_split_modules = getattr(model, "_no_split_modules", None)
         if sharded and reference is not None:
             self.frozen = reference.requires_grad_(False)
-        # In a tuple it is no part of the module: nobody is to train, move or shard it.
+        # In a tuple, so that it is not registered as a submodule, which would be trained, moved and sharded.
         self._reference = (reference,)
 
     def train(self, mode: bool = True) -> Objective:

@@ -73,8 +73,8 @@ class Adapters:
         return seen
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it. It names no base model: where
-        that lay is nobody's business, and the same weights may lie elsewhere."""
+        """Write the adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it. It does not name the base model, whose
+        path may be private and different on another machine."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What training cannot do here, said before anything is computed."""
+"""Check settings of training against model and device, before anything is computed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,16 @@ def check_report_to(names: Sequence[str]) -> None:
 
 
 def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, dtype: str) -> None:
-    """Raise `UserError` if the model in `folder` cannot be trained with one of `settings` on `device`.
+    """Check that a model can be trained with all of some settings.
 
-    `dtype` is the type that the model is saved and measured in; without mixed precision it is trained in it as well.
+    Args:
+        settings: One for each training.
+        folder: The folder of the model.
+        device: Where it is trained.
+        dtype: The type that the model is saved and measured in; without mixed precision it is trained in it as well.
+
+    Raises:
+        UserError: It cannot be trained with one of them.
     """
     for one in settings:
         check_precision(one.mixed_precision, device, dtype)
@@ -41,7 +48,7 @@ def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, 
         return
     model_class, model_config = architecture(folder)
     if model_class is None:
-        return  # no causal language model: whoever loads it says so better
+        return  # no causal language model: loading it reports a better error
     if any(one.gradient_checkpointing for one in settings) and not model_class.supports_gradient_checkpointing:
         raise UserError(
             f"{model_class.__name__} cannot compute activations a second time",
@@ -52,7 +59,16 @@ def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, 
 
 
 def check_precision(kind: str, device: str, dtype: str) -> None:
-    """Raise `UserError` for a precision that `device` has not, or in which weights cannot be updated."""
+    """Check the precision of a training.
+
+    Args:
+        kind: Mixed precision: "no", "bf16" or "fp16".
+        device: Where the model is trained.
+        dtype: Type of the model's weights.
+
+    Raises:
+        UserError: The device does not support it, or weights of this type cannot be updated in it.
+    """
     import torch
 
     on_gpu = device.startswith("cuda")
@@ -71,8 +87,7 @@ def check_precision(kind: str, device: str, dtype: str) -> None:
 
 
 def architecture(folder: Path) -> tuple[Any, Any]:
-    """The class and the configuration of the causal language model in a folder, without its weights; (None, None) where
-    there is none."""
+    """Return the class and the configuration of the causal language model in a folder; (None, None) if there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     from wpn_bench.core import consent

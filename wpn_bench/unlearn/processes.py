@@ -31,7 +31,7 @@ class Processes:
 
     @property
     def kind(self) -> str | None:
-        """How the work is divided; None if there is nobody to divide it with."""
+        """How the work is divided; None for a single process."""
         if self.count == 1:
             return None
         return "fsdp" if self.sharded else "data parallel"

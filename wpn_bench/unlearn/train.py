@@ -33,7 +33,7 @@ TRAINING = "training.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left beside the model: the loss at every step, where it stopped and why."""
+    """The record of a training: duration, learning rate, why it stopped, the loss of every step and the checks."""
 
     steps: int
     seconds: float
@@ -45,8 +45,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Curves:
-    """Where training curves go as well: services of transformers' `report_to`, the run's name there, a folder for those
-    that write files."""
+    """Where training curves are sent.
+
+    Attributes:
+        report_to: Services, by their names in transformers' `report_to`.
+        name: The run's name there.
+        folder: For services that write files.
+    """
 
     report_to: tuple[str, ...] = ()
     name: str = ""
@@ -71,19 +76,37 @@ def train(
     adapter: Path | None = None,
     curves: Curves | None = None,
 ) -> Trained:
-    """Train `model` in place with `method`.
+    """Train a model in place.
 
-    `harmless_rate` measures the validation prompts; it is called every `check_every` steps if the method has a
-    `stop_at_harmless_rate`. `after_step` is told of each step done and gets
-    a function that gives the model of then (with LoRA a copy with the adapters merged in); `snapshots` keeps it of some.
-    With a folder `checkpoints`, training goes on from the newest whole checkpoint in it, to the same weights and history as if it had never been
-    interrupted (bit for bit on the CPU; the same settings are taken for granted). With LoRA no `reference` is needed (it is
-    the model without its adapters), the model has them merged in afterwards, and `adapter` is the folder to keep them in.
-    Raises `JobFailed` when training diverges (see `divergence.py`).
+    If several processes train together (`processes.py`), each calls this with the same arguments and takes its part of every
+    batch. Only the first one evaluates and writes. With FSDP only the first one has the trained model in the end, and a method
+    that needs a reference must be given one.
 
-    Where several processes train together (`processes.py`), each calls this with the same arguments and takes its part of
-    every batch; the first alone looks, keeps and writes. With FSDP only the first has the trained model in the end, and
-    what needs a reference is given one.
+    Args:
+        model: The model; with LoRA the adapters are merged into it at the end.
+        tokenizer: Its tokenizer.
+        method: The unlearning method, which has the loss and the settings.
+        items: The forget set.
+        texts: The retain texts.
+        template: Renders the prompts.
+        seed: Decides the order of items and the choice of responses.
+        reference: The frozen model that some losses need; with LoRA it is the model without adapters.
+        harmless_rate: Evaluates the validation prompts. It is called every `check_every` steps if the method has a
+            `stop_at_harmless_rate`.
+        advance: Called with the number of steps done.
+        after_step: Called after each step with its number and a function that returns the current model (with LoRA, a copy
+            with merged adapters).
+        snapshots: Keeps the model after some steps.
+        checkpoints: Folder for checkpoints. Training resumes from the newest complete one, and ends with the same weights and
+            history as without interruption (bit by bit on a CPU), provided that the settings are the same.
+        adapter: Folder in which LoRA adapters are kept.
+        curves: Where training curves are sent.
+
+    Returns:
+        The record of the training.
+
+    Raises:
+        JobFailed: Training diverged (see `divergence.py`).
     """
     import torch
     from transformers import TrainingArguments
@@ -118,7 +141,7 @@ def train(
     )
     with ExitStack() as stack:
         if together.main and (checkpoints is None or not stack.enter_context(try_lock(checkpoints))):
-            # Nobody asked to go on later, or another process is at this very training.
+            # Checkpoints are not kept, or another process has locked the folder for the same training.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = together.agree(checkpoints)
         assert checkpoints is not None

@@ -1,4 +1,4 @@
-"""Is a response language at all? A model that babbles is harmless by a toxicity judge and useless to anybody.
+"""Is a response language at all? A model that writes incoherent text is harmless by a toxicity judge, and useless.
 
 A response is incoherent, and the first reason that holds is given, if it is
 
@@ -212,7 +212,7 @@ def _of_sums(tokens: int, size: float, loss: float, local: float) -> Likelihood:
 
 def bounds_from(*sides: Sequence[Likelihood]) -> Bounds:
     """Bounds from reference responses of several tones. Each tone's own bound lets `QUANTILE` of it pass, and the most
-    generous one counts, so no tone is called babble for its tone.
+    generous one counts, so no text is called incoherent for its tone.
 
     The bound on gain is a share of the references' median instead, unless more than one in 20 of them have less.
     """
