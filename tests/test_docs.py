@@ -1,4 +1,4 @@
-"""The documents: the site builds without a warning, their Python runs, their pictures are current.
+"""The documentation: the site builds without a warning, their Python runs, their pictures are current.
 
 Their commands: tests/test_documented_commands.py.
 """
