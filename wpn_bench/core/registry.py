@@ -111,6 +111,10 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._all()
 
+    def is_ours(self, name: str) -> bool:
+        """Whether the part comes with wpn-bench and not from a plug-in."""
+        return name in self._all() and name not in self._plugins
+
     def get(self, name: str) -> T:
         """Import and return a part.
 

@@ -16,9 +16,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.report import ablation, charts, formats, judges, step_charts, tables, training_tables
+from wpn_bench.report import ablation, charts, formats, judges, sections, step_charts, tables, training_tables
 from wpn_bench.report.drawing import colours
 from wpn_bench.report.samples import pack
+from wpn_bench.report.sections import Section
 from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
@@ -80,6 +81,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
         "success_text": tables.success_text(view),
         "manifest": run.manifest,
         "judging": judges.judges(run),
+        "sections": sections.contributed(run),
     }
 
 
@@ -92,6 +94,19 @@ def failures(view: View) -> list[dict[str, Any]]:
         if view.failed(name) and reason not in reasons:
             failed.append({"job": view.title(name), "reason": reason})
     return failed
+
+
+def _costs(view: View) -> Section | None:
+    table, peak = tables.costs(view), tables.peak_memory(view)
+    note = (
+        "Wall time of each stage when it was first computed, also where this run took it from the store. Tokens are those"
+        " of the answers."
+    )
+    if peak:
+        note += f" The run held at most {peak} of memory."
+    if table is None:
+        return None
+    return Section("Costs", table, note, caption="Wall time and tokens by stage", id="costs")
 
 
 def page(run: ReportedRun) -> str:
@@ -111,6 +126,7 @@ def page(run: ReportedRun) -> str:
     figures |= {f"curve-{name}": figure for name, figure in curves.items()}
     relearnt = step_charts.relearning(view)
     figures |= {f"relearning-{kind}": figure for kind, figure in relearnt.items()}
+    figures |= {section.id: section.chart for section in context["sections"] if section.chart}
     folder = templates_dir()
     script = (folder / "report.js").read_text(encoding="utf-8")
     plotly, plotly_digest = _plotly()
@@ -134,8 +150,7 @@ def page(run: ReportedRun) -> str:
         "thresholds": tables.thresholds(view),
         "leakage": tables.leakage(view),
         "seeds": tables.seeds(view),
-        "costs": tables.costs(view),
-        "peak_memory": tables.peak_memory(view),
+        "costs": _costs(view),
         "samples": pack(run),
         "settings": _settings(run.manifest),
         "configs": {name: model["config"] for name, model in view.models.items() if model.get("config")},

@@ -1,0 +1,72 @@
+"""Sections of the report that stages contribute (`Stage.section`). Text is escaped by the templates, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wpn_bench.core.registry import import_attribute
+from wpn_bench.jobs.stages import STAGES, stage_of
+from wpn_bench.report.tables import Line, Shown, Table
+from wpn_bench.runs.finished import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of report.html and, without its chart, of report.md.
+
+    Attributes:
+        title: Its heading.
+        table: Its table (`plain_table` makes one of texts).
+        note: A paragraph beneath the table.
+        chart: A Plotly figure as plain values.
+        corner: Heading of the table's first column.
+        caption: What the table shows, for screen readers; empty: the title.
+        id: Its anchor in the page; set by the report.
+    """
+
+    title: str
+    table: Table | None = None
+    note: str = ""
+    chart: dict[str, Any] | None = None
+    corner: str = "Model"
+    caption: str = ""
+    id: str = ""
+
+
+def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> Table:
+    """A table of texts.
+
+    Args:
+        columns: Headings of the columns.
+        rows: Heading of a row -> a text for each column; None: not measured.
+    """
+    lines = [
+        Line(name, [None if text is None else Shown(text) for text in texts], key=name) for name, texts in rows.items()
+    ]
+    return Table(list(columns), lines, [""] * len(columns), [None] * len(columns))
+
+
+def contributed(run: Run) -> list[Section]:
+    """The sections of the stages whose jobs the run had, as far as these stages are installed here.
+
+    A section that a plug-in cannot make is replaced by a note: it does not cost the run its report.
+    """
+    listed = run.manifest.get("stages")
+    stages = {job.get("stage") for job in listed if isinstance(job, dict)} if isinstance(listed, list) else set()
+    found: list[Section] = []
+    for name in STAGES:
+        if name not in stages:
+            continue
+        try:
+            stage = stage_of(name)
+            made = import_attribute(stage.section)(run.view) if stage.section else None
+            if made is not None:
+                found.append(replace(made, id=f"stage-{name}"))
+        except Exception as e:
+            if STAGES.is_ours(name):
+                raise
+            note = f"This section could not be made ({type(e).__name__}: {e})."
+            found.append(Section(name, note=note, id=f"stage-{name}"))
+    return found
