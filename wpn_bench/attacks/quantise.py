@@ -1,4 +1,4 @@
-"""Quantisation: does rounding the weights bring back what was unlearned?
+"""Quantisation: does rounding the weights undo unlearning?
 
 An attack on the weights (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454):
 what was moved by less than half a rounding step goes back. torchao rounds; what comes out is a model folder that every
@@ -73,7 +73,7 @@ def get_scheme(name: str) -> Scheme:
 
 
 def obstacle(device: str) -> str | None:
-    """Why nothing can be quantised here, or None."""
+    """Why this machine cannot quantise; None if it can."""
     if find_spec("torchao") is None:
         return "quantisation needs torchao, which is not installed: pip install 'wpn-bench[quantise]'"
     if device.partition(":")[0] not in DEVICES:
@@ -117,8 +117,7 @@ def run_quantise_stage(ctx: StageContext) -> None:
 
 
 def _check_layers(folder: Path, scheme: Scheme) -> None:
-    """Read off the configuration what torchao would say in a page, or not at all: then the same model would be measured
-    under another name."""
+    """Raise `JobFailed` for a model that torchao cannot round, or would leave unchanged without an error."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

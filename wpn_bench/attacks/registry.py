@@ -28,7 +28,7 @@ CODED: Registry[type[Attack]] = Registry(
         "typos": "wpn_bench.attacks.typos:Typos",
     },
 )
-# These search against each model, so they are stages, not maps from prompts to prompts.
+# These search against each model, so each is a stage and not a function of prompts.
 GRADIENT: Registry[type[GradientAttack]] = Registry(
     "gradient_attack",
     {
@@ -40,7 +40,8 @@ RELEARN = "relearn"
 
 
 def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
-    """The attack of that name: one of the user's `own`, or from a template file or code of ours."""
+    """The attack of that name: one of the user's `own`, one of a template file, or one with code. Raises `UserError` for an
+    unknown name."""
     from wpn_bench.attacks.templates import TemplateAttack
 
     if own and name in own:
@@ -70,7 +71,16 @@ def _template_names() -> set[str]:
 
 
 def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet:
-    """`prompts` under the attack `name`; the set is called like the attack."""
+    """Attack a prompt set.
+
+    Args:
+        prompts: The set.
+        name: The attack.
+        context: What the attack may use.
+
+    Returns:
+        A set with the name of the attack.
+    """
     attack = get_attack(name, context.own)
     items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in prompts.items)
     source = {**prompts.source, "attack": name, "on": prompts.name}

@@ -1,4 +1,4 @@
-"""Relearning: does a little fine-tuning bring back what was unlearned?
+"""Relearning: does a little fine-tuning undo unlearning?
 
 An attack on the weights. A few harmful pairs (Qi et al. 2024, "Fine-tuning Aligned Language Models Compromises Safety",
 arXiv:2310.03693) or text that has nothing to do with them (Hu et al. 2024, "Unlearning or Obfuscating?",

@@ -15,27 +15,29 @@ ITEMS = "items.jsonl"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8."""
+    """Write a file with one JSON object in a line, in UTF-8."""
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `write_rows` wrote."""
     # Not splitlines(): responses may hold line separators that JSON leaves unescaped.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_items(folder: Path) -> list[Item]:
-    """The prompt items that `pipeline` put into the store."""
+    """Read the prompt items of an artifact."""
     rows = read_rows(folder / ITEMS)
     return [Item(**{**r, "harmful": tuple(r["harmful"]), "harmless": tuple(r["harmless"])}) for r in rows]
 
 
 def item_row(item: Item) -> dict[str, Any]:
+    """The row of an item, which `read_items` reads."""
     return asdict(item)
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
-    """The set's items as an artifact."""
+    """Store the set's items as an artifact, unless they are stored already."""
     found = store.find("prompts", prompt_set.digest)
     if found is None:
         with store.build("prompts", prompt_set.digest, {"name": prompt_set.name, **prompt_set.source}) as out:
@@ -45,7 +47,7 @@ def put_prompts(store: Store, prompt_set: PromptSet) -> External:
 
 
 def put_texts(store: Store, texts: TextSet) -> External:
-    """The texts as an artifact."""
+    """Store the texts as an artifact, unless they are stored already."""
     found = store.find("texts", texts.digest)
     if found is None:
         with store.build("texts", texts.digest, {"name": texts.name, **texts.source}) as out:

@@ -38,7 +38,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 
 def _open(path: Path) -> TextIO:
-    """The file as text with its line ends as they are, unpacked where its name ends in .gz."""
+    """Open a file as text with its own line ends; a .gz file is decompressed."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     opened: TextIO = opener(path, "rt", encoding="utf-8-sig", newline="")
     return opened
@@ -101,7 +101,7 @@ def _list_or_text(value: Any) -> Any:
 
 
 def _must_be_text(value: Any) -> None:
-    """`ValueError` for half of an escaped surrogate pair, which is no character: nothing could write it down again."""
+    """Raise `ValueError` for half of an escaped surrogate pair: it is no character and cannot be written as UTF-8."""
     json.dumps(value, ensure_ascii=False).encode()
 
 

@@ -76,10 +76,10 @@ class TextSet:
 
 
 def normalise(prompt: str) -> str:
-    """What counts as the same prompt: letters without case, runs of white space as one."""
+    """The form in which equal prompts are compared: without case, with single spaces."""
     return " ".join(prompt.casefold().split())
 
 
 def item_id(prompt: str) -> str:
-    """Twelve hexadecimal digits that name a prompt, the same in every run."""
+    """The id of a prompt, 12 hexadecimal digits; the same in every run."""
     return digest_of(normalise(prompt))[:12]

@@ -1,1 +1,1 @@
-"""Unlearning: the methods (one file, one loss each) and the one training loop that runs them all."""
+"""Unlearning: the methods (one file and one loss each) and the training loop that they share."""

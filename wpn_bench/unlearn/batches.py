@@ -1,7 +1,7 @@
-"""From forget items and retain texts to the tensors that a method's loss reads.
+"""Make batches of tensors from forget items and retain texts.
 
-Shapes: R rows, T tokens. The same item order, sampled responses and negatives come out for the same seed and step,
-whatever the machine and however many processes share the batch.
+Shapes: R rows, T tokens. The order of items, the chosen responses and the negatives depend on seed and step only, not on the
+machine or the number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-RANDOM_WORDS = 20  # of a retain text that stand for a random answer
+RANDOM_WORDS = 20  # length of a random answer, which is the beginning of a retain text
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Rows:
 
 @dataclass
 class Batch:
-    """One step's data; a part that the method does not use is None.
+    """The data of one step; parts that the method does not use are None.
 
     harmless: one row an item, x with y+. harmful: `negatives` rows an item, x with y-_j, the item's rows together.
     random: `random_answers` rows an item, x with the beginning of a retain text. retain: plain text.
@@ -60,9 +60,9 @@ class Batch:
 
 
 class Batches:
-    """A sequence of batches, one a step: `batches[k]` depends on the seed and on k only.
+    """A sequence with one batch for each step: `batches[k]` depends on the seed and on k only.
 
-    Of several processes each gets a part of the same batch: items with all their rows, and retain texts.
+    With several processes, each gets a part of the same batch: items with all their rows, and retain texts.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Batches:
         return self.steps
 
     def _chosen(self, step: int, n_all: int, size: int, what: str) -> list[int]:
-        """`size` of `n_all` indices: passes over a fresh shuffle each epoch, so every item is seen equally often."""
+        """`size` of `n_all` indices. Every epoch is a new shuffle, so all items are used equally often."""
         first = step * size
         out = []
         for position in range(first, first + size):
@@ -144,7 +144,7 @@ class Batches:
         return {name: self._part(rows) for name, rows in tensors.items()}
 
     def _part(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This process's rows, still as wide as the widest of all: consecutive owners, as even as they go."""
+        """The rows of this process: those of consecutive items, split as evenly as possible, padded like the whole batch."""
         if self.processes.count == 1:
             return rows
         owner = rows["owner"]
@@ -157,7 +157,7 @@ class Batches:
         rng.shuffle(own)
         others = [rng.choice(other.harmful) for j, other in enumerate(chosen) if j != k]
         rng.shuffle(others)
-        # Half of them hard (its own), half from other items, as far as there are enough of each.
+        # Half are hard negatives (the item's own), half are of other items, as far as there are enough.
         n_own = max(1, (self.negatives + 1) // 2)
         pool = own[:n_own] + others + own[n_own:]
         while len(pool) < self.negatives:
@@ -165,7 +165,7 @@ class Batches:
         return pool[: self.negatives]
 
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
-        """Token ids of prompt and response, and where the response begins. The response is cut to fit, then the prompt."""
+        """Token ids of prompt and response, and where the response begins. Both are cut to fit `max_length`."""
         before, after = self.template.pair(item, response)
         prompt: list[int] = self.tokenizer(before)["input_ids"]
         answer: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"]

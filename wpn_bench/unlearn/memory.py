@@ -1,4 +1,4 @@
-"""How much memory a training takes, estimated from the model's configuration alone.
+"""Estimate the memory of a training from the model's configuration alone.
 
 The model is built on PyTorch's `meta` device, which has shapes and no data. What autograd would keep for the backward
 pass is counted in a forward pass of one row, and taken times the rows of a micro-batch, all at full length: an upper
@@ -42,9 +42,20 @@ class Training:
 
 
 def of_training(model_class: Any, model_config: Any, method: Method, dtype: str) -> Training:
-    """What training with `method` takes. `dtype` is the type that the model is saved in; with mixed precision the weights
-    are float32 and activations half of that, with a copy of the weights in half precision. Adapters are float32 whatever
-    the model is, and spare the reference: that is the model without them."""
+    """Estimate the memory of a training.
+
+    With mixed precision the weights are float32, and activations and a copy of the weights are in half precision. Adapters are
+    always float32 and need no reference, which is the model without them.
+
+    Args:
+        model_class: The model's class.
+        model_config: Its configuration.
+        method: The unlearning method, which has the settings.
+        dtype: Type in which the model is saved.
+
+    Returns:
+        Bytes of each part.
+    """
     config = method.config
     mixed = config.mixed_precision != "no"
     # In the type that is computed in, for that decides what autograd keeps.
@@ -76,7 +87,17 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
 
 
 def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> int:
-    """Bytes that autograd keeps of one row of `length` tokens, logits included; fewer where the weights are not trained."""
+    """Bytes that autograd keeps of one row, logits included; an upper bound where the weights are not trained.
+
+    Args:
+        model_class: The model's class.
+        model_config: Its configuration.
+        dtype: Type of its weights.
+        length: Tokens of the row.
+
+    Returns:
+        The bytes.
+    """
     one = _shape(model_class, model_config.to_json_string(use_diff=False), dtype, "", False, length)
     return one.row + logit_bytes(dtype, gradient=True) * length * one.vocabulary
 
