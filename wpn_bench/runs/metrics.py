@@ -134,8 +134,12 @@ _VARIANT = re.compile(r"@.*|\[.*|_corrected$")
 
 def metric_of(name: str) -> Metric:
     """The facts about a metric. `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and
-    `harmless_rate_corrected` have those of `harmless_rate`; an unknown name is taken for a share that should be high."""
-    return METRICS.get(_VARIANT.sub("", name)) or Metric(name, name.replace("_", " "))
+    `harmless_rate_corrected` have those of `harmless_rate`. An unknown name is taken for a share that should be high if it ends in `rate` or `accuracy`,
+    else for a count of which neither more nor less is better."""
+    if known := METRICS.get(_VARIANT.sub("", name)):
+        return known
+    title = name.replace("_", " ")
+    return Metric(name, title) if name.endswith(("rate", "accuracy")) else Metric(name, title, "count", 0)
 
 
 def benchmarks_in_order(names: Iterable[str]) -> list[str]:
