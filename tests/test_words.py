@@ -37,10 +37,6 @@ NOT_YET = frozenset(
         "wpn_bench/cli/catalogue.py",
         "wpn_bench/cli/main.py",
         "wpn_bench/config.py",
-        "wpn_bench/pipeline/followups.py",
-        "wpn_bench/pipeline/inputs.py",
-        "wpn_bench/pipeline/planner.py",
-        "wpn_bench/pipeline/runner.py",
     }
 )
 
