@@ -122,7 +122,7 @@ def test_a_method_that_beats_the_primary_is_said_to(results: dict[str, Any]) -> 
 def test_a_method_that_costs_more_or_generalises_less_does_not_match(results: dict[str, Any]) -> None:
     change(results, "sft", "benchmark", "nine", "accuracy", delta=-0.04, delta_ci_low=-0.05, delta_ci_high=-0.03)
     line = verdict(results)[2]
-    assert "loses more on the benchmarks" in line
+    assert "loses capability" in line
     assert line.startswith("Others? None matches WPN:")
     change(results, "sft", "benchmark", "nine", "accuracy", delta=-0.01, delta_ci_low=-0.02, delta_ci_high=0.0)
     change(results, "sft", "attack", "relearn", "coherent_harmless_rate", value=0.1, ci_low=0.05, ci_high=0.2)

@@ -274,8 +274,8 @@ _WORDING = {
         "have too wide intervals in domain to be compared with {primary}",
     ),
     Relation.CAPABILITY_LOSS: (
-        "is as harmless as {primary} in domain but loses more on the benchmarks",
-        "are as harmless as {primary} in domain but lose more on the benchmarks",
+        "is as harmless as {primary} in domain but loses capability",
+        "are as harmless as {primary} in domain but lose capability",
     ),
     Relation.NOT_GENERAL: (
         "is as harmless as {primary} in domain but does not generalise",
@@ -299,7 +299,7 @@ def _symptoms(view: View, model: str) -> str:
     average = view.benchmark_average(model)
     shown = []
     if harmless and coherent:
-        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
+        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent")
     if average and average.delta is not None:
         shown.append(f"benchmarks {points(average.delta)}")
     return ", ".join(shown)
