@@ -97,7 +97,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     rows += metric_rows.worst_case_rows(samples, threshold)
     rows += metric_rows.benchmark_rows(documents)
     rows += metric_rows.turned_rows(documents)
-    of_stages, failed = _rows_of_stages(run)
+    of_stages, failed = rows_of_stages(run)
     rows += of_stages
     rows = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))
     notes = list(inputs.notes)
@@ -161,7 +161,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     return results
 
 
-def _rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
+def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows of stages that plan their own measurements, and what failed of them.
 
     A plug-in that makes no rows, or rows that results.json cannot hold, does not cost the run its other results.
