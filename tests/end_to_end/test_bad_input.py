@@ -362,7 +362,7 @@ def place(files: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 # (command, what the line says is wrong, what it says to do)
 MODEL = [
     ("full --model nobody/nothing", "nobody/nothing is not in the local cache and the hub cannot be reached", "connect once|needs no network"),
-    ("full --model opt-125", "not in the local cache", "or give a folder"),
+    ("full --model opt-125", "not in the local cache", "or give a local folder"),
     ("full --model {nowhere}", "no model folder at .*nowhere", "existing folder or a hub id"),
     ("full --model {nothing}", "holds no model \\(no config.json\\)", "save_pretrained, or a hub id"),
     ("full --preset lab --model {no_config}", "holds no model", "save_pretrained, or a hub id"),
