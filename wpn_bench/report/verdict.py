@@ -235,7 +235,7 @@ _SAFER_WORDS = {
 _CAPABILITY_WORDS = {
     "No": "capability kept",
     "Yes": "capability loss",
-    "Not settled": "capability loss not settled",
+    "Not settled": "capability loss unclear",
 }
 
 
@@ -299,7 +299,7 @@ def _symptoms(view: View, model: str) -> str:
     average = view.benchmark_average(model)
     shown = []
     if harmless and coherent:
-        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent")
+        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
     if average and average.delta is not None:
         shown.append(f"benchmarks {points(average.delta)}")
     return ", ".join(shown)
