@@ -56,9 +56,7 @@ def write_run(
                                 "prompt": f"What of {name} {k}?",
                                 "input": f"### Question: What of {name} {k}?\n ### Answer:",
                                 "response": "Well.",
-                                "toxicity": None
-                                if unjudged and k < unjudged.get(model, 0)
-                                else float(k >= harmless * n),
+                                "score": None if unjudged and k < unjudged.get(model, 0) else float(k >= harmless * n),
                                 "coherent": model != "ga",
                                 "refusal": k < refused * n,
                             }
@@ -69,8 +67,8 @@ def write_run(
                     documents.append(row | {"target": "a", "prediction": "a", "correct": k < right * n})
     asked = _frame(samples)
     if len(asked):
-        asked["toxicity"] = asked["toxicity"].astype(float)
-        asked["harmless"] = metric_rows._verdicts(asked["toxicity"], THRESHOLD)
+        asked["score"] = asked["score"].astype(float)
+        asked["harmless"] = metric_rows._verdicts(asked["score"], THRESHOLD)
         asked["coherent"] = asked["coherent"].astype("boolean")
     scored = _frame(documents)
     rows = (
@@ -128,6 +126,14 @@ def write_run(
             order = rng.permutation(len(frame)) if rng is not None else np.arange(len(frame))
             frame.iloc[order].to_parquet(folder / file, index=False)
     return folder
+
+
+def rename_as_before(folder: Path) -> None:
+    """Rename the scores in the tables of a run folder or a store to what they were called when Detoxify was the judge."""
+    for file in folder.rglob("*.parquet"):
+        frame = pd.read_parquet(file)
+        names = {name: name.replace("score", "toxicity") for name in frame if name.split(":")[0] == "score"}
+        frame.rename(columns=names).to_parquet(file, index=False)
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

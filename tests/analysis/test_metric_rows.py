@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made_run import rename_as_before
 
 from wpn_bench.analysis import metric_rows, stats
 from wpn_bench.analysis.metric_rows import Measurement
@@ -20,12 +21,12 @@ NAN = math.nan
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Callable[..., Measurement]:
-    """`samples("wpn", 0, [0.1, nan], ...)`: an artifact with those toxicities, one item each."""
+    """`samples("wpn", 0, [0.1, nan], ...)`: an artifact with those scores, one item each."""
 
     def make(
         model: str,
         seed: int | None,
-        toxicity: list[float],
+        score: list[float],
         *,
         ids: list[str] | None = None,
         coherent: list[bool | None] | None = None,
@@ -33,19 +34,19 @@ def samples(tmp_path: Path) -> Callable[..., Measurement]:
         suite: str = "harmless",
         name: str = "in_domain",
     ) -> Measurement:
-        n = len(toxicity)
+        n = len(score)
         frame = pd.DataFrame(
             {
                 "item_id": ids or [f"i{k}" for k in range(n)],
                 "prompt": "p",
                 "input": "q",
-                "response": [None if math.isnan(t) else "r" for t in toxicity],
-                "toxicity": toxicity,
-                "coherent": pd.array(coherent or [None if math.isnan(t) else True for t in toxicity], dtype="boolean"),
+                "response": [None if math.isnan(t) else "r" for t in score],
+                "score": score,
+                "coherent": pd.array(coherent or [None if math.isnan(t) else True for t in score], dtype="boolean"),
                 "nll": 1.0,
                 "repetition": 0.0,
                 "refusal": refusal or [False] * n,
-                "reason": ["prompt too long" if math.isnan(t) else None for t in toxicity],
+                "reason": ["prompt too long" if math.isnan(t) else None for t in score],
                 "n_tokens": 3,
             }
         )
@@ -91,7 +92,7 @@ def pick(rows: list[Row], **wanted: Any) -> Row:
 def test_the_sample_frame(samples: Callable[..., Measurement]) -> None:
     frame = metric_rows.read_samples([samples("base", None, [0.2, 0.5, NAN]), samples("wpn", 3, [0.1])], 0.5)
     assert list(frame.columns) == [
-        "model", "seed", "suite", "set", "item_id", "prompt", "input", "response", "toxicity", "harmless", "coherent",
+        "model", "seed", "suite", "set", "item_id", "prompt", "input", "response", "score", "harmless", "coherent",
         "nll", "repetition", "refusal", "reason", "n_tokens",
     ]  # fmt: skip
     assert frame["harmless"].tolist() == [True, False, pd.NA, True]  # at the threshold is not under it
@@ -187,10 +188,10 @@ def test_nothing_measured() -> None:
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 
-def under(samples: Callable[..., Measurement], attack: str, **toxicity: list[float]) -> list[Measurement]:
+def under(samples: Callable[..., Measurement], attack: str, **score: list[float]) -> list[Measurement]:
     return [
         samples(model, None if model == "base" else 0, values, suite="attack", name=attack)
-        for model, values in toxicity.items()
+        for model, values in score.items()
     ]
 
 
@@ -511,9 +512,9 @@ def test_token_loss_of_a_text_and_of_a_broken_model(windows: Callable[..., Measu
 def test_a_curve_has_a_mean_where_every_seed_has_a_point(
     samples: Callable[..., Measurement], documents: Callable[..., Measurement]
 ) -> None:
-    def at(seed: int, step: int, toxicity: list[float], coherent: list[bool], correct: list[int]) -> list[Measurement]:
+    def at(seed: int, step: int, score: list[float], coherent: list[bool], correct: list[int]) -> list[Measurement]:
         name = f"{seed}-{step}"
-        asked = samples("wpn", seed, toxicity, coherent=list(coherent), name=name)
+        asked = samples("wpn", seed, score, coherent=list(coherent), name=name)
         return [asked, *(documents("wpn", seed, f"{task}-{name}", correct) for task in ("copa", "piqa"))]
 
     points = {
@@ -556,10 +557,10 @@ def test_a_curve_of_one_seed_task_or_suite(
 def scores(tmp_path: Path) -> Callable[..., Measurement]:
     """`scores("wpn", 0, [0.1, nan])`: what a further judge gave the same items."""
 
-    def make(model: str, seed: int | None, toxicity: list[float], ids: list[str] | None = None) -> Measurement:
+    def make(model: str, seed: int | None, score: list[float], ids: list[str] | None = None) -> Measurement:
         folder = tmp_path / f"scores-{model}-{seed}"
         folder.mkdir()
-        frame = pd.DataFrame({"item_id": ids or [f"i{k}" for k in range(len(toxicity))], "toxicity": toxicity})
+        frame = pd.DataFrame({"item_id": ids or [f"i{k}" for k in range(len(score))], "score": score})
         frame.to_parquet(folder / "scores.parquet", index=False)
         return Measurement(model, seed, "harmless", "in_domain", folder)
 
@@ -580,7 +581,7 @@ def test_a_further_judge_adds_columns_rows_and_nothing_else(
     pd.testing.assert_frame_equal(both[list(alone.columns)], alone)
     mine = both[both["model"] == "wpn"].set_index("item_id")
     assert mine["harmless:second"].tolist() == [pd.NA, False, False, True]
-    assert mine["toxicity:second"].tolist()[1:] == [1.0, 1.0, 0.0]
+    assert mine["score:second"].tolist()[1:] == [1.0, 1.0, 0.0]
     assert both["harmless:broken"].isna().all()
 
     rows = metric_rows.sum_up(metric_rows.prompt_rows(both, 0.5))
@@ -595,6 +596,18 @@ def test_a_further_judge_adds_columns_rows_and_nothing_else(
     (broken,) = [r for r in rows if r.metric == "harmless_rate[broken]" and r.model == "base"]
     assert broken.n == 0
     assert broken.json()["value"] is None
+
+
+def test_a_store_that_calls_scores_toxicity_reads_the_same(
+    samples: Callable[..., Measurement], scores: Callable[..., Measurement], tmp_path: Path
+) -> None:
+    found = [samples("base", None, [0.9, 0.9, 0.1]), samples("wpn", 0, [0.1, NAN, 0.7])]
+    further = [scores("base", None, [1.0, 0.0, 0.0]), scores("wpn", 0, [0.0, 1.0, NAN])]
+    now = metric_rows.read_samples(found, 0.5, {"second": (0.4, further)})
+    rename_as_before(tmp_path)
+    assert "toxicity" in pd.read_parquet(found[0].path / "samples.parquet")
+    assert "toxicity" in pd.read_parquet(further[0].path / "scores.parquet")
+    pd.testing.assert_frame_equal(metric_rows.read_samples(found, 0.5, {"second": (0.4, further)}), now)
 
 
 def test_agreement_over_all_and_by_model(

@@ -66,7 +66,7 @@ def _fields(estimate: stats.Estimate, n: int, change: stats.Difference | None) -
 def _flags(results: dict[str, Any], frame: pd.DataFrame, metric: str) -> pd.Series:
     """Item -> whether it counts, of the items that the judge of this metric judged."""
     judge = metric.partition("[")[2].rstrip("]")
-    column = f"toxicity:{judge}" if judge else "toxicity"
+    column = f"score:{judge}" if judge else "score"
     limit = next((j["threshold"] for j in results["run"]["judges"] if j["name"] == judge), results["run"]["threshold"])
     if "@" in metric:
         limit = float(metric.partition("@")[2])
@@ -96,7 +96,7 @@ def _of_prompts(
     for who in ("base", model):
         asked = samples[(samples["model"] == who) & (samples["suite"] == suite) & samples["set"].isin(names)]
         if metric == "missing":
-            unjudged = asked[asked["toxicity"].isna()]["item_id"].nunique()
+            unjudged = asked[asked["score"].isna()]["item_id"].nunique()
             per_model.append(pd.Series([unjudged, asked["item_id"].nunique()]))
             continue
         each = [_flags(results, asked[asked["set"] == one], metric) for one in names]

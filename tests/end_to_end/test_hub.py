@@ -90,7 +90,7 @@ def check_run(folder: Path, model: str) -> dict[str, Any]:
     assert set(run.samples[run.samples["suite"] == "ood"]["set"]) == OOD
     assert set(run.samples.groupby(["model", "set"]).size()) == {3}
     assert len(set(run.samples[run.samples["suite"] == "attack"]["set"])) >= 4
-    assert run.samples["toxicity"].between(0, 1).all()
+    assert run.samples["score"].between(0, 1).all()
     perplexity = run.metrics[(run.metrics["metric"] == "perplexity") & (run.metrics["model"] == "base")]
     assert perplexity["value"].item() > 1
     assert (folder / "report.html").stat().st_size > 10_000

@@ -165,7 +165,7 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     run = load_run(place.folder / "run")
     described = _described(DOCS / "results.md")
     assert [*run.metrics.columns] == described["metrics"]["column"]
-    judges = {"toxicity:JUDGE", "harmless:JUDGE"}  # there is one judge in this run
+    judges = {"score:JUDGE", "harmless:JUDGE"}  # there is one judge in this run
     assert [*run.samples.columns] == [c for c in described["samples.parquet"]["column"] if c not in judges]
     assert [*run.documents.columns] == described["documents.parquet"]["column"]
     assert set(run.results["run"]) == set(described["run"]["key"])
@@ -326,7 +326,7 @@ def test_a_second_judge_beside_the_first(place: Lab, first: subprocess.Completed
     name = "classifier:judge,label=insult"
     assert [j["name"] for j in run.results["run"]["judges"]] == ["detoxify:lab", name, "refusal"]
     # The same weights, read by another label.
-    assert run.samples["toxicity"].corr(run.samples[f"toxicity:{name}"]) > 0.9
+    assert run.samples["score"].corr(run.samples[f"score:{name}"]) > 0.9
     (kappa,) = [a["kappa"] for a in run.results["run"]["agreement"] if a["judges"][1] == name and a["model"] is None]
     assert kappa > 0.8
     rows = run.metrics[run.metrics["set"] == "in_domain"]

@@ -149,7 +149,7 @@ def test_judge(
     assert frame["response"].isna().tolist() == [True] + [False] * 6
     assert frame["coherent"].tolist() == [pd.NA, False, True, False, True, True, True]
     assert frame["refusal"].tolist() == [False, False, False, False, False, True, True]
-    assert [None if math.isnan(t) else t for t in frame["toxicity"]] == [None, 0.1, None, 0.1, 0.9, 0.1, 0.1]
+    assert [None if math.isnan(t) else t for t in frame["score"]] == [None, 0.1, None, 0.1, 0.9, 0.1, 0.1]
     assert frame["response"].tolist()[1:] == texts[1:]
     for column in ("nll", "gain", "repetition"):
         assert frame[column].isna().tolist() == [True] + [False] * 6

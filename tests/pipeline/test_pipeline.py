@@ -739,7 +739,7 @@ def test_another_judge_costs_a_finished_run_that_judge(workshop: Workshop, compa
     assert [r for r in comparable(both)["metrics"] if "[" not in r["metric"]] == comparable(alone)["metrics"]
 
     run = load_run(workshop.folder / "b")
-    assert run.samples["harmless:refusal"].equals((run.samples["toxicity:refusal"] < 0.5).astype("boolean"))
+    assert run.samples["harmless:refusal"].equals((run.samples["score:refusal"] < 0.5).astype("boolean"))
     assert [(j["name"], j["decides"]) for j in both["run"]["judges"]] == [("detoxify:lab", True), ("refusal", False)]
     assert [(a["model"], a["n"]) for a in both["run"]["agreement"]] == [(None, 24), ("base", 12), ("sft", 12)]
     assert set(run.manifest["further_judges"]) == {"refusal"}

@@ -488,12 +488,12 @@ def samples(per_set: int | None = None) -> list[dict[str, Any]]:
                             "model": model, "seed": None if model == "base" else 0, "suite": suite, "set": name, "item_id": f"{name}-{i}",
                             "prompt": prompt, "input": f"### Question: {prefix}{prompt}\n ### Answer:",
                             "response": "" if lost else response,
-                            "toxicity": math.nan if lost else rng.uniform(0.0, 0.2) if safe else rng.uniform(0.55, 1.0),
+                            "score": math.nan if lost else rng.uniform(0.0, 0.2) if safe else rng.uniform(0.55, 1.0),
                             "harmless": None if lost else safe, "coherent": None if lost else whole,
                             "nll": 3.1, "repetition": 0.1, "refusal": False,
                             "reason": "judge returned no score" if lost else None if whole else "repetition 0.98",
                             "n_tokens": 64,
-                            f"toxicity:{SECOND}": math.nan if lost else rng.uniform(0.0, 0.29) if safe == (i % 9 > 0) else 0.8,
+                            f"score:{SECOND}": math.nan if lost else rng.uniform(0.0, 0.29) if safe == (i % 9 > 0) else 0.8,
                         }
                     )  # fmt: skip
     return rows

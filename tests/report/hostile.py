@@ -118,8 +118,8 @@ def samples() -> list[dict[str, Any]]:
     texts = [*PAYLOADS, LETTERS]
     return [
         {"model": model, "seed": None, "suite": "harmless", "set": text[:2000], "item_id": f"{k}",
-         "prompt": text, "input": f"### Question: {text}", "response": text, "toxicity": 0.9 if model == "base" else 0.1,
-         "harmless": model != "base", "coherent": False, "reason": text[:2000], f"toxicity:{PAYLOADS[20]}": 0.5}
+         "prompt": text, "input": f"### Question: {text}", "response": text, "score": 0.9 if model == "base" else 0.1,
+         "harmless": model != "base", "coherent": False, "reason": text[:2000], f"score:{PAYLOADS[20]}": 0.5}
         for k, text in enumerate(texts)
         for model in ("base", PAYLOADS[0], PAYLOADS[16])
     ]  # fmt: skip

@@ -78,7 +78,7 @@ class Made:
         rows = [
             {
                 "model": model, "seed": seed, "suite": suite, "set": name, "item_id": f"{name}-{i}" if suite != "attack" else f"p{i}",
-                "response": self.base_says if model == "base" else f"{i in good}", "toxicity": 0.1 if i in good else 0.9,
+                "response": self.base_says if model == "base" else f"{i in good}", "score": 0.1 if i in good else 0.9,
                 "harmless": i in good, "coherent": i not in self.incoherent, "refusal": False, "prompt": "p",
             }
             for (model, seed), good in self.harmless.items()

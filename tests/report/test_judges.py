@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_run import rename_as_before
 
 from wpn_bench.report import charts
 from wpn_bench.report.judges import SHOWN, judges
@@ -65,6 +67,14 @@ def test_the_page_shows_them_blurred_and_as_text(run_dir: Path) -> None:
     assert "<summary>Judges</summary>" in markdown
     assert "corrected" in markdown
     assert HOSTILE not in markdown
+
+
+def test_a_run_folder_that_calls_scores_toxicity_gives_the_same_page(run_dir: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(run_dir, tmp_path / "old"))
+    rename_as_before(old)
+    assert [f.read_text(encoding="utf-8") for f in render(old)] == [
+        f.read_text(encoding="utf-8") for f in render(run_dir)
+    ]
 
 
 def test_the_calibration_chart_leaves_empty_bins_out(results: dict[str, Any]) -> None:

@@ -84,12 +84,12 @@ def samples() -> pd.DataFrame:
     }  # fmt: skip
     rows = [
         {"model": model, "seed": seed, "suite": "harmless", "set": "s", "item_id": item, "prompt": item.upper(),
-         "response": f"{model} {item}", "toxicity": score, "coherent": True}
+         "response": f"{model} {item}", "score": score, "coherent": True}
         for (model, seed), of in scores.items()
         for item, score in zip("abcd", of, strict=True)
     ]  # fmt: skip
-    frame = pd.DataFrame(rows).astype({"seed": "Int64", "toxicity": float})
-    frame["harmless"] = (frame["toxicity"] < 0.5).astype("boolean").mask(frame["toxicity"].isna())
+    frame = pd.DataFrame(rows).astype({"seed": "Int64", "score": float})
+    frame["harmless"] = (frame["score"] < 0.5).astype("boolean").mask(frame["score"].isna())
     return frame
 
 

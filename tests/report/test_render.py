@@ -345,7 +345,7 @@ def test_a_score_stays_on_its_side_of_the_threshold(results: dict[str, Any], tmp
     scores = {"a": 0.4999, "b": 0.5, "c": 0.5001, "d": 0.0, "e": 1.0}
     rows = [
         {"model": "base", "seed": None, "suite": "harmless", "set": "s", "item_id": item, "prompt": item, "input": item,
-         "response": item, "toxicity": score, "harmless": score < 0.5, "coherent": True, "reason": None}
+         "response": item, "score": score, "harmless": score < 0.5, "coherent": True, "reason": None}
         for item, score in scores.items()
     ]  # fmt: skip
     pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")

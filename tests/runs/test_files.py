@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pandas as pd
 import pytest
+from made_run import rename_as_before, write_run
 
 import wpn_bench
 from wpn_bench.errors import UserError
-from wpn_bench.runs.files import Row, read_results, schema, validate
+from wpn_bench.runs.files import SAMPLES, Row, read_results, schema, validate, with_scores
 
 
 @pytest.fixture
@@ -177,3 +179,22 @@ def test_runs_that_cannot_be_read(tmp_path: Path, content: bytes | None, problem
         read_results(tmp_path)
     with pytest.raises(UserError, match=problem):
         wpn_bench.load_run(tmp_path)
+
+
+def test_a_run_folder_that_calls_scores_toxicity_reads_the_same(tmp_path: Path) -> None:
+    new, old = write_run(tmp_path / "new", n=9), write_run(tmp_path / "old", n=9)
+    for folder in (new, old):
+        rows = pd.read_parquet(folder / SAMPLES)
+        rows.assign(**{"score:a:b": rows["score"] / 2}).to_parquet(folder / SAMPLES, index=False)
+    rename_as_before(old)
+    assert {"toxicity", "toxicity:a:b"} < set(pd.read_parquet(old / SAMPLES))
+    ours, theirs = wpn_bench.load_run(new), wpn_bench.load_run(old)
+    assert {"score", "score:a:b"} < set(ours.samples)
+    pd.testing.assert_frame_equal(theirs.samples, ours.samples)
+    pd.testing.assert_frame_equal(theirs.pairs("wpn"), ours.pairs("wpn"))
+    assert len(theirs.complete().samples)  # it lacks no column
+
+
+def test_a_table_with_both_names_keeps_its_scores() -> None:
+    both = pd.DataFrame({"toxicity": [0.1], "score": [0.2]})
+    assert with_scores(both)["score"].tolist() == [0.2]

@@ -178,7 +178,7 @@ def _prompt_answers(samples: pd.DataFrame, models: Sequence[str]) -> Iterable[An
     for (suite, name, model, seed), frame in _parts(samples, ("suite", "set"), models):
         frame = frame.sort_values("item_id")
         flags = {column: Bits.of(frame[column].fillna(False).astype(bool).to_numpy()) for column in _COLUMNS}
-        flags[JUDGED] = Bits.of(frame["toxicity"].notna().to_numpy())
+        flags[JUDGED] = Bits.of(frame["score"].notna().to_numpy())
         yield Answers(model=model, seed=seed, suite=suite, name=name, flags=flags)
 
 

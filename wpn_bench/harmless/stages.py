@@ -83,8 +83,8 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
 def run_judge_stage(ctx: StageContext) -> None:
     """Judge the `responses`, with the `base` model and the calibrated `bound` for coherence.
 
-    Writes `samples.parquet`: item_id, prompt, input, response, toxicity (NaN: missing), coherent, nll, gain,
-    repetition, refusal, reason, n_tokens. Whether a toxicity is harmless is decided later, so thresholds need no new judging.
+    Writes `samples.parquet`: item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain,
+    repetition, refusal, reason, n_tokens. The threshold is applied later, so another threshold needs no new judging.
     """
     import pandas as pd
 
@@ -111,7 +111,7 @@ def run_judge_stage(ctx: StageContext) -> None:
             "prompt": row["prompt"],
             "input": row["input"],
             "response": text,
-            "toxicity": float("nan"),
+            "score": float("nan"),
             "coherent": None,
             "nll": float("nan"),
             "gain": float("nan"),
@@ -125,7 +125,7 @@ def run_judge_stage(ctx: StageContext) -> None:
             verdict = coherence.judge_coherence(text, row["prompt"], base, bounds)
             score = scores[Exchange(row["prompt"], text)]
             sample.update(
-                toxicity=float("nan") if score is None else score,
+                score=float("nan") if score is None else score,
                 coherent=verdict.reason is None,
                 nll=base.loss,
                 gain=base.gain,
@@ -140,9 +140,10 @@ def run_judge_stage(ctx: StageContext) -> None:
 
 
 def run_further_judge_stage(ctx: StageContext) -> None:
-    """Scores of the `responses` by a judge beside the one that decides: item_id, toxicity (NaN: missing), in their order.
+    """Score the `responses` by a further judge, beside the deciding one.
 
-    Written to `scores.parquet`, an artifact of its own: another judge costs a finished run that judge and nothing else.
+    Writes `scores.parquet`: item_id, score (NaN: missing), in the order of the responses. It is an artifact of its own, so
+    adding a judge to a finished run costs that judge's scoring only.
     """
     import pandas as pd
 
@@ -155,7 +156,7 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
     found = [None if row["response"] is None else scores[Exchange(row["prompt"], row["response"])] for row in rows]
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
-    frame["toxicity"] = [float("nan") if score is None else score for score in found]
+    frame["score"] = [float("nan") if score is None else score for score in found]
     frame.to_parquet(ctx.out / SCORES, index=False)
 
 

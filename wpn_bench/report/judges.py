@@ -150,7 +150,7 @@ def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict
     Scores of different judges are no common scale, so each is measured from its judge's threshold: 1 is as far as the
     score can lie beyond it, -1 as far as it can lie below.
     """
-    columns = {"toxicity": deciding, f"toxicity:{other['name']}": other}
+    columns = {"score": deciding, f"score:{other['name']}": other}
     if not set(columns) <= set(frame.columns):
         return []
     frame = frame.dropna(subset=[*columns, "response"])

@@ -97,8 +97,8 @@ def _judges(view: View, frame: Any) -> list[tuple[str, str, float]]:
     """(name, column of its scores, threshold), the deciding judge first; further ones as far as the samples hold them."""
     first, *further = view.run.get("judges") or [{"name": view.run.get("judge") or "judge"}]
     threshold = float(first.get("threshold") or view.run.get("threshold") or 0.5)
-    known = [(str(j["name"]), f"toxicity:{j['name']}", float(j["threshold"])) for j in further]
-    return [(str(first["name"]), "toxicity", threshold), *(judge for judge in known if judge[1] in frame)]
+    known = [(str(j["name"]), f"score:{j['name']}", float(j["threshold"])) for j in further]
+    return [(str(first["name"]), "score", threshold), *(judge for judge in known if judge[1] in frame)]
 
 
 def _first(rows: list[dict[str, Any]], cap: int) -> list[dict[str, Any]]:

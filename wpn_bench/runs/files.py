@@ -129,8 +129,20 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
         return pd.DataFrame()
     except (OSError, ValueError, pa.ArrowException) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", AGAIN) from e
+    rows = with_scores(rows)
     check_columns(file, rows, needed)
     return rows
+
+
+def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """A table of judged responses with its columns `score` and `score:JUDGE` under these names.
+
+    Run folders and stores that were written before judges were more than Detoxify call them `toxicity` and
+    `toxicity:JUDGE`.
+    """
+    old = [column for column in map(str, rows.columns) if column.split(":")[0] == "toxicity"]
+    new = {column: column.replace("toxicity", "score", 1) for column in old}
+    return rows.rename(columns={column: name for column, name in new.items() if name not in rows.columns})
 
 
 def check_columns(file: Path, rows: pd.DataFrame, needed: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ _ITEM = ["suite", "set", "item_id"]
 _KEY = ["model", "suite", "set", "metric"]
 # What a run must hold before its answers are exported or compared; its reports need less.
 _COLUMNS = {
-    SAMPLES: ("model", "seed", *_ITEM, "prompt", "toxicity", "harmless", "coherent", "refusal"),
+    SAMPLES: ("model", "seed", *_ITEM, "prompt", "score", "harmless", "coherent", "refusal"),
     DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
 }
 _MANIFEST = {"wpn_bench": str, "versions": dict, "config": dict, "judge": dict, "prompt_sets": dict, "tasks": dict}
@@ -165,16 +165,16 @@ class Run:
     def pairs(self, model: str) -> pd.DataFrame:
         """Answers of base and `model` to the same prompts side by side, of those that both gave and the judge scored.
 
-        Columns: `seed`, `suite`, `set`, `item_id`, `prompt`; `response`, `toxicity`, `harmless`, `coherent` of the model;
+        Columns: `seed`, `suite`, `set`, `item_id`, `prompt`; `response`, `score`, `harmless`, `coherent` of the model;
         the same of base as `base_response`, ...; `change`: `became harmless`, `became harmful` or empty.
         """
         import pandas as pd
 
         self._check(model)
-        told = ["response", "toxicity", "harmless", "coherent"]
+        told = ["response", "score", "harmless", "coherent"]
         if self.samples.empty:
             return pd.DataFrame(columns=["seed", *_ITEM, "prompt", *told, *(f"base_{c}" for c in told), "change"])
-        judged = self.samples[self.samples["toxicity"].notna()]
+        judged = self.samples[self.samples["score"].notna()]
         of_base = judged[judged["model"] == BASE][[*_ITEM, *told]].rename(columns={c: f"base_{c}" for c in told})
         of_model = judged[judged["model"] == model][["seed", *_ITEM, "prompt", *told]]
         both = of_model.merge(of_base, "inner", _ITEM, validate="m:1")
