@@ -57,7 +57,6 @@ import sys
 from wpn_bench.cli.main import main
 from wpn_bench.unlearn import train
 
-pytestmark = pytest.mark.slow
 file = sys.argv.pop()
 def run_train_stage(ctx):
     raise FileNotFoundError(2, "No such file or directory", file)

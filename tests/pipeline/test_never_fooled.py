@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from workshop import Workshop
 
 from wpn_bench import lab
+from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import executor
 from wpn_bench.jobs import job as jobs_job
 from wpn_bench.jobs.store import MANIFEST, Store
-from wpn_bench.pipeline import runner
 from wpn_bench.runs.files import read_manifest
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples:
     folder = tmp_path_factory.mktemp("finished")
     made = Workshop(folder, shutil.copytree(small_opt, folder / "model"), triples)
     shutil.copytree(lab.judge_checkpoint().parent, folder / "judge")
-    tasks = shutil.copytree(runner.task_folders(("lab",))[0], folder / "tasks")
+    tasks = shutil.copytree(task_folders(("lab",))[0], folder / "tasks")
     made.settings |= {
         "methods": METHODS,
         "judge": "detoxify:" + str(folder / "judge" / "judge.ckpt"),

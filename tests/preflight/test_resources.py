@@ -314,13 +314,13 @@ def test_offloading_to_disk_gives_the_same_results(
         "benchmarks": ("lab_copa",), "limit": 6, "decoding": {"max_new_tokens": 6},
     }  # fmt: skip
     found, placed = [], []
-    real = loading._places
+    real = loading._placement
 
     def noting(*given: Any) -> dict[str, Any]:
         placed.append(real(*given))
         return placed[-1]
 
-    monkeypatch.setattr(loading, "_places", noting)
+    monkeypatch.setattr(loading, "_placement", noting)
     for way in ("none", "disk"):
         monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
         monkeypatch.setattr(loading, "free_under_ulimit", lambda way=way: 0.0 if way == "disk" else float("inf"))

@@ -132,7 +132,7 @@ def test_a_row_has_no_nan_in_json(results: dict[str, Any]) -> None:
         (("models", "wpn:mean", "curve", 0, "surprise"), 1),
         (("metrics", 0, "value"), "0.2"),
         (("metrics", 0, "n"), 1.5),
-        (("metrics", 0, "suite"), "harmful"),
+        (("metrics", 0, "suite"), "no suite"),
         (("metrics", 0, "surprise"), 1),
         (("metrics", 0, "seed"), "0"),
     ],

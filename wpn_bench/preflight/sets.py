@@ -49,7 +49,9 @@ def sets_of(config: RunConfig) -> list[RunSet]:
     )
     found = []
     for role, entries in prompt_sets:
-        for entry in filter(None, entries):
+        for entry in entries:
+            if entry is None:
+                continue
             name, source = split_set_name(entry) if role in ("in_domain", "ood", "benign") else (None, entry)
             found.append(RunSet(role, prompts.spec_for(source, role=role, kind=config.file_kind, name=name)))
     for use, role, text in text_sets:
