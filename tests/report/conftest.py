@@ -39,7 +39,8 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_dir(whole_run: Path, tmp_path: Path) -> Path:
     """A copy of the whole run that a test may change."""
-    return Path(shutil.copytree(whole_run, tmp_path / "run"))
+    # Another test may have written reports beside the run.
+    return Path(shutil.copytree(whole_run, tmp_path / "run", ignore=shutil.ignore_patterns("report.*")))
 
 
 @pytest.fixture
