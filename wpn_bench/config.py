@@ -410,7 +410,7 @@ class RunConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _apart(self) -> RunConfig:
+    def _settings_fit_together(self) -> RunConfig:
         if shared := set(self.tune_benchmarks) & set(self.benchmarks):
             raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
         names = [judge_spec.parse(judge).name for judge in (self.judge, *self.judges)]

@@ -231,7 +231,7 @@ def corrected_rows(rows: Sequence[Row], card: JudgeCard) -> tuple[list[Row], lis
             assert row.value is not None
             e = card.correct(row.value, row.n, variance)
             cut += e.cut and row.seed is None
-            out.append(_row(*_where(row), f"{HARMLESS_RATE}_corrected", row.n, e, _NO_DIFFERENCE))
+            out.append(_row(*_measured_on(row), f"{HARMLESS_RATE}_corrected", row.n, e, _NO_DIFFERENCE))
     said = []
     if cut:
         said.append(
@@ -241,7 +241,8 @@ def corrected_rows(rows: Sequence[Row], card: JudgeCard) -> tuple[list[Row], lis
     return out, said
 
 
-def _where(row: Row) -> tuple[str, int | None, str, str]:
+def _measured_on(row: Row) -> tuple[str, int | None, str, str]:
+    """The model, seed, suite and set of a row."""
     return row.model, row.seed, row.suite, row.set
 
 

@@ -205,12 +205,12 @@ def _rows(
             both = pd.concat([before, its[its["seed"] == two]])
             rows += [row for row in compared(both) if row.model != BASE]
         if not pairs:
-            rows += _apart(found, model, where)
+            rows += _unpaired_rows(found, model, where)
     return metric_rows.sum_up(rows)
 
 
-def _apart(found: Paired, model: str, where: Sequence[tuple[str, str, str]]) -> list[Row]:
-    """Rows of a method whose seeds are others: means over seeds, unpaired, from the runs' own rows."""
+def _unpaired_rows(found: Paired, model: str, where: Sequence[tuple[str, str, str]]) -> list[Row]:
+    """Rows of a method that was trained with other seeds in the two runs: unpaired means over seeds."""
     rows = []
     for suite, name, metric in where:
         cells = [run.view.per_seed(model, suite, name, metric).values() for run in (found.first, found.other)]

@@ -83,7 +83,7 @@ def benchmarks() -> Iterator[Entry]:
     found = read_folders(folders)
     known = {short_name(name): str(one.metadata["title"]) for name, one in found.items() if "title" in one.metadata}
     for name, definition in found.items():
-        # The lab has each of the nine in its own world, and again, smaller, to tune on.
+        # The lab has each benchmark twice: to test on and, with `_validation`, a smaller one to tune on.
         short, validation = re.subn("_validation$", "", short_name(name))
         title = known.get(short, short)
         if name.startswith("lab_"):

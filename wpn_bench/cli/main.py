@@ -1,6 +1,6 @@
 """The command line: parses, prints, exits. Imports nothing heavy until a command runs.
 
-Exit codes: 0 good, 1 a bug or a failed job, 2 bad input (one line that says the way out); of `check` 3 a regression, 4
+Exit codes: 0 good, 1 a bug or a failed job, 2 invalid input (one line with the problem and a hint); of `check` 3 a regression, 4
 inconclusive.
 """
 
