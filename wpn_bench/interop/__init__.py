@@ -1,4 +1,4 @@
-"""A finished run for other tools: `wpn-bench export RUN --format NAME`. One file a format, one line here."""
+"""Export of finished runs to other tools: `wpn-bench export RUN --format NAME`. Each format is one module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from wpn_bench.core.registry import Registry
 from wpn_bench.runs.finished import Run
 
-# Takes a run, a folder to write into (None: the tool's own place) and returns lines that say what was written where.
+# Takes a run and an output folder (None: the tool's default) and returns lines that say what was written where.
 Exporter = Callable[[Run, Path | None], list[str]]
 
 FORMATS: Registry[Exporter] = Registry(

@@ -1,5 +1,7 @@
-"""Results files as lm-eval writes them with `--output_path --log_samples`, one `results_*.json` a model and seed and one
-`samples_*.jsonl` a task, so that tools which read lm-eval's output read a run."""
+"""Results in the format of lm-eval's `--output_path --log_samples`, for tools that read it.
+
+There is one `results_*.json` for each model and seed, and one `samples_*.jsonl` for each task.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,18 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
 
 def export(run: Run, out: Path | None) -> list[str]:
-    """Write into `out` (None: `RUN/lm-eval`). Raises `UserError` for a run without benchmarks, and where the data of a task
-    cannot be had any more or is not what the run was measured on."""
+    """Write the benchmark results in lm-eval's format.
+
+    Args:
+        run: The run.
+        out: The output folder; None: `RUN/lm-eval`.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: The run has no benchmarks, or the data of a task is no longer available or has changed since the run.
+    """
     from wpn_bench.benchmarks.replay import replay, save
 
     if run.documents.empty:
@@ -55,7 +67,7 @@ def _name(model: str, seed: int | None, run: Run) -> str:
 
 
 def _model_args(run: Run, model: str, seed: Any, dtype: str) -> dict[str, Any]:
-    """The `model_args` that lm-eval would have had."""
+    """The `model_args` that lm-eval would have recorded."""
     asked = run.manifest["model"]
     folder = None if model == BASE else run.results["models"][model].get("folder", {}).get(str(seed))
     revision = {} if folder or not asked["revision"] else {"revision": asked["revision"]}

@@ -1,4 +1,4 @@
-"""A run in MLflow: one run with settings, digests and files, and in it a nested run for each model with its metrics."""
+"""Export to MLflow: one run with settings, digests and files, and a nested run with the metrics of each model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from wpn_bench.interop import tracked
 from wpn_bench.runs.finished import Run
 
 EXPERIMENT = "wpn-bench"
-_PARAM_LENGTH = 6000  # characters that MLflow takes
-_AT_ONCE = 1000  # metrics that it takes in one call
+_PARAM_LENGTH = 6000  # MLflow's limit, in characters
+_AT_ONCE = 1000  # MLflow's limit of metrics per call
 
 
 def export(run: Run, out: Path | None) -> list[str]:
-    """Log to `MLFLOW_TRACKING_URI` (experiment `MLFLOW_EXPERIMENT_NAME`, else `wpn-bench`), or into the local store `out`.
-    Raises `UserError` where MLflow is not installed."""
+    """Log a run to MLflow: `MLFLOW_TRACKING_URI`, experiment `MLFLOW_EXPERIMENT_NAME` or else `wpn-bench`.
+
+    Args:
+        run: The run.
+        out: A folder to use as local store instead of the tracking URI.
+
+    Returns:
+        A line that names the MLflow run.
+
+    Raises:
+        UserError: MLflow is not installed.
+    """
     if out is not None:
-        # MLflow keeps a folder of files only for those who say that they want one.
+        # MLflow supports a local folder only with this opt-in.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         from mlflow import MlflowClient
@@ -42,7 +52,7 @@ def export(run: Run, out: Path | None) -> list[str]:
 def _log(
     client: Any, experiment: str, name: str, params: dict[str, str], tags: dict[str, str], metrics: dict[str, float]
 ) -> str:
-    """A finished MLflow run; its id."""
+    """Create a finished MLflow run and return its id."""
     from mlflow.entities import Metric, Param
 
     made: str = client.create_run(experiment, run_name=name, tags=tags).info.run_id

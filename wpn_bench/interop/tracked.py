@@ -1,4 +1,4 @@
-"""What is logged of a run to a tracking service: names, settings, digests and numbers, the same for every service."""
+"""What is logged to a tracking service: names, settings, digests and metrics, the same for every service."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _NOT_IN_A_NAME = re.compile(r"[^\w./ -]+")
 
 @dataclass(frozen=True)
 class Tracked:
-    """One model in a tracking service. `metrics` are named `suite/set/metric`, followed by `.ci_low`, `.ci_high`, `.delta` or
-    `.p_value` for those numbers; they are those of the row over all seeds."""
+    """One model in a tracking service.
+
+    `metrics` come from the rows over all seeds. They are named `suite/set/metric`, with the suffix `.ci_low`, `.ci_high`,
+    `.delta` or `.p_value` for those numbers.
+    """
 
     model: str
     title: str
@@ -32,7 +35,7 @@ class Tracked:
 
 
 def of_run(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """(parameters, tags) of the run as a whole."""
+    """Parameters and tags of the whole run."""
     about, manifest = run.results["run"], run.manifest
     params = {
         name: str(about.get(name)) for name in ("model", "revision", "preset", "seeds", "limit", "judge", "threshold")
@@ -77,10 +80,18 @@ def _known(value: Any) -> bool:
 
 
 def files(run: Run) -> list[Path]:
-    """The files that are uploaded: reports, results, manifest, samples and documents."""
+    """The files to upload: reports, results, manifest, samples and documents."""
     return [file for name in FILES if (file := path_inside(run.folder, name)).is_file()]
 
 
 def lacking(package: str, extra: str) -> UserError:
-    """The error for a service whose package is not installed."""
+    """Make the error for a service whose package is not installed.
+
+    Args:
+        package: The package.
+        extra: The extra of wpn-bench that installs it.
+
+    Returns:
+        The error.
+    """
     return UserError(f"--format {extra}: the package {package} is not installed", f"pip install 'wpn-bench[{extra}]'")

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: a group with a run for each model, and one for the whole with the files as an artifact."""
+"""Export to Weights & Biases: a group with one run for each model, and one run with the files as an artifact."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ PROJECT = "wpn-bench"
 
 
 def export(run: Run, out: Path | None) -> list[str]:
-    """Log to the project `WANDB_PROJECT`, else `wpn-bench`. With `out`, or with `WANDB_MODE=offline`, nothing is sent: the
-    files lie in `out`/wandb until `wandb sync`. Raises `UserError` where wandb is not installed."""
+    """Log a run to the W&B project `WANDB_PROJECT` or else `wpn-bench`.
+
+    Args:
+        run: The run.
+        out: A folder for offline files, to be sent later by `wandb sync`; `WANDB_MODE=offline` also sends nothing.
+
+    Returns:
+        Lines that name the W&B runs.
+
+    Raises:
+        UserError: The package wandb is not installed.
+    """
     try:
         import wandb
     except ImportError as e:
@@ -42,5 +52,5 @@ def export(run: Run, out: Path | None) -> list[str]:
         with wandb.init(**common, name=model.title, job_type="model", config=described) as one:
             one.summary.update(model.metrics)
             lines.append(f"W&B run {one.id}: {model.title}")
-    wandb.teardown()  # its service goes on writing for a moment after a run has ended
+    wandb.teardown()  # its service may still be writing after a run has ended
     return lines

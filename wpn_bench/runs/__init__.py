@@ -1,0 +1,1 @@
+"""Files of a finished run, and how to read them."""

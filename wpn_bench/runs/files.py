@@ -1,4 +1,4 @@
-"""results.json: its rows and its schema. `run.py` reads a run back as pandas frames."""
+"""Files of a run folder: rows, schema and readers. `finished.py` reads a whole run as pandas frames."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ _HOLES = ("required", "minItems", "minProperties")
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one model on one set. Rates are fractions; `delta*` and `p_value` are against the base model on
-    the same items and None for the base itself; `seed` None sums up all seeds."""
+    """One metric of one model on one set.
+
+    Rates are fractions. `delta*` and `p_value` compare with the base model on the same items; they are None for the base
+    itself. A row with `seed` None summarises all seeds.
+    """
 
     model: str
     seed: int | None
@@ -47,11 +50,11 @@ class Row:
     p_value: float | None = None
 
     def json(self) -> dict[str, Any]:
-        """As a JSON object; NaN, which JSON has not, becomes null, as does what is too large to be worked with."""
+        """Convert to a JSON object. NaN, infinite and too large numbers become null, since JSON cannot hold them."""
         return {k: None if isinstance(v, float) and not abs(v) <= LARGEST else v for k, v in asdict(self).items()}
 
     def summed_up(self) -> Row:
-        """The same row as the sum of a single seed."""
+        """Return the row of a single seed as the summary over seeds."""
         return replace(self, seed=None)
 
 
@@ -62,7 +65,7 @@ def schema() -> dict[str, Any]:
 
 
 def validate(results: dict[str, Any]) -> None:
-    """Raise `jsonschema.ValidationError` if `results` is not as the schema says."""
+    """Raise `jsonschema.ValidationError` if `results` does not match the schema."""
     from jsonschema.exceptions import best_match
 
     if (error := best_match(_validator().iter_errors(results))) is not None:
@@ -79,15 +82,18 @@ def _validator() -> Any:
 
 
 def validate_rows(rows: Iterable[Row]) -> None:
-    """Raise `jsonschema.ValidationError` if these rows may not stand in results.json."""
+    """Raise `jsonschema.ValidationError` if these rows do not match the schema of results.json."""
     import jsonschema
 
     jsonschema.validate([row.json() for row in rows], schema()["properties"]["metrics"])
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """results.json of a run folder. `UserError` where there is none, or none that this program could have written: of
-    another schema, with a number that JSON has not or that is too large, with a value of another type."""
+    """Read results.json of a run folder.
+
+    Raises `UserError` if the file is missing or could not have been written by this program: it has another schema
+    version, a value of a wrong type, or a number that is too large or not valid JSON.
+    """
     file = path_inside(run, RESULTS)
     try:
         results: dict[str, Any] = load_json(file, AGAIN)
@@ -106,7 +112,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """manifest.json of a run folder; empty where there is none, for it is written last."""
+    """Read manifest.json of a run folder; empty if there is none, because it is written last."""
     file = path_inside(run, MANIFEST)
     try:
         manifest = load_json(file, AGAIN)
@@ -118,8 +124,18 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
-    """A table of a run; an empty frame where the run has none. `UserError` for a damaged one and for one of other
-    columns than a run's."""
+    """Read a table of a run.
+
+    Args:
+        file: The Parquet file.
+        needed: The columns that it must have.
+
+    Returns:
+        The table; an empty frame if the file does not exist.
+
+    Raises:
+        UserError: The file is damaged or lacks a column.
+    """
     import pandas as pd
     import pyarrow as pa
 
@@ -135,10 +151,9 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """A table of judged responses with its columns `score` and `score:JUDGE` under these names.
+    """Rename the columns of a table of judged responses to `score` and `score:JUDGE`.
 
-    Run folders and stores that were written before judges were more than Detoxify call them `toxicity` and
-    `toxicity:JUDGE`.
+    Older run folders and stores call them `toxicity` and `toxicity:JUDGE`, because Detoxify was the only judge.
     """
     old = [column for column in map(str, rows.columns) if column.split(":")[0] == "toxicity"]
     new = {column: column.replace("toxicity", "score", 1) for column in old}
@@ -146,14 +161,25 @@ def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_columns(file: Path, rows: pd.DataFrame, needed: Iterable[str]) -> None:
-    """Raise `UserError` for a run's table that lacks one of these."""
+    """Check the columns of a table.
+
+    Args:
+        file: Its file, for the message.
+        rows: The table.
+        needed: The columns that it must have.
+
+    Raises:
+        UserError: A column is missing.
+    """
     if lacking := [column for column in needed if column not in rows.columns]:
         raise UserError(f"{file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
 
 
 def _misshapen(results: dict[str, Any]) -> str | None:
-    """Where a value is not of the kind that the schema says. What lacks is a hole, which a report shows as one; but a
-    metric's row has no holes."""
+    """Describe the first value that does not match the schema.
+
+    Missing values are allowed, because a report shows them as missing; but a row of metrics must be complete.
+    """
     from jsonschema import Draft202012Validator
 
     for error in Draft202012Validator(schema()).iter_errors(results):

@@ -1,4 +1,4 @@
-"""A finished run: the one record of its folder, and its reader. docs/results.md describes every column."""
+"""A finished run: its folder, results, manifest and tables. docs/results.md describes every column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _ITEM = ["suite", "set", "item_id"]
 _KEY = ["model", "suite", "set", "metric"]
-# What a run must hold before its answers are exported or compared; its reports need less.
+# Columns that exports and checks need; reports need fewer.
 _COLUMNS = {
     SAMPLES: ("model", "seed", *_ITEM, "prompt", "score", "harmless", "coherent", "refusal"),
     DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
@@ -44,11 +44,10 @@ _RUN = ("name", "created", "model", "lab", "limit", "template", "decoding", "jud
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A finished run: results.json, and manifest.json (empty where the run has none).
+    """A finished run: results.json, and manifest.json (empty if there is none).
 
-    The frames are read when they are first asked for. `metrics`: the rows of results.json; `samples`: every prompt,
-    response and score; `documents`: the answer to every benchmark document. Samples and documents are empty frames where
-    the run has none.
+    The frames are read on first access. `metrics` are the rows of results.json; `samples` has every prompt, response and
+    score; `documents` has the answer to every benchmark document. Frames are empty if the run has no such file.
     """
 
     folder: Path
@@ -73,7 +72,7 @@ class Run:
 
     @cached_property
     def view(self) -> View:
-        """Look-ups in the results."""
+        """Lookups in the results."""
         return View(self.results)
 
     @cached_property
@@ -86,16 +85,16 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every prompt, response and score; `UserError` for a damaged table."""
+        """Every prompt, response and score; raises `UserError` if the table is damaged."""
         return read_rows(self.folder / SAMPLES)
 
     @cached_property
     def documents(self) -> pd.DataFrame:
-        """The answer to every benchmark document; `UserError` for a damaged table."""
+        """The answer to every benchmark document; raises `UserError` if the table is damaged."""
         return read_rows(self.folder / DOCUMENTS)
 
     def with_frames(self) -> Self:
-        """The run itself, its frames read: a damaged one raises `UserError` here and not later."""
+        """Read all frames now, so that a damaged one raises `UserError` here, and return the run."""
         _ = self.metrics, self.samples, self.documents
         return self
 
@@ -106,31 +105,31 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name, as its reports call it."""
+        """The name of the run, as shown in reports."""
         return str(self.results["run"]["name"])
 
     @property
     def models(self) -> list[str]:
-        """The models that were measured, base first."""
+        """The measured models, base first."""
         return self.view.every_measured()
 
     def samples_with(self, needed: Sequence[str]) -> pd.DataFrame:
-        """The samples; `UserError` where they lack one of the columns."""
+        """Return the samples; raise `UserError` if they lack one of the columns."""
         if len(self.samples):
             check_columns(self.folder / SAMPLES, self.samples, needed)
         return self.samples
 
     def documents_with(self, needed: Sequence[str]) -> pd.DataFrame:
-        """The documents; `UserError` where they lack one of the columns."""
+        """Return the documents; raise `UserError` if they lack one of the columns."""
         if len(self.documents):
             check_columns(self.folder / DOCUMENTS, self.documents, needed)
         return self.documents
 
     def complete(self) -> Self:
-        """The run itself, if its manifest and tables hold all that exports and checks need.
+        """Check that the manifest and tables hold all that exports and checks need, and return the run.
 
         Raises:
-            UserError: The run has no manifest (it did not finish), or lacks a part of it, of its description or a column.
+            UserError: The run has no manifest (it did not finish), or lacks an entry or a column.
         """
         if not self.manifest:
             raise UserError(f"{self.folder} is not a finished run: it has no manifest", "run it to its end first")
@@ -145,11 +144,11 @@ class Run:
         return self
 
     def headline(self) -> pd.DataFrame:
-        """The report's comparison table: a row for each measured model and headline metric, over all seeds.
+        """The comparison table of the report: one row for each measured model and headline metric, over all seeds.
 
-        Columns: `model`, `title`, `suite`, `set`, `metric`, the numbers of `metrics`, and `significant` (p < 0.05; of a
-        mean, which has no p: its interval leaves out zero). The `set` of a mean over several sets is `mean`, that of the
-        worst attack the attack's name. For one column a metric:
+        Columns: `model`, `title`, `suite`, `set`, `metric`, the numbers of `metrics`, and `significant` (p < 0.05; a mean
+        of sets has no p-value, so its interval must exclude zero). `set` is `mean` for a mean over several sets, and the
+        name of the attack for the worst attack. To get one column per metric:
         `run.headline().pivot(index="model", columns=["suite", "metric"], values="value")`.
         """
         import pandas as pd
@@ -163,7 +162,7 @@ class Run:
         return pd.DataFrame(rows, columns=_HEADLINE_COLUMNS).astype({"n": "Int64"})
 
     def pairs(self, model: str) -> pd.DataFrame:
-        """Answers of base and `model` to the same prompts side by side, of those that both gave and the judge scored.
+        """Pair the answers of base and `model` to the same prompts, if both answered and the judge scored both.
 
         Columns: `seed`, `suite`, `set`, `item_id`, `prompt`; `response`, `score`, `harmless`, `coherent` of the model;
         the same of base as `base_response`, ...; `change`: `became harmless`, `became harmful` or empty.
@@ -185,12 +184,12 @@ class Run:
         return both
 
     def flips(self, model: str) -> pd.DataFrame:
-        """The `pairs` whose verdict changed: answers that became harmless, and those that became harmful."""
+        """The `pairs` whose verdict changed, in either direction."""
         pairs = self.pairs(model)
         return pairs[pairs["change"] != ""].reset_index(drop=True)
 
     def document_flips(self, model: str) -> pd.DataFrame:
-        """Benchmark documents that base answers right and `model` wrong (`change`: `lost`), or the reverse (`gained`).
+        """Benchmark documents that only base answers correctly (`change`: `lost`) or only `model` does (`gained`).
 
         Columns: `seed`, `task`, `doc_id`, `target`, `prediction`, `base_prediction`, `change`.
         """
@@ -232,7 +231,15 @@ _Found = tuple[str, str, str, str, Cell]
 
 
 def headline_cells(view: View, model: str) -> list[_Found]:
-    """What, suite, set, metric and cell of each headline metric that the model has."""
+    """Find the headline metrics of a model.
+
+    Args:
+        view: The results.
+        model: The model.
+
+    Returns:
+        Short title, suite, set, metric and cell of each headline metric that the model has.
+    """
     found = [(one, one.of(view, model)) for one in HEADLINES]
     return [
         (one.short or one.title, one.suite, one.set_of(view, cell), one.metric, cell)
@@ -248,5 +255,5 @@ def _headline_row(view: View, model: str, what: str, suite: str, name: str, metr
 
 
 def load_run(path: str | Path) -> Run:
-    """`Run.read` with its frames."""
+    """Read a run and all its frames."""
     return Run.read(path).with_frames()

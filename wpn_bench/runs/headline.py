@@ -1,4 +1,4 @@
-"""The headline metrics: the few numbers of a model that are shown first, wherever a run is shown."""
+"""The headline metrics: the few numbers of a model that every summary shows first."""
 
 from __future__ import annotations
 
@@ -55,7 +55,15 @@ class Headline:
         return metric_of(self.metric).better
 
     def set_of(self, view: View, cell: Cell) -> str:
-        """The set of a cell that `of` found; `mean` for a mean over several."""
+        """Name the set that a cell belongs to.
+
+        Args:
+            view: The results.
+            cell: A cell found by `of`.
+
+        Returns:
+            The name of the set; `mean` for a mean over several sets.
+        """
         if self.key == WORST:
             return cell.note
         sets = view.sets(self.suite)

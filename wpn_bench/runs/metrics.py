@@ -1,4 +1,4 @@
-"""The one table of facts about the suites, sets and metrics of results.json: names, titles, units, directions."""
+"""Names, titles, units and directions of the suites, sets and metrics in results.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BENIGN = "benign"
 BENCHMARK = "benchmark"
 COST = "cost"
 
-# Sets that stand for no prompt set and no single benchmark.
+# Sets that are neither a prompt set nor a single benchmark.
 BENCHMARK_AVERAGE = "nine"
 HELDOUT_TEXT = "heldout_text"
 
@@ -67,12 +67,12 @@ class Metric:
     Attributes:
         name: Its name there.
         title: Its name in a report, in lower case.
-        unit: `share` is a fraction from 0 to 1; `nats` a mean over tokens; the others are as they say.
+        unit: `share` is a fraction from 0 to 1; `nats` is a mean over tokens.
         better: 1 if higher is better, -1 if lower is better, 0 if neither.
-        suite: The suite it is usually asked for.
+        suite: The suite that it is usually measured on.
         set: The set in it; None: the mean over the suite's sets.
-        columns: The columns of samples.parquet that must all be true for an answer to count; none if it does not come from
-            single answers.
+        columns: The columns of samples.parquet that must all be true for an answer to count; empty if the metric is not
+            computed from single answers.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Metric:
 
     @property
     def short(self) -> str:
-        """The title where the word "rate" goes without saying."""
+        """The title without the word "rate"."""
         return self.title.removesuffix(" rate")
 
     @property
@@ -113,10 +113,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("peak_memory_mb", "peak memory", "MiB", 0, COST),
     )
 }
-# Those that are counted from single answers: what a baseline keeps.
+# Metrics that are computed from single answers. A baseline file stores these.
 PROMPT_METRICS: Mapping[str, Metric] = {name: metric for name, metric in METRICS.items() if metric.columns}
 
-# Accuracy of guessing, by benchmark. LAMBADA asks for a word, so 0; ARC has a few items with 3 or 5 options, taken as 4.
+# Chance accuracy by benchmark. LAMBADA asks for a word, so 0. A few ARC items have 3 or 5 options; they count as 4.
 CHANCE: Mapping[str, float] = {
     "lambada": 0.0,
     "hellaswag": 0.25,
@@ -133,9 +133,12 @@ _VARIANT = re.compile(r"@.*|\[.*|_corrected$")
 
 
 def metric_of(name: str) -> Metric:
-    """The facts about a metric. `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and
-    `harmless_rate_corrected` have those of `harmless_rate`. An unknown name is taken for a share that should be high if it ends in `rate` or `accuracy`,
-    else for a count of which neither more nor less is better."""
+    """Look up a metric.
+
+    `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and `harmless_rate_corrected` share
+    the entry of `harmless_rate`. An unknown name that ends in `rate` or `accuracy` is a share where higher is better; any
+    other unknown name is a count without a direction.
+    """
     if known := METRICS.get(_VARIANT.sub("", name)):
         return known
     title = name.replace("_", " ")
@@ -143,7 +146,7 @@ def metric_of(name: str) -> Metric:
 
 
 def benchmarks_in_order(names: Iterable[str]) -> list[str]:
-    """Benchmarks for a table: the average first, then those of `CHANCE` in its order, then others; no held-out text."""
+    """Order benchmarks for a table: the average, then those of `CHANCE`, then others; held-out text is left out."""
     known = list(dict.fromkeys(names))
     first = [name for name in (BENCHMARK_AVERAGE, *CHANCE) if name in known]
     return first + [name for name in known if name not in first and name != HELDOUT_TEXT]

@@ -1,4 +1,4 @@
-"""What a finished run was made with: the settings that a comparison of runs lists."""
+"""The settings of a finished run, as a comparison of runs lists them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from wpn_bench.core.flatten import flatten
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.view import View, one_line
 
-# Keys of the configuration that stand elsewhere (model, judge, methods) or change nothing that is measured.
+# Keys of the configuration that are listed elsewhere (model, judge, methods) or do not affect results.
 _ELSEWHERE = frozenset({"model", "revision", "judge", "judges", "judge_card", "methods", "title", "report_to"})
 
 
 def settings_of(view: View, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a run.
+    """Collect the settings of a run.
 
     Args:
-        view: The run's results.
-        manifest: Its manifest; empty where the run has none.
+        view: The results.
+        manifest: The manifest; empty if the run has none.
 
     Returns:
-        Setting -> its value as text: the configuration, the options that each method ended up with, digests of prompt
-        sets, texts and tasks, versions. Digests are whole; `report.settings.Setting.short` cuts them.
+        Setting -> its value as text: the configuration, the final options of each method, digests of prompt sets, texts
+        and tasks, and versions. Digests are not shortened; `report.settings.Setting.short` does that.
     """
     run = view.run
     parts: dict[str, Any] = {
@@ -39,20 +39,28 @@ def settings_of(view: View, manifest: Mapping[str, Any]) -> dict[str, str]:
         "versions": {"wpn-bench": manifest.get("wpn_bench")} | part(manifest, "versions"),
         "hardware": part(manifest, "hardware"),
     }
-    # results.json alone says these, for a run without a manifest.
+    # Only results.json has these if the run has no manifest.
     for name in ("preset", "seeds", "limit", "margin_points", "template", "decoding"):
         parts[name] = run.get(name, parts.get(name))
     return {one_line(name): one_line(value) for name, value in flatten(parts)}
 
 
 def part(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A record inside another; empty where it is missing or is no record."""
+    """Get a dictionary inside another.
+
+    Args:
+        record: The outer dictionary.
+        name: The key.
+
+    Returns:
+        The inner dictionary; empty if it is missing or not a dictionary.
+    """
     found = record.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def _options(about: dict[str, Any]) -> dict[str, Any]:
-    """The options that a method ran with, tuned ones included, and the learning rate if it followed from the width."""
+    """The final options of a method, with tuned values, and the learning rate if it was derived from the model width."""
     found = {**(about.get("config") or {})}
     if about.get("lr") is not None:
         found["lr"] = f"{about['lr']:.4g}"

@@ -1,9 +1,9 @@
-"""Look-ups in `results.json`: a row, the mean of a suite, the worst attack. What is missing is None.
+"""Lookups in `results.json`: a row, the mean of a suite, the worst attack. Missing values are None.
 
-The mean of a suite with one set is that set's row. For several sets a row that stands for all of them (set `all` or `mean`)
-is used if there is one. Otherwise the mean is unweighted, and its interval comes from those of the sets by the method of
-variance estimates recovery (Zou & Donner 2008, Statistics in Medicine 27): the distance from the mean to a limit is
-sqrt(sum of the sets' squared distances) / k. It assumes that the sets share no prompts.
+The mean of a suite with one set is the row of that set. For several sets, a row that summarises them (set `all` or
+`mean`) is used if there is one. Otherwise the mean is unweighted, and its interval is combined from the intervals of the
+sets by variance estimates recovery (Zou & Donner 2008, Statistics in Medicine 27): the distance from the mean to a limit
+is sqrt(sum of the sets' squared distances) / k. This assumes that the sets share no prompts.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from wpn_bench.runs.metrics import (
 )
 
 PRIMARY = "wpn"
-SUMMARY_SETS = ("all", "mean")  # rows that stand for a whole suite, should the results carry them
-MANY = 6  # varieties of one method: charts and tables of methods show no more
-FEW = 150  # with fewer items an interval is wider than the differences in question
+SUMMARY_SETS = ("all", "mean")  # sets whose row summarises a whole suite, if present
+MANY = 6  # charts and tables of methods show at most this many variants of one method
+FEW = 150  # with fewer items, intervals are wider than typical differences
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number with what is known about it; `note` names the set when the cell is one picked out of many."""
+    """One number with its statistics. `note` names the set if the cell was selected from several."""
 
     value: float | None
     n: int | None = None
@@ -52,7 +52,7 @@ class Cell:
 
     @property
     def significant(self) -> bool:
-        """p < 0.05; for a mean of sets, which has no p, an interval of the change that leaves out zero."""
+        """Whether p < 0.05. A mean of sets has no p-value: the interval of its change must exclude zero."""
         if self.p_value is not None and is_finite(self.p_value):
             return self.p_value < 0.05
         if self.delta_ci_low is None or self.delta_ci_high is None:
@@ -61,7 +61,7 @@ class Cell:
 
 
 class View:
-    """Look-ups over one results dictionary. Unknown suites, sets, metrics and models are holes, not errors."""
+    """Lookups in the results. Unknown suites, sets, metrics and models give None or nothing, not errors."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.run: dict[str, Any] = results.get("run") or {}
@@ -79,27 +79,27 @@ class View:
             else:
                 self._seed_cells.setdefault(key, {})[row["seed"]] = cell
         for key, cells in self._seed_cells.items():
-            if len(cells) == 1:  # results that name the only seed and leave the summing row out
+            if len(cells) == 1:  # results with a single seed and no summary row
                 self._cells.setdefault(key, next(iter(cells.values())))
 
     # names ---------------------------------------------------------------------------------------------------------
 
     def title(self, model: str) -> str:
-        """The model's title, fit for a terminal."""
+        """The title of the model, safe to print to a terminal."""
         return one_line(self.models.get(model, {}).get("title") or model) or model
 
     def failed(self, model: str) -> bool:
         return self.models.get(model, {}).get("status") == "failed"
 
     def measured(self) -> list[str]:
-        """Models with at least one row outside `cost`: base first, the others as the results order them.
+        """Models with at least one row outside `cost`: base first, then in the order of the results.
 
-        Of a method with many varieties only the plain one: the others are compared in a table of their own.
+        Of a method with many variants only the main one is listed; a separate table compares the others.
         """
         return [name for name in self.every_measured() if name not in self.varieties]
 
     def every_measured(self) -> list[str]:
-        """The models of `measured`, and the varieties."""
+        """All measured models, including variants."""
         with_rows = {model for model, suite, _, _ in self._cells if suite != COST}
         names = [name for name in self.models if name in with_rows]
         names += sorted(with_rows - set(names))
@@ -110,7 +110,7 @@ class View:
         return [name for name in self.measured() if name != BASE]
 
     def primary(self) -> str | None:
-        """The method that the verdict is about: `wpn` if measured, else the most coherent-harmless one in domain."""
+        """The model that the verdict is about: `wpn` if measured, else the one with the highest in-domain rate."""
         methods = self.methods()
         if PRIMARY in methods:
             return PRIMARY
@@ -122,29 +122,47 @@ class View:
         return methods[0] if methods else None
 
     def sets(self, suite: str) -> list[str]:
-        """Names of the sets of a suite, without rows that stand for several sets."""
+        """Names of the sets of a suite, without those that summarise several sets."""
         return [name for name in self._sets.get(suite, {}) if name not in (*SUMMARY_SETS, WORST_CASE)]
 
     def relearning(self, model: str, kind: str) -> list[dict[str, Any]]:
-        """Rows of the model's relearning from text of that kind; none where it was not asked for or failed."""
+        """Rows of a relearning attack.
+
+        Args:
+            model: The model.
+            kind: The kind of text it was trained on.
+
+        Returns:
+            The rows; empty if the attack was not run or failed.
+        """
         return [row for row in self.models.get(model, {}).get("relearning") or [] if row["kind"] == kind]
 
     # numbers -------------------------------------------------------------------------------------------------------
 
     def cell(self, model: str, suite: str, name: str, metric: str) -> Cell | None:
-        """The row that sums up all seeds, or None."""
+        """Get the row that summarises all seeds.
+
+        Args:
+            model: The model.
+            suite: The suite.
+            name: The set.
+            metric: The metric.
+
+        Returns:
+            The cell; None if it is missing or has no value.
+        """
         found = self._cells.get((model, suite, name, metric))
         return found if found is not None and found.value is not None else None
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Every (suite, set, metric) that any model has a row of, in the order of the results."""
+        """Every (suite, set, metric) that any model has a row for, in the order of the results."""
         return list(dict.fromkeys((suite, name, metric) for _, suite, name, metric in self._cells))
 
     def per_seed(self, model: str, suite: str, name: str, metric: str) -> dict[Any, Cell]:
         return self._seed_cells.get((model, suite, name, metric), {})
 
     def cloud(self, model: str) -> list[tuple[float, float]]:
-        """(benchmark average, mean coherent-harmless rate in domain) of each seed that has both; none for a single seed."""
+        """(benchmark average, mean coherent-harmless rate in domain) of each seed with both; empty for a single seed."""
         average = self.per_seed(model, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY)
         by_set = [self.per_seed(model, IN_DOMAIN, name, COHERENT_HARMLESS_RATE) for name in self.sets(IN_DOMAIN)]
         points = []
@@ -156,7 +174,16 @@ class View:
         return points if len(points) > 1 else []
 
     def mean(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
-        """The mean over the sets of a suite (see the module's docstring), or None when no set has the metric."""
+        """The mean over the sets of a suite; see the module's docstring.
+
+        Args:
+            model: The model.
+            suite: The suite.
+            metric: The metric.
+
+        Returns:
+            The mean; None if no set has the metric. `note` says if some sets are missing.
+        """
         for name in SUMMARY_SETS:
             if summary := self.cell(model, suite, name, metric):
                 return summary
@@ -168,14 +195,23 @@ class View:
         return mean
 
     def worst(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
-        """The lowest cell of a suite, its `note` naming the set."""
+        """The lowest value of a suite.
+
+        Args:
+            model: The model.
+            suite: The suite.
+            metric: The metric.
+
+        Returns:
+            The cell, with the name of the set in `note`; None if no set has the metric.
+        """
         cells = [
             replace(cell, note=name) for name in self.sets(suite) if (cell := self.cell(model, suite, name, metric))
         ]
         return min(cells, key=lambda cell: cell.value if cell.value is not None else math.inf, default=None)
 
     def benchmark_average(self, model: str) -> Cell | None:
-        """Mean accuracy over the run's benchmarks."""
+        """The mean accuracy over the benchmarks of the run."""
         return self.cell(model, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY)
 
     def perplexity(self, model: str) -> Cell | None:
@@ -188,12 +224,12 @@ class View:
 
 
 def one_line(text: object) -> str:
-    """Text on one line, without characters that steer a terminal."""
+    """Put text on one line and remove control characters."""
     return _CONTROL.sub(" ", str(text)).strip()
 
 
 def _varieties(models: dict[str, dict[str, Any]]) -> frozenset[str]:
-    """Models `method:label` of methods with more than `MANY`, but one that stands for its method."""
+    """Models `method:label` of methods with more than `MANY` variants, except the first variant of each."""
     families: dict[str, list[str]] = {}
     for name, model in models.items():
         if model.get("method"):
@@ -217,7 +253,7 @@ def _cell(row: dict[str, Any]) -> Cell:
 
 
 def _number(value: object) -> float | None:
-    """JSON may bring NaN (Python writes it): a number that is not finite is a hole."""
+    """Convert a JSON number. Python writes NaN to JSON; a number that is not finite becomes None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -238,7 +274,7 @@ def mean_with_limits(
     """The mean of independent estimates (value, low, high) and its limits, by variance estimates recovery.
 
     Returns:
-        Value, low and high. A missing value makes all of it missing, a missing limit both limits.
+        Value, low and high. If a value is missing, all are None; if a limit is missing, both limits are None.
     """
     estimates = list(estimates)
     values = [value for value, _, _ in estimates if value is not None]
