@@ -24,7 +24,7 @@ _SEED = 20_240_817
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `low` and `high` are None where no interval can be had (n = 0 or one seed)."""
+    """A value with its interval; `low` and `high` are None if it cannot be computed (n = 0 or one seed)."""
 
     value: float
     low: float | None
@@ -39,7 +39,15 @@ class Difference(Estimate):
 
 
 def rate(successes: int, n: int) -> Estimate:
-    """A share with its Wilson interval (Wilson 1927). NaN without interval for n = 0."""
+    """A proportion with its Wilson (1927) interval.
+
+    Args:
+        successes: The number of successes.
+        n: The number of trials.
+
+    Returns:
+        The proportion; NaN without interval for n = 0.
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     if n == 0:
@@ -86,14 +94,24 @@ def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
 
 @dataclass(frozen=True)
 class Change(Difference):
-    """A paired change of a mean of group means, new minus old. `centre` and `error` are those of a normal approximation to
-    it, for tests against a margin."""
+    """A paired change of a mean of group means, new minus old.
+
+    `centre` and `error` are the mean and standard error of its normal approximation, for tests against a margin.
+    """
 
     centre: float
     error: float
 
     def p_within(self, margin: float, better: int = 1) -> float:
-        """One-sided p-value of "it got worse by no more than `margin`"; `better`: 1 where more is better, -1 where less."""
+        """One-sided p-value of "it got worse by no more than `margin`".
+
+        Args:
+            margin: The margin, as a fraction.
+            better: 1 if higher is better, -1 if lower is better.
+
+        Returns:
+            The p-value.
+        """
         from scipy.stats import norm
 
         return float(norm.cdf((better * self.centre + margin) / self.error))
@@ -166,7 +184,15 @@ def paired_change(
 
 
 def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
-    """`paired_change` of one prompt set and one seed; NaN without interval where there is no item."""
+    """`paired_change` of one prompt set and one seed.
+
+    Args:
+        base: The base model's answers.
+        model: The model's answers to the same items.
+
+    Returns:
+        The change; NaN without interval if there are no items.
+    """
     import numpy as np
 
     if not len(base):
@@ -175,7 +201,15 @@ def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
 
 
 def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[bool]]) -> Difference:
-    """`paired_change` of benchmarks and one seed; one sequence a benchmark."""
+    """`paired_change` of several benchmarks and one seed.
+
+    Args:
+        base: The base model's answers, one sequence per benchmark.
+        model: The model's answers to the same items.
+
+    Returns:
+        The change of the macro average.
+    """
     import numpy as np
 
     sides = [[np.asarray(group, dtype=float)[None] for group in side] for side in (base, model)]
@@ -213,7 +247,15 @@ def _variance_of_mean(values: NDArray[np.float64]) -> float:
 
 
 def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """sum(sums) / sum(weights), windows resampled: mean token loss from windows of text."""
+    """sum(sums) / sum(weights) with a bootstrap interval over windows, as for the mean token loss of text.
+
+    Args:
+        sums: The sum in each window.
+        weights: The weight of each window.
+
+    Returns:
+        The ratio.
+    """
     import numpy as np
 
     s, w = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
@@ -223,7 +265,16 @@ def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
 
 
 def paired_ratio(base: Sequence[float], model: Sequence[float], weights: Sequence[float]) -> Difference:
-    """Difference of two ratios over the same windows, resampled together."""
+    """Difference of two ratios over the same windows, with a paired bootstrap.
+
+    Args:
+        base: The base model's sum in each window.
+        model: The model's sum in each window.
+        weights: The weight of each window.
+
+    Returns:
+        The difference, without a p-value.
+    """
     import numpy as np
 
     delta = ratio(list(np.asarray(model, dtype=float) - np.asarray(base, dtype=float)), weights)
@@ -231,7 +282,16 @@ def paired_ratio(base: Sequence[float], model: Sequence[float], weights: Sequenc
 
 
 def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
-    """Mean over seeds with Student's t interval over them (not over pooled items), cut to [low, high]."""
+    """Mean over seeds with Student's t interval over them (not over pooled items).
+
+    Args:
+        values: One value per seed.
+        low: The lowest possible value, to which the interval is clipped.
+        high: The highest possible value.
+
+    Returns:
+        The mean; without interval for one seed.
+    """
     import numpy as np
     from scipy.stats import t
 
@@ -243,7 +303,7 @@ def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = ma
 
 
 def variance_over_seeds(values: Sequence[float]) -> float:
-    """The variance of the mean over seeds, made so much larger that 1.96 of its roots are Student's interval."""
+    """The variance of the mean over seeds, scaled so that 1.96 standard errors give Student's t interval."""
     from scipy.stats import norm
 
     e = over_seeds(values)
@@ -262,8 +322,15 @@ def over_seeds_p(deltas: Sequence[float]) -> float | None:
 
 
 def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Difference of two means over seeds that have nothing to do with each other: Welch's (1947) t and its interval. None
-    of both where either has one seed, or no spread at all."""
+    """Difference of two independent means over seeds, by Welch's (1947) t-test.
+
+    Args:
+        first: The values of one side.
+        second: The values of the other.
+
+    Returns:
+        Second minus first; without interval and p-value if a side has one seed or neither side varies.
+    """
     import numpy as np
     from scipy.stats import ttest_ind
 
@@ -291,7 +358,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Agreement(Estimate):
-    """Cohen's kappa of two judges (the estimate), their raw agreement, and how often each says yes; all over `n`."""
+    """Cohen's kappa of two judges (the estimate), their raw agreement and their positive rates over `n` items."""
 
     n: int
     agreement: float
@@ -300,15 +367,22 @@ class Agreement(Estimate):
 
 
 def kappa(first: Sequence[bool], second: Sequence[bool], units: Sequence[object] | None = None) -> Agreement:
-    """Cohen's (1960) kappa (po - pe) / (1 - pe): po the raw agreement, pe = sum_k r_k c_k that of two judges who say yes
-    as often as these do, but each by chance. NaN without interval where both give the same one answer throughout.
+    """Cohen's (1960) kappa, (po - pe) / (1 - pe): po is the raw agreement, pe = sum_k r_k c_k the agreement by chance.
 
     The interval is the delta method's (Fleiss, Cohen & Everitt 1969), written as the variance of each item's influence
 
         [(1[i = j] - po)(1 - pe) - (c_i + r_j - 2 pe)(1 - po)] / (1 - pe)^2      for an item in cell (i, j),
 
-    summed within `units` (answers to the same prompt are no independent items; None: each item is its own unit). Half a
-    pseudo-item is added to each of the four cells for it, so perfect agreement on a few items is not taken for certainty.
+    summed within `units`. For it, half a pseudo-item is added to each of the four cells, so that perfect agreement on a few
+    items does not count as certainty.
+
+    Args:
+        first: The decisions of one judge.
+        second: The decisions of the other.
+        units: The cluster of each item, since answers to one prompt are not independent; None: each item is its own.
+
+    Returns:
+        The agreement; kappa is NaN without interval if both judges always give the same single answer.
     """
     import numpy as np
     from scipy.stats import norm
@@ -343,10 +417,16 @@ def kappa(first: Sequence[bool], second: Sequence[bool], units: Sequence[object]
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties half (Mann-Whitney).
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties count half (Mann-Whitney).
 
-    The interval takes the variance of DeLong, DeLong & Clarke-Pearson (1988) to the logit scale, where it cannot leave
-    [0, 1]. None where there is no telling: a class with fewer than two items, or perfect separation. NaN without a class.
+    The interval uses the variance of DeLong, DeLong & Clarke-Pearson (1988) on the logit scale, where it stays in [0, 1].
+
+    Args:
+        scores: The scores.
+        positive: The labels.
+
+    Returns:
+        The area; without interval for a class with fewer than two items or perfect separation; NaN if a class is empty.
     """
     import numpy as np
     from scipy.stats import norm, rankdata
@@ -373,7 +453,7 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
 
 @dataclass(frozen=True)
 class Corrected(Estimate):
-    """A corrected share; `cut`: it fell outside 0 to 1 and was set to the nearer end."""
+    """A corrected proportion; `cut` says that it fell outside 0 to 1 and was clipped."""
 
     cut: bool
 
@@ -381,19 +461,24 @@ class Corrected(Estimate):
 def rogan_gladen(
     share: float, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], variance: float | None = None
 ) -> Corrected:
-    """The true share of positives behind the `share` that a fallible judge finds among `n` (Rogan & Gladen 1978):
+    """Correct a proportion for the errors of a judge (Rogan & Gladen 1978): pi = (p + Sp - 1) / (Se + Sp - 1).
 
-        pi = (p + Sp - 1) / (Se + Sp - 1)
-
-    `sensitivity` and `specificity` are (right, of) from the judge's card. The interval is that of Lang & Reiczigel (2014,
-    Preventive Veterinary Medicine 113), in which Se and Sp are estimates, too: with z = 1.96, p' = (n p + z^2/2) / n',
-    n' = n + z^2, Se' = (right + 1) / m, m = of + 2, Sp' and k likewise, J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
+    The interval is that of Lang & Reiczigel (2014, Preventive Veterinary Medicine 113), where Se and Sp are estimates, too:
+    with z = 1.96, p' = (n p + z^2/2) / n', n' = n + z^2, Se' = (right + 1) / m, m = of + 2, Sp' and k likewise,
+    J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
 
         pi' + 2 z^2 [pi' Se'(1 - Se')/m - (1 - pi') Sp'(1 - Sp')/k]
             +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k).
 
-    `variance` of p is given where p is a mean over seeds; it then stands for p'(1 - p')/n', and p' = p. All is cut to
-    [0, 1]. NaN without interval for n = 0 and for a judge no better than chance (Se + Sp <= 1).
+    Args:
+        share: p, the proportion of positives that the judge finds.
+        n: The number of judged items.
+        sensitivity: (right, of) from the judge card.
+        specificity: (right, of) from the judge card.
+        variance: The variance of p if p is a mean over seeds; it replaces p'(1 - p')/n', and p' = p.
+
+    Returns:
+        The proportion, clipped to [0, 1]; NaN without interval for n = 0 or a judge no better than chance (Se + Sp <= 1).
     """
     from scipy.stats import norm
 
