@@ -1,7 +1,7 @@
-"""The trained models of a run, as folders under `RUN/models/` that transformers loads, each with a model card.
+"""Export the trained models of a run to `RUN/models/`, as folders that transformers loads, each with a model card.
 
-Weights are hard links to the store's artifacts (copies where the file system has no links), so a run folder costs next to
-nothing; the small files are copies, for people edit them.
+Weights are hard links to the store's artifacts (copies if the file system has no links), so they take almost no space.
+Small files are copies, because users edit them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,15 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Export:
-    """A trained model: whose it is, its folder relative to the run's, its artifact in the store, and the SHA-256 of the
-    artifact's files."""
+    """A trained model.
+
+    Attributes:
+        method: The method that trained it.
+        seed: The seed.
+        folder: Its folder, relative to the run folder.
+        artifact: Its folder in the store.
+        files: Name of each file of the artifact -> SHA-256.
+    """
 
     method: str
     seed: int
@@ -38,14 +45,21 @@ class Export:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights: of the file, or of the list of digests where they are in several."""
+        """SHA-256 of the weights: of the file, or of the list of digests if there are several files."""
         weights = {name: d for name, d in self.files.items() if name.endswith(_WEIGHTS) and "/" not in name}
         return next(iter(weights.values())) if len(weights) == 1 else digest_of(weights)
 
 
 def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]) -> list[Export]:
-    """What there is to export of (method, seed) -> artifact (None: training failed). With several seeds the folders'
-    names say which."""
+    """List the models to export. Folder names contain the seed if there are several seeds.
+
+    Args:
+        trained: (method, seed) -> artifact; None: training failed.
+        seeds: All seeds of the run.
+
+    Returns:
+        One record per trained model.
+    """
     several = len(list(seeds)) > 1
     found = []
     for (method, seed), path in trained.items():
@@ -57,7 +71,14 @@ def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]
 
 
 def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Fill `out`/models; what an earlier run into the same folder left there (its manifest says) goes."""
+    """Write the models. Models that an earlier run left in the folder, according to its manifest, are deleted.
+
+    Args:
+        out: The run folder.
+        models: The models to export.
+        results: The content of results.json.
+        manifest: The manifest of the run.
+    """
     from wpn_bench.analysis.metric_rows import training_of
     from wpn_bench.report.model_card import card
 
@@ -77,7 +98,7 @@ def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest
 
 
 def _of_the_model(files: Iterable[str]) -> list[str]:
-    """Without the snapshots of earlier steps that an artifact may hold in folders beside it."""
+    """Return the files of the model without snapshots of earlier steps, which are in subfolders."""
     return [name for name in files if "/" not in name or name.startswith(f"{ADAPTER}/")]
 
 
@@ -87,7 +108,7 @@ def _left_before(out: Path) -> list[Path]:
         folders = [out / entry["folder"] for seeds in before.values() for entry in seeds.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    # A manifest may come from anybody: nothing but a folder in models/, and no link, goes.
+    # The manifest is untrusted: delete only folders directly in models/, and no links.
     return [f for f in folders if f.parent == out / MODELS and f.resolve() == out.resolve() / MODELS / f.name]
 
 
@@ -103,7 +124,7 @@ def _put(source: Path, target: Path) -> None:
 
 
 def _name_base(adapter: Path, results: dict[str, Any]) -> None:
-    """Tell the adapter its base where that has a name everybody knows, so that peft finds it by itself."""
+    """Name the base model in the adapter's settings if it has a public name, so that peft finds it."""
     if adapter.is_file() and results["run"]["revision"]:
         settings = json.loads(adapter.read_text(encoding="utf-8"))
         named = {"base_model_name_or_path": results["run"]["model"], "revision": results["run"]["revision"]}

@@ -1,8 +1,7 @@
-"""What a run will take, before it begins: its jobs, and from rates measured before the time on so many machines.
+"""Forecast of a run: its jobs, and their duration on a number of machines, estimated from rates measured earlier.
 
-The run is planned as `full` plans it; what the store holds already costs nothing. Jobs that follow from others' results
-(trials, curves, relearning) are not in the plan before these are there: of them trials are counted by their number, the
-others are named.
+The run is planned as `full` plans it. Jobs whose results are in the store cost nothing. Jobs that depend on results
+(trials, curves, relearning) cannot be planned yet; the forecast lists them without a duration.
 """
 
 from __future__ import annotations
@@ -29,8 +28,16 @@ from wpn_bench.prompts.items import ITEMS
 
 @dataclass(frozen=True)
 class Line:
-    """The jobs of one stage: how many, how many of them are done already, seconds that the rest will take one after
-    another, and of how many of these nothing alike was ever measured here."""
+    """The jobs of one stage.
+
+    Attributes:
+        stage: The stage.
+        jobs: Number of jobs.
+        done: Number of jobs with results in the store.
+        seconds: Expected duration of the other jobs, one after another.
+        scaled: Number of jobs estimated from the rate of a model of another size.
+        unknown: Number of jobs without a measured rate.
+    """
 
     stage: str
     jobs: int
@@ -42,9 +49,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Forecast:
-    """`work` seconds one after another; `seconds` on the `workers` of a fleet, each like this machine and one job at a time.
+    """Expected duration: `work` seconds one job after another, or `seconds` on `workers` machines.
 
-    `open`: what is not in it.
+    Each worker is assumed to equal this machine and to run one job at a time. `open` lists what is not included.
     """
 
     model: str
@@ -62,7 +69,17 @@ class Forecast:
 
 
 def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) -> Forecast:
-    """What `config` will take with the store `root`. Raises `UserError` for whatever the run itself would refuse."""
+    """Forecast a run. Raises `UserError` for every input that the run would refuse.
+
+    Args:
+        config: The settings of the run.
+        root: The folder of the store.
+        workers: Number of machines.
+        reporter: Receives notes for the user.
+
+    Returns:
+        The forecast.
+    """
     store = Store(root)
     inputs = pipeline_inputs.prepare(config, reporter)
     plan = Planner(config, inputs, store).plan()
@@ -106,7 +123,16 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
 
 
 def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) -> float:
-    """Seconds until the last job ends, when a free worker takes the first job of the list whose needs are there."""
+    """Simulate list scheduling: a free worker takes the first job whose dependencies have finished.
+
+    Args:
+        jobs: The jobs in order of priority.
+        seconds: Digest of a job -> its duration.
+        workers: Number of workers.
+
+    Returns:
+        Seconds until the last job ends.
+    """
     left = {job.digest: {need.digest for need in job.needs.values() if isinstance(need, Job)} for job in jobs}
     for needs in left.values():
         needs &= left.keys()
@@ -124,7 +150,7 @@ def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) ->
 
 
 def _items(job: Job) -> int | None:
-    """How many items a job's stage will iterate over, passes counted; None if only the stage itself can tell."""
+    """Return the number of items that a job processes, times its passes; None if it is unknown before the job runs."""
     stage = stage_of(job.stage)
     where, *path = stage.items.split(".")
     if where == "params":
@@ -144,7 +170,7 @@ def _items(job: Job) -> int | None:
 
 
 def _open(config: RunConfig) -> list[str]:
-    """What follows from results, and so is in no plan yet."""
+    """Describe the jobs that depend on results and cannot be planned yet."""
     found = []
     if config.tune:
         found.append(
@@ -163,7 +189,12 @@ def _open(config: RunConfig) -> list[str]:
 
 
 def show(found: Forecast, as_json: bool) -> None:
-    """Print the forecast: a table, or JSON."""
+    """Print the forecast.
+
+    Args:
+        found: The forecast.
+        as_json: Print JSON instead of a table.
+    """
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return
