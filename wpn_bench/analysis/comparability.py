@@ -1,11 +1,11 @@
-"""Were two runs asked the same, and in the same way? The one answer, for `wpn-bench check` and for comparisons of runs.
+"""Whether two runs measured the same items in the same way, for `wpn-bench check` and for comparisons of runs.
 
 Answers to prompts are comparable if template, decoding, judge and threshold agree. A prompt set or a task is comparable if
-both runs took it from the same source (the digest in the manifest) and asked the same items of it. An attack that searches
-an input for each model, or rounds its weights, has no digest: it is the same if its name and options and the prompts are.
+both runs took it from the same source (the digest in the manifest) and used the same items. An attack that searches an
+input for each model, or quantises its weights, has no digest: it is the same if its name, options and prompts are.
 
-The base model is not part of the question. A check may hold a new base against an old one, and says so; a comparison of
-runs is about the methods and asks for the same base in addition.
+The base model is not compared here. A check may compare a new base with an old one, and says so; a comparison of runs is
+about the methods and also requires the same base.
 """
 
 from __future__ import annotations
@@ -76,11 +76,14 @@ class Differences:
 
 
 def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
-    """What a run asked some of its models.
+    """Describe what a run asked some of its models.
 
     Args:
         run: The run.
-        models: The models; those that were not measured are passed over.
+        models: The models; those that were not measured are ignored.
+
+    Returns:
+        The settings and the sets.
 
     Raises:
         UserError: Two of the models were not asked the same items of a set.
@@ -97,7 +100,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
     }
     sets: dict[tuple[str, str], Asked] = {}
     for (suite, name), frame in _parts(run.samples_with(_SAMPLES), ("suite", "set"), models):
-        # The prompt as the set has it: a searched input differs from model to model.
+        # The original prompt: an input found by a search differs between models.
         items = zip(frame["item_id"], frame["prompt"], strict=True)
         _add(
             sets,
@@ -135,7 +138,7 @@ def _set(manifest: Mapping[str, Any], suite: str, name: str) -> dict[str, Any]:
     declared = part(part(manifest, "prompt_sets"), name)
     source = declared.get("digest")
     if source is None and suite == ATTACK:
-        # Attacks on each model: by a search for an input, with its options, or on the weights.
+        # Attacks on one model: a search for an input, with its options, or quantised weights.
         config = part(manifest, "config")
         rounded = config.get("quantise")
         schemes = rounded if isinstance(rounded, list) else []
@@ -154,9 +157,12 @@ def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("ru
     """Why answers under two protocols cannot be compared.
 
     Args:
-        ours: The one protocol.
+        ours: One protocol.
         theirs: The other.
-        labels: What the two are called in the reasons.
+        labels: The names of the two in the reasons.
+
+    Returns:
+        The differences; false if there are none.
     """
 
     def both(one: object, two: object) -> str:

@@ -1,4 +1,4 @@
-"""What `wpn-bench check` checks: bounds, margins, and the targets that they are for."""
+"""Settings of `wpn-bench check`: bounds, margins, and their targets."""
 
 from __future__ import annotations
 
@@ -78,15 +78,29 @@ def read_gates(file: Path) -> Gates:
 
 
 def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
-    """Gates from plain values; `UserError` names what is wrong."""
+    """Make gates from plain values.
+
+    Args:
+        raw: The settings.
+        where: Their source, for the message.
+
+    Returns:
+        The gates.
+
+    Raises:
+        UserError: A setting is unknown or invalid.
+    """
     with as_user_error(where, _EXAMPLE, unknown_kind="gate setting", known=Gates.model_fields):
         return Gates.model_validate(dict(raw))
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a bound is for: `nine` (the benchmark average), a benchmark, or METRIC@WHERE, where WHERE is a suite of prompt sets
-    (the mean over them), one set, or, for `accuracy`, a benchmark. A metric without @ is that of its usual sets."""
+    """What a bound applies to: `nine` (the benchmark average), a benchmark, or METRIC@WHERE.
+
+    WHERE is a suite of prompt sets (the mean over them), one set, or, for `accuracy`, a benchmark. A metric without @ is
+    measured on its usual sets.
+    """
 
     metric: str
     where: str
