@@ -1,8 +1,8 @@
-"""What models answered, item by item, as compact bits: the baseline of `wpn-bench check`, from a run folder or a file.
+"""Per-item answers of models as compact bits: the baseline of `wpn-bench check`, from a run folder or a file.
 
-A file keeps, for each model, seed and set, one bit an item and question ("harmless?", "correct?"), and beside the bits what
-they are answers to: digests of prompts, documents, judge, template and decoding. Answers to other questions are refused, not
-compared. It holds no prompt and no response, so it may be published.
+For each model, seed and set, a file stores one bit per item and question ("harmless?", "correct?"), and digests of the
+prompts, documents, judge, template and decoding. A baseline for other questions is refused. The file contains no prompt
+and no response, so it may be published.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Bits(BaseModel):
         return cls(n=len(values), bits=base64.b64encode(packed).decode("ascii"))
 
     def array(self) -> NDArray[np.bool_]:
-        """The values (n,); `ValueError` where there are not as many."""
+        """The values (n,); raises `ValueError` if the number of bytes is wrong."""
         import numpy as np
 
         packed = np.frombuffer(base64.b64decode(self.bits, validate=True), dtype=np.uint8)
@@ -108,7 +108,17 @@ class Reference(BaseModel):
         return next((a for a in self.asked if (a.suite, a.name) == (suite, name)), None)
 
     def values(self, model: str, suite: str, name: str, metric: str) -> dict[int | None, NDArray[np.float64]]:
-        """Seed -> 1, 0 or, where there is no answer or no judgement, NaN for each item of the set."""
+        """The answers of a model to a set.
+
+        Args:
+            model: The model.
+            suite: The suite.
+            name: The set.
+            metric: The metric.
+
+        Returns:
+            Seed -> 1 or 0 for each item of the set, or NaN without an answer or judgement.
+        """
         import numpy as np
 
         found = {}
@@ -126,16 +136,27 @@ class Reference(BaseModel):
 
 
 def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
-    """`answers_of` the run in a folder."""
+    """`answers_of` the run in a folder.
+
+    Args:
+        folder: The run folder.
+        models: The models; None: all that were measured.
+
+    Returns:
+        The answers.
+    """
     return answers_of(Run.read(folder), models)
 
 
 def answers_of(run: Run, models: Iterable[str] | None = None) -> Reference:
-    """The answers in a run.
+    """Collect the answers in a run.
 
     Args:
         run: The run.
-        models: Whose answers; None: those of all models that were measured.
+        models: The models; None: all that were measured.
+
+    Returns:
+        The answers.
 
     Raises:
         UserError: The run did not finish, or did not measure one of the models.
@@ -201,7 +222,7 @@ def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Ite
 
 
 def read(file: Path) -> Reference:
-    """A saved reference; `UserError` for anything else."""
+    """Read a baseline file; raises `UserError` if it is not valid."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as e:
@@ -215,7 +236,7 @@ def read(file: Path) -> Reference:
 
 
 def _whole(found: Reference, file: Path) -> None:
-    """Every set's answers are there, as many as it has items."""
+    """Check that every set has as many answers as items."""
     for answers in found.answers:
         asked = found.of(answers.suite, answers.name)
         needed = {ACCURACY} if answers.suite == BENCHMARK else {JUDGED, *_COLUMNS}
@@ -229,7 +250,15 @@ def _whole(found: Reference, file: Path) -> None:
 
 
 def write(reference: Reference, file: Path) -> None:
-    """Save a reference; `UserError` if the file cannot be written."""
+    """Write a baseline file.
+
+    Args:
+        reference: The answers.
+        file: The file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, reference.model_dump_json(indent=1) + "\n")

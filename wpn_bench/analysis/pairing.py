@@ -1,8 +1,8 @@
-"""Paired differences between two runs: the same method on the same items, in the one run and in the other.
+"""Paired differences between two runs: the same method on the same items in both.
 
-Runs are paired if they have the same base model (the digest of its weights) and where they asked the same
-(`comparability`). What differs is named and not paired. The base, which both runs asked, is the control: where its equal
-answers were judged otherwise, the rules have changed between the runs, and their rates are not paired.
+Runs are paired if they have the same base model (the digest of its weights), on the sets that both measured alike
+(`comparability`). Differences are listed and not paired. Base is the control: if equal answers of base were judged
+differently, the judging rules changed between the runs, and their rates are not paired.
 """
 
 from __future__ import annotations
@@ -56,7 +56,15 @@ class Paired:
 
 
 def pair(first: LabelledRun, other: LabelledRun) -> Paired:
-    """Everything of the two runs that may be paired, and what may not be."""
+    """Pair two runs where that is valid.
+
+    Args:
+        first: The run to compare with.
+        other: The other run.
+
+    Returns:
+        The paired differences, and what was not paired, with reasons.
+    """
     found = Paired(first, other)
     for run in (first, other):
         if not run.manifest:
@@ -82,7 +90,15 @@ def _same_weights(first: LabelledRun, other: LabelledRun, model: str) -> bool:
 
 
 def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
-    """Which seeds are paired: each with itself; if they share none, the only one of each; else none."""
+    """Match the seeds of two runs: each with itself; if none is shared, the only one of each; else none.
+
+    Args:
+        first: The seeds of one run.
+        other: The seeds of the other.
+
+    Returns:
+        The pairs of seeds.
+    """
     common = sorted(set(first) & set(other))
     if common:
         return [(seed, seed) for seed in common]
@@ -117,7 +133,7 @@ def _pair_prompts(found: Paired, apart: Differences) -> None:
 def _rules_that_changed(
     found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, sets: Sequence[tuple[str, ...]]
 ) -> set[tuple[str, str]]:
-    """(set, metric) in which base's equal answers were judged otherwise; and a note where base's answers differ."""
+    """(set, metric) in which equal answers of base were judged differently; adds a note if base's answers differ."""
     keys = ["suite", "set", "item_id"]
     columns = {metric: PROMPT_METRICS[metric].columns[-1] for metric in PAIRED_METRICS}
     both = ours[ours["model"] == BASE].merge(theirs[theirs["model"] == BASE], on=keys, suffixes=("", ":other"))
@@ -159,7 +175,7 @@ def _pair_documents(found: Paired, apart: Differences) -> None:
 
 
 def _read(run: LabelledRun, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Those of the columns that the run's table has; None where it has no such table."""
+    """Read those of the columns that the run's table has; None if there is no such table."""
     if not (run.folder / name).is_file():
         return None
     needed = ("seed", *columns[:1])
@@ -174,8 +190,7 @@ def _names(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, ...]]
 def _shared(
     found: Paired, apart: Differences, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """The sets that both runs asked alike; the others are refused with their reasons, several sets with one reason
-    together."""
+    """The sets that both runs measured alike. Others are refused; sets with the same reason are listed together."""
     known = dict.fromkeys((*ours, *theirs))
     reasons = {name: apart.sets[suite, name] for suite, name in known if (suite, name) in apart.sets}
     for reason in dict.fromkeys(reasons.values()):
@@ -190,8 +205,11 @@ def _rows(
     compared: Callable[[pd.DataFrame], Iterable[Row]],
     where: Sequence[tuple[str, str, str]],
 ) -> list[Row]:
-    """Rows of every method that both have, seed by seed and summed up. `compared` holds models against the base: here the
-    method of `ours` stands in its place. `where` (suite, set, metric) is looked up where seeds cannot be matched."""
+    """Rows of every method that both runs have, for each seed and over seeds.
+
+    `compared` compares models with the base; here the method of `ours` takes the base's place. `where` lists the
+    (suite, set, metric) to look up if seeds cannot be matched.
+    """
     import pandas as pd
 
     rows: list[Row] = []
