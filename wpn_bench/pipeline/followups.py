@@ -90,6 +90,9 @@ def tune_methods(planner: Planner, executor: Executor) -> Trials:
     Args:
         planner: Plans the jobs.
         executor: Runs them.
+
+    Returns:
+        The chosen options, the jobs and their outcomes.
     """
     config, data = planner.config, planner.inputs.tuning_data
     if not config.tune or data is None:
@@ -177,8 +180,11 @@ def measure_curves(planner: Planner, executor: Executor) -> FollowUpResults:
     It is a training of its own, so that the models of the run have the same digest with and without a curve.
 
     Args:
-        planner: Plans the jobs, from the configuration as it was tuned.
+        planner: Plans the jobs, from the tuned configuration.
         executor: Runs them.
+
+    Returns:
+        The curves, the jobs and their outcomes.
     """
     config = planner.config
     inputs = replace(planner.inputs, further=())  # the deciding judge alone is drawn
@@ -231,6 +237,9 @@ def measure_relearning(
         planner: Plans the jobs.
         executor: Runs them.
         trained: (method, seed) -> the trained model.
+
+    Returns:
+        The curves, the jobs and their outcomes.
     """
     config, inputs = planner.config, planner.inputs
     if config.relearn is None or inputs.attacked is None:

@@ -33,6 +33,9 @@ def manifest_of(
         outcomes: How all its jobs ended, by digest.
         command: The command line.
         trained: The exported models.
+
+    Returns:
+        The content of manifest.json.
     """
     settings = config.model_dump(mode="json")
     for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):

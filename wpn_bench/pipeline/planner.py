@@ -71,7 +71,15 @@ class Plan:
     owner: dict[str, str] = field(default_factory=dict)
 
     def add(self, model: str, job: Job) -> Job:
-        """Append a job that is done for `model`, and return it."""
+        """Append a job.
+
+        Args:
+            model: The model that the job's cost is counted for.
+            job: The job.
+
+        Returns:
+            The job.
+        """
         self.jobs.append(job)
         self.owner[job.digest] = model
         return job
@@ -93,7 +101,15 @@ class Target:
 
 
 def model_label(model: str, seed: int | None) -> str:
-    """The name of a model in the labels of its jobs."""
+    """Name a model in the labels of its jobs.
+
+    Args:
+        model: Its name in results.json.
+        seed: Its seed; None: the base.
+
+    Returns:
+        The name.
+    """
     return model if seed is None else f"{model} (seed {seed})"
 
 
@@ -166,7 +182,10 @@ class Planner:
         Args:
             method: `method` or `method:label`, as the configuration names it.
             seed: The seed.
-            snapshots: Steps after which the model is kept, too.
+            snapshots: Steps after which a copy of the model is kept.
+
+        Returns:
+            The job.
         """
         config, inputs = self.config, self.inputs
         settings = config.method_config(method)
@@ -204,6 +223,9 @@ class Planner:
             model: The model.
             kind: The text that it is fine-tuned on.
             seed: Decides which forget items are drawn, and their order.
+
+        Returns:
+            The job.
         """
         asked = self.config.relearn
         assert asked is not None
@@ -238,8 +260,14 @@ class Planner:
     # --- measuring ---------------------------------------------------------------------------------------------------
 
     def measure_fully(self, plan: Plan, target: Target, sets: Iterable[StoredSet], heldout: External | None) -> None:
-        """Add everything that the run measures of a model: prompt sets, benchmarks, the measurements that stages plan
-        themselves, and the attacks on this very model."""
+        """Add all measurements of a model: prompt sets, benchmarks, measurements that stages plan, attacks on the model.
+
+        Args:
+            plan: The plan to add them to.
+            target: The model.
+            sets: The prompt sets.
+            heldout: The held-out texts; None: there are none.
+        """
         asked = self.measure(plan, target, sets)
         for name in STAGES:
             stage = stage_of(name)
@@ -250,8 +278,13 @@ class Planner:
     def measure(self, plan: Plan, target: Target, sets: Iterable[StoredSet]) -> list[AskedSet]:
         """Add the responses of a model to prompt sets, their judging, and its benchmarks.
 
+        Args:
+            plan: The plan to add them to.
+            target: The model.
+            sets: The prompt sets.
+
         Returns:
-            The sets with the jobs that leave the responses.
+            The sets with the jobs that write the responses.
         """
         config = self.config
         asked: list[AskedSet] = []
@@ -281,7 +314,13 @@ class Planner:
         return asked
 
     def judge(self, plan: Plan, target: Target, asked: Sequence[AskedSet]) -> None:
-        """Add the judging of responses: by the deciding judge, then by the further ones."""
+        """Add the judging of responses, by the deciding judge and then by the further judges.
+
+        Args:
+            plan: The plan to add it to.
+            target: The model.
+            asked: The prompt sets with their responses.
+        """
         config, inputs = self.config, self.inputs
         for one in asked:
             assert self.bound is not None
@@ -347,10 +386,14 @@ class Planner:
     def measure_attacked(self, plan: Plan, target: Target) -> None:
         """Add the attacks on a model itself.
 
-        The in-domain prompts are asked with the weights rounded by each scheme; then the first of them under each gradient
-        attack, which is searched against this very model. These are sets of the suite `attack` with the name of the scheme
-        or attack, so they are paired with the base that was attacked alike. A search for all prompts together is made on
-        the forget set, so that no prompt is asked that was searched on.
+        The model answers the in-domain prompts with its weights quantised by each scheme, and the first of them under each
+        gradient attack, which is optimised against this model. The sets belong to the suite `attack` and have the name of
+        the scheme or attack, so they are paired with the base under the same attack. A universal attack is optimised on the
+        forget set, so that it is tested on other prompts.
+
+        Args:
+            plan: The plan to add them to.
+            target: The model.
         """
         config, inputs = self.config, self.inputs
         if inputs.attacked is None:
@@ -387,7 +430,18 @@ class Planner:
 
 
 def path_of(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
-    """The artifact of a job; `JobFailed` if there is none."""
+    """Return the artifact of a job.
+
+    Args:
+        job: The job.
+        outcomes: Outcomes of jobs, by digest.
+
+    Returns:
+        Its folder in the store.
+
+    Raises:
+        JobFailed: The job failed.
+    """
     path = outcomes[job.digest].path
     if path is None:
         raise JobFailed(f"{job.label}: {outcomes[job.digest].reason}")
@@ -399,7 +453,10 @@ def snapshots_of(path: Path, job: Job) -> dict[int, External]:
 
     Args:
         path: The artifact of the training.
-        job: The training; a model's digest is made of the training's and the step.
+        job: The training; the digest of a model combines the training's digest and the step.
+
+    Returns:
+        The models that exist.
     """
     folders = {step: path / f"step-{step}" for step in job.params.get("snapshots", ())}
     return {
@@ -408,7 +465,15 @@ def snapshots_of(path: Path, job: Job) -> dict[int, External]:
 
 
 def measurements(planned: Iterable[Planned], outcomes: Mapping[str, Outcome]) -> list[Measurement]:
-    """The measurements that were made: planned ones whose jobs did not fail."""
+    """Return the planned measurements whose jobs did not fail.
+
+    Args:
+        planned: The planned measurements.
+        outcomes: Outcomes of jobs, by digest.
+
+    Returns:
+        The measurements, in the same order.
+    """
     return [
         Measurement(p.model, p.seed, p.suite, p.set, path)
         for p in planned

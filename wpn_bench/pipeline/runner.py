@@ -106,7 +106,15 @@ def lock_run_dir(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
-    """Report a full, read-only or broken disk as a `UserError` of one line."""
+    """Report a full, read-only or broken disk as a `UserError` of one line.
+
+    Args:
+        out: The run folder.
+        store: The folder of the store.
+
+    Raises:
+        UserError: The disk cannot be written.
+    """
     try:
         yield
     except OSError as e:
