@@ -172,7 +172,16 @@ class Checked:
 
 
 def check(run: Path, gates: Gates = Gates(), baseline: Path | None = None) -> Checked:
-    """`check_run` for the run in a folder."""
+    """`check_run` for the run in a folder.
+
+    Args:
+        run: The run folder.
+        gates: What is checked.
+        baseline: The baseline file; None: the run's own base model.
+
+    Returns:
+        The findings and the verdict.
+    """
     return check_run(Run.read(run), gates, baseline)
 
 
@@ -182,7 +191,10 @@ def check_run(run: Run, gates: Gates = Gates(), baseline: Path | None = None) ->
     Args:
         run: The run.
         gates: What is checked; by default the non-inferiority of the run's primary model.
-        baseline: The file of answers to check against; None: the run's own base model.
+        baseline: The baseline file; None: the run's own base model.
+
+    Returns:
+        The findings and the verdict.
 
     Raises:
         UserError: There is nothing to compare, or the two sides were not asked the same.
@@ -262,8 +274,10 @@ class _Pair:
     against: str
 
     def groups(self, target: Target) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]] | None:
-        """(old, new) for each set of the target, each (seeds, items) with NaN for what has no answer; None where a side was
-        not measured on one of the sets with each of its seeds, for a mean over fewer sets is another mean."""
+        """(old, new) for each set of the target, each (seeds, items), with NaN for a missing answer.
+
+        None if a side lacks one of the sets for any of its seeds: a mean over fewer sets would be a different mean.
+        """
         import numpy as np
 
         suite, names = _sets_of(self.ours, target)
@@ -296,7 +310,22 @@ def _sets_of(asked: Reference, target: Target) -> tuple[str, list[str]]:
 def compared(
     ours: Reference, theirs: Reference, model: str, against: str, margin: float, gates: Gates = Gates()
 ) -> list[Finding]:
-    """The findings of a model in `ours` against one in `theirs`; `margin` as a fraction."""
+    """Compare a model with another one.
+
+    Args:
+        ours: The answers of the model.
+        theirs: The answers of the other.
+        model: The model's name in `ours`.
+        against: The other's name in `theirs`.
+        margin: The margin, as a fraction.
+        gates: What is checked.
+
+    Returns:
+        The findings.
+
+    Raises:
+        UserError: A bound is for the wrong direction or an unknown target.
+    """
     pair = _Pair(ours, theirs, model, against)
     bounds: dict[Target, tuple[float, bool]] = {}
     if tasks := ours.sets(BENCHMARK):
@@ -349,7 +378,7 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
     )
     finding = _settled(finding)
     if judged < n:
-        # The worst case: what could not be judged is bad on our side and good on theirs.
+        # The worst case: unjudged answers are bad on our side and good on theirs.
         worst = _paired(target, groups, (float(sign > 0), float(sign < 0)))
         assert worst is not None
         other = _settled(replace(finding, value=worst[0].value, low=worst[0].low, high=worst[0].high))
@@ -361,8 +390,10 @@ def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Findin
 def _paired(
     target: Target, groups: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], fill: tuple[float, float] | None
 ) -> tuple[stats.Change, float, float, int] | None:
-    """The change, both sides' macro averages and the number of items. Items without an answer on a side are left out, or
-    `fill`ed (old, new); None where a group has none left."""
+    """The change, both sides' macro averages and the number of items.
+
+    Items without an answer on a side are left out, or filled with `fill` (old, new); None if a group has none left.
+    """
     import numpy as np
 
     olds, news = [], []
@@ -390,15 +421,17 @@ def _settled(finding: Finding) -> Finding:
     """The finding with the outcome and the reason that follow from its interval."""
     assert finding.low is not None
     assert finding.high is not None
-    # A rise of what should be low is a drop of what should be high.
+    # If lower is better, a rise is the loss: flip the interval.
     worst, best = (finding.low, finding.high) if finding.target.better > 0 else (-finding.high, -finding.low)
     outcome = _OUTCOMES[non_inferiority(worst, best, finding.bound)]
     return replace(finding, outcome=outcome, reason=_reason(finding, outcome))
 
 
 def _adjusted(findings: Sequence[Finding]) -> list[Finding]:
-    """Holm's correction within a family of findings: a regression that it does not confirm becomes inconclusive, and what is
-    only watched then passes."""
+    """Apply Holm's correction within a family of findings.
+
+    A regression that it does not confirm becomes inconclusive, and passes if it is only watched.
+    """
     p_values = stats.holm([f.p_value for f in findings])
     adjusted = []
     for finding, p in zip(findings, p_values, strict=True):
