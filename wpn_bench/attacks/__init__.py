@@ -1,8 +1,10 @@
-"""Attacks. One on prompts maps a prompt set to a harder one, which is then measured like any other set; one on weights maps
-a model to a model; one by gradients searches, against each model, for what makes it begin its harmful answer.
+"""Attacks on prompts, on weights, and by gradients.
 
-A template attack is one YAML file in `tasks/attacks/`; an attack that needs code is one file here and one line below;
-`--attack-file` reads templates of a user's own.
+A prompt attack rewrites a prompt set, which is then measured like any other set. A weight attack changes the model. A
+gradient attack optimises, for each model, an input that makes it begin its harmful answer.
+
+A template attack is a YAML file in `tasks/attacks/`. An attack that needs code is a module here and a line in
+`registry.py`. `--attack-file` reads a user's templates.
 """
 
 from __future__ import annotations

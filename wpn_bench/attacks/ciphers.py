@@ -1,7 +1,7 @@
-"""Encoded prompts: what the safety training never met in this spelling, yet the model may be able to read.
+"""Encoded prompts: safety training rarely contains encoded text, but the model may be able to decode it.
 
 After Wei et al. 2023 (arXiv 2307.02483: Base64, ROT13, leetspeak) and Yuan et al. 2023 (arXiv 2308.06463: ciphers). The
-wording is this project's. A model that cannot decode fails to answer rather than to behave: look at its coherent rate.
+wording is this project's. A model that cannot decode gives no sensible answer, so consider its coherent rate as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Noise among the characters: a person reads on, the tokenizer meets new pieces.
+"""Character noise: the text stays readable for a person, but the tokenizer splits it into unusual tokens.
 
 After Boucher et al. 2021 (arXiv 2106.09898: homoglyphs, invisible characters) and Hughes et al. 2024 (arXiv 2412.03556:
 random case and character noise).
@@ -42,5 +42,5 @@ class CharacterNoise(Attack):
         for k in rng.sample(letters, min(len(letters), max(1, round(len(letters) * self.share)))):
             characters[k] = rng.choice(self.ways)(characters[k])
         text = "".join(characters)
-        # Digits, signs and scripts without case may have come through unharmed.
+        # A prompt without letters, or in a script without case, may be unchanged.
         return replace(item, prompt=text if text != item.prompt else INVISIBLE + text)

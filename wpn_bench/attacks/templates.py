@@ -14,7 +14,7 @@ from wpn_bench.prompts import Item
 
 
 class TemplateSpec(BaseModel):
-    """`template` holds `{prompt}`; `answer_prefix` is what the model is made to have said already."""
+    """`template` contains `{prompt}`; `answer_prefix` is the beginning of the response, which the model continues."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     title: str
@@ -37,7 +37,7 @@ class TemplateSpec(BaseModel):
 
 
 class TemplateAttack(Attack):
-    """Puts the prompt into a text, and optionally words into the model's mouth."""
+    """Inserts the prompt into a text, and optionally prefills the beginning of the response."""
 
     def __init__(self, name: str, spec: TemplateSpec, file: str | None = None) -> None:
         self.spec = spec

@@ -1,4 +1,4 @@
-"""`wpn-bench list`: what there is, with a line or two each. As tables, or as JSON for tools."""
+"""`wpn-bench list`: describe the available parts, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CITED = re.compile(r"\s*\(([^()]*\d{4}[^()]*)\)\.?$")  # "... (after Wei et al.
 
 @dataclass(frozen=True)
 class Entry:
-    """One part: its name, what it is called and does, where it is from. `more` holds further facts, each a line."""
+    """One part: its name, title, description and source. `more` holds further facts, one per line."""
 
     name: str
     title: str
@@ -133,7 +133,15 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
 
 
 def show(what: str | None, as_json: bool = False) -> None:
-    """Print one kind, all kinds, or one method with its formula and options. Raises `UserError` for anything else."""
+    """Print one kind, all kinds, or one method with its formula and options.
+
+    Args:
+        what: A kind or a method; None: all kinds.
+        as_json: Print JSON instead of tables.
+
+    Raises:
+        UserError: There is no such kind or method.
+    """
     from wpn_bench.unlearn.methods import METHODS
 
     if what in METHODS:

@@ -13,22 +13,22 @@ from wpn_bench.redact import one_line, redact, redact_secrets
 
 
 def typed_command() -> str:
-    """The command as typed, each path cut to what may stand in a file that others read."""
+    """Return the command as typed, with paths shortened so that the bug report can be shared."""
     import shlex
 
     from wpn_bench.core.paths import display_path
 
     def clean(word: str) -> str:
-        # Also inside of NAME=FILE and detoxify:FILE,threshold=0.4; two slashes are an address.
+        # Paths also occur in NAME=FILE and detoxify:FILE,threshold=0.4. Two slashes mark a URL.
         return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + display_path(found[2]), word)
 
     return redact_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))
 
 
 def report_bug(error: Exception) -> None:
-    """A bug: its traceback goes into a file that can be sent with a report of it, and one line says where.
+    """Write the traceback of an unexpected error to a file for a bug report, and print the file's path in one line.
 
-    No values of variables stand in it, and what does is redacted. `WPN_BENCH_DEBUG=1` shows it at once, as it is.
+    The file contains no values of variables, and its text is redacted. `WPN_BENCH_DEBUG=1` raises the error unchanged.
     """
     import tempfile
     import traceback
