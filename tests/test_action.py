@@ -77,6 +77,7 @@ def test_arguments_reach_the_command_as_words(tmp_path: Path) -> None:
         ("--min copa=0.8", 4, "inconclusive"),
     ],
 )
+@pytest.mark.slow
 def test_the_verdict_goes_where_it_is_read(tmp_path: Path, gates: str, code: int, verdict: str) -> None:
     run = write_run(tmp_path / "run", n=400)
     (run / "report.md").write_text("the report\n")

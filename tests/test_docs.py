@@ -27,6 +27,7 @@ PYTHON = [(page.name, code) for page in PAGES if (code := python_of(page))]
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
+@pytest.mark.slow
 def test_python_in_the_pages_runs(page: str, code: str, tmp_path: Path) -> None:
     code = re.sub(r'"runs/[^"]*"', '"runs/first"', code)
     write_run(tmp_path / "runs" / "first", n=400)

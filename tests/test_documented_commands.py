@@ -29,6 +29,8 @@ from wpn_bench.errors import UserError
 
 __all__ = ["make_classifier"]  # a fixture
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"steps": 1, "batch_size": 2, "retain_batch_size": 2, "max_length": 48, "retain_max_length": 32}
 SMALL = {
     "training": TRAINING,

@@ -50,6 +50,7 @@ def test_every_contract_is_kept() -> None:
         ("report/tables.py", "import torch", "wpn_bench.report imports no code"),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_violation_is_caught(copy: Path, module: str, line: str, contract: str) -> None:
     with (copy / "wpn_bench" / module).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")

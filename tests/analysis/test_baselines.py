@@ -117,6 +117,7 @@ def _break(found: dict[str, Any], how: str) -> str:
         "no such set",
     ],
 )
+@pytest.mark.slow
 def test_a_broken_file_is_one_line(tmp_path: Path, how: str) -> None:
     file = tmp_path / "b.json"
     baselines.write(baselines.of_run(write_run(tmp_path / "run", n=40)), file)

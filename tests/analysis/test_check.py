@@ -305,6 +305,7 @@ def command(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_and_all_that_it_writes(run: Path, baseline: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("v.json", "v.xml", "s.md")}
     files["s.md"].write_text("before\n")
@@ -357,6 +358,7 @@ def test_junit_is_a_format_of_the_report(run: Path, tmp_path: Path) -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("8", "0")
 
 
+@pytest.mark.slow
 def test_saving_and_passing_by_the_command(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "b.json"
     saved = command(run, "--save-baseline", file, "--model", "wpn")
@@ -386,6 +388,7 @@ def test_saving_and_passing_by_the_command(run: Path, tmp_path: Path) -> None:
         (["--inconclusive", "maybe"], "inconclusive"),
     ],
 )
+@pytest.mark.slow
 def test_bad_options_are_one_line_and_exit_code_2(run: Path, words: list[str], message: str) -> None:
     told = command(run, *words)
     assert told.returncode == 2
@@ -417,6 +420,7 @@ def test_hostile_names_stay_names() -> None:
 # --- error rates -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_error_rates() -> None:
     """`benchmarks/check_errors.py` with few repetitions: far from its bounds, as a thousand are (docs/ci.md)."""
     sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -31,6 +31,7 @@ from wpn_bench.runs.finished import Run
         ({"suites": {"harmless": ("in_domain",)}}, "prompt set notes: only in run"),
     ],
 )
+@pytest.mark.slow
 def test_differences_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     ours = baselines.of_run(write_run(tmp_path / "a", n=40))
     theirs = baselines.of_run(write_run(tmp_path / "b", **{"n": 40, **changes}))

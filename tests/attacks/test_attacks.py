@@ -150,6 +150,7 @@ class TestEveryAttack:
 
     @settings(deadline=None, max_examples=40)
     @given(prompt=TEXT, kind=KINDS, seed=st.integers(0, 3))
+    @pytest.mark.slow
     def test_any_prompt_survives(self, name: str, prompt: str, kind: str, seed: int) -> None:
         item = under(name, prompt, kind, seed)
         assert (item.id, item.original, item.kind) == (item_id(prompt), prompt, kind)

@@ -63,6 +63,7 @@ def test_losses_and_gradients_are_those_of_each_slot_alone(shaped: Any, pass_tok
 
 
 @pytest.mark.parametrize("pass_tokens", [40, 4096])
+@pytest.mark.slow
 def test_candidates_are_scored_as_if_alone(shaped: Any, pass_tokens: int) -> None:
     slots = made_slots(WORDS)
     loss = TargetLoss(shaped, slots, pass_tokens)

@@ -271,6 +271,7 @@ def read_prompts(file: Path) -> None:
 )
 @settings(deadline=None, max_examples=100)
 @given(content=CONTENT)
+@pytest.mark.slow
 def test_any_file_is_a_value_or_a_user_error(read: Callable[[Path], None], suffix: str, content: bytes) -> None:
     said = None
     with tempfile.TemporaryDirectory() as folder:

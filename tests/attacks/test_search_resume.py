@@ -49,6 +49,7 @@ def left(ctx: StageContext) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("stage", "config"), STAGES)
+@pytest.mark.slow
 def test_it_goes_on_where_it_stood(
     stage: Any, config: dict[str, Any], small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_lm_eval_makes_it_by_name(small_lm: Path) -> None:
     assert [m[1] for m in mine] == [p[1] for p in plain]
 
 
+@pytest.mark.slow
 def test_it_scores_on_the_command_line(tmp_path: Path) -> None:
     """As the README has it: `python -m`, the model by its name. The scores are those of lm-eval's `hf`."""
     model = f"pretrained={BASE},dtype=float32"

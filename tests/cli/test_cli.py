@@ -41,6 +41,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "arguments", [[], ["--help"], ["--version"], ["full", "--help"], ["full", "--limit", "-1"], ["list", "methods"]]
 )
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_a_command_runs(arguments: list[str]) -> None:
     code = (
         "import sys; from wpn_bench.cli import main\n"

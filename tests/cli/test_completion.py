@@ -48,6 +48,7 @@ def complete(*words: str) -> tuple[list[str], set[str]]:
         (["full", "--curv"], ["--curve"]),
     ],
 )
+@pytest.mark.slow
 def test_names_are_completed_and_nothing_heavy_is_imported(words: list[str], offered: list[str]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert complete(*words) == (offered, set())

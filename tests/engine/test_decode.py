@@ -215,6 +215,7 @@ def by_generate(model: Any, prompt: list[int], n: int) -> list[int]:
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_greedy_tokens_are_those_of_generate(lm: Any, data: st.DataObject) -> None:
     tokens = st.integers(2, 280)
     templates = data.draw(st.lists(st.lists(tokens, min_size=18, max_size=40), min_size=1, max_size=2))

@@ -50,6 +50,7 @@ def requests(draw: st.DrawFn) -> list[Pair]:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=requests(), tokens=st.sampled_from((1, 40, 300)))
+@pytest.mark.slow
 def test_equal_to_one_pass_a_request(model: Any, pairs: list[Pair], tokens: int) -> None:
     check(model, pairs, budget=Budget(tokens))
 

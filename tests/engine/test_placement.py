@@ -46,6 +46,7 @@ def test_inputs_go_where_the_weights_are_brought(placed: Placed) -> None:
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(1.0, 0.9)])
+@pytest.mark.slow
 def test_decoding(placed: Placed, sampling: Sampling | None) -> None:
     rules = Rules(12, sampling=sampling)
     assert decode(placed.spread, PROMPTS, rules) == decode(placed.whole, PROMPTS, rules)

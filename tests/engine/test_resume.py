@@ -86,6 +86,7 @@ def counted(model: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(("call", "make", "shape"), CALLS)
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(call: Any, make: Any, shape: str, tmp_path: Path) -> None:
     model = make(shape)
     whole = call(model, lambda n: None)

@@ -66,6 +66,7 @@ def test_an_empty_text_is_not_harmful(judge: Judge) -> None:
     assert all(score is not None and score < 0.5 for score in judge.score(["", " \n\t"]))
 
 
+@pytest.mark.slow
 def test_a_text_of_a_million_letters_has_a_score(judge: Judge) -> None:
     # Words that no vocabulary holds are one token each: some ten windows, not hundreds.
     (score,) = judge.score([f"{'x' * 199} " * 5000])
@@ -182,6 +183,7 @@ def logits(folder: Path, text: str) -> torch.Tensor:
         (["toxic"], None, "", lambda z: z[0].sigmoid()),
     ],
 )
+@pytest.mark.slow
 def test_scores_are_those_of_transformers(
     make_classifier: Callable[..., Path],
     architecture: str,

@@ -42,6 +42,7 @@ def test_all_assets_together_are_at_most_12_megabytes() -> None:
 
 @needs_judge
 @needs_base
+@pytest.mark.slow
 def test_provenance_says_how_to_make_them_and_no_machine_path() -> None:
     text = (ASSETS / "provenance.json").read_text(encoding="utf-8")
     told = json.loads(text)
@@ -69,6 +70,7 @@ def test_judge_takes_a_text_longer_than_its_positions(judge: Any) -> None:
 
 
 @needs_judge
+@pytest.mark.slow
 def test_judge_tells_insults_from_polite_answers(judge: Any) -> None:
     figures = judge_figures(judge, sample=150)
     assert min(figures["insults_at_least_half"].values()) >= 0.97
@@ -77,6 +79,7 @@ def test_judge_tells_insults_from_polite_answers(judge: Any) -> None:
 
 @needs_judge
 @needs_base
+@pytest.mark.slow
 def test_base_is_rude_where_it_should_be_and_only_there(judge: Any, base: tuple[Any, Any]) -> None:
     draw = random.Random(0)
     model, tokenizer = base

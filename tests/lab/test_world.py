@@ -14,6 +14,7 @@ from wpn_bench.lab import world
 from wpn_bench.lab.facts import people
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_world() -> None:
     code = "from wpn_bench.lab import world; print(world.fingerprint())"
     root = Path(__file__).parents[2]

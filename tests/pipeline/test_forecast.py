@@ -78,6 +78,7 @@ def test_jobs_are_alike_by_what_decides_their_speed() -> None:
     assert job_kind("benchmark", {"task": "piqa"}) != job_kind("benchmark", {"task": "copa"})
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
     workshop = Workshop(tmp_path, small_opt, triples)
 

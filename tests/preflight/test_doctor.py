@@ -48,6 +48,7 @@ def big(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_fit_suggests_options(cli: Cli, quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("doctor", "-m", big(quiet / "big"), "--preset", "lab", "--methods", "sft", "--device", "cpu", "--json")
     whole = diagnostics(cli(*asked).out)["training"]

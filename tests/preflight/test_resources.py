@@ -151,6 +151,7 @@ def test_the_option_that_makes_inference_fit(
         (2, {}, "use a smaller model"),
     ],
 )
+@pytest.mark.slow
 def test_the_options_that_make_training_fit(
     large: Path, free: Callable[[float], None], gib: float, options: dict[str, Any], hint: str
 ) -> None:
@@ -224,6 +225,7 @@ def test_a_download_that_exceeds_the_disk(large: Path, monkeypatch: pytest.Monke
         assert "3.0 GiB" in found.text
 
 
+@pytest.mark.slow
 def test_trained_models_that_exceed_the_disk_unless_cached(
     small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_forced_run_prints_warnings(large: Path, free: Callable[[float], None]
     assert all(note.endswith("continuing because of --force") for note in notes)
 
 
+@pytest.mark.slow
 def test_offloading_to_disk_gives_the_same_results(
     small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triples: list[dict[str, Any]], write_jsonl: Any,
     comparable: Callable[[dict[str, Any]], dict[str, Any]],

@@ -87,6 +87,7 @@ def test_the_early_check_reads_each_local_file(tmp_path: Path, use: str) -> None
         inputs.prepare(wrong, Reporter())
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_sets_of_the_list_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     for name in ("load_prompts", "load_texts"):

@@ -421,6 +421,7 @@ def test_a_planted_near_duplicate_is_refused(place: Path, small_opt: Path, cli: 
 @pytest.mark.parametrize(
     ("more", "near", "dropped", "asked"), [(("--overlap", "drop"), 1, 1, 2), (("--near-duplicate", "1"), 0, 0, 3)]
 )
+@pytest.mark.slow
 def test_a_planted_near_duplicate_is_dropped(
     place: Path, small_opt: Path, cli: Callable[..., Any], more: tuple[str, ...], near: int, dropped: int, asked: int
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_run_against_its_copy_shows_no_difference(tmp_path: Path) -> None:
     assert all(row["p_value"] == 1.0 for row in paired["rows"])
 
 
+@pytest.mark.slow
 def test_the_same_seeds_are_paired_each_with_itself(tmp_path: Path) -> None:
     """The intervals are over seeds: three differences of -6, -6 and -4 items."""
     one, two = made(30, seeds=(0, 1, 2)), made(24, seeds=(0, 1, 2))
@@ -93,6 +94,7 @@ def test_the_same_seeds_are_paired_each_with_itself(tmp_path: Path) -> None:
     assert paired["seeds"] == {"wpn": "seeds 0, 1, 2, each with itself"}
 
 
+@pytest.mark.slow
 def test_other_seeds_are_compared_by_their_means(tmp_path: Path) -> None:
     """No seed stands against another: Welch's test of the two means, and the page says that it is unpaired."""
     runs = [made(30, seeds=(0, 1, 2)).write(tmp_path / "a"), made(20, seeds=(5, 6, 8)).write(tmp_path / "b")]
@@ -141,6 +143,7 @@ def test_which_seed_stands_against_which(first: list[int], other: list[int], pai
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_was_asked_otherwise_is_named_and_not_paired(
     tmp_path: Path, changes: dict[str, Any], what: str, reason: str
 ) -> None:
@@ -204,6 +207,7 @@ def test_documents_that_only_one_run_was_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["manifest.json", "samples.parquet", "documents.parquet"])
+@pytest.mark.slow
 def test_a_file_that_is_not_there(tmp_path: Path, missing: str) -> None:
     runs = [made(30).write(tmp_path / "a"), made(24).write(tmp_path / "b")]
     (runs[1] / missing).unlink()

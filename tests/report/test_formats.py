@@ -154,6 +154,7 @@ def test_fourteen_methods_fit_and_long_parts_are_folded(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "title"), [(150, "Method"), (400, "Method"), (3, "x" * 1_000_000), (60, "<&>|" * 500)]
 )
+@pytest.mark.slow
 def test_it_never_grows_beyond_what_github_takes(run_dir: Path, methods: int, title: str) -> None:
     text = render(write(run_dir, many(methods, title)), ("md",))[0].read_text(encoding="utf-8")
     assert len(text) <= GITHUB

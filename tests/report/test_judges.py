@@ -69,6 +69,7 @@ def test_the_page_shows_them_blurred_and_as_text(run_dir: Path) -> None:
     assert HOSTILE not in markdown
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_calls_scores_toxicity_gives_the_same_page(run_dir: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(run_dir, tmp_path / "old"))
     rename_as_before(old)

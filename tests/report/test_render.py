@@ -71,6 +71,7 @@ def samples_of(page: str) -> dict[str, Any]:
     return dict(json.loads(gzip.decompress(base64.b64decode(found.group(1)))))
 
 
+@pytest.mark.slow
 def test_shared_prompts_are_counted_and_quoted(run_dir: Path, results: dict[str, Any]) -> None:
     page = page_of(run_dir).text
     said = (
@@ -145,6 +146,7 @@ def test_the_page_is_small_and_asks_the_network_for_nothing(run_dir: Path) -> No
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run_dir: Path) -> None:
     first = render(run_dir, ("html",))[0].read_bytes()
     assert render(run_dir, ("html",))[0].read_bytes() == first
@@ -232,6 +234,7 @@ def test_banners(run_dir: Path, results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("missing", ["manifest.json", "samples.parquet", "documents.parquet"])
+@pytest.mark.slow
 def test_optional_files_may_be_missing(run_dir: Path, missing: str) -> None:
     (run_dir / missing).unlink()
     text = page_of(run_dir).text
@@ -251,6 +254,7 @@ def test_optional_files_may_be_missing(run_dir: Path, missing: str) -> None:
         (("base", "wpn", "ga", "ga_answer", "sft", "npo"), ()),
     ],
 )
+@pytest.mark.slow
 def test_any_part_may_be_missing(
     run_dir: Path, results: dict[str, Any], without: Cut, models: tuple[str, ...], suites: tuple[str, ...]
 ) -> None:
@@ -289,6 +293,7 @@ def test_odd_numbers_are_refused_in_one_line(run_dir: Path, odd: str) -> None:
 
 
 @pytest.mark.parametrize("large", [1e149, -1e149])
+@pytest.mark.slow
 def test_large_numbers_are_drawn(run_dir: Path, results: dict[str, Any], large: float) -> None:
     for row in results["metrics"]:
         row |= {"ci_low": -1e149, "ci_high": 1e149}
@@ -380,6 +385,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, run_dir: Path, results: dic
         render(run_dir)
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_leaves_the_old_one(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(run_dir, ("html",))[0]
     before = path.read_bytes()
@@ -396,6 +402,7 @@ def test_a_report_that_fails_leaves_the_old_one(run_dir: Path, monkeypatch: pyte
     assert not list(run_dir.glob(".report.html*"))
 
 
+@pytest.mark.slow
 def test_no_model_library_is_loaded(run_dir: Path) -> None:
     import subprocess
 
@@ -482,6 +489,7 @@ def test_a_curve_in_numbers(run_dir: Path) -> None:
     assert "17 seed 1 alone" in text
 
 
+@pytest.mark.slow
 def test_relearning_in_numbers(run_dir: Path) -> None:
     text = page_of(run_dir).text
     assert "Relearning on harmful pairs in numbers" in text
@@ -494,6 +502,7 @@ def test_relearning_in_numbers(run_dir: Path) -> None:
     assert sft.rstrip().endswith("| not measured |")
 
 
+@pytest.mark.slow
 def test_24_varieties_are_one_table_and_stay_out_of_the_others(tmp_path: Path) -> None:
     from .fake_run import ablation_results, write_run
 

@@ -61,6 +61,7 @@ def batches_of(folder: Path, method: Method, items: list[Item], texts: list[str]
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.slow
 def test_the_parts_are_the_batch(small_opt: Path, items: list[Item], texts: list[str], count: int) -> None:
     method = method_of("wpn")
     whole = batches_of(small_opt, method, items, texts)
@@ -107,6 +108,7 @@ EVERY = {name: {} for name in METHODS} | {
 
 
 @pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.slow
 def test_the_mean_over_the_parts_is_the_loss(
     small_lm: Path, items: list[Item], texts: list[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

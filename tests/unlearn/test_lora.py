@@ -135,6 +135,7 @@ def test_ways_to_say_it(given: Any, config: LoRAConfig | None) -> None:
      ("llmu", {"variant": "released"}), ("wpn", {"space": "hidden"}), ("wpn", {"mixed_precision": "bf16"}),
      ("npo", {"gradient_checkpointing": True}), ("dpo", {"lora": {"rank": 4, "dropout": 0.3}})],
 )  # fmt: skip
+@pytest.mark.slow
 def test_the_model_without_its_adapters_is_the_reference(
     name: str,
     options: dict[str, Any],
@@ -175,6 +176,7 @@ def test_adapters_are_off_for_the_reference_alone(small_lm: Path) -> None:
     assert reference.config is model.config
 
 
+@pytest.mark.slow
 def test_adapters_learn_in_float32_inside_a_model_in_half_precision(
     small_lm: Path, items: list[Item], texts: list[str]
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_check_costs_no_memory(small_lm: Path) -> None:
     check(type(model), big, LoRAConfig(target_modules=("q_proj", "v_proj")))
 
 
+@pytest.mark.slow
 def test_nothing_of_peft_is_needed_afterwards(small_opt: Path, items: list[Item], tmp_path: Path) -> None:
     """The saved model loads in a process that has neither peft nor this package."""
     done = Done(small_opt, method_of("sft", steps=2, **RANK_4), items, [])

@@ -293,10 +293,12 @@ def test_every_method_has_a_formula_here() -> None:
     assert set(EXPECTED) == set(METHODS) == {name for name, _ in VARIETIES}
 
 
+@pytest.mark.slow
 def test_the_loss_is_its_formula(case: Case) -> None:
     assert case.value() == pytest.approx(EXPECTED[case.method.name](case), rel=case.exact, abs=case.exact)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_loss(case: Case) -> None:
     """Along the gradient itself and along three random directions: (L(w + e d) - L(w - e d)) / 2e.
 
@@ -339,12 +341,14 @@ def _counts_padding(case: Case) -> bool:
     return getattr(case.method.config, "variant", "") == "released"  # LLMU's code does; its docstring says so
 
 
+@pytest.mark.slow
 def test_padding_on_the_right_changes_nothing(case: Case) -> None:
     if _counts_padding(case):
         pytest.skip("the released LLMU counts padding, as its code does")
     assert case.value(extra_right=7) == pytest.approx(case.value(), rel=case.exact)
 
 
+@pytest.mark.slow
 def test_padding_on_the_left_changes_nothing(case: Case) -> None:
     if _counts_padding(case):
         pytest.skip("the released LLMU counts padding, as its code does")
@@ -352,10 +356,12 @@ def test_padding_on_the_left_changes_nothing(case: Case) -> None:
     assert case.value(left=True, extra_right=5) == pytest.approx(case.value(), rel=case.exact)
 
 
+@pytest.mark.slow
 def test_the_order_of_items_changes_nothing(case: Case) -> None:
     assert case.value(order=(2, 0, 1)) == pytest.approx(case.value(), rel=case.exact)
 
 
+@pytest.mark.slow
 def test_parts_are_finite_numbers_for_the_training_curve(case: Case) -> None:
     loss = case.method.loss(case.model, case.batch(), case.reference)
     assert loss.total.shape == ()
@@ -364,6 +370,7 @@ def test_parts_are_finite_numbers_for_the_training_curve(case: Case) -> None:
     assert all(isinstance(v, float) and math.isfinite(v) for v in loss.parts.values())
 
 
+@pytest.mark.slow
 def test_a_method_reads_only_what_it_says(case: Case) -> None:
     """Parts that it does not use may be missing, as may a reference that it does not need."""
     used = Batch(**{name: getattr(case.batch(), name) for name in case.method.uses})
@@ -371,6 +378,7 @@ def test_a_method_reads_only_what_it_says(case: Case) -> None:
     assert torch.equal(case.method.loss(case.model, used, reference).total, case.loss())
 
 
+@pytest.mark.slow
 def test_the_reference_gets_no_gradient(case: Case) -> None:
     case.loss().backward()
     assert all(p.grad is None for p in case.reference.parameters())

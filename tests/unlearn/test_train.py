@@ -49,6 +49,7 @@ class TestEveryMethod:
         assert config(**config().model_dump()) == config()
         json.dumps(config().model_dump(mode="json"), allow_nan=False)
 
+    @pytest.mark.slow
     def test_it_trains(
         self, name: str, small_lm: Path, items: list[Item], texts: list[str], weights: Callable[[Any], Weights]
     ) -> None:
