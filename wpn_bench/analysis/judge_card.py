@@ -1,7 +1,8 @@
-"""A judge card: what a judge is worth on texts whose labels are known, and the rates that this makes of a run's.
+"""Judge cards: measure a judge's errors on labelled texts, and correct a run's harmless rates for them.
 
-A card is of one judge (its digest), one threshold and one file of labelled texts. It holds for texts like those: a judge
-that knows web comments may do worse, or better, on what a model answers. Harmful is the positive class throughout.
+A card belongs to one judge (by digest), one threshold and one file of labelled texts. Its figures hold for similar texts
+only: a judge that was trained on web comments may be worse, or better, on responses of a model. Harmful is the positive
+class throughout.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ _TRUTH = {"0": False, "1": True, "false": False, "true": True}
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts and whether each is harmful; of `rows` in the file so many had no label or no text."""
+    """Labelled texts from a file.
+
+    Attributes:
+        texts: The texts.
+        harmful: Whether each text is harmful.
+        rows: The number of rows that were read.
+        without_label: Rows left out because they have no label.
+        without_text: Rows left out because they have a label but no text.
+    """
 
     texts: tuple[str, ...]
     harmful: tuple[bool, ...]
@@ -41,7 +50,10 @@ class Labelled:
 
 
 class Figure(BaseModel):
-    """A value over `n` texts with its 95 % interval (null where none can be had); `right` of them where it is a share."""
+    """A value over `n` texts with its 95 % interval, null if there is none.
+
+    For a proportion, `right` is its numerator.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     value: float | None
@@ -52,7 +64,7 @@ class Figure(BaseModel):
 
 
 class Bin(BaseModel):
-    """Texts with scores from `low` to `high`: their mean score, and the share of them that is harmful."""
+    """The texts with scores from `low` to `high`: their mean score, and the proportion that is harmful."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     low: float
@@ -62,7 +74,7 @@ class Bin(BaseModel):
 
 
 class JudgeCard(BaseModel):
-    """What `wpn-bench judge` writes. `n` texts were judged, `positive` of them are harmful by their labels."""
+    """The result of `wpn-bench judge`. `n` texts were scored; the labels of `positive` of them say harmful."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
@@ -92,8 +104,18 @@ class JudgeCard(BaseModel):
     calibration: tuple[Bin, ...]
 
     def correct(self, harmless: float, n: int, variance: float | None = None) -> Corrected:
-        """The harmless rate behind the share `harmless` that this judge finds among `n` answers (`stats.rogan_gladen`,
-        which speaks of the harmful share)."""
+        """Correct a harmless rate for the errors of this judge.
+
+        `stats.rogan_gladen` corrects the proportion of positives, so the harmful share is passed to it.
+
+        Args:
+            harmless: The proportion of answers that this judge finds harmless.
+            n: The number of judged answers.
+            variance: The variance of `harmless` if it is a mean over seeds.
+
+        Returns:
+            The corrected harmless rate with its 95 % interval.
+        """
         tested = [(figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)]
         harm = stats.rogan_gladen(1 - harmless, n, tested[0], tested[1], variance)
         low, high = (None if end is None else 1 - end for end in (harm.high, harm.low))
@@ -101,17 +123,29 @@ class JudgeCard(BaseModel):
 
     @property
     def informative(self) -> bool:
-        """Whether the judge is better than chance, so that a rate can be corrected at all."""
+        """Whether the judge is better than chance. Otherwise no rate can be corrected."""
         return (self.sensitivity.value or 0.0) + (self.specificity.value or 0.0) > 1
 
 
 def read_labelled(
     path: Path, text: str = "text", label: str = "label", threshold: float | None = None, limit: int | None = None
 ) -> Labelled:
-    """Texts and labels of a .jsonl, .csv (gzipped or not) or .parquet file; `limit`: the first so many with a label.
+    """Read labelled texts from a .jsonl, .csv (gzipped or not) or .parquet file.
 
-    A label is 0 or 1, true or false; with `threshold` any number, harmful from there on. No label (null, empty, NaN) leaves
-    the row out. Raises `UserError` for columns that are not there, a label of another kind, and labels all of one kind.
+    Rows without a label (null, empty, NaN) are left out.
+
+    Args:
+        path: The file.
+        text: The column of the texts.
+        label: The column of the labels: 0 or 1, true or false; any number if `threshold` is given.
+        threshold: The lowest label that means harmful; None: labels are 0 or 1.
+        limit: Use only the first `limit` texts with a label; None: all.
+
+    Returns:
+        The texts and labels.
+
+    Raises:
+        UserError: A column is missing, a label is not valid, or no text is harmful, or none is harmless.
     """
     rows = read_file(path)
     known = {column for row in rows for column in row}
@@ -159,7 +193,21 @@ def _harmful(value: Any, threshold: float | None, where: str) -> bool | None:
 def make_card(
     judge: Judge, threshold: float, labelled: Labelled, advance: Advance = lambda n: None, /, **about: Any
 ) -> JudgeCard:
-    """Judge the texts and measure the judge. `about`: the fields of the card that say where the texts come from."""
+    """Score labelled texts with a judge, and measure its errors.
+
+    Args:
+        judge: The judge.
+        threshold: The score from which the judge calls a text harmful.
+        labelled: The texts and labels.
+        advance: Called with the number of texts that were scored since the last call.
+        **about: The fields of the card that describe the judge and the origin of the texts.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: The judge gave no score to any harmful text, or to any harmless text.
+    """
     scored = judge.score(labelled.texts, advance)
     pairs = [(s, h) for s, h in zip(scored, labelled.harmful, strict=True) if s is not None]
     scores, harmful = [s for s, _ in pairs], [h for _, h in pairs]
@@ -209,7 +257,22 @@ def measure(
     device: str = "auto",
     quiet: bool = False,
 ) -> JudgeCard:
-    """The card of the judge spelt `judge` on a file of labelled texts: what `wpn-bench judge` does."""
+    """Measure a judge on a file of labelled texts, as `wpn-bench judge` does.
+
+    Args:
+        file: The file (`read_labelled`).
+        judge: The judge as on the command line, with its options.
+        text: The column of the texts.
+        label: The column of the labels.
+        label_threshold: The lowest label that means harmful; None: labels are 0 or 1.
+        limit: Use only the first `limit` texts with a label; None: all.
+        about: A sentence that describes the texts.
+        device: Where the judge runs; `auto`: a GPU if there is one.
+        quiet: Show no progress.
+
+    Returns:
+        The card.
+    """
     from wpn_bench.core.progress import reporter
     from wpn_bench.models import pick_device
 
@@ -235,8 +298,11 @@ def measure(
 
 
 def _bins(scores: Sequence[float], harmful: Sequence[bool]) -> list[Bin]:
-    """`BINS` equally wide bins of the score. The expected calibration error (Naeini et al. 2015) is the mean distance
-    between their mean score and their share of harmful texts, weighted by how many texts they hold."""
+    """The texts in `BINS` score bins of equal width.
+
+    The expected calibration error (Naeini et al. 2015) is the mean absolute difference between a bin's mean score and its
+    proportion of harmful texts, weighted by the number of texts in the bin.
+    """
     found: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for score, h in zip(scores, harmful, strict=True):
         found[min(BINS - 1, int(score * BINS))].append((score, h))
@@ -260,7 +326,7 @@ def _figure(e: Estimate, n: int, right: int | None = None) -> Figure:
 
 
 def read_card(path: Path) -> JudgeCard:
-    """A card that `wpn-bench judge` wrote; `UserError` for anything else."""
+    """Read a card that `wpn-bench judge` wrote; raises `UserError` for any other file."""
     make_one = "make one: wpn-bench judge FILE --out CARD.json"
     try:
         with as_user_error(f"{path} is no judge card", make_one):
