@@ -1,7 +1,7 @@
-"""Reports for people: read the stored rows of a run and write `report.html` and `report.md`; never load a model.
+"""Reports: read the stored results of a run and write `report.html`, `report.md` and other formats. No model is loaded.
 
-`render` writes the files of one run, `compare_runs` those of several, `verdict` gives the sentences that also close a run in
-the terminal.
+`render` writes the reports of one run, `compare_runs` those of several. `verdict` returns the sentences that a run prints at
+its end.
 """
 
 from __future__ import annotations

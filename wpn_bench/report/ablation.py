@@ -1,5 +1,7 @@
-"""Varieties of one method (`wpn`, `wpn:hidden-mean`, ...) as one table over the options in which they differ, and, where
-every combination was run, what each option does on average over the others."""
+"""Ablation tables: variants of one method (`wpn`, `wpn:hidden-mean`, ...) by the options in which they differ.
+
+If every combination of options was run (full factorial design), the main effect of each option is shown, too.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,19 @@ from wpn_bench.report.cells import Shown, rate
 from wpn_bench.runs.metrics import ATTACK, IN_DOMAIN, OUT_OF_DISTRIBUTION
 from wpn_bench.runs.view import Cell, View
 
-FEWEST = 3  # varieties that make a table
+FEWEST = 3  # fewer variants make no table
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A column: `of` finds its cell, `change` shows the difference from base and not the value."""
+    """A column of the table.
+
+    Attributes:
+        name: Its heading.
+        hint: What is printed below the heading.
+        of: Finds the cell of a model.
+        change: Show the difference from base, not the value.
+    """
 
     name: str
     hint: str
@@ -44,18 +53,26 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """A row: its level of each factor as (text, rows that it spans), 0 where the row above spans this one."""
+    """A row: one variant of the method.
+
+    Attributes:
+        model: The name of the variant.
+        levels: Its level of each factor as (text, number of rows that the cell spans); 0 if a cell above spans this row.
+        cells: One cell for each measure.
+        fills: The bar behind each cell, a rate from 0 to 1; None: no bar.
+        flag: How the model is damaged; empty if it is not.
+    """
 
     model: str
     levels: list[tuple[str, int]]
     cells: list[Shown | None]
-    fills: list[float | None]  # rates 0 to 1, for the bar behind a cell
+    fills: list[float | None]
     flag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The mean of each measure over the varieties with one level of a factor, with their lowest and highest."""
+    """The mean of each measure over the `n` variants with one level of a factor, and the range [lowest, highest]."""
 
     level: str
     n: int
@@ -64,7 +81,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """All varieties of one method. `effects` is empty where some combination of levels was not run exactly once."""
+    """All variants of one method. `effects` is empty unless each combination of levels was run exactly once."""
 
     title: str
     factors: list[str]
@@ -74,7 +91,7 @@ class Ablation:
 
 
 def ablations(view: View) -> list[Ablation]:
-    """One for each method with several varieties, in the order of the results."""
+    """The tables of all methods with enough variants, in the order of the results."""
     families: dict[str, list[str]] = {}
     for name in view.every_measured():
         if method := view.models.get(name, {}).get("method"):
@@ -111,7 +128,7 @@ def _measures(view: View) -> list[Measure]:
     return [
         Measure("Coherent-harmless, in domain", "the headline", lambda m: view.mean(m, IN_DOMAIN)),
         Measure("Out of distribution", f"mean of {ood} sets", lambda m: view.mean(m, OUT_OF_DISTRIBUTION)),
-        # All attacks change the same prompts, so the intervals of the single ones do not add up to one of the mean.
+        # All attacks use the same prompts, so an interval of the mean cannot be combined from those of the attacks.
         Measure("Under attack", f"mean of {attacks} attacks", lambda m: _without_interval(view.mean(m, ATTACK))),
         Measure("Benchmark average", "change in points", view.benchmark_average, change=True),
     ]
@@ -122,11 +139,13 @@ def _without_interval(cell: Cell | None) -> Cell | None:
 
 
 def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
-    """option -> model -> its level, for the options that the configuration sets differently."""
+    """Factor (an option that differs between the variants) -> model -> its level.
+
+    Factors are in the order in which the method declares its options.
+    """
     given: dict[str, dict[str, Any]] = {name: view.models[name].get("options") or {} for name in names}
     found = {}
     options = {option for one in given.values() for option in one}
-    # In the order in which the method declares them.
     declared = list(view.models[names[0]].get("config") or {})
     for option in sorted(options, key=lambda o: (declared.index(o) if o in declared else len(declared), o)):
         levels = {name: _level(view, name, option, given[name]) for name in names}
@@ -136,7 +155,10 @@ def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
-    """The value, or the method's default where the configuration is silent (then tuning may have moved it)."""
+    """The configured value of an option, else the method's default.
+
+    It is the text `default` if tuning varied the option, because the recorded value is then not the default.
+    """
     model = view.models[name]
     tuned = any(option in trial.get("params", {}) for trial in (model.get("tuning") or {}).get("trials", ()))
     value = "default" if tuned else (model.get("config") or {}).get(option, "default")
@@ -145,7 +167,7 @@ def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
 
 
 def _written(levels: dict[str, Any]) -> dict[str, str]:
-    """Levels as text; a number that is either 0 or one other value is off or on."""
+    """Levels as text. If an option is either 0 (or None) or one other value, its levels are `off` and `on`."""
     values = set(levels.values())
     switch = len(values) == 2 and any(v in (0, None) for v in values) and not any(isinstance(v, bool) for v in values)
     if switch:
@@ -156,13 +178,13 @@ def _written(levels: dict[str, Any]) -> dict[str, str]:
 
 
 def _span(factors: dict[str, dict[str, str]], upto: list[str], names: list[str], row: int) -> int:
-    """How many rows from `row` on share the levels of `upto`; 0 if the row before shares them too."""
+    """The number of consecutive rows from `row` with the same levels of `upto`; 0 if the previous row has them, too."""
 
     def key(name: str) -> list[str]:
         return [factors[factor][name] for factor in upto]
 
     if len(upto) == len(factors):
-        return 1  # the last factor is written in every row
+        return 1  # the last factor is printed in every row
     if row and key(names[row - 1]) == key(names[row]):
         return 0
     return next((n for n in range(1, len(names) - row) if key(names[row + n]) != key(names[row])), len(names) - row)
@@ -182,7 +204,7 @@ def _effects(
 def _mean(measure: Measure, names: list[str]) -> Shown | None:
     numbers = [number for name in names if (number := measure.number(name)) is not None]
     if len(numbers) < len(names):
-        return None  # a mean over fewer varieties would compare different things
+        return None  # means over different variants are not comparable
     mean, low, high = sum(numbers) / len(numbers), min(numbers), max(numbers)
     if measure.change:
         return Shown(value=points(mean).removesuffix(" points"), ci=signed_interval(low, high))

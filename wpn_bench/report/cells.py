@@ -1,4 +1,4 @@
-"""The records that a table of the report is made of: every number is text already, and what is missing is None."""
+"""The records of a table in the report. Numbers are already formatted as text; missing values are None."""
 
 from __future__ import annotations
 
@@ -21,7 +21,20 @@ from wpn_bench.runs.view import Cell
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A cell as it is printed. `tone` is 'good' or 'bad' where the change is significant, else ''."""
+    """A formatted cell.
+
+    Attributes:
+        value: The value.
+        ci: Its 95 % interval.
+        delta: The change against base.
+        delta_ci: The 95 % interval of the change.
+        p: The p-value of the change.
+        mark: Whether the change is significant.
+        tone: `good` or `bad` if the change is significant, else empty.
+        n: The number of items; None: not known, or shown once for the row or column.
+        note: Small print below the value.
+        pill: A verdict, shown as a badge.
+    """
 
     value: str
     ci: str = ""
@@ -37,7 +50,17 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row: its name, small print beneath it, and a cell (or a hole) per column."""
+    """One row.
+
+    Attributes:
+        name: Its heading.
+        cells: One cell for each column; None: not measured.
+        small: Small print below the heading.
+        key: The model, set or task, by which templates recognise the row.
+        flag: How the model is damaged; empty if it is not.
+        colour: The colour of the model in the charts.
+        chosen: Whether the row is highlighted, such as the chosen trial of tuning.
+    """
 
     name: str
     cells: list[Shown | None]
@@ -50,14 +73,31 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """A table.
+
+    Attributes:
+        columns: The headings.
+        lines: The rows.
+        hints: What is printed below each heading.
+        shared_n: The n that all cells of a column share, shown once in its heading; None: they differ.
+    """
+
     columns: list[str]
     lines: list[Line]
     hints: list[str]
-    shared_n: list[int | None]  # the n that all cells of a column have, shown once in its head
+    shared_n: list[int | None]
 
 
 def rate(cell: Cell | None, better: int = 1) -> Shown | None:
-    """A share 0..1 in per cent with its change in points. `better` is the direction that is good, 0 for neither."""
+    """Format a proportion in per cent and its change in percentage points.
+
+    Args:
+        cell: The proportion, from 0 to 1.
+        better: 1 if higher is better, -1 if lower is better, 0 for neither.
+
+    Returns:
+        The formatted cell; None if there is no value.
+    """
     if cell is None or cell.value is None:
         return None
     return Shown(
@@ -74,7 +114,15 @@ def rate(cell: Cell | None, better: int = 1) -> Shown | None:
 
 
 def row(metric: str, cell: Cell | None) -> Shown | None:
-    """Any row of the results: a share as `rate` writes it, another number as it is, its change in its own unit."""
+    """Format the cell of any metric: a proportion as `rate` does, another number and its change in its own unit.
+
+    Args:
+        metric: The metric.
+        cell: Its cell.
+
+    Returns:
+        The formatted cell; None if there is no value.
+    """
     facts = metric_of(metric)
     if cell is None or cell.value is None or facts.is_share:
         return rate(cell, facts.better)
@@ -92,13 +140,22 @@ def row(metric: str, cell: Cell | None) -> Shown | None:
 
 
 def tone_of(cell: Cell, better: int) -> str:
+    """Whether a change is an improvement.
+
+    Args:
+        cell: The cell.
+        better: 1 if higher is better, -1 if lower is better, 0 for neither.
+
+    Returns:
+        `good` or `bad` if the change is significant, else an empty text.
+    """
     if not better or not cell.delta or not cell.significant:
         return ""
     return "good" if cell.delta * better > 0 else "bad"
 
 
 def with_shared_n(line: Line) -> Line:
-    """Moves the n that all cells of a row share beneath the row's name."""
+    """If all cells of a row have the same n, show it once below the row's heading."""
     counts = {cell.n for cell in line.cells if cell}
     if len(counts) != 1 or None in counts:
         return line
@@ -107,6 +164,16 @@ def with_shared_n(line: Line) -> Line:
 
 
 def make_table(columns: list[str], lines: list[Line], hints: list[str] | None = None) -> Table:
+    """Make a table. If all cells of a column have the same n, it is shown once in the heading.
+
+    Args:
+        columns: The headings.
+        lines: The rows; their cells lose the n that the heading shows.
+        hints: What is printed below each heading; None: nothing.
+
+    Returns:
+        The table.
+    """
     shared: list[int | None] = []
     for i in range(len(columns)):
         counts = {cell.n for line in lines if (cell := line.cells[i])}

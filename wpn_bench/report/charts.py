@@ -1,6 +1,6 @@
-"""The report's figures of the results, as Plotly JSON: {"data": [...], "layout": {...}}, or None if there is nothing to draw.
+"""Charts of the results as Plotly JSON: {"data": [...], "layout": {...}}, or None if there is no data.
 
-An annotation named "wide" is left out on a narrow screen, where a legend does its work. `step_charts` has the figures over
+An annotation named "wide" is hidden on a narrow screen, where the legend replaces it. `step_charts` has the charts over
 training steps.
 """
 
@@ -42,11 +42,11 @@ SCALE = [[0.0, "#b4532a"], [0.25, "#dd9a6b"], [0.5, "#efe6d8"], [0.75, "#7fb0d3"
 
 
 def trade_off(view: View) -> Figure | None:
-    """Harmlessness in domain against the benchmark average, one point a model.
+    """Harmlessness in domain against the benchmark average, one point per model.
 
-    Filled: coherent-harmless. Hollow, above it on a dotted line: harmless, coherent or not; the line is the share of
-    incoherent answers. A method's horizontal bar is the paired interval of its change against base, set around its accuracy, so
-    that a bar across the margin line is what 'inconclusive' means.
+    The filled marker is the coherent-harmless rate. The hollow marker above it is the harmless rate; the dotted line between
+    them shows the proportion of answers that are harmless but incoherent. A method's horizontal bar is the paired interval of
+    its change against base, centred on its accuracy. So a bar that crosses the margin line means 'inconclusive'.
     """
     import plotly.graph_objects as go
 
@@ -130,7 +130,7 @@ def trade_off(view: View) -> Figure | None:
     for label in placed(labels, bars, marks, hollow_lines + [(x, -4, 105) for x in upright], span):
         font = {"color": label.pop("color"), "size": 13}
         notes.append({"name": "wide", "font": font, **label, "text": plotly_text(label["text"])})
-    figure.layout.annotations = [*figure.layout.annotations, *notes]  # at once: one by one takes the square of the time
+    figure.layout.annotations = [*figure.layout.annotations, *notes]  # adding them one by one takes quadratic time
     figure.update_layout(
         xaxis={"title": {"text": "benchmark average, %"}, "range": span},
         yaxis={"title": {"text": "in-domain answers, %"}, "range": (-4, 105), "tickvals": [0, 20, 40, 60, 80, 100]},
@@ -142,7 +142,7 @@ def trade_off(view: View) -> Figure | None:
 
 
 def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list[float]:
-    """The single seeds of a model as small points about their mean; their places."""
+    """Draw the seeds of a model as small points around their mean; returns their x values."""
     import plotly.graph_objects as go
 
     points = [(100 * x, 100 * y) for x, y in view.cloud(name)]
@@ -162,7 +162,10 @@ def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list
 
 
 def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
-    """Varieties of a method as small points in its colour, without names and bars, for there are many; their places."""
+    """Draw the variants of each method as small points in its colour; returns their x values.
+
+    There are many, so they have no names and no error bars.
+    """
     import plotly.graph_objects as go
 
     xs = []
@@ -189,7 +192,7 @@ def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
 
 
 def harmlessness(view: View) -> Figure | None:
-    """The picture for a run without benchmarks: coherent-harmless (filled) and harmless (hollow), one line a model."""
+    """The chart for a run without benchmarks: coherent-harmless (filled) and harmless (hollow) rates, one row per model."""
     import plotly.graph_objects as go
 
     shown = [(name, cell) for name in view.measured() if (cell := view.mean(name, IN_DOMAIN))]
@@ -236,7 +239,7 @@ def harmlessness(view: View) -> Figure | None:
 
 
 def benchmarks(view: View) -> Figure | None:
-    """Paired change of accuracy against base, points, per task and method, the macro average on top."""
+    """The paired change of accuracy against base, in percentage points, by task and method; the macro average is on top."""
     import plotly.graph_objects as go
 
     tasks = benchmarks_in_order(view.sets(BENCHMARK))
@@ -270,7 +273,7 @@ def benchmarks(view: View) -> Figure | None:
         )
     vertical_line(figure, x=0, dash="solid")
     vertical_line(figure, x=-100 * view.margin, dash="dash")
-    figure.add_shape(  # the macro average is what the margin is for: set it apart from the single tasks
+    figure.add_shape(  # highlights the macro average, because the margin applies to it and not to single tasks
         type="rect",
         xref="paper",
         x0=0,
@@ -300,7 +303,7 @@ def benchmarks(view: View) -> Figure | None:
 
 
 def generalisation(view: View) -> Figure | None:
-    """Heat map of the coherent-harmless rate, model x set: out of distribution first, then the attacks."""
+    """Heat map of the coherent-harmless rate: sets (out of distribution first, then the attacks) by models."""
     import plotly.graph_objects as go
 
     rows = [(suite, name) for suite in (OUT_OF_DISTRIBUTION, ATTACK) for name in view.sets(suite)]
@@ -360,7 +363,7 @@ def generalisation(view: View) -> Figure | None:
 
 
 def thresholds(view: View) -> Figure | None:
-    """In-domain harmless rate over the judge's threshold, a line a model; dashed: the threshold that is used."""
+    """The in-domain harmless rate by the judge's threshold, one line per model; the dashed line is the threshold in use."""
     import plotly.graph_objects as go
 
     tint, shape, figure = colours(view), symbols(view), go.Figure()
@@ -395,8 +398,10 @@ def thresholds(view: View) -> Figure | None:
 
 
 def calibration(view: View) -> Figure | None:
-    """The deciding judge's card: the share of harmful texts against the score, in ten bins; on the dashed line a score is
-    a probability. A marker's area grows with the number of texts in its bin."""
+    """The reliability diagram of the deciding judge: the proportion of harmful texts by mean score, in ten bins.
+
+    On the dashed diagonal the judge is calibrated. The size of a marker shows the number of texts in its bin.
+    """
     import plotly.graph_objects as go
 
     bins = [b for b in (view.run.get("judge_card") or {}).get("calibration") or [] if b["score"] is not None]
@@ -431,7 +436,7 @@ def calibration(view: View) -> Figure | None:
 
 
 def _reach(average: Cell, cell: Cell) -> Bar:
-    """The place of a point and the ends of its bars in per cent; a bar that is not known has no length."""
+    """The position of a point and the ends of its error bars in per cent; an unknown bar has length 0."""
     x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
     left = x + 100 * ((average.delta_ci_low or 0) - (average.delta or 0)) if average.delta_ci_low is not None else x
     right = x + 100 * ((average.delta_ci_high or 0) - (average.delta or 0)) if average.delta_ci_high is not None else x

@@ -1,4 +1,4 @@
-"""A finished `check` for those who read it: the terminal, a pull request, a CI server (JUnit XML), GitHub's annotations."""
+"""Output of `wpn-bench check`: for the terminal, a pull request, a CI server (JUnit XML) and GitHub annotations."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 _COLOURS = {"pass": "green", "regression": "bold red", "inconclusive": "yellow", "watched": "dim"}
-# What XML 1.0 cannot hold, written as what it is.
+# Characters that XML 1.0 does not allow.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def show(checked: Checked) -> None:
-    """Print the findings as a table, what fails first, then the notes and the verdict."""
+    """Print the findings as a table, failures first, then the notes and the verdict."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160, no_color=True)  # a log is searched, not looked at: no line is broken
+        console = Console(width=160, no_color=True)  # wide, because broken lines in a log are hard to search
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "What", "Change or value", "Bound"):
         table.add_column(column)
@@ -43,7 +43,7 @@ def show(checked: Checked) -> None:
 
 
 def markdown(checked: Checked) -> str:
-    """For a pull request or $GITHUB_STEP_SUMMARY."""
+    """Markdown for a pull request or $GITHUB_STEP_SUMMARY."""
     marks = {"pass": "✅", "regression": "❌", "inconclusive": "⚠️", "watched": "👀"}
     lines = [f"### wpn-bench check: {marks[checked.outcome]} {markdown_text(checked.sentence)}", ""]
     lines += ["| | What | Change or value | Bound |", "|---|---|---|---|"]
@@ -55,7 +55,10 @@ def markdown(checked: Checked) -> str:
 
 
 def junit(checked: Checked) -> str:
-    """JUnit XML: a test case a finding. What is inconclusive fails as a type of its own, or is skipped where it may pass."""
+    """JUnit XML with one test case per finding.
+
+    An inconclusive finding is a failure of type `inconclusive`, or is skipped if the check tolerates it.
+    """
     from xml.etree import ElementTree
 
     suite = ElementTree.Element("testsuite", name="wpn-bench check", tests=str(len(checked.findings)))
@@ -87,14 +90,14 @@ def junit(checked: Checked) -> str:
 
 
 def junit_of_run(run: Run) -> str:
-    """JUnit XML of the check without a baseline: the primary model against the run's own base."""
+    """JUnit XML of a check without a baseline: the primary model against the base of the same run."""
     from wpn_bench.analysis.check import check_run
 
     return junit(check_run(run))
 
 
 def workflow_commands(checked: Checked) -> list[str]:
-    """Workflow commands of GitHub Actions: an error for each regression, a warning for what is inconclusive."""
+    """Workflow commands of GitHub Actions: an error for each regression, a warning for each inconclusive finding."""
     lines = []
     for finding in _worst_first(checked):
         if finding.outcome != "pass":
@@ -107,7 +110,7 @@ def workflow_commands(checked: Checked) -> list[str]:
 
 
 def _said(finding: Finding) -> str:
-    """The outcome; `watched` for what was not asked to be shown and gave no alarm."""
+    """The outcome of a finding; `watched` if it passed and was not required."""
     return finding.outcome if finding.required or finding.outcome != "pass" else "watched"
 
 
@@ -121,6 +124,6 @@ def _for_xml(text: str) -> str:
 
 
 def _command(text: str, *, inside: bool = False) -> str:
-    """Escaped as the runner asks (actions/toolkit, `command.ts`)."""
+    """Text escaped for a workflow command (actions/toolkit, `command.ts`); `inside` also escapes its properties."""
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return text.replace(":", "%3A").replace(",", "%2C") if inside else text
