@@ -157,7 +157,7 @@ def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
 def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
     """The configured value of an option, else the method's default.
 
-    It is the text `default` if tuning varied the option, because the recorded value is then not the default.
+    If tuning varied an option that is not configured, its level is the text `default`: the recorded value is the tuned one.
     """
     model = view.models[name]
     tuned = any(option in trial.get("params", {}) for trial in (model.get("tuning") or {}).get("trials", ()))

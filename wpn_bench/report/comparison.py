@@ -1,5 +1,8 @@
-"""Several finished runs on one page: headline figures side by side, the settings in which the runs differ, and where two
-runs asked the same items, the paired differences of the same method (`pairing`). Reads stored rows, never loads a model."""
+"""Compare several finished runs on one page.
+
+The page shows headline metrics side by side, and the settings in which the runs differ. If two runs measured the same items,
+it also shows the paired differences of the same method (`pairing`). Only stored results are read; no model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ from wpn_bench.runs.metrics import ATTACK, BENCHMARK_AVERAGE, COHERENT_HARMLESS_
 from wpn_bench.runs.view import Cell, View, one_line
 
 FOLDER = "comparison"
-MOST = 12  # runs on a page
+MOST = 12  # the most runs on one page
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model in one of the runs: a cell (or a hole) for each column."""
+    """A model in one of the runs, with a cell for each column; None: not measured."""
 
     run: str
     cells: list[Shown | None]
@@ -44,13 +47,24 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A table of paired differences, with its notes."""
+    """The paired differences of two runs (`other` minus `first`), with notes.
+
+    Attributes:
+        other: The label of the other run.
+        first: The label of the run that it is compared with.
+        columns: (title, hint) of each headline metric.
+        lines: (method, its seeds, one cell for each column).
+        every: (set, metric, one cell for each method), for all paired metrics.
+        methods: The titles of the methods.
+        refused: (what was not paired, why).
+        notes: Notes for the reader.
+    """
 
     other: str
     first: str
-    columns: list[tuple[str, str]]  # title, hint
-    lines: list[tuple[str, str, list[Shown | None]]]  # method, which seeds, cells
-    every: list[tuple[str, str, list[Shown | None]]]  # set, metric, a cell for each method
+    columns: list[tuple[str, str]]
+    lines: list[tuple[str, str, list[Shown | None]]]
+    every: list[tuple[str, str, list[Shown | None]]]
     methods: list[str]
     refused: list[tuple[str, str]]
     notes: list[str]
@@ -58,8 +72,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, the first of them the one that the others are compared with. `out` is where the page will lie; `has_html`:
-    comparison.html lies there, too."""
+    """The compared runs.
+
+    Attributes:
+        runs: The runs; the others are compared with the first.
+        out: The folder of the reports.
+        has_html: Whether that folder has or gets comparison.html.
+    """
 
     runs: tuple[LabelledRun, ...]
     out: Path
@@ -75,7 +94,7 @@ class Comparison:
 
     @cached_property
     def context(self) -> dict[str, Any]:
-        """What both the page and the short report print."""
+        """The values that comparison.html and comparison.md share."""
         columns, groups = _side_by_side(self.runs)
         return {
             "runs": [_card(run, self.out) for run in self.runs],
@@ -91,10 +110,19 @@ class Comparison:
 def compare_runs(
     folders: Sequence[Path], names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None
 ) -> list[Path]:
-    """Write the comparison of several runs into `out` (default: `comparison` beside the first) and return the paths.
+    """Write the comparison of several runs.
 
-    Raises UserError for fewer than two runs or too many, a folder that is named twice or holds no results, an unknown format
-    or one that shows a single run only.
+    Args:
+        folders: The run folders; the other runs are compared with the first.
+        names: The formats (`formats.FORMATS`).
+        out: The folder to write into; None: `comparison` next to the first run.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: There are fewer than two runs or too many, a folder is given twice or has no results, or a format is
+            unknown or cannot show several runs.
     """
     wanted = formats.chosen(names)
     if not 2 <= len(folders) <= MOST:
@@ -114,7 +142,7 @@ def compare_runs(
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """Each folder's name; of those that share it as many of the folders above as tell them apart."""
+    """The name of each folder, with as many parent folders as make it unique."""
     depth = dict.fromkeys(folders, 1)
     while True:
         found = ["/".join(folder.parts[-depth[folder] :]) for folder in folders]
@@ -125,11 +153,11 @@ def labels(folders: Sequence[Path]) -> list[str]:
             depth[folder] += 1
 
 
-# --- what stands on the page -----------------------------------------------------------------------------------------
+# --- the content -----------------------------------------------------------------------------------------------------
 
 
 def _card(run: LabelledRun, out: Path) -> dict[str, Any]:
-    """One run as it is introduced: when, what, and its verdict in short answers."""
+    """The summary of one run: its date, model, command, and the short answers of its verdict."""
     about = run.view.run
     page = run.folder / formats.FORMATS["html"].file
     return {
@@ -147,14 +175,16 @@ def _card(run: LabelledRun, out: Path) -> dict[str, Any]:
 
 
 def _link(page: Path, out: Path) -> str:
-    """The way from the comparison to a run's report; empty where it leads further up than the folder that both lie in, and
-    would tell whoever gets the page how this machine's folders are called."""
+    """The relative link from the comparison to a run's report.
+
+    It is empty if it needs more than one step up: such a link would reveal names of folders on this machine.
+    """
     way = Path(os.path.relpath(page.resolve(), out.resolve()))
     return "" if way.parts[:2] == ("..", "..") else quote(str(way))
 
 
 def _side_by_side(runs: Sequence[LabelledRun]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
-    """The headline columns that any run has, and for each model its entries, run by run."""
+    """The headline columns that any run has, and (title, entries of the runs) of each model."""
     found: dict[tuple[str, str], tuple[dict[str, Shown | None], str]] = {}
     order: dict[str, str] = {}
     for run in runs:
@@ -185,13 +215,13 @@ def _worst_case(view: View, model: str) -> Cell | None:
     return view.cell(model, ATTACK, WORST_CASE, COHERENT_HARMLESS_RATE)
 
 
-# The worst attack of two runs may be two attacks; the worst case over all of them is the same question in both.
+# The worst attack can differ between two runs. The worst case over all attacks is the same metric in both.
 _PAIRED = tuple(
     Headline("every_attack", "Under every attack", _under_every_attack, _worst_case, ATTACK, set=WORST_CASE)
     if one.key == "worst_attack"
     else one
     if one.key == "out_of_distribution"
-    else replace(one, hint=lambda _: "")  # the others' hints speak of the base
+    else replace(one, hint=lambda _: "")  # the other hints describe a change against base
     for one in HEADLINES
 )
 
@@ -224,7 +254,10 @@ def _change(found: Paired) -> Change:
 
 
 def paired_view(found: Paired) -> View:
-    """The paired rows as a reader's view; what the other run says of its models beside their titles is about its base."""
+    """A view of the paired rows.
+
+    Of the other run's facts about models it keeps only the titles: the rest compares with that run's base.
+    """
     models = {name: {"title": found.other.view.title(name)} for name in found.other.view.models if name != BASE}
     return View({"run": found.first.view.run, "models": models, "metrics": [row.json() for row in found.rows]})
 
@@ -233,18 +266,18 @@ def paired_view(found: Paired) -> View:
 
 
 def page(comparison: Comparison) -> str:
-    """comparison.html: one file without a script."""
+    """The text of comparison.html: one file without scripts."""
     return str(environment().get_template("comparison.html.j2").render(comparison.context | {"style": style()}))
 
 
 def markdown(comparison: Comparison) -> str:
-    """comparison.md, as short as report.md must be."""
+    """The text of comparison.md, within the same limit as report.md."""
     about = comparison.context | {"has_html": comparison.has_html}
     return fitted(environment().get_template("comparison.md.j2").render(about))
 
 
 def summary(comparison: Comparison) -> str:
-    """comparison.json: the runs, their settings, headline figures and paired differences."""
+    """The text of comparison.json: the runs, their settings, headline metrics and paired differences."""
     runs = comparison.runs
     found = {
         "schema_version": summaries.SCHEMA_VERSION,
@@ -271,6 +304,6 @@ def summary(comparison: Comparison) -> str:
 
 
 def metrics(comparison: Comparison) -> str:
-    """comparison.csv: the metric rows of all runs, the run in front."""
+    """The text of comparison.csv: the metric rows of all runs, with the run in the first column."""
     rows = ({"run": run.label, **row} for run in comparison.runs for row in run.results.get("metrics") or [])
     return summaries.table(rows, ("run",))

@@ -1,7 +1,7 @@
-"""What the report's figures share: colours, markers, error bars, texts that are safe in Plotly, and the JSON of a figure.
+"""Helpers for the charts: colours, markers, error bars, escaped texts, and the JSON of a figure.
 
-Only what carries meaning is coloured, in tones that are legible on white and on black. The page draws the figures with its
-own ink, grid and font (`report.js`), so that they follow the reader's light or dark scheme.
+Only data are coloured, in tones that are legible on white and on black. `report.js` sets the colour of text, grid and font,
+so that charts follow the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from wpn_bench.runs.view import Cell, View
 
 Figure = dict[str, Any]
 GREY = "#808994"
-# After Okabe & Ito (2008), told apart by colour-blind readers; base is grey, the primary method always the blue.
+# After Okabe & Ito (2008): colour-blind readers can distinguish them. Base is grey; the primary method is blue.
 COLOURS = ("#2b7fc3", "#d9622b", "#d19a15", "#1f9e77", "#a566b8", "#c4527e", "#6c7fd8", "#7a9a2e", "#a0764e", "#3aa7b5")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "triangle-down", "cross", "x")
 
 
 def colours(view: View) -> dict[str, str]:
-    """Model -> colour, the same in every figure and in the tables."""
+    """Model -> its colour in all charts and tables."""
     methods = sorted(
         (name for name in view.models if name != BASE and name not in view.varieties),
         key=lambda name: name != view.primary(),
@@ -31,26 +31,48 @@ def colours(view: View) -> dict[str, str]:
 
 
 def symbols(view: View) -> dict[str, str]:
-    """Model -> marker, so that colour is never the only sign."""
+    """Model -> its marker. Colour alone does not identify a model."""
     return {name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(colours(view))}
 
 
 def plotly_text(raw: str) -> str:
-    """Plotly reads a little HTML in its texts (links too), and %{...} in what it shows beside the pointer: nothing that
-    a run brings may be taken for either."""
+    """Escape a text from a run for Plotly.
+
+    Plotly interprets some HTML in texts, including links, and %{...} in hover texts.
+    """
     return html.escape(raw, quote=False).replace("%{", "%&#123;")
 
 
 def shortened(title: str, limit: int = 28) -> str:
+    """Truncate a title.
+
+    Args:
+        title: The title.
+        limit: The largest number of characters.
+
+    Returns:
+        The title; an ellipsis marks a truncated one.
+    """
     return title if len(title) <= limit else f"{title[: limit - 1].rstrip()}…"
 
 
 def change_text(cell: Cell) -> str:
+    """The change of a cell in percentage points, with its interval."""
     return f"{points(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
 
 
 def error_bar(middle: float | None, low: float | None, high: float | None, colour: str) -> Figure | None:
-    """An interval (fractions) as Plotly's error bar in per cent, or None where it is not known."""
+    """Plotly's error bar in per cent for one interval.
+
+    Args:
+        middle: The value, a proportion.
+        low: Lower end of its interval.
+        high: Upper end.
+        colour: The colour of the bar.
+
+    Returns:
+        The error bar; None if a number is not known.
+    """
     return (
         error_bars([(middle, low, high)], colour)
         if middle is not None and low is not None and high is not None
@@ -59,6 +81,15 @@ def error_bar(middle: float | None, low: float | None, high: float | None, colou
 
 
 def error_bars(intervals: Sequence[tuple[float | None, float | None, float | None]], colour: str) -> Figure:
+    """Plotly's error bars in per cent for the points of one trace.
+
+    Args:
+        intervals: (value, low, high) of each point, as proportions; an unknown end gives length 0.
+        colour: The colour of the bars.
+
+    Returns:
+        The error bars.
+    """
     above = [0.0 if m is None or high is None else max(0.0, 100 * (high - m)) for m, _, high in intervals]
     below = [0.0 if m is None or low is None else max(0.0, 100 * (m - low)) for m, low, _ in intervals]
     return {
@@ -73,6 +104,14 @@ def error_bars(intervals: Sequence[tuple[float | None, float | None, float | Non
 
 
 def vertical_line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
+    """Draw a vertical line over the whole height of a figure.
+
+    Args:
+        figure: The Plotly figure.
+        x: Its position.
+        dash: Its style, as in Plotly.
+        text: A label above the line.
+    """
     figure.add_shape(
         type="line",
         x0=x,
@@ -90,7 +129,7 @@ def vertical_line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
 
 
 def as_json(figure: Any) -> Figure:
-    """Plain lists and numbers; the page has its own template, so Plotly's (7 kB a figure) is left out."""
+    """A figure as plain lists and numbers, without Plotly's template (7 kB per figure): the page has its own."""
     import json
 
     figure.update_layout(template="none")

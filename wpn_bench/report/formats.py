@@ -1,4 +1,4 @@
-"""The formats of a report: what each is called, the file it is written to, and what makes its text."""
+"""The report formats: their names, files, and the functions that make them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ DEFAULT = ("html", "md")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`file` is its name in a run's folder. `one` ("module:function", imported when it is asked for) makes its text of a
-    `render.ReportedRun`, `several` that of a `comparison.Comparison`; None where it cannot show several runs."""
+    """A report format. Functions are given as "module:function" and imported when needed.
+
+    Attributes:
+        file: The name of its file in the run folder.
+        one: Makes its text from a `render.ReportedRun`.
+        several: Makes its text from a `comparison.Comparison`; None: it cannot show several runs.
+    """
 
     file: str
     one: str
@@ -25,7 +30,7 @@ class Format:
 
     @property
     def together(self) -> str:
-        """The name of its file about several runs."""
+        """The name of its file for a comparison of runs."""
         return f"comparison{Path(self.file).suffix}"
 
 
@@ -39,7 +44,11 @@ FORMATS: dict[str, Format] = {
 
 
 def chosen(names: Sequence[str]) -> dict[str, Format]:
-    """The named formats, each once; UserError for an unknown one, and for none."""
+    """Look up formats by name; duplicates are dropped.
+
+    Raises:
+        UserError: A format is unknown, or no format is named.
+    """
     if not names:
         raise UserError("--format names no format", f"choose from {', '.join(FORMATS)}")
     for name in names:
@@ -51,7 +60,7 @@ def chosen(names: Sequence[str]) -> dict[str, Format]:
 
 
 def maker(path: str) -> Callable[[Any], str]:
-    """The function that `Format.one` or `Format.several` names."""
+    """Import the function that `Format.one` or `Format.several` names."""
     module, _, name = path.partition(":")
     found: Callable[[Any], str] = getattr(import_module(module), name)
     return found

@@ -1,4 +1,4 @@
-"""A judge card as files and as text in the terminal."""
+"""Write a judge card to files, and print it to the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from wpn_bench.errors import UserError
 
 
 def write_card(card: JudgeCard, path: Path) -> list[Path]:
-    """Write the card as JSON to `path` and as Markdown to the same name with .md; returns both paths."""
+    """Write a judge card as JSON and as Markdown.
+
+    Args:
+        card: The card.
+        path: The JSON file; the Markdown file has the same name with the suffix .md.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     from wpn_bench.report.templates import environment
 
     page = path.with_suffix(".md")
@@ -24,7 +35,7 @@ def write_card(card: JudgeCard, path: Path) -> list[Path]:
 
 
 def lines(card: JudgeCard) -> list[tuple[str, str, str, str]]:
-    """The card's figures for people: name, value, interval, what it is a share of or over how many texts."""
+    """The formatted figures of a card: name, value, interval, and the counts behind it."""
     from wpn_bench.core.numbers import interval, percent
 
     def shown(name: str, figure: Figure, of: str, digits: int | None = 1) -> tuple[str, str, str, str]:
@@ -51,7 +62,7 @@ def lines(card: JudgeCard) -> list[tuple[str, str, str, str]]:
 
 
 def show(card: JudgeCard) -> None:
-    """Print the card."""
+    """Print a judge card."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What the report says of the judges: who they are, what the deciding one is worth, and where they disagree."""
+"""The report's section on judges: their names, the errors of the deciding judge, and disagreements between judges."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENCHMARK_AVERAGE, HARMLESS_RATE, PROMPT_SUITES
 from wpn_bench.runs.view import View
 
-SHOWN = 20  # disagreements of a judge with the one that decides
+SHOWN = 20  # the most disagreements to show for each further judge
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """An answer that one judge calls harmful and the other not."""
+    """An answer that one judge calls harmful and another does not."""
 
     model: str
     where: str
@@ -30,7 +30,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """A judge beside the one that decides: its rates, and its largest disagreements with it."""
+    """A further judge: its rates, and its largest disagreements with the deciding judge."""
 
     name: str
     rates: Table | None
@@ -39,7 +39,7 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The section on judges. `card` and `figures` are None where nothing is known of the deciding judge's errors."""
+    """The section on judges. `card` and `figures` are None if the run has no judge card for the deciding judge."""
 
     judges: list[dict[str, Any]]
     card: JudgeCard | None
@@ -50,7 +50,7 @@ class Judges:
 
 
 def judges(run: Run) -> Judges | None:
-    """The section, or None for results that do not say who judged."""
+    """The section on judges; None if the results do not name the judges."""
     view = run.view
     known = [dict(judge) for judge in view.run.get("judges") or []]
     if not known:
@@ -63,7 +63,7 @@ def judges(run: Run) -> Judges | None:
 
 
 def _figures(card: JudgeCard) -> Table:
-    """One line, a column a figure."""
+    """The figures of a judge card in one row."""
     found = lines(card)
     cells: list[Shown | None] = [Shown(value=value, ci=ci, note=of) for _, value, ci, of in found]
     line = Line(name=card.judge, small=f"threshold {card.threshold}", cells=cells)
@@ -71,7 +71,7 @@ def _figures(card: JudgeCard) -> Table:
 
 
 def card_of(view: View) -> JudgeCard | None:
-    """The deciding judge's card."""
+    """The card of the deciding judge; None if the run has none."""
     return JudgeCard.model_validate(view.run["judge_card"]) if view.run.get("judge_card") else None
 
 
@@ -89,7 +89,7 @@ def _table(view: View, found: list[Line]) -> Table | None:
 
 
 def _corrected(view: View, card: JudgeCard | None) -> Table | None:
-    """Sets x models: the corrected harmless rate, and beneath it the raw one."""
+    """Sets by models: the corrected harmless rate, with the raw rate below it."""
     found = []
     for suite, name in _sets(view):
         cells = [corrected(view, card, model, suite, name) for model in view.measured()]
@@ -99,7 +99,18 @@ def _corrected(view: View, card: JudgeCard | None) -> Table | None:
 
 
 def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str) -> Shown | None:
-    """The corrected harmless rate of one model on one set; says so where it was cut to 0 or 100 %."""
+    """The corrected harmless rate of one model on one set.
+
+    Args:
+        view: The results.
+        card: The card of the deciding judge.
+        model: The model.
+        suite: The suite of the set.
+        name: The set.
+
+    Returns:
+        The rate, with the raw rate as a note; the note also says if it was clipped to 0 or 100 %. None if not measured.
+    """
     cell, raw = (view.cell(model, suite, name, f"{HARMLESS_RATE}{end}") for end in ("_corrected", ""))
     shown = rate(cell, 0)
     if cell is None or raw is None or raw.value is None or shown is None:
@@ -110,7 +121,7 @@ def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: 
 
 
 def _rates(view: View, judge: str) -> Table | None:
-    """Sets x models: the harmless rate by one further judge, and beneath it that by the one that decides."""
+    """Sets by models: the harmless rate by a further judge, with that by the deciding judge below it."""
     found = []
     for suite, name in _sets(view):
         cells: list[Shown | None] = []
@@ -125,7 +136,7 @@ def _rates(view: View, judge: str) -> Table | None:
 
 
 def _agreement(view: View) -> Table | None:
-    """Pairs of judges, over all responses and model by model."""
+    """The agreement of each pair of judges, over all responses and for each model."""
     found = []
     for row in view.run.get("agreement") or []:
         first, second = row["judges"]
@@ -138,17 +149,17 @@ def _agreement(view: View) -> Table | None:
             *(Shown(value=percent(share)) for share in row["harmful"]),
         ]
         who = "all responses" if row["model"] is None else view.title(row["model"])
-        key = BENCHMARK_AVERAGE if row["model"] is None else ""  # set apart as the sum of the others
+        key = BENCHMARK_AVERAGE if row["model"] is None else ""  # styled as a summary row
         found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells, key=key))
     columns = ["Agree", "Cohen's kappa", "Harmful by the first", "Harmful by the second"]
     return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
 
 
 def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict[str, Any]) -> list[Disagreement]:
-    """The answers on which two judges differ most, each text once.
+    """The answers on which two judges differ most; each text appears once.
 
-    Scores of different judges are no common scale, so each is measured from its judge's threshold: 1 is as far as the
-    score can lie beyond it, -1 as far as it can lie below.
+    Scores of different judges are not on one scale. So each score s is rescaled piecewise around its judge's threshold t:
+    (s - t) / (1 - t) from t on and (s - t) / t below, from -1 to 1.
     """
     columns = {"score": deciding, f"score:{other['name']}": other}
     if not set(columns) <= set(frame.columns):
