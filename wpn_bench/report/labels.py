@@ -1,7 +1,7 @@
-"""Names beside the points of a chart: placed so that none lies on another, on a marker or on a bar.
+"""Place the labels of points in a chart so that they do not overlap each other, a marker or an error bar.
 
-Boxes are reckoned in the pixels that the plot has on a wide screen; narrow ones get a legend instead. A label goes
-beside its point where there is room, else farther off on a thin leader; where nothing is free, beside it all the same.
+Boxes are computed in pixels of the plot on a wide screen; narrow screens show a legend instead. A label is placed next to its
+point if there is space, else farther away with a thin leader line. If no place is free, it is placed next to its point.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LETTER = 7.4  # mean width of a letter at 13 pixels
 
 
 class Bar(NamedTuple):
-    """A point and the ends of its two interval bars, in the units of the axes."""
+    """A point and the ends of its two error bars, in the units of the axes."""
 
     x: float
     y: float
@@ -31,10 +31,19 @@ def placed(
     lines: Sequence[tuple[float, float, float]],
     span: tuple[float, float],
 ) -> list[dict[str, Any]]:
-    """Plotly annotations that name the points of `bars`, one a label (text, colour). The texts are not escaped.
+    """Place a label for each point.
 
-    `marks` are the markers to keep clear of, `lines` the upright lines (x, bottom, top), `span` the range of the x
-    axis; all in the units of the axes, y running from -4 to 105. Each annotation has its `color` beside Plotly's keys.
+    Positions are in the units of the axes; y runs from -4 to 105.
+
+    Args:
+        labels: (text, colour) of each label. The texts are not escaped.
+        bars: The point of each label, with its error bars.
+        marks: (x, y) of the markers that labels must not cover.
+        lines: (x, bottom, top) of vertical lines that labels should not cover.
+        span: The range of the x axis.
+
+    Returns:
+        A Plotly annotation for each label, with the additional key `color`.
     """
     across, up = WIDTH / (span[1] - span[0]), HEIGHT / 109
 
@@ -60,12 +69,12 @@ def placed(
 
         near = [(side * (half + 10), rise) for rise in (15, -15, 0) for side in (1, -1)] + [(0, 22), (0, -22)]
         far = [(side * (half + out), rise) for out in (26, 60, 120) for rise in (-34, 34, -62, 62) for side in (1, -1)]
-        # Better across a thin line and beside the point than clear of it and far away.
+        # A place next to the point that crosses a thin line is better than a free place far away.
         tries = [(near, taken + crossed), (near, taken), (far, taken + crossed), (far, taken)]
         dx, dy = next((place for places, full in tries for place in places if _free(box(*place), full)), near[0])
         leader = (dx, dy) in far
         taken.append(box(dx, dy))
-        # With a leader the text is anchored at its near end, so that the line meets it and not its middle.
+        # With a leader line, the text is anchored at its near end, so that the line ends there and not at its centre.
         side = "left" if dx > 0 else "right"
         where = (
             {

@@ -1,6 +1,6 @@
-"""The model card of a trained model: what the Hugging Face hub reads of it, and what a person should know who finds it.
+"""The model card of a trained model: metadata for the Hugging Face hub, and a description for readers.
 
-Made from the run's results and manifest alone, like the report.
+Like the report, it is made only from the run's results and manifest.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SUITES = {name: suite.title for name, suite in PROMPT_SUITES.items()} | {BENCHM
 
 
 class Figure(NamedTuple):
-    """One metric of the model: `row` of results.json, and how it is named."""
+    """One metric of the model: its row in results.json, its suite, and the titles of data and metric."""
 
     row: dict[str, Any]
     suite: str
@@ -53,7 +53,7 @@ class Figure(NamedTuple):
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Suite, data, metric, value with its interval, change against the base, number of items."""
+        """Suite, data, metric, value with its interval, change against base, number of items."""
         row = self.row
         if not metric_of(row["metric"]).is_share:
             value, change = plain(row["value"]), ""
@@ -68,11 +68,21 @@ class Figure(NamedTuple):
 def card(
     results: dict[str, Any], manifest: dict[str, Any], training: dict[str, Any], model: str, seed: int, digest: str
 ) -> str:
-    """The README.md of `model` trained with `seed`, whose weights have the SHA-256 `digest`; `training` is what training
-    left beside them.
+    """The text of README.md for one trained model.
 
-    Its front matter is what `huggingface_hub.ModelCard` reads. `base_model` stands there only for a base from the hub: of a
-    folder on somebody's disk only the last part of its name is given, in the text.
+    Its front matter has the format of `huggingface_hub.ModelCard`. It has `base_model` only for a base from the hub. For a
+    local base, the text has the last part of its path only.
+
+    Args:
+        results: results.json.
+        manifest: manifest.json.
+        training: training.json of the model.
+        model: The name of the model.
+        seed: The seed that it was trained with.
+        digest: The SHA-256 digest of its weights.
+
+    Returns:
+        The model card as Markdown.
     """
     run, described = results["run"], results["models"][model]
     figures = _figures(results, manifest, model, seed)
@@ -114,7 +124,7 @@ def _figures(results: dict[str, Any], manifest: dict[str, Any], model: str, seed
 
 
 def _front_matter(run: dict[str, Any], manifest: dict[str, Any], model: str, figures: list[Figure]) -> str:
-    """YAML of the metadata. `model-index` is left out of a model that was not measured: the hub wants results in it."""
+    """The metadata as YAML, without `model-index` for a model that was not measured: the hub requires results in it."""
     from huggingface_hub import ModelCardData
 
     data: dict[str, Any] = {
@@ -163,8 +173,10 @@ def _round(value: float | None) -> float | None:
 
 
 def _data(manifest: dict[str, Any], uses: frozenset[str], stops: bool) -> list[tuple[str, str, int]]:
-    """(what for, which, how many) of the data that training saw: retain texts only if the loss reads them, validation
-    prompts only if a stop rule looked at them."""
+    """(purpose, name, number of items) of the data that training used.
+
+    Retain texts are listed only if the loss uses them, validation prompts only if a stopping rule does.
+    """
     used = [("to forget", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "forget"]
     if "retain" in uses:
         used += [("to retain", n, t) for n, t in manifest["texts"].items() if t["role"] == "retain"]

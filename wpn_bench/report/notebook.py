@@ -1,4 +1,4 @@
-"""A finished run for notebooks: the pandas frames of `runs.finished`, the verdict, and an HTML view."""
+"""A finished run for notebooks: the pandas frames of `runs.finished`, the verdict, and an HTML representation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wpn_bench.runs.view import Cell
 
 
 class Run(finished.Run):
-    """A finished run, with the report's verdict and a view for notebooks."""
+    """A finished run, with the report's verdict and an HTML representation."""
 
     def verdict(self) -> list[str]:
-        """The report's three sentences: is it safer, did it lose capability, how do the others compare."""
+        """The three sentences of the report: is it safer, did it lose capability, how do the others compare."""
         return verdict(self.results)
 
     def __repr__(self) -> str:
@@ -25,7 +25,7 @@ class Run(finished.Run):
         return "\n".join([f"Run {self.name}: {', '.join(self.models)} ({sizes})", *self.verdict()])
 
     def _repr_html_(self) -> str:
-        """The verdict and the headline table, for notebooks; nothing in it is taken for markup."""
+        """The verdict and the headline table as HTML, with all texts of the run escaped."""
         view = self.view
         shown = {model: {what: _shown(cell, metric) for what, _, _, metric, cell in headline_cells(view, model)}
                  for model in view.every_measured()}  # fmt: skip
@@ -43,7 +43,7 @@ class Run(finished.Run):
 
 
 def _shown(cell: Cell, metric: str) -> dict[str, str]:
-    """A cell as a notebook prints it: the value, its interval, its change against base, and the set if it is the worst."""
+    """A formatted cell: value, interval, change against base, and the set if the cell was selected from several."""
     rate = metric_of(metric).is_share
     inner = interval(cell.ci_low, cell.ci_high) if rate else interval(cell.ci_low, cell.ci_high, scale=1)
     change = ""
@@ -65,9 +65,9 @@ def load_run(path: str | Path) -> Run:
         path: The run folder.
 
     Returns:
-        The run. `samples` and `documents` are empty frames where the run has none.
+        The run. `samples` and `documents` are empty frames if the run has none.
 
     Raises:
-        UserError: The folder holds no run, or a damaged one.
+        UserError: The folder has no run, or the run is damaged.
     """
     return Run.read(path).with_frames()

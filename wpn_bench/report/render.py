@@ -1,8 +1,8 @@
-"""`report.html` and `report.md` from the files of a finished run. Reads stored rows, never loads a model.
+"""Make `report.html` and `report.md` from the files of a finished run. No model is loaded.
 
-The page is one file that works from disk without a network: style, script, Plotly, figures and samples are inside it.
-A Content-Security-Policy names the two scripts by their digests, so neither a request nor a script that a model wrote
-could run even if some text escaped its place.
+The page is one file that works offline: it contains style, script, Plotly, charts and samples. Its Content-Security-Policy
+allows only two scripts, by their digests. So even if escaping failed, a script in a model's answer could not run, and the
+page could send no request.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENIGN, PROMPT_SUITES, REFUSAL_RATE
 from wpn_bench.runs.view import View
 
-MARKDOWN_LIMIT = 65_000  # characters: GitHub takes 65,535 in a comment
-FOLDED = 1_000  # a section of the short report that is longer opens on request
+MARKDOWN_LIMIT = 65_000  # characters; GitHub allows 65,535 in a comment
+FOLDED = 1_000  # longer sections of report.md are collapsed
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReportedRun(Run):
-    """A finished run as the report formats read it. `has_html`: report.html lies beside the file that is written."""
+    """A finished run for the report formats. `has_html`: report.html is in the folder that is written to."""
 
     has_html: bool = False
 
@@ -44,15 +44,18 @@ class ReportedRun(Run):
 
 
 def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | None = None) -> list[Path]:
-    """Write the reports of a run into its folder (or into `out`) and return their paths, in the order of `names`.
+    """Write the reports of a run.
 
     Args:
         run_dir: The run folder. It needs `results.json`; `manifest.json` and `samples.parquet` are used if they exist.
         names: The formats (`formats.FORMATS`).
         out: The folder to write into; None: `run_dir`.
 
+    Returns:
+        The paths of the reports, in the order of `names`.
+
     Raises:
-        UserError: The folder holds no results or results of another schema, a format is unknown, or the reports cannot be
+        UserError: The folder has no results or results of another schema, a format is unknown, or the reports cannot be
             written.
     """
     wanted, folder = formats.chosen(names), out or run_dir
@@ -86,7 +89,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
 
 
 def failures(view: View) -> list[dict[str, Any]]:
-    """Jobs that failed, and models that did where no job says why."""
+    """The failed jobs, and the failed models whose reason no failed job has."""
     failed = [dict(item) for item in view.run.get("failed") or []]
     reasons = {str(item.get("reason")) for item in failed}
     for name in view.models:
@@ -110,7 +113,7 @@ def _costs(view: View) -> Section | None:
 
 
 def page(run: ReportedRun) -> str:
-    """report.html."""
+    """The text of report.html."""
     view, context = run.view, run.context
     trade_off = charts.trade_off(view)
     figures = {
@@ -159,20 +162,27 @@ def page(run: ReportedRun) -> str:
 
 
 def markdown(run: ReportedRun) -> str:
-    """report.md: at most `MARKDOWN_LIMIT` characters."""
+    """The text of report.md: at most `MARKDOWN_LIMIT` characters."""
     about = run.context | {"has_html": run.has_html, "items": tables.items(run.context["headline"])}
     return fitted(environment().get_template("report.md.j2").render(about))
 
 
 def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
-    """A text of sections that form feeds part, within `limit` characters.
+    """Shorten Markdown to a limit. Its sections are separated by form feeds.
 
-    What stands before the first form feed comes first, cut after a whole line if need be. Each section begins with its
-    heading, is folded where it is long, and left out, and named at the end, where it does not fit any more.
+    The text before the first form feed is kept; if it is too long, it is cut at the end of a line. Each section starts with
+    its heading. Long sections are collapsed. Sections that do not fit are left out, and their headings are listed at the end.
+
+    Args:
+        text: The Markdown.
+        limit: The largest number of characters.
+
+    Returns:
+        The shortened Markdown.
     """
     tidy = re.sub(r" +$", "", text, flags=re.MULTILINE)
     head, *sections = (re.sub(r"\n{3,}", "\n\n", part).strip() for part in tidy.split("\f"))
-    left = limit - 1_000  # for the names of what is left out
+    left = limit - 1_000  # reserved for the list of sections that are left out
     if len(head) > left:
         lines = head[:left].splitlines()[:-1]
         head = "\n".join(lines) + "\n\n*Cut here: too long for a comment.*"
@@ -182,7 +192,7 @@ def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
     left -= len(head)
     for section in filter(None, sections):
         heading, _, body = section.partition("\n")
-        title = re.sub(r"\\(.)", r"\1", heading.lstrip("# "))  # Markdown's escapes mean nothing in an HTML tag
+        title = re.sub(r"\\(.)", r"\1", heading.lstrip("# "))  # Markdown escapes are not interpreted in an HTML tag
         if len(section) > FOLDED:
             section = f"<details><summary>{title}</summary>\n\n{body.strip()}\n\n</details>"
         if len(section) + 2 <= left:
@@ -196,7 +206,7 @@ def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
 
 
 def _settings(manifest: dict[str, Any]) -> str:
-    """The configuration as a file for `--config`; nothing where the manifest has none."""
+    """The configuration as a file for `--config`; empty if the manifest has none."""
     import yaml
 
     config = manifest.get("config")
@@ -205,7 +215,7 @@ def _settings(manifest: dict[str, Any]) -> str:
 
 @cache
 def _plotly() -> tuple[str, str]:
-    """Plotly's script as base64 of gzip (2 MB instead of 5), and the digest that lets the page run it."""
+    """Plotly's script as base64 of gzip (2 MB, not 5 MB), and its digest for the Content-Security-Policy."""
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()

@@ -1,12 +1,17 @@
-"""The answers of all models side by side, packed for the page.
+"""Pack the answers of all models for the page, which shows them side by side.
 
-The page holds `gzip(JSON)` in base64, so no text of a model or a prompt can be taken for markup, and 20,000 answers
-stay small. JSON: {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "judges": [{"name", "from"}], "strings":
-[...], "rows": [[set, item id, prompt, [answer | 0 per model]]]}, an answer being [response, input, reason, coherent,
-score of each judge]. Texts are indices into `strings`, a reason of -1 is none; `coherent` is 1, 0 or -1 (not known). Scores
-are thousandths, -1 for what was not judged; `from` is the score from which that judge calls an answer harmful, the first
-judge is the one that decides. An input is kept with `PROMPT_MARK` in the place of the prompt, so that a template is one
-string for all prompts.
+The page contains `gzip(JSON)` in base64. So no text of a model or prompt is interpreted as markup, and 20,000 answers stay
+small. The JSON is
+
+    {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "judges": [{"name", "from"}], "strings": [...],
+     "rows": [[set, item id, prompt, [answer, or 0 if there is none, for each model]]]}
+
+* An answer is [response, input, reason, coherent, score of each judge].
+* Texts are indices into `strings`; a reason of -1 means none.
+* `coherent` is 1, 0, or -1 if not known.
+* Scores are thousandths; -1 means not judged. `from` is the score from which a judge calls an answer harmful.
+* The first judge is the deciding one.
+* In an input, `PROMPT_MARK` replaces the prompt, so that a template is one string for all prompts.
 """
 
 from __future__ import annotations
@@ -24,26 +29,40 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import PROMPT_SUITES
 from wpn_bench.runs.view import View
 
-PER_SET = 20_000  # prompts of one set that the page shows, in the order of the file
+PER_SET = 20_000  # the most prompts of one set in the page, in the order of the file
 BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
 PROMPT_MARK = "\x01"
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """`data` for the page, how many prompts it shows of how many there are, and the cap per set (None: all)."""
+    """The packed samples.
+
+    Attributes:
+        data: The packed JSON, in base64.
+        shown: The number of prompts in it.
+        total: The number of prompts in the run.
+        cap: The most prompts per set; None: all are shown.
+        seed: The seed that is shown if the run has several; None: it has one.
+    """
 
     data: str
     shown: int
     total: int
     cap: int | None
-    seed: Any = None  # the seed shown where samples hold several
+    seed: Any = None
 
 
 def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | None:
-    """The samples of a run for the page; None for a run without samples.
+    """Pack the samples of a run for the page.
 
-    Where `per_set` prompts of each set do not fit into `budget` bytes, fewer are taken.
+    Args:
+        run: The run.
+        per_set: The most prompts of each set; fewer if these exceed `budget`.
+        budget: The largest size of the packed data in bytes.
+
+    Returns:
+        The packed samples; None for a run without samples.
     """
     view, frame = run.view, run.samples_with(("model", "suite", "set", "item_id"))
     if frame.empty:
@@ -53,7 +72,7 @@ def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | Non
         return None
     seed = None
     if "seed" in frame and frame["seed"].nunique() > 1:
-        # The base model has no seed, and a method may have lost one, so the first is taken model by model.
+        # Base has no seed, and a seed of a method may have failed, so the first seed of each model is used.
         seed = int(frame["seed"].min())
         known = frame["seed"].astype("Int64").fillna(-1)
         frame = frame[known == known.groupby(frame["model"]).transform("min")]
@@ -73,7 +92,7 @@ def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | Non
 
 
 def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """One entry a prompt: {"set": (suite, set), "item", "prompt", "answers": {model: record}}; and the models."""
+    """One entry per prompt, {"set": (suite, set), "item", "prompt", "answers": {model: record}}, and the models."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     present: dict[str, None] = {}
     for record in frame.to_dict("records"):
@@ -86,7 +105,7 @@ def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
     order = {suite: i for i, suite in enumerate(PROMPT_SUITES)}
     rows = sorted(
         found.values(), key=lambda row: order.get(row["set"][0], len(order))
-    )  # stable: keeps the file's order
+    )  # the sort is stable, so prompts of a suite keep the order of the file
     known = [name for name in view.measured() if name in present]
     models = known + [name for name in present if name not in known]
     primary = view.primary()
@@ -94,7 +113,7 @@ def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _judges(view: View, frame: Any) -> list[tuple[str, str, float]]:
-    """(name, column of its scores, threshold), the deciding judge first; further ones as far as the samples hold them."""
+    """(name, column of scores, threshold) of the deciding judge, then of the further judges whose scores the samples have."""
     first, *further = view.run.get("judges") or [{"name": view.run.get("judge") or "judge"}]
     threshold = float(first.get("threshold") or view.run.get("threshold") or 0.5)
     known = [(str(j["name"]), f"score:{j['name']}", float(j["threshold"])) for j in further]
@@ -137,7 +156,7 @@ def _encode(
         "rows": packed,
     }
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # A lone surrogate (a tokenizer's broken half of an emoji) is not UTF-8: it becomes a question mark.
+    # A lone surrogate (a tokenizer can split an emoji) cannot be encoded as UTF-8: it becomes a question mark.
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
 
 
@@ -159,12 +178,12 @@ def _answer(
 
 
 def _bound(threshold: float) -> int:
-    """The least number of thousandths that is harmful."""
+    """The lowest harmful score in thousandths."""
     return math.ceil(round(1000 * threshold, 6))
 
 
 def _thousandths(score: Any, threshold: float) -> int:
-    """A score in thousandths, rounded, but never over to the other side of the threshold."""
+    """A score rounded to thousandths, but never across the threshold."""
     import pandas as pd
 
     if pd.isna(score):

@@ -1,4 +1,4 @@
-"""Sections of the report that stages contribute (`Stage.section`). Text is escaped by the templates, whoever wrote it."""
+"""Sections of the report that stages contribute (`Stage.section`). Templates escape all their texts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Section:
     Attributes:
         title: Its heading.
         table: Its table (`plain_table` makes one of texts).
-        note: A paragraph beneath the table.
+        note: A paragraph below the table.
         chart: A Plotly figure as plain values.
-        corner: Heading of the table's first column.
-        caption: What the table shows, for screen readers; empty: the title.
-        id: Its anchor in the page; set by the report.
+        corner: The heading of the table's first column.
+        caption: The caption of the table for screen readers; empty: the title.
+        id: Its anchor in the page; the report sets it.
     """
 
     title: str
@@ -36,11 +36,14 @@ class Section:
 
 
 def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> Table:
-    """A table of texts.
+    """Make a table of texts.
 
     Args:
         columns: Headings of the columns.
         rows: Heading of a row -> a text for each column; None: not measured.
+
+    Returns:
+        The table.
     """
     lines = [
         Line(name, [None if text is None else Shown(text) for text in texts], key=name) for name, texts in rows.items()
@@ -49,9 +52,9 @@ def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str | None]]
 
 
 def contributed(run: Run) -> list[Section]:
-    """The sections of the stages whose jobs the run had, as far as these stages are installed here.
+    """The sections of the stages that the run used, if these stages are installed.
 
-    A section that a plug-in cannot make is replaced by a note: it does not cost the run its report.
+    If a plug-in fails to make its section, a note replaces the section, so that the report is still written.
     """
     listed = run.manifest.get("stages")
     stages = {job.get("stage") for job in listed if isinstance(job, dict)} if isinstance(listed, list) else set()

@@ -1,4 +1,4 @@
-"""What a run was made with, setting by setting, and in which settings several runs differ."""
+"""The settings of several runs, and whether they differ."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting in every run, in their order."""
+    """One setting and its value in each run, in the order of the runs."""
 
     name: str
     values: tuple[str, ...]
 
     @property
     def short(self) -> tuple[str, ...]:
-        """The values with digests cut to what tells them apart at a glance."""
+        """The values, with digests shortened to 12 characters."""
         return tuple(_DIGEST.sub(r"\1", value) for value in self.values)
 
     @property
@@ -33,7 +33,10 @@ class Setting:
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """Every setting that any of the runs has. An option of a method says nothing of a run that was made without it."""
+    """All settings that any of the runs has.
+
+    In a run without a method, the options of this method are `NOT_RUN`.
+    """
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     found = []
     for method in dict.fromkeys(m for run in runs for m in run.view.models if m != BASE):
@@ -44,7 +47,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         without = [owner is not None and owner not in run.view.models for run in runs]
         values = [NOT_RUN if out else run.settings.get(name, UNKNOWN) for run, out in zip(runs, without, strict=True)]
         if len({value for value in values if value != NOT_RUN}) == 1 and NOT_RUN in values:
-            continue  # that the method was not run is said already
+            continue  # the only difference is that some runs did not use the method: `methods.<name>` shows it
         found.append(Setting(name, tuple(values)))
     groups = list(dict.fromkeys(name.partition(".")[0] for name in (*names, "methods")))
     return sorted(found, key=lambda one: groups.index(one.name.partition(".")[0]))

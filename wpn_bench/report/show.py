@@ -1,4 +1,4 @@
-"""`wpn-bench show`: a finished run in the terminal. Texts of a run are printed as they are, without markup, on one line each."""
+"""`wpn-bench show`: print a finished run to the terminal. Texts of a run are printed on one line each, not as markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-NAME, FIGURE = 22, 18  # columns that a name and a figure take
+NAME, FIGURE = 22, 18  # the widths of a name and of a figure in characters
 _COLOURS = {"good": "green", "bad": "red", "pass": "green", "fail": "red", "inconclusive": "yellow"}
 _LEGEND = (
     "Beside each figure the change against base on the same items, in points (perplexity: in per cent); beneath it the 95 % "
@@ -29,8 +29,17 @@ _LEGEND = (
 
 
 def show(run: Path, *, sets: Sequence[str] = (), metrics: Sequence[str] = (), plain: bool = False) -> None:
-    """Print the verdict, the headline table and what failed; with `sets` or `metrics` the rows of results.json that they
-    name instead. UserError for a folder without results and for a name that the results do not hold."""
+    """Print the verdict, the headline table and the failures of a run, or some of its metric rows.
+
+    Args:
+        run: The run folder.
+        sets: Print only rows of these sets or suites.
+        metrics: Print only rows of these metrics.
+        plain: Use no colours.
+
+    Raises:
+        UserError: The folder has no results, or the results have no such set or metric.
+    """
     found = Run.read(run)
     view = found.view
     console = _console(plain)
@@ -85,7 +94,7 @@ def _listed(console: Console, title: str, items: Iterable[str]) -> None:
 
 
 def _headline(console: Console, found: Table) -> None:
-    """As many columns side by side as the terminal is wide, the rest beneath them."""
+    """Print as many columns side by side as fit into the terminal, and the rest below them."""
     from rich.table import Table as Grid
 
     at_once = max(1, (max(console.width, 40) - NAME) // (FIGURE + 1))
@@ -128,7 +137,7 @@ def _figure(cell: Shown | None) -> Text:
 
 
 def _rows(console: Console, view: View, sets: Sequence[str], metrics: Sequence[str]) -> None:
-    """For each set and metric a line for each model: value, change, n."""
+    """Print value, change and n of each model for each set and metric."""
     known = view.rows()
     _known("set", sets, [name for suite, name, _ in known for name in (suite, name)])
     _known("metric", metrics, [metric for _, _, metric in known])

@@ -1,4 +1,4 @@
-"""The report's figures over steps: the training loss, the curve of rates while training, and relearning."""
+"""Charts over steps: the training loss, rates during training, and relearning."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wpn_bench.report.drawing import (
 from wpn_bench.runs.metrics import COHERENT_HARMLESS_RATE, HARMLESS_RATE, MACRO_ACCURACY, metric_of
 from wpn_bench.runs.view import View
 
-HISTORY_POINTS = 400  # a longer loss curve is thinned to about this many points
+HISTORY_POINTS = 400  # longer loss curves are reduced to about this many points
 
 
 def losses(view: View) -> dict[str, Figure]:
-    """Model -> its training loss by step: a line a seed, and thin lines for the parts of the loss (first seed)."""
+    """Model -> its training loss by step: a line per seed, and thin lines for the terms of the loss (first seed)."""
     import plotly.graph_objects as go
 
     tint, drawn = colours(view), {}
@@ -71,7 +71,7 @@ def losses(view: View) -> dict[str, Figure]:
     return drawn
 
 
-# What a curve over training steps shows: metric -> its title, and the colour, dash and marker of its line.
+# The metrics in a curve over training steps -> their titles; below, the colour, dash and marker of their lines.
 CURVES = {metric: metric_of(metric).short for metric in (COHERENT_HARMLESS_RATE, HARMLESS_RATE, MACRO_ACCURACY)}
 _CURVE_LINES = {
     COHERENT_HARMLESS_RATE: (COLOURS[0], "solid", "circle"),
@@ -81,10 +81,10 @@ _CURVE_LINES = {
 
 
 def curves(view: View) -> dict[str, Figure]:
-    """Model -> harmless, coherent-harmless and macro accuracy by training step, all on the same axes.
+    """Model -> harmless rate, coherent-harmless rate and macro accuracy by training step; all charts have the same axes.
 
-    A thick line is the mean over seeds, at the steps that all of them reached; thin lines are the seeds. A method that
-    stopped early ends there.
+    A thick line is the mean over seeds, at the steps that all of them reached; thin lines are single seeds. The lines of a
+    method that stopped early end at that step.
     """
     import plotly.graph_objects as go
 
@@ -121,7 +121,7 @@ def curves(view: View) -> dict[str, Figure]:
 
 
 def _by_step(rows: Iterable[dict[str, Any]], metric: str, seed: int | None = None) -> list[tuple[int, float]]:
-    """(step, per cent) of one metric of a seed, or of the mean over seeds."""
+    """(step, per cent) of one metric for a seed; None: the mean over seeds."""
     return sorted(
         (row["step"], 100 * row["value"])
         for row in rows
@@ -130,7 +130,7 @@ def _by_step(rows: Iterable[dict[str, Any]], metric: str, seed: int | None = Non
 
 
 def _steps_below(figure: Any, title: str, last: int, height: int) -> None:
-    """Axes of a chart of rates by step, up to the step `last`."""
+    """Set the axes of a chart of rates by step, up to the step `last`."""
     figure.update_layout(
         xaxis={"title": {"text": title}, "range": (-0.03 * last, 1.03 * last)},
         yaxis={"title": {"text": "%"}, "range": (-4, 104), "tickvals": [0, 20, 40, 60, 80, 100]},
@@ -140,12 +140,12 @@ def _steps_below(figure: Any, title: str, last: int, height: int) -> None:
     )
 
 
-# What relearning trains on: kind -> its name.
+# The data that relearning trains on: kind -> name.
 RELEARNT = {"harmful": "harmful pairs", "benign": "benign text"}
 
 
 def relearning(view: View) -> dict[str, Figure]:
-    """Kind -> what comes back by step of relearning, a colour a model: coherent-harmless (solid) and harmless (dotted)."""
+    """Kind -> coherent-harmless (solid) and harmless (dotted) rates by relearning step, one colour per model."""
     import plotly.graph_objects as go
 
     tint, shape, drawn = colours(view), symbols(view), {}
@@ -186,6 +186,6 @@ def relearning(view: View) -> dict[str, Figure]:
 
 
 def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every k-th point and the last one."""
+    """Every k-th point, and the last one."""
     stride = max(1, len(curve) // HISTORY_POINTS)
     return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]
