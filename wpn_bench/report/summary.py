@@ -1,5 +1,8 @@
-"""The reports for programs: `summary.json`, what a person reads first in a form that a script reads, and `metrics.csv`, the
-metric rows of results.json as a flat table. docs/report.md describes both."""
+"""Reports for programs: `summary.json` and `metrics.csv`.
+
+`summary.json` has the verdict and the headline metrics; `metrics.csv` has the metric rows of results.json as a flat table.
+docs/report.md describes both.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def summary(run: Run) -> str:
-    """Verdict, headline table, failed and skipped parts, as JSON."""
+    """The text of summary.json: the verdict, headline metrics, and what failed or was skipped."""
     view = run.view
     found = {
         "schema_version": SCHEMA_VERSION,
@@ -46,12 +49,12 @@ def summary(run: Run) -> str:
 
 
 def about(view: View) -> dict[str, Any]:
-    """What the run was."""
+    """The facts about a run in summary.json."""
     return {name: view.run.get(name) for name in _RUN}
 
 
 def models(view: View) -> list[dict[str, Any]]:
-    """The models that were measured, then those that failed: what each is, how it ended, and its headline figures."""
+    """The measured models, then the failed ones: method, status and headline metrics of each."""
     measured = view.every_measured()
     found = []
     for name in (*measured, *(name for name in view.models if view.failed(name) and name not in measured)):
@@ -73,19 +76,29 @@ def models(view: View) -> list[dict[str, Any]]:
 
 
 def figure(cell: Cell) -> dict[str, Any]:
-    """A cell's numbers under the names of results.json; `significant` as the mark in the tables, `note` the set it is of
-    where it is one picked out of several."""
+    """The numbers of a cell under their names in results.json, with two more keys.
+
+    `significant` is the mark in the tables; `note` is the set if the cell was selected from several.
+    """
     numbers = {name: getattr(cell, name) for name in COLUMNS if hasattr(cell, name)}
     return {**numbers, "significant": cell.delta is not None and cell.significant, "note": cell.note}
 
 
 def metrics(run: Run) -> str:
-    """The metric rows as CSV."""
+    """The text of metrics.csv: the metric rows as CSV."""
     return table(run.results.get("metrics") or [])
 
 
 def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> str:
-    """Rows as CSV under the columns of results.json, those named `before` in front; what is not known is left empty."""
+    """Rows as CSV with the columns of results.json. Unknown and infinite values are empty.
+
+    Args:
+        rows: The rows.
+        before: Names of additional first columns.
+
+    Returns:
+        The text of the CSV file.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = (*before, *COLUMNS)
@@ -97,5 +110,5 @@ def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> st
 
 
 def text(found: dict[str, Any]) -> str:
-    """As JSON, which has no NaN, for people to read as well."""
+    """Data as indented JSON. NaN is an error, because JSON has none."""
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""The report's tables of the results, as plain records for the templates."""
+"""The tables of results in the report, as records for the templates."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ _TOGETHER = {WORST_CASE: "under all of these"}
 
 
 def headline(view: View, colours: dict[str, str]) -> Table:
-    """Models x headline metrics; the non-inferiority verdict stands with the benchmark average."""
+    """Models by headline metrics; the benchmark average has the non-inferiority verdict.
+
+    Args:
+        view: The results.
+        colours: Model -> its colour in the charts.
+
+    Returns:
+        The table; base is the first row, then the primary model.
+    """
     models = view.measured()
     cells = {model: [_headline(view, one, model) for one in HEADLINES] for model in models}
     used = [i for i in range(len(HEADLINES)) if any(cells[model][i] for model in models)]
@@ -72,8 +80,8 @@ def _headline(view: View, one: Headline, model: str) -> Shown | None:
 
 
 def items(found: Table) -> str:
-    """How many answers or documents the figures of each column rest on: 'Worst attack 240 to 720; Perplexity 9,932'."""
-    counted: dict[str, list[str]] = {}  # columns by their numbers: two of them rest on the same answers
+    """The number of items behind each column, in words: 'Worst attack 240 to 720; Perplexity 9,932'."""
+    counted: dict[str, list[str]] = {}  # number of items -> columns, because two columns use the same answers
     for i, column in enumerate(found.columns):
         counts = {found.shared_n[i]} | {cell.n for line in found.lines if (cell := line.cells[i])}
         numbers = sorted({n for n in counts if n is not None})
@@ -87,8 +95,10 @@ def items(found: Table) -> str:
 
 
 def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:
-    """The rate with the one that is corrected for the judge's errors in its note, where there is a single set: errors
-    that several sets share make no interval of a mean."""
+    """A rate with a note that has the rate corrected for the judge's errors.
+
+    There is no note for several sets: they share the errors of the judge, so their intervals cannot be combined.
+    """
     sets = view.sets(IN_DOMAIN)
     cell = view.cell(model, IN_DOMAIN, sets[0], f"{HARMLESS_RATE}_corrected") if len(sets) == 1 else None
     if shown is None or cell is None:
@@ -97,7 +107,7 @@ def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | Non
 
 
 def benchmarks(view: View) -> Table | None:
-    """Tasks x models, the macro first; a task that rests on few items says what that costs."""
+    """Tasks by models, the macro average first. A task with few items has a note on the width of its interval."""
     models, lines = view.measured(), []
     for task in benchmarks_in_order(view.sets(BENCHMARK)):
         found = [view.cell(model, BENCHMARK, task, ACCURACY) for model in models]
@@ -123,8 +133,16 @@ def benchmarks(view: View) -> Table | None:
 
 
 def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table | None:
-    """Sets x models for one metric of a suite, the worst case over attacks last; the plain harmless rate and missing
-    answers stand in the note."""
+    """Sets by models for one metric of a suite; the worst case over attacks is the last row.
+
+    Args:
+        view: The results.
+        suite: The suite.
+        metric: The metric. With the coherent-harmless rate, notes show the harmless rate.
+
+    Returns:
+        The table, with notes on missing answers; None if nothing was measured.
+    """
     models, lines = view.measured(), []
     for name in (*view.sets(suite), WORST_CASE):
         cells: list[Shown | None] = []
@@ -137,8 +155,11 @@ def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table
 
 
 def attack_success(view: View) -> Table | None:
-    """Attacks x models: how many prompts were answered harmfully. The plain prompts come first, to compare with, and
-    prompts from which any of the attacks got a harmful answer last."""
+    """Attacks by models: the proportion of prompts with a harmful answer.
+
+    The first row has the prompts without an attack, for comparison. The last row counts prompts with a harmful answer under
+    any attack.
+    """
     models, lines = view.measured(), []
     plain_set = next(iter(view.sets(IN_DOMAIN)), "")
     plain = [rate(_rest(view.cell(model, IN_DOMAIN, plain_set, HARMLESS_RATE)), better=-1) for model in models]
@@ -153,12 +174,12 @@ def attack_success(view: View) -> Table | None:
 
 
 def _enough_items(cell: Cell) -> bool:
-    """False where an accuracy rests on so few items that its own interval hides the differences in question."""
+    """Whether an accuracy has enough items. With fewer, its interval is wider than the differences of interest."""
     return cell.n is None or cell.n >= FEW
 
 
 def _rest(cell: Cell | None) -> Cell | None:
-    """The share of all the others: one minus a rate."""
+    """The complement of a rate, 1 - rate, with its intervals."""
     if cell is None or cell.value is None:
         return None
 
@@ -177,7 +198,7 @@ def _rest(cell: Cell | None) -> Cell | None:
 
 
 def worst_case_text(view: View) -> str:
-    """Over which attacks the worst case is taken, and which were left out; nothing where there is none."""
+    """A sentence on which attacks the worst case includes and leaves out; empty without a worst case."""
     found = view.run.get("worst_case")
     if not found:
         return ""
@@ -187,7 +208,7 @@ def worst_case_text(view: View) -> str:
 
 
 def success_text(view: View) -> str:
-    """How many prompts any attack got a harmful answer from, model by model, in one sentence."""
+    """A sentence on the proportion of prompts with a harmful answer under any attack, for each model."""
     cells = {model: view.cell(model, ATTACK, WORST_CASE, ATTACK_SUCCESS_RATE) for model in view.measured()}
     known = {model: cell for model, cell in cells.items() if cell}
     if not known or not view.run.get("worst_case"):
@@ -200,7 +221,7 @@ def success_text(view: View) -> str:
 
 
 def thresholds(view: View) -> Table | None:
-    """In-domain harmless rate at every threshold of the judge: a verdict that hangs on 0.5 would show here."""
+    """The in-domain harmless rate at several thresholds of the judge: it shows whether the verdict depends on the threshold."""
     models, lines = view.measured(), []
     for tenth in range(1, 10):
         cells = [rate(view.mean(model, IN_DOMAIN, f"{HARMLESS_RATE}@0.{tenth}")) for model in models]
@@ -210,7 +231,7 @@ def thresholds(view: View) -> Table | None:
 
 
 def seeds(view: View) -> Table | None:
-    """The two headline figures seed by seed; None for a run of one seed."""
+    """The in-domain rates and the benchmark average of each seed; None for a run with one seed."""
     lines = []
     average = BENCHMARK, BENCHMARK_AVERAGE, ACCURACY
     headlines = [
@@ -235,7 +256,7 @@ def seeds(view: View) -> Table | None:
 
 
 def costs(view: View) -> Table | None:
-    """Wall time and tokens, models x stages; a stage that a model has no need of is a dash."""
+    """Models by stages: wall time and tokens. A dash marks a stage that a model does not need."""
     stages = [stage for stage in view.sets(COST) if stage != "run"]
     models = [name for name in view.models if any(view.cell(name, COST, stage, "seconds") for stage in stages)]
     order = ("train", "generate", "judge", "benchmark")
@@ -255,13 +276,13 @@ def costs(view: View) -> Table | None:
 
 
 def _whole(view: View, model: str) -> Shown:
-    """What all stages of a model took together."""
+    """The time of all stages of a model."""
     cells = [view.cell(model, COST, stage, "seconds") for stage in view.sets(COST) if stage != "run"]
     return Shown(value=seconds(sum(cell.value for cell in cells if cell and cell.value is not None)))
 
 
 def documents(view: View) -> Table | None:
-    """Tasks x methods: how many documents were lost (right for base alone) and gained; means over seeds."""
+    """Tasks by methods: the number of documents lost (only base is correct) and gained, as means over seeds."""
     methods, lines = view.methods(), []
     for task in benchmarks_in_order(view.sets(BENCHMARK)):
         cells = [_turned(view, model, task) for model in methods]
@@ -274,14 +295,14 @@ def _turned(view: View, model: str, task: str) -> Shown | None:
     lost, gained = (view.cell(model, BENCHMARK, task, metric) for metric in ("lost", "gained"))
     if lost is None or gained is None:
         return None
-    # Of several seeds n counts every document once a seed.
+    # With several seeds, n counts each document once for each seed.
     n = (lost.n or 0) // max(1, len(view.per_seed(model, BENCHMARK, task, "lost")))
     fewer, more = (f"{cell.value:.1f}".removesuffix(".0") for cell in (lost, gained))
     return Shown(value=f"-{fewer} / +{more}", ci=f"of {n:,}")
 
 
 def leakage(view: View) -> Table | None:
-    """Sets x what they share with the forget set; None for results that do not say."""
+    """The overlap of each set with the forget set; None if the results do not record it."""
     found = view.run.get("leakage") or {}
     columns = ["Prompts", "The same", "Nearly the same", "Siblings", "Dropped", "Also in domain"]
     hints = ["", "", f"similarity {found.get('threshold', 0):g} or more", "another name or number", "", "named only"]
@@ -299,7 +320,7 @@ def leakage(view: View) -> Table | None:
 
 
 def leakage_text(view: View) -> str:
-    """How many prompts the sets shared with the forget set, in one sentence; nothing where the results do not say."""
+    """A sentence on the overlap of the sets with the forget set; empty if the results do not record it."""
     found = view.run.get("leakage")
     if not found or not found["sets"]:
         return ""
@@ -314,7 +335,7 @@ def leakage_text(view: View) -> str:
 
 
 def peak_memory(view: View) -> str:
-    """The most memory that the run held, or nothing."""
+    """The peak memory of the run; empty if not known."""
     held = [cell.value for name in view.models if (cell := view.cell(name, COST, "run", "peak_memory_mb"))]
     most = max((value for value in held if value is not None), default=None)
     return f"{most / 1024:.1f} GiB" if most is not None else ""
@@ -338,7 +359,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
     ratio = perplexity_ratio(view, model) if model != BASE else None
     share = "" if ratio is None else f"{signed(ratio - 1)} %" if ratio < 10 else f"×{plain(ratio)}"
     low, high = cell.ci_low, cell.ci_high
-    # The paired comparison is that of the token loss, whose exponential the perplexity is.
+    # Perplexity is the exponential of the token loss. The paired test is that of the token loss.
     loss = view.cell(model, BENCHMARK, HELDOUT_TEXT, TOKEN_LOSS) or cell
     return Shown(
         value=plain(cell.value),
@@ -353,7 +374,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
 
 
 def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
-    """'harmless 98.0 %; 3 missing': what must be read together with a coherent-harmless rate."""
+    """The note of a rate, such as 'harmless 98.0 %; 3 missing'."""
     parts = []
     plain_rate = view.cell(model, suite, name, HARMLESS_RATE) if metric == COHERENT_HARMLESS_RATE else None
     if plain_rate:

@@ -1,4 +1,4 @@
-"""Jinja templates of the reports, and the filters that make foreign text safe in them."""
+"""Jinja templates of the reports, and the filters that escape texts of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from wpn_bench.errors import UserError
 
 
 def templates_dir() -> Path:
-    """The report templates: in the wheel beside the package, in a checkout under `reports/`."""
+    """The folder of the report templates: `_reports/templates` of an installed package, `reports/templates` of a checkout.
+
+    Raises:
+        UserError: The templates are not installed.
+    """
     folder = reports_dir() / "templates"
     if folder.is_dir():
         return folder
@@ -23,20 +27,20 @@ def templates_dir() -> Path:
 
 
 def style() -> Any:
-    """The style sheet, as it goes into a page."""
+    """The style sheet, for insertion into a page without escaping."""
     return _raw((templates_dir() / "report.css").read_text(encoding="utf-8"))
 
 
 def _raw(text: str) -> Any:
-    """Our own style and script go into the page as they are; nothing from a run ever does."""
+    """Mark text as safe, so that it is not escaped. Use it only for our own style and script, never for texts of a run."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
-@cache  # it keeps the compiled templates
+@cache  # the environment caches compiled templates
 def environment() -> Any:
-    """Jinja over `reports/templates`, with the filters that its templates use."""
+    """The Jinja environment of the report templates, with the filters that they use."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
@@ -54,19 +58,35 @@ def environment() -> Any:
 
 
 def typeset(raw: object) -> str:
-    """Figures as print has them: a real minus, an arrow, and no line break before a per cent sign."""
+    """Use typographic characters: minus signs, arrows, and non-breaking spaces before `%` and `points`."""
     text = re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", str(raw)).replace(" -> ", " \u2192 ")
     return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
 
 
 def markdown_text(raw: object, longest: int = 2_000) -> str:
-    """Text for one line of Markdown: no markup, no table bars, no HTML; cut where it is very long."""
+    """Escape a text for one line of Markdown: it makes no markup, table cells or HTML.
+
+    Args:
+        raw: The text.
+        longest: Longer texts are truncated to this many characters.
+
+    Returns:
+        The escaped text.
+    """
     text = html.escape(_line(raw, longest).replace(" -> ", " \u2192 "), quote=False)
     return re.sub(r"([\\`*_~\[\]|#])", r"\\\1", text)
 
 
 def tag_text(raw: object, longest: int = 2_000) -> str:
-    """Text for one line inside an HTML tag of a Markdown file, where Markdown is not read."""
+    """Escape a text for one line inside an HTML tag of a Markdown file, where Markdown is not interpreted.
+
+    Args:
+        raw: The text.
+        longest: Longer texts are truncated to this many characters.
+
+    Returns:
+        The escaped text.
+    """
     return html.escape(_line(raw, longest), quote=False)
 
 

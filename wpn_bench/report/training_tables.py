@@ -1,4 +1,4 @@
-"""The report's tables of what happened to a model before and after the measurements: tuning, curve, relearning, searches."""
+"""The tables on training in the report: tuning, curves over steps, relearning, and the searches of gradient attacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from wpn_bench.runs.view import Cell, View
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """How one method was tuned: the chosen trial in words, and the table of all."""
+    """How one method was tuned.
+
+    Attributes:
+        title: The title of the method.
+        chosen: The chosen trial in words.
+        feasible: Whether the chosen trial satisfies the bound on capability loss.
+        table: All trials.
+    """
 
     title: str
     chosen: str
@@ -32,7 +39,7 @@ class Tuned:
 
 
 def tunings(view: View) -> list[Tuned]:
-    """One entry a method that was tuned, in the order of the results."""
+    """One entry for each tuned method, in the order of the results."""
     about = view.run.get("tuning") or {}
     found = []
     for name, model in view.models.items():
@@ -73,7 +80,7 @@ def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Lin
 
 
 def tuning_text(view: View) -> str:
-    """What every method was tuned by, in one or two sentences."""
+    """The objective and the constraint of tuning, in words; empty if nothing was tuned."""
     about = view.run.get("tuning")
     if not about:
         return ""
@@ -92,7 +99,15 @@ def tuning_text(view: View) -> str:
 
 
 def curve(view: View, model: str) -> Table | None:
-    """A method's curve in numbers: steps x metrics, the mean over seeds (or, where seeds ended apart, seed by seed)."""
+    """The curve of a method: steps by metrics, as means over seeds.
+
+    Args:
+        view: The results.
+        model: The method.
+
+    Returns:
+        The table. Steps that not all seeds reached have one row for each seed. None without a curve.
+    """
     rows = view.models.get(model, {}).get("curve") or []
     several = len({r["seed"] for r in rows} - {None}) > 1
     columns = [(metric, title) for metric, title in CURVES.items() if any(r["metric"] == metric for r in rows)]
@@ -111,7 +126,15 @@ def curve(view: View, model: str) -> Table | None:
 
 
 def relearning(view: View, kind: str) -> Table | None:
-    """Models x steps of relearning: coherent-harmless, the plain harmless rate in the note; the mean over seeds."""
+    """Models by relearning steps: the coherent-harmless rate, with the harmless rate as a note; means over seeds.
+
+    Args:
+        view: The results.
+        kind: The data that relearning trains on (`RELEARNT`).
+
+    Returns:
+        The table; None if nothing was relearned.
+    """
     cells: dict[str, dict[int, dict[str, Cell]]] = {}
     for model in view.models:
         for row in view.relearning(model, kind):
@@ -132,7 +155,7 @@ def _relearnt(found: dict[str, Cell]) -> Shown | None:
 
 
 def relearning_summary(view: View) -> Table | None:
-    """Models x kinds: coherent-harmless as it is, and after the last step of relearning of each kind."""
+    """Models by kinds: the coherent-harmless rate before relearning, and after the last step of each kind."""
     tables = {kind: found for kind in RELEARNT if (found := relearning(view, kind))}
     if not tables:
         return None
@@ -147,8 +170,10 @@ def relearning_summary(view: View) -> Table | None:
 
 
 def searches(view: View) -> Table | None:
-    """Models x gradient attacks: loss of the targets before and after, nats a token; the share reached in the note; means
-    over seeds."""
+    """Models by gradient attacks: the loss of the targets before and after the search in nats per token, as means over seeds.
+
+    Notes show the proportion of targets that the model generated.
+    """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model, described in view.models.items():
         for row in described.get("gradient_attacks") or []:
@@ -173,7 +198,7 @@ def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
 
 
 def _options(params: dict[str, Any]) -> str:
-    """'lr 6.5e-05, steps 100'."""
+    """Options as text, such as 'lr 6.5e-05, steps 100'."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )

@@ -11,13 +11,24 @@ from wpn_bench.core.files import write_text
 from wpn_bench.errors import UserError
 from wpn_bench.report import formats
 
-# Characters that HTML forbids, that steer a terminal, or that end a file for some readers.
+# Characters that HTML forbids, that control a terminal, or that some programs take for the end of a file.
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[Path]:
-    """Write each file (name -> "module:function" of its maker) and return the paths. All texts are made before the first
-    is written."""
+    """Write the files of a report. All texts are made before the first is written.
+
+    Args:
+        makers: Name of a file -> "module:function" that makes its text.
+        about: The argument of these functions.
+        folder: The folder to write into.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     texts = {name: formats.maker(path)(about) for name, path in makers.items()}
     written = []
     try:
@@ -31,6 +42,8 @@ def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[P
 
 
 def _readable(text: str) -> str:
-    """Text that every reader of UTF-8 takes: a lone surrogate (half of an emoji) becomes a question mark, a control
-    character the mark of what cannot be shown."""
+    """Make a text valid UTF-8 without control characters.
+
+    A lone surrogate (half of an emoji) becomes a question mark, a control character the replacement character U+FFFD.
+    """
     return _UNREADABLE.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
