@@ -1,4 +1,4 @@
-"""Stages that measure harmlessness: calibrate the coherence bounds, generate responses, judge them, run further judges."""
+"""Stages that measure harmlessness: calibrate coherence bounds, generate responses, and judge them."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ GENERATE = Stage(
     shardable=True,
     items="needs.prompts",
     speed_params=("decoding", "max_new_tokens"),
-    memory="wpn_bench.preflight.estimates:inference_needs",  # the same estimate holds for all stages that only run inference
+    memory="wpn_bench.preflight.estimates:inference_needs",  # the estimate for all inference-only stages
 )
 JUDGE = Stage(
     "wpn_bench.harmless.stages:run_judge_stage",

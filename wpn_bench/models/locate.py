@@ -209,7 +209,7 @@ def code_named(folder: Path) -> str:
 
 
 def _first(named: Any) -> str:
-    """Return the first class in an `auto_map`: {"AutoModel": "module.Class"}, or for a tokenizer a list of two classes."""
+    """Return the first class in an `auto_map`: {"AutoModel": "module.Class"}, or a list of two in a tokenizer."""
     while isinstance(named, dict | list) and named:
         named = next((one for one in (named.values() if isinstance(named, dict) else named) if one), "")
     return str(named)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HEAD_ROWS = 512  # tokens whose logits are computed at once on a CPU; more would only need more memory
 WORKING_TOKENS = 1024  # tokens of a forward pass on a CPU; a pass has fewer if memory is short
 
-# Memory of one layer for a token while it is computed, in vectors of the hidden size: about four for the inner activations
+# Memory of one layer for a token while it is computed, in vectors of the hidden size: about four for inner activations
 # of the feed-forward network, eight for attention, residuals and normalised copies.
 _WIDTHS_OF_A_LAYER = 12
 # The same for what a layer keeps until the backward pass. This is an estimate; `unlearn.memory` counts exactly.

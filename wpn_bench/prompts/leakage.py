@@ -257,7 +257,7 @@ class Reference:
         return found
 
     def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
-        """For each item, return the similarity of each reference prompt that reaches the threshold, keyed by its index."""
+        """Return for each item the similarities of reference prompts that reach the threshold, keyed by index."""
         alike: list[dict[int, float]] = [{} for _ in items]
         for cut, parts, index in zip((words, trigrams), self._parts, self._indices, strict=False):
             mine = [_counted(cut(i.prompt)) for i in items]

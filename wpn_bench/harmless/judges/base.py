@@ -127,5 +127,5 @@ class Judge(ABC):
         return self.score([exchange.response for exchange in exchanges], advance)
 
     def card(self) -> Path | None:
-        """Return the path of the judge card (see `analysis/judge_card.py`) that ships with the judge, if there is one."""
+        """Return the path of the judge card (see `analysis/judge_card.py`) that ships with the judge, if any."""
         return None

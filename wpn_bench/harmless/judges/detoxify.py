@@ -240,7 +240,7 @@ def settings_of(path: Path) -> Settings:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values. Raises `UserError` if the file has other content or another format."""
+    """Read a checkpoint's tensors and plain values. Raises `UserError` for other content or formats."""
     from pickle import UnpicklingError
 
     import torch

@@ -78,12 +78,12 @@ class JudgeSpec:
 
     @property
     def name(self) -> str:
-        """The name of the judge in results: `scorer`, with local paths shortened so that no home folder is published."""
+        """The name of the judge in results: `scorer`, with local paths shortened to hide home folders."""
         return self._without_home().scorer
 
     @property
     def shown(self) -> str:
-        """Like `text`, with local paths shortened so that no home folder is published."""
+        """Like `text`, with local paths shortened to hide home folders."""
         return self._without_home().text
 
     def _without_home(self) -> JudgeSpec:
@@ -130,7 +130,7 @@ def canonical(value: Any) -> str:
 
 
 def check(text: str) -> JudgeSpec:
-    """Parse a specification and check it: the name is known, the variant is possible, the options are known and valid."""
+    """Parse a specification and check its name, variant and options."""
     spec = parse(text)
     JUDGES.get(spec.judge).check(spec.variant)
     _ = spec.config
