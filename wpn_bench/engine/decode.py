@@ -358,7 +358,10 @@ class _Decoder:
         return _Live(rows, cache, mask, longest, padded)
 
     def _repeated(self, prefix: tuple[int, ...], lengths: Tensor) -> Cache:
-        """Return keys and values of the first `lengths` (R,) tokens of `prefix`, right-aligned in len(prefix) columns."""
+        """Return the keys and values of the first `lengths` (R,) tokens of `prefix`.
+
+        They are right-aligned in len(prefix) columns.
+        """
         if self.prefix is None or self.prefix[0] != prefix:
             cache = _new_cache()
             ids = torch.tensor([prefix], device=self.device)

@@ -266,7 +266,10 @@ def head_of(model: PreTrainedModel, head_is_last: bool) -> Head:
 def _read_head(
     head: Head, outputs: Tensor, rows: packing.Array, targets: packing.Array
 ) -> tuple[packing.Array, packing.Array]:
-    """Return log p of each of `targets` (n,) from its row of `outputs` (N, width), and whether it is the greedy token."""
+    """Return log p of each of `targets` (n,), and whether it is the greedy token.
+
+    `rows` (n,) are the rows of `outputs` (N, width) that predict the targets.
+    """
     import torch
 
     # Several pairs can use the same row (choices of one token). Its logits are computed once.
