@@ -1,2 +1,4 @@
-"""Fast and exact forward passes: log-likelihoods, responses, classifier scores. This package knows models and texts, but no
-runs."""
+"""Fast and exact forward passes: log-likelihoods, responses and classifier scores.
+
+This package depends on models and texts, not on runs.
+"""

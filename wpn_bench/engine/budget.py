@@ -1,10 +1,12 @@
-"""Batches by tokens: as many as fit into the free memory, and half as many after memory ran out.
+"""Batches with a limited number of tokens.
 
-    budget = Budget.measured(model)
+The limit is what fits into the free memory. It is halved each time memory runs out.
+
+    budget = Budget.measured(model, logits=False)
     for_batches(order, tokens_of, budget, work)
 
-`work` gets positions. It must keep nothing of a batch that fails: the same positions come again in smaller batches, until all
-are done or a single one does not fit.
+`work` gets positions. It must keep no results of a batch that fails, because the same positions come again in smaller
+batches, until all are done or a single one does not fit.
 """
 
 from __future__ import annotations
@@ -21,27 +23,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# On a CPU, a pass of this many tokens keeps the matrix products busy; more tokens only miss the caches.
+# On a CPU, matrix products are efficient in a pass of this many tokens; more tokens only cause cache misses.
 CPU_TOKENS = 1024
-# Upper bound on an accelerator: more tokens are no faster, and a failed pass costs more.
+# Upper bound on an accelerator: more tokens are not faster, and a failed pass costs more.
 ACCELERATOR_TOKENS = 65_536
-_MEMORY_SHARE = 0.5  # of the free memory; the rest is for fragmentation and for other processes
+_MEMORY_SHARE = 0.5  # share of the free memory; the rest is for fragmentation and other processes
 
 
 class Budget:
-    """How many `tokens` one pass may hold; `halve` it after a failure. One object serves all batches of a job, so that a
-    halved budget stays halved."""
+    """The maximum number of `tokens` in a pass.
+
+    Use one object for all batches of a job, so that a halved budget stays halved.
+    """
 
     def __init__(self, tokens: int) -> None:
         self.tokens = max(1, tokens)
 
     @classmethod
     def measured(cls, model: PreTrainedModel, *, logits: bool) -> Budget:
-        """As many tokens as fit into half of the memory that is free now, and no more than are useful.
+        """Return a budget for half of the memory that is free now, but not for more tokens than are useful.
 
         Args:
             model: The model of the passes.
             logits: Whether a pass computes the logits of all its tokens.
+
+        Returns:
+            The budget.
         """
         token = TokenMemory.of(model.config, model.dtype)
         bytes_per_token = token.forward + logits * token.logits
@@ -53,7 +60,7 @@ class Budget:
 
 
 def useful_tokens(device: str) -> int:
-    """How many tokens of a pass are useful; with more it is no faster, whatever memory there is."""
+    """Return the number of tokens above which a pass is not faster, whatever the memory."""
     return CPU_TOKENS if device == "cpu" else ACCELERATOR_TOKENS
 
 
@@ -64,14 +71,16 @@ def for_batches(
     work: Callable[[list[int]], None],
     most: int | None = None,
 ) -> None:
-    """Call `work` on consecutive parts of `order`. When memory runs out, the budget is halved and the part is cut again.
+    """Call `work` on consecutive parts of `order`.
+
+    When memory runs out, the budget is halved and the part is split again.
 
     Args:
         order: Positions, in the order in which they are done.
-        tokens: The number of tokens of a pass over some positions.
-        budget: The tokens of a pass; a single position is passed on whatever its tokens.
-        work: Does some positions.
-        most: How many positions go into one pass at most.
+        tokens: Returns the number of tokens of a pass over some positions.
+        budget: The maximum number of tokens in a pass. A single position may exceed it.
+        work: Processes some positions.
+        most: Maximum number of positions in a pass; None: no limit.
 
     Raises:
         UserError: A single position does not fit into memory.
@@ -96,12 +105,12 @@ def for_batches(
             failed = False
             at = end
         if failed:
-            # Not in the handler: there the traceback still holds the tensors that did not fit.
+            # Not in the except block: there, the traceback still refers to the tensors that did not fit.
             device_memory.release()
 
 
 def does_not_fit() -> UserError:
-    """The error for a single text that does not fit into memory."""
+    """Return the error for a single text that does not fit into memory."""
     return UserError(
         "the model and one text do not fit into memory",
         "take --dtype bfloat16, --offload disk, a smaller model or a GPU",

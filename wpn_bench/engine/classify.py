@@ -1,4 +1,4 @@
-"""Scores of texts by a sequence classifier: every distinct text once, in batches of similar length."""
+"""Score texts with a sequence classifier: each distinct text once, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 
-CHUNK = 2048  # texts whose tokens are in memory at a time; enough of them to find neighbours in length
-_ENCODED = 256  # texts tokenised in one call: a tokenizer's own record of a text is many times as large as its tokens
-OVERLAP = 64  # tokens that two neighbouring windows of a long text share
+CHUNK = 2048  # number of texts whose tokens are in memory at the same time; enough to batch by similar length
+_ENCODED = 256  # texts tokenised in one call, because a tokenizer's output needs far more memory than the token ids
+OVERLAP = 64  # common tokens of two consecutive windows of a long text
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A Hugging Face sequence classifier in evaluation mode, its fast tokenizer, and `score`: from logits (R, classes) to
-    one number a row (R,). `window` is the longest text it reads whole, in tokens without the special ones."""
+    """A Hugging Face sequence classifier.
+
+    Attributes:
+        model: The model in evaluation mode.
+        tokenizer: Its fast tokenizer.
+        score: Converts logits (R, classes) to one number for each row (R,).
+        window: Maximum length of a text that is not split, in tokens without the special ones.
+    """
 
     model: Any
     tokenizer: Any
@@ -35,7 +41,18 @@ class Classifier:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, score: Callable[[Tensor], Tensor]) -> Classifier:
-        """With the window that the model's positions allow; eight are left for special tokens."""
+        """Make a classifier with the largest window that the model's positions allow.
+
+        Eight positions are left for special tokens.
+
+        Args:
+            model: The model in evaluation mode.
+            tokenizer: Its fast tokenizer.
+            score: Converts logits (R, classes) to one number for each row (R,).
+
+        Returns:
+            The classifier.
+        """
         return cls(model, tokenizer, score, int(getattr(model.config, "max_position_embeddings", 512)) - 8)
 
 
@@ -47,17 +64,28 @@ def scores(
     chunk: int = CHUNK,
     most_rows: int | None = None,
 ) -> list[float]:
-    """One score a text, in order. A text longer than the window is scored in overlapping windows, and the maximum counts.
+    """Score each text. Equal texts are scored once.
 
-    NaN where any window of a text has no score; 0.0 for a text without a single token (empty, or invisible characters
-    only). Equal texts are scored once. Beyond the scores themselves, memory does not grow with the number of texts.
+    A text longer than the window is scored in overlapping windows, and the maximum counts. Memory does not grow with
+    the number of texts, except for the scores.
+
+    Args:
+        classifier: The classifier.
+        texts: The texts.
+        advance: Called with the number of texts done since its last call.
+        chunk: Number of texts whose tokens are in memory at the same time.
+        most_rows: Maximum number of rows in a batch; None: no limit.
+
+    Returns:
+        One score for each text, in order. NaN if any window of a text has no score; 0.0 for a text without tokens
+            (empty, or only invisible characters).
     """
     copies: dict[str, int] = {}
     for text in texts:
         copies[text] = copies.get(text, 0) + 1
     distinct = list(copies)
     found: dict[str, float] = {}
-    # Logits of a few classes weigh nothing beside a language model's.
+    # The logits of a few classes need negligible memory.
     budget = Budget.measured(classifier.model, logits=False)
     for at in range(0, len(distinct), chunk):
         part = distinct[at : at + chunk]
@@ -70,7 +98,15 @@ def scores(
 
 
 def windows(classifier: Classifier, text: str) -> list[str]:
-    """The parts of `text` that are scored: itself where it is short enough, nothing where it has no tokens."""
+    """Split a text into the parts that are scored.
+
+    Args:
+        classifier: The classifier.
+        text: The text.
+
+    Returns:
+        The text itself if it is short enough; overlapping windows if not; nothing if it has no tokens.
+    """
     encoded = classifier.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, truncation=False)
     spans, size = encoded["offset_mapping"], classifier.window
     if len(spans) <= size:
@@ -99,7 +135,7 @@ def _scores(
     batches = count()
 
     def found(part: list[int]) -> list[float]:
-        """Scores of a batch: known, computed, or (0.0) another process's to find."""
+        """Return the scores of a batch: from the checkpoint, computed, or 0.0 if another process computes them."""
         if not kept.in_shard(next(batches)) or all(r in kept.known for r in part):
             return [kept.known.get(r, 0.0) for r in part]
         fresh = _pass(classifier, [rows[r][1] for r in part])
@@ -108,7 +144,7 @@ def _scores(
 
     def work(part: list[int]) -> None:
         for (k, _), score in zip([rows[r] for r in part], found(part), strict=True):
-            # NaN must win, or a failure would hide behind a good window; `max` forgets it.
+            # If one window is NaN, so is the text: `max` could drop the NaN and hide the failure.
             worst[k] = math.nan if math.isnan(score) or math.isnan(worst[k]) else max(score, worst[k])
             left[k] -= 1
             if not left[k]:
@@ -119,7 +155,7 @@ def _scores(
 
 
 def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, Ids]]:
-    """(position of the text, tokens with the special ones) of every window."""
+    """Return (position of the text, token ids with the special ones) of each window."""
     tokenizer = classifier.tokenizer
     special = tokenizer.num_special_tokens_to_add()
     rows: list[tuple[int, Ids]] = []
@@ -135,7 +171,7 @@ def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, Ids]]
 
 
 def _pass(classifier: Classifier, rows: Sequence[Ids]) -> list[float]:
-    """Scores of some rows of tokens in one pass, padded to the longest of them."""
+    """Score some rows of token ids in one pass, padded to the longest of them."""
     import torch
 
     width = max(len(row) for row in rows)

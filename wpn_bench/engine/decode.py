@@ -1,15 +1,17 @@
-"""Continuous batching: decode many prompts together, each as if it were alone.
+"""Continuous batching: decode many prompts together, with the same result as one at a time.
 
-Rows are right-aligned: padding is on the left only, and positions count a row's own tokens, so a row has the logits that it
-would have alone. Three things save time and change no token:
+Rows are right-aligned: padding is only on the left, and positions count the tokens of the row, so a row has the same
+logits as alone. Three optimisations do not change the tokens:
 
-- A row that has ended leaves the batch and a waiting prompt takes its place; columns that only it needed are dropped.
-- A common prefix of several prompts (an attack's template, demonstrations) is computed once. To keep the rows right-aligned,
-  a row that is shorter than the longest of its batch takes fewer of the prefix's keys and values, and computes the rest again
-  in the columns where padding would be. No gap is left in the middle, so attention windows (GPT-Neo) cover the right tokens.
+- A row that has ended leaves the batch and a waiting prompt takes its place. Columns that only this row needed are
+  dropped.
+- The common prefix of several prompts (an attack's template, demonstrations) is computed once. To keep the rows
+  right-aligned, a row that is shorter than the longest of its batch uses the keys and values of fewer prefix tokens. It
+  computes the other prefix tokens again, in columns that would otherwise be padding. There is no gap inside a row, so
+  attention windows (GPT-Neo) cover the right tokens.
 - Equal prompts are decoded once.
 
-When memory runs out, the rows of the batch return to the queue, and from then on half as many tokens are in a batch.
+When memory runs out, the rows of the batch return to the queue, and all later batches have half as many tokens.
 """
 
 from __future__ import annotations
@@ -35,16 +37,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_REGATHER_SHARE = 0.75  # the batch is put together anew once this share of its rows or less is active
-_SPARE_COLUMNS = 64  # of a cache, so that it is not copied for every token
-_CACHE_SHARE = 0.25  # of the free memory, for keys and values; they are in memory twice while a batch is put together
+_REGATHER_SHARE = 0.75  # the batch is rebuilt when at most this share of its rows is active
+_SPARE_COLUMNS = 64  # spare columns of the cache, so that it is not copied for every token
+_CACHE_SHARE = 0.25  # share of the free memory for keys and values; rebuilding a batch needs twice their memory
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw tokens at a `temperature`, from the most likely ones that together have `top_p` of the probability (None: all).
+    """Sample tokens instead of greedy decoding.
 
-    Every row has its own random generator, seeded by `seed` and the prompt's tokens: equal prompts get equal texts.
+    Every row has its own random generator, seeded with `seed` and the tokens of the prompt: equal prompts get equal
+    texts.
+
+    Attributes:
+        temperature: Divides the logits.
+        top_p: Only the most likely tokens that together have this probability are sampled; None: all.
+        seed: The seed.
     """
 
     temperature: float
@@ -58,9 +66,9 @@ class Rules:
 
     Attributes:
         max_new_tokens: Maximum number of new tokens.
-        ends: Tokens that end a row and do not belong to it.
-        stopped: Whether a row with these new tokens ends; they belong to it.
-        sampling: How tokens are drawn; None: the most likely one.
+        ends: Token ids that end a row and are not part of the result.
+        stopped: Returns whether a row with these new tokens ends. They are part of the result.
+        sampling: How tokens are sampled; None: greedy decoding.
     """
 
     max_new_tokens: int
@@ -81,10 +89,10 @@ def decode(
 
     Args:
         model: A causal language model.
-        prompts: Token ids, at least one each, with room for `max_new_tokens` more in the model's context.
+        prompts: Token ids, at least one each. `max_new_tokens` more must fit into the model's context.
         rules: How tokens are chosen, and when a row ends.
-        most_rows: Maximum number of rows in a batch; fewer where memory is short.
-        advance: Called with the number of prompts done.
+        most_rows: Maximum number of rows in a batch; fewer if memory is short.
+        advance: Called with the number of prompts done since its last call.
 
     Returns:
         The new tokens of each prompt, in order.
@@ -123,7 +131,7 @@ def decode(
     return out
 
 
-Ended = Callable[[int, list[int]], None]  # position of a prompt, and all that was decoded after it
+Ended = Callable[[int, list[int]], None]  # gets the position of a prompt, and all its new tokens
 
 
 # --- rows and batches -------------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ Ended = Callable[[int, list[int]], None]  # position of a prompt, and all that w
 
 @dataclass(eq=False)
 class _Row:
-    """A prompt and its new tokens. The first `shared` tokens of the prompt are its group's common prefix."""
+    """A prompt and its new tokens. The first `shared` tokens of the prompt are the common prefix of its group."""
 
     index: int
     prompt: list[int]
@@ -142,13 +150,21 @@ class _Row:
 
     @property
     def cached(self) -> int:
-        """How many tokens have keys and values in the cache: all but the newest."""
+        """The number of tokens with keys and values in the cache: all but the newest."""
         return len(self.prompt) + len(self.new) - 1
 
 
 @dataclass
 class _Live:
-    """A batch: its rows, their cache, and their mask (R, C), which is 1 for columns that are still to come."""
+    """A batch.
+
+    Attributes:
+        rows: The rows, R of them.
+        cache: Their keys and values.
+        mask: Attention mask (R, C), with the columns of future tokens, which are 1.
+        width: Number of columns with keys and values.
+        padded: Whether any row has padding.
+    """
 
     rows: list[_Row]
     cache: Cache
@@ -162,8 +178,11 @@ class _Live:
 
 
 class _Layer(DynamicLayer):
-    """Keys and values (R, H, T, D) at the front of a larger buffer. A new token is written into it, while a `DynamicLayer`
-    copies all earlier tokens and needs memory for both copies."""
+    """Keys and values (R, H, T, D) at the front of a larger buffer.
+
+    New tokens are written into the buffer. A `DynamicLayer` would copy all earlier tokens and need memory for both
+    copies.
+    """
 
     keys: Any
     values: Any
@@ -184,7 +203,7 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
-        """Use these keys and values, in a buffer of `columns` (0: without spare columns, not copied)."""
+        """Use these keys and values, in a buffer of `columns` columns (0: without spare columns, not copied)."""
         width = keys.shape[-2]
         if columns <= width:
             self.place = (keys, values)
@@ -197,7 +216,7 @@ class _Layer(DynamicLayer):
 
 
 def _new_cache() -> Cache:
-    # Full layers also for models with attention windows: the masks cut them, and rows can be gathered from them.
+    # Models with attention windows also get full layers: masks limit the attention, and rows can be gathered from them.
     return Cache(layer_class_to_replicate=_Layer)
 
 
@@ -214,6 +233,8 @@ def _cache_of(layers: Iterable[tuple[Tensor, Tensor]], columns: int = 0) -> Cach
 
 
 class _Decoder:
+    """Decodes prompts with continuous batching."""
+
     def __init__(self, model: PreTrainedModel, rules: Rules, most_rows: int) -> None:
         from wpn_bench.models import context_length
 
@@ -229,7 +250,7 @@ class _Decoder:
         rows = [_Row(k, prompt) for k, prompt in enumerate(prompts)]
         queue = deque(self._ordered(rows))
         live: _Live | None = None
-        flight: list[_Row] = []  # taken from the queue and not ended
+        flight: list[_Row] = []  # rows that left the queue and have not ended
         while queue or flight:
             failed = False
             try:
@@ -246,7 +267,7 @@ class _Decoder:
                     raise does_not_fit() from e
                 failed = True
             if failed:
-                # Not in the handler: there the traceback still holds the tensors that did not fit.
+                # Not in the except block: there, the traceback still refers to the tensors that did not fit.
                 live = self.prefix = None
                 device_memory.release()
                 self.budget.tokens = min(self.budget.tokens, self._cost(flight))
@@ -265,8 +286,10 @@ class _Decoder:
                 live = None
 
     def _ordered(self, rows: list[_Row]) -> list[_Row]:
-        """Order the rows: groups with a common prefix stay together, and the longest rows go first, so that rows of similar
-        length share a batch and a lack of memory shows early."""
+        """Order the rows. Groups with a common prefix stay together, and the longest rows are first.
+
+        So rows of similar length share a batch, and memory runs out early if at all.
+        """
         alone = {row.index for row in rows}
         blocks = []
         for group in shared_prefixes([row.prompt for row in rows]):
@@ -281,16 +304,17 @@ class _Decoder:
         return [row for block in blocks for row in block]
 
     def _cost(self, rows: Sequence[_Row]) -> int:
-        """Maximum number of tokens that these rows have in the cache, padding included."""
+        """Return the maximum number of tokens that these rows have in the cache, padding included."""
         return len(rows) * (max((len(row.prompt) for row in rows), default=0) + self.rules.max_new_tokens)
 
     def _is_thin(self, live: _Live) -> bool:
+        """Return whether so many rows have ended that the batch should be rebuilt."""
         n = len(live.at_work)
-        # Some models (GPT-Neo) have masks no wider than their context; rows that ended do not count towards it.
+        # Some models (GPT-Neo) allow no mask wider than their context. Without the ended rows, the batch is narrower.
         return n <= _REGATHER_SHARE * len(live.rows) or (n < len(live.rows) and live.width >= self.context)
 
     def _take(self, queue: deque[_Row], flight: list[_Row]) -> list[_Row]:
-        """Take as many waiting rows as fit beside those in the batch; at least one if the batch is empty."""
+        """Take from the queue as many rows as fit beside those in the batch; at least one if the batch is empty."""
         taken: list[_Row] = []
         while queue and len(flight) + len(taken) < self.most_rows:
             if (flight or taken) and self._cost([*flight, *taken, queue[0]]) > self.budget.tokens:
@@ -299,7 +323,7 @@ class _Decoder:
         return taken
 
     def _begin(self, rows: list[_Row]) -> list[_Live]:
-        """Compute the prompts of `rows`, in passes of one group and a limited number of tokens each."""
+        """Compute the prompts of `rows`. Each pass has rows of one group and a limited number of tokens."""
         most = min(self.budget.tokens, useful_tokens(self.device.type))
         passes: list[list[_Row]] = []
         for row in rows:
@@ -315,10 +339,11 @@ class _Decoder:
         return [self._prefill(part) for part in passes]
 
     def _prefill(self, rows: list[_Row]) -> _Live:
+        """Compute the prompts of rows with the same shared prefix in one pass, and choose their first new tokens."""
         lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         longest = int(lengths.max())
         shared = rows[0].shared
-        width = longest - shared  # tokens of each row that are computed, its last ones
+        width = longest - shared  # only the last `width` tokens of each row are computed
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for r, row in enumerate(rows):
             tokens = row.prompt[-width:]
@@ -333,26 +358,30 @@ class _Decoder:
         return _Live(rows, cache, mask, longest, padded)
 
     def _repeated(self, prefix: tuple[int, ...], lengths: Tensor) -> Cache:
-        """The keys and values of the first `lengths` (R,) tokens of `prefix`, right-aligned in as many columns as it has."""
+        """Return the keys and values of the first `lengths` (R,) tokens of `prefix`.
+
+        They are right-aligned in len(prefix) columns.
+        """
         if self.prefix is None or self.prefix[0] != prefix:
             cache = _new_cache()
             ids = torch.tensor([prefix], device=self.device)
             self._forward(ids, None, torch.arange(len(prefix), device=self.device).unsqueeze(0), cache)
             self.prefix = (prefix, cache)
         columns = torch.arange(len(prefix), device=self.device) - (len(prefix) - lengths).unsqueeze(1)
-        columns = columns.clamp(min=0)  # what stands to the left is masked, and finite
+        columns = columns.clamp(min=0)  # the columns on the left are masked, but must be finite
         return _cache_of(
             (layer.keys[0][:, columns].transpose(0, 1), layer.values[0][:, columns].transpose(0, 1))
             for layer in self.prefix[1].layers
         )
 
     def _mask(self, lengths: Tensor, width: int) -> tuple[Tensor, bool]:
+        """Return the mask (R, `width` + `max_new_tokens`) of right-aligned rows, and whether any row has padding."""
         columns = torch.arange(width + self.rules.max_new_tokens, device=self.device)
         mask = (columns >= (width - lengths).unsqueeze(1)).long()
         return mask, bool((lengths < width).any())
 
     def _gather(self, live: _Live | None, begun: list[_Live]) -> _Live | None:
-        """Put the active rows of `live` and of the new ones into one batch, with as few columns as possible."""
+        """Put the active rows of `live` and of the new batches into one batch, with as few columns as possible."""
         parts = [(part, part.at_work) for part in ([live] if live else []) + begun]
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0].rows):
             return parts[0][0]
@@ -365,7 +394,7 @@ class _Decoder:
 
         def side_by_side(tensors: list[Tensor]) -> Tensor:
             one = tensors[0]
-            # Zeros: masked columns must hold finite numbers, too.
+            # Zeros, because masked columns must be finite, too.
             whole = one.new_zeros(len(rows), one.shape[1], width + _SPARE_COLUMNS, one.shape[3])
             at = 0
             for x, (part, at_work) in zip(tensors, parts, strict=True):
@@ -383,12 +412,13 @@ class _Decoder:
             layer.keys, layer.values = (whole[:, :, :width] for whole in layer.place)
             cache.layers.append(layer)
             for old in layers:
-                old.reset()  # so that two copies of one layer, not of all, are in memory
+                old.reset()  # free it now, so that only one layer is in memory twice
                 old.place = ()
         mask, padded = self._mask(lengths, width)
         return _Live(rows, cache, mask, width, padded)
 
     def _step(self, live: _Live) -> None:
+        """Compute one token for each row of the batch."""
         ids = torch.tensor([[row.new[-1] if row.new else 0] for row in live.rows], device=self.device)
         positions = torch.tensor([[max(row.cached, 0)] for row in live.rows], device=self.device)
         mask = live.mask[:, : live.width + 1] if live.padded else None
@@ -397,7 +427,7 @@ class _Decoder:
         self._choose(live.rows, logits)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
-        """Logits (R, V) after the last token of each row, in float32."""
+        """Return the logits (R, V) after the last token of each row, in float32."""
         given: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         given = {name: value for name, value in given.items() if name in self.accepted}
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
@@ -405,7 +435,7 @@ class _Decoder:
         return logits
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> None:
-        """The next token of every row that has not ended, and whether it ends there."""
+        """Append the next token to each active row, and set whether the row ends there."""
         if self.rules.sampling is None:
             tokens = logits.argmax(-1).tolist()
         else:
@@ -420,7 +450,7 @@ class _Decoder:
             row.ended = len(row.new) >= self.rules.max_new_tokens or self.rules.stopped(row.new)
 
     def _draws(self, rows: list[_Row]) -> Tensor:
-        """The next random number (R,) of each row's own generator."""
+        """Return the next random number (R,) of each row's own generator."""
         assert self.rules.sampling is not None
         now = []
         for row in rows:
@@ -432,30 +462,41 @@ class _Decoder:
 
 
 def seed_of(seed: int, prompt: Sequence[int]) -> int:
-    """A seed (63 bits) for the draws after this prompt, whatever else is in the batch."""
+    """Return a seed for sampling after a prompt. It does not depend on the rest of the batch.
+
+    Args:
+        seed: The seed of the run.
+        prompt: Token ids of the prompt.
+
+    Returns:
+        A number of 63 bits.
+    """
     told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode()).digest()
     return int.from_bytes(told[:8], "big") >> 1
 
 
 def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens (R,) by inversion: the first, in the vocabulary's order, at which the distribution of `logits` (R, V) passes
-    the `draws` (R,) in [0, 1). In that order, not by rank, for ranks turn on the last digit."""
+    """Sample tokens (R,) by inversion of the cumulative distribution.
+
+    The token is the first, in the order of the vocabulary, at which the distribution of `logits` (R, V) exceeds `draws`
+    (R,), which are in [0, 1). The tokens are not ordered by probability, because rounding errors can change that order.
+    """
     p = (logits.double() / sampling.temperature).softmax(-1)
     if sampling.top_p is not None:
         ranked, order = p.sort(-1, descending=True)
-        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the most likely token always stays
+        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the most likely token is always kept
         p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
     sums = p.cumsum(-1)
     aims = draws.to(p.device).unsqueeze(1) * sums[:, -1:]
     picked = (sums <= aims).sum(-1)
-    # Rounding may let an aim reach the end; the last token with any probability is meant.
+    # Rounding may move an aim to the end: then take the last token with a probability above 0.
     last = p.shape[-1] - 1 - (p > 0).flip(-1).long().argmax(-1)
     return torch.minimum(picked, last)
 
 
-# --- which models the loop serves, and the others --------------------------------------------------------------------
+# --- models that the loop supports, and other models ----------------------------------------------------------------
 
-# Settings of a model's generation_config that steer even greedy decoding, and their neutral values.
+# Settings of a model's generation_config that also affect greedy decoding, and the values that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
@@ -475,20 +516,26 @@ _ATTENTIONS = {"full_attention", "sliding_attention"}
 
 
 def accepted_by(model: PreTrainedModel) -> frozenset[str]:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter hands arguments on
+    """Return the names of the arguments of a model's `forward`."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter passes all arguments on
     return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the decoding loop serves the model: a plain cache, and a generation configuration that changes no logits."""
+    """Return whether the decoding loop supports a model.
+
+    It needs a plain cache (see `caches_plainly`) and a generation configuration that does not change the logits.
+    """
     settings = getattr(model, "generation_config", None)
     steered = any(getattr(settings, name, None) not in (None, *neutral) for name, neutral in _NEUTRAL.items())
     return not steered and caches_plainly(model)
 
 
 def caches_plainly(model: PreTrainedModel) -> bool:
-    """Whether the model's cache holds keys and values of tokens and nothing else. State-space models and models that attend
-    in chunks keep other things."""
+    """Return whether the model's cache contains only keys and values of tokens.
+
+    State-space models and models with chunked attention have other caches.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or _ATTENTIONS)
     return (
@@ -500,14 +547,16 @@ def caches_plainly(model: PreTrainedModel) -> bool:
 
 
 def _cache_budget(model: PreTrainedModel) -> Budget:
-    """How many tokens may have keys and values in memory at a time."""
+    """Return how many tokens may have keys and values in memory at the same time."""
     free = device_memory.free_memory(device_of(model).type)
     return Budget(int(_CACHE_SHARE * free / max(1, TokenMemory.of(model.config, model.dtype).cache)))
 
 
 def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
-    """Decode by the model's own `generate`, for models that the loop does not serve. It is slower: ended rows stay in the
-    batch."""
+    """Return a function that decodes with the model's own `generate`, for models that the loop does not support.
+
+    It is slower, because ended rows stay in the batch.
+    """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     sampling = rules.sampling
@@ -556,7 +605,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 lambda part: len(part) * (max(len(prompts[k]) for k in part) + rules.max_new_tokens),
                 budget,
                 work,
-                # `generate` has one random generator for a batch, so each text is drawn alone.
+                # `generate` has one random generator for the whole batch, so each prompt is sampled alone.
                 1 if sampling is not None else most_rows,
             )
 
@@ -564,7 +613,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
 
 
 def _until_the_end(tokens: list[int], rules: Rules) -> list[int]:
-    """The tokens before the end of a row, without its padding."""
+    """Return the tokens up to the end of the row, without its padding."""
     for k, token in enumerate(tokens):
         if token in rules.ends:
             return tokens[:k]

@@ -1,4 +1,4 @@
-"""Responses of a model to rendered prompts."""
+"""Generate responses to rendered prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
 
 def too_long(n_tokens: int, decoding: Decoding, context: int) -> bool:
-    """Whether a prompt of `n_tokens` leaves no room for a response in a context of so many tokens: then it is skipped."""
+    """Return whether a prompt leaves no room for a response, so that it is skipped.
+
+    Args:
+        n_tokens: Number of tokens of the prompt.
+        decoding: How responses are generated.
+        context: How many tokens the model can attend to.
+
+    Returns:
+        True if the prompt and `max_new_tokens` exceed the context.
+    """
     return n_tokens + decoding.max_new_tokens > context
 
 
@@ -25,18 +34,21 @@ def generate(
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """Responses to rendered prompts, in their order, each as if its prompt were alone.
+    """Generate responses to rendered prompts. Each response is independent of the other prompts.
 
-    A response ends at end-of-text, at a stop text (which is cut off) or after `max_new_tokens`. A prompt that leaves no room
-    for the response in the model's context is skipped: text None, reason "prompt too long". A prompt without tokens begins
-    with the model's first token.
+    A response ends at end-of-text, at a stop text (which is removed) or after `max_new_tokens`. A prompt that leaves no
+    room for a response in the model's context is skipped: text None, reason "prompt too long". For an empty prompt, the
+    input is the start token.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         inputs: Texts that the model continues.
-        decoding: How responses are made.
-        advance: Called with the number of responses done.
+        decoding: How responses are generated.
+        advance: Called with the number of responses done since its last call.
+
+    Returns:
+        One response for each prompt, in order.
     """
     if not inputs:
         return []
@@ -52,7 +64,18 @@ def respond(
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """`generate` for prompts that are token ids already, with at least one each."""
+    """Like `generate`, for prompts as token ids.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        encoded: Token ids of the prompts, at least one each.
+        decoding: How responses are generated.
+        advance: Called with the number of responses done since its last call.
+
+    Returns:
+        One response for each prompt, in order.
+    """
     from wpn_bench.engine.decode import Rules, Sampling, decode
     from wpn_bench.models import context_length
 
@@ -63,7 +86,7 @@ def respond(
     if decoding.temperature is not None:
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed)
     stops = _StopTexts(tokenizer, decoding.stop)
-    # The padding token ends a response, too: some models write it after their last word.
+    # The padding token also ends a response, because some models generate it after their last word.
     ends = frozenset(e for e in (tokenizer.eos_token_id, tokenizer.pad_token_id) if e is not None)
     rules = Rules(decoding.max_new_tokens, ends, stops.ended, sampling)
     prompts = [encoded[k] for k in fitting]
@@ -83,27 +106,30 @@ def _cut(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: Sequence[s
 
 
 class _StopTexts:
-    """Ends a row once a stop text stands in what it generated."""
+    """Ends a row when its new tokens contain a stop text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
-        # A stop text has at most as many tokens as bytes, and may share one more token at each end.
+        # A stop text has at most as many tokens as bytes. One more token at each end may contain other text as well.
         self.tail = max((len(s.encode()) for s in stop), default=0) + 2
         self.last = {s[-1] for s in stop if s}
         self.known: dict[int, bool] = {}
 
     def ended(self, tokens: list[int]) -> bool:
-        """Whether the newest of `tokens` completes a stop text."""
+        """Return whether the newest of `tokens` completes a stop text."""
         if not self.stop or not self._may_complete(tokens[-1]):
             return False
         text = self.tokenizer.decode(tokens[-self.tail :], skip_special_tokens=True)
         return any(mark in text for mark in self.stop)
 
     def _may_complete(self, token: int) -> bool:
-        """Whether a stop text can end within this token: for most tokens it cannot, and the tail need not be decoded."""
+        """Return whether a stop text can end within this token.
+
+        For most tokens it cannot, and then the newest tokens need not be decoded.
+        """
         if token not in self.known:
             text = str(self.tokenizer.decode([token]))
-            # Part of a character (U+FFFD) may complete any, and white space is dropped at the ends of a text.
+            # Part of a character (U+FFFD) may complete any character. Decoding drops white space at the ends of a text.
             self.known[token] = "\ufffd" in text or any(c in text or c.isspace() for c in self.last)
         return self.known[token]

@@ -1,4 +1,4 @@
-"""The output head, computed only where its logits are read."""
+"""Compute the output head only for tokens whose logits are used."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# Computes logits from the head's inputs (R, width): float32 tiles (R, part of the vocabulary), each with its first token id.
+# Computes logits from the head's inputs (R, width), in tiles: (first token id, float32 logits (R, tile size)).
 Head = Callable[["Tensor"], Iterator[tuple[int, "Tensor"]]]
 
-# Tokens of the vocabulary in a tile. With 512 rows a tile of logits has 2 MB, which stays in the CPU's caches from the matrix
-# product to the sum of the exponentials.
+# Token ids in a tile. With 512 rows, a tile of logits has 2 MB. It stays in the CPU's caches from the matrix product to
+# the sum of the exponentials.
 TILE = 1024
 ACCELERATOR_TILE = 16_384
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The logits of a linear head with weights (V, width), a part of the vocabulary at a time. Offloaded weights are loaded
-    meanwhile."""
+    """Computes the logits of a linear head with weights (V, width), a part of the vocabulary at a time.
+
+    Offloaded weights are loaded for the duration of the computation.
+    """
 
     head: Any
 
     @classmethod
     def of(cls, head: Any) -> Head:
-        """Tiles of a head that is a plain linear layer; any other head (with adapters, quantised) gives all logits at once."""
+        """Return the tiles of a plain linear head. Any other head (adapter, quantised) gives all logits in one tile."""
         import torch
 
         if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
@@ -50,7 +52,15 @@ class Tiles:
 
 
 def all_logits(head: Head, inputs: Tensor) -> Tensor:
-    """Logits (R, V) of all tiles, for a few rows."""
+    """Return the logits of the whole vocabulary, for a small number of rows.
+
+    Args:
+        head: Computes the logits in tiles.
+        inputs: The head's inputs (R, width).
+
+    Returns:
+        The logits (R, V) in float32.
+    """
     import torch
 
     return torch.cat([logits for _, logits in head(inputs)], dim=-1)
@@ -58,10 +68,14 @@ def all_logits(head: Head, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """While the context lasts, the head computes only the tokens where `keep` (R, T) is 1: its logits are (1, N, V).
+    """Within the context, compute the head only at some tokens.
 
-    The head is most of a small model's work (OPT's vocabulary has 50,272 tokens), and its logits on prompts and padding are
-    not used.
+    The logits are then (1, N, V) for N such tokens. In a small model the head does most of the work (the vocabulary of
+    OPT has 50,272 tokens), and the logits of prompts and padding are not used.
+
+    Args:
+        model: The model.
+        keep: (R, T): 1 for tokens whose logits are computed.
     """
     head = model.get_output_embeddings()
     wanted = keep.bool()
@@ -74,7 +88,7 @@ def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
 
 @contextmanager
 def head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """While the context lasts, the inputs of the head are collected, and the head itself computes only one token of a row."""
+    """Within the context, collect the inputs of the head. The head itself computes only one token of each row."""
     inputs: list[Tensor] = []
 
     def collect(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
-"""Exact log-likelihoods of continuations. Every shared prefix is computed once, and logits only where they are read.
+"""Exact log-likelihoods of continuations.
 
-A pass computes the nodes of prefix trees (see `tree`) without padding, and the logits that predict the tokens of
-continuations. Some models cannot attend in such packed rows, or give other results there. A comparison on a few tokens finds
-them, and they get plain rows of one sequence each.
+Each shared prefix is computed once, and only the logits that are used. A pass computes the nodes of prefix trees (see
+`tree`) without padding, and the logits that predict the tokens of continuations. Some models cannot attend in such
+packed rows, or give other results there. A comparison on a few tokens detects them; they get one sequence in each row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["loglikelihoods"]
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
-ROW = 128  # tokens of a row of several trees; in longer rows attention computes more masked pairs
+ROW = 128  # maximum tokens in a row of several trees; in longer rows attention computes more masked pairs
 ACCELERATOR_HEAD_ROWS = 4096
 
 
@@ -43,26 +43,27 @@ def loglikelihoods(
     budget: Budget | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[tuple[float, bool]]:
-    """For each pair: sum of log p(continuation | context) in nats, and whether greedy decoding would write it.
+    """Compute the log-likelihood of each continuation given its context.
 
-    As in lm-eval's `hf`, context and continuation are cut on the left to the last max_length + 1 tokens. Of equally likely
-    tokens, the greedy one is that with the lowest id.
+    As in lm-eval's `hf` model, context and continuation are truncated on the left to the last max_length + 1 tokens. Of
+    equally likely tokens, the greedy one has the lowest id.
 
     Args:
         model: A causal language model.
-        pairs: Token ids of a context and of its continuation.
-        max_length: How many tokens the model sees at most.
-        budget: Tokens of a pass; None: measured from the free memory.
-        advance: Called with the number of pairs done.
+        pairs: Token ids of a context and its continuation.
+        max_length: Maximum number of tokens that the model sees.
+        budget: Tokens in a pass; None: measured from the free memory.
+        advance: Called with the number of pairs done since its last call.
 
     Returns:
-        One (sum, greedy) for each pair, in order.
+        For each pair, in order: the sum of log p(continuation | context) in nats, and whether greedy decoding gives the
+            continuation.
 
     Raises:
         ValueError: A context or continuation is empty, or a continuation has more than `max_length` tokens.
         UserError: The model and one sequence do not fit into memory.
     """
-    # Pairs with the same input (one context before choices of one token each) are one sequence.
+    # Pairs with the same input (such as one context with choices of one token each) share one sequence.
     asked: dict[packing.Tokens, list[int]] = defaultdict(list)
     for k, (context, continuation) in enumerate(pairs):
         _check(context, continuation, max_length)
@@ -80,8 +81,10 @@ def loglikelihoods(
     batches = count()
 
     def settled(numbers: Sequence[int]) -> bool:
-        """Whether the scores of a batch are known from a checkpoint, or another process computes them. Batches stay whole,
-        so that results do not depend on what was known."""
+        """Return whether a batch needs no computation: the checkpoint has its scores, or another process computes them.
+
+        A batch is computed as a whole or not at all, so that results do not depend on the contents of the checkpoint.
+        """
         requests = [k for n in numbers for k in asked[sequences[n]]]
         if checkpoint.in_shard(next(batches)) and not all(k in checkpoint.known for k in requests):
             return False
@@ -91,8 +94,10 @@ def loglikelihoods(
         return True
 
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
-        """Compute the scores of sequences from the head's inputs `outputs` (N, width); `rows` are the indices of each
-        sequence's tokens there."""
+        """Compute the scores of sequences.
+
+        `outputs` (N, width) are the head's inputs; `rows` are the indices of each sequence's tokens in them.
+        """
         where, target, request = [], [], []
         for number, places in zip(numbers, rows, strict=True):
             for k in asked[sequences[number]]:
@@ -136,6 +141,7 @@ def _packed(
     settled: Settled,
     read: Read,
 ) -> None:
+    """Compute sequences as packed prefix trees, several in each row."""
     most = min(support.packed_length, max_length)
     size = min(ROW, most)
     forest = packing.trees(sequences, size, most)
@@ -157,7 +163,7 @@ def _packed(
 
 
 def _batch_outputs(model: PreTrainedModel, head_is_last: bool, batch: packing.Packed) -> Tensor:
-    """The head's inputs (rows * width, d) of a batch."""
+    """Return the head's inputs (rows * width, d) of a batch."""
     import torch
 
     device = device_of(model)
@@ -170,7 +176,7 @@ def _batch_outputs(model: PreTrainedModel, head_is_last: bool, batch: packing.Pa
 
 
 def _additive(visible: Tensor, dtype: Any) -> Tensor:
-    """Additive attention mask (rows, 1, T, T): 0 where `visible` (rows, T, T), elsewhere the lowest number of `dtype`."""
+    """Return an additive attention mask (rows, 1, T, T): 0 for `visible` (rows, T, T), else the minimum of `dtype`."""
     import torch
 
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -186,7 +192,7 @@ def _plain(
     settled: Settled,
     read: Read,
 ) -> None:
-    """One sequence in a row, padded on the right as in lm-eval; sequences of similar length share a batch."""
+    """Compute one sequence per row, padded on the right as in lm-eval. Sequences of similar length share a batch."""
     import torch
 
     order = sorted(numbers, key=lambda n: (-len(sequences[n]), sequences[n]))
@@ -212,8 +218,8 @@ class _Support:
     """What a model supports.
 
     Attributes:
-        packed_length: Maximum length of a row of several trees; 0: it takes no such rows.
-        head_is_last: Whether the logits are the head's output, so that the head can be applied where it is read only.
+        packed_length: Maximum length of a row of several trees; 0 if the model does not support such rows.
+        head_is_last: Whether the logits are the output of the head, so that the head can be computed only where needed.
     """
 
     packed_length: int
@@ -224,7 +230,7 @@ _SUPPORT: WeakKeyDictionary[Any, _Support] = WeakKeyDictionary()
 
 
 def _support_of(model: PreTrainedModel) -> _Support:
-    """What the model supports, found once by comparing on a few tokens."""
+    """Return what a model supports. It is determined once for each model, by comparisons on a few tokens."""
     if model not in _SUPPORT:
         head_is_last = head_comes_last(model)
         window = local_window(model.config)
@@ -233,7 +239,7 @@ def _support_of(model: PreTrainedModel) -> _Support:
 
 
 def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tensor:
-    """The head's inputs (rows, T, width), or the logits (rows, T, V) where the head is not the last step."""
+    """Return the head's inputs (rows, T, width), or the logits (rows, T, V) if the head is not the last step."""
     import torch
 
     with torch.inference_mode():
@@ -245,17 +251,28 @@ def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tenso
 
 
 def head_of(model: PreTrainedModel, head_is_last: bool) -> Head:
-    """Computes logits from `_outputs`: the model's head in tiles, or nothing where they are logits already."""
+    """Return a function that computes logits from `_outputs`.
+
+    Args:
+        model: The model.
+        head_is_last: Whether `_outputs` are the head's inputs. If not, they are logits already.
+
+    Returns:
+        The model's head in tiles, or a function that returns its input as one tile.
+    """
     return Tiles.of(model.get_output_embeddings()) if head_is_last else lambda logits: iter([(0, logits.float())])
 
 
 def _read_head(
     head: Head, outputs: Tensor, rows: packing.Array, targets: packing.Array
 ) -> tuple[packing.Array, packing.Array]:
-    """log p of each of `targets` (n,) given the row of `outputs` (N, width), and whether it is the most likely token."""
+    """Return log p of each of `targets` (n,), and whether it is the greedy token.
+
+    `rows` (n,) are the rows of `outputs` (N, width) that predict the targets.
+    """
     import torch
 
-    # Several pairs read the same row (choices of one token): its logits are computed once.
+    # Several pairs can use the same row (choices of one token). Its logits are computed once.
     distinct, of = np.unique(rows, return_inverse=True)
     order = np.argsort(of, kind="stable")
     logprobs, likeliest = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
@@ -274,16 +291,17 @@ def _read_head(
 
 
 def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-softmax of the head's logits at some tokens.
+    """Compute the log-softmax of the head's logits at some tokens.
 
     Args:
-        head: Computes the logits (R, V).
+        head: Computes the logits (R, V) in tiles.
         inputs: The head's inputs (R, width).
         row: (n,) rows of the logits.
         target: (n,) token ids.
 
     Returns:
-        The log-probabilities (n,), and whether each target is the most likely token (n,); of equal ones, the first.
+        The log-probabilities (n,), and whether each target is the most likely token (n,); of equally likely tokens, the
+            first.
     """
     import torch
 
@@ -294,7 +312,7 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
         inside = (target >= first) & (target < first + logits.shape[-1])
         value[inside] = logits[row[inside], target[inside] - first]
         peak = logits.amax(-1)
-        # An equal logit in a later tile has a higher id, so it does not count.
+        # An equal logit in a later tile has a higher token id, so it is not the greedy one.
         higher = peak > highest
         best[higher] = logits[higher].argmax(-1) + first
         top = torch.maximum(peak, highest)
@@ -307,11 +325,11 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
 
 
 def local_window(config: Any) -> int:
-    """The attention window of the narrowest layer, in tokens. In a longer row, results depend on the columns of tokens and
-    not on their positions alone.
+    """Return the attention window of the narrowest layer, in tokens.
 
-    GPT-Neo counts columns, and models with sliding windows make their own mask only if none is given. Within the window
-    neither matters.
+    In rows longer than the window, results depend on the columns of tokens and not only on their positions: GPT-Neo
+    computes the window from columns, and models with sliding windows only make their own mask if none is given. In
+    shorter rows, neither matters.
     """
     windows = [getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None]
     if "local" in (getattr(config, "attention_layers", None) or ()):
@@ -320,7 +338,7 @@ def local_window(config: Any) -> int:
 
 
 def _sample(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
-    """Three sequences of n tokens, two of which have a common prefix."""
+    """Return three sequences of n tokens, two of which have a common prefix."""
     words = min(int(model.config.vocab_size), 1000)
     rng = np.random.default_rng(1)
     a, b, c = (tuple(int(w) for w in rng.integers(0, words, n)) for _ in range(3))
@@ -334,7 +352,7 @@ def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
 
 
 def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
-    """Whether two logits are equal up to rounding in `dtype`."""
+    """Return whether two tensors of logits are equal up to rounding in `dtype`."""
     import torch
 
     bound = max(1e-3, 8 * torch.finfo(dtype).eps * float(theirs.abs().max()))
@@ -342,7 +360,10 @@ def _equal(ours: Tensor, theirs: Tensor, dtype: Any) -> bool:
 
 
 def head_comes_last(model: PreTrainedModel) -> bool:
-    """Whether the logits are the head's output: not if they are capped or scaled after it, or if no head is found."""
+    """Return whether the logits are the output of the head.
+
+    They are not if they are capped or scaled after it, or if the model has no known head.
+    """
     import torch
 
     if model.get_output_embeddings() is None:
@@ -356,7 +377,7 @@ def head_comes_last(model: PreTrainedModel) -> bool:
 
 
 def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
-    """Whether a packed row of two trees gives the same logits as its three sequences alone."""
+    """Return whether a packed row of two trees gives the same logits as its three sequences alone."""
     import torch
 
     n = min(9, window // 3)
@@ -367,7 +388,7 @@ def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
     try:
         outputs = _batch_outputs(model, head_is_last, batch)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return False  # the model takes no such masks, or no position ids
+        return False  # the model does not accept such masks or position ids
     head = head_of(model, head_is_last)
     with torch.inference_mode():
         return all(

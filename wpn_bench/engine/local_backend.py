@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 class LocalBackend(Backend):
-    """A model of transformers and its tokenizer, asked by `engine`. What is finished is kept in the job's per-example
-    checkpoints."""
+    """A transformers model and its tokenizer. Finished examples are kept in the job's per-example checkpoints."""
 
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | None = None) -> None:
-        """`folder` holds the model's files; None: the model is only in memory, and has no digest."""
+        """Wrap a loaded model.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            folder: The folder of the model's files; None if the model is only in memory, so that it has no digest.
+        """
         from wpn_bench.models import context_length
 
         self.model, self.tokenizer, self.folder = model, tokenizer, folder

@@ -1,4 +1,4 @@
-"""Offloaded models: accelerate's hooks load a module's weights when the module is computed."""
+"""Devices of offloaded models. Hooks of accelerate load the weights of a module when it is computed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """The device of a model's inputs: that of its weights, or the one where its hooks load them (the first weight of an
-    offloaded model may be on `meta`)."""
+    """Return the device of a model's inputs.
+
+    It is the device of the weights. For an offloaded model it is the device to which hooks load them, because its first
+    weight may be on `meta`.
+    """
     import torch
 
     device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
@@ -19,5 +22,5 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 def is_spread(model: PreTrainedModel) -> bool:
-    """Whether the model is offloaded: hooks load its weights, and it cannot be moved to another device."""
+    """Return whether the model is offloaded: hooks load its weights, and it cannot be moved to another device."""
     return hasattr(model, "_hf_hook")

@@ -8,29 +8,38 @@ from itertools import pairwise
 
 from wpn_bench.engine.tree import common_length
 
-TOKENS = 16  # computing a shorter prefix costs less than storing it
-MEMBERS = 4
-_LEVELS = 256  # resolution of prefix lengths for nested groups; bounds the depth of the search
+TOKENS = 16  # minimum length of a prefix; to compute a shorter one costs less than to store it
+MEMBERS = 4  # minimum size of a group
+_LEVELS = 256  # resolution of prefix lengths in nested groups; it limits the depth of the search
 
 
 @dataclass(frozen=True)
 class Group:
-    """`members` (positions of sequences) that share their first `length` tokens and have at least one more each."""
+    """Sequences with a common prefix.
+
+    Attributes:
+        length: Number of common tokens. Each sequence has at least one more.
+        members: Positions of the sequences.
+    """
 
     length: int
     members: tuple[int, ...]
 
 
 def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, members: int = MEMBERS) -> list[Group]:
-    """Disjoint groups of sequences with a common prefix, chosen to save as many tokens as possible.
+    """Find disjoint groups of sequences with a common prefix that save as many tokens as possible.
 
-    In lexicographic order, sequences with a common prefix are neighbours, and a run of neighbours shares what its first and
-    last share. A run is either one group, or is cut where neighbours have least in common, whichever saves more tokens.
+    In lexicographic order, sequences with a common prefix are neighbours, and a run of neighbours shares the common
+    prefix of its first and last. A run becomes one group, or it is split where neighbours have the shortest common
+    prefix, whichever saves more tokens.
 
     Args:
         sequences: Token ids.
         tokens: Minimum length of a prefix.
         members: Minimum size of a group.
+
+    Returns:
+        The groups.
     """
     order = sorted(range(len(sequences)), key=lambda k: sequences[k])
     common = [common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]

@@ -1,8 +1,8 @@
-"""Token sequences as prefix trees, which are packed into rows without padding.
+"""Prefix trees of token sequences, packed into rows without padding.
 
-The log-likelihood of a token depends on the tokens before it and on nothing else. So the context of several choices is
-computed once: a row holds `context choice1 choice2 ...`, every token attends to its ancestors in the tree only, and its
-position is its depth. A row holds as many trees as fit. This module knows no models; all arrays are numpy.
+The log-likelihood of a token depends only on the tokens before it, so the context of several choices is computed once.
+A row contains `context choice1 choice2 ...`. Each token attends only to its ancestors in the tree, and its position is
+its depth. A row contains as many trees as fit. This module does not depend on models; all arrays are numpy arrays.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass
 class Tree:
-    """A prefix tree. Every node is a token and comes after its parent.
+    """A prefix tree. Each node is a token and comes after its parent.
 
     Attributes:
         tokens: Token id of each node.
         positions: Depth of each node.
         branches: Runs of nodes without a fork: (first, end, parent of the first or -1).
-        paths: Number of a sequence -> the nodes of its tokens.
+        paths: The nodes of each sequence's tokens, keyed by the number of the sequence.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Tree:
         return len(self.tokens)
 
     def visible(self) -> Array:
-        """Attention mask (n, n): true where the column's node is the row's node or one of its ancestors."""
+        """Return the attention mask (n, n): true if the column's node is the row's node or one of its ancestors."""
         n = len(self)
         seen = np.zeros((n, n), dtype=bool)
         for first, end, parent in self.branches:
@@ -51,15 +51,18 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
     """Put sequences into trees, each as a path.
 
     Args:
-        sequences: Distinct and not empty; the position of one is its key in `paths`.
+        sequences: Distinct sequences, not empty. The position of a sequence is its key in `paths`.
         size: Maximum nodes of a tree of several sequences.
-        most: The same where a sequence shares at least half of its tokens with the tree, so that a long context is not
-            computed again for the sake of short rows.
+        most: The same if a sequence shares at least half of its tokens with the tree. Short rows are not worth
+            computing a long context again.
+
+    Returns:
+        The trees.
     """
     made: list[Tree] = []
     before: Tokens = ()
     path = np.empty(0, dtype=np.int64)
-    # In lexicographic order a sequence shares most with its neighbours.
+    # In lexicographic order, a sequence has the longest common prefix with its neighbours.
     for number in sorted(range(len(sequences)), key=sequences.__getitem__):
         tokens = sequences[number]
         shared = common_length(before, tokens)
@@ -80,11 +83,19 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the common prefix; `a` and `b` are both lists or both tuples."""
+    """Return the length of the common prefix.
+
+    Args:
+        a: A list or tuple of token ids.
+        b: Another sequence of the same type.
+
+    Returns:
+        Number of tokens.
+    """
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
-    low, high = 0, most  # the first `low` are equal, the first `high` are not
+    low, high = 0, most  # invariant: the first `low` tokens are equal, the first `high` are not
     while high - low > 1:
         middle = (low + high) // 2
         if a[low:middle] == b[low:middle]:
@@ -95,14 +106,18 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def rows(lengths: Iterable[int], size: int) -> list[list[int]]:
-    """Pack items of these lengths into rows of at most `size`, best fit with the longest first.
+    """Pack items into rows with best fit decreasing: the longest item first, into the fullest row that has room.
+
+    Args:
+        lengths: The lengths of the items.
+        size: Maximum sum of lengths in a row.
 
     Returns:
         For each row the positions of its items, the fullest row first. An item longer than `size` has its own row.
     """
     of = list(lengths)
     filled: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # by what is left, rows
+    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # rows, indexed by their remaining room
     for k in sorted(range(len(of)), key=lambda k: (-of[k], k)):
         room = next((r for r in range(of[k], size + 1) if with_room[r]), None)
         if room is None:
@@ -122,10 +137,10 @@ class Packed:
     """A batch of rows of trees.
 
     Attributes:
-        tokens: (rows, width).
-        positions: (rows, width).
-        visible: Attention mask (rows, width, width); None if every row is one sequence, for which the model's own causal mask
-            is the same and cheaper.
+        tokens: Token ids (rows, width).
+        positions: Position of each token (rows, width).
+        visible: Attention mask (rows, width, width); None if each row is one sequence, because the model's own causal
+            mask is then equal and cheaper.
         places: For each tree its row and its first column.
     """
 
@@ -136,7 +151,7 @@ class Packed:
 
 
 def pack(of_rows: Sequence[Sequence[Tree]]) -> Packed:
-    """Rows of trees as arrays, padded on the right with token 0, which attends to itself only."""
+    """Convert rows of trees to arrays, padded on the right with token 0, which attends only to itself."""
     width = max(sum(map(len, row)) for row in of_rows)
     tokens = np.zeros((len(of_rows), width), dtype=np.int64)
     positions = np.zeros_like(tokens)

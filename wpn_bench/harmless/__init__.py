@@ -1,1 +1,1 @@
-"""Responses and what judges say of them: harmless, coherent, refused."""
+"""Generate responses and judge them: are they harmful, coherent, or refusals?"""

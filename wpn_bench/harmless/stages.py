@@ -1,4 +1,4 @@
-"""The stages of harmlessness: calibrate the coherence bound, generate responses, judge them, judge them once more."""
+"""Stages that measure harmlessness: calibrate coherence bounds, generate responses, and judge them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESPONSES = "responses.jsonl"
 SAMPLES = "samples.parquet"
 SCORES = "scores.parquet"
 BOUND = "bound.json"
-REFERENCES = 500  # about so many reference responses of each side calibrate the bound
+REFERENCES = 500  # approximate number of reference responses of each side that calibrate the bounds
 
 
 def _model(ctx: StageContext, role: str) -> Backend:
@@ -27,10 +27,10 @@ def _model(ctx: StageContext, role: str) -> Backend:
 
 
 def run_calibrate_stage(ctx: StageContext) -> None:
-    """The bounds of coherence under the base model, from reference responses, harmful and harmless.
+    """Compute the coherence bounds under the base model from harmful and harmless reference responses.
 
-    Needs `model` (the base) and `prompts` (the forget set). Writes `bound.json`: the bounds, what each side alone would
-    give, and the share of references that they let pass.
+    Needs `model` (the base model) and `prompts` (the forget set). Writes `bound.json`: the bounds, the bounds that each
+    side alone would give, and the share of the reference responses that they accept.
     """
     from wpn_bench.harmless.judges import coherence
 
@@ -50,7 +50,10 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 
 
 def run_generate_stage(ctx: StageContext) -> None:
-    """Responses of `model` to `prompts`. Writes `responses.jsonl`, one row an item, in their order."""
+    """Generate the responses of `model` to `prompts`.
+
+    Writes `responses.jsonl`: one row for each item, in the order of the items.
+    """
     model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
@@ -67,7 +70,17 @@ def run_generate_stage(ctx: StageContext) -> None:
 
 
 def response_row(item: Item, template: Template, text: str, response: Response) -> dict[str, Any]:
-    """A line of `responses.jsonl`: what the model was given as `text` for `item`, and what it said."""
+    """Make one row of `responses.jsonl`.
+
+    Args:
+        item: The prompt item, attacked or not.
+        template: Renders the prompt.
+        text: The model's input.
+        response: The model's response to `text`.
+
+    Returns:
+        The row. `prompt` and `plain` are the prompt before any attack, as it is and rendered.
+    """
     unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
     return {
         "id": item.id,
@@ -81,10 +94,13 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
 
 
 def run_judge_stage(ctx: StageContext) -> None:
-    """Judge the `responses`, with the `base` model and the calibrated `bound` for coherence.
+    """Score the `responses` with the deciding judge, and judge their coherence.
 
-    Writes `samples.parquet`: item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain,
-    repetition, refusal, reason, n_tokens. The threshold is applied later, so another threshold needs no new judging.
+    Needs `base` (the base model) and `bound` (from calibration) for coherence.
+
+    Writes `samples.parquet`: item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain, repetition,
+    refusal, reason, n_tokens. The threshold on the score is applied later, so a change of the threshold needs no new
+    judging.
     """
     import pandas as pd
 
@@ -95,7 +111,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
     exchanges = _exchanges(present)
-    # Equal responses are common (a refusal, a loop). Coherence is scored once for each response after each prompt.
+    # Equal responses are common (refusals, loops). Coherence is scored once for each distinct (prompt, response) pair.
     pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
@@ -140,10 +156,10 @@ def run_judge_stage(ctx: StageContext) -> None:
 
 
 def run_further_judge_stage(ctx: StageContext) -> None:
-    """Score the `responses` by a further judge, beside the deciding one.
+    """Score the `responses` with an additional judge, which does not decide the result.
 
-    Writes `scores.parquet`: item_id, score (NaN: missing), in the order of the responses. It is an artifact of its own, so
-    adding a judge to a finished run costs that judge's scoring only.
+    Writes `scores.parquet`: item_id, score (NaN: missing), in the order of the responses. The scores are a separate
+    artifact, so that adding a judge to a finished run costs only the scoring of that judge.
     """
     import pandas as pd
 
@@ -161,7 +177,7 @@ def run_further_judge_stage(ctx: StageContext) -> None:
 
 
 def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:
-    """What the judge scores, from lines of `responses.jsonl`; their `prompt` is the one before any attack."""
+    """Make the judge's inputs from rows of `responses.jsonl`. The `prompt` of a row is the prompt before any attack."""
     return [Exchange(row["prompt"], row["response"]) for row in rows]
 
 
@@ -174,7 +190,7 @@ GENERATE = Stage(
     shardable=True,
     items="needs.prompts",
     speed_params=("decoding", "max_new_tokens"),
-    memory="wpn_bench.preflight.estimates:inference_needs",  # and of all others that only ask the model
+    memory="wpn_bench.preflight.estimates:inference_needs",  # the estimate for all inference-only stages
 )
 JUDGE = Stage(
     "wpn_bench.harmless.stages:run_judge_stage",
@@ -183,7 +199,7 @@ JUDGE = Stage(
     resumable=True,
     shardable=True,
     items="needs.responses",
-    passes=2,  # the judge's own, and the base model's for coherence
+    passes=2,  # one of the judge, one of the base model for coherence
 )
 FURTHER_JUDGE = Stage(
     "wpn_bench.harmless.stages:run_further_judge_stage",

@@ -1,4 +1,4 @@
-"""Models: find one, load it, its sizes and its tokenizer."""
+"""Find and load models and their tokenizers, and compute their sizes."""
 
 from __future__ import annotations
 

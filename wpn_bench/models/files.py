@@ -1,7 +1,7 @@
 """Check a model's files without building the model, in the time that it takes to read them.
 
-Without these checks, a damaged shard or a tokenizer of another model would show hours later and with a misleading error:
-transformers builds what config.json says, and a token id beyond the embedding fails in a kernel.
+Without these checks, a damaged shard or the tokenizer of another model would cause a misleading error hours later:
+transformers builds the model that config.json describes, and a token id without an embedding fails inside a kernel.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ HINT = "fetch or save the model again"
 
 
 def check_files(folder: Path) -> None:
-    """Raise `UserError` if config.json, weights and tokenizer cannot belong to one complete model.
+    """Raise `UserError` if config.json, weights and tokenizer cannot be parts of one complete model.
 
-    The numbers in safetensors are checked; of pickled weights only that they are tensors and no program.
+    Weights in safetensors are also checked for NaN and infinity. Pickled weights are only checked to contain tensors
+    and no code.
     """
     config = read_config(folder)
     shards = _shards(folder)
@@ -38,16 +39,16 @@ def check_files(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """config.json as transformers reads it. Code that comes with the model runs only if the user permitted it.
+    """Read config.json with transformers. The model's own code runs only if the user permitted it.
 
     Raises:
-        UserError: transformers knows no such model.
+        UserError: transformers cannot read the file, for instance because it does not have the architecture.
     """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=consent.code_allowed())
-    except Exception as e:  # each architecture checks its own fields in its own way
+    except Exception as e:  # the type of the exception depends on the architecture
         raise UserError(
             f"transformers cannot read {folder}/config.json ({' '.join(str(e).split())[:160]})",
             "give a model of an architecture that it has (OPT, GPT-Neo, GPT-2, Llama, ...)",
@@ -55,22 +56,30 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def check_causal(folder: Path) -> None:
-    """Raise `UserError` if the architecture is not a causal language model, or attends in both directions."""
+    """Raise `UserError` if the architecture is not a causal language model or has bidirectional attention."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = read_config(folder)
     if getattr(config, "auto_map", None) and consent.code_allowed():
-        return  # its class is in its own code
+        return  # the class is in the model's own code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise not_causal(folder, f"model_type {config.model_type!r}")
-    # These have a causal class as well, which attends in both directions unless is_decoder is set.
+    # Masked language models have a causal class, too. Its attention is bidirectional unless is_decoder is set.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise not_causal(folder, f"{config.model_type!r} with is_decoder false attends in both directions")
 
 
 def not_causal(folder: Path, why: object) -> UserError:
-    """The error for a model that is not a causal language model; `why` is an error or a reason."""
+    """Make the error for a model that is not a causal language model.
+
+    Args:
+        folder: The folder of the model.
+        why: An exception or a reason in words.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     return UserError(
         f"{folder} cannot be loaded as a causal language model ({' '.join(str(why).split())[:200]})",
         "give a model that AutoModelForCausalLM reads (OPT, GPT-Neo, GPT-2, Llama, ...)",
@@ -78,7 +87,7 @@ def not_causal(folder: Path, why: object) -> UserError:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads; none if the weights are pickled."""
+    """Return the safetensors files that transformers reads; empty if the weights are pickled."""
     single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         return [single]
@@ -90,7 +99,7 @@ def _shards(folder: Path) -> list[Path]:
         raise UserError(f"{index} is no index of weights (no weight_map)", HINT)
     names = dict.fromkeys(weight_map.values())
     for name in names:
-        # The model's digest would not cover a shard in another folder.
+        # The digest of the model does not cover files in other folders.
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index} names a file outside of its folder ({str(name)[:60]})", HINT)
         if not (folder / name).is_file():
@@ -99,7 +108,11 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
-    """Name -> shape of every weight. Raises `UserError` for a truncated or damaged file, and for NaN and infinite weights."""
+    """Return the shape of each weight by name.
+
+    Raises:
+        UserError: A file is truncated or damaged, or a weight is NaN or infinite.
+    """
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -107,7 +120,7 @@ def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
     for file in shards:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - no mapping
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
                     weight = opened.get_tensor(name)
                     shapes[name] = list(weight.shape)
                     numbers = weight.float() if weight.is_floating_point() and weight.element_size() == 1 else weight
@@ -120,7 +133,7 @@ def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def _check_pickles(folder: Path) -> None:
-    """Raise `UserError` for a pickle that holds more than tensors and plain values: it could run code."""
+    """Raise `UserError` for a pickle that contains more than tensors and plain values, because it could run code."""
     import zipfile
 
     import torch
@@ -128,7 +141,7 @@ def _check_pickles(folder: Path) -> None:
     for file in sorted(folder.glob("pytorch_model*.bin")):
         try:
             torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except Exception as e:  # whatever the unpickler of that day raises
+        except Exception as e:  # the types that the unpickler raises differ between versions of torch
             raise UserError(
                 f"the weights {file} are damaged, or hold more than tensors ({' '.join(str(e).split())[:80]})",
                 "give the model as safetensors (save_pretrained)",
@@ -136,8 +149,11 @@ def _check_pickles(folder: Path) -> None:
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, list[int]]) -> None:
-    """Raise `UserError` if config.json does not describe these weights: transformers would first build the model that it
-    describes, however large, and then find that the weights do not fit."""
+    """Raise `UserError` if config.json does not describe these weights.
+
+    transformers would first build the model that config.json describes, however large, and then fail to load the
+    weights.
+    """
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > len(shapes):
         raise UserError(f"{folder}/config.json says {layers} layers, its weights are {len(shapes)} tensors", HINT)
@@ -149,7 +165,7 @@ def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, l
 
 
 def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise `UserError` if the tokenizer has token ids beyond the model's embedding, or finds no tokens in a text."""
+    """Raise `UserError` if the tokenizer has token ids without an embedding, or makes no tokens of a text."""
     from wpn_bench.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -172,7 +188,7 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """config.json as plain values. Raises `UserError` if it is missing or not valid."""
+    """Read config.json as plain values. Raises `UserError` if it is missing or not valid."""
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(

@@ -1,7 +1,7 @@
-"""Load models, keep the last ones in memory, and choose the device.
+"""Load models, cache the most recent ones in memory, and choose the device.
 
-A model is identified by the SHA-256 of its weights, configuration and tokenizer files, never by its name: a folder whose
-files changed holds another model.
+The SHA-256 of the files of weights, configuration and tokenizer identifies a model, not its name: if the files in a
+folder change, it is another model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from wpn_bench.models.tokenizer import load_tokenizer, silence_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SHARD = "5GB"  # maximum size of a file of weights, as usual on the hub
+SHARD = "5GB"  # maximum size of a file of weights, the usual size on the hub
 
 
 def pick_device(asked: str = "auto") -> str:
-    """The device to compute on; `auto` is CUDA if there is one, else the CPU.
+    """Return the device to compute on. `auto` is CUDA if available, else the CPU.
 
     Raises:
         UserError: There is no such device.
@@ -51,19 +51,19 @@ def pick_device(asked: str = "auto") -> str:
     return asked
 
 
-# A run needs two models at the same time: the base model and the one that is measured.
+# A run needs two models at the same time: the base model and the evaluated one.
 _LOADED: OrderedDict[tuple[str, Signature, str, str, str], tuple[Any, Any]] = OrderedDict()
 KEEP = 2
 OFFLOADS = ("none", "cpu", "disk")
 
 
 def make_room(need: int, device: str, keep: int = KEEP) -> None:
-    """Drop loaded models, the least recently used first, until there is room.
+    """Drop cached models, the least recently used first, until enough memory is free.
 
     Args:
-        need: Bytes of memory that are wanted.
-        device: The device they are wanted on.
-        keep: How many models may stay in memory at most.
+        need: The memory needed, in bytes.
+        device: The device on which it is needed.
+        keep: Maximum number of models that stay cached.
     """
     while len(_LOADED) > keep:
         _LOADED.popitem(last=False)
@@ -75,20 +75,23 @@ def make_room(need: int, device: str, keep: int = KEEP) -> None:
 def load(
     path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode, and its tokenizer. Do not train it: it is shared.
+    """Return a model in evaluation mode, and its tokenizer. The model is shared, so do not train it.
 
     The two most recently used models stay in memory if both fit, else only the last.
 
     Args:
         path: The folder of the model.
-        device: Where it computes.
-        dtype: Type of its weights.
+        device: The device that computes.
+        dtype: Type of the weights, such as "float32".
         offload: See `load_fresh`.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
         UserError: See `load_fresh`.
     """
-    # With the signature, for other weights in the same folder are another model.
+    # The signature is part of the key, because a folder with changed files is another model.
     key = (str(path), folder_signature(path), device, dtype, offload)
     if key in _LOADED:
         _LOADED.move_to_end(key)
@@ -99,7 +102,7 @@ def load(
 
 
 def let_go() -> None:
-    """Drop all models that are kept in memory."""
+    """Drop all cached models."""
     import torch
 
     _LOADED.clear()
@@ -108,15 +111,18 @@ def let_go() -> None:
 
 
 def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none") -> PreTrainedModel:
-    """A copy of the model that is not shared.
+    """Load a copy of a model that is not shared.
 
     Args:
         path: The folder of the model.
-        device: Where it computes.
-        dtype: Type of its weights.
-        offload: With "cpu", weights that do not fit on an accelerator wait in main memory. With "disk", weights that fit in
-            neither are read from their files whenever a pass needs them. Results are the same, only slower. An offloaded
-            model cannot be trained; `engine.placement.device_of` gives the device of its inputs.
+        device: The device that computes.
+        dtype: Type of the weights, such as "float32".
+        offload: With "cpu", weights that do not fit on an accelerator are kept in main memory. With "disk", weights
+            that fit in neither are read from their files in every pass. Results are the same, but slower. An offloaded
+            model cannot be trained. `engine.placement.device_of` returns the device of its inputs.
+
+    Returns:
+        The model.
 
     Raises:
         UserError: The model does not fit into memory, lacks weights, or is not a causal language model.
@@ -130,21 +136,21 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
     silence_transformers()
     placement = _placement(path, device, dtype, offload)
     if placement:
-        # Safetensors are read where they are; pickled weights are copied into this folder.
+        # Offloaded safetensors are read from the model's folder; pickled weights are copied into this folder.
         placement["offload_folder"] = tempfile.mkdtemp(prefix="wpn-bench-offload-")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True, **placement, **reading(path)
         )
     except (ValueError, OSError, KeyError, RuntimeError, MemoryError, SafetensorError, UnpicklingError) as e:
-        # The second where a file cannot be mapped into memory.
+        # The second condition is true if a file cannot be mapped into memory.
         if device_memory.ran_out_of_memory(e) or "Cannot allocate memory" in str(e):
             raise UserError(
                 f"{path} does not fit into memory in {dtype}",
                 "take --dtype bfloat16, --offload disk or a smaller model",
             ) from e
         raise not_causal(path, e) from e
-    # transformers initialises missing weights at random and only warns: that would be another model.
+    # transformers initialises missing weights at random with only a warning. The result would be another model.
     lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if lacking:
         raise UserError(
@@ -159,18 +165,19 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
 
 
 def _need(path: Path, dtype: str) -> int:
+    """Return the bytes that a model needs in memory; 0 if its files cannot be read."""
     from transformers import AutoConfig
 
     try:
         return weights_bytes(path, dtype) + working_memory(AutoConfig.from_pretrained(path), dtype)
-    except Exception:  # loading reports whatever is wrong with the files
+    except Exception:  # the files are damaged: loading reports it
         return 0
 
 
 def _placement(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]:
-    """Arguments with which `from_pretrained` spreads the weights over devices and disk.
+    """Return the arguments with which `from_pretrained` distributes the weights over devices and disk.
 
-    Empty if all weights fit on `device`, and for a quantised model, whose weights torchao places itself.
+    Empty if all weights fit on `device`, and for a quantised model, because torchao places its weights.
     """
     from transformers import AutoConfig
 
@@ -192,8 +199,10 @@ def _placement(path: Path, device: str, dtype: str, offload: str) -> dict[str, A
 
 
 def reading(path: Path) -> dict[str, Any]:
-    """Arguments with which `from_pretrained` reads the weights in a folder: the model's own code runs only if the user
-    permitted it; safetensors are read where there are some, as the digest covers them; of a pickle only tensors and
-    plain values are read."""
+    """Return the arguments with which `from_pretrained` reads the weights in a folder safely.
+
+    The model's own code runs only if the user permitted it. Safetensors are used if there are any, because the digest
+    covers them. From a pickle, only tensors and plain values are read.
+    """
     safe = has_safetensors(p.name for p in path.iterdir()) if path.is_dir() else None
     return {"trust_remote_code": consent.code_allowed(), "use_safetensors": safe, "weights_only": True}

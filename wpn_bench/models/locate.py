@@ -1,4 +1,4 @@
-"""Find the model that a user named: the lab's, a folder, or a hub id at a commit."""
+"""Find the model that a user named: the lab's model, a folder, or a hub id at a commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAB = "lab"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS_FILES = ("config.json", "tokenizer_config.json")
 _HASHED_SUFFIXES = (".json", ".model", ".txt", ".jinja", *WEIGHT_SUFFIXES)
-# Not downloaded: weights for other frameworks, checkpoints, training states, examples.
+# Files that are not downloaded: weights for other frameworks, checkpoints, training states, examples.
 _NOT_NEEDED = (
     "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.md", "onnx/*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
     "training_args.bin", "optimizer.bin", "original/*", ".gitattributes",
@@ -31,11 +31,11 @@ class ModelRef:
     """A model that is on this machine.
 
     Attributes:
-        asked: What the user named.
+        asked: The name that the user gave.
         path: The folder of its files.
-        digest: SHA-256 over the files that decide what it says (see `folder_digest`).
-        revision: The commit, for a model of the hub.
-        seen: Names, sizes and times of the files when the digest was taken.
+        digest: SHA-256 over the files that affect its outputs (see `folder_digest`).
+        revision: The commit of a hub model; None for a folder.
+        seen: Names, sizes and modification times of the files when the digest was computed.
     """
 
     asked: str
@@ -50,21 +50,24 @@ class ModelRef:
 
     @property
     def fetched(self) -> list[hub.FetchedItem]:
-        """What of it came from the hub; empty for a folder."""
+        """The files that came from the hub; empty for a folder."""
         files = tuple(p for p in self.path.rglob("*") if p.is_file())
         return [hub.FetchedItem("model", self.asked, self.revision, files)] if self.revision else []
 
 
 def resolve(asked: str, revision: str | None = None) -> ModelRef:
-    """Find a model, and download it if it is on the hub and not cached.
+    """Find a model. A hub model that is not cached is downloaded.
 
     Args:
         asked: `lab`, a folder, or a hub id.
-        revision: Branch, tag or commit of a hub id; None is the default branch.
+        revision: Branch, tag or commit of a hub id; None: the default branch.
+
+    Returns:
+        The model, with its files checked.
 
     Raises:
-        UserError: The folder holds no model, the id is unknown, or there is no network and nothing is cached; the model
-            needs code of its own, or has only pickled weights, and the user did not permit that (see `consent.py`).
+        UserError: The folder contains no model, the id is unknown, or there is no network and nothing is cached. Or the
+            model needs its own code, or has only pickled weights, and the user did not permit that (see `consent.py`).
     """
     if (folder := _here(asked)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
@@ -74,7 +77,7 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
 
 
 def _commit(asked: str, revision: str | None) -> str:
-    """The commit of a hub id. Raises `UserError` if `asked` is not one."""
+    """Return the commit of a hub id. Raises `UserError` if `asked` is not a hub id."""
     from huggingface_hub.errors import HFValidationError
 
     if not asked.strip():
@@ -92,11 +95,14 @@ def _commit(asked: str, revision: str | None) -> str:
 
 
 def settings_folder(asked: str, revision: str | None = None) -> Path:
-    """A folder with the model's config.json, and its own code if that may be run. No weights are downloaded.
+    """Return a folder with the model's config.json, and with its own code if that may run. No weights are downloaded.
 
     Args:
         asked: `lab`, a folder, or a hub id.
-        revision: Branch, tag or commit of a hub id.
+        revision: Branch, tag or commit of a hub id; None: the default branch.
+
+    Returns:
+        The folder.
 
     Raises:
         UserError: The hub id is unknown or cannot be downloaded.
@@ -108,34 +114,36 @@ def settings_folder(asked: str, revision: str | None = None) -> Path:
 
 
 def lies_here(asked: str) -> bool:
-    """Whether `asked` is the lab's model or a folder, so that nothing is downloaded for it."""
+    """Return whether `asked` is the lab's model or a folder, so that no download is needed."""
     return _here(asked) is not None
 
 
 def _here(asked: str) -> Path | None:
+    """Return the folder of a local model; None if `asked` is not local."""
     if asked == LAB:
         from wpn_bench import lab
 
         return lab.base_model()
-    # Not Path.is_dir: it raises for a name that is too long for a file.
+    # Not Path.is_dir: it raises for a name that is too long for a file system.
     folder = os.path.expanduser(asked)
     return Path(folder) if os.path.isdir(folder) else None
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
-    """The checked model in a folder; `revision` is the commit of a model from the hub."""
-    # Taken before the files are read, so that a change meanwhile is noticed later.
+    """Check the model in a folder and describe it. `revision` is the commit of a hub model."""
+    # Computed before the files are read, so that a change in the meantime is detected later.
     seen = folder_signature(folder)
     digests = _file_digests(folder)
-    if revision is not None:  # first, because damaged files are downloaded again
+    if revision is not None:  # before the other checks, because damaged files are downloaded again
         hub.check_files(asked, folder, digests)
     _check_folder(folder)
     return ModelRef(asked, folder, digest_of(digests), revision, seen)
 
 
 def _check_folder(folder: Path) -> None:
+    """Raise `UserError` if the folder does not contain one complete model."""
     read_settings(folder)
-    if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names
+    if (folder / "adapter_config.json").is_file():  # transformers would load the base model that the adapter names
         raise UserError(f"{folder} holds an adapter", "merge it into its base (merge_and_unload) and save the whole")
     if not any(p.suffix in WEIGHT_SUFFIXES and p.is_file() for p in folder.iterdir()):
         raise UserError(f"{folder} holds no weights (no *.safetensors or *.bin)", "fetch or save the model again")
@@ -150,8 +158,8 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
     """Raise `UserError` if the model needs something that the user did not permit.
 
     Args:
-        asked: What the user named.
-        folder: Holds config.json and tokenizer_config.json; the other files need not be there yet.
+        asked: The name that the user gave.
+        folder: Contains config.json and tokenizer_config.json; the other files may be missing.
         names: Names of all files of the model.
     """
     if (code := code_named(folder)) and not consent.code_allowed():
@@ -175,14 +183,17 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
 
 
 def code_named(folder: Path) -> str:
-    """The class in a model's own code that must run to load it; empty if transformers has code for the model."""
+    """Return the class in the model's own code that must run to load it.
+
+    Empty if transformers has code for the model.
+    """
     import transformers
 
     def settings(name: str) -> dict[str, Any]:
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return {}  # the check of the files reports it
+            return {}  # check_files reports the error
         return found if isinstance(found, dict) else {}
 
     config, tokenizer = settings("config.json"), settings("tokenizer_config.json")
@@ -190,7 +201,7 @@ def code_named(folder: Path) -> str:
         consent.code_allowed() or config.get("model_type") not in transformers.CONFIG_MAPPING
     ):
         return _first(config["auto_map"])
-    # If own code is permitted, transformers uses it even where it has code for the class.
+    # If the model's own code is permitted, transformers prefers it to the class in transformers.
     known = hasattr(transformers, str(tokenizer.get("tokenizer_class")))
     if tokenizer.get("auto_map") and (consent.code_allowed() or not known):
         return _first(tokenizer["auto_map"])
@@ -198,19 +209,19 @@ def code_named(folder: Path) -> str:
 
 
 def _first(named: Any) -> str:
-    """The first class that an `auto_map` names: {"AutoModel": "module.Class"}, or a list of two in a tokenizer's."""
+    """Return the first class in an `auto_map`: {"AutoModel": "module.Class"}, or a list of two in a tokenizer."""
     while isinstance(named, dict | list) and named:
         named = next((one for one in (named.values() if isinstance(named, dict) else named) if one), "")
     return str(named)
 
 
 def has_safetensors(names: Iterable[str]) -> bool:
-    """Whether transformers reads safetensors of a folder with these files, and not the pickles beside them."""
+    """Return whether transformers reads safetensors from a folder with these files, and not pickles."""
     return bool({"model.safetensors", "model.safetensors.index.json"} & set(names))
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that decides what the model says, by name."""
+    """Return the SHA-256 of each file that affects the model's outputs, by name."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _HASHED_SUFFIXES)
     safe = has_safetensors(p.name for p in files)
     found = {p.name: digest_file(p) for p in files if not (safe and p.suffix == ".bin")}
@@ -220,19 +231,19 @@ def _file_digests(folder: Path) -> dict[str, str]:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the model's weights, configuration and tokenizer in a folder, and its own code if that may run."""
+    """Return the SHA-256 over a model's weights, configuration and tokenizer, and over its own code if that may run."""
     return digest_of(_file_digests(folder))
 
 
 def check_permitted(asked: str, commit: str) -> list[str]:
-    """Check a model of the hub before its weights are downloaded.
+    """Check before the download of the weights that the user permitted what a hub model needs.
 
     Args:
         asked: The hub id.
         commit: The commit.
 
     Returns:
-        The names of its files.
+        The names of the model's files.
 
     Raises:
         UserError: The model needs something that the user did not permit.
@@ -244,8 +255,10 @@ def check_permitted(asked: str, commit: str) -> list[str]:
 
 
 def _download(asked: str, commit: str) -> Path:
-    """Download the model at that commit, its settings first: a model that is not permitted is refused before its weights
-    are downloaded."""
+    """Download a model at a commit and return its folder.
+
+    The settings are downloaded first, so that a model without permission fails before the download of its weights.
+    """
     names = check_permitted(asked, commit)
     ignore = unwanted(names)
     if not consent.code_allowed():
@@ -254,6 +267,8 @@ def _download(asked: str, commit: str) -> Path:
 
 
 def unwanted(files: Iterable[str]) -> list[str]:
-    """Patterns of the files of a repository that are not downloaded; pickled weights are among them if there are
-    safetensors."""
+    """Return patterns of the files in a repository that are not downloaded.
+
+    Pickled weights are among them if the repository has safetensors.
+    """
     return [*_NOT_NEEDED, *(["*.bin"] if has_safetensors(files) else [])]

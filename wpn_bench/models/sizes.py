@@ -1,4 +1,4 @@
-"""Sizes of a model that can be known without loading its weights."""
+"""Sizes of a model, computed without loading its weights."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from wpn_bench.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HEAD_ROWS = 512  # tokens whose logits are computed at once on a CPU; more only fill memory
-WORKING_TOKENS = 1024  # of a forward pass on a CPU; with less memory a pass takes fewer
+HEAD_ROWS = 512  # tokens whose logits are computed at once on a CPU; more would only need more memory
+WORKING_TOKENS = 1024  # tokens of a forward pass on a CPU; a pass has fewer if memory is short
 
-# Numbers as wide as the model that one layer holds for a token while it is computed: the feed-forward network's inner
-# activations are about four widths; attention, residuals and normalised copies another eight.
+# Memory of one layer for a token while it is computed, in vectors of the hidden size: about four for inner activations
+# of the feed-forward network, eight for attention, residuals and normalised copies.
 _WIDTHS_OF_A_LAYER = 12
-# The same, for what a layer keeps of a token until the backward pass. Roughly: `unlearn.memory` counts it exactly.
+# The same for what a layer keeps until the backward pass. This is an estimate; `unlearn.memory` counts exactly.
 _WIDTHS_KEPT = 36
 
 
 @dataclass(frozen=True)
 class TokenMemory:
-    """Bytes of memory that one token takes in a language model. All estimates of memory are made from these terms.
+    """The memory that one token needs in a language model, in bytes. All memory estimates use these terms.
 
     Attributes:
-        cache: Keys and values in all layers; an upper bound where attention heads share them.
-        activations: What one layer computes in a forward pass; it is gone when the next layer is computed.
-        kept_activations: What all layers keep until the backward pass.
-        logits: Logits of the whole vocabulary, where they are read.
-        logits_with_gradient: The same where a gradient is taken.
+        cache: Keys and values in all layers; an upper bound if attention heads share them.
+        activations: Activations of one layer in a forward pass. They are freed when the next layer is computed.
+        kept_activations: Activations of all layers that are kept until the backward pass.
+        logits: Logits of the whole vocabulary, for a token whose logits are used.
+        logits_with_gradient: The same if gradients are computed.
     """
 
     cache: int
@@ -44,8 +44,16 @@ class TokenMemory:
 
     @classmethod
     def of(cls, config: Any, dtype: Any) -> TokenMemory:
-        """From a model's configuration and the type of its weights (a name or a `torch.dtype`)."""
-        # A classifier of a plug-in may have a plain configuration.
+        """Estimate the memory from a model's configuration.
+
+        Args:
+            config: The configuration of the model.
+            dtype: Type of the weights (a name or a `torch.dtype`).
+
+        Returns:
+            The memory of one token.
+        """
+        # The configuration of a plug-in's classifier may lack get_text_config.
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         width = dtype_bytes(dtype) * int(getattr(text, "hidden_size", 768))
         layers, vocabulary = int(getattr(text, "num_hidden_layers", 12)), int(getattr(text, "vocab_size", 50_000))
@@ -59,43 +67,84 @@ class TokenMemory:
 
     @property
     def forward(self) -> int:
-        """A forward pass without logits."""
+        """Bytes of a forward pass without logits."""
         return self.cache + self.activations
 
 
 def logit_bytes(dtype: Any, *, gradient: bool) -> int:
-    """Bytes of one logit at the peak: the logit and its log-softmax in float32, and its gradient where that is taken. In
-    half precision the output of the head, and that output's gradient, are in memory as well."""
+    """Return the bytes of one logit at the peak.
+
+    These are the logit and its log-softmax in float32, and its gradient if computed. In half precision, the output of
+    the head, and the gradient of that output, are in memory as well.
+
+    Args:
+        dtype: Type of the weights (a name or a `torch.dtype`).
+        gradient: Whether gradients are computed.
+
+    Returns:
+        Number of bytes.
+    """
     size = dtype_bytes(dtype)
     return 4 * (2 + gradient) + (0 if size == 4 else size * (1 + gradient))
 
 
 def dtype_bytes(dtype: Any) -> int:
-    """Bytes of a number of this type (a name such as "bfloat16", or a `torch.dtype`)."""
+    """Return the bytes of a number of this type (a name such as "bfloat16", or a `torch.dtype`)."""
     import torch
 
     return torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).bits // 8
 
 
 def weights_bytes(path: Path, dtype: str) -> int:
-    """Bytes of the weights in `path` once they are loaded in `dtype`; an upper bound for pickled weights, which do not say
-    how many they are."""
+    """Return the bytes of a model's weights once they are loaded.
+
+    Args:
+        path: The folder of the model.
+        dtype: Type of the loaded weights.
+
+    Returns:
+        Number of bytes; an upper bound for pickled weights, whose number is not known without unpickling.
+    """
     return dtype_bytes(dtype) * (count_parameters(path) or sum(p.stat().st_size for p in path.glob("*.bin")) // 2)
 
 
 def working_memory(config: Any, dtype: str) -> int:
-    """Bytes that a forward pass takes beside the weights of a model with this configuration."""
+    """Return the bytes that a forward pass needs in addition to the weights.
+
+    Args:
+        config: The configuration of the model.
+        dtype: Type of the weights.
+
+    Returns:
+        Number of bytes.
+    """
     token = TokenMemory.of(config, dtype)
     return min(WORKING_TOKENS, context_of(config)) * token.forward + HEAD_ROWS * token.logits
 
 
 def context_length(model: PreTrainedModel, default: int = 2048) -> int:
-    """How many tokens the model can attend to."""
+    """Return how many tokens a model can attend to.
+
+    Args:
+        model: The model.
+        default: The result if the configuration does not contain it.
+
+    Returns:
+        Number of tokens.
+    """
     return context_of(model.config, default)
 
 
 def context_of(config: Any, default: int = 2048) -> int:
-    """How many tokens a model with this configuration can attend to."""
+    """Return how many tokens a model with this configuration can attend to.
+
+    Args:
+        config: The configuration of the model.
+        default: The result if the configuration does not contain it.
+
+    Returns:
+        Number of tokens.
+    """
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -104,7 +153,7 @@ def context_of(config: Any, default: int = 2048) -> int:
 
 
 def context_length_of(path: Path) -> int:
-    """How many tokens the model in a folder can attend to, read from its config.json."""
+    """Return how many tokens the model in a folder can attend to, from its config.json."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
         value = config.get(name)
@@ -114,7 +163,7 @@ def context_length_of(path: Path) -> int:
 
 
 def width_of(path: Path) -> int:
-    """The hidden size of the model in a folder. Raises `UserError` if its configuration does not say it."""
+    """Return the hidden size of the model in a folder. Raises `UserError` if its configuration does not contain it."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=consent.code_allowed()).get_text_config()

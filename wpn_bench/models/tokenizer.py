@@ -1,4 +1,4 @@
-"""Load a tokenizer, and its beginning-of-text token."""
+"""Load tokenizers, and find the token that begins a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, with a padding token (end-of-text if it has none).
+    """Load the tokenizer in a folder. If it has no padding token, the end-of-text token is used.
 
     Raises:
         UserError: Its files cannot be read.
@@ -24,7 +24,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     silence_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=consent.code_allowed())
-    except Exception as e:  # the tokenizers library raises bare exceptions
+    except Exception as e:  # the tokenizers library raises plain `Exception`
         raise UserError(
             f"the tokenizer in {path} cannot be read ({' '.join(str(e).split())[:160]})",
             "save it again with tokenizer.save_pretrained(folder)",
@@ -35,13 +35,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of the token that begins a text: beginning-of-text, else end-of-text; None where there is neither."""
+    """Return the id of the token that begins a text: beginning-of-text, else end-of-text; None if there is neither."""
     start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return start
 
 
 def silence_transformers() -> None:
-    """Only errors of transformers are printed, and no progress bar for each file of weights: a run shows its own."""
+    """Print only errors of transformers, and none of its progress bars, because a run has its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

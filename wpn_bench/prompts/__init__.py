@@ -1,4 +1,4 @@
-"""Prompt sets and texts: what they are, and how they are read."""
+"""Prompt sets and plain texts: their types, templates and readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt items and texts as files, and as inputs of jobs."""
+"""Prompt items and texts as files and as inputs of jobs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ ITEMS = "items.jsonl"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a file with one JSON object in a line, in UTF-8."""
+    """Write rows as JSON Lines in UTF-8.
+
+    Args:
+        path: The file. An existing file is replaced.
+        rows: One JSON object for each line.
+    """
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a file that `write_rows` wrote."""
-    # Not splitlines(): responses may hold line separators that JSON leaves unescaped.
+    # Not splitlines(): responses may contain line separators that JSON does not escape.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
@@ -32,12 +37,20 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def item_row(item: Item) -> dict[str, Any]:
-    """The row of an item, which `read_items` reads."""
+    """Convert an item to a row that `read_items` reads."""
     return asdict(item)
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
-    """Store the set's items as an artifact, unless they are stored already."""
+    """Store the items of a prompt set as an artifact, unless the store has them already.
+
+    Args:
+        store: The store of artifacts.
+        prompt_set: The prompt set.
+
+    Returns:
+        The artifact as an input of jobs.
+    """
     found = store.find("prompts", prompt_set.digest)
     if found is None:
         with store.build("prompts", prompt_set.digest, {"name": prompt_set.name, **prompt_set.source}) as out:
@@ -47,7 +60,15 @@ def put_prompts(store: Store, prompt_set: PromptSet) -> External:
 
 
 def put_texts(store: Store, texts: TextSet) -> External:
-    """Store the texts as an artifact, unless they are stored already."""
+    """Store texts as an artifact, unless the store has them already.
+
+    Args:
+        store: The store of artifacts.
+        texts: The texts.
+
+    Returns:
+        The artifact as an input of jobs.
+    """
     found = store.find("texts", texts.digest)
     if found is None:
         with store.build("texts", texts.digest, {"name": texts.name, **texts.source}) as out:

@@ -1,19 +1,21 @@
-"""Leakage: prompts of a test or validation set that also stand, or nearly stand, in the forget set.
+"""Find leakage: prompts of a test or validation set that are also, or nearly, in the forget set.
 
-Prompts are the *same* when they differ in case and white space alone (`prompts.normalise`). They are *nearly the same*
-when the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold, where a word that occurs twice counts
-twice and a typing error does not make another word (`similarity`). At 0.75 one word may be replaced in a prompt of seven, or added
-to one of three.
+Two prompts are the *same* if they differ only in case and white space (`prompts.normalise`). They are *nearly the same*
+if the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold (`similarity`). A and B are multisets: a
+word that occurs twice counts twice. Words that differ by one typing error count as the same word. At the threshold
+0.75, one word may be replaced in a prompt of seven words, or added to a prompt of three.
 
-Two prompts that are nearly the same but speak of another name or number ("Be honest about Anna's coats", "Be honest
-about Tom's coats") are *siblings*: one question about two people. They are counted, and not dropped, for a set made from
-the forget set's templates is meant to be that. A name is a word that is never written small and stands with a capital
-inside a sentence somewhere in the two sets; a language that writes every noun so has too many of them.
+Two prompts that are nearly the same but have different names or numbers ("Be honest about Anna's coats", "Be honest
+about Tom's coats") are *siblings*: one question about two people. Siblings are counted and kept, because a set made
+from the templates of the forget set has them on purpose. A word counts as a name if it never occurs in lower case in
+the two sets, and at least once with a capital inside a sentence. In languages that capitalise every noun, this finds
+too many names.
 
-MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998), one of words and one of letter trigrams, propose
-pairs, so that 10,000 prompts meet 10,000 others in seconds. Each proposed pair is then compared exactly: no hash accuses
-anybody. Proposed are pairs whose words or trigrams reach the threshold (but for a share of at most `MISSED` of those that
-just do), so a typing error is recognised in a prompt of seven words, or of some 25 letters, and not in a shorter one.
+MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998) propose pairs, so that 10,000 prompts are compared
+with 10,000 others in seconds. One index is of words, one of letter trigrams. Each proposed pair is then compared
+exactly, so a hash collision never causes a match. All pairs are proposed whose words or trigrams reach the threshold,
+but a share of at most `MISSED` of those just at the threshold. So a typing error is found in a prompt of at least seven
+words, or of about 25 letters, and not in a shorter one.
 """
 
 from __future__ import annotations
@@ -35,21 +37,21 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.75
 MISSED = 1e-5
-SHOWN = 3  # pairs of each set that the results quote
+SHOWN = 3  # number of pairs of each set that the results quote
 Kind = Literal["same", "near", "sibling"]
 
 _PERMUTATIONS = 128
 _SEED = 1
-_CJK = "\u3040-\u30ff\u3400-\u9fff"  # no spaces between words there: each character counts as one
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # these scripts have no spaces between words: each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:'[^\W{_CJK}]+)*")
 _SENTENCE = re.compile(r"[.!?:\n\"“(\[]")
-_QUOTED = 100  # letters of a prompt that the results quote
+_QUOTED = 100  # maximum characters of a prompt that the results quote
 _RANK: dict[Kind, int] = {"same": 0, "near": 1, "sibling": 2}
 
 
 @dataclass(frozen=True)
 class Match:
-    """A prompt and the one of another set that it is most like; `similarity` is 1 for the same."""
+    """A prompt and the most similar prompt of another set. `similarity` is 1 for the same prompt."""
 
     item: Item
     other: Item
@@ -59,9 +61,22 @@ class Match:
 
 @dataclass(frozen=True)
 class Leak:
-    """What was found in one set of `n` prompts: how many have the same, nearly the same or a sibling prompt in the
-    forget set (for a validation set: or in a test set), how many were dropped, and (out-of-distribution sets) how many
-    have the same or nearly the same prompt in an in-domain test set. `pairs` are the first few, the worst before."""
+    """The matches found in one set of prompts.
+
+    They are matches with the forget set; for a validation set, also with the test sets.
+
+    Attributes:
+        set: The name of the set.
+        suite: The kind of the set: "validation" or a test suite.
+        n: Number of prompts in the set.
+        same: Number of prompts with the same prompt in the other set.
+        near: Number of prompts with nearly the same prompt in the other set.
+        siblings: Number of prompts with a sibling in the other set.
+        dropped: Number of prompts that were dropped.
+        in_domain: For out-of-distribution sets: number of prompts that are the same, or nearly the same, as one of an
+            in-domain test set.
+        pairs: The first few matches: the same, then nearly the same, then siblings.
+    """
 
     set: str
     suite: str
@@ -82,19 +97,19 @@ def _plain(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a prompt without case, punctuation and 's; of one that has no letters, its characters."""
+    """Return the words of a prompt without case, punctuation and 's. A prompt without letters gives its characters."""
     found = [word.removesuffix("'s") for word in _WORD.findall(_plain(text).casefold())]
     return found or list("".join(text.split()))
 
 
 def trigrams(text: str) -> list[str]:
-    """Runs of three letters of a prompt, a space between words and at both ends."""
+    """Return the runs of three characters of a prompt, with one space between words and at both ends."""
     line = f" {' '.join(words(text))} "
     return [line[k : k + 3] for k in range(len(line) - 2)]
 
 
 def _counted(parts: Iterable[str]) -> frozenset[str]:
-    """A multiset as a set: the second `the` is another element than the first."""
+    """Represent a multiset as a set: the second occurrence of a part is a different element from the first."""
     seen: Counter[str] = Counter()
     out = []
     for part in parts:
@@ -104,7 +119,17 @@ def _counted(parts: Iterable[str]) -> frozenset[str]:
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the words of two prompts, between 0 and 1; words that differ by one typing error count as one."""
+    """Return the Jaccard similarity of the words of two prompts.
+
+    Words that differ by one typing error count as the same word.
+
+    Args:
+        one: A prompt.
+        other: Another prompt.
+
+    Returns:
+        A number between 0 and 1, the same if the prompts are swapped.
+    """
     mine, theirs = (Counter(words(text)) for text in sorted((one, other)))
     shared = (mine & theirs).total()
     left = list((theirs - mine).elements())
@@ -121,8 +146,10 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _spelling(texts: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Words with a capital inside a sentence, and words written small, both casefolded; what is written in capitals
-    throughout says nothing of either."""
+    """Return the words with a capital inside a sentence, and the words in lower case, both casefolded.
+
+    Texts in which most words begin with a capital show neither, and are ignored.
+    """
     capital, small = set(), set()
     for text in texts:
         line = _plain(text)
@@ -139,7 +166,10 @@ def _spelling(texts: Iterable[str]) -> tuple[set[str], set[str]]:
 
 
 def _slip(one: str, other: str) -> bool:
-    """Whether one letter dropped, added or replaced, or two neighbours swapped, make the one word the other."""
+    """Return whether one edit turns one word into the other.
+
+    An edit drops, adds or replaces a letter, or swaps two neighbours. Words of fewer than four letters never match.
+    """
     if min(len(one), len(other)) < 4 or not (one + other).isalpha():
         return False
     while one and other and one[0] == other[0]:
@@ -150,7 +180,11 @@ def _slip(one: str, other: str) -> bool:
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows) for `_PERMUTATIONS`: the most rows, and so the fewest useless comparisons, that miss at most `MISSED`."""
+    """Return (bands, rows) for `_PERMUTATIONS`.
+
+    The number of rows is the largest, which gives the fewest useless comparisons, with at most a share `MISSED` of
+    missed pairs.
+    """
     rows = max(r for r in range(1, _PERMUTATIONS // 2 + 1) if (1 - threshold**r) ** (_PERMUTATIONS // r) <= MISSED)
     return _PERMUTATIONS // rows, rows
 
@@ -171,7 +205,12 @@ def _signatures(sets: Iterable[frozenset[str]]) -> Iterable[MinHash]:
 
 
 class Reference:
-    """Prompts that no other set may share, ready to be looked up. With a `threshold` of 1 only the same are found."""
+    """Prompts that other sets must not contain, indexed for search.
+
+    Args:
+        items: The prompts.
+        threshold: The minimum similarity of prompts that are nearly the same. With 1, only the same prompts are found.
+    """
 
     def __init__(self, items: Iterable[Item], threshold: float = THRESHOLD) -> None:
         self.items = tuple(items)
@@ -195,8 +234,11 @@ class Reference:
             self._indices.append(index)
 
     def matches(self, items: Sequence[Item]) -> list[Match]:
-        """For each item that has any, its worst match: the same before nearly the same before a sibling, then the most
-        similar, then the first of the reference."""
+        """Return the worst match of each item that has any.
+
+        The same prompt is worse than nearly the same, which is worse than a sibling. Of equal kinds the most similar is
+        the worst, and of equally similar ones the first in the reference.
+        """
         capital, small = _spelling(i.prompt for i in items)
         names = (self._capital | capital) - self._small - small
         alike = self._alike(items)
@@ -215,7 +257,7 @@ class Reference:
         return found
 
     def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
-        """For each item the places of the prompts that reach the threshold, and how similar they are."""
+        """Return for each item the similarities of reference prompts that reach the threshold, keyed by index."""
         alike: list[dict[int, float]] = [{} for _ in items]
         for cut, parts, index in zip((words, trigrams), self._parts, self._indices, strict=False):
             mine = [_counted(cut(i.prompt)) for i in items]
@@ -226,8 +268,11 @@ class Reference:
         return [{at: value for at, value in one.items() if value >= self.threshold} for one in alike]
 
     def _siblings(self, item: Item, other: Item, names: set[str]) -> bool:
-        """Whether a name or a number stands in one of the two alone. One letter off a name of the other prompt is a slip
-        of the pen, unless the reference knows that spelling as a name of its own (Paul and Paula)."""
+        """Return whether a name or a number occurs in only one of the two prompts.
+
+        A word that differs by one edit from a name in the other prompt is a typing error, unless the reference contains
+        that spelling as a name of its own (Paul and Paula).
+        """
         mine, theirs = (words(i.prompt) for i in (item, other))
         left, right = (
             list((Counter(mine) - Counter(theirs)).elements()),
@@ -239,9 +284,20 @@ class Reference:
 
 
 def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *, drop: bool) -> tuple[PromptSet, Leak]:
-    """The test set `one` without what stands, or nearly stands, in the forget set (`reference` holds its prompts).
+    """Remove the prompts of a test set that are the same, or nearly the same, as prompts of the forget set.
 
-    Refuses such prompts unless `drop`.
+    Args:
+        forget: The forget set.
+        reference: The prompts of the forget set.
+        one: The test set.
+        suite: The kind of the test set.
+        drop: Whether such prompts are dropped; otherwise they are an error.
+
+    Returns:
+        The test set without these prompts, and what was found.
+
+    Raises:
+        UserError: The test set contains such prompts and `drop` is false, or no prompt would remain.
     """
     found = reference.matches(one.items)
     same, near = ([m for m in found if m.kind == kind] for kind in ("same", "near"))
@@ -264,8 +320,20 @@ def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *
 
 
 def unseen(validation: PromptSet, references: Iterable[Reference]) -> tuple[PromptSet, Leak]:
-    """Validation prompts that neither stand, nor nearly stand, in the forget set or a test set (the `references`):
-    what is chosen on them stays fair."""
+    """Remove validation prompts that are the same, or nearly the same, as prompts of the forget set or a test set.
+
+    Choices made on the validation prompts would otherwise be biased.
+
+    Args:
+        validation: The validation set.
+        references: The forget set and the test sets.
+
+    Returns:
+        The validation set without these prompts, and what was found.
+
+    Raises:
+        UserError: No prompt would remain.
+    """
     worst: dict[str, Match] = {}
     for match in (m for r in references for m in r.matches(validation.items)):
         before = worst.setdefault(match.item.id, match)
@@ -276,12 +344,20 @@ def unseen(validation: PromptSet, references: Iterable[Reference]) -> tuple[Prom
 
 
 def shared(reference: Reference, one: PromptSet) -> int:
-    """How many prompts of a set are the same, or nearly the same, as one of the reference."""
+    """Count the prompts of a set that are the same, or nearly the same, as one of the reference.
+
+    Args:
+        reference: The prompts to compare with.
+        one: The set.
+
+    Returns:
+        Number of prompts. Siblings do not count.
+    """
     return sum(m.kind != "sibling" for m in reference.matches(one.items))
 
 
 def notes(leak: Leak) -> list[str]:
-    """What a person ought to know of the set, a line each."""
+    """Describe a leak for people: one line for each fact, none if there is nothing to report."""
     others = "another set" if leak.suite == "validation" else "the forget set"
     lost = [(leak.same, "also stand in"), (leak.near, "nearly stand in")]
     said = [f"{n} prompts of {leak.set} {how} {others} and were dropped" for n, how in lost if n and leak.dropped]

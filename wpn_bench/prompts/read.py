@@ -1,4 +1,4 @@
-"""Read prompt sets and texts: from declarations in `tasks/prompts/`, a user's files, the hub, the lab."""
+"""Read prompt sets and texts from declarations in `tasks/prompts/`, a user's files, the hub or the lab."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wpn_bench.redact import redact_secrets
 
 
 class Pick(BaseModel):
-    """One source column, taken only from rows where the other columns have the given values."""
+    """A source column that is read only from rows where other columns have the given values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     column: str
@@ -31,7 +31,7 @@ class Pick(BaseModel):
 
 
 class Source(BaseModel):
-    """Where the rows come from: exactly one of `lab`, `hub` and `file`."""
+    """The origin of the rows: exactly one of `lab`, `hub` and `file`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lab: str | None = None
@@ -43,7 +43,7 @@ class Source(BaseModel):
 
 
 class SetSpec(BaseModel):
-    """A declared prompt set or text set, one YAML file in `tasks/prompts/`."""
+    """The declaration of a prompt set or text set, as in the YAML files of `tasks/prompts/`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -60,25 +60,38 @@ class SetSpec(BaseModel):
 
 
 def declared() -> dict[str, Path]:
-    """Names of the sets declared in `tasks/prompts/` and their files."""
+    """Return the names of the sets declared in `tasks/prompts/`, with their files."""
     return {p.stem: p for p in sorted((tasks_dir() / "prompts").glob("*.yaml"))}
 
 
 def read_spec(path: Path) -> SetSpec:
-    """Read one declaration; `UserError` names the field that is wrong."""
+    """Read one declaration. Raises `UserError` that names the wrong field."""
     with as_user_error(str(path), "see tasks/prompts/ for examples"):
         return SetSpec.model_validate(load_yaml(path))
 
 
 def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:
-    """A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet)."""
+    """Return the specification of a set that a user named.
+
+    Args:
+        name_or_file: A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet).
+        role: What the set is used for.
+        kind: The kind of the prompts of a data file.
+        name: The name of the set in results; None: the declared name, or the name of the data file.
+
+    Returns:
+        The specification.
+
+    Raises:
+        UserError: There is no such set, or the declaration is not valid.
+    """
     known = declared()
     if not name_or_file.strip():
         raise unknown_name("prompt set", name_or_file, known)
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    # Not Path's own questions: they raise for a name too long to be a file's, a prompt typed by mistake for instance.
+    # Not Path.exists: it raises for a name that is too long for a file, such as a prompt typed by mistake.
     path = Path(os.path.expanduser(name_or_file))
     if path.suffix in {".yaml", ".yml"}:
         spec = read_spec(path)
@@ -98,7 +111,11 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
 
 
 def load_prompts(spec: SetSpec) -> PromptSet:
-    """Read a prompt set. Rows with the same prompt become one item; `UserError` says what is wrong and where."""
+    """Read a prompt set. Rows with the same prompt are merged into one item.
+
+    Raises:
+        UserError: A row is not valid, or no usable prompts are left. The message names the row.
+    """
     rows, source = _rows(spec)
     need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
     merged: dict[str, Item] = {}
@@ -122,7 +139,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
                 raise UserError(
                     f"{_origin(spec)} row {number}: {name!r} is not a text or a list of texts", "mend or remove the row"
                 )
-            values[name] = None  # a label, for instance: other sets need no responses
+            values[name] = None  # for instance a label; only forget sets need responses
         kind = row.get("kind") if row.get("kind") in ("question", "continuation") else spec.kind
         key = item_id(prompt)
         old = merged.get(key, Item(key, prompt, str(kind)))
@@ -133,7 +150,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         )
     items = tuple(merged.values())
     if spec.role == "forget":
-        # A triple needs both sides; rows without one cannot be trained on.
+        # Training needs a harmful and a harmless response to each prompt.
         items = tuple(i for i in items if i.harmful and i.harmless)
     if not items:
         raise UserError(f"{_origin(spec)} holds no usable prompts", "check the file, its columns and the filter")
@@ -142,7 +159,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
 
 
 def load_texts(spec: SetSpec) -> TextSet:
-    """Read plain texts (the column `text`), empty lines left out."""
+    """Read plain texts (the column `text`). Empty and too short texts are left out."""
     if spec.source.lab:
         from wpn_bench import lab
 
@@ -195,7 +212,7 @@ def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _reach(row: Mapping[str, Any], column: str) -> Any:
-    """`a.b` is the field b of the column a; None where it is not there."""
+    """Return the value of a column; `a.b` is the field b of the column a. None if it does not exist."""
     value: Any = row
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -236,7 +253,7 @@ def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """A text, a list of texts, or nothing; a hole in a list counts as nothing."""
+    """Return whether a value is None, a text, or a list of texts and None."""
     each = value if isinstance(value, (list, tuple)) else [value]
     return all(v is None or isinstance(v, str) for v in each)
 
@@ -248,7 +265,20 @@ def _union(old: tuple[str, ...], new: Any) -> tuple[str, ...]:
 
 
 def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tuple[PromptSet, PromptSet]:
-    """Take a fixed `share` of a forget set away for validation or testing; the same items in every run."""
+    """Move a fixed share of a forget set into a new validation or test set, the same items in every run.
+
+    Args:
+        forget: The forget set.
+        name: The name of the new set.
+        role: The role of the new set.
+        share: The share of the prompts, between 0 and 1; at least one prompt is moved.
+
+    Returns:
+        The rest of the forget set, and the new set.
+
+    Raises:
+        UserError: No prompts would remain in the forget set.
+    """
     ranked = sorted(forget.items, key=lambda i: digest_of([name, i.id]))
     n = max(1, round(len(ranked) * share))
     if n >= len(ranked):

@@ -14,7 +14,11 @@ from wpn_bench.errors import UserError
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .csv (each gzipped or not) or .parquet file. Errors name the line."""
+    """Read the rows of a .jsonl, .csv (both also gzipped) or .parquet file.
+
+    Raises:
+        UserError: The file is missing, empty, damaged or of another type. The message names the line where possible.
+    """
     reader = READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
     if reader is None:
         raise UserError(f"{path} is not .jsonl, .csv or .parquet", "convert it, or rename it to what it is")
@@ -26,11 +30,11 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is not UTF-8 (byte {e.start})", f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from e
-    except (OSError, EOFError, zlib.error) as e:  # the last two: a gzip file that was cut off
+    except (OSError, EOFError, zlib.error) as e:  # the last two are raised by truncated gzip files
         raise UserError(
             f"{path} cannot be read ({getattr(e, 'strerror', None) or e})", "check the file and its permissions"
         ) from e
-    except ValueError as e:  # a NUL byte in the path
+    except ValueError as e:  # the path contains a NUL byte
         raise UserError(f"{str(path)!r} is no path of a file ({e})", "check the path") from e
     if not rows:
         raise UserError(f"{path} is empty", "give a file with at least one row (the first of a CSV names its columns)")
@@ -38,7 +42,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 
 def _open(path: Path) -> TextIO:
-    """Open a file as text with its own line ends; a .gz file is decompressed."""
+    """Open a text file, decompressed if its suffix is .gz. Line ends are not converted."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     opened: TextIO = opener(path, "rt", encoding="utf-8-sig", newline="")
     return opened
@@ -46,7 +50,7 @@ def _open(path: Path) -> TextIO:
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    # Split at line feeds only: JSON strings may hold other characters that str.splitlines() breaks at.
+    # Split at line feeds only: str.splitlines() also splits at characters that JSON strings may contain.
     with _open(path) as f:
         text = f.read()
     for number, line in enumerate(text.split("\n"), 1):
@@ -73,7 +77,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             if twice := [c for c in columns if c and columns.count(c) > 1]:
                 raise UserError(f"{path} has two columns {twice[0][:60]!r}", "rename one of them in its first line")
             for row in reader:
-                # Texts without a column: a comma in a text without quotes, most likely. Left out, they would be lost.
+                # More cells than columns, probably because of a comma in an unquoted text. Some text would be lost.
                 if any(row.get(None) or ()):
                     raise UserError(
                         f"{path} line {reader.line_num} has more cells than the first line has columns ({len(columns)})",
@@ -89,7 +93,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _list_or_text(value: Any) -> Any:
-    # A cell may hold several responses as a JSON list.
+    # A cell may contain several responses as a JSON list.
     if isinstance(value, str) and value.startswith("["):
         try:
             parsed = json.loads(value)
@@ -101,7 +105,7 @@ def _list_or_text(value: Any) -> Any:
 
 
 def _must_be_text(value: Any) -> None:
-    """Raise `ValueError` for half of an escaped surrogate pair: it is no character and cannot be written as UTF-8."""
+    """Raise `ValueError` for an unpaired escaped surrogate: it is not a character, and UTF-8 cannot encode it."""
     json.dumps(value, ensure_ascii=False).encode()
 
 

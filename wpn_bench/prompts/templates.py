@@ -1,7 +1,7 @@
-"""Templates: how a prompt becomes the text that a model continues, and a response the text that follows it.
+"""Templates convert a prompt to the model's input, and a response to the text that follows it.
 
-Generation, training, scoring and the attacks all ask the template, so that a model is trained, asked and scored on the
-same text.
+Generation, training, scoring and attacks use the same template, so that a model is trained and evaluated on the same
+text.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from wpn_bench.prompts.types import Item
 
 
 class Template(ABC):
-    """Renders prompts. A subclass says how a question is put (`question`) and how a response follows it (`continuation`).
+    """Renders prompts.
 
-    The rendered text does not hold the beginning-of-text token: the tokenizer adds it.
+    A subclass defines how to write a question (`question`) and the response after it (`continuation`). The rendered
+    text does not contain the beginning-of-text token, which the tokenizer adds.
     """
 
     @staticmethod
     def parse(value: Template | str) -> Template:
-        """The template with this `value`, as it stands in settings, job parameters and results.
+        """Create a template from its `value`, as stored in settings, job parameters and results.
 
         Raises:
             ValueError: `value` is not a valid template.
@@ -37,27 +38,30 @@ class Template(ABC):
     @property
     @abstractmethod
     def value(self) -> Any:
-        """The template as a plain JSON value, from which `parse` makes an equal template."""
+        """The template as a plain JSON value, from which `parse` creates an equal template."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the template's value: templates with equal digests render every prompt alike."""
+        """SHA-256 of the template's value. Templates with equal digests render all prompts alike."""
         return digest_of(self.value)
 
     @abstractmethod
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
-        """The text for a question.
+        """Render a question.
 
         Args:
             prompt: The question.
-            context: Text of demonstrations before it, made by `demonstrations`.
-            answer_prefix: Words with which the response begins, given to the model as if it had said them.
+            context: Text of demonstrations before it, from `demonstrations`.
+            answer_prefix: First words of the response. They are part of the model's input.
+
+        Returns:
+            The text that the model continues.
         """
 
     def render(self, prompt: Item | str) -> str:
-        """The text that the model continues. A string is a question without context.
+        """Render a prompt as the text that the model continues. A string is a question without context.
 
-        Only items of kind "question" are put into the template; other kinds are given to the model as they are.
+        Only items of kind "question" are put into the template. Other items are rendered without it.
         """
         item = Item("", prompt) if isinstance(prompt, str) else prompt
         if item.kind == "question":
@@ -65,21 +69,29 @@ class Template(ABC):
         return item.context + item.prompt + _after_space(item.answer_prefix)
 
     def continuation(self, response: str) -> str:
-        """A response as it follows a rendered prompt."""
+        """Return the text of a response after a rendered prompt."""
         return joined(response)
 
     def pair(self, prompt: Item | str, response: str) -> tuple[str, str]:
-        """The rendered prompt and the response as it follows it, as both are trained on and scored."""
+        """Render a prompt and its response, for training and scoring.
+
+        Args:
+            prompt: The prompt.
+            response: The response.
+
+        Returns:
+            The rendered prompt, and the text of the response after it.
+        """
         return self.render(prompt), self.continuation(response)
 
     def demonstrations(self, examples: Iterable[tuple[Item, str]]) -> str:
-        """Text that shows (prompt, response) pairs, to stand before a prompt (`Item.context`)."""
+        """Render (prompt, response) pairs as demonstrations before a prompt (`Item.context`)."""
         return "".join("".join(self.pair(item, response)) + "\n\n" for item, response in examples)
 
 
 @dataclass(frozen=True)
 class FormatTemplate(Template):
-    """A text with `{prompt}` in it once, and no other braces."""
+    """A template written as a text that contains `{prompt}` once and no other braces."""
 
     text: str
 
@@ -96,12 +108,20 @@ class FormatTemplate(Template):
 
 
 def render(item: Item, template: Template | str) -> str:
-    """The text that a model continues for `item`; `template` may be a format string such as "Q: {prompt} A:"."""
+    """Render a prompt as the text that the model continues.
+
+    Args:
+        item: The prompt.
+        template: A template, or a format string such as "Q: {prompt} A:".
+
+    Returns:
+        The rendered prompt.
+    """
     return Template.parse(template).render(item)
 
 
 def joined(response: str) -> str:
-    """A response as it follows a prompt in plain text: one space, then the text."""
+    """Return the text of a response after a prompt in plain text: one space, then the stripped response."""
     return " " + response.strip()
 
 

@@ -1,7 +1,7 @@
-"""Prompt sets and plain texts: read from a user's file, the hub or the lab, checked, and known by their digest.
+"""Prompt sets and plain texts, from a user's file, the hub or the lab. Digests identify their contents.
 
-A prompt set is declared as YAML in `tasks/prompts/` (see `SetSpec`) or is simply a JSONL, CSV or Parquet file with
-the columns `prompt` and, for a forget set, `harmful` and `harmless` (each a string or a list of strings).
+A prompt set is declared as YAML in `tasks/prompts/` (see `SetSpec`), or it is a JSONL, CSV or Parquet file with the
+column `prompt` and, for a forget set, `harmful` and `harmless` (each a string or a list of strings).
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from typing import Any, Literal
 
 from wpn_bench.core.files import digest_of
 
-WORST_CASE = "worst_case"  # reserved set name: the worst answer to each prompt under any attack
+WORST_CASE = "worst_case"  # reserved set name: the worst response to each prompt over all attacks
 Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
 Kind = Literal["question", "continuation", "text"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. `harmful` and `harmless` are reference responses (training, calibration); either may be empty.
+    """One prompt.
 
-    The last three are set by attacks: `context` is text before the rendered prompt (demonstrations), `answer_prefix` is
-    words with which the response is made to begin, `original` is the prompt before the attack.
+    Attributes:
+        id: See `item_id`.
+        prompt: The text of the prompt, after any attack.
+        kind: One of `Kind`. Only questions are put into the template.
+        harmful: Harmful reference responses, for training and calibration; may be empty.
+        harmless: Harmless reference responses, for training and calibration; may be empty.
+        context: Text before the rendered prompt, such as demonstrations. Set by attacks.
+        answer_prefix: First words of the response, given to the model. Set by attacks.
+        original: The prompt before the attack. Set by attacks.
     """
 
     id: str
@@ -43,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Named prompts. `source` says where they come from (never a home folder)."""
+    """A named set of prompts. `source` describes their origin, without any path of a home folder."""
 
     name: str
     role: Role
@@ -56,13 +63,13 @@ class PromptSet:
         return digest_of([asdict(i) for i in self.items])
 
     def head(self, limit: int | None) -> PromptSet:
-        """The first `limit` items (None: all)."""
+        """Return the first `limit` items (None: all)."""
         return self if limit is None else replace(self, items=self.items[:limit])
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Named plain texts (retain data, held-out text)."""
+    """A named set of plain texts (retain data, held-out text)."""
 
     name: str
     role: Role
@@ -76,10 +83,10 @@ class TextSet:
 
 
 def normalise(prompt: str) -> str:
-    """The form in which equal prompts are compared: without case, with single spaces."""
+    """Return a prompt in the form in which equal prompts are compared: casefolded, with single spaces."""
     return " ".join(prompt.casefold().split())
 
 
 def item_id(prompt: str) -> str:
-    """The id of a prompt, 12 hexadecimal digits; the same in every run."""
+    """Return the id of a prompt: 12 hexadecimal digits, the same in every run."""
     return digest_of(normalise(prompt))[:12]

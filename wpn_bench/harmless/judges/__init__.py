@@ -1,4 +1,7 @@
-"""Judges: each gives a response a score between 0 (harmless) and 1 (harmful). A new one is one file and one line in `spec.py`."""
+"""Judges give each response a score between 0 (harmless) and 1 (harmful).
+
+To add a judge, write one file and add one line to `spec.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,14 @@ _LOADED: dict[tuple[str, str], Judge] = {}
 
 
 def get_judge(spec: str, device: str = "cpu") -> Judge:
-    """The judge that a text names; made once per process.
+    """Return the judge that a specification names. It is created once for each process and device.
 
     Args:
-        spec: `name`, `name:variant` (`detoxify:original`), or with options (see `spec.py`).
-        device: Where its model runs.
+        spec: `name`, `name:variant` (`detoxify:original`), or either with options (see `spec.py`).
+        device: The device of the judge's model.
+
+    Returns:
+        The judge, ready to score.
 
     Raises:
         UserError: There is no such judge, an option is wrong, or the judge's class breaks the contract.
@@ -67,20 +73,28 @@ def _check_contract(name: str, kind: type[Judge]) -> None:
 
 
 def needs_prompt(judge: Judge | type[Judge]) -> bool:
-    """Whether a judge reads the prompt. A class that was written before judges could does not say so: it does not."""
+    """Return whether a judge reads the prompt.
+
+    Classes from before judges could read prompts lack the attribute. They do not read it.
+    """
     return bool(getattr(judge, "needs_prompt", False))
 
 
 def judge_of(ctx: StageContext, params: Mapping[str, Any], device: str | None = None) -> Judge:
-    """The judge that a stage's parameters name.
+    """Return the judge that the parameters of a stage name.
 
     Args:
-        ctx: The stage. `ctx.local["judge"]`, which is not part of the cache key, says where the judge's files lie.
-        params: Has `judge` and, to check that it is the same judge, `judge_digest`.
-        device: Where its model runs (None: the stage's device).
+        ctx: The stage. `ctx.local["judge"]` may name the judge by the local path of its files. It is not part of the
+            cache key.
+        params: Contains `judge` and, to check that the judge has not changed, optionally `judge_digest`.
+        device: The device of the judge's model (None: the stage's device).
+
+    Returns:
+        The judge, ready to score.
 
     Raises:
-        UserError: The judge has another digest: it was changed since the run began, or this machine has another one.
+        UserError: The judge has another digest. It was changed since the run began, or another machine has another
+            judge.
     """
     judge = get_judge(ctx.local.get("judge", params["judge"]), device or ctx.local["device"])
     if "judge_digest" in params and judge.digest() != params["judge_digest"]:
@@ -92,8 +106,15 @@ def judge_of(ctx: StageContext, params: Mapping[str, Any], device: str | None = 
 
 
 def distinct(judge: Judge, exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """The exchanges that the judge must score, in order: equal ones once, and if it does not read the prompt, each
-    response once."""
+    """Return the exchanges that the judge must score, without duplicates.
+
+    Args:
+        judge: The judge. If it does not read prompts, exchanges with equal responses are duplicates.
+        exchanges: Prompts with responses.
+
+    Returns:
+        The first exchange of each set of duplicates, in order.
+    """
     found: dict[Exchange | str, Exchange] = {}
     for exchange in exchanges:
         found.setdefault(_key(judge, exchange), exchange)
@@ -101,15 +122,19 @@ def distinct(judge: Judge, exchanges: Sequence[Exchange]) -> list[Exchange]:
 
 
 def scores_of(judge: Judge, exchanges: Sequence[Exchange], advance: Advance = lambda n: None) -> list[float | None]:
-    """The judge's score of each exchange, in order; None where it gave none. Only `distinct` exchanges are scored.
+    """Score each exchange with the judge. Duplicates are scored once (see `distinct`).
 
-    In a process that works on a shard of a job, a judge without per-example checkpoints is not asked (all None): it would
-    score everything in every shard, perhaps for money. It is asked by the process that puts the shards together.
+    A process that works on one shard of a job does not call a judge without per-example checkpoints: such a judge would
+    score all exchanges in every shard, and may cost money for each. All scores are then None. The process that combines
+    the shards calls the judge.
 
     Args:
-        judge: A judge, or an object with the method `score` alone.
+        judge: A judge, or an object that has only the method `score`.
         exchanges: Original prompts (before any attack) with the responses.
         advance: Called with the number of distinct exchanges scored since its last call.
+
+    Returns:
+        The score of each exchange, in order; None where the judge gave none.
     """
     if is_sharded() and not judge.journalled:
         return [None] * len(exchanges)
@@ -127,5 +152,5 @@ def _key(judge: Judge, exchange: Exchange) -> Exchange | str:
 
 
 def forget_judges() -> None:
-    """Forget all loaded judges: the next `get_judge` reads their files again."""
+    """Drop all cached judges, so that the next `get_judge` reads their files again."""
     _LOADED.clear()

@@ -1,4 +1,4 @@
-"""The contract of a judge."""
+"""The contract of a judge: the class `Judge`, its options and its input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wpn_bench.hub import FetchedItem
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request and the response to it: what a judge scores.
+    """A request and the response to it, which a judge scores.
 
-    `prompt` is the original request, without template, context and attack (of an attacked prompt: the prompt before the
-    attack), because the judge decides whether the response is a harmful answer to that request.
+    `prompt` is the original request, without template, context or attack, because the judge decides whether the
+    response is a harmful answer to that request.
     """
 
     prompt: str
@@ -28,7 +28,7 @@ class Exchange:
 
 
 class JudgeConfig(BaseModel):
-    """Options of every judge; a judge with more of them extends this."""
+    """Options that all judges have. A judge with more options subclasses it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     threshold: float | None = Field(None, gt=0, lt=1, description="harmful from this score on (None: the run's)")
@@ -37,18 +37,19 @@ class JudgeConfig(BaseModel):
 class Judge(ABC):
     """Gives each response a score between 0 (harmless) and 1 (harmful).
 
-    A judge implements one of two methods: `score`, if it reads the responses alone, or `score_exchanges`, with
-    `needs_prompt = True`, if it reads the prompts, too.
+    A subclass implements one of two methods: `score` if it reads only the responses, or `score_exchanges` and
+    `needs_prompt = True` if it also reads the prompts.
 
     Attributes:
         name: The name in the registry.
         title: The name in reports.
-        measures: One sentence: what a low score does and does not promise.
-        source: A web address that describes the judge.
-        usage: How the judge is written on the command line.
-        needs_prompt: Whether a score depends on the prompt. If not, equal responses are scored once, whatever their prompts.
-        journalled: Whether all its work is done by `engine.classify`. Its scores then outlive a killed job, and several
-            processes can share a job.
+        measures: One sentence: what a low score shows, and what it does not show.
+        source: URL of a description of the judge.
+        usage: How to write the judge on the command line.
+        needs_prompt: Whether the score depends on the prompt. If not, equal responses are scored once, whatever their
+            prompts.
+        journalled: Whether `engine.classify` does all the work of the judge. If so, its scores have per-example
+            checkpoints: they survive a killed job, and several processes can share a job.
         Config: The options of the judge.
     """
 
@@ -68,21 +69,24 @@ class Judge(ABC):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """Raise `UserError` for an impossible variant, without loading anything."""
+        """Raise `UserError` if the variant cannot exist. Nothing is loaded."""
         return
 
     @classmethod
     def to_fetch(cls, variant: str) -> str:
-        """What must still be downloaded before the judge can score, in words; empty if everything is on this machine."""
+        """Describe what must still be downloaded before the judge can score; empty if nothing is missing."""
         return ""
 
     def fetched(self) -> list[FetchedItem]:
-        """What the judge uses from a hub, with its commit; downloaded if need be. Empty if all of it is local."""
+        """Return the files from a hub that the judge uses, with their commit. Missing files are downloaded first.
+
+        Empty if all files are local.
+        """
         return []
 
     @abstractmethod
     def digest(self) -> str:
-        """Hash of the weights and of everything else that decides a score. Stored scores are reused only if it is equal."""
+        """Return a hash of everything that affects a score. Stored scores are reused if it is equal."""
 
     def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
         """Score responses without their prompts.
@@ -95,7 +99,8 @@ class Judge(ABC):
             One score in [0, 1] for each text, in order; None if the judge gave no usable score (missing).
 
         Raises:
-            UserError: The judge reads the prompt, so it cannot score a response alone.
+            UserError: The judge reads prompts, so it cannot score a response alone.
+            NotImplementedError: The class of the judge implements neither `score` nor `score_exchanges`.
         """
         if self.needs_prompt:
             raise UserError(
@@ -105,7 +110,7 @@ class Judge(ABC):
         raise NotImplementedError(f"{type(self).__name__} implements neither score nor score_exchanges")
 
     def score_exchanges(self, exchanges: Sequence[Exchange], advance: Advance = lambda n: None) -> list[float | None]:
-        """Score responses as answers to their prompts. Without `needs_prompt`: the responses are scored by `score`.
+        """Score responses as answers to their prompts. By default, `score` scores the responses alone.
 
         Args:
             exchanges: Prompts with their responses. Equal exchanges must get equal scores.
@@ -113,11 +118,14 @@ class Judge(ABC):
 
         Returns:
             One score in [0, 1] for each exchange, in order; None if the judge gave no usable score (missing).
+
+        Raises:
+            NotImplementedError: The judge reads prompts, but its class does not implement this method.
         """
         if self.needs_prompt:
             raise NotImplementedError(f"{type(self).__name__} has needs_prompt and does not implement score_exchanges")
         return self.score([exchange.response for exchange in exchanges], advance)
 
     def card(self) -> Path | None:
-        """The judge card (see `analysis/judge_card.py`) that is shipped with the judge, if there is one."""
+        """Return the path of the judge card (see `analysis/judge_card.py`) that ships with the judge, if any."""
         return None

@@ -1,4 +1,7 @@
-"""Any Hugging Face sequence classifier as a judge: one of its labels is the harm, or (`invert`) its absence."""
+"""A judge that uses one label of any Hugging Face sequence classifier.
+
+The label is the harmful one, or with `invert` the harmless one.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ Activation = Literal["softmax", "sigmoid"]
 
 
 class ClassifierConfig(JudgeConfig):
+    """Options of `ClassifierJudge`."""
+
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     label: str | None = Field(None, description="the label to read, by name or number; needed where there are several")
     invert: bool = Field(False, description="the label is the harmless one: harm is 1 minus its probability")
@@ -32,7 +37,10 @@ class ClassifierConfig(JudgeConfig):
 
 
 class ClassifierJudge(Judge):
-    """The probability of one label. A text longer than the classifier reads is scored in windows, and the worst counts."""
+    """Scores a response by the probability of one label.
+
+    A text longer than the classifier's input is scored in windows, and the maximum counts.
+    """
 
     name = "classifier"
     title = "Text classifier"
@@ -66,7 +74,7 @@ class ClassifierJudge(Judge):
         return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
-        self._classifier()  # what cannot judge is said before anything waits for its verdict
+        self._classifier()  # load it now, so that an unusable classifier is reported before other jobs run
         settings = self._settings()
         at, activation = self._label(settings), self._activation(settings)
         return digest_of(
@@ -97,7 +105,7 @@ class ClassifierJudge(Judge):
             raise self._unreadable(e) from e
 
     def _label(self, settings: Any) -> int:
-        """The place of the label among the logits."""
+        """Return the index of the label in the logits."""
         labels = {int(k): str(v) for k, v in settings.id2label.items()}
         asked = self.config.label
         if asked is None and len(labels) == 1:
@@ -115,7 +123,7 @@ class ClassifierJudge(Judge):
         raise UserError(f"{self.variant} has no label {asked!r} (its labels: {known})", hint)
 
     def _activation(self, settings: Any) -> Activation:
-        """Softmax over labels that exclude each other, sigmoid for those that do not: transformers' own rule."""
+        """Choose softmax for labels that exclude each other, else sigmoid, as transformers does."""
         if self.config.activation:
             return self.config.activation
         if settings.problem_type == "regression":
@@ -146,7 +154,7 @@ class ClassifierJudge(Judge):
             )
         except (ValueError, OSError, KeyError, RuntimeError) as e:
             raise self._unreadable(e) from e
-        # transformers fills what a file lacks (a language model has no head of classes) with random numbers.
+        # transformers initialises missing weights at random. A language model, for instance, has no classification head.
         lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
         if lacking:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Detoxify (Hanu & Unitary 2020): a BERT that was trained on rated web comments."""
+"""Detoxify (Hanu & Unitary 2020): BERT models trained on web comments that people rated for toxicity."""
 
 from __future__ import annotations
 
@@ -40,7 +40,13 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Where configuration and tokenizer of a checkpoint lie; `model` and `commit` where they are a repository's."""
+    """The location of a checkpoint's configuration and tokenizer.
+
+    Attributes:
+        folder: The folder of the files.
+        model: The hub id if the files are from a repository, else empty.
+        commit: The commit of that repository, else empty.
+    """
 
     folder: Path
     model: str = ""
@@ -52,12 +58,14 @@ class Settings:
 
 
 class DetoxifyJudge(Judge):
-    """Detoxify's `toxicity`. A text longer than the classifier reads is scored in windows, and the maximum counts.
+    """Scores a response by Detoxify's `toxicity`.
 
-    The variant is one of the package's, `lab`, or a checkpoint file in the package's format; configuration and tokenizer
-    are those beside it where there are any, else those that the checkpoint names, at one commit. A checkpoint is a pickle:
-    it is read only if tasks/checkpoints.yaml knows its digest or the user agreed to it, and then as tensors and plain
-    values.
+    A text longer than the classifier's input is scored in windows, and the maximum counts. The variant is one of the
+    package's, `lab`, or a checkpoint file in the package's format. Configuration and tokenizer are read from the folder
+    of the checkpoint if they are there, else from the hub model that the checkpoint names, at one commit.
+
+    A checkpoint is a pickle. It is read only if tasks/checkpoints.yaml contains its digest or the user permitted it,
+    and then only tensors and plain values are read.
     """
 
     name = "detoxify"
@@ -106,7 +114,7 @@ class DetoxifyJudge(Judge):
         checkpoint = self._checkpoint()
         if self.variant == "lab":
             return digest_file(checkpoint)
-        self._classifier()  # what cannot judge is said before anything waits for its verdict
+        self._classifier()  # load it now, so that an unusable classifier is reported before other jobs run
         files = {f.name: digest_file(f) for f in settings_of(checkpoint).files}
         return digest_of({**files, "weights": digest_file(checkpoint)})
 
@@ -144,7 +152,7 @@ class DetoxifyJudge(Judge):
     def _classifier(self) -> Classifier:
         from wpn_bench.engine.classify import Classifier
 
-        # Not by `detoxify.predict`: it takes its whole list for one batch, and makes a list of every class.
+        # `detoxify.predict` is not used: it puts all texts into one batch, and returns lists for every class.
         detoxify = self._load()
         labels = list(detoxify.class_names)
         if "toxicity" not in labels:
@@ -156,7 +164,7 @@ class DetoxifyJudge(Judge):
 
 
 def _cached(variant: str) -> Path:
-    """Where torch.hub keeps, or will keep, the checkpoint of one of the package's variants."""
+    """Return the path where torch.hub stores a checkpoint of the package, whether the file exists or not."""
     import torch
     from detoxify.detoxify import MODEL_URLS
 
@@ -168,8 +176,10 @@ def _local(variant: str) -> Path:
 
 
 def _fetch(variant: str, file: Path) -> None:
-    """Fetch a checkpoint of the package's to where torch.hub looks for it; only a file with the digest that its name says
-    is kept."""
+    """Download one of the package's checkpoints to where torch.hub looks for it.
+
+    The file is kept only if its digest begins with the prefix in its name.
+    """
     import torch
     from detoxify.detoxify import MODEL_URLS
 
@@ -180,7 +190,7 @@ def _fetch(variant: str, file: Path) -> None:
     def fetch() -> None:
         try:
             torch.hub.download_url_to_file(str(MODEL_URLS[variant]), str(file), hash_prefix=prefix, progress=False)
-        except RuntimeError as e:  # another digest: cut off, most likely
+        except RuntimeError as e:  # wrong digest: the download is probably incomplete
             raise hub.IncompleteDownload(str(e)) from e
 
     try:
@@ -196,7 +206,7 @@ def _fetch(variant: str, file: Path) -> None:
 
 
 def _check_known(file: Path) -> None:
-    """Raise `UserError` for a checkpoint that nobody vouches for and the user did not agree to."""
+    """Raise `UserError` for a checkpoint that is not in tasks/checkpoints.yaml and that the user did not permit."""
     if consent.pickles_allowed():
         return
     known = load_yaml(tasks_dir() / "checkpoints.yaml").get(file.name, ())
@@ -210,11 +220,18 @@ def _check_known(file: Path) -> None:
 
 
 def settings_of(path: Path) -> Settings:
-    """Configuration and tokenizer of a checkpoint: beside it, else those of the model that it names, fetched if need be."""
+    """Return configuration and tokenizer of a checkpoint.
+
+    They are read from the checkpoint's folder if they are there, else from the hub model that the checkpoint names.
+    That model's files are downloaded if they are missing.
+
+    Raises:
+        UserError: The checkpoint names something else than a hub id.
+    """
     if (path.parent / CONFIG).is_file():
         return Settings(path.parent)
     named = str(_read(path)["config"]["arch"]["args"]["model_type"])
-    if not hub.HUB_ID.fullmatch(named):  # never a path: another file's word is no reason to read it
+    if not hub.HUB_ID.fullmatch(named):  # not a path: an untrusted file must not choose which local files are read
         raise UserError(f"{path} names {named!r} for its tokenizer, which is no model of the hub", _NO_CHECKPOINT)
     commit = hub.resolve_commit(named)
     settings = Settings(hub.snapshot(named, commit, allow=_BESIDE), named, commit)
@@ -223,13 +240,13 @@ def settings_of(path: Path) -> Settings:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; `UserError` for a file with anything else in it, or of another kind."""
+    """Read a checkpoint's tensors and plain values. Raises `UserError` for other content or formats."""
     from pickle import UnpicklingError
 
     import torch
 
     try:
-        # Not by the package: it unpickles whatever the file holds, and that may be code.
+        # The package's own loader is not used: it unpickles any object, which can run code.
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["config"]["arch"]["args"]["model_type"], checkpoint["state_dict"]
     except (UnpicklingError, KeyError, TypeError, ValueError, RuntimeError, OSError, AttributeError, EOFError) as e:
@@ -246,11 +263,20 @@ def _unreadable(path: Path, e: Exception) -> UserError:
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> Any:
-    """A `detoxify.Detoxify` in float32 from a checkpoint file in its format, with the settings of `settings_of`.
+    """Load a checkpoint in Detoxify's format as a `detoxify.Detoxify` in float32.
 
-    The package takes configuration and tokenizer from the `model_type` that the checkpoint names, and asks the hub for
-    their latest; so the folder of the settings is set in memory. Raises `UserError` for a file of another kind, and for
-    one that lacks weights (transformers would fill them with random numbers).
+    The package gets configuration and tokenizer from the `model_type` in the checkpoint, at the latest commit on the
+    hub. To fix the commit, `model_type` is replaced in memory by the folder of `settings_of`.
+
+    Args:
+        path: The checkpoint file.
+        device: The device of the model.
+
+    Returns:
+        The model in evaluation mode, with its tokenizer and class names.
+
+    Raises:
+        UserError: The file has another format, or lacks weights, which transformers would initialise at random.
     """
     import torch
     from detoxify import Detoxify

@@ -1,11 +1,14 @@
-"""How a judge is written down: `name[:variant][,option=value...]` on the command line, the same as a mapping in YAML.
+"""Parse judge specifications.
+
+A specification is `name[:variant][,option=value...]` on the command line, or a mapping in YAML:
 
     detoxify:original
     classifier:unitary/toxic-bert,label=toxic,threshold=0.4
     {judge: classifier, model: unitary/toxic-bert, label: toxic, threshold: 0.4}
 
-Nothing in it means anything to a shell. In a list of judges (`detoxify:lab,refusal,threshold=0.5`) a part `option=value`
-belongs to the judge before it. A comma or per cent sign inside a value is written %2C, %25; a mapping needs no such care.
+The text form needs no quoting in a shell. In a list of judges (`detoxify:lab,refusal,threshold=0.5`) a part
+`option=value` belongs to the judge before it. In the text form, write a comma inside a value as %2C and a per cent sign
+as %25. In a mapping, values need no escapes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,13 @@ _OPTION = re.compile(r"[a-z_]+=")
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """A judge's registered name, its variant (a model's name or path; empty: the judge's own) and its options as given."""
+    """A parsed judge specification.
+
+    Attributes:
+        judge: The registered name.
+        variant: A model's name or path; empty: the judge's default.
+        options: The options as (name, value) pairs, not yet checked.
+    """
 
     judge: str
     variant: str
@@ -45,7 +54,7 @@ class JudgeSpec:
 
     @cached_property
     def config(self) -> JudgeConfig:
-        """The options, checked; `UserError` names the first that is wrong."""
+        """The checked options. Raises `UserError` that names the first wrong option."""
         kind = JUDGES.get(self.judge)
         with as_user_error(
             f"judge {self.judge}",
@@ -57,24 +66,24 @@ class JudgeSpec:
 
     @property
     def scorer(self) -> str:
-        """The spec as text without its threshold, which decides no score."""
+        """The specification as text without the threshold, which does not affect scores."""
         options = [f"{name}={_quoted(value)}" for name, value in self.options if name != "threshold"]
         return ",".join([f"{self.judge}:{_quoted(self.variant)}" if self.variant else self.judge, *options])
 
     @property
     def text(self) -> str:
-        """The spec as text: what `parse` reads."""
+        """The specification as text that `parse` reads."""
         threshold = dict(self.options).get("threshold")
         return self.scorer if threshold is None else f"{self.scorer},threshold={threshold}"
 
     @property
     def name(self) -> str:
-        """What results call the judge: `scorer`, with no more of a path than may stand in a file that others read."""
+        """The name of the judge in results: `scorer`, with local paths shortened to hide home folders."""
         return self._without_home().scorer
 
     @property
     def shown(self) -> str:
-        """`text`, with no more of a path than may stand in a file that others read."""
+        """Like `text`, with local paths shortened to hide home folders."""
         return self._without_home().text
 
     def _without_home(self) -> JudgeSpec:
@@ -84,7 +93,7 @@ class JudgeSpec:
 
 
 def parse(text: str) -> JudgeSpec:
-    """One judge from its text. Raises `UserError` for a part that is no option, and for an option given twice."""
+    """Parse the text of one judge. Raises `UserError` for a part that is not an option, and for a repeated option."""
     head, *rest = text.split(",")
     name, _, variant = head.partition(":")
     options: dict[str, str] = {}
@@ -99,7 +108,7 @@ def parse(text: str) -> JudgeSpec:
 
 
 def parse_list(texts: Sequence[str]) -> list[str]:
-    """The judges of one or more comma-separated lists, each as text."""
+    """Split comma-separated lists of judges into one text for each judge."""
     found: list[str] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
         if found and _OPTION.match(part):
@@ -110,7 +119,7 @@ def parse_list(texts: Sequence[str]) -> list[str]:
 
 
 def canonical(value: Any) -> str:
-    """A judge's text from what a configuration may hold: a text or a mapping. Raises `ValueError` for anything else."""
+    """Convert a judge in a configuration (a text or a mapping) to text. Raises `ValueError` for any other type."""
     if isinstance(value, str):
         return parse(value).text
     if not isinstance(value, Mapping) or not isinstance(value.get("judge"), str):
@@ -121,7 +130,7 @@ def canonical(value: Any) -> str:
 
 
 def check(text: str) -> JudgeSpec:
-    """The spec of a judge that may be: a known name, a possible variant, known options of a right type."""
+    """Parse a specification and check its name, variant and options."""
     spec = parse(text)
     JUDGES.get(spec.judge).check(spec.variant)
     _ = spec.config

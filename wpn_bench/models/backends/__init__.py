@@ -1,5 +1,7 @@
-"""Backends: the ways to reach a model. A new one is one file and one line below, or an entry point of the group
-`wpn_bench.backends` in a package of its own.
+"""Backends are the ways to run or reach a model.
+
+To add one, write one file and add one line below, or register an entry point of the group `wpn_bench.backends` in
+another package.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ BACKENDS: Registry[type[Backend]] = Registry("backend", {LOCAL: "wpn_bench.engin
 
 
 def open_backend(folder: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none") -> Backend:
-    """The model in a folder, ready to be asked.
+    """Open the model in a folder for inference.
 
-    A folder with a `backend.json` is reached by the backend that it names as `backend`. Any other holds a local model.
+    If the folder contains a `backend.json`, its field `backend` names the backend. Otherwise the folder contains a
+    local model.
 
     Args:
-        folder: Holds the model, or the settings with which it is reached.
-        device: Where a local model computes.
+        folder: Contains the model, or the settings of a backend.
+        device: The device of a local model.
         dtype: Type of a local model's weights.
-        offload: Where weights of a local model wait that do not fit on the device: "none", "cpu" or "disk".
+        offload: Where to keep weights of a local model that do not fit on the device: "none", "cpu" or "disk".
+
+    Returns:
+        The model.
 
     Raises:
         UserError: The folder names no known backend.
@@ -46,7 +52,7 @@ def open_backend(folder: Path, device: str = "cpu", dtype: str = "float32", offl
 
 
 def scoring_tokenizer(backend: Backend) -> PreTrainedTokenizerBase:
-    """The tokenizer for `loglikelihoods`. Raises `JobFailed` for a model that gives no log-likelihoods."""
+    """Return the tokenizer for `loglikelihoods`. Raises `JobFailed` if the model gives no log-likelihoods."""
     if backend.tokenizer is None:
         raise JobFailed("this model gives no log-likelihoods, so text cannot be scored by it")
     return backend.tokenizer

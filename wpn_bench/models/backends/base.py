@@ -1,4 +1,4 @@
-"""The contract of a backend: how responses and log-likelihoods are asked of one model, wherever it runs."""
+"""The contract of a backend: get responses and log-likelihoods from one model, wherever it runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
     from transformers import PreTrainedTokenizerBase
 
-TokenPair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of its continuation
+TokenPair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and its continuation
 
 
 class Decoding(BaseModel):
-    """How responses are made. The responses depend on all of it.
+    """How responses are generated. All fields can affect the responses.
 
-    `temperature` None is greedy decoding. With a temperature, tokens are drawn from the most likely ones that together have
-    `top_p` of the probability; the draws after a prompt depend on `seed` and that prompt alone.
+    If `temperature` is None, decoding is greedy. Otherwise tokens are sampled from the most likely ones that together
+    have the probability `top_p` (None: from all). The samples after a prompt depend only on `seed` and that prompt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -43,7 +43,10 @@ class Decoding(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_sampling_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Greedy responses have the same digest whatever the seed, and as before there was one."""
+        """Leave the sampling options out of greedy decoding, so that its digest does not depend on them.
+
+        Digests from before sampling existed stay valid.
+        """
         told: dict[str, Any] = handler(self)
         if self.temperature is None:
             for name in ("temperature", "top_p", "seed"):
@@ -53,11 +56,11 @@ class Decoding(BaseModel):
 
 @dataclass(frozen=True)
 class Response:
-    """A model's response to one prompt.
+    """The response of a model to one prompt.
 
     Attributes:
-        text: Without the stop text; None where there is no response.
-        n_tokens: How many tokens were generated.
+        text: The response without the stop text; None if there is none.
+        n_tokens: Number of generated tokens.
         reason: Why there is no response.
     """
 
@@ -67,10 +70,12 @@ class Response:
 
 
 class Backend(ABC):
-    """A model that can be asked. There is one subclass for each way to reach a model: in this process, at an endpoint.
+    """A model that generates responses and, for some backends, gives log-likelihoods.
+
+    There is one subclass for each way to run or reach a model, such as in this process or at a remote endpoint.
 
     Attributes:
-        tokenizer: The tokenizer whose token ids `loglikelihoods` takes; None for a model that gives no log-likelihoods.
+        tokenizer: The tokenizer of the token ids in `loglikelihoods`; None if the model gives no log-likelihoods.
         context_length: How many tokens the model can attend to.
     """
 
@@ -80,23 +85,29 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def open(cls, folder: Path, device: str, dtype: str, offload: str) -> Self:
-        """Make the model ready.
+        """Open a model for inference.
 
         Args:
-            folder: Holds the model, or the settings with which it is reached.
-            device: Where a local model computes.
+            folder: Contains the model, or the settings of the backend.
+            device: The device of a local model.
             dtype: Type of a local model's weights, such as "float32".
-            offload: Where weights of a local model wait that do not fit on the device: "none", "cpu" or "disk".
+            offload: Where to keep weights of a local model that do not fit on the device: "none", "cpu" or "disk".
+
+        Returns:
+            The model.
         """
 
     @abstractmethod
     def generate(self, prompts: Sequence[str], decoding: Decoding, advance: Advance = lambda n: None) -> list[Response]:
-        """Responses to rendered prompts, in their order, each as if its prompt were alone.
+        """Generate responses to rendered prompts. Each response is independent of the other prompts.
 
         Args:
             prompts: Texts that the model continues.
-            decoding: How responses are made.
-            advance: Called with the number of responses done.
+            decoding: How responses are generated.
+            advance: Called with the number of responses done since its last call.
+
+        Returns:
+            One response for each prompt, in order.
         """
 
     @abstractmethod
@@ -108,18 +119,19 @@ class Backend(ABC):
         pass_tokens: int | None = None,
         advance: Advance = lambda n: None,
     ) -> list[tuple[float, bool]] | None:
-        """For each pair the sum of log p(continuation | context) in nats, and whether greedy decoding would write it.
+        """Compute the log-likelihood of each continuation given its context.
 
         Args:
-            pairs: Token ids of a context and of its continuation, at least one each.
-            max_length: How many tokens the model sees at most; None: its whole context.
-            pass_tokens: How many tokens a local model computes at a time; None: as many as fit into memory.
-            advance: Called with the number of pairs done.
+            pairs: Token ids of a context and its continuation, at least one each.
+            max_length: Maximum number of tokens that the model sees; None: its whole context.
+            pass_tokens: Number of tokens in a forward pass of a local model; None: as many as fit into memory.
+            advance: Called with the number of pairs done since its last call.
 
         Returns:
-            None where the model gives no log-likelihoods, as most remote endpoints.
+            For each pair the sum of log p(continuation | context) in nats, and whether greedy decoding gives the
+                continuation. None if the model gives no log-likelihoods, as with most remote endpoints.
         """
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 that tells this model from others, for the cache keys of what it answers."""
+        """Return a SHA-256 that identifies the model in the cache keys of its outputs."""
