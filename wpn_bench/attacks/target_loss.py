@@ -190,7 +190,7 @@ class TargetLoss:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _side_by_side(self, beginnings: Sequence[Layers]) -> tuple[Layers, Tensor]:
-        """Concatenate the keys and values of several beginnings, padded on the left; also the number of padding columns (N,)."""
+        """Keys and values of several beginnings, padded on the left, and the numbers (N,) of padding columns."""
         import torch
         from torch.nn.functional import pad
 
