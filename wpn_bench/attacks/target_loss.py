@@ -56,7 +56,7 @@ class TargetLoss:
             pass_tokens: Maximum tokens of a forward pass; None: as many as fit into the free memory.
 
         Raises:
-            UserError: The model's cache holds more than keys and values.
+            UserError: The model's cache holds other things than keys and values.
         """
         from wpn_bench.engine.decode import accepted_by, caches_plainly
         from wpn_bench.engine.likelihood import head_comes_last, head_of

@@ -423,10 +423,10 @@ def short_name(name: str) -> str:
 def remove_overlap(
     config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], validation: PromptSet
 ) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
-    """Remove duplicates and near duplicates: test prompts in the forget set, and validation prompts in either.
+    """Remove test prompts that are in the forget set, and validation prompts that are in the forget set or a test set.
 
-    With `overlap: auto`, overlap in a user's own file is an error, because its owner can correct it. From declared sets and
-    from prompts held back from the forget set, the shared prompts are dropped with a note.
+    Near duplicates count too. With `overlap: auto`, overlap in a user's own file is an error, because its owner can correct
+    it. From declared sets and from prompts held back from the forget set, the shared prompts are dropped with a note.
 
     Args:
         config: The settings of the run.

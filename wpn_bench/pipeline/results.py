@@ -71,7 +71,7 @@ class CompletedRun:
         return {**self.trials.outcomes, **self.outcomes, **self.curves.outcomes, **self.relearning.outcomes}
 
     def measured(self, planned: Iterable[Planned]) -> list[Measurement]:
-        """Return the measurements whose jobs succeeded."""
+        """Return the planned measurements whose jobs did not fail."""
         return measurements(planned, self.outcomes)
 
 
