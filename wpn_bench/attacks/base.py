@@ -1,4 +1,4 @@
-"""What an attack is, and how to find one by name."""
+"""The base class of prompt attacks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RelearnKind = Literal["harmful", "benign"]  # text that relearning fine-tunes on
 
 @dataclass(frozen=True)
 class AttackContext:
-    """What an attack may use.
+    """The data that a prompt attack may use.
 
     Attributes:
         template: The template that the model was trained with.
-        demonstrations: Items of the forget set with harmful responses.
+        demonstrations: Forget set items, for attacks that show harmful responses.
         seed: Seed of all random choices.
         own: Attacks from the user's files, by name (see `own_attacks`).
     """
@@ -31,18 +31,41 @@ class AttackContext:
     own: Mapping[str, Attack] = field(default_factory=dict)
 
     def random_for(self, item: Item, name: str) -> random.Random:
-        """A generator that depends on the seed, the attack and the item, but not on the item's place in the set."""
+        """Return a random generator that does not depend on the position of the item in its set.
+
+        Args:
+            item: The prompt.
+            name: Name of the attack.
+
+        Returns:
+            A generator seeded with the context's seed, the name and the item's id.
+        """
         return random.Random(digest_of([self.seed, name, item.id]))
 
 
 class Attack(ABC):
-    """Changes one prompt. The item keeps its id, so that answers pair with those to the plain prompt."""
+    """Base class of prompt attacks.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in reports.
+        description: One sentence for `wpn-bench list`.
+        file: The file that a user's own attack was read from, as shown in results; None for a built-in attack.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     description: ClassVar[str]
-    file: str | None = None  # where an attack of a user's own was read, as it may be shown
+    file: str | None = None
 
     @abstractmethod
     def apply(self, item: Item, context: AttackContext) -> Item:
-        """The attacked prompt; the same for the same item, context and attack."""
+        """Return the attacked prompt. The result must be deterministic.
+
+        Args:
+            item: The prompt.
+            context: Template, demonstrations and seed.
+
+        Returns:
+            The changed item. It keeps its id, so that its answers are paired with those to the plain prompt.
+        """

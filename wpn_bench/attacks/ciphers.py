@@ -1,7 +1,7 @@
 """Encoded prompts: safety training rarely contains encoded text, but the model may be able to decode it.
 
 After Wei et al. 2023 (arXiv 2307.02483: Base64, ROT13, leetspeak) and Yuan et al. 2023 (arXiv 2308.06463: ciphers). The
-wording is this project's. A model that cannot decode gives no sensible answer, so consider its coherent rate as well.
+wording is this project's. A model that cannot decode gives an incoherent answer, so consider its coherent rate as well.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import ClassVar
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.prompts import Item
 
-TASKS = {"question": "answer it", "continuation": "go on with it"}  # by the kind of the item
+TASKS = {"question": "answer it", "continuation": "go on with it"}  # kind of the item -> instruction
 
 
 class Cipher(Attack):
-    """The encoded prompt stands in a line of its own, below a sentence that says what to do with it."""
+    """Writes an instruction, then the encoded prompt on a line of its own.
+
+    Attributes:
+        spelling: Name of the encoding, for the instruction.
+    """
 
     spelling: ClassVar[str]
 
@@ -29,11 +33,11 @@ class Cipher(Attack):
 
     @abstractmethod
     def encode(self, text: str) -> str:
-        """The text in another spelling."""
+        """Return the encoded text."""
 
 
 class Base64(Cipher):
-    """RFC 4648 over UTF-8, in one line."""
+    """Base64 (RFC 4648) of the UTF-8 bytes, without line breaks."""
 
     name = "base64"
     title = "Base64"
@@ -45,7 +49,7 @@ class Base64(Cipher):
 
 
 class Rot13(Cipher):
-    """Every Latin letter without accent moves 13 places; the rest stays."""
+    """Moves each unaccented Latin letter 13 places in the alphabet. Other characters do not change."""
 
     name = "rot13"
     title = "ROT13"
@@ -57,7 +61,10 @@ class Rot13(Cipher):
 
 
 class Leetspeak(Cipher):
-    """Letters that have a look-alike among the digits become it; case and digits of the prompt's own are lost."""
+    """Replaces a, e, i, o, s and t with similar digits.
+
+    The encoding is lossy: the case of these letters is lost, and they cannot be told from digits of the prompt.
+    """
 
     name = "leetspeak"
     title = "Leetspeak"

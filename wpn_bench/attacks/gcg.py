@@ -2,15 +2,20 @@
 
     loss(s) = mean over prompts x of - mean_t log p(y_t | x s, y_<t)
 
-y is the beginning of a harmful reference. A step takes the gradient of the loss with respect to the one-hot vectors
-of the suffix's tokens, draws candidates that replace `n_replace` of them by one of the `topk` tokens with the
-steepest descent each, and goes on with the candidate of the lowest loss, even if that is higher than before.
+y is the beginning of a harmful reference. Each step
+
+1. computes the gradient of the loss with respect to the one-hot vectors of the suffix tokens,
+2. samples candidates, which replace `n_replace` tokens, each with one of the `topk` tokens of the steepest descent,
+3. continues with the candidate of the lowest loss, even if the loss increased.
 
 Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
-Algorithms 1 and 2. Departures: losses are means where the paper sums; candidates are distinct and differ from the
-current suffix; a candidate whose text the tokenizer turns into other tokens (in any prompt, with the text around it) is
-dropped before it is scored, so the loss is that of the text, and another is drawn in its place. `compare_on` is not in
-the paper: candidates for many prompts are compared on a few of them, drawn in each step.
+Algorithms 1 and 2. Differences from the paper:
+
+- Losses are means; the paper sums them.
+- Candidates are distinct and differ from the current suffix.
+- A candidate is dropped before it is scored if the tokenizer turns its text, between the texts around it, into other tokens
+  in any prompt. So the loss is that of the text. Another candidate is sampled instead.
+- `compare_on` compares candidates for many prompts on a few of them, sampled in each step.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ __all__ = ["GCG", "GCGConfig", "GCGResult", "run_gcg_stage", "search_suffix"]
 
 
 class GCGConfig(SearchConfig):
-    """The defaults are those of the paper's individual attack, with half of its steps."""
+    """Settings of GCG. The defaults are those of the paper's individual attack, with half of its steps."""
 
     steps: int = Field(250, ge=1)
     candidates: int = Field(512, ge=1, description="distinct ones that are scored in a step")
@@ -58,10 +63,13 @@ class GCGConfig(SearchConfig):
     early_stop: bool = Field(False, description="end once greedy decoding writes every target")
 
 
-_ROUNDS = 4  # of drawing in a step; a few candidates of a hundred are equal or have a text with other tokens
+# Rounds of sampling in a step. A few percent of the candidates are duplicates or do not survive retokenisation.
+_ROUNDS = 4
 
 
 class GCG(GradientAttack):
+    """Greedy coordinate gradient (see the module)."""
+
     name = "gcg"
     title = "GCG suffix"
     description = (
@@ -73,17 +81,17 @@ class GCG(GradientAttack):
 
 @dataclass(frozen=True)
 class GCGResult:
-    """The result of one search. Losses are in nats a token.
+    """The result of one search. Losses are in nats per token.
 
     Attributes:
-        items: Ids of the prompts that were searched on.
+        items: Ids of the prompts that the suffix was optimised on.
         suffix: The best suffix.
         ids: Its token ids.
-        losses: Loss of the initial suffix, then of the one chosen in each step.
-        active: Over how many prompts each of `losses` is the mean.
+        losses: Loss of the initial suffix, then of the suffix chosen in each step.
+        active: Number of prompts that each of `losses` is a mean over.
         first_loss: Loss of the initial suffix over all prompts.
         best_loss: Loss of the best suffix over all prompts.
-        reached: For each prompt, whether greedy decoding writes the target after the best suffix.
+        reached: For each prompt, whether greedy decoding after the best suffix yields the target.
         seconds: Duration of the search.
     """
 
@@ -108,16 +116,19 @@ def search_suffix(
     allowed: Tensor | None = None,
     advance: Advance = lambda n: None,
 ) -> GCGResult:
-    """The best suffix for all slots together.
+    """Search one suffix for all slots.
 
     Args:
         model: The attacked model.
         tokenizer: Its tokenizer.
-        slots: The prompts, and the suffix to begin with.
+        slots: The prompts and the initial suffix.
         config: Settings of the search.
-        seed: Takes the place of the configuration's.
-        allowed: (V,) which tokens may be drawn; None: see `allowed_tokens`.
-        advance: Called with the number of steps done.
+        seed: Seed to use instead of `config.seed`.
+        allowed: (V,) the tokens that may be sampled; None: those of `allowed_tokens`.
+        advance: Called with the number of steps done since its last call.
+
+    Returns:
+        The suffix with the lowest loss, and the loss of every step.
 
     Raises:
         JobFailed: The model's loss is not finite.
@@ -136,7 +147,7 @@ def search_suffix(
     counts: list[int] = []
     checkpoint = checkpoint_section(slots.slots, config, slots.initial_ids, config.seed if seed is None else seed)
     if checkpoint.known:
-        # A search that was killed goes on where it stood, with the same random draws.
+        # Resume a killed search with the same random state.
         first, suffix, best, best_loss, active, losses, counts, state = from_text(checkpoint.known[0])
         rng.set_state(state)
         advance(len(losses))
@@ -145,7 +156,7 @@ def search_suffix(
     for step in range(len(losses), config.steps + 1):
         found = loss.loss_and_gradient(loss.embedded(suffix).unsqueeze(0), range(active), keep_cache=True)
         while active < n_slots and bool(found.reached.all()):
-            # One more prompt makes another loss, which cannot be compared with those before.
+            # The loss over more prompts cannot be compared with earlier losses.
             active, best_loss = active + 1, float("inf")
             found = loss.loss_and_gradient(loss.embedded(suffix).unsqueeze(0), range(active), keep_cache=True)
         losses.append(float(found.losses.mean()))
@@ -178,7 +189,7 @@ def search_suffix(
 
 
 def _compared(active: int, config: GCGConfig, rng: Generator) -> list[int]:
-    """The prompts on which the candidates of a step are compared."""
+    """Indices of the prompts on which the candidates of a step are compared."""
     import torch
 
     if config.compare_on is None or config.compare_on >= active:
@@ -194,8 +205,10 @@ def _best_candidate(
     numbers: Sequence[int],
     config: GCGConfig,
 ) -> Tensor:
-    """The candidate (k,) of `drawn` (C, k) with the least loss over the slots `numbers`. With `early_stop`, one that reaches
-    all targets goes first."""
+    """The candidate (k,) of `drawn` (C, k) with the lowest loss over the slots `numbers`.
+
+    With `early_stop`, a candidate that reaches all targets is preferred.
+    """
     import torch
 
     total = torch.zeros(len(drawn), device=loss.model.device)
@@ -210,13 +223,13 @@ def _best_candidate(
 
 
 def _loss_of_all(loss: TargetLoss, ids: Tensor) -> tuple[float, tuple[bool, ...]]:
-    """The mean loss of all slots after this suffix, and which targets are reached."""
+    """The mean loss of all slots with this suffix, and which targets are reached."""
     found = loss.loss_and_gradient(loss.embedded(ids).unsqueeze(0), range(len(loss.slots)))
     return float(check_finite(found.losses).mean()), tuple(found.reached.tolist())
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The suffix without the space that joins it to the prompt."""
+    """The text of the suffix without its leading space."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)).removeprefix(" ")
 
 
@@ -224,7 +237,16 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ascii_only: bool = True) -> Tensor:
-    """(V,) whether a token has printable characters and is not a special token."""
+    """Find the tokens that a suffix may contain: printable text, no special tokens.
+
+    Args:
+        model: The attacked model.
+        tokenizer: Its tokenizer.
+        ascii_only: Whether to exclude tokens with characters outside ASCII.
+
+    Returns:
+        (V,) True for each allowed token.
+    """
     import torch
 
     allowed = torch.zeros(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
@@ -238,7 +260,7 @@ def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
 
 
 def _one_hot_gradient(model: PreTrainedModel, gradient: Tensor) -> Tensor:
-    """The gradient (k, V) with respect to one-hot vectors, from the gradient (k, d) with respect to their embeddings."""
+    """Convert the gradient (k, d) with respect to embeddings into that (k, V) with respect to one-hot vectors."""
     weight = model.get_input_embeddings().weight.detach()
     found: Tensor = (gradient.to(weight.dtype) @ weight.T).float().cpu()
     return found
@@ -253,7 +275,7 @@ def _candidates(
     config: GCGConfig,
     rng: Generator,
 ) -> Tensor:
-    """The candidates (C, k) that are scored in a step: fewer than `config.candidates` if a few rounds of drawing give fewer."""
+    """Sample the candidates (C, k) of a step; fewer than `config.candidates` if `_ROUNDS` rounds do not find enough."""
     tried: dict[tuple[int, ...], None] = {}
     found: list[list[int]] = []
     for _ in range(_ROUNDS):
@@ -268,8 +290,11 @@ def _candidates(
 
 
 def _draw(suffix: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng: Generator) -> Tensor:
-    """Distinct candidates (C, k). Each replaces `n_replace` tokens of `suffix` (k,), each by one of the `topk` allowed tokens
-    with the most negative entries of `gradient` (k, V)."""
+    """Sample distinct candidates (C, k).
+
+    Each candidate replaces `n_replace` tokens of `suffix` (k,). The new tokens are sampled from the `topk` allowed tokens
+    with the most negative entries of `gradient` (k, V) at that position.
+    """
     import torch
 
     topk = min(config.topk, int(allowed.sum()))
@@ -279,13 +304,13 @@ def _draw(suffix: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, 
     ranks = torch.randint(topk, (n, positions.shape[1]), generator=rng)
     drawn = suffix.repeat(n, 1).scatter(1, positions, best[positions, ranks])
     drawn = drawn[(drawn != suffix).any(1)]
-    # Not torch.unique: it sorts, and the first of equally good candidates is taken.
+    # Not torch.unique, which sorts: of equally good candidates the first is taken, so their order matters.
     distinct = dict.fromkeys(map(tuple, drawn.tolist()))
     return torch.tensor(list(distinct), dtype=torch.long).reshape(len(distinct), size)
 
 
 def _surviving(tokenizer: PreTrainedTokenizerBase, slots: Sequence[SuffixSlot], candidates: Tensor) -> Tensor:
-    """The candidates (C, k) whose text the tokenizer turns into the same tokens again, in every slot."""
+    """Keep the candidates (C, k) whose text the tokenizer turns into the same tokens again, in every slot."""
     alive = candidates.tolist()
     texts = tokenizer.batch_decode(alive, clean_up_tokenization_spaces=False)
     suffixes = [text.removeprefix(" ") for text in texts]
@@ -303,10 +328,10 @@ def _surviving(tokenizer: PreTrainedTokenizerBase, slots: Sequence[SuffixSlot], 
 
 
 def run_gcg_stage(ctx: StageContext) -> None:
-    """`prompts` with a suffix searched against `model`: one for all, or one each (see `SearchSetup`).
+    """Search suffixes against `model`, and append them to `prompts` (see `SearchSetup` for the inputs).
 
-    Writes `items.jsonl`, in the order of the prompts, and `search.json`. A prompt that cannot be searched on gets the
-    initial suffix, and `unfit` there says why.
+    Writes `items.jsonl`, in the order of the prompts, and `search.json`. A prompt that no suffix can be optimised for gets
+    the initial suffix; `unfit` in `search.json` holds the reason.
     """
     from wpn_bench.prompts.items import ITEMS, item_row, write_rows
 
@@ -334,5 +359,13 @@ def run_gcg_stage(ctx: StageContext) -> None:
 
 
 def seed_for(config: SearchConfig, item: Item) -> int:
-    """A seed (63 bits) that depends on `config.seed` and the item, but not on the item's position in the set."""
+    """Return the seed of the search for one prompt. It does not depend on the position of the item in its set.
+
+    Args:
+        config: Settings of the search, with a seed.
+        item: The prompt.
+
+    Returns:
+        A seed of 63 bits, from `config.seed` and the item's id.
+    """
     return int(digest_of([config.seed, item.id])[:16], 16) >> 1

@@ -12,7 +12,7 @@ from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.prompts import Item
 
 INVISIBLE = "\u200b"  # zero-width space
-# Latin letters and Cyrillic ones of the same shape; escaped, because they look the same in print.
+# Latin letters and Cyrillic letters of the same shape, which are escaped because they look the same in an editor.
 HOMOGLYPHS = dict(
     zip(
         "aceopxyiABCEHKMOPTX",
@@ -24,7 +24,7 @@ HOMOGLYPHS = dict(
 
 
 class CharacterNoise(Attack):
-    """About one letter in eight: turns its case, takes a look-alike, or has a space or an invisible one put after it."""
+    """Changes about one letter in eight: swaps its case, replaces it with a homoglyph, or adds a (zero-width) space."""
 
     name = "character_noise"
     title = "Character noise"
@@ -42,5 +42,5 @@ class CharacterNoise(Attack):
         for k in rng.sample(letters, min(len(letters), max(1, round(len(letters) * self.share)))):
             characters[k] = rng.choice(self.ways)(characters[k])
         text = "".join(characters)
-        # A prompt without letters, or in a script without case, may be unchanged.
+        # If nothing changed (no letters, or a script without case), add an invisible character.
         return replace(item, prompt=text if text != item.prompt else INVISIBLE + text)

@@ -9,7 +9,7 @@ from wpn_bench.prompts import Item
 
 
 class OutputFormat(Attack):
-    """The answer is to be JSON, a numbered list or a table: for each prompt one of the three, by the seed."""
+    """Asks for JSON, a numbered list or a table. The seed and the item decide which of the three."""
 
     name = "output_format"
     title = "Output format"

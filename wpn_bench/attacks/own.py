@@ -1,6 +1,6 @@
-"""Template attacks of a user's own (`--attack-file`): CSV, JSONL or YAML, one entry an attack.
+"""Read the user's own template attacks (`--attack-file`): CSV, JSONL or YAML, one entry per attack.
 
-An entry has a `template` with `{prompt}` in it, an `answer_prefix`, or both, and may have `name`, `title`, `description`.
+An entry has a `template` with `{prompt}` in it, an `answer_prefix`, or both. `name`, `title` and `description` are optional.
 A YAML file is one entry, a list of entries, or a mapping of names to entries. See docs/attacks.md.
 """
 
@@ -21,18 +21,18 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts import WORST_CASE, read_file
 
 FIELDS = ("name", *TemplateSpec.model_fields)
-LONGEST = 60  # characters of a name: it stands in tables
-MOST = 1_000  # places for the prompt in one template: a long prompt put in very often fills the memory
-# What published collections write where the question goes.
+LONGEST = 60  # maximum characters of a name, which is printed in tables
+MOST = 1_000  # maximum occurrences of {prompt} in a template: too many copies of a long prompt exhaust the memory
+# Placeholders of published collections, such as [INSERT PROMPT HERE].
 _PLACEHOLDER = re.compile(
     r"[\[<{]{1,2}[a-z_ ]{0,40}(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]{0,40}[\]>}]{1,2}",
     re.IGNORECASE,
 )
-Entry = tuple[str, str, Mapping[Any, Any]]  # where it stands, what it is called if it does not say, its fields
+Entry = tuple[str, str, Mapping[Any, Any]]  # place in the file, default name, fields
 
 
 def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
-    """The attacks of all `files` by name. `UserError` names the file, the entry and what to do."""
+    """Read the attacks of all `files`, by name. Raises `UserError` with the file, the entry and a hint."""
     found: dict[str, TemplateAttack] = {}
     ours = {*all_names(), WORST_CASE}
     for file in files:
@@ -88,7 +88,7 @@ def _mapping(path: Path, where: str, entry: Any) -> Mapping[Any, Any]:
 
 
 def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tuple[str, TemplateAttack]:
-    """One entry, checked, and its name as it may stand in results."""
+    """Check an entry. Returns its name, reduced to the characters allowed in results, and the attack."""
     given = _fields(where, entry)
     told = _line(str(given.pop("name", default)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
@@ -106,7 +106,7 @@ def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tu
 
 
 def _fields(where: str, entry: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields that are filled in: an empty cell or null is a field that is not there."""
+    """The fields that are set. An empty cell or null counts as missing."""
     given = {str(key): value for key, value in entry.items() if value not in (None, "")}
     strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
     if strange or not given.keys() & {"template", "answer_prefix"}:
@@ -122,12 +122,12 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _way_out(template: Any) -> str:
-    """For a template without {prompt}: where it would go, if that can be seen."""
+    """The hint for a wrong template. If it has a known placeholder instead of {prompt}, the hint names it."""
     if isinstance(template, str) and "{prompt}" not in template and (seen := _PLACEHOLDER.search(template)):
         return f"write {{prompt}} in the place of {seen[0][:LONGEST]}"
     return "see docs/attacks.md for examples"
 
 
 def _line(text: str) -> str:
-    """The text in one line, without characters that cannot be seen."""
+    """The text on one line, without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

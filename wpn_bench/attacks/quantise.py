@@ -1,8 +1,8 @@
 """Quantisation: does rounding the weights undo unlearning?
 
-An attack on the weights (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454):
-what was moved by less than half a rounding step goes back. torchao rounds; what comes out is a model folder that every
-stage loads like any other, and that holds the same rounded weights on any device.
+A weight attack (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454): if unlearning
+moved a weight by less than half a rounding step, it is mostly rounded to the same value as before. torchao does the rounding.
+The result is a model folder that every stage loads like any other model. The rounded weights are the same on any device.
 """
 
 from __future__ import annotations
@@ -23,13 +23,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 QUANTISED = "quantised.json"
-GROUP = 32  # weights of a row that share a scale in 4 bits
+GROUP = 32  # weights of a row that share one scale in 4 bits
 DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way of rounding: `config` makes torchao's configuration of it; rows must be multiples of `group`."""
+    """A quantisation scheme.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in reports.
+        description: One sentence for `wpn-bench list`.
+        config: Creates torchao's configuration.
+        group: The length of each row of weights must be a multiple of it.
+    """
 
     name: str
     title: str
@@ -66,14 +74,14 @@ SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
 
 def get_scheme(name: str) -> Scheme:
-    """The scheme of that name; `UserError` with the nearest names for an unknown one."""
+    """Return the scheme of this name. Raises `UserError` with the nearest names if it is unknown."""
     if name not in SCHEMES:
         raise unknown_name("quantisation", name, SCHEMES)
     return SCHEMES[name]
 
 
 def obstacle(device: str) -> str | None:
-    """Why this machine cannot quantise; None if it can."""
+    """Return the reason why quantisation cannot run on this device; None if it can."""
     if find_spec("torchao") is None:
         return "quantisation needs torchao, which is not installed: pip install 'wpn-bench[quantise]'"
     if device.partition(":")[0] not in DEVICES:
@@ -82,11 +90,12 @@ def obstacle(device: str) -> str | None:
 
 
 def run_quantise_stage(ctx: StageContext) -> None:
-    """Round the weights of `model` by the parameter `scheme`. Embeddings, the output head (in OPT and GPT-Neo the same
-    tensor) and norms stay as they are.
+    """Round the weights of the input `model` with the parameter `scheme`.
 
-    Writes the model, its tokenizer, and `quantised.json`: how many weights were rounded. Raises `JobFailed` for a model
-    that torchao cannot round, or would leave as it is.
+    Embeddings, the output head (tied to the embeddings in OPT and GPT-Neo) and norms are not rounded.
+
+    Writes the model, its tokenizer, and `quantised.json` with the number of rounded weights. Raises `JobFailed` for a model
+    that torchao cannot round or would leave unchanged.
     """
     import torch
     from transformers import AutoModelForCausalLM, TorchAoConfig
@@ -102,7 +111,7 @@ def run_quantise_stage(ctx: StageContext) -> None:
         quantization_config=TorchAoConfig(scheme.config()),
         **models.reading(ctx.needs["model"]),
     )
-    # Before its first forward pass: some back ends repack weights then.
+    # Save before the first forward pass, in which some backends repack the weights.
     model.save_pretrained(ctx.out, max_shard_size=models.SHARD)
     models.load_tokenizer(ctx.needs["model"]).save_pretrained(ctx.out)
     counts = {name: p.numel() for name, p in model.named_parameters()}
@@ -138,7 +147,7 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
 
 
 def rounded_weights(model: nn.Module) -> list[str]:
-    """Names of the parameters that torchao holds as integers."""
+    """Return the names of the parameters that torchao stores as integers."""
     from torchao.utils import TorchAOBaseTensor
 
     return [name for name, p in model.named_parameters() if isinstance(p, TorchAOBaseTensor)]

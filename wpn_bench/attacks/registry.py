@@ -1,4 +1,4 @@
-"""Every attack by name."""
+"""The registries of attacks, and functions to find an attack by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CODED: Registry[type[Attack]] = Registry(
         "typos": "wpn_bench.attacks.typos:Typos",
     },
 )
-# These search against each model, so each is a stage and not a function of prompts.
+# A gradient attack depends on the model, so it is a stage and not a function of the prompts.
 GRADIENT: Registry[type[GradientAttack]] = Registry(
     "gradient_attack",
     {
@@ -40,8 +40,18 @@ RELEARN = "relearn"
 
 
 def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
-    """The attack of that name: one of the user's `own`, one of a template file, or one with code. Raises `UserError` for an
-    unknown name."""
+    """Find a prompt attack: one of the user's own, a template file, or a class.
+
+    Args:
+        name: Name of the attack.
+        own: The user's own attacks, by name.
+
+    Returns:
+        The attack.
+
+    Raises:
+        UserError: The name is unknown.
+    """
     from wpn_bench.attacks.templates import TemplateAttack
 
     if own and name in own:
@@ -55,12 +65,12 @@ def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
 
 
 def names() -> list[str]:
-    """The attacks on prompts."""
+    """Return the names of all prompt attacks."""
     return sorted({*_template_names(), *CODED})
 
 
 def all_names() -> list[str]:
-    """The attacks of every kind: on prompts, by gradients, on weights."""
+    """Return the names of all attacks: prompt, gradient and weight attacks."""
     from wpn_bench.attacks.quantise import SCHEMES
 
     return [*names(), *GRADIENT, *SCHEMES, RELEARN]
@@ -71,15 +81,15 @@ def _template_names() -> set[str]:
 
 
 def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet:
-    """Attack a prompt set.
+    """Apply a prompt attack to a prompt set.
 
     Args:
         prompts: The set.
-        name: The attack.
-        context: What the attack may use.
+        name: Name of the attack.
+        context: The data that the attack may use.
 
     Returns:
-        A set with the name of the attack.
+        The attacked set, named like the attack. Each item keeps its id and its plain prompt.
     """
     attack = get_attack(name, context.own)
     items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in prompts.items)

@@ -1,8 +1,8 @@
 """Relearning: does a little fine-tuning undo unlearning?
 
-An attack on the weights. A few harmful pairs (Qi et al. 2024, "Fine-tuning Aligned Language Models Compromises Safety",
-arXiv:2310.03693) or text that has nothing to do with them (Hu et al. 2024, "Unlearning or Obfuscating?",
-arXiv:2406.13356) are enough where the behaviour was only hidden.
+A weight attack. If unlearning only hid the behaviour, fine-tuning on a few harmful pairs (Qi et al. 2024, "Fine-tuning Aligned
+Language Models Compromises Safety", arXiv:2310.03693) or on unrelated text (Hu et al. 2024, "Unlearning or Obfuscating?",
+arXiv:2406.13356) is enough to bring it back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class RelearnConfig(MethodConfig):
-    """Plain AdamW at a constant rate without warm-up: the model after k steps is the same however many follow."""
+    """Settings of relearning: AdamW with a constant learning rate and no warm-up.
+
+    So the model after k steps does not depend on the number of steps that follow.
+    """
 
     kind: RelearnKind = "harmful"
     schedule: str = "constant"  # type: ignore[assignment]
@@ -53,16 +56,25 @@ class Relearning(Method):
 
 
 def few(forget: PromptSet, n: int, seed: int) -> PromptSet:
-    """`n` items of the forget set that have a harmful response, drawn by `seed` (the same for every model)."""
+    """Sample items with a harmful response from the forget set. The sample is the same for every model.
+
+    Args:
+        forget: The forget set.
+        n: Number of items.
+        seed: Seed of the sample.
+
+    Returns:
+        A set of `n` items, or fewer if the forget set does not have as many.
+    """
     ranked = sorted((i for i in forget.items if i.harmful), key=lambda i: digest_of(["relearn", seed, i.id]))
     return PromptSet("relearn", forget.role, tuple(ranked[:n]), source={**forget.source, "relearn": n, "seed": seed})
 
 
 def run_relearn_stage(ctx: StageContext) -> None:
-    """Fine-tune `model` on `forget` (a few items) or on `retain` texts, whichever the kind needs.
+    """Fine-tune the input `model` on `forget` (a few items) or `retain` (texts), depending on the kind.
 
-    Writes the model after each step of the parameter `snapshots` in `step-<k>/`. All in float32: half precision would
-    swallow the small steps that are to be measured.
+    Writes the model after each step listed in the parameter `snapshots` to `step-<k>/`. Training and weights are in float32:
+    in half precision the small updates would be rounded away.
     """
     from wpn_bench import models
     from wpn_bench.prompts.items import read_items, read_rows

@@ -1,4 +1,4 @@
-"""What the gradient attacks share: settings, description, the set-up of their stages, and their checkpoints."""
+"""Code that the gradient attacks share: settings, metadata, set-up of their stages, and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEARCH = "search.json"
 
 
 class SearchConfig(BaseModel):
-    """Settings of every search for a suffix. The result depends on all of them but `pass_tokens`."""
+    """Settings of every gradient attack. The result depends on all of them except `pass_tokens`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     init: str = Field("!", min_length=1, description="word that, repeated, is the suffix to begin with")
@@ -43,18 +43,26 @@ class SearchConfig(BaseModel):
 
 
 class GradientAttack:
-    """A search against one model: its description, its configuration, and the stage that makes it.
+    """Metadata, settings and stage of a gradient attack.
 
-    A package of its own adds one through an entry point of the group `wpn_bench.gradient_attacks`. The stage is called like
-    the attack. It gets the inputs `model`, `prompts` and, where `universal` is set, `train` (the items to search on), and the
-    parameters `config`, `template` and `dtype`, and `decoding` where the attack `responds`. It writes `search.json`: `attack`,
-    `config` (with `universal` and `steps`), `unfit` (item id -> reason), and `searches`, each with `items` (ids),
-    `first_loss`, `best_loss` (nats a token), `reached` (a flag for each item) and `seconds`.
+    Another package adds one with an entry point of the group `wpn_bench.gradient_attacks`. The stage has the name of the
+    attack. Its inputs are `model`, `prompts` and, if `universal` is set, `train` (the items to optimise on). Its parameters
+    are `config`, `template` and `dtype`, and `decoding` if the attack `responds`. It writes `search.json` with
+
+    - `attack`: the name,
+    - `config`: the settings, with `universal` and `steps`,
+    - `unfit`: item id -> reason,
+    - `searches`: a list with `items` (ids), `first_loss` and `best_loss` (nats per token), `reached` (a flag for each item)
+      and `seconds` of each search.
 
     Attributes:
-        responds: The stage leaves responses (`responses.jsonl`); else it leaves attacked items (`items.jsonl`), which are
-            answered as any others.
-        stage: What `search_stage` makes of the function.
+        name: Name on the command line.
+        title: Name in reports.
+        description: One sentence for `wpn-bench list`.
+        Config: Class of the settings.
+        responds: True if the stage writes responses (`responses.jsonl`). Otherwise it writes attacked items (`items.jsonl`),
+            and the model answers them like other prompts.
+        stage: The stage, from `search_stage`.
     """
 
     name: ClassVar[str]
@@ -66,12 +74,15 @@ class GradientAttack:
 
 
 def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = LM_LIBRARIES) -> Stage:
-    """The stage of a gradient attack.
+    """Create the stage of a gradient attack.
 
     Args:
-        function: Does the search, `"module:function"`.
-        version: Of its output.
-        libraries: Distributions whose version decides the output.
+        function: `"module:function"` that runs the attack.
+        version: Version of its output.
+        libraries: Distributions whose version affects the output.
+
+    Returns:
+        The stage.
     """
     return Stage(
         function,
@@ -84,7 +95,7 @@ def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = L
     )
 
 
-# Not part of the cache key: how a search is cut into passes does not change what it finds.
+# Not part of the cache key: the number of tokens per forward pass does not change the result.
 NOT_IN_DIGEST = ("pass_tokens",)
 
 
@@ -93,10 +104,18 @@ Config = TypeVar("Config", bound=SearchConfig)
 
 @dataclass(frozen=True)
 class SearchSetup(Generic[Config]):
-    """What the stage of a gradient attack works with.
+    """Model, settings and prompts of the stage of a gradient attack.
 
-    The stage needs `model`, `prompts` and, for a suffix that serves all prompts, may have `train`, the items to search
-    on. Its parameters are `config`, `template` and `dtype`.
+    The stage has the inputs `model` and `prompts`, and may have `train` (the items to optimise a universal suffix on). Its
+    parameters are `config`, `template` and `dtype`.
+
+    Attributes:
+        ctx: The stage's parameters and inputs.
+        config: The settings.
+        template: Renders the prompts.
+        model: The attacked model.
+        tokenizer: Its tokenizer.
+        items: The prompts to attack.
     """
 
     ctx: StageContext
@@ -104,7 +123,7 @@ class SearchSetup(Generic[Config]):
     template: Template
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    items: list[Item]  # that are attacked
+    items: list[Item]
 
     @classmethod
     def load(cls, ctx: StageContext, config_class: type[Config]) -> SearchSetup[Config]:
@@ -112,7 +131,10 @@ class SearchSetup(Generic[Config]):
 
         Args:
             ctx: The stage's parameters and inputs.
-            config_class: The attack's settings.
+            config_class: Class of the attack's settings.
+
+        Returns:
+            The loaded set-up.
         """
         from wpn_bench import models
         from wpn_bench.prompts.items import read_items
@@ -123,14 +145,17 @@ class SearchSetup(Generic[Config]):
         return cls(ctx, config, template, model, tokenizer, read_items(ctx.needs["prompts"]))
 
     def slots_of(self, items: Sequence[Item]) -> SuffixSlots:
-        """The items with a slot for the suffix."""
+        """Return the items with a slot for the suffix."""
         from wpn_bench import models
 
         return find_slots(items, self.tokenizer, self.template, self.config, models.context_length(self.model))
 
     def searched_slots(self) -> SuffixSlots:
-        """The slots to search on: those of the attacked prompts, or for a universal suffix some of the items of `train`
-        (without it, some of the prompts)."""
+        """Return the slots to optimise on.
+
+        They are those of the attacked prompts. A universal suffix uses `config.prompts` items of the input `train`, or of the
+        attacked prompts if there is no such input.
+        """
         if not self.config.universal:
             return self.slots_of(self.items)
         from wpn_bench.prompts.items import read_items
@@ -139,15 +164,23 @@ class SearchSetup(Generic[Config]):
         return self.slots_of(evenly_spread(items, self.config.prompts))
 
     def step_progress(self, searches: int, steps: int) -> Advance:
-        """Progress over the steps of all searches."""
+        """Report progress over the steps of all searches.
+
+        Args:
+            searches: Number of searches.
+            steps: Steps of each.
+
+        Returns:
+            A function that takes the number of steps done since its last call.
+        """
         return self.ctx.progress(searches * steps, "steps")
 
     def write(self, attack: str, slots: SuffixSlots, searches: Sequence[dict[str, Any]]) -> None:
         """Write `search.json`.
 
         Args:
-            attack: The attack's name.
-            slots: What was searched on.
+            attack: Name of the attack.
+            slots: The slots that were optimised on.
             searches: The result of each search.
         """
         told = {"attack": attack, "config": self.config.model_dump(mode="json"), "unfit": slots.unfit}
@@ -155,12 +188,15 @@ class SearchSetup(Generic[Config]):
 
 
 def checkpoint_section(slots: Sequence[SuffixSlot], config: SearchConfig, *more: Any) -> Section:
-    """Where a search keeps its per-example checkpoints: its newest state under 0, or finished results by number.
+    """Open the checkpoints of a search. They hold its newest state under the key 0, or finished results by number.
 
     Args:
-        slots: The prompts that are searched on.
+        slots: The prompts to optimise on.
         config: Settings of the search.
-        *more: Plain values that tell this search from others over the same slots.
+        *more: Plain values that distinguish this search from others on the same slots.
+
+    Returns:
+        The checkpoints, with those that an earlier run left.
     """
 
     def fingerprint() -> str:
@@ -171,7 +207,7 @@ def checkpoint_section(slots: Sequence[SuffixSlot], config: SearchConfig, *more:
 
 
 def to_text(value: Any) -> str:
-    """Tensors and plain values, bit by bit, as text that a checkpoint can hold. `from_text` reads it."""
+    """Encode tensors and plain values as text for a checkpoint, without loss. `from_text` decodes it."""
     import torch
 
     buffer = io.BytesIO()
@@ -180,7 +216,7 @@ def to_text(value: Any) -> str:
 
 
 def from_text(text: str) -> Any:
-    """The value that `to_text` was given, on the CPU; nothing but tensors and plain values is read."""
+    """Decode the output of `to_text`, with tensors on the CPU. Other pickled objects are refused."""
     import torch
 
     return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True, map_location="cpu")

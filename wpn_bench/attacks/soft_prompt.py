@@ -1,12 +1,12 @@
-"""Soft prompt: trained vectors in place of a suffix, which make the model begin its harmful answer.
+"""Soft prompt: trained vectors in place of a suffix that make the model begin its harmful answer.
 
     loss(P) = mean over prompts x of - mean_t log p(y_t | x P, y_<t),        P (k, d) by Adam
 
-y is the beginning of a harmful reference. No text has these vectors, so a user could not type this attack. It is an
-upper bound on what suffixes can do, and shows what unlearning has hidden rather than removed.
+y is the beginning of a harmful reference. The vectors are not embeddings of any text, so a user cannot type this attack. It is
+an upper bound on what suffixes can do. It shows what unlearning has hidden rather than removed.
 
 Schwinn et al. 2024, "Soft Prompt Threats: Attacking Safety Alignment and Unlearning in Open-Source LLMs through the
-Embedding Space", arXiv 2402.09063, who take signed gradient steps; Adam on a prompt of vectors is Lester et al. 2021,
+Embedding Space", arXiv 2402.09063. They take signed gradient steps; Adam on a soft prompt is from Lester et al. 2021,
 arXiv 2104.08691.
 """
 
@@ -48,17 +48,23 @@ __all__ = [
     "search_soft_prompts",
 ]
 
-_TOGETHER = 32  # prompts with vectors of their own that are searched at a time: keys and values of all are in memory
+# Prompts that are optimised in parallel, each with its own vectors. The keys and values of all of them are in memory.
+_TOGETHER = 32
 
 
 class SoftPromptConfig(SearchConfig):
-    """There are as many vectors as the initial suffix has tokens, and they begin as its embeddings."""
+    """Settings of the soft prompt.
+
+    There are as many vectors as the initial suffix has tokens. They are initialised with its embeddings.
+    """
 
     steps: int = Field(200, ge=1)
     lr: float = Field(0.3, gt=0, description="of Adam, in root mean squares of the model's embeddings")
 
 
 class SoftPrompt(GradientAttack):
+    """Trained vectors after the prompt (see the module)."""
+
     name = "soft_prompt"
     title = "Soft prompt"
     description = (
@@ -71,16 +77,16 @@ class SoftPrompt(GradientAttack):
 
 @dataclass(frozen=True)
 class SoftPromptResult:
-    """The result of one search. Losses are in nats a token.
+    """The result of one search. Losses are in nats per token.
 
     Attributes:
-        items: Ids of the prompts that were searched on.
-        vectors: (k, d) those of the lowest loss.
-        losses: Loss before each step, and after the last.
+        items: Ids of the prompts that the vectors were optimised on.
+        vectors: (k, d) the vectors with the lowest loss.
+        losses: Loss before each step and after the last.
         first_loss: Loss of the initial vectors.
         best_loss: Loss of `vectors`.
-        reached: For each prompt, whether greedy decoding writes the target after `vectors`.
-        seconds: Duration of the search, shared evenly among those that ran side by side.
+        reached: For each prompt, whether greedy decoding after `vectors` yields the target.
+        seconds: Duration, divided evenly among searches that ran in parallel.
     """
 
     items: tuple[str, ...]
@@ -92,22 +98,25 @@ class SoftPromptResult:
     seconds: float
 
     def json(self) -> dict[str, Any]:
-        """All but the vectors."""
+        """Return the fields without the vectors."""
         return {name: value for name, value in vars(self).items() if name != "vectors"}
 
 
 def search_soft_prompts(
     model: PreTrainedModel, slots: SuffixSlots, config: SoftPromptConfig, advance: Advance = lambda n: None
 ) -> list[SoftPromptResult]:
-    """One result for all slots where `config.universal`, else one each.
+    """Optimise soft prompts: one for all slots if `config.universal`, otherwise one for each slot.
 
-    Prompts with vectors of their own are searched side by side, which changes results by rounding only.
+    Slots with their own vectors are optimised in parallel. This changes the results by rounding only.
 
     Args:
         model: The attacked model.
         slots: The prompts.
         config: Settings of the search.
-        advance: Called with the number of steps done, of all results together.
+        advance: Called with the number of steps done since its last call, summed over all results.
+
+    Returns:
+        One result for all slots, or one for each.
 
     Raises:
         JobFailed: The model's loss is not finite.
@@ -122,7 +131,7 @@ def search_soft_prompts(
             advance(len(some) * config.steps)
         else:
             some = _search(model, part, slots.initial_ids, config, advance)
-            # Bit by bit, because the checkpoints of the responses belong to exactly these vectors.
+            # Stored without loss: checkpoints of the responses are only valid for exactly these vectors.
             finished.add({at: to_text([vars(one) | {"vectors": one.vectors.cpu()} for one in some])})
         found += [replace(one, vectors=one.vectors.to(model.device)) for one in some]
     return found
@@ -188,14 +197,14 @@ def _search(
 
 @contextmanager
 def virtual_tokens(model: PreTrainedModel, vectors: Tensor) -> Iterator[int]:
-    """Give vectors token ids of their own while the context lasts, so that all code that works with token ids takes them.
+    """Give vectors their own token ids within the context, so that code which takes token ids can use them.
 
     Args:
-        model: The model whose embedding is extended.
-        vectors: (M, d).
+        model: The model; its input embedding is extended.
+        vectors: (M, d) the vectors.
 
     Yields:
-        The id of the first vector; the others follow.
+        The token id of the first vector. The ids of the others follow it.
     """
     embedding = model.get_input_embeddings()
     first = int(embedding.weight.shape[0])
@@ -228,18 +237,21 @@ def respond_after(
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """Responses to prompts with soft prompts in their slots.
+    """Generate responses to prompts with soft prompts in their slots.
 
     Args:
         model: The attacked model.
         tokenizer: Its tokenizer.
         slots: The prompts.
         vectors: (k, d) for each slot, or one for all.
-        decoding: How responses are made.
-        advance: Called with the number of responses done.
+        decoding: Decoding settings.
+        advance: Called with the number of responses done since its last call.
+
+    Returns:
+        One response for each slot.
 
     Raises:
-        UserError: The model's generation configuration changes the logits: it would look up the ids of the vectors.
+        UserError: The model's generation configuration changes the logits, so it would look up the vectors' token ids.
     """
     import torch
 
@@ -262,11 +274,11 @@ def respond_after(
 
 
 def run_soft_prompt_stage(ctx: StageContext) -> None:
-    """Responses of `model` to `prompts` under soft prompts: one for all, or one each (see `SearchSetup`; the parameter
-    `decoding` says how responses are made).
+    """Optimise soft prompts against `model`, and generate its responses to `prompts` with them.
 
-    Writes `responses.jsonl`, in the order of the prompts and as a plain generation does, and `search.json`. A prompt
-    that cannot be attacked has no response, and the reason.
+    See `SearchSetup` for inputs and parameters; the parameter `decoding` holds the decoding settings. Writes
+    `responses.jsonl`, in the order of the prompts and in the format of the generation stage, and `search.json`. The row of a
+    prompt that cannot be attacked has a reason instead of a response.
     """
     from wpn_bench.harmless.stages import RESPONSES, response_row
     from wpn_bench.prompts.items import write_rows

@@ -1,4 +1,4 @@
-"""Payload splitting: the prompt in pieces, so that no filter of words sees it whole (Kang et al. 2023, arXiv 2302.05733)."""
+"""Payload splitting: the prompt in pieces, so that word filters do not match (Kang et al. 2023, arXiv 2302.05733)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from wpn_bench.prompts import Item
 
 
 class PayloadSplitting(Attack):
-    """Three quoted pieces, cut inside words where there are enough, and the order to put them together.
+    """Writes the prompt as three quoted pieces and an instruction to join them. Cuts are within words where possible.
 
-    Quotes are JSON's, so a prompt with quotes or line breaks of its own can be put together again.
+    Pieces are JSON strings, so that a prompt with quotes or line breaks can be reconstructed.
     """
 
     name = "payload_splitting"

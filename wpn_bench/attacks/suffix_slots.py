@@ -1,4 +1,4 @@
-"""Where a suffix goes in a rendered prompt: before | suffix | after | target, as text and as token ids."""
+"""Slots for a suffix in rendered prompts: before | suffix | after | target, as text and as token ids."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SuffixSlot:
 
     Attributes:
         item: The prompt.
-        head: Text before the suffix, without the space that joins them.
+        head: Text before the suffix, without the space between them.
         tail: Text after the suffix.
         before: Token ids of `head`.
         after: Token ids of `tail`.
-        target: Token ids of the response that the search tries to reach.
+        target: Token ids of the beginning of the response that the search optimises for.
     """
 
     item: Item
@@ -38,23 +38,23 @@ class SuffixSlot:
     target: tuple[int, ...]
 
     def text(self, suffix: str) -> str:
-        """The rendered prompt with this suffix."""
+        """Return the rendered prompt with this suffix."""
         return f"{self.head} {suffix}{self.tail}"
 
     def ids(self, suffix: Sequence[int]) -> list[int]:
-        """Token ids of the rendered prompt with this suffix."""
+        """Return the token ids of the rendered prompt with this suffix."""
         return [*self.before, *suffix, *self.after]
 
 
 @dataclass(frozen=True)
 class SuffixSlots:
-    """The suffix that a search begins with, and the prompts that it can stand in.
+    """The initial suffix of a search, and the prompts with a slot for it.
 
     Attributes:
-        initial_suffix: The text of that suffix.
+        initial_suffix: The initial suffix.
         initial_ids: Its token ids, the same in every slot.
-        slots: One for each prompt that can be attacked.
-        unfit: Item id -> reason, for prompts that cannot.
+        slots: One slot for each prompt that can be attacked.
+        unfit: Item id -> reason, for prompts that cannot be attacked.
     """
 
     initial_suffix: str
@@ -63,32 +63,42 @@ class SuffixSlots:
     unfit: dict[str, str] = field(default_factory=dict)
 
     def one_by_one(self) -> list[SuffixSlots]:
-        """Each slot by itself."""
+        """Return one object for each slot."""
         return [replace(self, slots=(slot,)) for slot in self.slots]
 
 
 def with_suffix(item: Item, suffix: str) -> Item:
-    """The attacked item: the suffix after the prompt, a space between."""
+    """Append a suffix to a prompt, with a space between them.
+
+    Args:
+        item: The prompt.
+        suffix: The suffix.
+
+    Returns:
+        The attacked item; its `original` is the plain prompt.
+    """
     return replace(item, prompt=f"{item.prompt} {suffix}", original=item.request)
 
 
 def find_slots(
     items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, template: Template, config: SearchConfig, context: int
 ) -> SuffixSlots:
-    """Render the items and cut them around the initial suffix.
+    """Render the items, and split them at the initial suffix.
 
-    An item is unfit if prompt, suffix and target do not fit into the context, or if the tokenizer joins the suffix with
-    the text around it.
+    An item is unfit if prompt, suffix and target exceed the context, or if a token spans the suffix and the text around it.
 
     Args:
-        items: The prompts; the target is the beginning of their first harmful reference.
-        tokenizer: A fast tokenizer, for it must tell where a token stands in the text.
+        items: The prompts. The target is the beginning of their first harmful reference.
+        tokenizer: A fast tokenizer: its offsets map tokens to positions in the text.
         template: Renders the prompts.
-        config: Says what the suffix begins as, and how long suffix and target are.
-        context: How many tokens the model can attend to.
+        config: Initial suffix, and maximum lengths of suffix and target.
+        context: Context length of the model in tokens.
+
+    Returns:
+        The initial suffix, the slots, and the unfit items.
 
     Raises:
-        UserError: The tokenizer is not fast, or the initial suffix cannot stand after any prompt.
+        UserError: The tokenizer is not fast, or the initial suffix fits after no prompt.
         JobFailed: Every item is unfit.
     """
     if not tokenizer.is_fast:
@@ -112,7 +122,15 @@ def find_slots(
 
 
 def evenly_spread(items: Sequence[Item], n: int) -> list[Item]:
-    """At most `n` of the items, evenly spread over them."""
+    """Select items at even distances.
+
+    Args:
+        items: The items.
+        n: Maximum number of items.
+
+    Returns:
+        `n` of the items, or all if there are no more.
+    """
     return list(items) if len(items) <= n else [items[k * len(items) // n] for k in range(n)]
 
 
@@ -124,7 +142,7 @@ def _around_suffix(item: Item, template: Template) -> tuple[str, str]:
 def _initial_suffix(
     around: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, config: SearchConfig
 ) -> tuple[str, tuple[int, ...]]:
-    """The most repeats of `init` that fill at most `suffix_tokens` tokens after the first prompt that takes them."""
+    """Repeat `init` as often as fits into `suffix_tokens` tokens after the first prompt that allows it."""
     for head, tail in around:
         for n in range(config.suffix_tokens, 0, -1):
             suffix = " ".join([config.init] * n)
@@ -140,13 +158,15 @@ def _initial_suffix(
 def _split_at_suffix(
     tokenizer: PreTrainedTokenizerBase, head: str, suffix: str, tail: str
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-    """Token ids before, of and after the suffix; None where a token crosses one of its ends. The space before the suffix
-    belongs to it."""
+    """Token ids before, of and after the suffix; None if a token crosses one of its ends.
+
+    The space before the suffix belongs to it.
+    """
     encoded = tokenizer(f"{head} {suffix}{tail}", return_offsets_mapping=True)
     ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
     begin, end = len(head), len(head) + 1 + len(suffix)
     first = next((k for k, span in enumerate(spans) if span[1] > begin), len(spans))
-    # An empty span is a token that the tokenizer adds, at the end as well.
+    # The span of a special token that the tokenizer adds is empty. There may be one at the end.
     last = next((k for k in range(first, len(spans)) if spans[k][1] > end or spans[k][1] == 0), len(spans))
     if not first < last or spans[first][0] < begin or (last < len(spans) and 0 < spans[last][0] < end):
         return None

@@ -1,7 +1,7 @@
-"""The loss of the targets that a gradient attack tries to reach, and its gradient with respect to the suffix.
+"""The loss of a gradient attack's targets, and its gradient with respect to the suffix.
 
-The text before the suffix is computed once. Logits of the vocabulary are computed at the target's tokens only. How much
-goes into one pass follows from the free memory, and is halved when memory runs out.
+Keys and values of the text before the suffix are computed once. Logits are computed at the target tokens only. The free memory
+decides the size of a forward pass, which is halved when memory runs out.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
     from wpn_bench.attacks.suffix_slots import SuffixSlot
 
-# Keys and values of each layer: (rows, heads, columns, width of a head).
+# Keys and values of each layer, (rows, heads, tokens, head size).
 Layers = list[tuple["Tensor", "Tensor"]]
 
-_GRADIENT_SHARE = 0.5  # of the free memory, for one pass with its gradient
+_GRADIENT_SHARE = 0.5  # share of the free memory that a forward and backward pass may use
 
 
 @dataclass(frozen=True)
 class LossAndGradient:
-    """What a pass over some slots found.
+    """Losses of N slots, and their gradient.
 
     Attributes:
-        losses: (N,) mean loss of each slot's target, in nats a token.
-        reached: (N,) whether greedy decoding writes the target.
-        gradient: Of the sum of the losses, in the shape of the suffix vectors.
-        cached: Keys and values of each slot's text before the suffix and of the suffix, where they were asked for.
+        losses: (N,) mean loss of each slot's target in nats per token.
+        reached: (N,) whether greedy decoding yields the target.
+        gradient: Gradient of the sum of the losses, in the shape of the suffix vectors.
+        cached: For each slot the keys and values of the text before the suffix and of the suffix; empty unless requested.
     """
 
     losses: Tensor
@@ -45,18 +45,18 @@ class LossAndGradient:
 
 
 class TargetLoss:
-    """Mean loss of the target's tokens of each slot, after a suffix given as vectors or as candidate tokens."""
+    """Computes the mean loss of each slot's target after a suffix, which is given as vectors or as token ids."""
 
     def __init__(self, model: PreTrainedModel, slots: Sequence[SuffixSlot], pass_tokens: int | None = None) -> None:
-        """Compute the texts before the suffix.
+        """Compute keys and values of the texts before the suffix.
 
         Args:
             model: The attacked model.
             slots: The prompts.
-            pass_tokens: At most so many tokens in one pass; None: as the free memory allows.
+            pass_tokens: Maximum tokens of a forward pass; None: as many as fit into the free memory.
 
         Raises:
-            UserError: The model keeps more of a text than keys and values of its tokens.
+            UserError: The model's cache holds other things than keys and values.
         """
         from wpn_bench.engine.decode import accepted_by, caches_plainly
         from wpn_bench.engine.likelihood import head_comes_last, head_of
@@ -77,7 +77,7 @@ class TargetLoss:
         self.beginnings = [self._beginning(slot) for slot in self.slots]
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """Vectors (..., d) of token ids (...)."""
+        """Return the embeddings (..., d) of token ids (...)."""
         import torch
 
         with torch.no_grad():
@@ -87,12 +87,15 @@ class TargetLoss:
     def loss_and_gradient(
         self, vectors: Tensor, numbers: Sequence[int], *, keep_cache: bool = False
     ) -> LossAndGradient:
-        """The losses of some slots after suffix vectors, and the gradient of their sum.
+        """Compute the losses of some slots with suffix vectors, and the gradient of the sum of the losses.
 
         Args:
-            vectors: (1, k, d), the same suffix in all slots, or (N, k, d), one each.
-            numbers: (N,) the positions of the slots in `slots`.
-            keep_cache: Whether keys and values of prompt and suffix are returned as well.
+            vectors: (1, k, d) one suffix for all slots, or (N, k, d) one for each.
+            numbers: (N,) indices into `slots`.
+            keep_cache: Whether to return the keys and values of prompt and suffix.
+
+        Returns:
+            Losses, gradient, and the cache if requested.
         """
         import torch
 
@@ -124,25 +127,25 @@ class TargetLoss:
             together = [self.slots[numbers[n]] for n in part]
             rest = max(len(slot.after) + len(slot.target) for slot in together) - 1
             columns = max(len(slot.before) for slot in together) + vectors.shape[1] + rest
-            # Some models (GPT-Neo) have masks no wider than their context, and padding counts towards it.
+            # The attention mask of some models (GPT-Neo) is limited to the context length, and includes padding.
             return len(part) * columns if columns <= self.context else self.gradient_budget.tokens + 1
 
         for_batches(range(len(numbers)), tokens, self.gradient_budget, work)
         return LossAndGradient(losses, reached, gradient, [kept[n] for n in range(len(numbers))] if keep_cache else [])
 
     def score(self, number: int, candidates: Tensor, suffix: Tensor, layers: Layers) -> tuple[Tensor, Tensor]:
-        """Losses of one slot after each of several suffixes.
+        """Compute the losses of one slot with each of several suffixes.
 
-        Of a candidate, only what stands from its first changed token on is computed.
+        Tokens of a candidate before its first changed token are not computed again.
 
         Args:
-            number: The position of the slot in `slots`.
-            candidates: (C, k) token ids.
-            suffix: (k,) the suffix that `layers` are of.
+            number: Index of the slot in `slots`.
+            candidates: (C, k) token ids of the suffixes.
+            suffix: (k,) token ids of the suffix that `layers` were computed with.
             layers: Keys and values of the slot's text before the suffix and of `suffix`.
 
         Returns:
-            The losses (C,), and whether greedy decoding writes the target (C,).
+            The losses (C,), and whether greedy decoding yields the target (C,).
         """
         import torch
 
@@ -169,7 +172,7 @@ class TargetLoss:
             losses[part], reached[part] = loss, hit
 
         def tokens(part: Sequence[int]) -> int:
-            # Keys and values of a token take about half the memory that its computation takes.
+            # Cached keys and values of a token take about half the memory of a computed token.
             start = first[part[-1]]
             return len(part) * (size - start + rest + (n_before + start) // 2)
 
@@ -187,7 +190,7 @@ class TargetLoss:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _side_by_side(self, beginnings: Sequence[Layers]) -> tuple[Layers, Tensor]:
-        """Keys and values of several beginnings, padded on the left, and how many columns (N,) are padding."""
+        """Keys and values of several beginnings, padded on the left, and the numbers (N,) of padding columns."""
         import torch
         from torch.nn.functional import pad
 
@@ -195,7 +198,7 @@ class TargetLoss:
         missing = [max(lengths) - n for n in lengths]
         together: Layers = []
         for k in range(len(beginnings[0])):
-            # Padded with zeros: masked columns must hold finite numbers, too.
+            # Padded with zeros, because masked columns must hold finite numbers.
             keys, values = (
                 torch.cat([pad(layers[k][side], (0, 0, n, 0)) for layers, n in zip(beginnings, missing, strict=True)])
                 for side in (0, 1)
@@ -208,8 +211,8 @@ class TargetLoss:
     ) -> tuple[Tensor, Tensor, Layers]:
         """Losses (R,) of rows, which targets are reached (R,), and the keys and values of all columns.
 
-        A row is the `cached` columns, of which the first `padding` (R,) are padding, then `vectors` (R, m, d), then the
-        slot's own tokens.
+        A row consists of the `cached` columns, of which the first `padding` (R,) are padding, `vectors` (R, m, d), and the
+        slot's tokens after the suffix.
         """
         import torch
         from torch.nn.functional import cross_entropy
@@ -229,7 +232,7 @@ class TargetLoss:
         target: list[int] = []
         owner: list[int] = []
         for r, slot in enumerate(slots):
-            at = r * width + size + len(slot.after) - 1  # the token before the target's first
+            at = r * width + size + len(slot.after) - 1  # the token before the target, which predicts its first token
             where += range(at, at + len(slot.target))
             target += slot.target
             owner += [r] * len(slot.target)
@@ -247,8 +250,10 @@ class TargetLoss:
         return loss, hits == n, [(layer.keys, layer.values) for layer in cache.layers]
 
     def _outputs(self, inputs: Tensor, cache: Any, padding: Tensor) -> Tensor:
-        """What the output head is given for `inputs` (R, m, d) after the cached columns; the logits themselves where the
-        model changes the head's output."""
+        """The input of the output head for `inputs` (R, m, d) after the cached columns.
+
+        If the model changes the output of its head, the logits are returned instead.
+        """
         import torch
 
         from wpn_bench.engine.head import head_input
@@ -270,7 +275,7 @@ class TargetLoss:
 
 
 def check_finite(losses: Tensor) -> Tensor:
-    """The losses. Raises `JobFailed` where one is NaN or infinite, as those of a model that broke in training are."""
+    """Return the losses. Raises `JobFailed` if one is NaN or infinite, as for a model whose training diverged."""
     if not bool(losses.isfinite().all()):
         raise JobFailed(
             "the loss of a harmful reference is not finite under this model: there is nothing to search for"
@@ -279,8 +284,10 @@ def check_finite(losses: Tensor) -> Tensor:
 
 
 def _cache_of(layers: Layers) -> Any:
-    """A cache that holds these, without copying them. Full layers also where the model has attention windows: its masks
-    cut them."""
+    """A cache of these keys and values, without a copy.
+
+    All layers are full layers, also if the model has sliding attention windows, because its masks apply the windows.
+    """
     from transformers.cache_utils import Cache, DynamicLayer
 
     cache = Cache(layer_class_to_replicate=DynamicLayer)
@@ -293,7 +300,7 @@ def _cache_of(layers: Layers) -> Any:
 
 
 def _tokens_with_gradient(model: PreTrainedModel) -> int:
-    """How many tokens of a pass with its gradient fit into memory."""
+    """Number of tokens of a forward and backward pass that fit into memory."""
     token = TokenMemory.of(model.config, model.dtype)
     free = device_memory.free_memory(model.device.type)
     return int(_GRADIENT_SHARE * free / (token.kept_activations + token.logits_with_gradient))

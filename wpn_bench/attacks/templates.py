@@ -14,7 +14,14 @@ from wpn_bench.prompts import Item
 
 
 class TemplateSpec(BaseModel):
-    """`template` contains `{prompt}`; `answer_prefix` is the beginning of the response, which the model continues."""
+    """Fields of a template attack's file.
+
+    Attributes:
+        title: Name in reports.
+        description: One sentence for `wpn-bench list`.
+        template: Text around `{prompt}`.
+        answer_prefix: Beginning of the response, which the model continues.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     title: str
@@ -42,7 +49,7 @@ class TemplateAttack(Attack):
     def __init__(self, name: str, spec: TemplateSpec, file: str | None = None) -> None:
         self.spec = spec
         self.file = file
-        # Of the instance, not of the class: one class serves every file.
+        # Instance attributes, because one class serves all files.
         self.name = name  # type: ignore[misc]
         self.title = spec.title  # type: ignore[misc]
         self.description = spec.description  # type: ignore[misc]
@@ -53,6 +60,6 @@ class TemplateAttack(Attack):
             return cls(path.stem, TemplateSpec.model_validate(load_yaml(path)))
 
     def apply(self, item: Item, context: AttackContext) -> Item:
-        # Not str.format: a prompt or template may hold other braces.
+        # Not str.format, because prompts and templates may contain other braces.
         text = self.spec.template.replace("{prompt}", item.prompt)
         return replace(item, prompt=text, answer_prefix=self.spec.answer_prefix)

@@ -1,4 +1,4 @@
-"""Typing errors: the words stay readable to a person and are new to the tokenizer."""
+"""Typing errors: the words stay readable for a person, but the tokenizer splits them into unusual tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wpn_bench.prompts import Item
 
 
 class Typos(Attack):
-    """In about one word of four, two neighbouring inner letters change places, or one letter is dropped or doubled."""
+    """Changes about one word in four: swaps two neighbouring inner letters, or drops or doubles one letter."""
 
     name = "typos"
     title = "Typing errors"
@@ -26,7 +26,7 @@ class Typos(Attack):
 
 
 def _mistype(word: str, at: int, how: str) -> str:
-    alike = word[at] == word[at + 1]  # changing their places would change nothing: one of them is dropped
+    alike = word[at] == word[at + 1]  # a swap would have no effect, so one of them is dropped
     if how == "s" and not alike:
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     if how == "d" or alike:

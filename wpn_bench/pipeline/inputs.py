@@ -1,4 +1,4 @@
-"""Everything that a run reads, resolved and checked before any work starts."""
+"""Read and check the inputs of a run before any job starts."""
 
 from __future__ import annotations
 
@@ -32,19 +32,26 @@ from wpn_bench.unlearn.tuning import Bound
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 TUNE_PROMPTS = 200  # validation prompts that a trial answers
-TUNE_TEXT_SHARE = 0.1  # of the retain texts, where no text to tune on is named
+TUNE_TEXT_SHARE = 0.1  # share of the retain texts that is held back for tuning if no tuning text is named
 TUNE_TEXTS = 300
-SHOWN_NAMES = 8  # attacks of one file that a note names
+SHOWN_NAMES = 8  # maximum attacks of a file that a note names
 SUITES = {
     "in_domain": "harmless",
     "ood": "ood",
     "benign": "benign",
-}  # what a test set is for -> where the report has it
+}  # use of a test set -> suite
 
 
 @dataclass(frozen=True)
 class TuningData:
-    """What the trials of tuning are measured on: validation prompts, and either tasks or texts. Nothing of it is tested on."""
+    """The data that tuning trials are evaluated on. None of it is used for testing.
+
+    Attributes:
+        prompts: Validation prompts.
+        tasks: Tasks that measure the ability; empty if texts do.
+        texts: Texts whose loss measures the ability; None if tasks do.
+        bound: The maximum loss of ability.
+    """
 
     prompts: PromptSet
     tasks: tuple[BenchmarkInfo, ...]
@@ -54,7 +61,28 @@ class TuningData:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a run reads, resolved and checked. `sets` holds (suite, prompt set) in the order of the report."""
+    """The checked inputs of a run.
+
+    Attributes:
+        model: The base model.
+        device: The device of the models.
+        forget: The forget set.
+        validation: The validation prompts.
+        sets: (suite, prompt set) in the order of the report.
+        retain: The retain texts.
+        heldout: Texts to test on; None: no such test.
+        tasks: The benchmark tasks.
+        judge_digest: Digest of the deciding judge; empty if nothing is judged.
+        notes: Notes for the user.
+        skipped: Prompts and attacks that cannot run, with the reasons.
+        leaks: How many prompts each set shares with the forget set.
+        tuning_data: The data of tuning; None without tuning.
+        attacked: Prompts for gradient and weight attacks; None without such attacks.
+        schemes: Quantisation schemes that work on this machine.
+        further: Judges besides the deciding one.
+        card: Card of the deciding judge.
+        judged_from: Judge -> what was downloaded for it -> commit.
+    """
 
     model: ModelRef
     device: str
@@ -69,25 +97,28 @@ class Inputs:
     skipped: tuple[dict[str, Any], ...]
     leaks: tuple[Leak, ...] = ()
     tuning_data: TuningData | None = None
-    attacked: PromptSet | None = (
-        None  # prompts for attacks on weights and by gradients; None: there are no such attacks
-    )
-    schemes: tuple[str, ...] = ()  # schemes of quantisation that work on this machine
+    attacked: PromptSet | None = None
+    schemes: tuple[str, ...] = ()
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
-    judged_from: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # judge -> what was fetched for it -> commit
+    judged_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def answers(self) -> bool:
-        """Whether the run generates responses, which a judge has to score."""
+        """Whether the run generates responses, which a judge scores."""
         return bool(self.sets) or self.attacked is not None
 
 
 @dataclass(frozen=True)
 class FurtherJudge:
-    """A judge beside the one that decides: its spec, its name in results, its digest, and its threshold."""
+    """A judge besides the deciding one.
+
+    Attributes:
+        spec: Spec of the judge.
+        name: Name in results.
+        digest: Digest of the judge.
+        threshold: A response with this score or a higher one is harmful.
+    """
 
     spec: str
     name: str
@@ -96,22 +127,22 @@ class FurtherJudge:
 
 
 def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> Inputs:
-    """Find the model, read the sets, resolve the tasks and the judges, in order of cost.
+    """Find the model, read the sets, and resolve tasks and judges. The cheapest checks come first.
 
-    Names and local files are checked first, then what may have to be fetched.
+    Names and local files are checked before anything is downloaded.
 
     Args:
         config: The settings of the run.
-        reporter: Where notes for the user go.
-        force: Whether to go on, with a warning, if memory or disk space seem too small.
+        reporter: Shows notes to the user.
+        force: Whether to continue with a warning if memory or disk space seem too small.
 
     Returns:
-        Everything that the run reads.
+        The checked inputs.
 
     Raises:
-        UserError: For whatever cannot work.
+        UserError: The run cannot work with these inputs.
     """
-    # An earlier run in the same process may have read files that have changed since.
+    # Clear caches: files may have changed since an earlier run in the same process.
     forget_judges()
     clear_task_cache()
     notes: list[str] = []
@@ -170,7 +201,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
 
 
 def check_tasks(config: RunConfig) -> TaskNames:
-    """The tasks of the run. Raises `UserError` for an unknown one, and if tuning lacks its library."""
+    """Return the tasks of the run. Raises `UserError` for an unknown task, and if tuning needs Optuna and it is missing."""
     if config.tune:
         tuning.require_optuna()
     names = task_names_of(config)
@@ -180,14 +211,14 @@ def check_tasks(config: RunConfig) -> TaskNames:
 
 
 def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
-    """Read the files on this machine once, so that a mistake in one is an error before anything is fetched.
+    """Read the local files once, so that their errors are reported before anything is downloaded.
 
     Args:
         config: The settings of the run.
         sets: All sets of the run; those on the hub are not read.
 
     Raises:
-        UserError: For a file that is missing or wrong.
+        UserError: A file is missing or wrong.
     """
     if config.judge_card:
         read_card(Path(config.judge_card).expanduser())
@@ -199,23 +230,24 @@ def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
 def find_model(
     config: RunConfig, device: str, launch: Launch | None, reporter: Reporter, *, force: bool = False
 ) -> ModelRef:
-    """Find the model, after an estimate of the memory and disk space that the run needs.
+    """Find the model, and check that memory and disk space suffice for the run.
 
     Args:
         config: The settings of the run.
-        device: Where models run.
+        device: The device of the models.
         launch: The processes that train one model together; None: this process alone.
-        reporter: Where a warning goes.
-        force: Whether to go on, with a warning, if memory or disk space seem too small.
+        reporter: Shows warnings.
+        force: Whether to continue with a warning if memory or disk space seem too small.
 
     Returns:
-        The model, fetched if it was not on this machine.
+        The model, downloaded if it was not on this machine.
 
     Raises:
-        UserError: The model is missing, damaged or no causal language model, cannot be trained like this, or does not fit.
+        UserError: The model is missing, damaged or not a causal language model, cannot be trained with the settings, or needs
+            too much memory or disk space.
     """
-    # The files of a local model are checked before the estimate, which believes its config.json. A model on the hub is
-    # fetched after it, so that nothing is fetched for a run that does not fit.
+    # The files of a local model are checked before the estimate, which relies on its config.json. A model on the hub is
+    # downloaded after the estimate, so that nothing is downloaded for a run that is too large.
     local = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
     resources.check_resources(config, force=force, warn=reporter.note)
     model = local or models.resolve(config.model, config.revision)
@@ -229,7 +261,7 @@ def find_model(
 def read_prompts(
     config: RunConfig, sets: Sequence[RunSet], notes: list[str]
 ) -> tuple[PromptSet, PromptSet, list[tuple[str, PromptSet]]]:
-    """Read the prompt sets. In-domain and validation prompts that are not named are held back from the forget set.
+    """Read the prompt sets. If no in-domain or validation prompts are named, they are held back from the forget set.
 
     Args:
         config: The settings of the run.
@@ -237,7 +269,7 @@ def read_prompts(
         notes: Gets a line about what was held back for testing.
 
     Returns:
-        The forget set that is left to train on, the validation prompts, and (suite, prompt set) of each test set.
+        The rest of the forget set, the validation prompts, and (suite, prompt set) of each test set.
     """
     read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
     forget = next(one for use, one in read if use == "forget")
@@ -254,14 +286,14 @@ def read_prompts(
 
 
 def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:
-    """The test sets under the names that the report has for them.
+    """Give the test sets their names in the report, and apply the limit.
 
     Args:
         tests: (suite, prompt set) of each.
-        limit: Keep only so many prompts of each; None: all.
+        limit: Maximum prompts of each set; None: all.
 
     Returns:
-        The same, renamed and cut.
+        The renamed and truncated sets.
 
     Raises:
         UserError: Two sets have the same name.
@@ -273,14 +305,14 @@ def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) 
 
 
 def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
-    """For each judge the name and the commit of what was fetched for it.
+    """Look up the commits of the files that were downloaded for the judges.
 
     Args:
         config: The settings of the run.
-        device: Where judges run.
+        device: The device of the judges.
 
     Returns:
-        Name of the judge -> name of what was fetched -> commit.
+        Name of the judge -> name of the download -> commit.
     """
     return {
         parse(text).name: {one.name: one.revision for one in get_judge(text, device).fetched()}
@@ -289,11 +321,11 @@ def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]
 
 
 def further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
-    """The judges beside the one that decides.
+    """Load the judges besides the deciding one.
 
     Args:
         config: The settings of the run.
-        device: Where judges run.
+        device: The device of the judges.
 
     Returns:
         One record per judge, in the order of the configuration.
@@ -305,18 +337,18 @@ def further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
 
 
 def find_card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
-    """The deciding judge's card: the one that is named, else the one that is shipped with the judge.
+    """Find the card of the deciding judge: the named card, or the one that ships with the judge.
 
     Args:
         config: The settings of the run.
         digest: The digest of the deciding judge.
-        device: Where judges run.
+        device: The device of the judges.
 
     Returns:
-        The card; None if none is named, and none is shipped for this judge at this threshold.
+        The card; None if no card is named and none ships for this judge at this threshold.
 
     Raises:
-        UserError: The card that is named is of another judge or of another threshold.
+        UserError: The named card is for another judge or another threshold.
     """
     shipped = get_judge(config.judge, device).card() if config.judge_card is None else None
     path = Path(config.judge_card).expanduser() if config.judge_card else shipped
@@ -343,25 +375,25 @@ def split_tuning_data(
     texts: TextSet | None,
     notes: list[str],
 ) -> tuple[TuningData, TextSet]:
-    """Choose what trials are measured on, apart from what is trained and tested on.
+    """Choose the data that trials are evaluated on. It does not overlap with training and test data.
 
-    With tasks to tune on, the macro accuracy may fall by the margin. Without, the loss on text may rise by
-    `tune_loss_bound`: on the text that is named for it, else on a tenth of the retain texts, which is then not trained on.
-    A text that is also a retain or held-out text is dropped.
+    With tuning tasks, the macro accuracy may fall by the margin. Without them, the loss on text may rise by
+    `tune_loss_bound`. The text is the one that is named for tuning, or a tenth of the retain texts, which are then not used
+    for training. A text that is also a retain or held-out text is dropped.
 
     Args:
         config: The settings of the run.
         validation: The validation prompts.
         retain: The retain texts.
-        heldout: The texts to test on, if there are any.
-        texts: The text that is named for tuning; None: hold a part of the retain texts back.
+        heldout: The texts to test on, if any.
+        texts: The tuning texts; None: hold back a part of the retain texts.
         notes: Gets a line about what was held back.
 
     Returns:
-        What trials are measured on, still without its tasks; the retain texts that are left to train on.
+        The tuning data, without its tasks, and the rest of the retain texts.
 
     Raises:
-        UserError: No text is left to tune on, or to train on.
+        UserError: No text is left for tuning or for training.
     """
     asked = validation.head(TUNE_PROMPTS).head(config.limit)
     if config.tune_benchmarks:
@@ -384,17 +416,17 @@ def split_tuning_data(
 
 
 def short_name(name: str) -> str:
-    """The name of a set in the report: that of a set of the embedded lab without its prefix."""
+    """Return the name of a set in the report. The prefix of the embedded lab's sets is removed."""
     return name.removeprefix("lab_")
 
 
 def remove_overlap(
     config: RunConfig, forget: PromptSet, sets: Sequence[tuple[str, PromptSet]], validation: PromptSet
 ) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
-    """Remove prompts that are in two sets, or nearly so: test prompts from the forget set, validation prompts from both.
+    """Remove test prompts that are in the forget set, and validation prompts that are in the forget set or a test set.
 
-    With `overlap: auto` a user's own file is refused, for its owner can correct it. From a declared set and from prompts
-    held back of the forget set the shared prompts are dropped, with a note.
+    Near duplicates count too. With `overlap: auto`, overlap in a user's own file is an error, because its owner can correct
+    it. From declared sets and from prompts held back from the forget set, the shared prompts are dropped with a note.
 
     Args:
         config: The settings of the run.
@@ -403,10 +435,10 @@ def remove_overlap(
         validation: The validation prompts.
 
     Returns:
-        The test sets and the validation prompts without what they shared, and how much each shared.
+        The test sets and the validation prompts without shared prompts, and how many prompts each set shared.
 
     Raises:
-        UserError: A test set shares prompts with the forget set, and is to be refused then.
+        UserError: A test set shares prompts with the forget set, and `overlap` does not allow to drop them.
     """
     trained = Reference(forget.items, config.near_duplicate)
     kept, leaks = [], []
@@ -428,13 +460,13 @@ def remove_overlap(
 def attack_prompts(
     config: RunConfig, forget: PromptSet, target: PromptSet | None, names: set[str], notes: list[str]
 ) -> list[tuple[str, PromptSet]]:
-    """Apply every prompt attack to the first in-domain set, those of the user's files after the others.
+    """Apply every prompt attack to the first in-domain set. The attacks of the user's files come last.
 
     Args:
         config: The settings of the run.
-        forget: The forget set, of which some attacks take examples.
-        target: The first in-domain set; None: there is nothing to attack.
-        names: Names of the test sets, which no attack may have.
+        forget: The forget set, from which some attacks take demonstrations.
+        target: The first in-domain set; None: no set to attack.
+        names: Names of the test sets, which attacks must not have.
         notes: Gets a line for each file of attacks.
 
     Returns:
@@ -461,14 +493,14 @@ def attack_prompts(
 
 
 def usable_schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """Which schemes of quantisation work on this machine.
+    """Find the quantisation schemes that work on this machine.
 
     Args:
         config: The settings of the run.
-        device: Where models run.
+        device: The device of the models.
 
     Returns:
-        The schemes that work; for each of the others a record of what is skipped, with the reason.
+        The schemes that work, and a record with the reason for each scheme that is skipped.
     """
     reason = quantise.obstacle(device) if config.quantise else None
     if reason is None:
@@ -477,18 +509,18 @@ def usable_schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], lis
 
 
 def count_too_long(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
-    """Count the prompts that are skipped because they leave no room for the response.
+    """Count the prompts that are skipped because prompt and response exceed the context length.
 
     Args:
         config: The settings of the run.
-        model: The model, whose context length (in tokens) is the limit.
+        model: The model; its context length in tokens is the limit.
         sets: (suite, prompt set) of each.
 
     Returns:
-        A record for each set of which prompts are skipped.
+        A record for each set with skipped prompts.
 
     Raises:
-        UserError: No prompt of a set fits.
+        UserError: No prompt of a set fits, or the response alone exceeds the context length.
     """
     context = models.context_length_of(model.path)
     room = context - config.decoding.max_new_tokens

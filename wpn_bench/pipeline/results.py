@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompletedRun:
-    """What a run was to do, what it read, and how its jobs ended.
+    """Settings, inputs and job outcomes of a finished run.
 
     Attributes:
-        config: The configuration as it was given, before tuning.
-        inputs: What the run read; the forget set as it was trained on.
-        plan: The jobs of the run itself.
-        outcomes: How they ended, and those before them; by digest.
-        trials: The tuning.
-        curves: Models measured while they trained.
-        relearning: Models measured while they were fine-tuned.
+        config: The configuration before tuning.
+        inputs: The inputs; the forget set is the vetted one.
+        plan: The jobs of the run itself, without tuning and follow-ups.
+        outcomes: Outcomes of these jobs and of vetting, by digest.
+        trials: Results of tuning.
+        curves: Evaluations during training.
+        relearning: Evaluations during relearning.
     """
 
     config: RunConfig
@@ -67,23 +67,23 @@ class CompletedRun:
 
     @property
     def all_outcomes(self) -> dict[str, Outcome]:
-        """Those of all jobs, in the order in which they were run."""
+        """Outcomes of all jobs, in the order in which they ran."""
         return {**self.trials.outcomes, **self.outcomes, **self.curves.outcomes, **self.relearning.outcomes}
 
     def measured(self, planned: Iterable[Planned]) -> list[Measurement]:
-        """The measurements that were made."""
+        """Return the planned measurements whose jobs did not fail."""
         return measurements(planned, self.outcomes)
 
 
 def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     """Write results.json, samples, documents, models, the manifest and the reports.
 
-    The manifest comes after the results: where there is one, the run is complete.
+    The manifest is written after the results, so its existence means that the run is complete.
 
     Args:
         run: The run.
-        out: Its folder.
-        command: The command line that made it.
+        out: The run folder.
+        command: The command line, for the record.
 
     Returns:
         The results.
@@ -162,9 +162,9 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
 
 
 def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
-    """The rows of stages that plan their own measurements, and what failed of them.
+    """Return the rows of stages that plan their own measurements, and their failures.
 
-    A plug-in that makes no rows, or rows that results.json cannot hold, does not cost the run its other results.
+    If a plug-in raises an error or returns invalid rows, this is recorded as a failure, and the other results are written.
     """
     rows: list[Row] = []
     failed: list[dict[str, str]] = []
@@ -204,7 +204,7 @@ def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
-    """What all methods were tuned by; None without tuning."""
+    """The settings of tuning, which all methods share; None without tuning."""
     data = inputs.tuning_data
     if data is None:
         return None
@@ -219,13 +219,13 @@ def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _worst_case_of(samples: pd.DataFrame) -> dict[str, Any] | None:
-    """The attacks that the worst case is taken over; None if there are fewer than two."""
+    """The attacks that the worst case covers; None if there are fewer than two."""
     entered, left_out = metric_rows.attacks_together(samples)
     return {"attacks": entered, "left_out": left_out} if len(entered) > 1 else None
 
 
 def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """The similarity of near duplicates, and how many prompts each set shares with the forget set."""
+    """The similarity threshold of near duplicates, and how many prompts each set shares with the forget set."""
     return {
         "threshold": config.near_duplicate,
         "forget": short_name(inputs.forget.name),
@@ -279,7 +279,7 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
 
 
 def _searches(model: str, run: CompletedRun) -> list[dict[str, Any]] | None:
-    """The results of the gradient attacks on this model; None if there was none."""
+    """The results of the gradient attacks on this model; None without such attacks."""
     return metric_rows.search_rows(run.measured(p for p in run.plan.searched if p.model == model)) or None
 
 
@@ -295,13 +295,13 @@ def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
 
     add(run.plan, run.outcomes)
     for stage, more in (("tune", run.trials), ("curve", run.curves), ("relearn", run.relearning)):
-        # Each job counts once.
+        # A job that the run itself also needed counts there only.
         add(more.plan, {digest: o for digest, o in more.outcomes.items() if digest not in run.outcomes}, stage)
     return spent
 
 
 def _write_parquet(frame: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
-    partial.unlink(missing_ok=True)  # never write through a link that somebody left there
+    partial.unlink(missing_ok=True)  # it may be a symbolic link, which must not be followed
     frame.to_parquet(partial, index=False)
     os.replace(partial, path)

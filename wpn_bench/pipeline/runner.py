@@ -1,9 +1,11 @@
-"""The order of a run: read and check everything, vet, tune, train and measure, follow up, write.
+"""The steps of a run: read and check the inputs, vet, tune, train and evaluate, follow up, write.
 
-`prepare` reads and checks the inputs: every mistake of a user is reported there, before hours of work. `vet_forget_set` drops
-training targets that the judge contradicts, `tune_methods` chooses each method's options if that is asked for, `Planner`
-lists the jobs, an executor runs them, `measure_curves` and `measure_relearning` follow up on them, and `write` puts results,
-samples, manifest and reports into the run folder.
+1. `prepare` reads and checks the inputs. It reports every mistake of the user, before hours of computation.
+2. `vet_forget_set` drops training targets that the judge calls harmful.
+3. `tune_methods` chooses the options of each method, if tuning is on.
+4. `Planner` lists the jobs, and an executor runs them.
+5. `measure_curves` and `measure_relearning` evaluate models during training and relearning.
+6. `write` writes results, samples, manifest and reports into the run folder.
 """
 
 from __future__ import annotations
@@ -42,22 +44,22 @@ def run(
     force: bool = False,
     fleet: Fleet = Fleet(),
 ) -> dict[str, Any]:
-    """Do a whole run and write its folder. A failed job fails its model, not the run.
+    """Run everything and write the run folder. If a job fails, its model fails, and the run continues.
 
     Args:
-        config: What to do.
+        config: The settings of the run.
         out: The run folder.
         store: The folder of the store.
-        reporter: Told of the progress.
+        reporter: Shows the progress.
         command: The command line, for the record.
-        force: Begin although an estimate says that memory or disk will not suffice.
-        fleet: Who runs the jobs.
+        force: Whether to start although the estimate of memory or disk space exceeds what is available.
+        fleet: Where the jobs run.
 
     Returns:
-        The results, as they stand in results.json.
+        The results, as in results.json.
 
     Raises:
-        UserError: Something that the user must change; the message says what.
+        UserError: The user must change something; the message says what.
     """
     check_writable(out)
     logs = out.resolve() / "logs"
@@ -72,7 +74,7 @@ def run(
                 ).plan()  # what cannot be planned is reported before anything is computed
                 _check_store(config, inputs, shelf, reporter, force)
         except (UserError, KeyboardInterrupt):
-            # Nothing ran: a folder made for nothing goes again (one that holds anything stays).
+            # Nothing ran, so remove the run folder if it is empty.
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
@@ -94,7 +96,7 @@ def run(
 
 @contextlib.contextmanager
 def lock_run_dir(out: Path) -> Iterator[None]:
-    """Let no other process write this run folder meanwhile; `UserError` if one does already."""
+    """Lock a run folder within the context. Raises `UserError` if another process has locked it."""
     digest = digest_of(str(out.resolve()))[:16]
     with try_lock_temporary(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
         if not free:
@@ -106,7 +108,7 @@ def lock_run_dir(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
-    """Report a full, read-only or broken disk as a `UserError` of one line.
+    """Turn the `OSError` of a full, read-only or broken disk into a `UserError` within the context.
 
     Args:
         out: The run folder.
@@ -128,12 +130,12 @@ def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
 
 
 def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
-    """Raise `UserError` if the models still to be trained do not fit into the store. A resumed run needs less room."""
+    """Raise `UserError` if the disk of the store is too small for the models that are not trained yet."""
     subject = estimates.ModelSpec.of(config)
     if subject is None or not config.methods:
         return
     if config.tune:
-        # The options of the trials are not known yet: any training of this model counts as one of them.
+        # The options of the trials are not known yet, so every stored training of this model counts as done.
         done = estimates.count_trainings(store.root, inputs.model.digest)
     else:
         planner = Planner(config, inputs, store)
@@ -147,7 +149,7 @@ def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Repo
 
 
 def check_writable(out: Path) -> None:
-    """Make the run folder, or say why not, before anything is computed."""
+    """Create the run folder. Raises `UserError` if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".probe"

@@ -1,6 +1,6 @@
 """Make batches of tensors from forget items and retain texts.
 
-Shapes: R rows, T tokens. The order of items, the chosen responses and the negatives depend on seed and step only, not on the
+Shapes: R rows, T tokens. The order of items, the chosen responses and the negatives depend only on seed and step, not on the
 machine or the number of processes.
 """
 
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-RANDOM_WORDS = 20  # length of a random answer, which is the beginning of a retain text
+RANDOM_WORDS = 20  # words of a random answer, which is the beginning of a retain text
 
 
 @dataclass
 class Rows:
-    """Padded sequences (padding on the right).
+    """Token sequences, padded on the right.
 
-    input_ids, attention_mask: (R, T). response_mask: (R, T), 1 on response tokens (all real tokens of plain text).
-    owner: (R,), the item of the batch that a row belongs to.
+    Attributes:
+        input_ids: (R, T) token ids.
+        attention_mask: (R, T) 1 on tokens, 0 on padding.
+        response_mask: (R, T) 1 on response tokens; in plain text, on all tokens.
+        owner: (R,) index of the item in the batch that the row belongs to.
     """
 
     input_ids: Tensor
@@ -37,16 +40,19 @@ class Rows:
 
     @property
     def prompt_mask(self) -> Tensor:
-        """(R, T), 1 on the tokens before the response."""
+        """(R, T) 1 on the tokens before the response."""
         return self.attention_mask - self.response_mask
 
 
 @dataclass
 class Batch:
-    """The data of one step; parts that the method does not use are None.
+    """The data of one step. Parts that the method does not use are None.
 
-    harmless: one row an item, x with y+. harmful: `negatives` rows an item, x with y-_j, the item's rows together.
-    random: `random_answers` rows an item, x with the beginning of a retain text. retain: plain text.
+    Attributes:
+        harmless: One row per item, x with y+.
+        harmful: `negatives` consecutive rows per item, x with y-_j.
+        retain: Plain text.
+        random: `random_answers` rows per item, x with the beginning of a retain text.
     """
 
     harmless: Rows | None = None
@@ -60,9 +66,9 @@ class Batch:
 
 
 class Batches:
-    """A sequence with one batch for each step: `batches[k]` depends on the seed and on k only.
+    """A sequence with one batch for each step. `batches[k]` depends only on the seed and on k.
 
-    With several processes, each gets a part of the same batch: items with all their rows, and retain texts.
+    With several processes, each gets a part of the same batch: some items with all their rows, and some retain texts.
     """
 
     def __init__(
@@ -108,7 +114,7 @@ class Batches:
         return self.steps
 
     def _chosen(self, step: int, n_all: int, size: int, what: str) -> list[int]:
-        """`size` of `n_all` indices. Every epoch is a new shuffle, so all items are used equally often."""
+        """`size` of `n_all` indices. Each epoch has its own shuffle, so all items are used equally often."""
         first = step * size
         out = []
         for position in range(first, first + size):
@@ -144,7 +150,7 @@ class Batches:
         return {name: self._part(rows) for name, rows in tensors.items()}
 
     def _part(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of this process: those of consecutive items, split as evenly as possible, padded like the whole batch."""
+        """The rows of this process: those of consecutive items, split evenly, and padded like the whole batch."""
         if self.processes.count == 1:
             return rows
         owner = rows["owner"]
@@ -152,12 +158,12 @@ class Batches:
         return {name: tensor[mine] for name, tensor in rows.items()}
 
     def _negatives(self, k: int, chosen: Sequence[Item], rng: random.Random) -> list[str]:
-        """The item's own harmful responses first, then those of other items of the batch, then its own again."""
+        """The item's own harmful responses, then responses of other items of the batch, then its own again."""
         own = list(chosen[k].harmful)
         rng.shuffle(own)
         others = [rng.choice(other.harmful) for j, other in enumerate(chosen) if j != k]
         rng.shuffle(others)
-        # Half are hard negatives (the item's own), half are of other items, as far as there are enough.
+        # If there are enough, half are hard negatives (the item's own) and half belong to other items.
         n_own = max(1, (self.negatives + 1) // 2)
         pool = own[:n_own] + others + own[n_own:]
         while len(pool) < self.negatives:
@@ -165,12 +171,12 @@ class Batches:
         return pool[: self.negatives]
 
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
-        """Token ids of prompt and response, and where the response begins. Both are cut to fit `max_length`."""
+        """Token ids of prompt and response, and the index of the response's first token. Truncated to `max_length`."""
         before, after = self.template.pair(item, response)
         prompt: list[int] = self.tokenizer(before)["input_ids"]
         answer: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         answer = [*answer, int(self.tokenizer.eos_token_id)]
-        # At least a quarter of the length is kept for the response.
+        # Reserve at least a quarter of the length for the response.
         prompt = prompt[-max(1, self.max_length - min(len(answer), self.max_length // 4)) :]
         return [*prompt, *answer][: self.max_length], len(prompt)
 

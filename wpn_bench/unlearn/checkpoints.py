@@ -1,7 +1,7 @@
 """Checkpoints from which a killed training is resumed.
 
-The trainer fills a folder `checkpoint-<step>`; last of all, `seal.json` is written with the SHA-256 of each file. A
-checkpoint without this file, or with other files than it says, is incomplete and is not used.
+The trainer writes a folder `checkpoint-<step>`. `seal.json` is written last, with the SHA-256 of each file. A checkpoint is
+not used if this file is missing or does not match the other files.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from wpn_bench.core.files import digest_file, write_json
 
 SEAL = "seal.json"
-KEEP = 2  # the newest, and the one before in case it is damaged
+KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
 def seal(folder: Path) -> None:
-    """Mark a checkpoint as complete."""
+    """Write `seal.json`, which marks a checkpoint as complete."""
     found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / SEAL]
     files = {str(p.relative_to(folder)): digest_file(p) for p in found}
     write_json(folder / SEAL, files)
@@ -31,11 +31,11 @@ def prune(root: Path) -> None:
 
 
 def latest(root: Path, is_of_use: Callable[[int], bool] = lambda step: True) -> Path | None:
-    """Find the newest complete checkpoint; newer ones that are damaged or of no use are removed.
+    """Find the newest usable checkpoint, and remove newer ones, which are damaged or not usable.
 
     Args:
         root: The folder of the checkpoints.
-        is_of_use: Whether a checkpoint after this step can be resumed from.
+        is_of_use: Whether training can resume from a checkpoint after this step.
 
     Returns:
         Its folder, or None.
@@ -48,12 +48,12 @@ def latest(root: Path, is_of_use: Callable[[int], bool] = lambda step: True) -> 
 
 
 def step_of(folder: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(folder.name.removeprefix("checkpoint-"))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is complete and unchanged."""
+    """Return whether a checkpoint is complete and unchanged."""
     try:
         files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         return bool(files) and all(digest_file(folder / name) == digest for name, digest in files.items())
@@ -62,6 +62,6 @@ def is_whole(folder: Path) -> bool:
 
 
 def _newest_first(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all checkpoints, complete or not, the newest first."""
+    """(step, folder) of all checkpoints, complete or not, newest first."""
     steps = [(p.name.removeprefix("checkpoint-"), p) for p in root.glob("checkpoint-*")]
     return sorted(((int(step), p) for step, p in steps if step.isdecimal()), reverse=True)

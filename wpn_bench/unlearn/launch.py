@@ -1,8 +1,8 @@
-"""Train in several processes: what the user says of them, and one training started with `accelerate launch`.
+"""Train in several processes: read the user's settings, and start a training with `accelerate launch`.
 
-The run stays one process, which plans, measures and keeps the store. It hands a training over as a file
-(`worker.py` reads it), follows its progress, and takes its failures for its own. The processes die with it, however it
-ends: each waits on a pipe that only this one holds open.
+The run itself stays one process, which plans, evaluates and writes the store. It passes a training to the workers in a file
+(`worker.py` reads it), follows their progress, and raises their errors. The workers end when the run ends, however it ends:
+each waits on a pipe that only the run holds open.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 JOB, PROGRESS, FAILURE = "job.json", "progress", "failure-{}.json"
 WORKER = "wpn_bench.unlearn.worker"
-PATIENCE = 20.0  # seconds that processes get to end by themselves
+PATIENCE = 20.0  # seconds to wait for processes to end before they are terminated, then killed
 _POLL = 0.05
 _SEE = "see docs/training.md, or write the file with `accelerate config`"
 
 
 class FSDP(BaseModel):
-    """The part `fsdp_config` of an accelerate file, as far as it decides anything here. Version 1 is not to be had."""
+    """The settings of `fsdp_config` in an accelerate file that have an effect here. FSDP version 1 is not supported."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: Literal[2] = 2
@@ -49,7 +49,7 @@ class FSDP(BaseModel):
     offload_params: bool = False
 
 
-# Of an accelerate file: what is taken up elsewhere, or says nothing to us.
+# Keys of an accelerate file that are ignored: other code sets them, or they have no effect here.
 _PASSED_OVER = {
     "compute_environment",
     "debug",
@@ -59,15 +59,20 @@ _PASSED_OVER = {
     "same_network",
 }
 _PASSED_OVER |= {"machine_rank", "main_process_ip", "main_process_port", "tpu_env", "enable_cpu_affinity", "use_cpu"}
-# Of `fsdp_config`: version 1's, and those that decide how files are written and read, which is ours to decide.
+# Ignored keys of `fsdp_config`: those of version 1, and those for reading and writing files, which wpn-bench sets itself.
 _PASSED_OVER_OF_FSDP = {"state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "use_orig_params"}
 _PASSED_OVER_OF_FSDP |= {"backward_prefetch", "forward_prefetch", "sharding_strategy"}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a training is started: how many processes on this machine, and with FSDP its settings (None: each process has
-    the whole model)."""
+    """How a training is started.
+
+    Attributes:
+        processes: Number of processes on this machine.
+        fsdp: Settings of FSDP; None: each process has the whole model.
+        mixed_precision: Mixed precision that the accelerate file names.
+    """
 
     processes: int
     fsdp: Mapping[str, Any] | None = None
@@ -75,8 +80,18 @@ class Launch:
 
     @classmethod
     def of(cls, processes: int | None, file: str | None) -> Launch | None:
-        """What `--processes` and `--accelerate` come to; None: train in this process. `UserError` for a file that asks for
-        what is not to be had."""
+        """Combine `--processes` and `--accelerate`.
+
+        Args:
+            processes: Number of processes; None: as the file says.
+            file: Path of an accelerate file; None: no file.
+
+        Returns:
+            How to start trainings; None: train in this process.
+
+        Raises:
+            UserError: The file is for a single process, or asks for something that is not supported.
+        """
         said = cls._read(Path(file).expanduser()) if file else cls(1)
         count = processes or said.processes
         if file and count < 2:
@@ -106,14 +121,22 @@ class Launch:
             )
         fsdp = raw.pop("fsdp_config", None) or {}
         precision = str(raw.pop("mixed_precision", "no") or "no")
-        # GPUs are chosen by CUDA_VISIBLE_DEVICES; whatever else is switched on would be silently left out.
+        # CUDA_VISIBLE_DEVICES chooses the GPUs. Any other setting would be ignored silently, so it is an error.
         for name, value in raw.items():
             if name not in _PASSED_OVER and value not in (None, False, {}, [], "", "no", "all"):
                 raise UserError(f"{path.name}: {name} is not supported", f"leave it out; {_SEE}")
         return cls(processes, _fsdp(path, fsdp) if kind == "FSDP" else None, precision)
 
     def check(self, methods: Sequence[Method], device: str) -> None:
-        """Raise `UserError` for what these processes cannot do, before anything is computed."""
+        """Check that these processes can train some methods.
+
+        Args:
+            methods: The unlearning methods with their settings.
+            device: The device as the user named it.
+
+        Raises:
+            UserError: They cannot.
+        """
         import torch
 
         if device not in ("cpu", "cuda"):
@@ -149,16 +172,16 @@ class Launch:
                     )
 
     def file(self, device: str) -> dict[str, Any]:
-        """What `accelerate launch` is told. All of it, so that no default of the user's own comes in."""
+        """Return the settings for `accelerate launch`. All are set, so that the user's own defaults have no effect."""
         told: dict[str, Any] = {
             "compute_environment": "LOCAL_MACHINE",
-            # So that it starts processes on CPUs as it does on GPUs; it would have MPI do it there.
+            # Also on CPUs: with MULTI_CPU accelerate would start the processes with MPI.
             "distributed_type": "FSDP" if self.fsdp is not None else "MULTI_GPU",
             "num_processes": self.processes,
             "num_machines": 1,
             "machine_rank": 0,
-            "main_process_port": 0,  # whichever is free
-            "mixed_precision": "no",  # the method's configuration says it
+            "main_process_port": 0,  # any free port
+            "mixed_precision": "no",  # the training loop applies that of the method's configuration
             "use_cpu": device == "cpu",
         }
         if self.fsdp is not None:
@@ -180,12 +203,14 @@ def _fsdp(path: Path, raw: Any) -> dict[str, Any]:
 
 
 def run(ctx: StageContext) -> None:
-    """Do the training of `ctx`, whose `local` holds a `launch`, in processes of its own. Raises what it raised there;
-    `RuntimeError` if a process died, for that may pass."""
+    """Run the training of `ctx` in new processes, as `ctx.local["launch"]` says.
+
+    Errors of the workers are raised again here. If a process died it is a `RuntimeError`, because another try may succeed.
+    """
     from wpn_bench import models
 
     launch, device = Launch(**ctx.local["launch"]), str(ctx.local["device"])
-    models.let_go()  # they need the memory
+    models.let_go()  # the new processes need the memory
     with tempfile.TemporaryDirectory(prefix="wpn-bench-") as name:
         folder = Path(name)
         write_json(folder / JOB, _told(ctx))
@@ -214,7 +239,7 @@ def _told(ctx: StageContext) -> dict[str, Any]:
 
 
 def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], said: Any) -> int:
-    """Start the processes and pass on their progress until they end; returns the exit code."""
+    """Start the processes, and report their progress until they end. Returns the exit code."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.json")]
     process = subprocess.Popen(
         [*command, "-m", WORKER, str(folder)],
@@ -222,7 +247,7 @@ def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], sai
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,
-        start_new_session=True,  # Ctrl-C is for the run alone, which then ends them
+        start_new_session=True,  # only the run gets Ctrl-C; it then ends the workers
     )
     try:
         advance, seen = None, 0
@@ -243,7 +268,7 @@ def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], sai
 def _environment(launch: Launch, device: str) -> dict[str, str]:
     import torch
 
-    # What a launcher around this very process has left would be taken for theirs.
+    # Variables of a launcher that started this process would be taken for settings of the new processes.
     theirs = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     package = str(Path(__file__).resolve().parents[2])
@@ -255,7 +280,7 @@ def _environment(launch: Launch, device: str) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End whatever is left: the workers see their pipe closed, the launcher sees them gone."""
+    """End the processes that are left. The workers end when their pipe closes, and the launcher ends after them."""
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.close()
@@ -267,7 +292,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
-    """What went wrong: what a worker says of itself, else which of them was killed, else the last that was said."""
+    """The error to raise: that of a worker; else which process was killed; else the last line of the output."""
     told = [folder / FAILURE.format(rank) for rank in range(processes)]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in told if file.is_file()]
     for one in found:
@@ -275,7 +300,7 @@ def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
             return UserError(one["problem"], one["hint"])
         if one["kind"] == "JobFailed":
             return JobFailed(one["reason"])
-    # torchrun's summary. A process whose partner is gone fails as well, so the killed one is named first.
+    # The summary of torchrun. A worker also fails if another one is gone, so the killed process is named first.
     ended = re.findall(r"rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*(-?\d+)", said)
     killed = [(f"process {rank} of {processes}", -int(one)) for rank, one in ended if int(one) < 0 and int(one) != -15]
     if code < 0:
@@ -295,5 +320,5 @@ def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
 
 
 def local_of(launch: Launch | None) -> dict[str, Any]:
-    """The part of a job's `local` that starts its processes; nothing to train in this one."""
+    """Return the entry of a job's `local` that starts its processes; an empty mapping: train in this process."""
     return {} if launch is None else {"launch": asdict(launch)}

@@ -1,4 +1,7 @@
-"""`transformers.Trainer` with a method's loss in it. Imports torch and transformers: import it where training begins."""
+"""`transformers.Trainer` with the loss of a method.
+
+Imports torch and transformers, which is slow, so import this module only where training begins.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,14 @@ WEIGHTS = "trained.safetensors"
 
 @dataclass
 class Record:
-    """What training says of itself; a checkpoint carries it along."""
+    """The record of a training, which is also stored in its checkpoints.
+
+    Attributes:
+        history: Step, loss and terms of the loss of each step.
+        checks: Step and harmless rate of each evaluation on the validation prompts.
+        stopped: Why training ended.
+        seconds: Duration of the training until the last checkpoint.
+    """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
@@ -43,24 +53,31 @@ class Record:
 
 
 class Objective(torch.nn.Module):
-    """A method's loss as a module, for what wraps a model for several processes (DDP, FSDP) to wrap: within one forward
-    pass of it the method calls the model or parts of it as often as it likes.
+    """The loss of a method as a module, which DDP or FSDP can wrap.
 
-    `sharded`: the reference is spread over the processes as the model is; else each of them has all of it.
+    Within one forward pass of this module the method may call the model, or parts of it, any number of times.
     """
 
     def __init__(self, model: Any, method: Method, reference: Any, sharded: bool) -> None:
+        """Wrap a model, a method and its reference.
+
+        Args:
+            model: The trained model.
+            method: The unlearning method.
+            reference: The frozen reference, or None.
+            sharded: Whether the reference is sharded over the processes like the model. Otherwise each process has all of it.
+        """
         super().__init__()
         self.model = model
         self.method = method
         self._no_split_modules = getattr(model, "_no_split_modules", None)
         if sharded and reference is not None:
             self.frozen = reference.requires_grad_(False)
-        # In a tuple, so that it is not registered as a submodule, which would be trained, moved and sharded.
+        # The tuple keeps it from being registered as a submodule, which would be trained, moved and sharded.
         self._reference = (reference,)
 
     def train(self, mode: bool = True) -> Objective:
-        """The reference stays as it is: it drops nothing at random."""
+        """Set the mode of the model only: the reference stays in evaluation mode, without dropout."""
         self.training = mode
         self.model.train(mode)
         return self
@@ -71,11 +88,11 @@ class Objective(torch.nn.Module):
 
 
 class UnlearnTrainer(Trainer):
-    """The trainer, with `method.loss` of each micro-batch, watched for divergence.
+    """A trainer that computes `method.loss` of each micro-batch, and raises `JobFailed` when training diverges.
 
-    The loss of a step is the mean over its micro-batches, in `record.history` as in the gradient. Checkpoints hold the
-    trained weights (with LoRA the adapters alone) beside the trainer's own states and the record. They are the same files
-    whatever the number of processes, each of which gives its part of a step's mean.
+    The loss of a step, in `record.history` and for the gradient, is the mean over its micro-batches. Checkpoints hold the
+    trained weights (with LoRA only the adapters), the trainer's own state and the record. Their files do not depend on the
+    number of processes, each of which contributes its part to a step's mean.
     """
 
     def __init__(
@@ -106,20 +123,20 @@ class UnlearnTrainer(Trainer):
         if here().sharded:
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-            # accelerate takes FSDP on GPUs alone, though torch's second version runs on CPUs too.
+            # accelerate allows FSDP on GPUs only, but version 2 of torch's FSDP also runs on CPUs.
             state = self.accelerator.state
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = getattr(state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
             self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> Any:
-        # `batches` has its order from the seed, and of each batch the part of this process: nothing is left to deal out.
-        batches: Any = self.batches  # a sequence is all that is asked for
+        # No sampler: `batches` has an order that depends on the seed, and only the part of this process.
+        batches: Any = self.batches  # a data set only has to be a sequence
         return torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss, parts = model(inputs)
-        # All processes see the same figures, and so come to the same decisions.
+        # All processes get the same means, so they make the same decisions.
         every = torch.tensor([float(loss.detach()), *parts.values()], dtype=torch.float64, device=loss.device)
         value, *means = (here().total(every) / here().count).tolist()
         if not math.isfinite(value):
@@ -128,18 +145,18 @@ class UnlearnTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def _watch_gradients(self, norm: Any) -> Any:
-        """The trainer reads the norm of all gradients off here, before they are clipped to it."""
+        """Check and return the norm of all gradients before clipping."""
         if math.isfinite(float(norm)):
             self.overflows = 0
             return norm
-        # fp16 begins with a scale that overflows, and skips those steps.
+        # The initial loss scale of fp16 overflows, and those steps are skipped.
         self.overflows += 1
         if self.accelerator.scaler is None or self.overflows > OVERFLOWS:
             raise self._diverged(f"the gradient of {self.method.name} has norm {float(norm)}")
         return norm
 
     def end_of_step(self) -> None:
-        """Put the step's micro-batches together; raises `JobFailed` once the loss has run away."""
+        """Record the mean over the step's micro-batches. Raises `JobFailed` if the loss has exploded."""
         values = [value for value, _ in self._micro]
         names = self._micro[0][1]
         parts = {name: sum(p[name] for _, p in self._micro) / len(values) for name in names}
@@ -197,7 +214,7 @@ def _trained(model: Any) -> list[tuple[str, Any]]:
 
 
 class Watch(TrainerCallback):
-    """After each optimiser step: the record, the look at the validation prompts, the checkpoint."""
+    """After each optimiser step: writes the record, evaluates the validation prompts, requests a checkpoint."""
 
     def __init__(
         self,
@@ -219,12 +236,12 @@ class Watch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Of training, those before it was killed included."""
+        """Duration of the training, including the time before it was resumed."""
         return self.seconds_before + self.clock.seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if here().count > 1:
-            # What is dropped at random is another thing in each process, for so are its items.
+            # Each process has different items, so its dropout must be different too.
             torch.manual_seed(args.seed + 2**32 * here().rank)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -239,13 +256,13 @@ class Watch(TrainerCallback):
             if rate >= goal:
                 self.trainer.record.stopped = f"validation harmless rate {rate:.3f} reached {goal}"
                 control.should_training_stop = True
-        # No checkpoint of what is finished: going on from it would take one step too many.
+        # No checkpoint after training stopped: resuming from it would take one more step.
         due = self.save_every > 0 and state.global_step % self.save_every == 0
         control.should_save = due and not control.should_training_stop
         return control
 
     def _look(self) -> float:
-        """The harmless rate of the model as it will be used; what is learnt next does not depend on having looked."""
+        """Measure the harmless rate of the model as it would be saved. This does not change the following steps."""
         assert self.harmless_rate is not None
         model, rate = self.current(), 0.0
         if not here().main:
@@ -258,7 +275,7 @@ class Watch(TrainerCallback):
         return here().agree(rate)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        here().wait()  # each leaves the state of its random generators
+        here().wait()  # every process writes the state of its random generators
         if not here().main:
             return control
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -270,17 +287,21 @@ class Watch(TrainerCallback):
 
 
 def read_record(checkpoint: Path) -> Record:
-    """The record that a checkpoint carries."""
+    """Read the record of a checkpoint."""
     return Record(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
 
 
 @contextmanager
 def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[None]:
-    """Within it, forward passes of `models` on `device` ("cpu", "cuda") run in `kind` ("no": as they are); whole models
-    answer in float32.
+    """Run forward passes of models in half precision within the context. The outputs of a whole model are float32.
 
-    The trainer does so for the model it trains. But a loss may call the decoder and the output head by themselves, and the
-    reference must round as the model does, or the two would differ before anything is learnt.
+    The trainer only does this for whole forward passes of the trained model. But a loss may call the decoder and the output
+    head separately. And the reference must round like the model, or the two would differ before the first step.
+
+    Args:
+        models: The models.
+        kind: "bf16", "fp16", or "no" for no change.
+        device: Type of the device, "cpu" or "cuda".
     """
     if kind == "no":
         yield
@@ -292,7 +313,7 @@ def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[No
     try:
         for model in models:
             for part in _parts(model):
-                # One each: an autocast entered again within itself never ends.
+                # One autocast object per part: an object that is entered again within itself stays active forever.
                 forward = torch.autocast(device, dtype=dtype)(part.forward)
                 part.forward = convert_outputs_to_fp32(forward) if part is model else forward
                 patched.append(part)
@@ -303,14 +324,17 @@ def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[No
 
 
 def _parts(model: Any) -> list[Any]:
-    """The model, its decoder, its output head: what a loss may call."""
+    """The parts that a loss may call: the model, its decoder and its output head."""
     parts = [model, model.base_model, model.get_output_embeddings()]
     return [part for k, part in enumerate(parts) if part is not None and part not in parts[:k]]
 
 
 @contextmanager
 def _unpatched(model: Any) -> Iterator[None]:
-    """The model's own forward passes, as it has them once it is saved; generation looks at their signatures, too."""
+    """Restore the model's own forward methods within the context.
+
+    The saved model uses them, and generation inspects their signatures.
+    """
     patches = [(part, vars(part).pop("forward")) for part in _parts(model) if "forward" in vars(part)]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Low-rank adapters inside a model, their files, and the model with them merged in."""
+"""Low-rank adapters: add them to a model, save them, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ _NAME = "default"
 
 
 class Adapters:
-    """Puts adapters into `model` in place: it keeps its class and its modules' names, so a method's loss need not know.
-
-    The weights they begin with follow `seed`. Only they require gradients afterwards. Raises `UserError` for target
-    modules that the model has not, or that share their weights with its embeddings.
-    """
+    """Adapters in a model. The model keeps its class and module names, so the loss of a method does not depend on them."""
 
     def __init__(self, model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
+        """Add adapters to a model in place. After this only the adapters require gradients.
+
+        Args:
+            model: The model.
+            config: Rank, scale, dropout and target modules.
+            seed: Seed of the adapters' initial weights.
+
+        Raises:
+            UserError: The model lacks the target modules, or they share their weights with the embeddings.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -36,7 +42,7 @@ class Adapters:
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
-        # Of the random generators, adapters draw from the CPU's only.
+        # Adapters use the random generator of the CPU only.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -51,13 +57,13 @@ class Adapters:
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """Within it, the model answers as it did before it had adapters, in evaluation mode."""
-        if self._off:  # a call within a call
+        """Disable the adapters within the context, and set the model to evaluation mode."""
+        if self._off:  # nested call
             yield
             return
         training = self._wrapped.training
         self._off = True
-        # Of the inner model: the outer one's `disable_adapter` looks at the state of every module first.
+        # Call the inner model: `disable_adapter` of the outer one first inspects the state of every module.
         self._wrapped.base_model.disable_adapter_layers()
         self._wrapped.eval()
         try:
@@ -68,13 +74,15 @@ class Adapters:
             self._off = False
 
     def reference(self) -> PreTrainedModel:
-        """The model as it was before it had adapters, as a loss wants it for a frozen reference. It holds no weights."""
+        """Return a frozen reference for a loss: the model without adapters. It shares the model's weights."""
         seen: Any = _WithoutAdapters(self, self._wrapped.get_base_model())
         return seen
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it. It does not name the base model, whose
-        path may be private and different on another machine."""
+        """Write the adapter in the format of `peft.PeftModel.from_pretrained(base, folder)`.
+
+        It does not name the base model, whose path may be private, and different on another machine.
+        """
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
@@ -87,20 +95,20 @@ class Adapters:
         settings.save_pretrained(str(folder))
 
     def merged_copy(self) -> PreTrainedModel:
-        """A copy of the model as `merge` would leave it; the model itself goes on with its adapters."""
+        """Return a copy of the model with merged adapters. The model itself keeps its adapters."""
         import copy
 
         merged: PreTrainedModel = copy.deepcopy(self._wrapped).merge_and_unload()
         return merged
 
     def merge(self) -> PreTrainedModel:
-        """The model with W + alpha / rank * B A in place of W, all plain modules again."""
+        """Merge the adapters into the weights: W becomes W + alpha / rank * B A, and all modules are plain modules again."""
         merged: PreTrainedModel = self._wrapped.merge_and_unload()
         return merged
 
 
 class _WithoutAdapters:
-    """A module that is called with the adapters switched off, as are its methods and the modules in it."""
+    """A module that runs without adapters, like its methods and submodules."""
 
     def __init__(self, adapters: Adapters, module: Any) -> None:
         self._adapters, self._module = adapters, module
@@ -131,7 +139,16 @@ class _WithoutAdapters:
 
 
 def check(model_class: Any, model_config: Any, config: LoRAConfig) -> None:
-    """Raise what `Adapters` would, from a model without weights."""
+    """Check that a model can have adapters, without its weights.
+
+    Args:
+        model_class: The model's class.
+        model_config: Its configuration.
+        config: Settings of the adapters.
+
+    Raises:
+        UserError: As `Adapters` does.
+    """
     import torch
 
     with torch.device("meta"):
@@ -139,7 +156,7 @@ def check(model_class: Any, model_config: Any, config: LoRAConfig) -> None:
 
 
 def _refuse_embeddings(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
-    """An adapter on the output head would, once merged, change the input embeddings too, where they are one tensor."""
+    """Refuse adapters on tied embeddings: merging one into the output head would also change the input embeddings."""
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     for part in (model.get_input_embeddings(), model.get_output_embeddings()):
         if tied and hasattr(part, "lora_A"):

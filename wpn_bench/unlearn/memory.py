@@ -1,8 +1,8 @@
 """Estimate the memory of a training from the model's configuration alone.
 
-The model is built on PyTorch's `meta` device, which has shapes and no data. What autograd would keep for the backward
-pass is counted in a forward pass of one row, and taken times the rows of a micro-batch, all at full length: an upper
-bound, since real rows are padded to the longest of their batch only.
+The model is built on PyTorch's `meta` device, where tensors have shapes but no data. A forward pass of one row counts the
+bytes that autograd would keep for the backward pass. The estimate multiplies them by the rows of a micro-batch, all at maximum
+length. It is an upper bound, since real rows are only padded to the longest of their batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """Bytes of one training. `parameters` and `trainable` are numbers of weights."""
+    """Memory of one training in bytes.
+
+    Attributes:
+        parameters: Number of the model's parameters.
+        trainable: Number of trained parameters.
+        weights: Bytes of the weights, with adapters.
+        reference: Bytes of the frozen reference.
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of Adam's two moments.
+        activations: Bytes of what autograd keeps for the backward pass.
+    """
 
     parameters: int
     trainable: int
@@ -36,7 +46,7 @@ class Training:
 
     @property
     def total(self) -> int:
-        """The peak: activations are gone when Adam takes its step, which needs one more copy of what it changes."""
+        """Peak memory. The activations are freed before Adam's step, which needs one more copy of the trained weights."""
         kept = self.weights + self.reference + self.gradients + self.optimizer
         return kept + max(self.activations, self.gradients)
 
@@ -45,20 +55,20 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
     """Estimate the memory of a training.
 
     With mixed precision the weights are float32, and activations and a copy of the weights are in half precision. Adapters are
-    always float32 and need no reference, which is the model without them.
+    always float32. They need no reference model: the reference is the model without them.
 
     Args:
         model_class: The model's class.
         model_config: Its configuration.
-        method: The unlearning method, which has the settings.
-        dtype: Type in which the model is saved.
+        method: The unlearning method with its settings.
+        dtype: Data type of the saved model.
 
     Returns:
         Bytes of each part.
     """
     config = method.config
     mixed = config.mixed_precision != "no"
-    # In the type that is computed in, for that decides what autograd keeps.
+    # The data type of the forward pass decides what autograd keeps.
     computed = "bfloat16" if mixed else dtype
     size = 4 if mixed else dtype_bytes(dtype)
 
@@ -71,7 +81,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
         one = shape(length, config.gradient_checkpointing)
         activations += n * (one.row + logit_bytes(computed, gradient=True) * length * one.vocabulary)
         if config.gradient_checkpointing:
-            # One layer at a time is computed again, for the rows of one forward pass.
+            # The backward pass recomputes one layer at a time, for the rows of one forward pass.
             layers = int(model_config.get_text_config().num_hidden_layers)
             again = max(again, n * shape(length, False).row // layers)
     trained = 4 if config.lora else size
@@ -87,16 +97,16 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
 
 
 def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> int:
-    """Bytes that autograd keeps of one row, logits included; an upper bound where the weights are not trained.
+    """Estimate what autograd keeps of one row, logits included; an upper bound if the weights are not trained.
 
     Args:
         model_class: The model's class.
         model_config: Its configuration.
-        dtype: Type of its weights.
+        dtype: Data type of its weights.
         length: Tokens of the row.
 
     Returns:
-        The bytes.
+        Bytes.
     """
     one = _shape(model_class, model_config.to_json_string(use_diff=False), dtype, "", False, length)
     return one.row + logit_bytes(dtype, gradient=True) * length * one.vocabulary
@@ -104,8 +114,15 @@ def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> in
 
 @dataclass(frozen=True)
 class _Shape:
-    """A model's weights (its own, those with adapters, those that are trained), its vocabulary, and the bytes that autograd
-    keeps of one row, but for the output head's."""
+    """Sizes of a model.
+
+    Attributes:
+        parameters: Number of its own parameters.
+        held: Number of parameters with adapters.
+        trainable: Number of trained parameters.
+        vocabulary: Rows of the input embedding.
+        row: Bytes that autograd keeps of one row, without the output head.
+    """
 
     parameters: int
     held: int
@@ -136,7 +153,7 @@ def _shape(model_class: Any, described: str, dtype: str, lora: str, checkpointin
 
 
 def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
-    """(number, tokens) of the rows of a micro-batch, kind by kind."""
+    """(number, tokens) of the rows of a micro-batch, for each kind of row."""
     config = method.config
     context = int(getattr(model_config.get_text_config(), "max_position_embeddings", config.max_length))
     forget, retain = min(config.max_length, context), min(config.retain_max_length, context)
@@ -150,11 +167,11 @@ def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
 
 
 def _of_a_row(model: PreTrainedModel, length: int) -> int:
-    """Bytes that autograd keeps of one row of `length` tokens, but for the output head's."""
+    """Bytes that autograd keeps of one row of `length` tokens, without the output head."""
     import torch
 
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Any] = {}  # with its storage, whose address could else be given to another
+    kept: dict[int, Any] = {}  # holds the storages, since the address of a freed one could be reused
 
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
@@ -165,7 +182,7 @@ def _of_a_row(model: PreTrainedModel, length: int) -> int:
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(
             input_ids=torch.ones(1, length, dtype=torch.long),
-            # Of four dimensions, so that no mask is made of it, which would look at its values.
+            # A mask of four dimensions is used as it is. From any other one a mask is built, which reads its values.
             attention_mask=torch.zeros(1, 1, length, length, dtype=model.dtype),
             position_ids=torch.arange(length).unsqueeze(0),
             use_cache=False,

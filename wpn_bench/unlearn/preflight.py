@@ -1,4 +1,4 @@
-"""Check settings of training against model and device, before anything is computed."""
+"""Check the settings of trainings against model and device before a run starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_report_to(names: Sequence[str]) -> None:
-    """Raise `UserError` for a service that transformers does not know or whose package is not installed."""
+    """Raise `UserError` if transformers does not know a service for training curves, or its package is not installed."""
     if not names:
         return
     from transformers.integrations import integration_utils as known
@@ -34,13 +34,13 @@ def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, 
     """Check that a model can be trained with all of some settings.
 
     Args:
-        settings: One for each training.
+        settings: The settings of each training.
         folder: The folder of the model.
-        device: Where it is trained.
-        dtype: The type that the model is saved and measured in; without mixed precision it is trained in it as well.
+        device: The device of the training.
+        dtype: Data type of the saved and evaluated model, and of the training without mixed precision.
 
     Raises:
-        UserError: It cannot be trained with one of them.
+        UserError: The model cannot be trained with one of the settings.
     """
     for one in settings:
         check_precision(one.mixed_precision, device, dtype)
@@ -48,7 +48,7 @@ def check_training(settings: Sequence[MethodConfig], folder: Path, device: str, 
         return
     model_class, model_config = architecture(folder)
     if model_class is None:
-        return  # no causal language model: loading it reports a better error
+        return  # not a causal language model: loading it gives a better error
     if any(one.gradient_checkpointing for one in settings) and not model_class.supports_gradient_checkpointing:
         raise UserError(
             f"{model_class.__name__} cannot compute activations a second time",
@@ -63,11 +63,11 @@ def check_precision(kind: str, device: str, dtype: str) -> None:
 
     Args:
         kind: Mixed precision: "no", "bf16" or "fp16".
-        device: Where the model is trained.
-        dtype: Type of the model's weights.
+        device: The device of the training.
+        dtype: Data type of the model's weights.
 
     Raises:
-        UserError: The device does not support it, or weights of this type cannot be updated in it.
+        UserError: The device does not support it, or `dtype` is too coarse for the updates.
     """
     import torch
 

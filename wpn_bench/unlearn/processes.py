@@ -1,6 +1,7 @@
-"""The processes that train one model together: who this one is, and what they compute in common.
+"""The processes that train one model together: the rank of this process, and collective operations.
 
-A training in a single process is the same with one of them: nothing is then sent, and no bit of it changes.
+Training in a single process uses the same code with a count of 1. Then nothing is communicated, and the results are bitwise
+the same as without this code.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process is `rank` (from 0) of `count`. `sharded`: each holds a part of every weight (FSDP); else all of them.
-    `device` is where this one computes; None: where the model lies."""
+    """The processes of a training.
+
+    Attributes:
+        rank: Index of this process, from 0.
+        count: Number of processes.
+        sharded: Whether each process holds a part of every weight (FSDP). Otherwise each holds all weights.
+        device: Device of this process; None: the device of the model.
+    """
 
     rank: int = 0
     count: int = 1
@@ -26,18 +33,18 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that measures and writes."""
+        """Whether this is the process that evaluates and writes."""
         return self.rank == 0
 
     @property
     def kind(self) -> str | None:
-        """How the work is divided; None for a single process."""
+        """Kind of parallelism; None for a single process."""
         if self.count == 1:
             return None
         return "fsdp" if self.sharded else "data parallel"
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all processes, element by element."""
+        """Return the elementwise sum of `values` over all processes."""
         if self.count == 1:
             return values
         import torch.distributed as dist
@@ -47,7 +54,7 @@ class Processes:
         return values
 
     def agree(self, value: T) -> T:
-        """What `value` is in the first process; the others' is not looked at."""
+        """Return the first process's `value` in all processes."""
         if self.count == 1:
             return value
         import torch.distributed as dist
@@ -58,7 +65,7 @@ class Processes:
         return agreed
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             import torch.distributed as dist
 
@@ -70,20 +77,20 @@ _here = ALONE
 
 
 def here() -> Processes:
-    """Those that this process trains with."""
+    """Return the processes that this process trains with."""
     return _here
 
 
 def join(processes: Processes) -> None:
-    """From now on this process is one of `processes`, whose process group exists already."""
+    """Set the processes that this process trains with. Their process group must exist already."""
     global _here
     _here = processes
 
 
 def divisor(count: Tensor) -> Tensor:
-    """What a sum over this process's `count` entries is divided by for a mean over all entries of all processes.
+    """Return the divisor of a sum over this process's `count` entries that gives the mean over the entries of all processes.
 
-    The processes' quotients are averaged, in the loss as in its gradient: with W of them that makes W times the quotient of
-    each sum and the number of all entries. In a single process it is `count`, and 1 where there are none.
+    Loss and gradient are averaged over the W processes. So the divisor is the total number of entries / W. In a single process
+    it is `count`. It is at least 1 / W, so that no entries give no division by zero.
     """
     return here().total(count).clamp(min=1) / here().count

@@ -1,9 +1,8 @@
-"""What of a method is tuned: a range for each option that is searched, and how a drawn point becomes options.
+"""Search ranges for the options of a method that are tuned.
 
-A *relative* range holds multiples of the value that the option has without tuning (its default, or what the
-configuration gives it): `Log(1 / 3, 3, relative=True)` for `lr` is a third of the method's own learning rate to three
-times it, whatever model that rate belongs to. A *drawn* point holds what was drawn: factors for relative ranges, values
-for the others.
+A *relative* range holds multiples of the value that the option has without tuning (its default, or that of the
+configuration). `Log(1 / 3, 3, relative=True)` for `lr` means a third to three times the method's own learning rate, which
+depends on the model. A *drawn* point holds a factor for each relative range and a value for each other range.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 _TIMES = " times its own"
-DIGITS = 3  # significant digits of a drawn number: no result hangs on the fourth, and a report can print them all
+DIGITS = 3  # significant digits of a drawn number: results do not depend on more, and a report can print all of them
 
 
 @dataclass(frozen=True)
 class Log:
-    """Uniform in the logarithm between `low` and `high`, both above 0."""
+    """A range that is uniform in the logarithm, between `low` and `high`, which are above 0."""
 
     low: float
     high: float
@@ -37,7 +36,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Float:
-    """Uniform between `low` and `high`."""
+    """A range that is uniform between `low` and `high`."""
 
     low: float
     high: float
@@ -56,7 +55,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `options`, each as likely as the others."""
+    """One of `options`, all equally likely."""
 
     options: tuple[bool | int | float | str | None, ...]
     relative: bool = False
@@ -83,4 +82,5 @@ def _between(low: float, value: object, high: float) -> bool:
 
 
 def rounded(value: float) -> float:
+    """Round to `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}")

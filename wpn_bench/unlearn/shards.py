@@ -1,7 +1,7 @@
-"""Weights and optimiser states that FSDP spreads over processes, put together and taken apart again.
+"""Gather and shard the weights and optimiser states of FSDP.
 
-Everything that is not spread passes through as it is, so that one and the same code keeps the checkpoints of every kind of
-training. Imports torch: import it where training begins.
+Tensors that are not sharded are returned unchanged, so that the same code writes the checkpoints of every kind of training.
+Imports torch, so import this module only where training begins.
 """
 
 from __future__ import annotations
@@ -13,19 +13,32 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(value: Any) -> Any:
-    """A tensor put together from its parts, in the main memory of every process; all of them must ask for it at once."""
+    """Gather a sharded tensor into the main memory of every process. All processes must call this together."""
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def like(value: Any, weight: Any) -> Any:
-    """A whole tensor spread as `weight` is, if it has its shape (the number of steps that an optimiser keeps has not)."""
+    """Shard a tensor like a weight.
+
+    Args:
+        value: A whole tensor.
+        weight: The weight.
+
+    Returns:
+        The sharded tensor; `value` itself if the weight is not sharded or has another shape, as an optimiser's step counter.
+    """
     if isinstance(weight, DTensor) and value.shape == weight.shape:
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
     return value
 
 
 def gather(source: Any, target: Any | None) -> None:
-    """Copy the weights of the spread model `source` into `target`, the same model whole (None: another process has it)."""
+    """Copy the weights of a sharded model into a whole one. All processes must call this together.
+
+    Args:
+        source: The sharded model.
+        target: The same model with whole weights; None in processes that do not hold it.
+    """
     kept = {} if target is None else dict(target.named_parameters())
     with torch.no_grad():
         for name, weight in source.named_parameters():
@@ -35,14 +48,19 @@ def gather(source: Any, target: Any | None) -> None:
 
 
 def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """Its state with whole tensors, as one process alone would have it."""
+    """Return the optimiser's state with whole tensors, as a single process has it."""
     state: dict[str, Any] = optimizer.state_dict()
     state["state"] = {k: {name: whole(v) for name, v in of.items()} for k, of in state["state"].items()}
     return state
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take up a state with whole tensors."""
+    """Load a state with whole tensors into an optimiser, sharded like its weights.
+
+    Args:
+        optimizer: The optimiser.
+        state: The output of `optimizer_state`.
+    """
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     spread = {k: {name: like(v, weights[k]) for name, v in of.items()} for k, of in state["state"].items()}
     optimizer.load_state_dict({**state, "state": spread})

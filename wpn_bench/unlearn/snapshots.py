@@ -1,7 +1,7 @@
-"""Models as they were after some steps of a training, in `step-<k>/` of the folder that it leaves.
+"""Snapshots of the model after some steps of a training, in `step-<k>/` of its output folder.
 
-Until the training has ended they lie beside its checkpoints, sealed as these are, so that one that is killed goes on with
-those that it had kept.
+During the training they are stored beside its checkpoints, with the same `seal.json`. So a killed training keeps its snapshots
+when it is resumed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What is kept of a training: the model after each of `steps`, with its tokenizer, for the folder `out`."""
+    """The snapshots of a training.
+
+    Attributes:
+        steps: Steps after which the model is kept.
+        tokenizer: The tokenizer that is saved with each model.
+        out: The output folder of the training.
+    """
 
     steps: Sequence[int]
     tokenizer: PreTrainedTokenizerBase
     out: Path
 
     def go_on_from(self, root: Path) -> Path | None:
-        """The newest checkpoint under `root` beside which all snapshots up to it are whole. What is newer goes."""
+        """Find the newest checkpoint in `root` for which all earlier snapshots are complete. Newer files are removed."""
         before = checkpoints.latest(root, lambda step: all(self._is_whole(root, k) for k in self.steps if k <= step))
         reached = checkpoints.step_of(before) if before else 0
         for k in self.steps:
@@ -37,14 +43,20 @@ class Snapshots:
         return before
 
     def keep(self, root: Path, step: int, model: PreTrainedModel) -> None:
-        """Write the model after this step, sealed, under `root`."""
+        """Write a snapshot.
+
+        Args:
+            root: The folder of the checkpoints.
+            step: Steps done.
+            model: The model after this step.
+        """
         folder = _folder(root, step)
         model.save_pretrained(folder, max_shard_size=SHARD)
         self.tokenizer.save_pretrained(folder)
         checkpoints.seal(folder)
 
     def hand_over(self, root: Path) -> None:
-        """Move what was kept under `root` to where it belongs; a training that ended early has reached fewer steps."""
+        """Move the snapshots from `root` to the output folder. A training that stopped early has fewer of them."""
         for k in self.steps:
             folder = _folder(root, k)
             if folder.exists():

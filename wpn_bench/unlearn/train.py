@@ -1,4 +1,4 @@
-"""The one training loop: `transformers.Trainer` with a method's loss in it."""
+"""Train a model with the loss of a method. Unlearning, relearning and tuning all use this function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ TRAINING = "training.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """The record of a training: duration, learning rate, why it stopped, the loss of every step and the checks."""
+    """The record of a training.
+
+    Attributes:
+        steps: Optimiser steps done.
+        seconds: Duration, including the time before it was resumed.
+        lr: Peak learning rate.
+        stopped: Why training ended.
+        history: Step, loss and terms of the loss of each step.
+        checks: Step and harmless rate of each evaluation on the validation prompts.
+    """
 
     steps: int
     seconds: float
@@ -45,12 +54,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Curves:
-    """Where training curves are sent.
+    """Services that get the training curves.
 
     Attributes:
-        report_to: Services, by their names in transformers' `report_to`.
-        name: The run's name there.
-        folder: For services that write files.
+        report_to: Names of the services, as in transformers' `report_to`.
+        name: Name of the run at the service.
+        folder: Folder for services that write files.
     """
 
     report_to: tuple[str, ...] = ()
@@ -79,28 +88,28 @@ def train(
     """Train a model in place.
 
     If several processes train together (`processes.py`), each calls this with the same arguments and takes its part of every
-    batch. Only the first one evaluates and writes. With FSDP only the first one has the trained model in the end, and a method
-    that needs a reference must be given one.
+    batch. Only the first one evaluates and writes. With FSDP only the first process has the trained model at the end, and a
+    method that needs a reference must get one as an argument.
 
     Args:
         model: The model; with LoRA the adapters are merged into it at the end.
         tokenizer: Its tokenizer.
-        method: The unlearning method, which has the loss and the settings.
+        method: The unlearning method with its settings.
         items: The forget set.
         texts: The retain texts.
         template: Renders the prompts.
         seed: Decides the order of items and the choice of responses.
-        reference: The frozen model that some losses need; with LoRA it is the model without adapters.
+        reference: The frozen model that some losses need. If it is None, LoRA uses the model without adapters.
         harmless_rate: Evaluates the validation prompts. It is called every `check_every` steps if the method has a
             `stop_at_harmless_rate`.
-        advance: Called with the number of steps done.
+        advance: Called with the number of steps done since its last call.
         after_step: Called after each step with its number and a function that returns the current model (with LoRA, a copy
             with merged adapters).
         snapshots: Keeps the model after some steps.
-        checkpoints: Folder for checkpoints. Training resumes from the newest complete one, and ends with the same weights and
-            history as without interruption (bit by bit on a CPU), provided that the settings are the same.
-        adapter: Folder in which LoRA adapters are kept.
-        curves: Where training curves are sent.
+        checkpoints: Folder for checkpoints. Training resumes from the newest complete one. With the same settings it ends with
+            the same weights and history as without interruption (bitwise on a CPU).
+        adapter: Folder in which LoRA adapters are saved.
+        curves: Services that get the training curves.
 
     Returns:
         The record of the training.
@@ -141,7 +150,7 @@ def train(
     )
     with ExitStack() as stack:
         if together.main and (checkpoints is None or not stack.enter_context(try_lock(checkpoints))):
-            # Checkpoints are not kept, or another process has locked the folder for the same training.
+            # No checkpoints are kept, or another process with the same training has locked the folder.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = together.agree(checkpoints)
         assert checkpoints is not None
@@ -149,7 +158,7 @@ def train(
         before = together.agree(going_on(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
-        # What FSDP has spread is no longer of use as a model: the first process keeps a whole one beside it.
+        # A model that FSDP has sharded cannot be used by one process, so the first process also keeps a whole one.
         taught = copy.deepcopy(model) if together.sharded and together.main else model
         stack.enter_context(_prepared(taught, config.gradient_checkpointing))
         both = [m for m in (taught, reference) if m is not None]
@@ -160,7 +169,7 @@ def train(
         arguments = TrainingArguments(
             output_dir=str(checkpoints),
             max_steps=config.steps,
-            per_device_train_batch_size=1,  # one element of `batches` is a whole micro-batch
+            per_device_train_batch_size=1,  # an element of `batches` is a whole micro-batch
             gradient_accumulation_steps=config.accumulation,
             learning_rate=lr,
             lr_scheduler_type=config.schedule,
@@ -168,9 +177,9 @@ def train(
             weight_decay=config.weight_decay,
             adam_beta2=config.beta2,
             max_grad_norm=config.grad_clip,
-            fp16=config.mixed_precision == "fp16",  # for its scaler: `half_precision` does the rest, and all of bf16
+            fp16=config.mixed_precision == "fp16",  # for the loss scaler; `half_precision` does the rest, and bf16
             seed=seed,
-            save_strategy="no",  # `Watch` says when
+            save_strategy="no",  # `Watch` decides when to save
             logging_strategy="steps" if curves.report_to else "no",
             logging_steps=1,
             report_to=list(curves.report_to),
@@ -179,7 +188,7 @@ def train(
             remove_unused_columns=False,
             use_cpu=computed_on == "cpu",
             dataloader_pin_memory=False,
-            ddp_find_unused_parameters=True,  # a loss need not reach every weight (RMU)
+            ddp_find_unused_parameters=True,  # some losses do not use all weights (RMU)
         )
         trainer = UnlearnTrainer(
             model=taught,
@@ -202,14 +211,14 @@ def train(
                 return now if adapters is None or not together.main else adapters.merged_copy()
 
             if snapshots and step in snapshots.steps:
-                now = merged()  # which the processes put together
+                now = merged()  # collective, so all processes call it
                 if together.main:
                     snapshots.keep(checkpoints, step, now)
             after_step(step, merged)
 
         watch = Watch(trainer, current, harmless_rate, config.save_every, advance, told)
         trainer.add_callback(watch)
-        # Its printer would put a line of metrics on standard output.
+        # This callback would print metrics to standard output.
         trainer.remove_callback(PrinterCallback)
         advance(len(record.history))
         trainer.train(resume_from_checkpoint=str(before) if before else None)
@@ -235,11 +244,13 @@ def _width(model: PreTrainedModel) -> int:
 
 @contextmanager
 def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
-    """The model as training wants it (no cache of keys and values, activations recomputed on demand), then as it was:
-    what training needs must not end up in the configuration that is saved."""
+    """Prepare a model for training within the context: no key-value cache and, if `recompute`, gradient checkpointing.
+
+    Both are undone afterwards, so that they do not end up in the saved configuration.
+    """
     cache = model.config.use_cache
     if recompute:
-        # transformers renames the pair; the old names end with version 6.
+        # transformers has renamed these methods, and will remove the old names in version 6.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     try:
@@ -252,19 +263,20 @@ def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
 
 
 def _environment(curves: Curves) -> AbstractContextManager[None]:
-    """TensorBoard's callback takes its folder from the environment alone."""
+    """Set TensorBoard's folder, which its callback only reads from the environment."""
     if curves.folder is None or "TENSORBOARD_LOGGING_DIR" in os.environ:
         return nullcontext()
     return environment_variables(TENSORBOARD_LOGGING_DIR=str(curves.folder / curves.name))
 
 
 def run_train_stage(ctx: StageContext) -> None:
-    """Unlearn. Needs `model` (base), `forget`, `retain`, and `validation` where the method stops by its rate.
+    """Unlearn with one method.
 
-    Writes the model (safetensors, its tokenizer), `training.json`, and with LoRA the adapter in `adapter/`; with the
-    parameter `snapshots`, the model after each of these steps in `step-<k>/`, too.
+    The inputs are `model` (the base model), `forget`, `retain`, and `validation` if the method stops at a harmless rate.
+    Writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in `adapter/`. With the parameter
+    `snapshots` it also writes the model after each of these steps to `step-<k>/`.
 
-    With a `launch` in `local` all of this is done in processes of its own, which call this again without it.
+    If `ctx.local` has a `launch`, new processes do all of this: they call this function again without it.
     """
     from wpn_bench.unlearn import launch
 
@@ -289,14 +301,14 @@ def run_train_stage(ctx: StageContext) -> None:
             "type the same command again (and give every machine the same packages)",
         )
     method = kind(kind.Config(**ctx.params["config"], **ctx.local.get("config", {})))
-    # Mixed precision keeps its weights in float32; what is saved has the type that was asked for.
+    # Mixed precision trains float32 weights. The saved model has the requested data type.
     trained_in = dtype if method.config.mixed_precision == "no" else "float32"
-    # Of all weights, also a gradient, two moments and the reference.
+    # Without LoRA: the weights, their gradients, two moments and the reference.
     copies = 1 if method.config.lora else 5
     models.make_room(copies * models.weights_bytes(ctx.needs["model"], trained_in), device)
     model = models.load_fresh(ctx.needs["model"], device, trained_in)
     tokenizer = models.load_tokenizer(ctx.needs["model"])
-    # What FSDP has spread cannot be asked without its adapters by one process alone.
+    # With FSDP, a single process cannot run the sharded model without its adapters, so the reference is a model of its own.
     held_apart = method.needs_reference and (not method.config.lora or together.sharded)
     reference = models.load(ctx.needs["model"], device, trained_in)[0] if held_apart else None
     template = Template.parse(ctx.params["template"])

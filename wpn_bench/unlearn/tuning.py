@@ -1,13 +1,17 @@
-"""Fair tuning: every method gets the same number of trials, each judged on validation data by one rule.
+"""Fair tuning: every method gets the same number of trials, and one rule ranks them on validation data.
 
-The objective is the coherent-harmless rate on the validation prompts, subject to a bound on what the trial costs of the
-model's ability, measured on data to tune on: `Bound`. Trials are ranked by `Trial.rank`: those that keep the bound by
-their rate; those that break it below them, by how much they break it; those that failed last. Ties go to the smaller
-loss of ability, then to the earlier trial. Trial 0 is the method as it is configured; the others are drawn by Optuna's
-tree-structured Parzen estimator (Bergstra et al. 2011) with a fixed seed, so the same measurements lead to the same
-trials. No test prompt and no test document is looked at here.
+The objective is the coherent-harmless rate on the validation prompts. The constraint is a maximum loss of ability, measured on
+tuning data (`Bound`). `Trial.rank` puts trials in this order:
 
-This module knows the rule and nothing of jobs: `tune` is given a function that measures one round of trials.
+1. feasible trials, by their rate;
+2. infeasible trials, by how much they exceed the bound;
+3. failed trials.
+
+Ties go to the smaller loss of ability, then to the earlier trial. Trial 0 is the method as configured. Optuna's tree-structured
+Parzen estimator (Bergstra et al. 2011) samples the other trials with a fixed seed, so the same measurements lead to the same
+trials. Tuning uses no test prompts and no test documents.
+
+This module does not depend on jobs: `tune` gets a function that evaluates one round of trials.
 """
 
 from __future__ import annotations
@@ -27,24 +31,48 @@ if TYPE_CHECKING:
 
 
 def space(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Range]:
-    """What is searched of a method with these `options` of the configuration.
+    """Choose the ranges to search.
 
-    An option that the configuration sets stays as it is set, for that is what makes a variety what it is; relative
-    ranges are searched around the set value.
+    An option that the configuration sets is not searched, because it defines the variety. A relative range is still searched,
+    around the set value.
+
+    Args:
+        kind: The method.
+        options: Its options in the configuration.
+
+    Returns:
+        Option -> range.
     """
     return {name: one for name, one in kind.search.items() if one.relative or name not in options}
 
 
 def start(kind: type[Method], options: Mapping[str, Any]) -> Drawn:
-    """The point that changes nothing: the method without tuning."""
+    """Return the point of the method without tuning, which changes nothing.
+
+    Args:
+        kind: The method.
+        options: Its options in the configuration.
+
+    Returns:
+        Option -> factor 1 or current value.
+    """
     config = kind.Config(**options)
     return {name: 1 if one.relative else getattr(config, name) for name, one in space(kind, options).items()}
 
 
 def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """`options` with the drawn point over them, for a model of hidden size `width`.
+    """Apply a drawn point to the options of the configuration.
 
-    What is as it was is left alone, so that the starting point is the very configuration of an untuned run.
+    Options whose value does not change are not set, so that trial 0 has the same configuration as an untuned run.
+
+    Args:
+        kind: The method.
+        options: Its options in the configuration.
+        drawn: The drawn point.
+        width: Hidden size of the model.
+
+    Returns:
+        The options of the trial.
     """
     config = kind.Config(**options)
     changed = dict(options)
@@ -63,9 +91,9 @@ def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[st
     return changed
 
 
-SEED = 0  # of the sampler, for every method the same, and of the training of every trial
-# Trial 0 and three drawn blindly, then the estimator. A fixed number: the first trials of `--tune 20` are those of
-# `--tune 8`, which the store then has.
+SEED = 0  # seed of the sampler, the same for every method, and of the training of every trial
+# Trial 0 and three random trials come before the estimator. The number does not depend on that of all trials, so `--tune 20`
+# begins with the trials of `--tune 8` and takes them from the store.
 STARTUP = 4
 
 Options = dict[str, Any]
@@ -73,13 +101,18 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bound:
-    """What a trial may cost: at most `limit` of the macro accuracy (a fraction), or at most `limit` nats a token."""
+    """The maximum loss of ability of a trial.
+
+    Attributes:
+        metric: What measures the ability.
+        limit: Maximum fall of the macro accuracy (a fraction), or maximum rise of the loss (nats per token).
+    """
 
     metric: Literal["macro_accuracy", "token_loss"]
     limit: float
 
     def loss(self, change: float) -> float:
-        """Ability lost by a `change` against the base; infinite for a change that is not a number."""
+        """Convert the change from the base model into a loss of ability; infinite if the change is NaN."""
         if math.isnan(change):
             return math.inf
         return -change if self.metric == "macro_accuracy" else change
@@ -87,7 +120,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Score:
-    """What a trial measured: rates on the validation prompts, the change of the ability against the base."""
+    """The measurements of a trial.
+
+    Attributes:
+        coherent_harmless: Coherent-harmless rate on the validation prompts.
+        harmless: Harmless rate on the validation prompts.
+        ability_change: Change of the ability metric from the base model.
+    """
 
     coherent_harmless: float
     harmless: float
@@ -96,8 +135,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a method: `options` are the changes to its defaults, `searched` the values of what was searched;
-    `score` is None where it failed, and `reason` says why."""
+    """One training of a method.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        options: The method's options that differ from its defaults.
+        searched: Values of the searched options.
+        score: The measurements; None if the trial failed.
+        reason: Why it failed.
+    """
 
     number: int
     options: Options
@@ -106,14 +152,14 @@ class Trial:
     reason: str | None = None
 
     def feasible(self, bound: Bound) -> bool:
-        # A trial that loses exactly the margin keeps it, whatever the last bit of the difference says.
+        # The tolerance accepts a trial that loses exactly the limit, despite rounding errors.
         return self.score is not None and self._excess(bound) <= 1e-12
 
     def _excess(self, bound: Bound) -> float:
         return math.inf if self.score is None else bound.loss(self.score.ability_change) - bound.limit
 
     def rank(self, bound: Bound) -> tuple[int, float, float, int]:
-        """Sorts trials from the worst to the best."""
+        """Return the sort key of the trial; the best trial has the largest."""
         if self.score is None:
             return 0, 0.0, 0.0, -self.number
         loss = bound.loss(self.score.ability_change)
@@ -122,7 +168,7 @@ class Trial:
         return 2, self.score.coherent_harmless, -loss, -self.number
 
     def value(self, bound: Bound) -> float | None:
-        """The rank's first two parts as one number for the sampler, None for a failed trial."""
+        """Return the first two parts of the rank as one number for the sampler; None for a failed trial."""
         if self.score is None:
             return None
         return self.score.coherent_harmless if self.feasible(bound) else -min(self._excess(bound), 1e6)
@@ -130,7 +176,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of one method, and the one that was chosen."""
+    """All trials of one method, and the best one (`chosen`)."""
 
     trials: tuple[Trial, ...]
     bound: Bound
@@ -140,7 +186,7 @@ class Tuning:
         object.__setattr__(self, "chosen", max(self.trials, key=lambda t: t.rank(self.bound)))
 
     def json(self) -> dict[str, Any]:
-        """As it stands in results.json."""
+        """Return the tuning as it is written to results.json."""
 
         def measured(trial: Trial, what: str) -> float | None:
             value = getattr(trial.score, what, None)
@@ -163,15 +209,25 @@ class Tuning:
         }
 
 
-# Options of every model of a round in, what each of them measured (or why it failed) out.
+# (number of the round, method -> options) -> method -> measurements, or the reason of a failure.
 Measure = Callable[[int, Mapping[str, Options]], Mapping[str, Score | str]]
 
 
 def tune(
     methods: Mapping[str, Mapping[str, Any]], trials: int, bound: Bound, width: int, measure: Measure
 ) -> dict[str, Tuning]:
-    """Tune each of `methods` (name -> options of the configuration) with `trials` trials on a model of hidden size
-    `width`. Round k is trial k of every method, so a round's trials do not wait for each other."""
+    """Tune methods. Round k has trial k of every method, so the trials of a round can run in parallel.
+
+    Args:
+        methods: Name -> options of the configuration.
+        trials: Trials of each method.
+        bound: The maximum loss of ability.
+        width: Hidden size of the model.
+        measure: Trains and evaluates the trials of one round.
+
+    Returns:
+        Name -> trials of the method.
+    """
     searches = {name: _Search(name, options, width) for name, options in methods.items()}
     found: dict[str, list[Trial]] = {name: [] for name in methods}
     for number in range(trials):
@@ -192,7 +248,7 @@ def tune(
 
 
 def require_optuna() -> Any:
-    """The module; `UserError` naming the extra that installs it."""
+    """Import and return Optuna. Raises `UserError` with the extra that installs it if it is missing."""
     try:
         import optuna
     except ImportError as e:
@@ -202,7 +258,7 @@ def require_optuna() -> Any:
 
 
 class _Search:
-    """Optuna's side of tuning one method."""
+    """Optuna's study of one method."""
 
     def __init__(self, name: str, options: Mapping[str, Any], width: int) -> None:
         self._optuna = require_optuna()
@@ -223,8 +279,8 @@ class _Search:
 
     def tell(self, drawn: Drawn, value: float | None) -> None:
         states = self._optuna.trial.TrialState
-        # A failed trial is told as pruned: the sampler holds it for worse than every measured one. As a failure it would
-        # forget it, and go there again.
+        # Failed trials are reported as pruned: the sampler ranks those below all measured trials. It would ignore the state
+        # "failed" and could sample the same point again.
         state = states.PRUNED if value is None else states.COMPLETE
         if self._waiting is not None:
             self._study.tell(self._waiting, value, state=state)
@@ -233,13 +289,13 @@ class _Search:
                 params=drawn, distributions=self._distributions, value=value, state=state
             )
             self._study.add_trial(made)
-        # else: a default outside of its own range (the configuration may do so) tells the sampler nothing.
+        # else: trial 0 is outside the search ranges (the configuration may set such values), so the sampler cannot use it.
 
     def options(self, drawn: Drawn) -> Options:
         return tuning.configured(self._kind, self._given, drawn, self._width)
 
     def searched(self, options: Options) -> Options:
-        """What people are shown: the values of the searched options, the learning rate as a number always."""
+        """The values of the searched options for results and reports. The learning rate is always a number."""
         config = self._kind.Config(**options)
         values = {name: getattr(config, name) for name in self._space}
         return values | ({"lr": config.peak_lr(self._width)} if "lr" in values else {})

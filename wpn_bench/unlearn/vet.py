@@ -1,9 +1,8 @@
-"""Drops the harmless references of the forget set that the run's own judge calls harmful.
+"""Drop the harmless references of the forget set that the run's own judge calls harmful.
 
-Collected references are noisy: a tenth of the "harmless" continuations in the triples drawn from RealToxicityPrompts
-insult somebody, and a method that learns them learns to insult. All methods train on the same vetted set. Only training
-data is judged, no test prompt or answer. Harmful references are kept whatever the judge says: a judge of abusive words
-does not see dangerous help.
+Collected references are noisy: a tenth of the "harmless" continuations in the triples from RealToxicityPrompts are insults, and
+a method that trains on them learns to insult. All methods train on the same vetted set. Only training data is judged, no test
+prompts or answers. Harmful references are not judged: a judge of abusive language does not detect dangerous help.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance 
 
 
 def references(items: Sequence[Item]) -> list[Exchange]:
-    """Every harmless reference as a response to the original prompt of its item, in order."""
+    """Return every harmless reference as a response to the original prompt of its item, in order."""
     from wpn_bench.harmless.judges.base import Exchange
 
     return [Exchange(item.request, text) for item in items for text in item.harmless]
 
 
 def run_vet_stage(ctx: StageContext) -> None:
-    """Needs `prompts` (the forget set). Writes an artifact of the same kind, which may be empty."""
+    """Vet the input `prompts` (the forget set). Writes the vetted set, which may be empty."""
     from wpn_bench.harmless.judges import distinct, judge_of
     from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 

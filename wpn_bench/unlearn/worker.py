@@ -1,6 +1,6 @@
 """One of the processes that train a model together: `accelerate launch -m wpn_bench.unlearn.worker FOLDER`.
 
-Started by `launch.py`, never by hand. The first process writes progress and the model; each says why it failed.
+Only `launch.py` starts it. The first process writes the progress and the model. Each process writes its own error to a file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from wpn_bench.jobs.job import StageContext
 from wpn_bench.unlearn.launch import FAILURE, JOB, PROGRESS
 from wpn_bench.unlearn.processes import Processes, here, join
 
-# A look at the validation prompts may take the first process long while the others wait; a process that died is seen by
-# the launcher at once.
+# The others wait while the first process evaluates the validation prompts, which may take long. A long timeout is safe,
+# because the launcher notices at once if a process dies.
 _WAIT = timedelta(days=1)
 
 
 def main(folder: Path) -> None:
-    """Do this process's part of the training that `folder` describes; ends the process."""
+    """Do this process's part of the training that `folder` describes, then exit."""
     threading.Thread(target=_die_with_the_run, daemon=True).start()
     rank = int(os.environ["RANK"])
     try:
@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
         code = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: a process group whose other half is gone may wait for it when it is taken down in order.
+    # Exit without clean-up: destroying a process group may wait for a process that is gone.
     os._exit(code)
 
 
@@ -52,9 +52,9 @@ def _train(folder: Path) -> None:
     told = json.loads((folder / JOB).read_text(encoding="utf-8"))
     on_cpu = told["local"]["device"] == "cpu"
     state = PartialState(cpu=on_cpu, timeout=_WAIT)
-    device = "cpu" if on_cpu else str(state.device)  # accelerate numbers CPUs as well, and few know what cpu:0 is
+    device = "cpu" if on_cpu else str(state.device)  # accelerate says cpu:0, which other code does not expect
     join(Processes(state.process_index, state.num_processes, told["sharded"], device))
-    # FSDP spreads a model from the main memory: whole, it may be too large for the device.
+    # FSDP shards a model from main memory, since the whole model may be too large for the device.
     local = {**told["local"], "device": "cpu" if here().sharded else device}
     if local.get("curves", {}).get("folder"):
         local["curves"] |= {"folder": Path(local["curves"]["folder"])}
@@ -71,7 +71,7 @@ def _train(folder: Path) -> None:
 
 
 def _progress(folder: Path) -> Any:
-    """A progress handle that the run reads from a file."""
+    """A progress function that writes to a file, which the run reads."""
 
     def items(total: int | None, unit: str = "") -> Advance:
         done = 0
@@ -97,7 +97,7 @@ def _said(e: BaseException) -> dict[str, str]:
 
 
 def _die_with_the_run() -> None:
-    """The run holds the other end of standard input, and nothing is ever written to it."""
+    """Exit when standard input closes. The run holds its other end, and never writes to it."""
     while os.read(0, 1):
         pass
     os._exit(1)
