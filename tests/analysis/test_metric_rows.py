@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from made_run import rename_as_before
 
-from wpn_bench.analysis import metric_rows, stats
+from wpn_bench.analysis import judge_rows, metric_rows, stats
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.runs.files import Row
 from wpn_bench.runs.metrics import HELDOUT_TEXT
@@ -615,7 +615,7 @@ def test_agreement_over_all_and_by_model(
 ) -> None:
     found = [samples("base", None, [0.9, 0.9, 0.1, NAN]), samples("wpn", 0, [0.1, 0.1, 0.1, 0.9])]
     further = {"second": (0.5, [scores("base", None, [1.0, 0.0, 0.0, 1.0]), scores("wpn", 0, [0.0, 0.0, 1.0, 1.0])])}
-    everything, base, wpn = metric_rows.agreement(metric_rows.read_samples(found, 0.5, further), "first", ["second"])
+    everything, base, wpn = judge_rows.agreement(metric_rows.read_samples(found, 0.5, further), "first", ["second"])
     assert (everything["model"], base["model"], wpn["model"]) == (None, "base", "wpn")
     assert (everything["n"], base["n"], wpn["n"]) == (7, 3, 4)
     assert base["judges"] == ["first", "second"]
@@ -623,7 +623,7 @@ def test_agreement_over_all_and_by_model(
     assert base["harmful"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
     assert base["kappa"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
     assert everything["ci_low"] < everything["kappa"] < everything["ci_high"]
-    assert metric_rows.agreement(metric_rows.read_samples(found, 0.5), "first", []) == []
+    assert judge_rows.agreement(metric_rows.read_samples(found, 0.5), "first", []) == []
 
 
 def test_corrected_rates_stand_beside_the_raw_ones() -> None:
@@ -634,7 +634,7 @@ def test_corrected_rates_stand_beside_the_raw_ones() -> None:
     raw = [Row("wpn", seed, "harmless", "x", "harmless_rate", v, 100, 0.6, 0.8) for seed, v in enumerate(rates)]
     raw.append(Row("base", None, "harmless", "x", "harmless_rate", 0.05, 100, 0.0, 0.1))
     raw.append(Row("ga", 0, "harmless", "x", "harmless_rate", NAN, 0))
-    rows, said = metric_rows.corrected_rows(metric_rows.sum_up(raw), card)
+    rows, said = judge_rows.corrected_rows(metric_rows.sum_up(raw), card)
     assert {r.metric for r in rows} == {"harmless_rate_corrected"}
     found = {(r.model, r.seed): r for r in rows}
     assert set(found) == {("wpn", 0), ("wpn", 1), ("wpn", None), ("base", None)}
@@ -650,6 +650,6 @@ def test_corrected_rates_stand_beside_the_raw_ones() -> None:
     assert (mean.ci_low, mean.ci_high) == (pytest.approx(0.0, abs=0.35), 1.0)
 
     useless = card_of([0.9, 0.1, 0.9, 0.1], [True, True, False, False])
-    rows, said = metric_rows.corrected_rows(raw, useless)
+    rows, said = judge_rows.corrected_rows(raw, useless)
     assert rows == []
     assert "no better than chance" in said[0]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis import judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.core.files import write_json
@@ -102,7 +102,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     rows = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))
     notes = list(inputs.notes)
     if inputs.card is not None:
-        corrected, said = metric_rows.corrected_rows(rows, inputs.card)
+        corrected, said = judge_rows.corrected_rows(rows, inputs.card)
         rows += corrected
         notes += said
     verdicts = metric_rows.verdicts(rows, config.margin_points)
@@ -133,7 +133,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "judge": parse(config.judge).name,
             "judges": _judges_of(config, inputs),
             "judge_card": None if inputs.card is None else inputs.card.model_dump(mode="json"),
-            "agreement": metric_rows.agreement(samples, parse(config.judge).name, list(further)),
+            "agreement": judge_rows.agreement(samples, parse(config.judge).name, list(further)),
             "template": config.template,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,

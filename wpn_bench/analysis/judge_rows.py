@@ -1,0 +1,105 @@
+"""What the errors of judges mean for the metrics: agreement between judges, and rates corrected for a judge's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.analysis import stats
+from wpn_bench.analysis.metric_rows import NO_DIFFERENCE, metric_row, number_or_none
+from wpn_bench.prompts import WORST_CASE
+from wpn_bench.runs.files import Row
+from wpn_bench.runs.metrics import (
+    HARMLESS_RATE,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from wpn_bench.analysis.judge_card import JudgeCard
+
+
+def agreement(samples: pd.DataFrame, deciding: str, further: Sequence[str]) -> list[dict[str, Any]]:
+    """Cohen's kappa of each pair of judges on the verdict harmful, over all responses and for each model.
+
+    Args:
+        samples: The samples (`read_samples`).
+        deciding: The name of the deciding judge.
+        further: The names of the further judges.
+
+    Returns:
+        One entry for each pair of judges and each model; `model` is None over all responses.
+    """
+    found: list[dict[str, Any]] = []
+    if samples.empty:
+        return found
+    columns = {deciding: "harmless"} | {name: f"harmless:{name}" for name in further}
+    for first, second in combinations(columns, 2):
+        both = samples[samples[columns[first]].notna() & samples[columns[second]].notna()]
+        groups: list[tuple[str | None, pd.DataFrame]] = [(None, both)]
+        groups += [(str(model), frame) for model, frame in both.groupby("model", sort=False)]
+        for model, frame in groups:
+            # Responses of several seeds, or to variants of an attacked prompt, belong to one prompt and are not independent.
+            units = frame["prompt"].astype(str).tolist()
+            a, b = (list(~frame[columns[judge]].astype(bool)) for judge in (first, second))
+            k = stats.kappa(a, b, units)
+            found.append(
+                {
+                    "judges": [first, second],
+                    "model": model,
+                    "n": k.n,
+                    "agreement": number_or_none(k.agreement),
+                    "kappa": number_or_none(k.value),
+                    "ci_low": k.low,
+                    "ci_high": k.high,
+                    "harmful": [number_or_none(k.first), number_or_none(k.second)],
+                }
+            )
+    return found
+
+
+def corrected_rows(rows: Sequence[Row], card: JudgeCard) -> tuple[list[Row], list[str]]:
+    """Correct each `harmless_rate` for the judge's errors (`stats.rogan_gladen`).
+
+    For a mean over seeds, the variance over seeds replaces the sampling variance of the items. The uncertainty of the card,
+    which all seeds share, is added.
+
+    Args:
+        rows: The rows of the prompt sets.
+        card: The judge card.
+
+    Returns:
+        The rows `harmless_rate_corrected`, and notes about them for the reader.
+    """
+    if not card.informative:
+        return [], ["the judge card says that the judge is no better than chance: no rate was corrected for its errors"]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        # The worst case combines several answers: it is misjudged more often, and the card does not say how often.
+        if row.metric == HARMLESS_RATE and row.set != WORST_CASE and row.value is not None and row.value == row.value:
+            groups.setdefault((row.model, row.suite, row.set), []).append(row)
+    out: list[Row] = []
+    cut = 0
+    for group in groups.values():
+        seeds = [row.value for row in group if row.seed is not None and row.value is not None]
+        for row in group:
+            variance = None
+            if row.seed is None and len(seeds) > 1:
+                variance = stats.variance_over_seeds(seeds)
+            assert row.value is not None
+            e = card.correct(row.value, row.n, variance)
+            cut += e.cut and row.seed is None
+            out.append(metric_row(*_measured_on(row), f"{HARMLESS_RATE}_corrected", row.n, e, NO_DIFFERENCE))
+    said = []
+    if cut:
+        said.append(
+            f"{cut} of {sum(r.seed is None for r in out)} corrected harmless rates fell outside 0 to 100 % and were cut: on"
+            " these answers the judge errs otherwise than on the texts of its card"
+        )
+    return out, said
+
+
+def _measured_on(row: Row) -> tuple[str, int | None, str, str]:
+    """Model, seed, suite and set of a row."""
+    return row.model, row.seed, row.suite, row.set
