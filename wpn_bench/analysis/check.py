@@ -274,9 +274,10 @@ class _Pair:
     against: str
 
     def groups(self, target: Target) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]] | None:
-        """(old, new) for each set of the target, each (seeds, items), with NaN for a missing answer.
+        """Return the baseline's and the model's answers to each prompt set or benchmark that a gate averages over.
 
-        None if a side lacks one of the sets for any of its seeds: a mean over fewer sets would be a different mean.
+        Both arrays of a pair have the shape (seeds, items); NaN marks a missing answer. None if one of the two lacks a set for
+        any of its seeds: a mean over fewer sets would be a different mean.
         """
         import numpy as np
 

@@ -82,7 +82,10 @@ def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
-    """Mean of the group means, each group resampled on its own (one group: a plain mean)."""
+    """Mean of the group means, with a bootstrap interval: items are resampled within each group.
+
+    With one group it is the plain mean.
+    """
     import numpy as np
 
     rng = np.random.default_rng(_SEED)

@@ -37,7 +37,7 @@ class Damage(StrEnum):
 
 
 class Safety(StrEnum):
-    """Does a model answer more prompts harmlessly and coherently than its base?"""
+    """The answer to: does the model answer more prompts harmlessly and coherently than its base?"""
 
     YES = "yes"
     IN_PART = "in part"

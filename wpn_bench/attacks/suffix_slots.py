@@ -129,7 +129,7 @@ def evenly_spread(items: Sequence[Item], n: int) -> list[Item]:
         n: Maximum number of items.
 
     Returns:
-        `n` of the items, or all if there are no more.
+        `n` of the items, or all items if there are at most `n`.
     """
     return list(items) if len(items) <= n else [items[k * len(items) // n] for k in range(n)]
 
@@ -142,7 +142,11 @@ def _around_suffix(item: Item, template: Template) -> tuple[str, str]:
 def _initial_suffix(
     around: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, config: SearchConfig
 ) -> tuple[str, tuple[int, ...]]:
-    """Repeat `init` as often as fits into `suffix_tokens` tokens after the first prompt that allows it."""
+    """Make the suffix that the search begins with: `init`, repeated up to `suffix_tokens` tokens.
+
+    Tokens are counted in the text around the suffix. The first prompt is used in which the suffix has tokens of its own, that
+    is, in which no token spans the border between prompt and suffix.
+    """
     for head, tail in around:
         for n in range(config.suffix_tokens, 0, -1):
             suffix = " ".join([config.init] * n)

@@ -74,12 +74,12 @@ class WpnHF(HFLM):
         return dict(zip(texts, self.tokenizer(texts, **special)["input_ids"], strict=True)) if texts else {}
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """lm-eval's method, which looks among the texts that are already tokenised first.
+        """Tokenise a text as lm-eval does, or return its tokens from the cache of tokenised texts.
 
         Args:
             string: The text.
-            *args: As in lm-eval; with any, nothing is looked up.
-            **kwargs: As in lm-eval; with any, nothing is looked up.
+            *args: Passed to lm-eval. The cache is used only without further arguments.
+            **kwargs: Passed to lm-eval, as `args`.
 
         Returns:
             The token ids.

@@ -204,7 +204,7 @@ def prefetch(task: str, include_paths: Sequence[Path]) -> BenchmarkInfo:
 
 
 def _permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task after checking the consent to run its code."""
+    """Return the definition of a task. Raises `UserError` if it needs code that the user has not permitted."""
     definition = _find_definition(task, include_paths)
     require_code_consent(definition)
     return definition

@@ -435,7 +435,7 @@ class _Decoder:
         return logits
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> None:
-        """Append the next token to each active row, and set whether the row ends there."""
+        """Append the next token to each active row, and mark the row as finished if that token ends it."""
         if self.rules.sampling is None:
             tokens = logits.argmax(-1).tolist()
         else:

@@ -31,7 +31,7 @@ class Tiles:
 
     @classmethod
     def of(cls, head: Any) -> Head:
-        """Return the tiles of a plain linear head. Any other head (adapter, quantised) gives all logits in one tile."""
+        """Return a plain linear head cut into slices of the vocabulary; any other head (adapter, quantised) stays whole."""
         import torch
 
         if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:

@@ -167,7 +167,7 @@ def _ability(plan: Plan, outcomes: Mapping[str, Outcome]) -> float:
 
 @dataclass(frozen=True)
 class FollowUpResults:
-    """Curves over training steps: rows by model, the jobs for them, and their outcomes."""
+    """Results of jobs that follow the main measurements: rows for each model, the jobs, and how the jobs ended."""
 
     by_model: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)

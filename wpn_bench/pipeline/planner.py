@@ -119,9 +119,9 @@ class Planner:
 
     Attributes:
         config: What the run is to do.
-        inputs: What it reads.
+        inputs: The model, prompts, texts and tasks that the run reads.
         store: Where prompts and texts are put, so that jobs can read them.
-        logs: Folder of training curves that are files; None: nothing is written.
+        logs: Folder for training curves, for loggers that write files; None: no such folder.
         bound: The calibrated bound of coherence, which judging needs (see `calibrated`).
     """
 

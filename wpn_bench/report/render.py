@@ -33,7 +33,11 @@ FOLDED = 1_000  # longer sections of report.md are collapsed
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReportedRun(Run):
-    """A finished run for the report formats. `has_html`: report.html is in the folder that is written to."""
+    """A finished run for the report formats.
+
+    Attributes:
+        has_html: Whether report.html is in the folder of the report, so that report.md can link to it.
+    """
 
     has_html: bool = False
 
