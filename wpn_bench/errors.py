@@ -22,6 +22,14 @@ def redact_message(text: str) -> str:
     return re.sub(rf"{re.escape(home)}(?=[/\s'\",;:)]|$)", "~", text) if home != "/" else text
 
 
+def text_of(error: BaseException) -> str:
+    """Return the message of an error in one line; empty if it has none, or if its `__str__` fails."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
+
+
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield the error and its causes, each once (a chain of exceptions may contain a cycle)."""
     seen: set[int] = set()

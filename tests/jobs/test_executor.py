@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sys
@@ -7,7 +8,9 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 import pytest
+import torch
 
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.registry import Registry
@@ -162,11 +165,8 @@ def test_a_cached_job_says_what_it_once_cost(tmp_path: Path) -> None:
     assert (outcome.status, outcome.seconds) == ("cached", 12.5)
 
 
-@pytest.mark.parametrize("how", [JobFailed, RuntimeError, ValueError, OSError])
-def test_a_failed_job_fails_its_dependants_and_no_others(
-    run: Callable[..., dict[str, object]], tmp_path: Path, how: type[Exception]
-) -> None:
-    broken = fail(how, "it broke\n  badly")
+def test_a_failed_job_fails_its_dependants_and_no_others(run: Callable[..., dict[str, object]], tmp_path: Path) -> None:
+    broken = fail(JobFailed, "it broke\n  badly")
     needs_it = write("b", broken)
     needs_that = write("c", needs_it)
     got = run(write("a"), broken, needs_it, needs_that, write("d"))
@@ -187,21 +187,88 @@ def test_a_failed_job_is_tried_again(run: Callable[..., dict[str, object]]) -> N
     assert LOG == ["failing", "failing"]
 
 
-@pytest.mark.parametrize("how", [KeyError, TypeError])
-def test_a_bug_is_not_a_failed_job(run: Callable[..., dict[str, object]], how: type[Exception]) -> None:
+class Panic(BaseException):
+    """Like the panic of a library written in Rust, which is no `Exception`."""
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def bad_input(why: str) -> UserError:
+    return UserError(why, "mend it")
+
+
+def too_deep(why: str) -> Exception:
+    def call() -> None:
+        call()
+
+    try:
+        call()
+    except RecursionError as e:
+        return e
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (TypeError, "TypeError: it broke"),
+        (ImportError, "ImportError: it broke"),
+        (KeyError, "KeyError: 'it broke'"),
+        (AssertionError, "AssertionError: it broke"),
+        (jinja2.UndefinedError, "UndefinedError: it broke"),
+        (bad_input, "it broke; mend it"),
+        (too_deep, "RecursionError: maximum recursion depth exceeded"),
+        (MemoryError, "MemoryError: it broke"),
+        (torch.OutOfMemoryError, "OutOfMemoryError: it broke"),
+        (RuntimeError, "it broke"),
+        (ValueError, "it broke"),
+        (OSError, "it broke"),
+        (lambda why: StopIteration(), "StopIteration"),
+        (lambda why: ExceptionGroup(why, [TypeError("inside")]), "ExceptionGroup: it broke (1 sub-exception)"),
+        (asyncio.CancelledError, "CancelledError: it broke"),
+        (Panic, "Panic: it broke"),
+        (Unprintable, "Unprintable"),
+        (lambda why: ValueError(f"{why}\udcff"), "it broke"),
+    ],
+)
+def test_whatever_a_job_raises_fails_that_job_and_names_a_crash_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: type[Exception], reason: str
+) -> None:
+    broken = fail(how)
+    jobs = [write("a"), broken, write("b", broken), write("c")]
+    outcomes = LocalExecutor(Store(tmp_path), Reporter()).run(jobs)
+    assert [o.status for o in outcomes.values()] == ["done", "failed", "skipped", "done"]
+    failed, skipped = outcomes[broken.digest], outcomes[jobs[2].digest]
+    assert failed.reason is not None
+    assert failed.reason.startswith(reason)
+    assert failed.reason.endswith(f" (crash file: fail-{'f' * 16}.txt)")
+    assert skipped.reason == f"fail: {failed.reason}"
+    assert failed.crash == tmp_path / "crashes" / f"fail-{'f' * 16}.txt"
+    assert "in failing_stage" in failed.crash.read_text()
+    assert str(failed.crash) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_run_is_obeyed(run: Callable[..., dict[str, object]], how: type[Exception]) -> None:
     with pytest.raises(how):
         run(fail(how))
 
 
-def test_bad_input_ends_the_run_and_keeps_what_is_done(run: Callable[..., dict[str, object]]) -> None:
-    class Bad(UserError):
-        def __init__(self, why: str) -> None:
-            super().__init__(why, "mend it")
-
-    with pytest.raises(UserError, match="it broke; mend it"):
-        run(write("a"), fail(Bad), write("b"))
-    assert LOG == ["a", "failing"]
-    assert run(write("a")) == {"write a": ("cached", None)}
+def test_a_crash_file_holds_no_secret_and_goes_with_the_next_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "planted-secret-1")
+    broken = fail(TypeError, "with planted-secret-1")
+    (outcome,) = LocalExecutor(Store(tmp_path), Reporter()).run([broken]).values()
+    assert outcome.crash is not None
+    assert "planted-secret-1" not in outcome.crash.read_text() + str(outcome.reason)
+    monkeypatch.setattr(sys.modules["stages_for_tests"], "fail", lambda ctx: None)
+    (outcome,) = LocalExecutor(Store(tmp_path), Reporter()).run([broken]).values()
+    assert outcome.status == "done"
+    assert not list((tmp_path / "crashes").iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EXDEV])

@@ -411,17 +411,34 @@ def contents(store: Path) -> dict[str, str]:
 
 
 @with_ray
-def test_user_errors_are_passed_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_whatever_a_job_raises_fails_that_job(cluster: Cluster, tmp_path: Path, small_opt: Path) -> None:
     prompts = put_prompts(tmp_path / "prompts", 2)
     (tmp_path / "model").mkdir()
-    with cluster.executor(Store(tmp_path / "store"), Reporter()) as executor:
-        with pytest.raises(UserError, match="cannot be loaded as a causal language model") as caught:
-            executor.run([generate_job(tmp_path / "model", prompts)])
-        assert type(caught.value) is UserError
-        with pytest.raises(
-            UserError, match=r"the node .* has torch .*, but this run started with 0\.1; install the same"
-        ):
-            executor._check_nodes({"torch": "0.1"})
+    good = generate_job(small_opt, prompts)
+    no_model = generate_job(tmp_path / "model", prompts, n_tokens=4)
+    bug = replace(good, params={**good.params, "decoding": "greedy"}, label="a bug")
+    needs_it = replace(good, needs={**good.needs, "prompts": bug}, label="needs it")
+    store, reporter = Store(tmp_path / "store"), RecordingReporter()
+    with cluster.executor(store, reporter) as executor:
+        outcomes = executor.run([no_model, bug, needs_it, good])
+    assert [o.status for o in outcomes.values()] == ["failed", "failed", "skipped", "done"]
+    assert "cannot be loaded as a causal language model" in str(outcomes[no_model.digest].reason)
+    failed = outcomes[bug.digest]
+    assert failed.reason is not None
+    assert failed.reason.startswith("TypeError: ")
+    assert outcomes[needs_it.digest].reason == f"a bug: {failed.reason}"
+    assert failed.crash == store.crash_file("generate", bug.digest).resolve()
+    assert "run_generate_stage" in failed.crash.read_text()
+    assert [n for n in reporter.notes if str(failed.crash) in n]
+
+
+@with_ray
+def test_user_errors_of_a_node_are_passed_on(cluster: Cluster, tmp_path: Path) -> None:
+    with (
+        cluster.executor(Store(tmp_path / "store"), Reporter()) as executor,
+        pytest.raises(UserError, match=r"the node .* has torch .*, but this run started with 0\.1; install the same"),
+    ):
+        executor._check_nodes({"torch": "0.1"})
 
 
 @with_ray

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import pytest
 from workshop import Workshop
@@ -21,7 +23,7 @@ from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline import planner
 from wpn_bench.runs.files import read_manifest, validate
-from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods import METHODS, method_of
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +76,37 @@ def test_a_method_that_diverges_fails_alone(finished: Workshop) -> None:
     assert statuses["train ga (seed 1)"] == "failed"
     assert statuses["ga (seed 0): answer in_domain"] == "skipped"
     assert statuses["sft (seed 1): judge in_domain"] == "done"
+
+
+@pytest.mark.parametrize("how", [TypeError, ImportError, RecursionError, UserError, jinja2.UndefinedError])
+def test_a_bug_in_one_method_of_three_leaves_the_others_whole(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, how: type[Exception]
+) -> None:
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise how("planted", "mend it") if how is UserError else how("planted")
+
+    monkeypatch.setattr(method_of("npo"), "loss", broken)
+    few = {"steps": 1, "batch_size": 2}
+    results = workshop.run(methods={"sft": few, "npo": few, "ga": few}, attacks=(), benchmarks=("lab_copa",))
+    models = results["models"]
+    assert {name: models[name]["status"] for name in models} == {
+        "base": "ok",
+        "sft": "ok",
+        "npo": "failed",
+        "ga": "ok",
+    }
+    assert "planted" in models["npo"]["reason"]
+    crash = re.search(r"\(crash file: (train-\w+\.txt)\)$", models["npo"]["reason"])
+    assert crash is not None
+    assert "in broken" in (workshop.store / "crashes" / crash[1]).read_text()
+    rows = {name: [r for r in results["metrics"] if r["model"] == name] for name in models}
+    measured = {name: {(r["suite"], r["set"], r["metric"], r["seed"]) for r in rows[name]} for name in models}
+    assert measured["sft"] == measured["ga"]
+    assert {suite for suite, *_ in measured["sft"]} >= {"harmless", "ood", "benign", "benchmark"}
+    assert not {suite for suite, *_ in measured["npo"]} & {"harmless", "ood", "benign", "benchmark"}
+    skipped = [item for item in results["run"]["failed"] if item["job"].startswith("npo")]
+    assert skipped
+    assert all("train npo" in item["reason"] for item in skipped)
 
 
 def test_the_models_lie_in_the_run_with_their_cards(finished: Workshop) -> None:

@@ -8,7 +8,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from wpn_bench import __version__
+from wpn_bench.core.crash import crash_text
+from wpn_bench.errors import text_of
 from wpn_bench.redact import one_line, redact, redact_secrets
 
 
@@ -31,15 +32,13 @@ def report_bug(error: Exception) -> None:
     The file contains no values of variables, and its text is redacted. `WPN_BENCH_DEBUG=1` raises the error unchanged.
     """
     import tempfile
-    import traceback
 
     import platformdirs
 
     if os.environ.get("WPN_BENCH_DEBUG", "") not in ("", "0"):
         raise error
-    said = redact(one_line(f"{type(error).__name__}: {error}", 240))
-    told = "".join(traceback.format_exception(error))
-    text = redact(f"wpn-bench {__version__}, Python {sys.version.split()[0]}\n{typed_command()}\n\n{told}")
+    said = redact(one_line(f"{type(error).__name__}: {text_of(error)}", 240))
+    text = crash_text(error, typed_command())
     for folder in (Path(platformdirs.user_cache_dir("wpn-bench")) / "bugs", Path(tempfile.gettempdir())):
         file = folder / f"wpn-bench-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
         try:

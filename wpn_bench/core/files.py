@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.errors import exception_chain
+from wpn_bench.errors import exception_chain, text_of
 
 Signature = tuple[tuple[str, int, int], ...]
 # EXDEV: a folder of the store is a mount point of its own, so files cannot be renamed into it.
@@ -55,7 +55,7 @@ def disk_error_text(error: BaseException) -> str | None:
     for link in exception_chain(error):
         for number in _DISK_ERRORS:
             message = os.strerror(number)
-            if getattr(link, "errno", None) == number or message in str(link):
+            if getattr(link, "errno", None) == number or message in text_of(link):
                 return message.lower()
     return None
 

@@ -16,12 +16,13 @@ from typing import Annotated, Any, Protocol
 
 from safetensors import SafetensorError
 
+from wpn_bench.core.crash import crash_text
 from wpn_bench.core.files import disk_error_text, folder_signature
 from wpn_bench.core.option import EXECUTION, Option
 from wpn_bench.core.progress import Advance, Reporter, Stopwatch
 from wpn_bench.core.registry import import_attribute
 from wpn_bench.core.weights import count_parameters
-from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.errors import JobFailed, UserError, WpnBenchError, text_of
 from wpn_bench.jobs.job import External, Job, Outcome, StageContext
 from wpn_bench.jobs.journal import Journal, Shard, use_journal
 from wpn_bench.jobs.rates import machine_name
@@ -203,6 +204,7 @@ class LocalExecutor:
         else:
             self.reporter.start(job.label)
         self.reporter.finish(job.label, outcome.status, outcome.seconds)
+        report_crash(self.reporter, outcome)
         return outcome
 
 
@@ -276,8 +278,10 @@ def execute_job(
         The outcome.
 
     Raises:
-        UserError: The run as a whole cannot continue: invalid input, or a disk that cannot be written.
+        UserError: The run as a whole cannot continue: an input has changed, or a disk cannot be written.
     """
+    for need in job.needs.values():
+        check_unchanged(need)
     watch = Stopwatch()
     stage = stage_of(job.stage)
     scratch = store.scratch(job.stage, job.digest)
@@ -289,8 +293,6 @@ def execute_job(
         return progress(total, unit)
 
     try:
-        for need in job.needs.values():
-            check_unchanged(need)
         function = import_attribute(stage.function)
         made_from = _contents(store, needs)
         with ExitStack() as stack:
@@ -307,19 +309,47 @@ def execute_job(
             if "model" in needs:
                 about["parameters"] = count_parameters(needs["model"])
             about["machine"] = machine_name(str(job.local.get("device", "cpu")))
-    except UserError:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except (JobFailed, RuntimeError, ValueError, OSError, MemoryError, SafetensorError) as e:
+    except BaseException as e:  # a panic of a library written in Rust (tokenizers) is no `Exception`
         if message := disk_error_text(e):
             raise UserError(f"{job.label}: {message}", "fix this and repeat the command: finished work is kept") from e
         if isinstance(e, JobFailed) and shard is None:  # it would fail again; out of memory may not
             store.clear_scratch(job.stage, job.digest)
-        reason = redact(" ".join(str(e).split()))[:500] or type(e).__name__
-        return Outcome(job, "failed", watch.seconds, None, reason)
+        # The job is executed as a whole after its shards, and then writes the crash file.
+        crash = None if isinstance(e, JobFailed) or shard is not None else _write_crash(store, job, e)
+        named = "" if crash is None else f" (crash file: {crash.name})"
+        return Outcome(job, "failed", watch.seconds, None, _reason(e) + named, crash=crash)
     if shard is not None:
         return Outcome(job, "shared", watch.seconds)
     store.clear_scratch(job.stage, job.digest)
+    store.crash_file(job.stage, job.digest).unlink(missing_ok=True)
     return Outcome(job, "done", watch.seconds + about["seconds"], store.path(job.stage, job.digest))
+
+
+def _reason(e: BaseException) -> str:
+    """Return the message of an error, with the name of its class where the message alone may say nothing."""
+    text, kind = redact(text_of(e))[:500], type(e).__name__
+    if text and (isinstance(e, WpnBenchError) or type(e) in (RuntimeError, ValueError, OSError, SafetensorError)):
+        return text
+    return f"{kind}: {text}" if text else kind
+
+
+def _write_crash(store: Store, job: Job, e: BaseException) -> Path | None:
+    """Write the traceback of an error to the crash file of the job; None if it cannot be written."""
+    file = store.crash_file(job.stage, job.digest)
+    try:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(crash_text(e, f"job: {job.label}"), encoding="utf-8", errors="backslashreplace")
+    except (OSError, MemoryError):
+        return None
+    return file
+
+
+def report_crash(reporter: Reporter, outcome: Outcome) -> None:
+    """Print the path of the crash file if the job has one."""
+    if outcome.crash is not None:
+        reporter.note(f"failed: {outcome.job.label}: the traceback is in {outcome.crash} (secrets are removed)")
 
 
 def check_unchanged(need: Job | External) -> None:

@@ -111,6 +111,7 @@ class Outcome:
         path: Folder of the artifact; None if there is none.
         reason: Why it failed or was skipped.
         peak_mb: Peak memory in MB of the worker process that executed it; 0 if this process did.
+        crash: File with the traceback of an unexpected error; None if there is none.
     """
 
     job: Job
@@ -119,3 +120,4 @@ class Outcome:
     path: Path | None = None
     reason: str | None = None
     peak_mb: float = 0.0
+    crash: Path | None = None

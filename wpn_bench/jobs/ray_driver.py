@@ -23,8 +23,8 @@ from typing import Any
 
 from wpn_bench.core.files import folder_signature
 from wpn_bench.core.progress import Advance, Reporter
-from wpn_bench.errors import UserError
-from wpn_bench.jobs.executor import Fleet, check_unchanged, need_paths, outcome_without_work
+from wpn_bench.errors import UserError, text_of
+from wpn_bench.jobs.executor import Fleet, check_unchanged, need_paths, outcome_without_work, report_crash
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.ray_cluster import connected, run_environment
@@ -40,6 +40,7 @@ from wpn_bench.jobs.ray_worker import (
 )
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store
+from wpn_bench.redact import redact
 
 RETRIES = 3  # of a task whose worker was lost
 BUSY_SECONDS = 2.0  # until a job that another run is working on is tried again
@@ -360,6 +361,15 @@ class _Schedule:
         except _WorkerLost as e:
             self._retry(task, str(e))
             return
+        except UserError:
+            raise
+        except Exception as e:  # raised around the job, for example while its arguments were read
+            if task.shard is not None:
+                self._finish_shard(pending)
+            else:
+                reason = redact(text_of(e))[-500:] or type(e).__name__
+                self._end(pending, Outcome(pending.job, "failed", 0.0, None, reason))
+            return
         if result is None:
             if not self.reported_waiting:
                 self.reporter.note(f"waiting: another run with this store is working on {pending.job.label}")
@@ -374,7 +384,15 @@ class _Schedule:
                 result = replace(result, path=path)
             self._end(
                 pending,
-                Outcome(pending.job, result.status, result.seconds, result.path, result.reason, result.peak_mb),
+                Outcome(
+                    pending.job,
+                    result.status,
+                    result.seconds,
+                    result.path,
+                    result.reason,
+                    result.peak_mb,
+                    result.crash,
+                ),
             )
 
     def _finish_shard(self, pending: _PendingJob) -> None:
@@ -407,6 +425,7 @@ class _Schedule:
         self.outcomes[pending.job.digest] = outcome
         del self.pending[pending.job.digest]
         self.reporter.finish(pending.job.label, outcome.status, outcome.seconds)
+        report_crash(self.reporter, outcome)
 
     def _show_progress(self) -> None:
         actor = self.executor.progress_actor

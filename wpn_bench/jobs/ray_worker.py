@@ -105,6 +105,7 @@ class TaskResult:
     path: Path | None
     reason: str | None
     peak_mb: float
+    crash: Path | None = None
 
 
 def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
@@ -141,7 +142,7 @@ def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
         outcome = outcome_without_work(store, job, {}) or execute_job(
             store, job, need_paths(job, {}), progress, task.shard
         )
-    return TaskResult(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb())
+    return TaskResult(outcome.status, outcome.seconds, outcome.path, outcome.reason, peak_memory_mb(), outcome.crash)
 
 
 def _lock_name(job: Job, shard: Shard) -> str:

@@ -4,7 +4,8 @@
 An artifact is built in `<store>/tmp/` and moved into place by one rename, so readers see all of it or nothing. It is computed
 again if a file no longer matches its digest, or if an input has changed since.
 
-`<store>/scratch/` holds what unfinished jobs need after a crash. `<store>/locks/` shows which jobs are running; these are locks
+`<store>/scratch/` holds what unfinished jobs need after a crash. `<store>/crashes/` holds the traceback of each job whose last
+attempt raised an unexpected error. `<store>/locks/` shows which jobs are running; these are locks
 of the kernel, which end with their process.
 """
 
@@ -220,6 +221,18 @@ class Store:
             The folder, which need not exist.
         """
         return self.root / "scratch" / f"{stage}-{digest}"
+
+    def crash_file(self, stage: str, digest: str) -> Path:
+        """Return the file for the traceback of a job.
+
+        Args:
+            stage: Stage of the job.
+            digest: Digest of the job.
+
+        Returns:
+            The file, which exists while the last attempt at the job ended with an unexpected error.
+        """
+        return self.root / "crashes" / f"{stage}-{digest[:16]}.txt"
 
     def clear_scratch(self, stage: str, digest: str) -> None:
         """Remove the scratch folder of a job, and all that were unused for `SCRATCH_DAYS`, unless they are locked.
