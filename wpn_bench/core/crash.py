@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib.metadata import version
 
 from wpn_bench.redact import redact
 
@@ -19,5 +18,6 @@ def crash_text(error: BaseException, action: str) -> str:
     Returns:
         The versions, the action and the traceback.
     """
+    version = getattr(sys.modules["wpn_bench"], "__version__", "")  # an import would reach above this layer
     raised = "".join(traceback.format_exception(error))
-    return redact(f"wpn-bench {version('wpn-bench')}, Python {sys.version.split()[0]}\n{action}\n\n{raised}")
+    return redact(f"wpn-bench {version}, Python {sys.version.split()[0]}\n{action}\n\n{raised}")
