@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from wpn_bench.core.progress import Bars, Reporter, Stopwatch, reporter
+from wpn_bench.core.progress_lines import Lines
 
 
 def report_run(output: Reporter) -> None:
@@ -24,16 +25,23 @@ def report_run(output: Reporter) -> None:
         output.note("note: two prompts were dropped")
 
 
-def test_silent_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = reporter()
-    assert not isinstance(chosen, Bars)
+    assert isinstance(chosen, Lines)
     report_run(chosen)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "job 2 of 2, train ga: failed in 1.2 s" in captured.err
+
+
+def test_quiet_is_silent_but_for_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    report_run(reporter(quiet=True))
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "note: two prompts were dropped\n")
 
 
 def test_a_line_for_each_job_when_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    report_run(reporter(verbose=True))
+    report_run(reporter(verbose=True, quiet=True))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split() for line in captured.err.splitlines()[:2]] == [

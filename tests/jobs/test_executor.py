@@ -307,7 +307,6 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
         ("done", "write a"),
         ("start", "fail"),
         ("failed", "fail"),
-        ("start", "write b"),
         ("skipped", "write b"),
     ]
 

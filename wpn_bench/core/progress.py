@@ -1,4 +1,4 @@
-"""Progress bars: one for the run and one for each current job. Silent when the output is not a terminal."""
+"""Progress bars: one for the run and one for each current job. Without a terminal: lines (see `progress_lines`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Advance = Callable[[int], None]
 
 
 class Reporter:
-    """Shows no progress. The base class, used for pipes, CI logs and tests.
+    """Shows no progress. The base class, used with `--quiet` and in tests.
 
     With `verbose`, it prints one line for each finished job to standard error.
 
@@ -30,6 +30,7 @@ class Reporter:
 
     def __init__(self, verbose: bool = False) -> None:
         self.verbose = verbose
+        self.time_left: Callable[[int], float | None] = lambda jobs: None
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +67,10 @@ class Reporter:
         """
         if self.verbose:
             print(f"{status:8s} {seconds:7.1f} s  {label}", file=sys.stderr, flush=True)
+
+    def expect(self, time_left: Callable[[int], float | None]) -> None:
+        """Set the function that estimates how many seconds so many planned jobs will still take (None: unknown)."""
+        self.time_left = time_left
 
     @contextmanager
     def activity(self, label: str) -> Iterator[None]:
@@ -156,18 +161,20 @@ class Bars(Reporter):
 
 
 def reporter(*, verbose: bool = False, quiet: bool = False) -> Reporter:
-    """Return bars if standard error is a terminal, otherwise a silent reporter.
+    """Return what shows the progress on standard error: bars on a terminal, otherwise lines.
 
     Args:
         verbose: Also print a line for each finished job.
-        quiet: Show no bars, even on a terminal.
+        quiet: Show no progress.
 
     Returns:
         The reporter, a context manager.
     """
-    if quiet or not sys.stderr.isatty():
+    from wpn_bench.core.progress_lines import Lines
+
+    if quiet:
         return Reporter(verbose)
-    return Bars(verbose)
+    return Bars(verbose) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 def peak_memory_mb() -> float:

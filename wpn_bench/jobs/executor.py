@@ -28,6 +28,7 @@ from wpn_bench.jobs.journal import Journal, Shard, use_journal
 from wpn_bench.jobs.rates import machine_name
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store, read_manifest
+from wpn_bench.jobs.time_left import TimeLeft
 from wpn_bench.redact import redact
 
 WAIT_SECONDS = 0.3  # between two checks of a job that another run is executing
@@ -164,11 +165,15 @@ class LocalExecutor:
     def __init__(self, store: Store, reporter: Reporter) -> None:
         self.store = store
         self.reporter = reporter
+        self._time_left = TimeLeft(store)
+        reporter.expect(self._time_left.seconds)
 
     def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
         left = {job.digest: job for job in jobs}
         if announce:
             self.reporter.plan(len(left))
+        if self.reporter.shows_items:
+            self._time_left.add(left.values())
         outcomes: dict[str, Outcome] = {}
         reported_waiting = False
         while left:
@@ -196,13 +201,13 @@ class LocalExecutor:
             with self.store.claim(job.stage, job.digest) as acquired:
                 if not acquired:
                     return None
+                self._time_left.start(job)
                 self.reporter.start(job.label)
                 # Checked again: another process may have finished it before the lock was acquired.
                 outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
                     self.store, job, need_paths(job, outcomes), self.reporter.items
                 )
-        else:
-            self.reporter.start(job.label)
+        self._time_left.finish(outcome)
         self.reporter.finish(job.label, outcome.status, outcome.seconds)
         report_crash(self.reporter, outcome)
         return outcome

@@ -13,12 +13,16 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.stages import stage_names, stage_of
 from wpn_bench.jobs.store import read_manifest
+
+ITEM_FILES = ("items.jsonl", "texts.jsonl")  # of a prompt set and of a set of texts
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,26 @@ class Rates:
         scale = max(parameters, 1) / max(chosen[0].parameters, 1)
         same = abs(scale - 1) < 0.01
         return Estimate(seconds_per_item * items * (1.0 if same else scale), "same" if same else "scaled")
+
+
+def count_items(job: Job) -> int | None:
+    """Return the number of items that a job processes, times its passes; None if it is unknown before the job runs."""
+    stage = stage_of(job.stage)
+    where, *path = stage.items.split(".")
+    if where == "params":
+        number: Any = reduce(lambda value, name: value[name], path, job.params)
+        return int(number) * stage.passes
+    need = job.needs.get(path[0]) if path else None
+    if isinstance(need, Job):
+        found = count_items(need)
+        return None if found is None else found * stage.passes
+    if not isinstance(need, External):
+        return None
+    file = next((need.path / name for name in ITEM_FILES if (need.path / name).is_file()), None)
+    if file is None:
+        return None
+    with file.open("rb") as f:
+        return sum(1 for line in f if line.strip()) * stage.passes
 
 
 def _manifests(root: Path) -> Iterator[dict[str, Any]]:

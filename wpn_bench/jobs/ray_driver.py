@@ -40,6 +40,7 @@ from wpn_bench.jobs.ray_worker import (
 )
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import Store
+from wpn_bench.jobs.time_left import TimeLeft
 from wpn_bench.redact import redact
 
 RETRIES = 3  # of a task whose worker was lost
@@ -91,6 +92,8 @@ class RayExecutor:
 
         self.fleet, self.store, self.reporter = fleet, store, reporter
         self.environment, self.cpus, self.is_local = environment, cpus, is_local
+        self.time_left = TimeLeft(store)
+        reporter.expect(self.time_left.seconds)
         # Created once: Ray starts the calls of one remote function in their order.
         self._run_task, self._check_node = ray.remote(run_task), ray.remote(check_node)
         self.progress_actor = None
@@ -276,6 +279,9 @@ class _Schedule:
     def __init__(self, executor: RayExecutor, jobs: Iterable[Job]) -> None:
         self.executor, self.reporter, self.store = executor, executor.reporter, executor.store
         self.pending = {job.digest: _PendingJob(job) for job in jobs}
+        self.time_left = executor.time_left
+        if self.reporter.shows_items:
+            self.time_left.add(p.job for p in self.pending.values())
         self.outcomes: dict[str, Outcome] = {}
         self.running: dict[Any, _Task] = {}  # by Ray's reference
         self.delayed: list[tuple[float, _Task]] = []  # (time to submit it, task)
@@ -418,10 +424,13 @@ class _Schedule:
     def _report_start(self, pending: _PendingJob) -> None:
         if not pending.started:
             pending.started = True
+            self.time_left.start(pending.job)
             self.reporter.start(pending.job.label)
 
     def _end(self, pending: _PendingJob, outcome: Outcome) -> None:
-        self._report_start(pending)
+        if outcome.status not in ("cached", "skipped"):
+            self._report_start(pending)
+        self.time_left.finish(outcome)
         self.outcomes[pending.job.digest] = outcome
         del self.pending[pending.job.digest]
         self.reporter.finish(pending.job.label, outcome.status, outcome.seconds)

@@ -10,20 +10,16 @@ import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from wpn_bench.config import RunConfig
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.weights import count_parameters
-from wpn_bench.jobs.job import External, Job
-from wpn_bench.jobs.rates import Rates, job_kind, machine_name
-from wpn_bench.jobs.stages import stage_of
+from wpn_bench.jobs.job import Job
+from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline.planner import Planner
-from wpn_bench.prompts.items import ITEMS
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
         seconds[job.digest] = 0.0
         if store.find(job.stage, job.digest) is None:
             kind = job_kind(job.stage, job.params)
-            n = _items(job) or rates.items(kind) or 0
+            n = count_items(job) or rates.items(kind) or 0
             expected = rates.estimate(kind, n, parameters, here)
             how, seconds[job.digest] = expected.measured, expected.seconds
         by_stage.setdefault(job.stage, []).append((job, how))
@@ -147,26 +143,6 @@ def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) ->
         for needs in left.values():
             needs.discard(ended)
     return now
-
-
-def _items(job: Job) -> int | None:
-    """Return the number of items that a job processes, times its passes; None if it is unknown before the job runs."""
-    stage = stage_of(job.stage)
-    where, *path = stage.items.split(".")
-    if where == "params":
-        number: Any = reduce(lambda value, name: value[name], path, job.params)
-        return int(number) * stage.passes
-    need = job.needs.get(path[0]) if path else None
-    if isinstance(need, Job):
-        found = _items(need)
-        return None if found is None else found * stage.passes
-    if not isinstance(need, External):
-        return None
-    file = next((need.path / name for name in (ITEMS, "texts.jsonl") if (need.path / name).is_file()), None)
-    if file is None:
-        return None
-    with file.open("rb") as f:
-        return sum(1 for line in f if line.strip()) * stage.passes
 
 
 def _open(config: RunConfig) -> list[str]:

@@ -23,6 +23,7 @@ from wpn_bench.core import consent
 from wpn_bench.core.files import digest_of, disk_error_text, try_lock_temporary
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import Reporter
+from wpn_bench.core.progress_lines import Lines, Logged
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External
@@ -32,6 +33,7 @@ from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.results import CompletedRun, write
 from wpn_bench.preflight import estimates, resources
+from wpn_bench.runs.files import LOG
 
 
 def run(
@@ -63,8 +65,11 @@ def run(
     """
     check_writable(out)
     logs = out.resolve() / "logs"
+    log = Lines()
+    reporter = Logged(reporter, log)
     agreed = consent.granted(code=config.trust_remote_code, pickles=config.allow_pickle)
     with agreed, reporter, lock_run_dir(out), disk_full_as_user_error(out, store), contextlib.ExitStack() as stack:
+        log.note(command)
         try:
             shelf = Store(store)
             with reporter.activity("find the model, read the prompts"):
@@ -78,6 +83,7 @@ def run(
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
+        log.open(out / LOG)
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
         planner = Planner(config, inputs, shelf)
@@ -91,7 +97,10 @@ def run(
         relearning = measure_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
             done = CompletedRun(config, inputs, plan, {**vetting, **outcomes}, trials, curves, relearning)
-            return write(done, out, command)
+            results = write(done, out, command)
+        for item in results["run"]["failed"]:
+            log.note(f"failed: {item['job']}: {item['reason']}")
+        return results
 
 
 @contextlib.contextmanager

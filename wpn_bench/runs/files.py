@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
+LOG = "log.txt"  # progress, of all runs into the folder
 DOCUMENTS = "documents.parquet"
 BASE = "base"
 AGAIN = "run again with the same --out"

@@ -1,0 +1,115 @@
+"""Estimate how long the jobs of a run will still take, while it is running."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from wpn_bench.core.weights import count_parameters
+from wpn_bench.jobs.job import External, Job, Outcome
+from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
+from wpn_bench.jobs.store import MANIFEST, Store
+
+
+class TimeLeft:
+    """The expected duration of jobs, from what jobs of their kind took in this run, else in earlier runs.
+
+    A job of a kind that was never measured is expected to take as long as the median of the jobs that this run has executed.
+
+    Args:
+        store: The store with the durations of earlier runs.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
+        self._unfinished: set[str] = set()
+        self._left: dict[str, Job] = {}  # those that are not in the store
+        self._started: dict[str, float] = {}
+        self._most_running = 1
+        self._measured: dict[str, list[float]] = defaultdict(list)  # kind -> seconds per item (per job, if uncounted)
+        self._whole: list[float] = []  # seconds of each executed job
+        self._items: dict[str, int] = {}
+        self._earlier: dict[str, float] = {}
+        self._rates: Rates | None = None
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Add jobs that will be executed. One whose artifact is in the store takes no time."""
+        parameters: dict[str, int] = {}
+        for job in jobs:
+            self._unfinished.add(job.digest)
+            if (self._store.path(job.stage, job.digest) / MANIFEST).is_file():
+                continue
+            self._left[job.digest] = job
+            self._rates = self._rates or Rates.from_store(self._store.root)
+            kind, model = job_kind(job.stage, job.params), _model_of(job)
+            items = count_items(job) or self._rates.items(kind)
+            if not items:
+                continue
+            self._items[job.digest] = items
+            if model is not None and model.digest not in parameters:
+                parameters[model.digest] = count_parameters(model.path)
+            size = 0 if model is None else parameters[model.digest]
+            found = self._rates.estimate(kind, items, size, _machine(job))
+            if found.measured != "none":
+                self._earlier[job.digest] = found.seconds
+
+    def start(self, job: Job) -> None:
+        """Note that a job has started."""
+        self._started.setdefault(job.digest, self._clock())
+        self._most_running = max(self._most_running, len(self._started))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Note that a job has ended."""
+        job = outcome.job
+        self._unfinished.discard(job.digest)
+        self._left.pop(job.digest, None)
+        began = self._started.pop(job.digest, None)
+        if outcome.status == "done" and began is not None:
+            seconds = self._clock() - began
+            self._whole.append(seconds)
+            self._measured[job_kind(job.stage, job.params)].append(seconds / self._items.get(job.digest, 1))
+
+    def seconds(self, jobs: int = 0) -> float | None:
+        """Return the expected seconds until all jobs have ended; None if nothing is known yet.
+
+        Args:
+            jobs: Number of unfinished jobs, with those that were announced and not added yet.
+
+        Returns:
+            The seconds.
+        """
+        now, total = self._clock(), 0.0
+        usual = median(self._whole) if self._whole else None
+        for digest, job in self._left.items():
+            kind = job_kind(job.stage, job.params)
+            expected = usual
+            if kind in self._measured:
+                expected = median(self._measured[kind]) * self._items.get(digest, 1)
+            elif digest in self._earlier:
+                expected = self._earlier[digest]
+            if expected is None:
+                return None
+            total += max(0.0, expected - (now - self._started.get(digest, now)))
+        if (unknown := jobs - len(self._unfinished)) > 0:
+            if usual is None:
+                return None
+            total += unknown * usual
+        return total / self._most_running
+
+
+def _model_of(job: Job) -> External | None:
+    """Return the model that a job asks, or from which the training of that model starts; None if it asks none."""
+    need = job.needs.get("model")
+    while isinstance(need, Job):
+        need = need.needs.get("model")
+    return need
+
+
+def _machine(job: Job) -> str:
+    try:
+        return machine_name(str(job.local.get("device", "cpu")))
+    except (RuntimeError, AssertionError):  # this process has no GPU, its workers have
+        return ""
