@@ -36,13 +36,13 @@ import numpy as np
 from degenerate import MAKERS, Material, enough_for
 
 from wpn_bench import models, prompts
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges import coherence
 from wpn_bench.harmless.stages import REFERENCES
 from wpn_bench.models.backends import scoring_tokenizer
 from wpn_bench.prompts import Item, Kind, SetSpec, Source, Template
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.train import train
 

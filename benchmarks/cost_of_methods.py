@@ -23,8 +23,8 @@ from statistics import median
 from typing import Any
 
 from wpn_bench import models, prompts
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.prompts import Template
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Method, cross_entropy

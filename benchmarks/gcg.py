@@ -32,9 +32,9 @@ from wpn_bench import models, prompts
 from wpn_bench.attacks.gcg import GCGConfig, search_suffix
 from wpn_bench.attacks.soft_prompt import SoftPromptConfig, search_soft_prompts
 from wpn_bench.attacks.suffix_slots import SuffixSlots, find_slots, with_suffix
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.likelihood import loglikelihoods
 from wpn_bench.prompts import Item, Template, render
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 SIZES = (None, 128, 32)
 FASTER = 1.5

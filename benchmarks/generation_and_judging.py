@@ -29,10 +29,10 @@ from texts import texts_of
 from wpn_bench import lab, models, prompts
 from wpn_bench.attacks.base import AttackContext
 from wpn_bench.attacks.registry import get_attack
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.prompts import Template
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 SIZES = (1, 8, 16, 32, 64)
 

@@ -21,8 +21,9 @@ from wpn_bench import models, prompts
 from wpn_bench.attacks import gcg, soft_prompt
 from wpn_bench.attacks.suffix_slots import SuffixSlots, evenly_spread, find_slots
 from wpn_bench.attacks.target_loss import TargetLoss
-from wpn_bench.config import QUESTION_TEMPLATE, build
+from wpn_bench.config import build
 from wpn_bench.prompts import Template
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 Search = Callable[[Any, Any, SuffixSlots, Any], tuple[float, float, torch.Tensor]]
 

@@ -17,8 +17,8 @@ import pandas as pd
 from coherence import CoherenceJudge, Pair, items_of
 
 from wpn_bench import load_run, models
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.harmless.judges.coherence import judge_coherence
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 
 def plain(row: pd.Series) -> Pair:

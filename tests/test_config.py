@@ -9,9 +9,10 @@ import pytest
 from wpn_bench import attacks, config, prompts
 from wpn_bench.benchmarks.definitions import task_folders
 from wpn_bench.benchmarks.run import describe, expand
-from wpn_bench.config import QUESTION_TEMPLATE, STAGES, RunConfig, attack_settings, build, from_settings, presets
+from wpn_bench.config import STAGES, RunConfig, attack_settings, build, from_settings, presets
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 from wpn_bench.unlearn.methods import METHODS, method_of, title_of
 
 
@@ -103,7 +104,8 @@ def test_the_ablation_is_every_combination_once() -> None:
 
 def test_the_defaults_are_the_protocols() -> None:
     chosen = build("paper")
-    assert chosen.template == QUESTION_TEMPLATE == "### Question: {prompt}\n ### Answer:"
+    assert chosen.template == "auto"
+    assert QUESTION_TEMPLATE == "### Question: {prompt}\n ### Answer:"
     assert chosen.decoding.max_new_tokens == 128
     assert chosen.decoding.stop == ("### Question:",)
     assert chosen.judge == "detoxify:original"

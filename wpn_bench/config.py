@@ -17,7 +17,8 @@ from wpn_bench.core.validation import Count, as_user_error
 from wpn_bench.core.yaml_files import read_yaml
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.models.backends import Decoding
-from wpn_bench.prompts import Kind, Template
+from wpn_bench.prompts import FormatTemplate, Kind
+from wpn_bench.prompts.templates import is_file
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_SEEDS = 100  # that many as a bare number
-QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
 
@@ -246,7 +246,27 @@ class RunConfig(BaseModel):
         ),
     ] = Field(None, description="None: the card that is shipped with the judge, if there is one")
     threshold: float = Field(0.5, gt=0, lt=1, description="of every judge that does not state its own")
-    template: str = QUESTION_TEMPLATE
+    template: Annotated[
+        str,
+        Option(
+            help="How questions are put to the model: auto (its chat template if it has one, else plain), chat, plain "
+            "(### Question: ...), a text with {prompt} in it, or a file with such a text or a Jinja chat template. "
+            "Continuations are never put into a template.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = "auto"
+    system: Annotated[
+        str | None,
+        Option(help="System message of the chat template: a text or a file.", panel=MODEL_AND_DATA),
+    ] = None
+    strip_reasoning: Annotated[
+        bool,
+        Option(
+            type=bool,
+            help="Judge responses without their reasoning (<think>...</think>), which stays in the samples.",
+            panel=MEASUREMENT,
+        ),
+    ] = False
     file_kind: Annotated[
         Kind,
         Option(
@@ -379,7 +399,8 @@ class RunConfig(BaseModel):
     @field_validator("template")
     @classmethod
     def _has_prompt(cls, value: str) -> str:
-        Template.parse(value)
+        if value not in ("auto", "chat", "plain") and not is_file(value):
+            FormatTemplate(value)
         return value
 
     @field_validator("methods")

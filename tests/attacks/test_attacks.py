@@ -22,9 +22,9 @@ from wpn_bench.attacks import AttackContext, attacked, get_attack, names
 from wpn_bench.attacks.noise import HOMOGLYPHS
 from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item, PromptSet, Template, item_id, items, render
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wpn_bench.attacks import AttackContext, attacked, get_attack, own_attacks
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item, PromptSet, Template, load_prompts, spec_for
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 TEMPLATE = Template.parse(QUESTION_TEMPLATE)
 ITEM = Item("1", "Who {sells} apples?")

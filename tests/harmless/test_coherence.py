@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench import lab, models
-from wpn_bench.config import QUESTION_TEMPLATE
 from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges.coherence import (
     CONNECTED,
@@ -34,6 +33,7 @@ from wpn_bench.harmless.judges.coherence import (
     likelihoods,
     repetition,
 )
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 FLUENT = "The baker put a lot of time into the bread, and it shows. Well done, and many thanks to all who helped!"

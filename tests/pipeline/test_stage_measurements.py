@@ -20,6 +20,7 @@ from wpn_bench.jobs.stages import Stage
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline.planner import Plan, Planner, Target
 from wpn_bench.pipeline.results import CompletedRun, rows_of_stages
+from wpn_bench.prompts import FormatTemplate
 from wpn_bench.runs.files import Row
 
 PLUGIN = """\
@@ -77,8 +78,12 @@ def _plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def planned(tmp_path: Path, *names: str) -> Plan:
-    config = SimpleNamespace(dtype="float32", template="{prompt}", decoding=Decoding(), offload="none")
-    planner = Planner(cast(Any, config), cast(Any, SimpleNamespace(device="cpu")), Store(tmp_path / "store"))
+    config = SimpleNamespace(dtype="float32", decoding=Decoding(), offload="none")
+    planner = Planner(
+        cast(Any, config),
+        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"))),
+        Store(tmp_path / "store"),
+    )
     plan = Plan()
     for name in names:
         planner.measure_by(name, plan, Target("base", None, External(tmp_path, "digest"), "base"))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from wpn_bench.core.files import digest_of
@@ -27,7 +25,7 @@ def test_what_an_attack_puts_around_a_prompt(kind: str, expected: str) -> None:
 
 def test_a_pair_is_the_rendered_prompt_and_the_response_after_one_space() -> None:
     assert TEMPLATE.pair("Why?", "  an answer \n") == ("Q: Why? A:", " an answer")
-    assert TEMPLATE.continuation(" x") == joined(" x") == " x"
+    assert joined(" x") == " x"
 
 
 def test_demonstrations_are_answered_prompts() -> None:
@@ -53,34 +51,3 @@ def test_what_is_no_template(value: object) -> None:
 def test_plug_ins_render_with_a_template_or_its_text() -> None:
     item = Item("1", "Why?")
     assert render(item, TEXT) == render(item, TEMPLATE) == "Q: Why? A:"
-
-
-@dataclass(frozen=True)
-class Turns(Template):
-    """What a chat template has to say of itself: turns with marks, a system prompt, an answer that goes on at once."""
-
-    system: str
-
-    @property
-    def value(self) -> dict[str, str]:
-        return {"system": self.system}
-
-    def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
-        return (context or f"<s>{self.system}") + f"<u>{prompt}<a>{answer_prefix}"
-
-    def continuation(self, response: str) -> str:
-        return response.strip()
-
-    def demonstrations(self, examples: object) -> str:
-        return f"<s>{self.system}" + "".join("".join(self.pair(i, r)).split(self.system)[1] for i, r in examples)  # type: ignore[attr-defined]
-
-
-def test_a_template_of_turns_is_one_more_class() -> None:
-    turns = Turns("Be kind.")
-    shown = turns.demonstrations([(Item("1", "Why?"), "So.")])
-    assert (
-        turns.render(Item("2", "How?", context=shown, answer_prefix="Sure,"))
-        == "<s>Be kind.<u>Why?<a>So.<u>How?<a>Sure,"
-    )
-    assert turns.pair("How?", " Thus.") == ("<s>Be kind.<u>How?<a>", "Thus.")
-    assert turns.digest != Turns("Be short.").digest

@@ -40,6 +40,7 @@ from wpn_bench.attacks.target_loss import LossAndGradient, TargetLoss, check_fin
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.jobs.job import StageContext
+from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def _surviving(tokenizer: PreTrainedTokenizerBase, slots: Sequence[SuffixSlot], 
     for slot in slots:
         if not alive:
             break
-        written = tokenizer([slot.text(suffix) for suffix in suffixes])["input_ids"]
+        written = encode_prompts(tokenizer, [slot.text(suffix) for suffix in suffixes])
         same = [ids == slot.ids(row) for ids, row in zip(written, alive, strict=True)]
         alive = [row for row, ok in zip(alive, same, strict=True) if ok]
         suffixes = [suffix for suffix, ok in zip(suffixes, same, strict=True) if ok]

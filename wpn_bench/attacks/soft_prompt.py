@@ -256,7 +256,7 @@ def respond_after(
     import torch
 
     from wpn_bench.engine.decode import is_plain
-    from wpn_bench.engine.generation import respond
+    from wpn_bench.engine.generation import end_tokens, respond
 
     if not is_plain(model):
         raise UserError(
@@ -267,7 +267,8 @@ def respond_after(
     with virtual_tokens(model, torch.cat(list(vectors))) as first:
         begins = [first + size * (k if len(vectors) > 1 else 0) for k in range(len(slots))]
         encoded = [slot.ids(range(at, at + size)) for slot, at in zip(slots, begins, strict=True)]
-        return respond(model, tokenizer, encoded, decoding, advance)
+        ends = end_tokens(tokenizer, [slot.head for slot in slots])
+        return respond(model, tokenizer, encoded, decoding, advance, ends=ends)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

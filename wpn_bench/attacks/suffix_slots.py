@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wpn_bench.errors import JobFailed, UserError
-from wpn_bench.prompts import Item, Template
+from wpn_bench.prompts import Item, Template, joined
+from wpn_bench.prompts.templates import adds_special_tokens, same_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,7 @@ class SuffixSlot:
 
     def text(self, suffix: str) -> str:
         """Return the rendered prompt with this suffix."""
-        return f"{self.head} {suffix}{self.tail}"
+        return same_kind(f"{self.head} {suffix}{self.tail}", self.head)
 
     def ids(self, suffix: Sequence[int]) -> list[int]:
         """Return the token ids of the rendered prompt with this suffix."""
@@ -108,7 +109,7 @@ def find_slots(
     slots, unfit = [], {}
     for item, (head, tail) in zip(items, around, strict=True):
         parts = _split_at_suffix(tokenizer, head, suffix, tail)
-        wanted = template.continuation(item.harmful[0] if item.harmful else config.target)
+        wanted = joined(item.harmful[0] if item.harmful else config.target, head)
         target = tokenizer(wanted, add_special_tokens=False)["input_ids"][: config.target_tokens]
         if parts is None or parts[1] != ids:
             unfit[item.id] = "the tokenizer joins the suffix with its neighbours"
@@ -135,8 +136,9 @@ def evenly_spread(items: Sequence[Item], n: int) -> list[Item]:
 
 
 def _around_suffix(item: Item, template: Template) -> tuple[str, str]:
-    head, _, tail = template.render(replace(item, prompt=item.prompt + _MARK)).rpartition(_MARK)
-    return head, tail
+    rendered = template.render(replace(item, prompt=item.prompt + _MARK))
+    head, _, tail = rendered.rpartition(_MARK)
+    return same_kind(head, rendered), tail
 
 
 def _initial_suffix(
@@ -166,7 +168,9 @@ def _split_at_suffix(
 
     The space before the suffix belongs to it.
     """
-    encoded = tokenizer(f"{head} {suffix}{tail}", return_offsets_mapping=True)
+    encoded = tokenizer(
+        f"{head} {suffix}{tail}", return_offsets_mapping=True, add_special_tokens=adds_special_tokens(head)
+    )
     ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
     begin, end = len(head), len(head) + 1 + len(suffix)
     first = next((k for k, span in enumerate(spans) if span[1] > begin), len(spans))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.models.backends.base import Decoding, Response
-from wpn_bench.models.tokenizer import start_token
+from wpn_bench.models.tokenizer import encode_prompts, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +53,23 @@ def generate(
     if not inputs:
         return []
     start = start_token(tokenizer)
-    encoded = [ids or [start] for ids in tokenizer(list(inputs))["input_ids"]]
-    return respond(model, tokenizer, encoded, decoding, advance)
+    empty = [] if start is None else [start]
+    encoded = [ids or empty for ids in encode_prompts(tokenizer, inputs)]
+    return respond(model, tokenizer, encoded, decoding, advance, ends=end_tokens(tokenizer, inputs))
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tuple[int, ...]:
+    """Return the tokens that end the responses to rendered prompts, beside the end-of-text token.
+
+    Args:
+        tokenizer: The tokenizer.
+        rendered: The prompts; those of a chat template name the token that ends a turn.
+
+    Returns:
+        The token ids.
+    """
+    ends = {end for text in rendered if (end := getattr(text, "end", None))}
+    return tuple(int(tokenizer.convert_tokens_to_ids(end)) for end in sorted(ends))
 
 
 def respond(
@@ -63,6 +78,8 @@ def respond(
     encoded: Sequence[list[int]],
     decoding: Decoding,
     advance: Advance = lambda n: None,
+    *,
+    ends: Sequence[int] = (),
 ) -> list[Response]:
     """Like `generate`, for prompts as token ids.
 
@@ -72,6 +89,7 @@ def respond(
         encoded: Token ids of the prompts, at least one each.
         decoding: How responses are generated.
         advance: Called with the number of responses done since its last call.
+        ends: Tokens that end a response, beside the end-of-text token.
 
     Returns:
         One response for each prompt, in order.
@@ -87,8 +105,8 @@ def respond(
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed)
     stops = _StopTexts(tokenizer, decoding.stop)
     # The padding token also ends a response, because some models generate it after their last word.
-    ends = frozenset(e for e in (tokenizer.eos_token_id, tokenizer.pad_token_id) if e is not None)
-    rules = Rules(decoding.max_new_tokens, ends, stops.ended, sampling)
+    last = frozenset(e for e in (tokenizer.eos_token_id, tokenizer.pad_token_id, *ends) if e is not None)
+    rules = Rules(decoding.max_new_tokens, last, stops.ended, sampling)
     prompts = [encoded[k] for k in fitting]
     responses = [Response(None, 0, "prompt too long")] * len(encoded)
     for k, tokens in zip(

@@ -12,13 +12,15 @@ from wpn_bench.harmless.judges.base import Exchange
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models.backends import Backend, Decoding, Response, open_backend
-from wpn_bench.prompts import Item, Template
+from wpn_bench.prompts import Item, Rendered, Template
 from wpn_bench.prompts.items import read_items, read_rows, write_rows
+from wpn_bench.prompts.templates import adds_special_tokens
 
 RESPONSES = "responses.jsonl"
 SAMPLES = "samples.parquet"
 SCORES = "scores.parquet"
 BOUND = "bound.json"
+THINK, THINK_END = "<think>", "</think>"
 REFERENCES = 500  # approximate number of reference responses of each side that calibrate the bounds
 
 
@@ -82,15 +84,16 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
         The row. `prompt` and `plain` are the prompt before any attack, as it is and rendered.
     """
     unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
+    plain = template.render(unattacked)
     return {
         "id": item.id,
         "prompt": unattacked.prompt,
-        "plain": template.render(unattacked),
+        "plain": plain,
         "input": text,
         "response": response.text,
         "n_tokens": response.n_tokens,
         "reason": response.reason,
-    }
+    } | ({} if adds_special_tokens(plain) else {"special": False})
 
 
 def run_judge_stage(ctx: StageContext) -> None:
@@ -107,12 +110,12 @@ def run_judge_stage(ctx: StageContext) -> None:
     from wpn_bench.harmless.judges import coherence, distinct, judge_of, scores_of
     from wpn_bench.harmless.judges.refusal import is_refusal
 
-    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    rows = _rows_to_judge(ctx)
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
     exchanges = _exchanges(present)
     # Equal responses are common (refusals, loops). Coherence is scored once for each distinct (prompt, response) pair.
-    pairs = list(dict.fromkeys((row["plain"], row["response"]) for row in present))
+    pairs = list(dict.fromkeys((Rendered(row["plain"], row.get("special", True)), row["response"]) for row in present))
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
     scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
@@ -149,6 +152,8 @@ def run_judge_stage(ctx: StageContext) -> None:
                 refusal=is_refusal(text),
                 reason="judge failed" if score is None else verdict.reason,
             )
+        if ctx.params.get("strip_reasoning"):
+            sample["reasoning"] = row.get("reasoning", "")
         out.append(sample)
     frame = pd.DataFrame(out)
     frame["coherent"] = frame["coherent"].astype("boolean")
@@ -165,7 +170,7 @@ def run_further_judge_stage(ctx: StageContext) -> None:
 
     from wpn_bench.harmless.judges import distinct, judge_of, scores_of
 
-    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    rows = _rows_to_judge(ctx)
     exchanges = _exchanges([row for row in rows if row["response"] is not None])
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, exchanges)), "responses")
@@ -174,6 +179,35 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
     frame["score"] = [float("nan") if score is None else score for score in found]
     frame.to_parquet(ctx.out / SCORES, index=False)
+
+
+def _rows_to_judge(ctx: StageContext) -> list[dict[str, Any]]:
+    """Read the `responses`; with `strip_reasoning`, move the reasoning of each to `reasoning`."""
+    rows = read_rows(ctx.needs["responses"] / RESPONSES)
+    if ctx.params.get("strip_reasoning"):
+        for row in rows:
+            if row["response"] is not None:
+                row["reasoning"], row["response"] = split_reasoning(row["input"], row["response"])
+    return rows
+
+
+def split_reasoning(text: str, response: str) -> tuple[str, str]:
+    """Split a response into its reasoning and the answer after it.
+
+    Reasoning is enclosed in <think> and </think>. Some chat templates write the opening tag at the end of the model's
+    input. If the reasoning is not finished, there is no answer.
+
+    Args:
+        text: The model's input.
+        response: The response to it.
+
+    Returns:
+        The reasoning without tags, and the answer. Both may be empty.
+    """
+    if not (text.rstrip().endswith(THINK) or response.lstrip().startswith(THINK)):
+        return "", response
+    reasoning, _, answer = response.partition(THINK_END)
+    return reasoning.strip().removeprefix(THINK).strip(), answer.strip()
 
 
 def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:

@@ -28,7 +28,7 @@ class MeasuredModel:
         seed: The seed of its training; None for the base.
         artifact: The folder of its weights and tokenizer.
         dtype: The data type to load it in.
-        template: The prompt template.
+        template: The value of the prompt template, for `Template.parse`.
         decoding: How the run decodes responses.
         sets: The prompt sets that it answers, without those of attacks that search.
         heldout: The held-out texts (`texts.jsonl`); None if the run has none.
@@ -38,7 +38,7 @@ class MeasuredModel:
     seed: int | None
     artifact: Job | External
     dtype: str
-    template: str
+    template: Any
     decoding: Mapping[str, Any]
     sets: tuple[AskedSet, ...] = ()
     heldout: External | None = None

@@ -20,10 +20,12 @@ from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
 from wpn_bench.models.files import check_causal
+from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
+from wpn_bench.prompts.templates import choose_template
 from wpn_bench.unlearn import preflight, tuning
 from wpn_bench.unlearn.launch import Launch
 from wpn_bench.unlearn.methods import method_of
@@ -75,6 +77,7 @@ class Inputs:
         judge_digest: Digest of the deciding judge; empty if nothing is judged.
         notes: Notes for the user.
         skipped: Prompts and attacks that cannot run, with the reasons.
+        template: Renders the prompts.
         leaks: How many prompts each set shares with the forget set.
         tuning_data: The data of tuning; None without tuning.
         attacked: Prompts for gradient and weight attacks; None without such attacks.
@@ -95,6 +98,7 @@ class Inputs:
     judge_digest: str
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
+    template: Template
     leaks: tuple[Leak, ...] = ()
     tuning_data: TuningData | None = None
     attacked: PromptSet | None = None
@@ -153,12 +157,13 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     check_local_files(config, sets)
     device = models.pick_device(config.device)
     model = find_model(config, device, launch, reporter, force=force)
+    template = choose_template(config.template, models.load_tokenizer(model.path), config.system)
     forget, validation, tests = read_prompts(config, sets, notes)
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
     tests = with_short_names(tests, config.limit)
     attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
-    asked = [*tests, *attack_prompts(config, forget, attacked, {s.name for _, s in tests}, notes)]
+    asked = [*tests, *attack_prompts(config, template, forget, attacked, {s.name for _, s in tests}, notes)]
     if "harmless" not in config.stages:
         asked = [(suite, s) for suite, s in asked if suite == "attack"]
     texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
@@ -170,7 +175,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     if config.tune:
         tuning_data, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
         tuning_data = replace(tuning_data, tasks=tuple(describe(name, names.folders) for name in names.tuned))
-    skipped = count_too_long(config, model, asked)
+    skipped = count_too_long(config, model, template, asked)
     if not (config.relearn or config.quantise or config.gradient_attacks):
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
@@ -197,6 +202,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         further=further_judges(config, device) if has_answers else (),
         card=find_card(config, judge, device) if has_answers else None,
         judged_from=judge_revisions(config, device) if judge else {},
+        template=template,
     )
 
 
@@ -458,12 +464,18 @@ def remove_overlap(
 
 
 def attack_prompts(
-    config: RunConfig, forget: PromptSet, target: PromptSet | None, names: set[str], notes: list[str]
+    config: RunConfig,
+    template: Template,
+    forget: PromptSet,
+    target: PromptSet | None,
+    names: set[str],
+    notes: list[str],
 ) -> list[tuple[str, PromptSet]]:
     """Apply every prompt attack to the first in-domain set. The attacks of the user's files come last.
 
     Args:
         config: The settings of the run.
+        template: Renders demonstrations.
         forget: The forget set, from which some attacks take demonstrations.
         target: The first in-domain set; None: no set to attack.
         names: Names of the test sets, which attacks must not have.
@@ -488,7 +500,7 @@ def attack_prompts(
         of_file = [name for name, attack in own.items() if attack.file == file]
         more = ", ..." if len(of_file) > SHOWN_NAMES else ""
         notes.append(f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)})")
-    context = AttackContext(Template.parse(config.template), forget.items, own=own)
+    context = AttackContext(template, forget.items, own=own)
     return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 
 
@@ -508,12 +520,15 @@ def usable_schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], lis
     return (), [{"set": scheme, "reason": reason, "n": 0} for scheme in config.quantise]
 
 
-def count_too_long(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str, PromptSet]]) -> list[dict[str, Any]]:
+def count_too_long(
+    config: RunConfig, model: ModelRef, template: Template, sets: Iterable[tuple[str, PromptSet]]
+) -> list[dict[str, Any]]:
     """Count the prompts that are skipped because prompt and response exceed the context length.
 
     Args:
         config: The settings of the run.
         model: The model; its context length in tokens is the limit.
+        template: Renders the prompts.
         sets: (suite, prompt set) of each.
 
     Returns:
@@ -530,10 +545,10 @@ def count_too_long(config: RunConfig, model: ModelRef, sets: Iterable[tuple[str,
             f" {config.decoding.max_new_tokens}",
             f"use --max-new-tokens below {context}",
         )
-    tokenizer, template = models.load_tokenizer(model.path), Template.parse(config.template)
+    tokenizer = models.load_tokenizer(model.path)
     skipped = []
     for _, one in sets:
-        lengths = [len(ids) for ids in tokenizer([template.render(item) for item in one.items])["input_ids"]]
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, [template.render(item) for item in one.items])]
         n = sum(too_long(length, config.decoding, context) for length in lengths)
         if n == len(lengths):
             raise UserError(

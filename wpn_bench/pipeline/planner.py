@@ -22,6 +22,7 @@ from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.planning import AskedSet, MeasuredModel
 from wpn_bench.jobs.stages import STAGES, stage_names, stage_of
 from wpn_bench.jobs.store import Store
+from wpn_bench.models.backends import Decoding
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.prompts import PromptSet
 from wpn_bench.prompts.items import put_prompts, put_texts
@@ -160,9 +161,22 @@ class Planner:
         """Where a model is held while it is measured."""
         return {"device": self.inputs.device, "offload": self.config.offload}
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How responses are generated. The stop text of the plain template does not end the turns of a chat."""
+        decoding = self.config.decoding
+        if self.inputs.template.is_chat and decoding.stop == Decoding().stop:
+            decoding = decoding.model_copy(update={"stop": ()})
+        return decoding.model_dump(mode="json")
+
+    @property
+    def reasoning(self) -> dict[str, Any]:
+        """The parameter of a judging that leaves reasoning out."""
+        return {"strip_reasoning": True} if self.config.strip_reasoning else {}
+
     def calibrated(self, plan: Plan) -> Planner:
         """Add the job that calibrates the bound of coherence. Returns the planner that judges with it."""
-        params = {"dtype": self.config.dtype, "template": self.config.template}
+        params = {"dtype": self.config.dtype, "template": self.inputs.template.value}
         needs = {"model": self.base, "prompts": put_prompts(self.store, self.inputs.forget)}
         job = plan.add(BASE, Job("calibrate", params, needs, "calibrate coherence", self.placement))
         return replace(self, bound=job)
@@ -194,7 +208,7 @@ class Planner:
             "code": code_of(method_of(method)),
             "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
             "seed": seed,
-            "template": config.template,
+            "template": self.inputs.template.value,
             "dtype": config.dtype,
         }
         needs: dict[str, Job | External] = {
@@ -205,7 +219,7 @@ class Planner:
         if snapshots:
             params["snapshots"] = list(snapshots)
         if settings.stop_at_harmless_rate is not None:
-            params["stop"] = {**self._judge_params(), "decoding": config.decoding.model_dump(mode="json")}
+            params["stop"] = {**self._judge_params(), "decoding": self.decoding}
             needs["validation"] = put_prompts(self.store, inputs.validation.head(STOP_PROMPTS))
         local: dict[str, Any] = {
             "device": inputs.device,
@@ -241,7 +255,7 @@ class Planner:
             "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
             "snapshots": [step for step in asked.steps if step],
             "seed": seed,
-            "template": self.config.template,
+            "template": self.inputs.template.value,
         }
         needs: dict[str, Job | External] = {"model": model}
         if kind == "harmful":
@@ -290,8 +304,8 @@ class Planner:
         asked: list[AskedSet] = []
         for suite, one, stored in sets:
             params: dict[str, Any] = {
-                "template": config.template,
-                "decoding": config.decoding.model_dump(mode="json"),
+                "template": self.inputs.template.value,
+                "decoding": self.decoding,
                 "dtype": config.dtype,
             }
             needs = {"model": target.artifact, "prompts": stored}
@@ -325,13 +339,14 @@ class Planner:
         for one in asked:
             assert self.bound is not None
             params = {"judge": parse(config.judge).name, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
+            params |= self.reasoning
             needs = {"responses": one.responses, "bound": self.bound, "base": self.base}
             local = {**self.placement, "judge": parse(config.judge).scorer}
             job = plan.add(target.model, Job("judge", params, needs, f"{target.label}: judge {one.name}", local))
             plan.judged.append(Planned(target.model, target.seed, one.suite, one.name, job))
         for one in asked:
             for judge in inputs.further:
-                params = {"judge": judge.name, "judge_digest": judge.digest}
+                params = {"judge": judge.name, "judge_digest": judge.digest, **self.reasoning}
                 label = f"{target.label}: judge {one.name} by {judge.name}"
                 local = {**self.placement, "judge": judge.spec}
                 needs = {"responses": one.responses}
@@ -365,8 +380,8 @@ class Planner:
             target.seed,
             target.artifact,
             self.config.dtype,
-            self.config.template,
-            self.config.decoding.model_dump(mode="json"),
+            self.inputs.template.value,
+            self.decoding,
             tuple(asked),
             heldout,
         )
@@ -411,7 +426,7 @@ class Planner:
             attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
             params = {
                 "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
-                "template": config.template,
+                "template": self.inputs.template.value,
                 "dtype": config.dtype,
             }
             stored = put_prompts(self.store, prompts)
@@ -419,7 +434,7 @@ class Planner:
             if settings.universal:
                 needs["train"] = put_prompts(self.store, inputs.forget)
             if attack.responds:
-                params["decoding"] = config.decoding.model_dump(mode="json")
+                params["decoding"] = self.decoding
             local = {"device": inputs.device, "config": settings.model_dump(include=set(NOT_IN_SEARCH))}
             search = plan.add(target.model, Job(name, params, needs, f"{target.label}: search {name}", local))
             plan.searched.append(Planned(target.model, target.seed, "attack", name, search))

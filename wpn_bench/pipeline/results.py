@@ -134,7 +134,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "judges": _judges_of(config, inputs),
             "judge_card": None if inputs.card is None else inputs.card.model_dump(mode="json"),
             "agreement": judge_rows.agreement(samples, parse(config.judge).name, list(further)),
-            "template": config.template,
+            "template": inputs.template.label,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
             "tuning": _tuning_of(config, inputs),

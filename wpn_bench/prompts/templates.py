@@ -6,24 +6,78 @@ text.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import digest_of
+from wpn_bench.errors import UserError
 from wpn_bench.prompts.types import Item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
+_MARK = "wpnbenchmark"  # stands for a message, to find where a chat template puts it
+_TODAY = datetime(2024, 7, 26)
+
+
+Turn = tuple[str, str]  # a demonstration: prompt and response
+
+
+class Rendered(str):
+    """A rendered prompt, with what its tokenizer must know.
+
+    A plain `str` is a text to which the tokenizer adds its special tokens.
+
+    Attributes:
+        special: Whether the tokenizer adds special tokens. False for a chat template, which writes them itself.
+        end: The token that ends the response; None: the end-of-text token.
+    """
+
+    special: bool
+    end: str | None
+
+    def __new__(cls, text: str, special: bool = True, end: str | None = None) -> Rendered:
+        self = super().__new__(cls, text)
+        self.special, self.end = special, end
+        return self
+
+    def __getnewargs__(self) -> tuple[str, bool, str | None]:  # type: ignore[override]
+        return str(self), self.special, self.end
+
+
+def same_kind(text: str, rendered: str) -> str:
+    """Mark a changed text of a rendered prompt as the prompt itself is marked.
+
+    Args:
+        text: The changed text.
+        rendered: The rendered prompt.
+
+    Returns:
+        The text, with the attributes of the prompt if it is `Rendered`.
+    """
+    return Rendered(text, rendered.special, rendered.end) if isinstance(rendered, Rendered) else text
+
+
+def adds_special_tokens(rendered: str) -> bool:
+    """Return whether the tokenizer adds its special tokens to a rendered prompt."""
+    return getattr(rendered, "special", True)
 
 
 class Template(ABC):
     """Renders prompts.
 
-    A subclass defines how to write a question (`question`) and the response after it (`continuation`). The rendered
-    text does not contain the beginning-of-text token, which the tokenizer adds.
+    A subclass defines how to write a question (`question`). The rendered text does not contain the beginning-of-text
+    token, which the tokenizer adds, unless it is `Rendered` with `special` False.
     """
 
     @staticmethod
-    def parse(value: Template | str) -> Template:
+    def parse(value: Template | str | dict[str, Any]) -> Template:
         """Create a template from its `value`, as stored in settings, job parameters and results.
 
         Raises:
@@ -31,6 +85,8 @@ class Template(ABC):
         """
         if isinstance(value, Template):
             return value
+        if isinstance(value, dict):
+            return ChatTemplate.from_value(value)
         if not isinstance(value, str):
             raise ValueError("the template must be a text with {prompt} in it")
         return FormatTemplate(value)
@@ -44,6 +100,16 @@ class Template(ABC):
     def digest(self) -> str:
         """SHA-256 of the template's value. Templates with equal digests render all prompts alike."""
         return digest_of(self.value)
+
+    @property
+    def label(self) -> str:
+        """The template as shown in results. Two templates with equal labels render all prompts alike."""
+        return str(self.value)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether questions become messages of a chat."""
+        return False
 
     @abstractmethod
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
@@ -66,11 +132,7 @@ class Template(ABC):
         item = Item("", prompt) if isinstance(prompt, str) else prompt
         if item.kind == "question":
             return self.question(item.prompt, item.context, item.answer_prefix)
-        return item.context + item.prompt + _after_space(item.answer_prefix)
-
-    def continuation(self, response: str) -> str:
-        """Return the text of a response after a rendered prompt."""
-        return joined(response)
+        return _text_of(item.context) + item.prompt + _after_space(item.answer_prefix)
 
     def pair(self, prompt: Item | str, response: str) -> tuple[str, str]:
         """Render a prompt and its response, for training and scoring.
@@ -82,7 +144,8 @@ class Template(ABC):
         Returns:
             The rendered prompt, and the text of the response after it.
         """
-        return self.render(prompt), self.continuation(response)
+        before = self.render(prompt)
+        return before, joined(response, before)
 
     def demonstrations(self, examples: Iterable[tuple[Item, str]]) -> str:
         """Render (prompt, response) pairs as demonstrations before a prompt (`Item.context`)."""
@@ -104,7 +167,191 @@ class FormatTemplate(Template):
         return self.text
 
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
+        turns = turns_of(context)
+        if turns is not None:
+            context = "".join(f"{self.question(asked)}{joined(answered)}\n\n" for asked, answered in turns)
         return context + self.text.replace("{prompt}", prompt) + _after_space(answer_prefix)
+
+
+@dataclass(frozen=True)
+class ChatTemplate(Template):
+    """A chat template: prompts are messages of the user, responses are turns of the assistant.
+
+    The rendered text contains all special tokens, so the tokenizer must not add any (`Rendered`). Items of kind
+    "continuation" are rendered as plain text.
+
+    Attributes:
+        source: The Jinja template, as in `tokenizer.chat_template`.
+        system: The system message; None: the template decides.
+        tokens: (name, token) of the special tokens that the template uses, such as ("bos_token", "<s>").
+        end: The token that ends a turn of the assistant; None: the end-of-text token.
+    """
+
+    source: str
+    system: str | None = None
+    tokens: tuple[tuple[str, str], ...] = ()
+    end: str | None = None
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, system: str | None = None, source: str | None = None
+    ) -> ChatTemplate:
+        """Create the chat template of a tokenizer.
+
+        Args:
+            tokenizer: The tokenizer.
+            system: The system message; None: the template decides.
+            source: A Jinja template to use instead of the tokenizer's own.
+
+        Returns:
+            The template.
+
+        Raises:
+            UserError: The tokenizer has no chat template, or the template cannot be rendered.
+        """
+        if source is None:
+            source = own_chat_template(tokenizer)
+        if source is None:
+            raise UserError(
+                "the tokenizer has no chat template", 'use --template plain, or --template "...{prompt}..."'
+            )
+        known = {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
+        }
+        tokens = tuple(sorted((name, token) for name, token in known.items() if name in source))
+        template = cls(source, system, tokens)
+        if _MARK not in template.question(_MARK):
+            raise UserError("the chat template leaves the user's message out", "use another --template")
+        told = template._render([*template._messages(_MARK, ()), {"role": "assistant", "content": _MARK}], False)
+        tail = told.rpartition(_MARK)[2]
+        special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
+        ends = sorted((tail.index(token), -len(token), token) for token in special if token and token in tail)
+        return cls(source, system, tokens, ends[0][2] if ends else None)
+
+    @classmethod
+    def from_value(cls, value: Mapping[str, Any]) -> ChatTemplate:
+        """Create the template from its `value`. Raises `ValueError` if it is not one."""
+        if not isinstance(value.get("chat"), str):
+            raise ValueError("a chat template is stored with its Jinja source as `chat`")
+        return cls(value["chat"], value.get("system"), tuple(sorted(value.get("tokens", {}).items())), value.get("end"))
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return {"chat": self.source, "system": self.system, "tokens": dict(self.tokens), "end": self.end}
+
+    @property
+    def label(self) -> str:
+        system = "" if self.system is None else f", system message {self.system!r}"
+        return f"chat template {self.digest[:12]}{system}"
+
+    @property
+    def is_chat(self) -> bool:
+        return True
+
+    def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> Rendered:
+        turns = turns_of(context)
+        if turns is None:
+            prompt, turns = context + prompt, []
+        text = self._render(self._messages(prompt, turns), True)
+        return Rendered(text + answer_prefix, special=False, end=self.end)
+
+    def demonstrations(self, examples: Iterable[tuple[Item, str]]) -> str:
+        return json.dumps([[item.prompt, response.strip()] for item, response in examples], ensure_ascii=False)
+
+    def _messages(self, prompt: str, turns: Iterable[Turn]) -> list[dict[str, str]]:
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for asked, answered in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        return [*messages, {"role": "user", "content": prompt}]
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        import jinja2
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        try:
+            return str(
+                _compile_jinja_template(self.source).render(
+                    messages=messages,
+                    add_generation_prompt=add_generation_prompt,
+                    tools=None,
+                    documents=None,
+                    strftime_now=_TODAY.strftime,
+                    **dict(self.tokens),
+                )
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:
+            hint = "leave --system out" if self.system else 'use --template plain, or --template "...{prompt}..."'
+            raise UserError(f"the chat template cannot be rendered ({type(e).__name__}: {e})", hint) from e
+
+
+def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Template:
+    """Create the template that the user chose, for a model.
+
+    Args:
+        choice: "auto" (the chat template if the tokenizer has one, else plain), "chat", "plain", a text with {prompt} in
+            it, or a file that contains such a text or a Jinja chat template.
+        tokenizer: The tokenizer of the model.
+        system: The system message of a chat, or a file that contains it.
+
+    Returns:
+        The template.
+
+    Raises:
+        UserError: The choice does not fit the tokenizer, or a file cannot be read.
+    """
+    if system is not None and is_file(system):
+        system = _read_text(system, "system message").strip()
+    if choice == "auto":
+        choice = "chat" if own_chat_template(tokenizer) else "plain"
+    if choice == "chat":
+        return ChatTemplate.of(tokenizer, system)
+    if choice == "plain":
+        choice = QUESTION_TEMPLATE
+    elif is_file(choice):
+        text = _read_text(choice, "template")
+        if "{{" in text or "{%" in text:
+            return ChatTemplate.of(tokenizer, system, text)
+        choice = text.rstrip("\n")
+    if system is not None:
+        raise UserError(
+            "the system message needs a chat template, and this model is asked without one",
+            "write it into the template: --template 'TEXT {prompt}'; or use --template chat",
+        )
+    try:
+        return FormatTemplate(_without_bos(choice, tokenizer))
+    except ValueError as e:
+        raise UserError(f"--template: {e}", "use auto, chat, plain, a text with {prompt} in it, or a file") from e
+
+
+def _without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Remove a beginning-of-text token that the tokenizer adds anyway."""
+    bos = tokenizer.bos_token
+    if isinstance(bos, str) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return text.removeprefix(bos)
+    return text
+
+
+def is_file(text: str) -> bool:
+    """Return whether a text names a file that exists."""
+    try:
+        return "\n" not in text and Path(text).expanduser().is_file()
+    except OSError:  # too long for a name
+        return False
+
+
+def _read_text(file: str, what: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"the {what} in {file} cannot be read ({e})", "give a text file in UTF-8") from e
+
+
+def own_chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template that a tokenizer brings, the default one if it has several; None if it has none."""
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get("default") or next(iter(found.values()), None)
+    return found or None
 
 
 def render(item: Item, template: Template | str) -> str:
@@ -120,9 +367,34 @@ def render(item: Item, template: Template | str) -> str:
     return Template.parse(template).render(item)
 
 
-def joined(response: str) -> str:
-    """Return the text of a response after a prompt in plain text: one space, then the stripped response."""
-    return " " + response.strip()
+def joined(response: str, before: str = "") -> str:
+    """Return the text of a response after a prompt.
+
+    Args:
+        response: The response.
+        before: The rendered prompt.
+
+    Returns:
+        The stripped response; after a prompt in plain text that does not end in white space, with one space before it.
+    """
+    after_space = before[-1:].isspace() or not adds_special_tokens(before)
+    return response.strip() if after_space else " " + response.strip()
+
+
+def turns_of(context: str) -> list[Turn] | None:
+    """Read demonstrations that a chat template wrote (`ChatTemplate.demonstrations`). None: it is plain text."""
+    if not context.startswith("[["):
+        return None
+    try:
+        read = json.loads(context)
+    except ValueError:
+        return None
+    return [(str(asked), str(answered)) for asked, answered in read]
+
+
+def _text_of(context: str) -> str:
+    turns = turns_of(context)
+    return context if turns is None else "".join(f"{asked}{joined(answered)}\n\n" for asked, answered in turns)
 
 
 def _after_space(words: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.errors import UserError
+from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item, Template
 from wpn_bench.unlearn.processes import ALONE, Processes
 
@@ -173,9 +174,10 @@ class Batches:
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
         """Token ids of prompt and response, and the index of the response's first token. Truncated to `max_length`."""
         before, after = self.template.pair(item, response)
-        prompt: list[int] = self.tokenizer(before)["input_ids"]
+        prompt = encode_prompts(self.tokenizer, [before])[0]
         answer: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        answer = [*answer, int(self.tokenizer.eos_token_id)]
+        end = getattr(before, "end", None)  # the end of a turn in a chat
+        answer = [*answer, int(self.tokenizer.convert_tokens_to_ids(end) if end else self.tokenizer.eos_token_id)]
         # Reserve at least a quarter of the length for the response.
         prompt = prompt[-max(1, self.max_length - min(len(answer), self.max_length // 4)) :]
         return [*prompt, *answer][: self.max_length], len(prompt)

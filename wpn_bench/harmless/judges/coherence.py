@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.models.backends import Backend, scoring_tokenizer
-from wpn_bench.models.tokenizer import start_token
+from wpn_bench.models.tokenizer import encode_prompts, start_token
 from wpn_bench.prompts import joined
 
 QUANTILE = 0.99  # share of the reference responses that each bound accepts
@@ -198,18 +198,19 @@ def likelihoods(
 def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], advance: Advance) -> list[Likelihood]:
     tokenizer, context = scoring_tokenizer(backend), backend.context_length
     start = start_token(tokenizer)
+    first = [] if start is None else [start]
     longest = min(_LONGEST, context - 1)  # leave room for the start token
-    responses = [joined(text) for text in texts]
+    responses = [joined(text, prompt) for text, prompt in zip(texts, after, strict=True)]
     uncut = tokenizer(responses, add_special_tokens=False)["input_ids"]
     answers = [ids[:longest] for ids in uncut]
-    prompts = tokenizer(list(after))["input_ids"]
+    prompts = encode_prompts(tokenizer, after)
     # The context is the start token and at most `_LOCAL` tokens before the window.
     windows = [
-        [([start, *ids[max(0, at - _LOCAL) : at]], ids[at : at + _LOCAL]) for at in range(0, len(ids), _LOCAL)]
+        [([*first, *ids[max(0, at - _LOCAL) : at]], ids[at : at + _LOCAL]) for at in range(0, len(ids), _LOCAL)]
         for ids in answers
     ]
     whole = [
-        [((prompt or [start])[-(context - len(ids)) :], ids)] if ids else []
+        [((prompt or first)[-(context - len(ids)) :], ids)] if ids else []
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
     losses, local = _sums(backend, whole, advance), _sums(backend, windows)
