@@ -14,6 +14,7 @@ HIDDEN = "***"
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|_PASS$|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|_AUTH$", re.I
 )
+_hidden_variables: set[str] = set()  # further environment variables that hold a secret
 _MIN_SECRET_LENGTH = 6  # shorter values ("1", "true") are not secrets, and replacing them would garble the text
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _TOKENS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|sk-|xox[abp]-|glpat-|AKIA|ASIA)[A-Za-z0-9_-]{10,}")
@@ -37,6 +38,11 @@ def one_line(text: str, max_length: int) -> str:
     return line if len(line) <= max_length else f"{line[: max_length - 100]} ... {line[-95:]}"
 
 
+def hide_variable(name: str) -> None:
+    """Treat the value of an environment variable as a secret, whatever its name, as long as this process lives."""
+    _hidden_variables.add(name)
+
+
 def redact_secrets(text: str) -> str:
     """Hide secrets of the environment, credentials in URLs, and tokens with a known prefix."""
     for value in sorted(_secret_values(), key=len, reverse=True):
@@ -55,7 +61,9 @@ def redact(text: str) -> str:
 
 def _secret_values() -> set[str]:
     return {
-        value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
+        value.strip()
+        for name, value in os.environ.items()
+        if (_SECRET_NAME.search(name) or name in _hidden_variables) and len(value.strip()) >= _MIN_SECRET_LENGTH
     }
 
 

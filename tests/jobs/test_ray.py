@@ -421,6 +421,7 @@ def test_whatever_a_job_raises_fails_that_job(cluster: Cluster, tmp_path: Path, 
     store, reporter = Store(tmp_path / "store"), RecordingReporter()
     with cluster.executor(store, reporter) as executor:
         outcomes = executor.run([no_model, bug, needs_it, good])
+    assert outcomes[good.digest].reason is None
     assert [o.status for o in outcomes.values()] == ["failed", "failed", "skipped", "done"]
     assert "cannot be loaded as a causal language model" in str(outcomes[no_model.digest].reason)
     failed = outcomes[bug.digest]

@@ -59,9 +59,8 @@ def run_generate_stage(ctx: StageContext) -> None:
     model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
-    inputs = [template.render(item) for item in items]
     advance = ctx.progress(len(items), "responses")
-    responses = model.generate(inputs, Decoding(**ctx.params["decoding"]), advance)
+    inputs, responses = model.answer(items, template, Decoding(**ctx.params["decoding"]), advance)
     write_rows(
         ctx.out / RESPONSES,
         [

@@ -21,7 +21,10 @@ __all__ = ["BACKENDS", "Backend", "Decoding", "Response", "TokenPair", "open_bac
 
 SETTINGS = "backend.json"
 LOCAL = "local"
-BACKENDS: Registry[type[Backend]] = Registry("backend", {LOCAL: "wpn_bench.engine.local_backend:LocalBackend"})
+BACKENDS: Registry[type[Backend]] = Registry(
+    "backend",
+    {LOCAL: "wpn_bench.engine.local_backend:LocalBackend", "openai": "wpn_bench.models.backends.openai:OpenAIBackend"},
+)
 
 
 def open_backend(folder: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none") -> Backend:

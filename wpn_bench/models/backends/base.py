@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.core.validation import Count
+from wpn_bench.prompts import Item, Template
 
 if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
@@ -109,6 +110,23 @@ class Backend(ABC):
         Returns:
             One response for each prompt, in order.
         """
+
+    def answer(
+        self, items: Sequence[Item], template: Template, decoding: Decoding, advance: Advance = lambda n: None
+    ) -> tuple[list[str], list[Response]]:
+        """Generate responses to prompts, asked by a template. A chat endpoint overrides this: it gets messages.
+
+        Args:
+            items: The prompts.
+            template: Renders them.
+            decoding: How responses are generated.
+            advance: Called with the number of responses done since its last call.
+
+        Returns:
+            The input of each prompt as text, and its response.
+        """
+        inputs = [template.render(item) for item in items]
+        return inputs, self.generate(inputs, decoding, advance)
 
     @abstractmethod
     def loglikelihoods(
