@@ -24,8 +24,9 @@ from typing import Any
 from side_by_side import paired, seconds
 
 from wpn_bench import models
-from wpn_bench.benchmarks import run
-from wpn_bench.benchmarks.definitions import expand, task_folders
+from wpn_bench.benchmarks.definitions import task_folders
+from wpn_bench.benchmarks.loading import load_configured, permitted_definition, quiet_lm_eval
+from wpn_bench.benchmarks.selection import select
 from wpn_bench.engine.tree import trees
 
 LAB = (
@@ -61,9 +62,9 @@ def random_shape(name: str, dtype: str, device: str) -> Any:
 
 def asked(task: str, folders: list[Path], limit: int | None) -> Any:
     """Return the task with its requests (`.instances`)."""
-    definition = run._permitted_definition(task, folders)
-    with run._quiet():
-        loaded = run._load_task(definition, folders, None)
+    definition = permitted_definition(task, folders)
+    with quiet_lm_eval():
+        loaded = load_configured(definition, folders, None)
         loaded.set_config(key="num_fewshot", value=0)
         loaded.build_all_requests(limit=limit, rank=0, world_size=1)
     return loaded
@@ -147,7 +148,7 @@ def main() -> int:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     ratios, equal = [], True
-    for task in expand(options.tasks.split(","), folders):
+    for task in select(options.tasks.split(","), folders).tasks:
         loaded = asked(task, folders, options.limit)
         requests = list(loaded.instances)
 

@@ -8,7 +8,8 @@ import pytest
 
 from wpn_bench import attacks, config, prompts
 from wpn_bench.benchmarks.definitions import task_folders
-from wpn_bench.benchmarks.run import describe, expand
+from wpn_bench.benchmarks.run import describe
+from wpn_bench.benchmarks.selection import select
 from wpn_bench.config import STAGES, RunConfig, attack_settings, build, from_settings, presets
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
@@ -69,8 +70,8 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         assert text is not None
         assert prompts.spec_for(text, role="retain", kind="text").kind == "text"
     folders = task_folders(chosen.benchmark_folders)
-    tasks = expand(chosen.benchmarks, folders)
-    tuned_on = expand(chosen.tune_benchmarks, folders)
+    tasks = select(chosen.benchmarks, folders).tasks
+    tuned_on = select(chosen.tune_benchmarks, folders).tasks
     assert not set(tuned_on) & set(tasks)
     assert all(describe(task, folders, resolve=False).title for task in tuned_on)
     if chosen.tune_text:

@@ -17,7 +17,8 @@ from made_run import write_run
 import wpn_bench
 from wpn_bench import hub, lab
 from wpn_bench.benchmarks.definitions import read_folders, require_code_consent
-from wpn_bench.benchmarks.run import describe, load_task
+from wpn_bench.benchmarks.loading import load_task
+from wpn_bench.benchmarks.run import describe
 from wpn_bench.core import consent
 from wpn_bench.core.paths import path_inside
 from wpn_bench.errors import JobFailed, UserError, redact_message

@@ -219,12 +219,38 @@ class RunConfig(BaseModel):
         tuple[str, ...],
         Option(
             comma_separated=True,
-            help="lm-eval task names, comma separated.",
+            help="lm-eval tasks, groups, tags or patterns such as mmlu_*, comma separated.",
             panel=MODEL_AND_DATA,
             complete="benchmarks",
         ),
     ] = ()
     benchmark_folders: tuple[str, ...] = ("benchmarks",)
+    benchmark_metrics: Annotated[
+        tuple[str, ...],
+        Option(
+            flags=("--metric",),
+            type=list[str],
+            help="TASK=METRIC[,FILTER]: what scores a benchmark, as in gsm8k=exact_match,flexible-extract (repeatable; TASK "
+            "may contain *). Without it: acc, exact_match, acc_norm or the only metric, of the first filter.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = ()
+    apply_chat_template: Annotated[
+        bool,
+        Option(
+            type=bool,
+            help="Put the prompts of benchmarks into the model's chat template, as lm-eval's option of this name does.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = False
+    fewshot_as_multiturn: Annotated[
+        bool,
+        Option(
+            type=bool,
+            help="With --apply-chat-template: give the few-shot examples of benchmarks as turns of the conversation.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = False
     benchmark_batch_size: Count = 16
     judge: Annotated[
         str,
@@ -411,6 +437,15 @@ class RunConfig(BaseModel):
                 raise ValueError(f"the label of {name!r} is not of letters, digits, '.', '_' and '-'")
         return value
 
+    @field_validator("benchmark_metrics")
+    @classmethod
+    def _task_and_metric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            task, equals, metric = one.partition("=")
+            if not (task.strip() and equals and metric.strip()):
+                raise ValueError(f"{one!r} is not TASK=METRIC or TASK=METRIC,FILTER")
+        return value
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _number_of_seeds(cls, value: Any) -> Any:
@@ -437,6 +472,8 @@ class RunConfig(BaseModel):
         names = [judge_spec.parse(judge).name for judge in (self.judge, *self.judges)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the judge {min(twice)} is named twice (rates at other thresholds are reported anyway)")
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
         if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
             raise ValueError(f"the curve is of {lost[0]!r}, which is not among the methods (curve.methods)")
         return self

@@ -36,12 +36,13 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from wpn_bench import models
-from wpn_bench.benchmarks.run import describe, evaluate_task, expand, task_folders
+from wpn_bench.benchmarks.run import describe, evaluate_task, task_folders
+from wpn_bench.benchmarks.selection import select
 limit, names = int(sys.argv[1]), json.loads(sys.argv[2])
 folders = task_folders(["benchmarks"])
 model, tokenizer = models.load(models.resolve("facebook/opt-125m").path)
 ours = {}
-for task in expand(["wpn_nine"], folders):
+for task in select(["wpn_nine"], folders).tasks:
     info = describe(task, folders)
     result = evaluate_task(model, tokenizer, task, limit=limit, include_paths=folders, revision=info.revision)
     ours[result.short] = asdict(result) | {"revision": info.revision}

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from wpn_bench.benchmarks.definitions import expand, read_folders, short_name, task_folders
+from wpn_bench.benchmarks.definitions import read_folders, short_name, task_folders
 from wpn_bench.benchmarks.run import describe
+from wpn_bench.benchmarks.selection import select
 from wpn_bench.errors import UserError
 
 NINE = [
@@ -27,9 +28,9 @@ def shipped() -> tuple[Path, ...]:
 
 
 def test_the_group_of_nine_expands_in_order(shipped: tuple[Path, ...]) -> None:
-    assert [short_name(t) for t in expand(["wpn_nine"], shipped)] == NINE
-    assert expand(["wpn_copa", "wpn_nine", "boolq"], shipped)[-1] == "boolq"
-    assert len(expand(["wpn_copa", "wpn_nine"], shipped)) == 9
+    assert [short_name(t) for t in select(["wpn_nine"], shipped).tasks] == NINE
+    assert select(["wpn_copa", "wpn_nine", "boolq"], shipped).tasks[-1] == "boolq"
+    assert len(select(["wpn_copa", "wpn_nine"], shipped).tasks) == 9
 
 
 @pytest.mark.parametrize("name", NINE)
@@ -60,7 +61,7 @@ def test_lm_evals_own_tasks_are_known_by_name(shipped: tuple[Path, ...]) -> None
 
 
 def test_a_group_is_no_task(shipped: tuple[Path, ...]) -> None:
-    with pytest.raises(UserError, match="is a group of tasks; give its tasks instead: wpn_lambada"):
+    with pytest.raises(UserError, match="is a group of tasks; give the names of its tasks instead"):
         describe("wpn_nine", shipped)
 
 

@@ -83,12 +83,15 @@ def test_a_broken_model_is_measured_too(loaded, task_folder: Path, tiny_model: P
     assert {d.prediction for d in result.documents} == {None}
 
 
-def test_a_task_without_accuracy_is_refused(loaded, task_folder: Path) -> None:
+def test_a_task_with_one_other_metric_is_scored_by_it(loaded, task_folder: Path) -> None:
     text = (task_folder / "colours.yaml").read_text().replace("wpn_colours", "wpn_norm_only")
     text = text.replace("  - {metric: acc, aggregation: mean, higher_is_better: true}\n", "")
     (task_folder / "norm.yaml").write_text(text)
-    with pytest.raises(UserError, match="'wpn_norm_only' reports no accuracy"):
-        evaluate_task(*loaded, "wpn_norm_only", include_paths=(task_folder,))
+    assert describe("wpn_norm_only", (task_folder,)).score == "acc_norm,none"
+    result = evaluate_task(*loaded, "wpn_norm_only", include_paths=(task_folder,))
+    assert result.accuracy == result.metrics["acc_norm"]
+    with pytest.raises(UserError, match="'wpn_norm_only' reports no f1,none"):
+        evaluate_task(*loaded, "wpn_norm_only", include_paths=(task_folder,), score="f1,none")
 
 
 def test_missing_local_data_is_named(loaded, task_folder: Path) -> None:

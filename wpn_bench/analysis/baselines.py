@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.analysis.comparability import Asked, Protocol, protocol_of
+from wpn_bench.analysis.metric_rows import scores_of
 from wpn_bench.core.files import write_text
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import as_user_error
@@ -60,7 +61,10 @@ class Bits(BaseModel):
 
 
 class Answers(BaseModel):
-    """The answers of one model and seed (None: the base) to one set. `flags`: column -> one bit for each item."""
+    """The answers of one model and seed (None: the base) to one set.
+
+    `flags`: column -> one bit for each item. `scores`: of a benchmark whose scores are not only 0 and 1, one for each item.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str
@@ -68,6 +72,7 @@ class Answers(BaseModel):
     suite: str
     name: str
     flags: dict[str, Bits]
+    scores: tuple[float, ...] | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Reference(BaseModel):
@@ -117,7 +122,7 @@ class Reference(BaseModel):
             metric: The metric.
 
         Returns:
-            Seed -> 1 or 0 for each item of the set, or NaN without an answer or judgement.
+            Seed -> 1 or 0 (of some tasks a score between them) for each item of the set, or NaN without an answer or judgement.
         """
         import numpy as np
 
@@ -126,7 +131,8 @@ class Reference(BaseModel):
             if (answers.model, answers.suite, answers.name) != (model, suite, name):
                 continue
             if suite == BENCHMARK:
-                found[answers.seed] = answers.flags[ACCURACY].array().astype(float)
+                right = answers.flags[ACCURACY].array().astype(float)
+                found[answers.seed] = right if answers.scores is None else np.asarray(answers.scores, dtype=float)
                 continue
             holds = [answers.flags[column].array() for column in PROMPT_METRICS[metric].columns]
             together = np.logical_and.reduce(holds).astype(float)
@@ -205,8 +211,11 @@ def _prompt_answers(samples: pd.DataFrame, models: Sequence[str]) -> Iterable[An
 
 def _task_answers(documents: pd.DataFrame, models: Sequence[str]) -> Iterable[Answers]:
     for (task, model, seed), frame in _parts(documents, ("task",), models):
-        flags = {ACCURACY: Bits.of(frame.sort_values("doc_id")["correct"].astype(bool).to_numpy())}
-        yield Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags)
+        frame = frame.sort_values("doc_id")
+        flags = {ACCURACY: Bits.of(frame["correct"].astype(bool).to_numpy())}
+        values = scores_of(frame)
+        scores = None if values.isin((0.0, 1.0)).all() else tuple(values)
+        yield Answers(model=model, seed=seed, suite=BENCHMARK, name=task, flags=flags, scores=scores)
 
 
 def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
@@ -242,6 +251,7 @@ def _whole(found: Reference, file: Path) -> None:
         needed = {ACCURACY} if answers.suite == BENCHMARK else {JUDGED, *_COLUMNS}
         try:
             right = asked is not None and set(answers.flags) == needed
+            right = right and (answers.scores is None or (asked is not None and len(answers.scores) == asked.n))
             right = right and all(asked is not None and len(b.array()) == asked.n for b in answers.flags.values())
         except (ValueError, binascii.Error):
             right = False

@@ -150,6 +150,7 @@ def _set(manifest: Mapping[str, Any], suite: str, name: str) -> dict[str, Any]:
 def _task(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     declared = part(part(manifest, "tasks"), name)
     about = {k: None if (v := declared.get(k)) is None else str(v) for k in ("task", "dataset", "revision")}
+    about |= {k: str(declared[k]) for k in ("score", "chat_template") if k in declared}
     return {"source": str(declared.get("digest") or ""), "about": about}
 
 

@@ -269,8 +269,31 @@ def read_documents(found: Iterable[Measurement]) -> pd.DataFrame:
     return _together(((m, {"task": m.set}) for m in found), "documents")
 
 
-def benchmark_rows(documents: pd.DataFrame) -> list[Row]:
-    """Accuracy of each model on each task, and the macro average `nine`, with paired changes against base."""
+def scores_of(documents: pd.DataFrame) -> pd.Series:
+    """The score of each document from 0 to 1: that of its metric, or whether the answer is correct."""
+    correct = documents["correct"].astype(float)
+    return documents["score"].astype(float).fillna(correct) if "score" in documents else correct
+
+
+@dataclass(frozen=True)
+class TaskAverage:
+    """A group of tasks in results: its name, the names of its tasks, and whether tasks count by their number of documents."""
+
+    name: str
+    tasks: tuple[str, ...]
+    weighted: bool
+
+
+def benchmark_rows(documents: pd.DataFrame, groups: Sequence[TaskAverage] = ()) -> list[Row]:
+    """Accuracy of each model on each task, and the macro average `nine`, with paired changes against base.
+
+    Args:
+        documents: The answers to all documents.
+        groups: Groups of tasks, which get a row each, averaged as lm-eval does.
+
+    Returns:
+        The rows.
+    """
     rows: list[Row] = []
     if documents.empty:
         return rows
@@ -278,7 +301,7 @@ def benchmark_rows(documents: pd.DataFrame) -> list[Row]:
     table: dict[tuple[str, int | None], dict[str, pd.Series]] = {}
     for (model, seed, task), frame in documents.groupby(["model", "seed", "task"], sort=False, dropna=False):
         key = (str(model), None if model == BASE else int(str(seed)))
-        table.setdefault(key, {})[str(task)] = frame.set_index("doc_id")["correct"].astype(bool)
+        table.setdefault(key, {})[str(task)] = scores_of(frame.set_index("doc_id"))
     base = table.get((BASE, None), {})
     for (model, seed), by_task in table.items():
         task_rows = []
@@ -286,7 +309,7 @@ def benchmark_rows(documents: pd.DataFrame) -> list[Row]:
             if task not in by_task:
                 continue
             right = by_task[task]
-            estimate = stats.rate(int(right.sum()), len(right))
+            estimate = _mean_score(right)
             change = _paired([base[task]], [right]) if model != BASE and task in base else NO_DIFFERENCE
             task_rows.append(metric_row(model, seed, BENCHMARK, task, ACCURACY, len(right), estimate, change))
         adjusted = stats.holm([r.p_value for r in task_rows])
@@ -294,13 +317,44 @@ def benchmark_rows(documents: pd.DataFrame) -> list[Row]:
         # Macro averages over different tasks are not comparable.
         if len(tasks) > 1 and all(t in by_task for t in tasks):
             series = [by_task[t] for t in tasks]
-            estimate = stats.mean_by_bootstrap([s.astype(float).tolist() for s in series])
+            estimate = stats.mean_by_bootstrap([s.tolist() for s in series])
             change = NO_DIFFERENCE
             if model != BASE and all(t in base for t in tasks):
                 change = _paired([base[t] for t in tasks], series)
             n = sum(len(s) for s in series)
             rows.append(metric_row(model, seed, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY, n, estimate, change))
+        for group in groups:
+            if all(t in by_task for t in group.tasks):
+                reference = None if model == BASE or not all(t in base for t in group.tasks) else base
+                rows.append(_group_row(model, seed, group, by_task, reference))
     return rows
+
+
+def _mean_score(scores: pd.Series) -> Estimate:
+    """Wilson's interval for a proportion; a bootstrap over documents for other scores."""
+    if scores.isin((0.0, 1.0)).all():
+        return stats.rate(int(scores.sum()), len(scores))
+    return stats.mean_by_bootstrap([scores.tolist()])
+
+
+def _group_row(
+    model: str,
+    seed: int | None,
+    group: TaskAverage,
+    by_task: Mapping[str, pd.Series],
+    base: Mapping[str, pd.Series] | None,
+) -> Row:
+    """The row of a group. A mean weighted by size is the mean over all documents; else tasks count alike."""
+    import pandas as pd
+
+    def parts(of: Mapping[str, pd.Series]) -> list[pd.Series]:
+        series = [of[t] for t in group.tasks]
+        return [pd.concat(series, keys=group.tasks)] if group.weighted else series
+
+    ours = parts(by_task)
+    estimate = _mean_score(ours[0]) if len(ours) == 1 else stats.mean_by_bootstrap([s.tolist() for s in ours])
+    change = NO_DIFFERENCE if base is None else _paired(parts(base), ours)
+    return metric_row(model, seed, BENCHMARK, group.name, ACCURACY, sum(map(len, ours)), estimate, change)
 
 
 def _paired(base: Sequence[pd.Series], model: Sequence[pd.Series]) -> Difference:
@@ -311,16 +365,19 @@ def _paired(base: Sequence[pd.Series], model: Sequence[pd.Series]) -> Difference
 def turned_rows(documents: pd.DataFrame) -> list[Row]:
     """Count the documents that only base answers correctly (`lost`), and only the model (`gained`), for each task.
 
-    `n` is the number of documents that both answered.
+    Of scores between 0 and 1 those count that are lower or higher than base's. `n` is the number of documents that both answered.
     """
     rows: list[Row] = []
     if documents.empty:
         return rows
-    base = documents[documents["model"] == BASE][["task", "doc_id", "correct"]]
+    documents = documents.assign(score=scores_of(documents))
+    base = documents[documents["model"] == BASE][["task", "doc_id", "score"]]
     others = documents[documents["model"] != BASE].merge(base, on=["task", "doc_id"], suffixes=("", "_base"))
     for (model, seed, task), both in others.groupby(["model", "seed", "task"], sort=False):
-        right, before = both["correct"].astype(bool), both["correct_base"].astype(bool)
-        counts = {"lost": int((before & ~right).sum()), "gained": int((right & ~before).sum())}
+        counts = {
+            "lost": int((both["score"] < both["score_base"]).sum()),
+            "gained": int((both["score"] > both["score_base"]).sum()),
+        }
         key = (str(model), int(str(seed)), BENCHMARK, str(task))
         rows += [Row(*key, metric, count, len(both)) for metric, count in counts.items()]
     return rows
@@ -362,7 +419,7 @@ def text_rows(found: Sequence[Measurement]) -> list[Row]:
 def macro_accuracy(found: Iterable[Measurement]) -> float:
     """The mean over tasks of one model's accuracy."""
     documents = read_documents(found)
-    return float(documents.groupby("task")["correct"].mean().mean())
+    return float(scores_of(documents).groupby(documents["task"]).mean().mean())
 
 
 def token_loss(found: Measurement) -> float:

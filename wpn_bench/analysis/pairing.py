@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PAIRED_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, REFUSAL_RATE)
 _SAMPLES = ("model", "seed", "suite", "set", "item_id", "response", "score", "harmless", "coherent", "refusal")
-_DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct")
+_DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct", "score")
 
 
 @dataclass

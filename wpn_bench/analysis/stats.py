@@ -70,8 +70,9 @@ def _bootstrap_means(values: NDArray[np.float64], rng: np.random.Generator) -> N
         drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES)
         means: NDArray[np.float64] = drawn @ kinds / len(values)
         return means
-    picks = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
-    return values[picks].mean(axis=1)
+    rows = max(1, 10_000_000 // len(values))  # resamples at a time, which bounds the memory
+    parts = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
+    return np.concatenate([values[rng.integers(0, len(values), size=(n, len(values)))].mean(axis=1) for n in parts])
 
 
 def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
@@ -142,8 +143,8 @@ def paired_change(
         resampled: Whether the items are resampled.
 
     Returns:
-        The change with its interval. The p-value is of "no difference", for one seed a side: McNemar's for one group, for
-        several the bootstrap's two-sided share of differences beyond zero; else None.
+        The change with its interval. The p-value is of "no difference", for one seed a side: McNemar's for one group of
+        right and wrong answers, for several groups and other scores the bootstrap's two-sided share of differences beyond zero; else None.
 
     Raises:
         ValueError: The two sides do not have the same items.
@@ -170,7 +171,7 @@ def paired_change(
         value = float(np.mean([d.mean() for d in deltas]))
         beyond = min(np.mean(means <= 0), np.mean(means >= 0))
         p = float(min(1.0, max(2 * beyond, 1 / RESAMPLES))) if one_seed else None
-    if k == 1:
+    if k == 1 and (not resampled or bool(np.isin(deltas[0], (-1.0, 0.0, 1.0)).all())):
         p = _mcnemar(deltas[0]) if one_seed else None
     assert value is not None
     assert low is not None
@@ -203,12 +204,12 @@ def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
     return paired_change([np.asarray(base, dtype=float)[None]], [np.asarray(model, dtype=float)[None]])
 
 
-def paired_accuracies(base: Sequence[Sequence[bool]], model: Sequence[Sequence[bool]]) -> Difference:
+def paired_accuracies(base: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> Difference:
     """`paired_change` of several benchmarks and one seed.
 
     Args:
-        base: The base model's answers, one sequence per benchmark.
-        model: The model's answers to the same items.
+        base: The scores of the base model's answers from 0 to 1, one sequence per benchmark.
+        model: Those of the model's answers to the same items.
 
     Returns:
         The change of the macro average.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,20 +24,26 @@ _PREFIXES = ("wpn_", "lab_")
 _PACKAGE = __name__.partition(".")[0]
 
 
-class _Function(str):
+class Function(str):
     """The value of a `!function module.name` tag: the dotted name, which is not imported."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that collects the names of all `!function` tags in `functions`."""
+    """A YAML loader that collects the names of all `!function` tags in `functions`, and repeated keys in `repeated`."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.functions: list[str] = []
+        self.repeated: list[str] = []
 
-    def function(self, node: yaml.Node) -> _Function:
+    def function(self, node: yaml.Node) -> Function:
         self.functions.append(str(node.value))
-        return _Function(str(node.value))
+        return Function(str(node.value))
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        self.repeated += [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_constructor("!function", _Loader.function)
@@ -53,6 +59,8 @@ class TaskDefinition:
         fields: The fields of the file, merged with those of the files that it includes.
         sources: All files that decide a score.
         functions: Functions that lm-eval would import to read it, including those that another field overrides.
+        files: The YAML file of each field, as a field may come from an included file.
+        repeated: (file, key) of keys that are given twice; YAML takes the last value.
     """
 
     name: str
@@ -60,6 +68,8 @@ class TaskDefinition:
     fields: dict[str, Any]
     sources: tuple[Path, ...]
     functions: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    repeated: tuple[tuple[Path, str], ...] = ()
 
     @property
     def is_group(self) -> bool:
@@ -73,12 +83,21 @@ class TaskDefinition:
         return found if isinstance(found, dict) else {}
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is a task of wpn-bench itself."""
+        return self.path.resolve().is_relative_to(tasks_dir().resolve())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the contents of `sources`, independent of their paths."""
         whole = hashlib.sha256()
         for source in self.sources:
             whole.update(hashlib.sha256(source.read_bytes()).digest())
         return whole.hexdigest()
+
+    def where(self, key: str) -> str:
+        """Return the file of a field and the field, for messages."""
+        return f"{self.files.get(key.partition('[')[0].partition('.')[0], self.path)}: {key}"
 
 
 def short_name(task: str) -> str:
@@ -127,64 +146,64 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
         The definitions by name. If a name occurs twice, the later folder has precedence.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read, or its name is not text.
     """
     found: dict[str, TaskDefinition] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             try:
-                fields, files, functions = _read(path)
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+                read = _read(path)
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, SyntaxError) as e:
                 why = " ".join(str(e).split())[:160]
-                raise UserError(f"the task file {path} cannot be read ({why})", "fix the YAML") from e
-            name = fields.get("group") or fields.get("task")
+                raise UserError(f"the task file {path} cannot be read ({why})", "fix the file") from e
+            name = read.fields.get("group") or read.fields.get("task")
             if isinstance(name, str):
-                found[name] = TaskDefinition(name, path, fields, tuple(files), tuple(functions))
+                sources, functions = tuple(dict.fromkeys(read.sources)), tuple(dict.fromkeys(read.functions))
+                repeated = tuple(dict.fromkeys(read.repeated))
+                found[name] = TaskDefinition(name, path, read.fields, sources, functions, read.files, repeated)
+            elif name is not None and not isinstance(name, list | dict):
+                raise UserError(f"{path}: the name of the task is {name!r}, which is not text", "put it in quotes")
     return found
 
 
-def expand(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Replace groups such as `wpn_nine` by their tasks.
+@dataclass
+class _Read:
+    """What a file and its includes contain."""
 
-    Args:
-        names: Names of tasks and groups. A name that is not in `folders` is kept.
-        folders: Folders of task files.
-
-    Returns:
-        Names of tasks, without duplicates.
-    """
-    known = read_folders(tuple(folders))
-    flat: list[str] = []
-    for name in names:
-        definition = known.get(name)
-        if definition is not None and definition.is_group:
-            members = [m["task"] if isinstance(m, dict) else m for m in definition.fields["task"]]
-            flat += expand(members, folders)
-        else:
-            flat.append(name)
-    return list(dict.fromkeys(flat))
+    fields: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    sources: list[Path] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
+    repeated: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Path], list[str]]:
-    """Return the fields of a file merged with those of its includes, all files that decide a score, and all functions."""
+def _read(path: Path, within: tuple[Path, ...] = ()) -> _Read:
+    """Read a file merged with its includes; `within` are the files that include it."""
+    if path.resolve() in within:
+        raise UserError(f"the task file {path} includes itself", "remove the include")
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:
         fields = loader.get_single_data()
     finally:
         loader.dispose()
     if not isinstance(fields, dict):
-        return {}, [], []
-    merged: dict[str, Any] = {}
-    files, functions = [path], list(loader.functions)
+        return _Read()
+    found = _Read(sources=[path], functions=list(loader.functions), repeated=[(path, key) for key in loader.repeated])
     includes = fields.pop("include", [])
     for name in includes if isinstance(includes, list) else [includes]:
-        base, more, named = _read(path.parent / name)
-        merged |= base
-        files += more
-        functions += named
+        if not isinstance(name, str):
+            raise UserError(f"{path}: include is {name!r}, which is not text", "give the name of a YAML file")
+        base = _read(path.parent / name, (*within, path.resolve()))
+        found.fields |= base.fields
+        found.files |= base.files
+        found.sources += base.sources
+        found.functions += base.functions
+        found.repeated += base.repeated
     for module in sorted({f.rpartition(".")[0] for f in loader.functions}):
-        files += _module_files(module, path.parent)
-    return merged | fields, list(dict.fromkeys(files)), list(dict.fromkeys(functions))
+        found.sources += _module_files(module, path.parent)
+    found.fields |= fields
+    found.files |= dict.fromkeys(map(str, fields), path)
+    return found
 
 
 def require_code_consent(definition: TaskDefinition) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.benchmarks.definitions import task_folders
-from wpn_bench.benchmarks.run import FEWSHOT_SEED, load_task, quiet_lm_eval
+from wpn_bench.benchmarks.loading import FEWSHOT_SEED, load_task, quiet_lm_eval
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def replay(
         UserError: The data differs from that of the run (another document hash, or another correctness of an answer).
     """
     import lm_eval
+    import pandas as pd
     from lm_eval.api.model import LM
 
     tasks: dict[str, Any] = {}
@@ -76,7 +77,8 @@ def replay(
             raise UserError("a task with rolling log-likelihoods cannot be exported", "remove it from --benchmarks")
 
         def generate_until(self, requests: Any) -> list[str]:
-            return [str(self._row(request)["prediction"]) for request in requests]
+            rows = [self._row(request) for request in requests]
+            return [str(row["prediction"] if pd.isna(row.get("response")) else row["response"]) for row in rows]
 
         def _row(self, request: Any) -> Any:
             row = stored[request.task_name].get(request.doc_id)
@@ -95,7 +97,10 @@ def replay(
         for sample in samples:
             row = stored[task][sample["doc_id"]]
             accuracy = sample.get("acc", sample.get("exact_match"))
-            if row["doc_hash"] != sample["doc_hash"] or bool(row["correct"]) != (float(accuracy) == 1.0):
+            scored = accuracy is None or not pd.isna(row.get("score"))  # by a metric or filter of the user's choice
+            if row["doc_hash"] != sample["doc_hash"] or (
+                not scored and bool(row["correct"]) != (float(accuracy) == 1.0)
+            ):
                 raise _changed(task)
     # The entries that `simple_evaluate` would add. There are no seeds, because nothing in a run is random (the few-shot
     # examples would be, but there are none).

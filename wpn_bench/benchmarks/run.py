@@ -10,27 +10,26 @@ lm-eval's response cache is not used, because its keys do not depend on the weig
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench import hub
-from wpn_bench.benchmarks.definitions import (
-    TaskDefinition,
-    expand,
-    read_folders,
-    require_code_consent,
-    short_name,
-    task_folders,
+from wpn_bench.benchmarks.checks import check_fields, rehearse
+from wpn_bench.benchmarks.definitions import short_name, task_folders
+from wpn_bench.benchmarks.loading import (
+    clear_task_cache,
+    declared_revision,
+    load_configured,
+    permitted_definition,
+    pinned_fields,
+    quiet_lm_eval,
+    zero_shot,
 )
-from wpn_bench.core import consent
-from wpn_bench.core.machine import environment_variables
-from wpn_bench.core.registry import close_matches, unknown_name
+from wpn_bench.benchmarks.scores import Score, choose_score
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
 from wpn_bench.jobs import journal
@@ -38,7 +37,6 @@ from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from wpn_bench.jobs.job import StageContext
@@ -50,7 +48,6 @@ __all__ = [
     "clear_task_cache",
     "describe",
     "evaluate_task",
-    "expand",
     "prefetch",
     "resolve_revision",
     "run_benchmark_stage",
@@ -59,10 +56,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int | None, str], Callable[[int], None]]
-
-# Metrics that count as accuracy, in order of preference. `acc_norm` is only reported in addition.
-_ACCURACIES = ("acc", "exact_match")
-FEWSHOT_SEED = 1234  # lm-eval's default
 
 
 @dataclass(frozen=True)
@@ -80,6 +73,7 @@ class BenchmarkInfo:
         chance: Accuracy of random guessing, from 0 to 1; None if it is not declared.
         licence: Licence of its data.
         citation: Its paper.
+        score: The metric and filter that score it; empty for the accuracy of a task without its own scoring.
     """
 
     name: str
@@ -92,6 +86,7 @@ class BenchmarkInfo:
     chance: float | None
     licence: str
     citation: str
+    score: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,10 @@ class DocumentResult:
         target: Text of the correct choice.
         prediction: Text of the predicted choice. For tasks without choices, the target if greedy decoding would generate
             it, else None.
-        correct: Whether the prediction is correct.
+        correct: Whether the prediction is correct: whether its score is 1.
         loglikelihoods: Nats of each choice.
+        score: From 0 to 1.
+        response: The generated text before any filter; None for tasks without one.
     """
 
     doc_id: int
@@ -114,6 +111,8 @@ class DocumentResult:
     prediction: str | None
     correct: bool
     loglikelihoods: tuple[float, ...]
+    score: float
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class BenchmarkResult:
     Attributes:
         task: Name of the task.
         short: Its name in results.
-        accuracy: Fraction of correct documents.
+        accuracy: Mean score of the documents.
         n: Number of documents.
         metrics: All metrics that lm-eval reports for the task.
         documents: Results of the documents.
@@ -140,25 +139,37 @@ class BenchmarkResult:
 # --- definitions ---
 
 
-def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) -> BenchmarkInfo:
+def describe(
+    task: str,
+    include_paths: Sequence[Path],
+    *,
+    resolve: bool = True,
+    metrics: Mapping[str, str] | None = None,
+    preferred: Sequence[Score] = (),
+) -> BenchmarkInfo:
     """Describe a task and its data.
 
     Args:
         task: Name of the task.
         include_paths: Folders of task files.
         resolve: Resolve the commit of the data set on the hub; False makes no requests and leaves `revision` None.
+        metrics: Name or pattern of tasks -> the `METRIC[,FILTER]` that scores them.
+        preferred: Scores to take if the task has them.
 
     Returns:
         The description.
 
     Raises:
-        UserError: The task is unknown or a group, or its data is neither reachable nor cached.
+        UserError: The task is unknown or a group, its file is wrong, it has no usable score, or its data is neither reachable
+            nor cached.
     """
-    definition = _permitted_definition(task, include_paths)
+    definition = permitted_definition(task, include_paths)
     if definition.is_group:
-        raise UserError(
-            f"{task!r} is a group of tasks", f"give its tasks instead: {', '.join(expand([task], include_paths))}"
-        )
+        raise UserError(f"{task!r} is a group of tasks", "give the names of its tasks instead")
+    if not definition.is_shipped:
+        check_fields(definition)
+    score = choose_score(definition, metrics, preferred)
+    plain = score == Score("acc") and "process_results" not in definition.fields and "class" not in definition.fields
     fields, about = definition.fields, definition.metadata
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     from_code = "custom_dataset" in fields or "class" in fields
@@ -169,22 +180,24 @@ def describe(task: str, include_paths: Sequence[Path], *, resolve: bool = True) 
         title=str(about.get("title", task)),
         dataset_path=path,
         dataset_name=name,
-        revision=resolve_revision(path, name, _declared_revision(fields))
+        revision=resolve_revision(path, name, declared_revision(fields))
         if resolve and path and not from_code
         else None,
         digest=definition.digest,
         chance=None if chance is None else float(chance),
         licence=str(about.get("licence", "")),
         citation=str(about.get("citation", "")),
+        score="" if plain else str(score),
     )
 
 
-def prefetch(task: str, include_paths: Sequence[Path]) -> BenchmarkInfo:
+def prefetch(task: str, include_paths: Sequence[Path], metrics: Mapping[str, str] | None = None) -> BenchmarkInfo:
     """Download a task's data into the cache, so that the task can run offline.
 
     Args:
         task: Name of the task.
         include_paths: Folders of task files.
+        metrics: As in `describe`.
 
     Returns:
         The description of the task.
@@ -192,35 +205,62 @@ def prefetch(task: str, include_paths: Sequence[Path]) -> BenchmarkInfo:
     Raises:
         UserError: The task is unknown, or its data cannot be downloaded.
     """
-    info = describe(task, include_paths)
+    info = describe(task, include_paths, metrics=metrics)
     if info.dataset_path is not None and info.revision is not None:
-        definition = _permitted_definition(task, include_paths)
-        if "custom_dataset" in _pinned_fields(definition, info.revision):
+        definition = permitted_definition(task, include_paths)
+        if reads_whole_data(task, include_paths, info.revision):
             hub.load_dataset(info.dataset_path, info.dataset_name, info.revision)
         else:  # the task has data set options, which lm-eval passes to `datasets` itself
             with quiet_lm_eval():
-                _load_task(definition, include_paths, info.revision)
+                load_configured(definition, include_paths, info.revision)
     return info
 
 
-def _permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task. Raises `UserError` if it needs code that the user has not permitted."""
-    definition = _find_definition(task, include_paths)
-    require_code_consent(definition)
-    return definition
+def reads_whole_data(task: str, include_paths: Sequence[Path], revision: str | None) -> bool:
+    """Return whether a task reads its data set on the hub without options of its own.
+
+    Args:
+        task: Name of the task.
+        include_paths: Folders of task files.
+        revision: Commit of the data set.
+
+    Returns:
+        Whether it does.
+    """
+    return "custom_dataset" in pinned_fields(permitted_definition(task, include_paths), revision)
 
 
-def _find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    known = read_folders(tuple(include_paths))
-    if task in known:
-        return known[task]
-    if task.startswith(("wpn_", "lab_")):
-        raise unknown_name("task", task, known)  # a misspelt name of our tasks: reading all of lm-eval's is not needed
-    lm_eval_tasks = _task_manager(tuple(include_paths), True).task_index
-    entry = lm_eval_tasks.get(task)
-    if entry is None or entry.yaml_path is None:
-        raise unknown_name("task", task, close_matches(task, [*known, *lm_eval_tasks]) or known)
-    return read_folders((Path(entry.yaml_path).parent,))[task]
+def rehearse_task(
+    info: BenchmarkInfo,
+    include_paths: Sequence[Path],
+    limit: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    multiturn: bool = False,
+) -> None:
+    """Check a task on its data before a run; the tasks of wpn-bench need no check.
+
+    Args:
+        info: The task.
+        include_paths: Folders of task files.
+        limit: Number of documents; None is all.
+        tokenizer: Tokenizer whose chat template is applied; None: none is.
+        multiturn: Whether few-shot examples are turns of the conversation.
+
+    Raises:
+        UserError: The task cannot be used; the message names file and field.
+    """
+    definition = permitted_definition(info.name, include_paths)
+    if definition.is_shipped:
+        return
+
+    def chat(messages: Any, add_generation_prompt: bool = True) -> str:
+        from lm_eval.models.huggingface import HFLM
+
+        holder: Any = type("Holder", (), {"tokenizer": tokenizer, "chat_template_args": {}})()
+        return str(HFLM.apply_chat_template(holder, messages, add_generation_prompt))
+
+    score = Score.parse(info.score or "acc")
+    rehearse(definition, include_paths, info.revision, score, limit, chat if tokenizer else None, multiturn)
 
 
 # --- evaluation ---
@@ -237,6 +277,9 @@ def evaluate_task(
     include_paths: Sequence[Path],
     revision: str | None = None,
     progress: Progress | None = None,
+    score: str = "",
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = False,
 ) -> BenchmarkResult:
     """Evaluate a model on one task.
 
@@ -251,6 +294,9 @@ def evaluate_task(
         revision: Commit of the data set; None resolves it.
         progress: Called with the number of requests (documents x choices) and the unit; returns the function to call
             with each n done.
+        score: The metric and filter that score it; empty: the usual one.
+        apply_chat_template: Put the prompts into the tokenizer's chat template, as lm-eval's option does.
+        fewshot_as_multiturn: Give few-shot examples as turns of the conversation, as lm-eval's option does.
 
     Returns:
         The result.
@@ -262,11 +308,11 @@ def evaluate_task(
 
     from wpn_bench.engine.placement import is_spread
 
-    definition = _permitted_definition(task, include_paths)
+    definition = permitted_definition(task, include_paths)
     if not is_spread(model):
         model.to(device)
     with quiet_lm_eval():
-        loaded = _zero_shot(_load_task(definition, include_paths, revision))
+        loaded = zero_shot(load_configured(definition, include_paths, revision))
         # `simple_evaluate` would also set the seeds of Python, numpy and torch, which changes the caller's state (nothing
         # here is random), and run git and pip to describe the machine, which takes seconds and prints errors of git.
         results = lm_eval.evaluate(
@@ -275,28 +321,39 @@ def evaluate_task(
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
         )
     assert results is not None  # it is None only on ranks other than 0, and this is a single process
     reported = results["results"][task]
+    chosen = Score.parse(score) if score else choose_score(definition)
     metrics = {
-        name.partition(",")[0]: float(value)
+        name.removesuffix(",none"): float(value)
         for name, value in reported.items()
-        if name.endswith(",none") and isinstance(value, (int, float)) and "_stderr" not in name
+        if "," in name and isinstance(value, (int, float)) and "_stderr" not in name
     }
-    accuracy = next((a for a in _ACCURACIES if a in metrics), None)
-    if accuracy is None:
+    if (accuracy := reported.get(str(chosen))) is None:
         known = ", ".join(sorted(metrics)) or "none"
-        raise UserError(f"the task {task!r} reports no accuracy (its metrics: {known})", "remove it from --tasks")
-    documents = tuple(_document(loaded, sample, accuracy) for sample in results["samples"][task])
-    return BenchmarkResult(task, short_name(task), metrics[accuracy], len(documents), metrics, documents)
+        raise UserError(
+            f"the task {task!r} reports no {chosen} (its metrics: {known})",
+            f"choose one: --metric {task}=METRIC[,FILTER]",
+        )
+    samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
+    documents = tuple(_document(loaded, sample, chosen.metric) for sample in samples)
+    if any(not 0 <= document.score <= 1 for document in documents):
+        raise UserError(
+            f"{chosen.metric!r} of the task {task!r} is not from 0 to 1",
+            f"choose another: --metric {task}=METRIC[,FILTER]",
+        )
+    return BenchmarkResult(task, short_name(task), float(accuracy), len(documents), metrics, documents)
 
 
 def run_benchmark_stage(ctx: StageContext) -> None:
     """Run the stage `benchmark`, which evaluates the input `model` on one task.
 
     Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype` and, optionally, `definition`, the expected digest of the
-    task. Local settings: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes `result.json`
-    and `documents.parquet` (the fields of `DocumentResult`, in order of doc_id).
+    task, `score`, `apply_chat_template` and `fewshot_as_multiturn`. Local settings: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes `result.json`
+    and `documents.parquet` (the fields of `DocumentResult`, in order of doc_id; `score` and `response` only with a `score`).
     """
     import pandas as pd
 
@@ -306,7 +363,7 @@ def run_benchmark_stage(ctx: StageContext) -> None:
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
     # The files may have changed, or may differ on this machine, since the run computed the digest.
-    if params.get("definition", digest := _permitted_definition(params["task"], folders).digest) != digest:
+    if params.get("definition", digest := permitted_definition(params["task"], folders).digest) != digest:
         raise UserError(
             f"the file of task {params['task']!r} has changed since the start of the run",
             "run the command again (all machines need the same task files)",
@@ -325,6 +382,9 @@ def run_benchmark_stage(ctx: StageContext) -> None:
         include_paths=folders,
         revision=params.get("revision"),
         progress=ctx.progress,
+        score=params.get("score", ""),
+        apply_chat_template=params.get("apply_chat_template", False),
+        fewshot_as_multiturn=params.get("fewshot_as_multiturn", False),
     )
     summary = {
         "task": result.task,
@@ -336,143 +396,10 @@ def run_benchmark_stage(ctx: StageContext) -> None:
         "revision": params.get("revision"),
     }
     frame = pd.DataFrame([asdict(d) for d in result.documents]).sort_values("doc_id")
+    if "score" not in params:
+        frame = frame.drop(columns=["score", "response"])
     frame.to_parquet(ctx.out / "documents.parquet", index=False)
     write_json(ctx.out / "result.json", summary)
-
-
-# --- lm-eval ---
-
-
-def _manager_key(task: str, include_paths: Sequence[Path]) -> tuple[tuple[Path, ...], bool]:
-    folders = tuple(include_paths)
-    return folders, task not in read_folders(folders)
-
-
-@cache
-def _task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
-    """Create the task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds."""
-    from lm_eval.tasks import TaskManager
-
-    with _quiet():
-        return TaskManager(include_path=[str(f) for f in folders], include_defaults=with_defaults)
-
-
-def clear_task_cache() -> None:
-    """Forget all task files, so that they are read again."""
-    read_folders.cache_clear()
-    _task_manager.cache_clear()
-
-
-def _load_task(definition: TaskDefinition, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
-    """Load a task and its data, at `revision` if the data is on the hub."""
-    manager = _task_manager(*_manager_key(definition.name, include_paths))
-    entry = manager.task_index.get(definition.name)
-    if entry is None or entry.yaml_path is None or entry.yaml_path.resolve() != definition.path.resolve():
-        # The task is declared twice. lm-eval takes the first file, which is not the one whose consent was checked.
-        raise UserError(f"the task {definition.name!r} is declared twice in its folder", "rename one of them")
-    _check_metrics(definition)
-    # lm-eval's documented way to change fields of a task is a group with one member.
-    member = {"task": definition.name, **_pinned_fields(definition, revision)}
-    try:
-        loaded = manager.load({"group": "one", "task": [member]})
-    except (OSError, ValueError) as e:
-        why = " ".join(str(e).split())[:200]
-        raise UserError(
-            f"the data of task {definition.name!r} cannot be read ({why})",
-            "check the network and the task file",
-        ) from e
-    task: Any = loaded["tasks"][definition.name]
-    return task
-
-
-def _check_metrics(definition: TaskDefinition) -> None:
-    """Reject unknown metrics: lm-eval would search the hub for them and run the code that it finds."""
-    from lm_eval.api import metrics, registry  # noqa: F401 - importing metrics fills the registry
-
-    metric_names = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
-    names = [name for name in metric_names if isinstance(name, str) and name not in definition.functions]
-    unknown = [name for name in names if name not in registry.metric_registry]
-    if unknown and not consent.code_allowed():
-        raise UserError(
-            f"the task {definition.name!r} has the metric {unknown[0]!r}, which lm-eval would download from the hub and run",
-            "add --trust-remote-code (`trust_remote_code: true`), or use a metric that lm-eval knows",
-        )
-
-
-def _zero_shot(task: ConfigurableTask) -> ConfigurableTask:
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    return task
-
-
-def load_task(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
-    """Load a task as `evaluate_task` uses it.
-
-    Args:
-        task: Name of the task.
-        include_paths: Folders of task files.
-        revision: Commit of the data set; None resolves it.
-
-    Returns:
-        The lm-eval task.
-
-    Raises:
-        UserError: The task is unknown, or its data cannot be read.
-    """
-    with quiet_lm_eval():
-        return _zero_shot(_load_task(_permitted_definition(task, include_paths), include_paths, revision))
-
-
-@contextmanager
-def quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval and `datasets`, run templates in a sandbox, and stop lm-eval from starting processes."""
-    # The processes that its bootstrap forks sometimes hang.
-    with _quiet(), hub.quiet_libraries(), _sandboxed_templates(), environment_variables(DISABLE_MULTIPROC="1"):
-        yield
-
-
-@contextmanager
-def _sandboxed_templates() -> Iterator[None]:
-    """Render templates of task files in a sandbox. In lm-eval's own environment they could access any Python object."""
-    from jinja2 import BaseLoader, StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from lm_eval import utils
-
-    before = utils.env
-    safe = ImmutableSandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-    safe.filters.update(before.filters)
-    utils.env = safe
-    try:
-        yield
-    finally:
-        utils.env = before
-
-
-def _pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:
-    """Return the fields that make a task read its data at a fixed commit; none for local data and data made by code."""
-    fields = definition.fields
-    path, name = fields.get("dataset_path"), fields.get("dataset_name")
-    if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):
-        return {}
-    commit = revision or resolve_revision(path, name, _declared_revision(fields))
-    options = {
-        k: v for k, v in (fields.get("dataset_kwargs") or {}).items() if k not in ("trust_remote_code", "revision")
-    }
-    if options or commit is None:
-        return {"dataset_kwargs": {**options, "revision": commit}}
-
-    def at_commit(**_: Any) -> Any:
-        return hub.load_dataset(path, name, commit)
-
-    return {"custom_dataset": at_commit}
-
-
-def _declared_revision(fields: Mapping[str, Any]) -> str | None:
-    """Return the branch, tag or commit of the data set in a task file."""
-    options = fields.get("dataset_kwargs")
-    revision = options.get("revision") if isinstance(options, dict) else None
-    return None if revision is None else str(revision)
 
 
 def _language_model(
@@ -517,12 +444,14 @@ def _language_model(
     return SilentModel(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
-def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) -> DocumentResult:
-    correct = bool(float(sample[accuracy]) == 1.0)
+def _document(task: ConfigurableTask, sample: Mapping[str, Any], metric: str) -> DocumentResult:
+    score = float(sample[metric])
     answers = sample["filtered_resps"]
+    lls: tuple[float, ...] = ()
+    response = None
     if task.OUTPUT_TYPE == "multiple_choice":
-        lls = tuple(float(ll) for ll, _ in answers)
         choices = task.doc_to_choice(sample["doc"])
+        lls = tuple(float(ll) for ll, _ in answers)
         best = max(range(len(choices)), key=lambda i: lls[i]) if not any(map(math.isnan, lls)) else None
         prediction = None if best is None else choices[best].strip()
         target = _gold(task, sample["doc"], choices).strip()
@@ -531,33 +460,16 @@ def _document(task: ConfigurableTask, sample: Mapping[str, Any], accuracy: str) 
         target = str(sample["target"]).strip()
         prediction = target if answers[0][1] else None
     else:
-        lls = ()
-        target, prediction = str(sample["target"]), str(answers[0])
-    return DocumentResult(int(sample["doc_id"]), str(sample["doc_hash"]), target, prediction, correct, lls)
+        target, prediction, response = str(sample["target"]), str(answers[0]), str(sample["resps"][0][0])
+    ids = int(sample["doc_id"]), str(sample["doc_hash"])
+    return DocumentResult(*ids, target, prediction, score == 1.0, lls, score, response)
 
 
 def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:
     """Return the correct choice. If the choices are contexts (WinoGrande), lm-eval's "text" is its index."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     first = gold[0] if isinstance(gold, list) else gold
-    return choices[first] if isinstance(first, int) else str(first)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Disable progress bars and messages of lm-eval. Errors are still raised."""
-    import lm_eval.api.task as task_module
-
-    logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, task_module.tqdm
-    logger.setLevel(logging.ERROR)
-    # The progress bar over the construction of prompts is the only one without a switch.
-    task_module.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        task_module.tqdm = bar
+    return choices[first] if isinstance(first, int) and 0 <= first < len(choices) else str(first)
 
 
 STAGE = Stage(

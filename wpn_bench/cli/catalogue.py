@@ -76,8 +76,9 @@ def judges() -> Iterator[Entry]:
 
 def benchmarks() -> Iterator[Entry]:
     """Yield an entry for each of the benchmark tasks and groups."""
-    from wpn_bench.benchmarks.definitions import expand, read_folders, short_name, task_folders
+    from wpn_bench.benchmarks.definitions import read_folders, short_name, task_folders
     from wpn_bench.benchmarks.run import describe
+    from wpn_bench.benchmarks.selection import select
 
     folders = task_folders(("benchmarks", "lab"))
     found = read_folders(folders)
@@ -89,7 +90,7 @@ def benchmarks() -> Iterator[Entry]:
         if name.startswith("lab_"):
             title += " in the lab's world" + (", to tune on" if validation else "")
         if definition.is_group:
-            members = len(expand([name], folders))
+            members = len(select([name], folders).tasks)
             yield Entry(name, title, f"A group of {members} tasks", str(definition.metadata.get("citation", OURS)))
             continue
         info = describe(name, folders, resolve=False)

@@ -60,8 +60,13 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
         return revision
     try:
         info = with_retries(lambda: HfApi().dataset_info(path, revision=revision, timeout=20))
+        script = f"{path.rpartition('/')[2]}.py"
+        if any(file.rfilename == script for file in info.siblings or ()):
+            raise script_error(path, script)
         if info.sha is not None:
             return str(info.sha)
+    except UserError:
+        raise
     except Exception as e:
         if not is_connection_error(e):
             raise
@@ -72,6 +77,22 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
     if cached is None:
         raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH_HINT)
     return cached
+
+
+def script_error(path: str, script: str) -> UserError:
+    """Return the error for a data set that is a Python script, which `datasets` 4 and later do not run.
+
+    Args:
+        path: Name of the data set on the hub.
+        script: The script.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    return UserError(
+        f"the data set {path!r} is a script ({script}), which the library `datasets` no longer runs",
+        "use a copy that consists of data files (Parquet, JSON, CSV), or its revision refs/convert/parquet if it has one",
+    )
 
 
 def cached_revision(path: str, name: str | None = None) -> str | None:
@@ -170,6 +191,8 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
             f"{PREFETCH_HINT}, or omit the revision to use the cached commit",
         ) from e
     except Exception as e:
+        if isinstance(e, RuntimeError) and "scripts are no longer supported" in str(e):
+            raise script_error(path, str(e).rpartition(" ")[2]) from e
         if isinstance(e, (ValueError, datasets.exceptions.DatasetsError)) and not disk_full_error(e):
             why = " ".join(str(e).split())[:200]
             raise UserError(
@@ -185,7 +208,7 @@ def _cached_builder(path: str, name: str | None) -> Any:
     try:
         with quiet_libraries(), _offline():
             return datasets.load_dataset_builder(path, name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
         return None  # nothing cached, or not this configuration
 
 

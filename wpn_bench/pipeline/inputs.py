@@ -10,7 +10,9 @@ from typing import Any
 from wpn_bench import attacks, models, prompts
 from wpn_bench.analysis.judge_card import JudgeCard, read_card
 from wpn_bench.attacks import AttackContext, quantise
-from wpn_bench.benchmarks.run import BenchmarkInfo, clear_task_cache, describe
+from wpn_bench.benchmarks.run import BenchmarkInfo, clear_task_cache, rehearse_task
+from wpn_bench.benchmarks.scores import Score
+from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
 from wpn_bench.config import RunConfig
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Reporter
@@ -20,7 +22,7 @@ from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
 from wpn_bench.models.files import check_causal
-from wpn_bench.models.tokenizer import encode_prompts
+from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
@@ -85,6 +87,7 @@ class Inputs:
         further: Judges besides the deciding one.
         card: Card of the deciding judge.
         judged_from: Judge -> what was downloaded for it -> commit.
+        task_groups: Groups of tasks, and how lm-eval averages them.
     """
 
     model: ModelRef
@@ -106,6 +109,7 @@ class Inputs:
     further: tuple[FurtherJudge, ...] = ()
     card: JudgeCard | None = None
     judged_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    task_groups: tuple[tuple[TaskGroup, Aggregate], ...] = ()
 
     @property
     def answers(self) -> bool:
@@ -170,11 +174,21 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     retain, heldout = texts["retain"], texts.get("heldout")
     if heldout is not None and config.limit is not None:
         heldout = replace(heldout, texts=heldout.texts[: config.limit])
-    tasks = tuple(describe(name, names.folders) for name in names.tested)
+    tasks = tuple(names.describe(name) for name in names.tested)
+    rehearse_tasks(config, tasks, names, model)
+    notes += [f"{task.name} is scored by {task.score}" for task in tasks if task.score]
+    infos = {task.name: Score.parse(task.score or "acc") for task in tasks}
+    groups = []
+    for group in names.groups:
+        if aggregate := group.aggregate_of([infos[task] for task in group.tasks]):
+            groups.append((group, aggregate))
+        else:
+            notes.append(f"the group {group.name} gets no score: its average is not over the scores of all its tasks")
     tuning_data = None
     if config.tune:
         tuning_data, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
-        tuning_data = replace(tuning_data, tasks=tuple(describe(name, names.folders) for name in names.tuned))
+        tuning_data = replace(tuning_data, tasks=tuple(names.describe(name) for name in names.tuned))
+        rehearse_tasks(config, tuning_data.tasks, names, model)
     skipped = count_too_long(config, model, template, asked)
     if not (config.relearn or config.quantise or config.gradient_attacks):
         attacked = None
@@ -192,6 +206,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         retain=retain,
         heldout=heldout,
         tasks=tasks,
+        task_groups=tuple(groups),
         judge_digest=judge,
         notes=tuple(notes),
         skipped=(*skipped, *impossible),
@@ -212,8 +227,29 @@ def check_tasks(config: RunConfig) -> TaskNames:
         tuning.require_optuna()
     names = task_names_of(config)
     for name in (*names.tested, *names.tuned):
-        describe(name, names.folders, resolve=False)
+        names.describe(name, resolve=False)
     return names
+
+
+def rehearse_tasks(config: RunConfig, tasks: Sequence[BenchmarkInfo], names: TaskNames, model: ModelRef) -> None:
+    """Check the benchmark tasks of the user and of lm-eval on their data.
+
+    Args:
+        config: The settings of the run.
+        tasks: The tasks.
+        names: The names of all tasks.
+        model: The base model, whose chat template is applied if the settings say so.
+
+    Raises:
+        UserError: A task cannot be used, or the model has no chat template.
+    """
+    tokenizer = None
+    if config.apply_chat_template and tasks:
+        tokenizer = load_tokenizer(model.path)
+        if not tokenizer.chat_template:
+            raise UserError(f"{config.model} has no chat template", "leave --apply-chat-template out")
+    for task in tasks:
+        rehearse_task(task, names.folders, config.limit, tokenizer, config.fewshot_as_multiturn)
 
 
 def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:

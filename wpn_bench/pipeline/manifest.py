@@ -75,6 +75,12 @@ def manifest_of(
         },
         "tasks": {
             t.short: {"task": t.name, "dataset": t.dataset_path, "revision": t.revision, "digest": t.digest}
+            | ({"score": t.score} if t.score else {})
+            | (
+                {"chat_template": "multiturn" if config.fewshot_as_multiturn else "one turn"}
+                if config.apply_chat_template
+                else {}
+            )
             for t in inputs.tasks
         },
         "versions": {

@@ -321,6 +321,12 @@ class Planner:
                 "batch_size": config.benchmark_batch_size,
                 "dtype": config.dtype,
             }
+            # Only where they differ from the plain accuracy of a plain prompt.
+            chat = {
+                "apply_chat_template": config.apply_chat_template,
+                "fewshot_as_multiturn": config.fewshot_as_multiturn,
+            }
+            params |= {name: True for name, on in chat.items() if on} | ({"score": task.score} if task.score else {})
             local = {**self.placement, "include_paths": config.benchmark_folders}
             label = f"{target.label}: {task.short}"
             job = plan.add(target.model, Job("benchmark", params, {"model": target.artifact}, label, local))

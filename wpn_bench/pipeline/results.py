@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
+from wpn_bench.benchmarks.definitions import short_name as short_task
+from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.core.files import write_json
 from wpn_bench.core.paths import display_path
@@ -95,7 +97,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     documents = metric_rows.read_documents(run.measured(run.plan.scored))
     rows = metric_rows.prompt_rows(samples, threshold)
     rows += metric_rows.worst_case_rows(samples, threshold)
-    rows += metric_rows.benchmark_rows(documents)
+    rows += metric_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
     rows += metric_rows.turned_rows(documents)
     of_stages, failed = rows_of_stages(run)
     rows += of_stages
@@ -159,6 +161,10 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
 
     render_report(out)
     return results
+
+
+def _average(group: TaskGroup, aggregate: Aggregate) -> metric_rows.TaskAverage:
+    return metric_rows.TaskAverage(group.name, tuple(map(short_task, group.tasks)), aggregate.weighted)
 
 
 def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:

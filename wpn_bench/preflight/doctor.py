@@ -274,6 +274,26 @@ def _measuring(context: DoctorContext) -> Iterator[Diagnostic]:
         yield _diagnostic(resources.check_inference(context.spec))
 
 
+def _benchmarks(context: DoctorContext) -> Iterator[Diagnostic]:
+    """Check the files of all tasks; the data of those that are not wpn-bench's own, if it is local, or no script."""
+    from wpn_bench.benchmarks.loading import find_definition
+    from wpn_bench.benchmarks.run import rehearse_task
+    from wpn_bench.hub import is_local
+    from wpn_bench.preflight.sets import task_names_of
+
+    names = task_names_of(context.config)
+    for name in (*names.tested, *names.tuned):
+        info = names.describe(name, resolve=False)
+        if find_definition(name, names.folders).is_shipped:
+            continue
+        if info.dataset_path is None or is_local(info.dataset_path):
+            rehearse_task(info, names.folders, context.config.limit)
+        else:
+            names.describe(name)
+    if names.tested or names.tuned:
+        yield Diagnostic("benchmarks", "ok", f"{len(names.tested) + len(names.tuned)} tasks can be read")
+
+
 _CHECKS = {
     "libraries": _libraries,
     "machine": _machine,
@@ -281,6 +301,7 @@ _CHECKS = {
     "hub": _hub,
     "model": _model,
     "judge": _judge,
+    "benchmarks": _benchmarks,
     "training": _training,
     "measuring": _measuring,
 }

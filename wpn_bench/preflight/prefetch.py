@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from wpn_bench import hub, models, prompts
 from wpn_bench.config import RunConfig
@@ -14,7 +13,7 @@ from wpn_bench.core.progress import Reporter, Stopwatch
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.hub import FetchedItem
-from wpn_bench.preflight.sets import sets_of, task_names_of
+from wpn_bench.preflight.sets import TaskNames, sets_of, task_names_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def _steps(config: RunConfig) -> Iterator[Step]:
         yield Step(f"data set {source.hub}", lambda source=source: _data(source))  # type: ignore[misc]
     tasks = task_names_of(config)
     for name in dict.fromkeys((*tasks.tested, *tasks.tuned)):
-        yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, tasks.folders))  # type: ignore[misc]
+        tasks.describe(name, resolve=False)
+        yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, tasks))  # type: ignore[misc]
     yield Step(f"model {config.model}", lambda: models.resolve(config.model, config.revision).fetched)
 
 
@@ -82,11 +82,13 @@ def _data(source: prompts.Source) -> list[FetchedItem]:
     return [] if commit is None else [_loaded("prompts", source.hub, source.config, commit)]
 
 
-def _benchmark(name: str, folders: tuple[Path, ...]) -> list[FetchedItem]:
+def _benchmark(name: str, tasks: TaskNames) -> list[FetchedItem]:
     from wpn_bench.benchmarks import run
 
-    info = run.prefetch(name, folders)
+    info = run.prefetch(name, tasks.folders, tasks.metrics)
     if info.dataset_path is None or info.revision is None:
+        return []
+    if not run.reads_whole_data(name, tasks.folders, info.revision):
         return []
     return [_loaded("benchmark", info.dataset_path, info.dataset_name, info.revision)]
 

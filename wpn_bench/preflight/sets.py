@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from wpn_bench import prompts
-from wpn_bench.benchmarks.definitions import expand, task_folders
+from wpn_bench.benchmarks.definitions import short_name, task_folders
+from wpn_bench.benchmarks.run import BenchmarkInfo, describe
+from wpn_bench.benchmarks.selection import Selection, TaskGroup, select
 from wpn_bench.config import RunConfig
+from wpn_bench.errors import UserError
 from wpn_bench.prompts import SetSpec
 from wpn_bench.prompts.types import Role
 
@@ -73,6 +78,13 @@ class TaskNames:
     tested: tuple[str, ...]
     tuned: tuple[str, ...]
     folders: tuple[Path, ...]
+    groups: tuple[TaskGroup, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self, name: str, *, resolve: bool = True) -> BenchmarkInfo:
+        """Describe a task with the score that the user or its group chose for it; `resolve`: also find its data's commit."""
+        preferred = Selection(self.tested, self.groups).preferred(name)
+        return describe(name, self.folders, resolve=resolve, metrics=self.metrics, preferred=preferred)
 
 
 def task_names_of(config: RunConfig) -> TaskNames:
@@ -82,4 +94,18 @@ def task_names_of(config: RunConfig) -> TaskNames:
     if "benchmarks" not in config.stages and not config.tune:
         return TaskNames((), (), ())
     folders = task_folders(config.benchmark_folders)
-    return TaskNames(tuple(expand(tested, folders)), tuple(expand(tuned, folders)), folders)
+    found, for_tuning = select(tested, folders), select(tuned, folders)
+    names = (*found.tasks, *for_tuning.tasks)
+    if shared := set(found.tasks) & set(for_tuning.tasks):
+        raise UserError(f"{min(shared)} is tested on, so it cannot be tuned on", "choose other tune_benchmarks")
+    short = [short_name(name) for name in names]
+    if twice := [name for name in names if short.count(short_name(name)) > 1]:
+        raise UserError(f"{' and '.join(twice[:2])} have the same name in results", "run one of them")
+    metrics = {task.strip(): metric for task, _, metric in (one.partition("=") for one in config.benchmark_metrics)}
+    members = {group.name: group.tasks for group in found.groups}
+    metrics = {task: text for name, text in metrics.items() for task in members.get(name, (name,))}
+    if unused := [task for task in metrics if not any(fnmatchcase(name, task) for name in names)]:
+        raise UserError(
+            f"--metric names {unused[0]!r}, which is not a benchmark of the run", f"it has {', '.join(names[:8])}"
+        )
+    return TaskNames(found.tasks, for_tuning.tasks, folders, found.groups, metrics)
