@@ -39,6 +39,11 @@ def export(run: Run, out: Path | None) -> list[str]:
     config = manifest["config"]
     if lacking := {"benchmark_folders", "dtype", "benchmark_batch_size"} - {*config}:
         raise UserError(f"{run.folder / MANIFEST} is damaged: its config has no {min(lacking)}", AGAIN)
+    if config.get("apply_chat_template"):
+        raise UserError(
+            "benchmarks in a chat template cannot be exported: lm-eval's files hold the prompts, which the run did not keep",
+            "run lm-eval with --apply_chat_template, or export a run without it",
+        )
     tasks = {short: (one["task"], one["revision"]) for short, one in manifest["tasks"].items()}
     if odd := [task for task, _ in tasks.values() if not _FILE_NAME.fullmatch(str(task))]:
         raise UserError(f"{odd[0]!r} is no name of a task", "export a run that wpn-bench wrote")
