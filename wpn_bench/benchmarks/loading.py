@@ -25,14 +25,36 @@ FEWSHOT_SEED = 1234  # lm-eval's default
 
 
 def permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task. Raises `UserError` if it needs code that the user has not permitted."""
+    """Return the definition of a task.
+
+    Args:
+        task: Name of the task.
+        include_paths: Folders of task files.
+
+    Returns:
+        The definition.
+
+    Raises:
+        UserError: It is unknown, or needs code that the user has not permitted.
+    """
     definition = find_definition(task, include_paths)
     require_code_consent(definition)
     return definition
 
 
 def find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task or group of a folder or of lm-eval; raises `UserError` if there is none."""
+    """Return the definition of a task or group of a folder or of lm-eval.
+
+    Args:
+        task: Name of the task or group.
+        include_paths: Folders of task files.
+
+    Returns:
+        The definition.
+
+    Raises:
+        UserError: There is none of that name.
+    """
     known = read_folders(tuple(include_paths))
     if task in known:
         return known[task]
@@ -52,7 +74,15 @@ def _manager_key(task: str, include_paths: Sequence[Path]) -> tuple[tuple[Path, 
 
 @cache
 def task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
-    """Create the task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds."""
+    """Create the task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds.
+
+    Args:
+        folders: Folders of task files.
+        with_defaults: Also read lm-eval's own task files.
+
+    Returns:
+        The task manager.
+    """
     from lm_eval.tasks import TaskManager
 
     with _quiet():
@@ -77,7 +107,19 @@ def clear_task_cache() -> None:
 def load_configured(
     definition: TaskDefinition, include_paths: Sequence[Path], revision: str | None
 ) -> ConfigurableTask:
-    """Load a task and its data, at `revision` if the data is on the hub."""
+    """Load a task and its data.
+
+    Args:
+        definition: The task.
+        include_paths: Folders of task files.
+        revision: Commit of the data if it is on the hub; None resolves it.
+
+    Returns:
+        lm-eval's task.
+
+    Raises:
+        UserError: The task is declared twice, its metric is unknown, or its data cannot be read.
+    """
     manager = task_manager(*_manager_key(definition.name, include_paths))
     entry = manager.task_index.get(definition.name)
     if entry is None or entry.yaml_path is None or entry.yaml_path.resolve() != definition.path.resolve():
@@ -166,7 +208,15 @@ def _sandboxed_templates() -> Iterator[None]:
 
 
 def pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:
-    """Return the fields that make a task read its data at a fixed commit; none for local data and data made by code."""
+    """Return the fields that make a task read its data at a fixed commit; none for local data and data made by code.
+
+    Args:
+        definition: The task.
+        revision: The commit; None resolves it.
+
+    Returns:
+        The fields, which override those of the file.
+    """
     fields = definition.fields
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
     if "custom_dataset" in fields or "class" in fields or path is None or hub.is_local(path):

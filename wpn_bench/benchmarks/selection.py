@@ -141,7 +141,7 @@ def _aggregates(definition: TaskDefinition, fields: dict[str, Any]) -> tuple[Agg
         filters = one.get("filter_list") or ()
         chosen = (filters,) if isinstance(filters, str) else tuple(filters)
         found.append(Aggregate(one["metric"], chosen, bool(one.get("weight_by_size", True))))
-    return () if definition.is_shipped else tuple(found)  # the report's benchmark average is that of the nine
+    return () if definition.is_shipped else tuple(found)  # the report's benchmark average is theirs
 
 
 def _tags(known: dict[str, TaskDefinition]) -> dict[str, list[str]]:

@@ -82,7 +82,15 @@ class TaskNames:
     metrics: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self, name: str, *, resolve: bool = True) -> BenchmarkInfo:
-        """Describe a task with the score that the user or its group chose for it; `resolve`: also find its data's commit."""
+        """Describe a task with the score that the user or its group chose for it.
+
+        Args:
+            name: Name of the task.
+            resolve: Also find the commit of its data.
+
+        Returns:
+            The description.
+        """
         preferred = Selection(self.tested, self.groups).preferred(name)
         return describe(name, self.folders, resolve=resolve, metrics=self.metrics, preferred=preferred)
 
