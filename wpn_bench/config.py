@@ -40,6 +40,14 @@ def some_step(value: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(value))
 
 
+def split_candidate(entry: str) -> tuple[str, str]:
+    """Split `NAME=SOURCE`. Raises `ValueError` if it is not of that form."""
+    name, equals, source = entry.partition("=")
+    if not equals or not source.strip() or not _LABEL.fullmatch(name):
+        raise ValueError(f"the candidate {entry!r} is not NAME=SOURCE, such as mine=./folder (a name has no spaces)")
+    return name, source.strip()
+
+
 class Curve(BaseModel):
     """A curve over training steps.
 
@@ -98,6 +106,17 @@ class RunConfig(BaseModel):
         ),
     ]
     revision: Annotated[str | None, Option(help="Branch, tag or commit of the model.", panel=MODEL_AND_DATA)] = None
+    candidates: Annotated[
+        tuple[str, ...],
+        Option(
+            flags=("--candidate",),
+            type=list[str],
+            metavar="NAME=SOURCE",
+            help="A model that is already there, measured beside the base without training (repeatable): a folder, a hub "
+            "id (with @revision), a LoRA adapter, a .gguf file, or an endpoint, openai:URL#MODEL.",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = ()
     methods: Annotated[
         dict[str, dict[str, Any]],
         Option(
@@ -446,6 +465,14 @@ class RunConfig(BaseModel):
                 raise ValueError(f"{one!r} is not TASK=METRIC or TASK=METRIC,FILTER")
         return value
 
+    @field_validator("candidates")
+    @classmethod
+    def _named_candidates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [split_candidate(entry)[0] for entry in value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two candidates are called {min(twice)!r}")
+        return value
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _number_of_seeds(cls, value: Any) -> Any:
@@ -469,6 +496,8 @@ class RunConfig(BaseModel):
     def _settings_fit_together(self) -> RunConfig:
         if shared := set(self.tune_benchmarks) & set(self.benchmarks):
             raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
+        if taken := {split_candidate(entry)[0] for entry in self.candidates} & {"base", *self.methods}:
+            raise ValueError(f"a candidate is called {min(taken)!r}, as another model of the run: give it another name")
         names = [judge_spec.parse(judge).name for judge in (self.judge, *self.judges)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the judge {min(twice)} is named twice (rates at other thresholds are reported anyway)")

@@ -14,6 +14,7 @@ from wpn_bench.analysis import baselines
 from wpn_bench.analysis.baselines import Bits
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE
 from wpn_bench.runs.metrics import ACCURACY, BENCHMARK
 
 
@@ -75,7 +76,7 @@ def test_the_shipped_baseline_is_of_the_lab_as_it_is() -> None:
     assert set(lab.methods) | {"base"} == set(shipped.models)
     assert shipped.sets(BENCHMARK) == [name.removeprefix("lab_") for name in lab.benchmarks]
     assert shipped.sets("attack") == list(lab.attacks)
-    assert shipped.ground["template"] == lab.template
+    assert shipped.ground["template"] == QUESTION_TEMPLATE
     tasks = read_folders(task_folders(("lab",)))
     for one in (a for a in shipped.asked if a.suite == BENCHMARK):
         assert one.source == tasks[f"lab_{one.name}"].digest, one.name

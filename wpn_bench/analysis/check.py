@@ -236,7 +236,10 @@ def _changes(
                 raise UserError(f"{model} would be compared with itself", "give --baseline, or another --against")
             return [], "", []
         both = baselines.answers_of(run, [model, against])
-        return compared(both, both, model, against, margin, gates), f"{against} of the same run", _spread(both, model)
+        findings = compared(both, both, model, against, margin, gates)
+        if against == BASE and view.same_as_base(model):
+            findings = [_unchanged(finding) for finding in findings]
+        return findings, f"{against} of the same run", _spread(both, model)
     theirs = baselines.read(baseline)
     against = gates.against or model
     if against not in theirs.models:
@@ -256,6 +259,13 @@ def _changes(
         )
     name = f"{against} of {theirs.about.get('run')} ({str(theirs.about.get('created'))[:10]})"
     return compared(ours, theirs, model, against, margin, gates), name, notes
+
+
+def _unchanged(finding: Finding) -> Finding:
+    """The finding on two models with the same weights that were asked the same: a change of 0 passes, whatever n is."""
+    if finding.value != 0:
+        return finding
+    return replace(finding, outcome=Outcome.PASS, reason="the same weights, asked the same: no change")
 
 
 def _spread(ours: Reference, model: str) -> list[str]:

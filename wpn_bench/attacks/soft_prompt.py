@@ -295,10 +295,11 @@ def run_soft_prompt_stage(ctx: StageContext) -> None:
     decoding = Decoding(**ctx.params["decoding"])
     responses = respond_after(model, setup.tokenizer, asked.slots, vectors, decoding, advance)
     shown = f"[soft prompt of {len(asked.initial_ids)} vectors]"
+    plain = setup.template.parse(ctx.params.get("plain_template", ctx.params["template"]))
     by_item = {slot.item.id: (slot.text(shown), r) for slot, r in zip(asked.slots, responses, strict=True)}
     rows = []
     for item in setup.items:
         text, response = by_item.get(item.id) or ("", Response(None, 0, asked.unfit[item.id]))
-        rows.append(response_row(item, setup.template, text, response))
+        rows.append(response_row(item, plain, text, response))
     write_rows(ctx.out / RESPONSES, rows)
     setup.write("soft_prompt", slots, [result.json() for result in found])

@@ -18,6 +18,7 @@ from wpn_bench.errors import EXIT_OK
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "full": run.full,
+    "evaluate": run.evaluate,
     "train": run.train,
     "harmless": run.harmless,
     "attack": run.attack,

@@ -302,6 +302,11 @@ def _add_attack_files(files: Sequence[str], settings: Settings) -> Settings:
     return {"attack_files": tuple(dict.fromkeys((*settings["attack_files"], *files)))}
 
 
+def _add_candidates(given: Sequence[str], settings: Settings) -> Settings:
+    """These candidates, after those of the user's configuration; each once."""
+    return {"candidates": tuple(dict.fromkeys((*settings["candidates"], *given)))}
+
+
 def _choose_judges(given: Sequence[str], settings: Settings) -> Settings:
     """The first of the named judges decides; the others are reported as well, and no further ones."""
     from wpn_bench.harmless.judges.spec import parse_list
@@ -346,6 +351,7 @@ CHANGES: dict[str, Callable[[Any, Settings], Settings]] = {
     "methods": _choose_methods,
     "forget": _choose_forget,
     "prompts": _add_prompts,
+    "candidate": _add_candidates,
     "attacks": _choose_attacks,
     "attack_file": _add_attack_files,
     "judge": _choose_judges,

@@ -39,6 +39,21 @@ def full(given: Given) -> None:
 
 
 @takes(all_options)
+def evaluate(given: Given) -> None:
+    """Measure models that are already there, without training.
+
+    [bold]wpn-bench evaluate -m BASE --candidate mine=DIR[/bold]                        a folder or a LoRA adapter
+
+    [bold]wpn-bench evaluate -m BASE --candidate mine=org/name@v1[/bold]                a model of the hub
+
+    [bold]wpn-bench evaluate -m BASE --candidate api=openai:http://HOST/v1#NAME[/bold]  an endpoint
+
+    Then `wpn-bench check RUN --model mine` holds it against the base of the same run.
+    """
+    run_stages(given, "harmless", "attack", "benchmarks", trains=False)
+
+
+@takes(all_options)
 def train(given: Given) -> None:
     """Only train the methods; the models are saved in the store."""
     run_stages(given, "train")
@@ -46,29 +61,37 @@ def train(given: Given) -> None:
 
 @takes(all_options)
 def harmless(given: Given) -> None:
-    """Train, then measure only the prompt sets: harmless, coherent, refused."""
-    run_stages(given, "train", "harmless")
+    """Measure only the prompt sets: harmless, coherent, refused. Only what --methods names is trained."""
+    run_stages(given, "train", "harmless", trains=False)
 
 
 @takes(all_options)
 def attack(given: Given) -> None:
-    """Train, then measure only the attacked prompts."""
-    run_stages(given, "train", "attack")
+    """Measure only the attacked prompts. Only what --methods names is trained."""
+    run_stages(given, "train", "attack", trains=False)
 
 
 @takes(all_options)
 def benchmarks(given: Given) -> None:
-    """Train, then measure only the benchmarks and held-out text."""
-    run_stages(given, "train", "benchmarks")
+    """Measure only the benchmarks and held-out text. Only what --methods names is trained."""
+    run_stages(given, "train", "benchmarks", trains=False)
 
 
-def run_stages(given: Given, *stages: Stage) -> None:
+def run_stages(given: Given, *stages: Stage, trains: bool = True) -> None:
     """Start a run.
 
     Args:
         given: The typed values of the options.
         *stages: The stages of the run.
+        trains: Whether the methods of the preset are trained. If not, only those that the user named are.
+
+    Raises:
+        UserError: Methods were named for a command that trains nothing.
     """
+    if given["methods"] and "train" not in stages:
+        raise UserError("evaluate trains nothing, so it takes no --methods", "use `wpn-bench full` to train as well")
+    if not trains and given["methods"] is None:
+        given = {**given, "methods": ""}
     from wpn_bench.core.progress import reporter
     from wpn_bench.jobs.store import default_store
 

@@ -59,12 +59,13 @@ def run_generate_stage(ctx: StageContext) -> None:
     model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
+    plain = Template.parse(ctx.params.get("plain_template", ctx.params["template"]))
     advance = ctx.progress(len(items), "responses")
     inputs, responses = model.answer(items, template, Decoding(**ctx.params["decoding"]), advance)
     write_rows(
         ctx.out / RESPONSES,
         [
-            response_row(item, template, text, response)
+            response_row(item, plain, text, response)
             for item, text, response in zip(items, inputs, responses, strict=True)
         ],
     )
@@ -75,7 +76,7 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
 
     Args:
         item: The prompt item, attacked or not.
-        template: Renders the prompt.
+        template: Renders the prompt as the base model is asked, which judges the coherence of the response.
         text: The model's input.
         response: The model's response to `text`.
 

@@ -13,6 +13,7 @@ from wpn_bench import hub
 from wpn_bench.core import consent
 from wpn_bench.core.files import Signature, digest_file, digest_of, folder_signature
 from wpn_bench.errors import UserError
+from wpn_bench.models.adapters import ADAPTER_CONFIG, is_adapter, merge_adapter, named_base
 from wpn_bench.models.files import check_files, read_settings
 
 LAB = "lab"
@@ -73,6 +74,8 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
         return _ref(asked, folder, None)
     commit = _commit(asked, revision)
+    if ADAPTER_CONFIG in (names := hub.list_files(asked, commit)) and "config.json" not in names:
+        return _ref(asked, _merged(hub.snapshot(asked, commit, ignore=[*_NOT_NEEDED, "*.py"])), None)
     return _ref(asked, _download(asked, commit), commit)
 
 
@@ -126,7 +129,22 @@ def _here(asked: str) -> Path | None:
         return lab.base_model()
     # Not Path.is_dir: it raises for a name that is too long for a file system.
     folder = os.path.expanduser(asked)
-    return Path(folder) if os.path.isdir(folder) else None
+    if not os.path.isdir(folder):
+        return None
+    return _merged(Path(folder)) if is_adapter(Path(folder)) else Path(folder)
+
+
+def _merged(adapter: Path) -> Path:
+    """Merge the adapter in a folder into the base model that it names."""
+    name, revision = named_base(adapter)
+    try:
+        base = resolve(name, revision)
+    except UserError as e:
+        raise UserError(
+            f"the base model {name!r} of the adapter in {adapter} is not at hand ({e})",
+            "write where it is into adapter_config.json: base_model_name_or_path",
+        ) from e
+    return merge_adapter(adapter, base.path, base.digest)
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:

@@ -23,6 +23,7 @@ from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
 from wpn_bench.models.files import check_causal
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
+from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
@@ -80,6 +81,7 @@ class Inputs:
         notes: Notes for the user.
         skipped: Prompts and attacks that cannot run, with the reasons.
         template: Renders the prompts.
+        candidates: Models that are measured without training.
         leaks: How many prompts each set shares with the forget set.
         tuning_data: The data of tuning; None without tuning.
         attacked: Prompts for gradient and weight attacks; None without such attacks.
@@ -102,6 +104,7 @@ class Inputs:
     notes: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     template: Template
+    candidates: tuple[Candidate, ...] = ()
     leaks: tuple[Leak, ...] = ()
     tuning_data: TuningData | None = None
     attacked: PromptSet | None = None
@@ -162,12 +165,16 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     device = models.pick_device(config.device)
     model = find_model(config, device, launch, reporter, force=force)
     template = choose_template(config.template, models.load_tokenizer(model.path), config.system)
+    candidates = find_candidates(config, model, template, notes)
     forget, validation, tests = read_prompts(config, sets, notes)
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
     tests = with_short_names(tests, config.limit)
     attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
-    asked = [*tests, *attack_prompts(config, template, forget, attacked, {s.name for _, s in tests}, notes)]
+    asked = [
+        *tests,
+        *attack_prompts(config, _of_chat(template, candidates), forget, attacked, {s.name for _, s in tests}, notes),
+    ]
     if "harmless" not in config.stages:
         asked = [(suite, s) for suite, s in asked if suite == "attack"]
     texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
@@ -218,7 +225,13 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         card=find_card(config, judge, device) if has_answers else None,
         judged_from=judge_revisions(config, device) if judge else {},
         template=template,
+        candidates=candidates,
     )
+
+
+def _of_chat(template: Template, candidates: Iterable[Candidate]) -> Template:
+    """Return a chat template of the run, if there is one: all templates can read the demonstrations that it writes."""
+    return next((t for t in (template, *(one.template for one in candidates)) if t.is_chat), template)
 
 
 def check_tasks(config: RunConfig) -> TaskNames:

@@ -61,6 +61,7 @@ def manifest_of(
         "config_digest": digest_of(settings),
         "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
         "models": by_method,
+        "candidates": {one.name: one.json() for one in inputs.candidates},
         "judge": {"name": parse(config.judge).name, "digest": inputs.judge_digest},
         "further_judges": {judge.name: judge.digest for judge in inputs.further},
         "judged_from": {name: dict(found) for name, found in inputs.judged_from.items() if found},

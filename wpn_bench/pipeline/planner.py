@@ -23,8 +23,9 @@ from wpn_bench.jobs.planning import AskedSet, MeasuredModel
 from wpn_bench.jobs.stages import STAGES, stage_names, stage_of
 from wpn_bench.jobs.store import Store
 from wpn_bench.models.backends import Decoding
+from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.inputs import Inputs
-from wpn_bench.prompts import PromptSet
+from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
 from wpn_bench.unlearn.launch import Launch, local_of
@@ -93,12 +94,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class Target:
-    """A model to measure: its name in results.json, its seed (None: the base), its artifact, and its name in labels."""
+    """A model to measure.
+
+    Attributes:
+        model: Its name in results.json.
+        seed: Its seed; None: the base.
+        artifact: The model.
+        label: Its name in labels of jobs.
+        template: Renders its prompts; None: the template of the run.
+        remote: Whether it is an endpoint, which gives responses only.
+        same_tokens: Whether it has the base's tokenizer.
+    """
 
     model: str
     seed: int | None
     artifact: Job | External
     label: str
+    template: Template | None = None
+    remote: bool = False
+    same_tokens: bool = True
 
 
 def model_label(model: str, seed: int | None) -> str:
@@ -149,7 +163,16 @@ class Planner:
                 job = plan.add(method, self.training(method, seed))
                 plan.trained[method, seed] = job
                 planner.measure_fully(plan, Target(method, seed, job, model_label(method, seed)), sets, heldout)
+        for one in self.inputs.candidates:
+            target = Target(
+                one.name, self.config.seeds[0], self.candidate(one), one.name, one.template, one.remote, one.same_tokens
+            )
+            planner.measure_fully(plan, target, sets, heldout)
         return plan
+
+    def candidate(self, one: Candidate) -> External:
+        """The artifact of a candidate."""
+        return External(one.path, one.digest, one.seen)
 
     @property
     def base(self) -> External:
@@ -160,6 +183,14 @@ class Planner:
     def placement(self) -> dict[str, Any]:
         """Where a model is held while it is measured."""
         return {"device": self.inputs.device, "offload": self.config.offload}
+
+    def templates(self, target: Target) -> dict[str, Any]:
+        """The parameters that say how prompts are rendered for a model.
+
+        `plain_template` is the base's, if it is another one: coherence is judged by the base.
+        """
+        own, of_base = target.template or self.inputs.template, self.inputs.template
+        return {"template": own.value} | ({} if own == of_base else {"plain_template": of_base.value})
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -286,8 +317,9 @@ class Planner:
         for name in STAGES:
             stage = stage_of(name)
             if stage.plan and stage.part in self.config.stages:
-                self.measure_by(name, plan, target, asked, heldout)
-        self.measure_attacked(plan, target)
+                self.measure_by(name, plan, target, asked, heldout if target.same_tokens else None)
+        if not target.remote:
+            self.measure_attacked(plan, target)
 
     def measure(self, plan: Plan, target: Target, sets: Iterable[StoredSet]) -> list[AskedSet]:
         """Add the responses of a model to prompt sets, their judging, and its benchmarks.
@@ -303,16 +335,12 @@ class Planner:
         config = self.config
         asked: list[AskedSet] = []
         for suite, one, stored in sets:
-            params: dict[str, Any] = {
-                "template": self.inputs.template.value,
-                "decoding": self.decoding,
-                "dtype": config.dtype,
-            }
+            params: dict[str, Any] = {"decoding": self.decoding, "dtype": config.dtype, **self.templates(target)}
             needs = {"model": target.artifact, "prompts": stored}
             job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
             asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))
         self.judge(plan, target, asked)
-        for task in self.inputs.tasks:
+        for task in () if target.remote else self.inputs.tasks:
             params = {
                 "task": task.name,
                 "definition": task.digest,
@@ -386,7 +414,7 @@ class Planner:
             target.seed,
             target.artifact,
             self.config.dtype,
-            self.inputs.template.value,
+            (target.template or self.inputs.template).value,
             self.decoding,
             tuple(asked),
             heldout,
@@ -432,8 +460,8 @@ class Planner:
             attack, settings = attacks.GRADIENT.get(name), config.gradient_config(name)
             params = {
                 "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
-                "template": self.inputs.template.value,
                 "dtype": config.dtype,
+                **self.templates(target),
             }
             stored = put_prompts(self.store, prompts)
             needs: dict[str, Job | External] = {"model": target.artifact, "prompts": stored}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
+from wpn_bench.analysis.verdict import NonInferiority
 from wpn_bench.benchmarks.definitions import short_name as short_task
 from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
 from wpn_bench.config import STAGES, RunConfig
@@ -23,6 +24,7 @@ from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import Outcome
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.pipeline import export_models
+from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.export_models import Export
 from wpn_bench.pipeline.followups import FollowUpResults, Trials
 from wpn_bench.pipeline.inputs import FurtherJudge, Inputs, short_name
@@ -281,7 +283,27 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
             "digest": {str(m.seed): m.digest for m in exports if m.method == name},
             "folder": {str(m.seed): m.folder for m in exports if m.method == name},
         }
+    for one in run.inputs.candidates:
+        described[one.name] = {
+            "title": one.name,
+            "method": None,
+            "config": {},
+            "paper": "",
+            "status": "ok",
+            "reason": None,
+            "candidate": one.json(),
+            "non_inferiority": _verdict_of(one, verdicts),
+            "relearning": run.relearning.by_model.get(one.name),
+            "gradient_attacks": _searches(one.name, run),
+            "digest": {str(run.config.seeds[0]): one.digest},
+        }
     return described
+
+
+def _verdict_of(one: Candidate, verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The non-inferiority of a candidate. The base's own weights, asked the same, lose nothing, whatever the interval."""
+    found = verdicts.get(one.name)
+    return {**found, "verdict": NonInferiority.PASS} if found and one.same_as_base else found
 
 
 def _searches(model: str, run: CompletedRun) -> list[dict[str, Any]] | None:

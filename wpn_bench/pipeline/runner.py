@@ -94,6 +94,8 @@ def run(
         curves = measure_curves(tuned, executor)
         paths = {key: (outcomes[job.digest].path, job.digest) for key, job in plan.trained.items()}
         trained = {key: External(path, digest) for key, (path, digest) in paths.items() if path is not None}
+        seed = config.seeds[0]
+        trained |= {(one.name, seed): planner.candidate(one) for one in inputs.candidates if not one.remote}
         relearning = measure_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
             done = CompletedRun(config, inputs, plan, {**vetting, **outcomes}, trials, curves, relearning)

@@ -109,6 +109,10 @@ class View:
         """The measured models other than base."""
         return [name for name in self.measured() if name != BASE]
 
+    def same_as_base(self, model: str) -> bool:
+        """Whether a candidate has the weights of the base and was asked the same."""
+        return bool((self.models.get(model, {}).get("candidate") or {}).get("same_as_base"))
+
     def primary(self) -> str | None:
         """The model that the verdict is about: `wpn` if measured, else the one with the highest in-domain rate."""
         methods = self.methods()

@@ -1,0 +1,130 @@
+"""Candidates: models that are already there, measured beside the base without training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wpn_bench import models
+from wpn_bench.config import RunConfig, split_candidate
+from wpn_bench.core.files import Signature
+from wpn_bench.errors import UserError
+from wpn_bench.jobs.store import default_store
+from wpn_bench.models import ModelRef
+from wpn_bench.models.backends.openai import PREFIX, endpoint_folder, parse_source
+from wpn_bench.models.files import check_causal
+from wpn_bench.prompts import Template
+from wpn_bench.prompts.templates import choose_template
+
+_REVISION = re.compile(r"(?P<id>[^@\s]+/[^@\s]+|[^@/\s]+)@(?P<revision>[^@\s]+)")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is measured without training.
+
+    Attributes:
+        name: Its name in results.
+        source: What the user typed.
+        path: The folder of its files, or of the settings of an endpoint.
+        digest: Identifies the model in jobs.
+        revision: The commit of a hub model; None for others.
+        template: Renders its prompts.
+        same_tokens: Whether its tokenizer is the base's. If not, losses per token cannot be compared.
+        same_as_base: Whether it has the base's weights and is asked the same, so that its answers are the base's.
+        remote: Whether it is reached at an endpoint, which gives responses and nothing else.
+        seen: Names, sizes and modification times of its files when the digest was computed.
+    """
+
+    name: str
+    source: str
+    path: Path
+    digest: str
+    revision: str | None
+    template: Template
+    same_tokens: bool = True
+    same_as_base: bool = False
+    remote: bool = False
+    seen: Signature | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Describe the candidate, for results and manifest."""
+        kind = "endpoint" if self.remote else "model"
+        return {
+            "source": self.source,
+            "kind": kind,
+            "digest": self.digest,
+            "revision": self.revision,
+            "template": self.template.label,
+            "same_tokenizer": self.same_tokens,
+            "same_as_base": self.same_as_base,
+        }
+
+
+def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes: list[str]) -> tuple[Candidate, ...]:
+    """Find the candidates of a run. Those of the hub are downloaded, adapters are merged into their base models.
+
+    Args:
+        config: The settings of the run.
+        base: The base model.
+        template: The template of the base model.
+        notes: Gets a line for each way in which a candidate is not asked as the base is.
+
+    Returns:
+        The candidates, in the order of the settings.
+
+    Raises:
+        UserError: A candidate cannot be found, is no causal language model, or has too short a context.
+    """
+    found = []
+    for entry in config.candidates:
+        name, source = split_candidate(entry)
+        if source.startswith(PREFIX):
+            endpoint = parse_source(source)
+            folder = default_store() / "endpoints" / endpoint.digest()
+            known = endpoint_folder(endpoint, folder)
+            found.append(
+                Candidate(name, source, folder, known.digest(), None, template, same_tokens=False, remote=True)
+            )
+            notes.append(
+                f"{name} is an endpoint: it gives responses, so its benchmarks, held-out text and attacks on weights are "
+                "not available"
+            )
+            continue
+        try:
+            found.append(_local(name, source, config, base, template, notes))
+        except UserError as e:
+            raise UserError(f"candidate {name}: {e}", e.hint) from e
+    return tuple(found)
+
+
+def _local(
+    name: str, source: str, config: RunConfig, base: ModelRef, template: Template, notes: list[str]
+) -> Candidate:
+    asked, revision = source, None
+    if not models.lies_here(source) and (match := _REVISION.fullmatch(source)):
+        asked, revision = match["id"], match["revision"]
+    ref = models.resolve(asked, revision)
+    check_causal(ref.path)
+    context = models.context_length_of(ref.path)
+    if config.decoding.max_new_tokens >= context:
+        raise UserError(
+            f"it attends to {context} tokens, and the response alone may take {config.decoding.max_new_tokens}",
+            f"use --max-new-tokens below {context}",
+        )
+    tokenizer, of_base = models.load_tokenizer(ref.path), models.load_tokenizer(base.path)
+    own = choose_template(config.template, tokenizer, config.system)
+    if own != template:
+        kinds = ["a chat template" if one.is_chat else "plain text" for one in (own, template)]
+        differs = f"{kinds[0]}, the base with {kinds[1]}" if kinds[0] != kinds[1] else "another chat template"
+        notes.append(f"{name} is asked with {differs}: a difference to the base may come from that")
+    same_tokens = tokenizer.get_vocab() == of_base.get_vocab()
+    if not same_tokens:
+        notes.append(
+            f"{name} has another tokenizer than the base: answers and benchmarks are still compared item by item, but "
+            "losses per token cannot be, so its held-out text is left out"
+        )
+    same = ref.digest == base.digest and own == template
+    return Candidate(name, source, ref.path, ref.digest, ref.revision, own, same_tokens, same, seen=ref.seen)
