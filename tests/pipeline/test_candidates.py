@@ -1,0 +1,187 @@
+"""Candidates: a folder, an adapter, a chat model and an endpoint stand beside the base without a training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.backends.test_openai import Server
+from tests.workshop import Workshop
+from wpn_bench import models
+from wpn_bench.analysis.check import Outcome, check
+from wpn_bench.analysis.gates import Gates
+from wpn_bench.config import split_candidate
+from wpn_bench.errors import UserError
+from wpn_bench.runs.finished import load_run
+
+CHATML = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def adapter_of(base: Path, folder: Path, named: str | None = None) -> Path:
+    """Save a LoRA adapter with random weights, as peft does."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    config.base_model_name_or_path = named or str(base)
+    wrapped = get_peft_model(model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = named or str(base)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples: list[dict[str, Any]]) -> Any:
+    """A run with every kind of candidate and no method; tests of this module only read it."""
+    made = Workshop(tmp_path_factory.mktemp("candidates"), small_opt, triples)
+    adapter = adapter_of(small_opt, made.folder / "adapter")
+    chat = made.folder / "chat"
+    shutil.copytree(small_opt, chat)
+    (chat / "chat_template.jinja").write_text(CHATML)
+    server = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WPN_BENCH_STORE", str(made.folder / "default_store"))
+        patch.setenv("OPENAI_API_KEY", "sk-planted-key")
+        try:
+            made.run(
+                methods={},
+                candidates=(
+                    f"same={small_opt}",
+                    f"adapted={adapter}",
+                    f"chat={chat}",
+                    f"api=openai:{server.url}#tiny",
+                ),
+            )
+        finally:
+            server.stop()
+    return made
+
+
+def test_every_candidate_is_measured(finished: Workshop) -> None:
+    run = load_run(finished.folder / "run")
+    assert run.results["run"]["failed"] == []
+    assert set(run.results["models"]) == {"base", "same", "adapted", "chat", "api"}
+    assert set(run.samples["model"]) == set(run.results["models"])
+    assert set(run.documents["model"]) == {"base", "same", "adapted", "chat"}
+    assert not any(label.startswith("train") for label in finished.statuses())
+
+
+def test_the_base_as_a_candidate_answers_as_the_base_and_passes(finished: Workshop) -> None:
+    samples = load_run(finished.folder / "run").samples
+    answers = {name: samples[samples["model"] == name]["response"].tolist() for name in ("base", "same", "adapted")}
+    assert answers["same"] == answers["base"] != answers["adapted"]
+    statuses = finished.statuses()
+    assert "same: answer in_domain" not in statuses or statuses["same: answer in_domain"] in ("cached", "done")
+    checked = check(finished.folder / "run", Gates(model="same"))
+    assert checked.outcome == Outcome.PASS
+    assert "the same weights" in checked.findings[0].reason
+
+
+def test_what_makes_a_comparison_doubtful_is_said(finished: Workshop) -> None:
+    notes = "\n".join(finished.notes)
+    assert "chat is asked with a chat template, the base with plain text" in notes
+    assert "api is an endpoint" in notes
+    samples = load_run(finished.folder / "run").samples
+    mine = samples[(samples["model"] == "chat") & (samples["set"] == "in_domain")]
+    assert all(text.startswith("[user] ") and text.endswith("[assistant]") for text in mine["input"])
+
+
+def test_the_key_of_an_endpoint_is_in_no_file(finished: Workshop) -> None:
+    files = [file for file in finished.folder.rglob("*") if file.is_file()]
+    assert not [file for file in files if b"sk-planted-key" in file.read_bytes()]
+
+
+def test_a_merged_adapter_is_the_merged_model(small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    adapter = adapter_of(small_opt, tmp_path / "adapter")
+    (adapter / "training_args.bin").write_bytes(b"x")  # as trainers leave it
+    ref = models.resolve(str(adapter))
+    ours = AutoModelForCausalLM.from_pretrained(ref.path)
+    base = AutoModelForCausalLM.from_pretrained(small_opt)
+    theirs = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert models.resolve(str(adapter)).digest == ref.digest
+
+
+@pytest.mark.parametrize(
+    ("named", "damage", "problem"),
+    [
+        ("no/such-model-anywhere", None, "base model 'no/such-model-anywhere'"),
+        (None, "adapter_model.safetensors", "has no weights"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged(
+    small_opt: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: str | None,
+    damage: str | None,
+    problem: str,
+) -> None:
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    adapter = adapter_of(small_opt, tmp_path / "adapter", named)
+    if damage:
+        (adapter / damage).unlink()
+    with pytest.raises(UserError, match=problem):
+        models.resolve(str(adapter))
+
+
+def test_an_adapter_of_another_shape(small_neo: Path, small_opt: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    adapter = adapter_of(small_opt, tmp_path / "adapter", str(small_neo))
+    with pytest.raises(UserError, match="cannot be merged"):
+        models.resolve(str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"), [("a=b", ("a", "b")), ("m-1.x=dir/y=2", ("m-1.x", "dir/y=2")), ("q= x ", ("q", "x"))]
+)
+def test_a_candidate_is_a_name_and_a_source(entry: str, expected: tuple[str, str]) -> None:
+    assert split_candidate(entry) == expected
+
+
+@pytest.mark.parametrize(
+    ("candidates", "problem"),
+    [
+        (("folder",), "not NAME=SOURCE"),
+        (("=folder",), "not NAME=SOURCE"),
+        (("a b=folder",), "not NAME=SOURCE"),
+        (("a=",), "not NAME=SOURCE"),
+        (("a=x", "a=y"), "two candidates are called 'a'"),
+        (("base=x",), "called 'base'"),
+        (("sft=x",), "called 'sft'"),
+    ],
+)
+def test_names_that_cannot_be(workshop_settings: Workshop, candidates: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        workshop_settings.run(candidates=candidates)
+
+
+@pytest.mark.parametrize("source", ["no/such-model-anywhere", "./nothing-here", "openai:nonsense"])
+def test_a_candidate_that_is_not_there_is_one_line_before_any_work(
+    workshop_settings: Workshop, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError):
+        workshop_settings.run(methods={}, candidates=(f"mine={source}",))
+    assert not (workshop_settings.folder / "run").exists()
+
+
+@pytest.fixture
+def workshop_settings(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> Workshop:
+    return Workshop(tmp_path, small_opt, triples)
