@@ -94,7 +94,8 @@ class Lines(Reporter):
             self._number += 1
             now = self._clock()
             self._running[label] = _Running(label, self._number, now, now)
-            self._say(f"job {self._number} of {self._planned}, {label}: started{self._left()}")
+            if self._planned:  # otherwise it is a single step of a short command
+                self._say(f"job {self._number} of {self._planned}, {label}: started{self._left()}")
 
     def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
         with self._lock:

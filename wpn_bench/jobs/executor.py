@@ -352,7 +352,12 @@ def _write_crash(store: Store, job: Job, e: BaseException) -> Path | None:
 
 
 def report_crash(reporter: Reporter, outcome: Outcome) -> None:
-    """Print the path of the crash file if the job has one."""
+    """Print the path of the crash file of a job, if it has one.
+
+    Args:
+        reporter: Prints it.
+        outcome: How the job ended.
+    """
     if outcome.crash is not None:
         reporter.note(f"failed: {outcome.job.label}: the traceback is in {outcome.crash} (secrets are removed)")
 

@@ -220,7 +220,16 @@ class OpenAIBackend(Backend):
         return None
 
     def generate(self, prompts: Sequence[str], decoding: Decoding, advance: Advance = lambda n: None) -> list[Response]:
-        """Generate responses. A chat endpoint gets each prompt as the message of a user."""
+        """Generate responses. A chat endpoint gets each prompt as the message of a user.
+
+        Args:
+            prompts: Texts that the model continues, or messages.
+            decoding: How responses are generated.
+            advance: Called with the number of responses done since its last call.
+
+        Returns:
+            One response for each prompt, in order.
+        """
         return self._respond([Item("", prompt) for prompt in prompts], list(prompts), decoding, advance)
 
     def answer(
