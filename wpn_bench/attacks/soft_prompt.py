@@ -255,8 +255,8 @@ def respond_after(
     """
     import torch
 
-    from wpn_bench.engine.decode import is_plain
     from wpn_bench.engine.generation import end_tokens, respond
+    from wpn_bench.engine.support import is_plain
 
     if not is_plain(model):
         raise UserError(

@@ -58,8 +58,8 @@ class TargetLoss:
         Raises:
             UserError: The model's cache holds other things than keys and values.
         """
-        from wpn_bench.engine.decode import accepted_by, caches_plainly
         from wpn_bench.engine.likelihood import head_comes_last, head_of
+        from wpn_bench.engine.support import accepted_by, caches_plainly
         from wpn_bench.models import context_length
 
         if not caches_plainly(model):

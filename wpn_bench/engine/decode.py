@@ -17,10 +17,11 @@ When memory runs out, the rows of the batch return to the queue, and all later b
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from wpn_bench.core import device_memory
 from wpn_bench.engine.budget import Budget, does_not_fit, for_batches, useful_tokens
 from wpn_bench.engine.placement import device_of
 from wpn_bench.engine.prefixes import shared_prefixes
+from wpn_bench.engine.support import accepted_by, is_plain, steering
 from wpn_bench.jobs import journal
 from wpn_bench.models.sizes import TokenMemory
 
@@ -494,56 +496,20 @@ def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     return torch.minimum(picked, last)
 
 
-# --- models that the loop supports, and other models ----------------------------------------------------------------
-
-# Settings of a model's generation_config that also affect greedy decoding, and the values that have no effect.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "guidance_scale": (1.0,),
-    "bad_words_ids": (),
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
-    "sequence_bias": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "watermarking_config": (),
-}
-_ATTENTIONS = {"full_attention", "sliding_attention"}
+# --- other models, decoded by transformers ---------------------------------------------------------------------------
 
 
-def accepted_by(model: PreTrainedModel) -> frozenset[str]:
-    """Return the names of the arguments of a model's `forward`."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter passes all arguments on
-    return frozenset(inspect.signature(inner.forward).parameters)
+@contextmanager
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context, the model's generation configuration contains only the settings that are honoured."""
+    from transformers import GenerationConfig
 
-
-def is_plain(model: PreTrainedModel) -> bool:
-    """Return whether the decoding loop supports a model.
-
-    It needs a plain cache (see `caches_plainly`) and a generation configuration that does not change the logits.
-    """
-    settings = getattr(model, "generation_config", None)
-    steered = any(getattr(settings, name, None) not in (None, *neutral) for name, neutral in _NEUTRAL.items())
-    return not steered and caches_plainly(model)
-
-
-def caches_plainly(model: PreTrainedModel) -> bool:
-    """Return whether the model's cache contains only keys and values of tokens.
-
-    State-space models and models with chunked attention have other caches.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or _ATTENTIONS)
-    return (
-        {"past_key_values", "attention_mask", "use_cache"} <= accepted_by(model)
-        and not getattr(model.config, "is_encoder_decoder", False)
-        and not getattr(model, "_is_stateful", False)
-        and kinds <= _ATTENTIONS
-    )
+    brought = model.generation_config
+    model.generation_config = GenerationConfig(**steering(brought))
+    try:
+        yield
+    finally:
+        model.generation_config = brought
 
 
 def _cache_budget(model: PreTrainedModel) -> Budget:
@@ -555,7 +521,8 @@ def _cache_budget(model: PreTrainedModel) -> Budget:
 def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
     """Return a function that decodes with the model's own `generate`, for models that the loop does not support.
 
-    It is slower, because ended rows stay in the batch.
+    It is slower, because ended rows stay in the batch. Prompts of a batch have equal lengths: a penalty or a minimum length
+    would count padding as tokens of the prompt, and some state-space models compute it.
     """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -583,7 +550,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                 options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p or 1.0}
                 options |= {"top_k": 0}
             end = sorted(rules.ends)
-            with torch.inference_mode():
+            with torch.inference_mode(), _own_settings(model):
                 out = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
@@ -600,14 +567,15 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
         budget = _cache_budget(model)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=sampling is not None):
-            for_batches(
-                order,
-                lambda part: len(part) * (max(len(prompts[k]) for k in part) + rules.max_new_tokens),
-                budget,
-                work,
-                # `generate` has one random generator for the whole batch, so each prompt is sampled alone.
-                1 if sampling is not None else most_rows,
-            )
+            for _, equal in groupby(order, key=lambda k: len(prompts[k])):
+                for_batches(
+                    list(equal),
+                    lambda part: len(part) * (len(prompts[part[0]]) + rules.max_new_tokens),
+                    budget,
+                    work,
+                    # `generate` has one random generator for the whole batch, so each prompt is sampled alone.
+                    1 if sampling is not None else most_rows,
+                )
 
     return run
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.models.backends.base import Decoding, Response
+from wpn_bench.models.ends import ends_of_model
 from wpn_bench.models.tokenizer import encode_prompts, start_token
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def respond(
     if decoding.temperature is not None:
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed)
     stops = _StopTexts(tokenizer, decoding.stop)
-    # The padding token also ends a response, because some models generate it after their last word.
-    last = frozenset(e for e in (tokenizer.eos_token_id, tokenizer.pad_token_id, *ends) if e is not None)
+    last = ends_of_model(model, tokenizer) | frozenset(ends)
     rules = Rules(decoding.max_new_tokens, last, stops.ended, sampling)
     prompts = [encoded[k] for k in fitting]
     responses = [Response(None, 0, "prompt too long")] * len(encoded)

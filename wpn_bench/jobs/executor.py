@@ -17,7 +17,8 @@ from typing import Annotated, Any, Protocol
 from safetensors import SafetensorError
 
 from wpn_bench.core.crash import crash_text
-from wpn_bench.core.files import disk_error_text, folder_signature
+from wpn_bench.core.files import disk_error_text
+from wpn_bench.core.model_files import model_signature
 from wpn_bench.core.option import EXECUTION, Option
 from wpn_bench.core.progress import Advance, Reporter, Stopwatch
 from wpn_bench.core.registry import import_attribute
@@ -364,7 +365,7 @@ def report_crash(reporter: Reporter, outcome: Outcome) -> None:
 
 def check_unchanged(need: Job | External) -> None:
     """Raise `UserError` if the files of an input have changed since its digest was computed."""
-    if isinstance(need, External) and need.seen is not None and folder_signature(need.path) != need.seen:
+    if isinstance(need, External) and need.seen is not None and model_signature(need.path) != need.seen:
         raise UserError(
             f"the files in {need.path.name} changed during the run",
             "repeat the command: it will use them as another model",

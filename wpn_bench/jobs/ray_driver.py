@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.core.files import folder_signature
+from wpn_bench.core.model_files import model_signature
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import UserError, text_of
 from wpn_bench.jobs.executor import Fleet, check_unchanged, need_paths, outcome_without_work, report_crash
@@ -204,7 +204,7 @@ def copy_to_store(store: Store, need: External) -> External:
             check_unchanged(need)
         artifact = store.path("models", need.digest)
     files = artifact.resolve() / "files"
-    return External(files, need.digest, None if need.seen is None else folder_signature(files))
+    return External(files, need.digest, None if need.seen is None else model_signature(files))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

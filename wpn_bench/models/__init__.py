@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from wpn_bench.models.loading import SHARD, let_go, load, load_fresh, make_room, pick_device, reading
-from wpn_bench.models.locate import ModelRef, check_permitted, lies_here, resolve, settings_folder, unwanted
+from wpn_bench.models.locate import (
+    ModelRef,
+    check_permitted,
+    lies_here,
+    resolve,
+    settings_folder,
+    unwanted,
+)
 from wpn_bench.models.sizes import (
     context_length,
     context_length_of,

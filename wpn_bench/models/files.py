@@ -70,6 +70,52 @@ def check_causal(folder: Path) -> None:
         raise not_causal(folder, f"{config.model_type!r} with is_decoder false attends in both directions")
 
 
+# Architectures of transformers that give wrong results here, and why.
+_UNSUPPORTED = {
+    "recurrent_gemma": "it keeps its state between calls, so that an answer depends on the prompts before it",
+}
+
+
+def check_usable(folder: Path, *, trained: bool) -> None:
+    """Check that this installation can compute a model's weights, and train them.
+
+    Args:
+        folder: The folder of the model.
+        trained: Whether the run trains the model.
+
+    Raises:
+        UserError: The weights are quantised and are to be trained, or the library that reads them is missing or does not
+            work on this machine. Or the architecture gives wrong results.
+    """
+    from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
+
+    config = read_config(folder)
+    if why := _UNSUPPORTED.get(config.model_type):
+        raise UserError(f"{folder.name} is a {config.model_type} model, which is not supported: {why}", "take another")
+    quantised = getattr(config, "quantization_config", None)
+    if not quantised:
+        return
+    settings = quantised if isinstance(quantised, dict) else quantised.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method") or "an unnamed method"))
+    if trained:
+        raise UserError(
+            f"the weights of {folder.name} are quantised ({method}), so they cannot be trained",
+            "give the model that it was made from, or a dequantised copy (model.dequantize(), save_pretrained);"
+            " measuring without training works where its library is installed",
+        )
+    try:
+        # A copy, because some quantisers change their settings.
+        AutoHfQuantizer.from_config(
+            AutoQuantizationConfig.from_dict(dict(settings)), pre_quantized=True
+        ).validate_environment(device_map=None)
+    except Exception as e:  # each quantiser has exceptions of its own
+        said = " ".join(str(e).split())[:160]
+        raise UserError(
+            f"the weights of {folder.name} are quantised ({method}), and this installation cannot read them ({said})",
+            "install the library that it names, or give the model that it was made from",
+        ) from e
+
+
 def not_causal(folder: Path, why: object) -> UserError:
     """Make the error for a model that is not a causal language model.
 

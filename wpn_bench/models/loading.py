@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core import consent, device_memory
-from wpn_bench.core.files import Signature, folder_signature
+from wpn_bench.core.files import Signature
 from wpn_bench.core.machine import USABLE_FRACTION, free_under_ulimit
+from wpn_bench.core.model_files import WEIGHT_SUFFIXES, model_signature
 from wpn_bench.errors import UserError
 from wpn_bench.models.files import not_causal
-from wpn_bench.models.locate import WEIGHT_SUFFIXES, has_safetensors
+from wpn_bench.models.locate import has_safetensors
 from wpn_bench.models.sizes import weights_bytes, working_memory
 from wpn_bench.models.tokenizer import load_tokenizer, silence_transformers
 
@@ -92,7 +93,7 @@ def load(
         UserError: See `load_fresh`.
     """
     # The signature is part of the key, because a folder with changed files is another model.
-    key = (str(path), folder_signature(path), device, dtype, offload)
+    key = (str(path), model_signature(path), device, dtype, offload)
     if key in _LOADED:
         _LOADED.move_to_end(key)
         return _LOADED[key]

@@ -11,15 +11,14 @@ from typing import Any
 
 from wpn_bench import hub
 from wpn_bench.core import consent
-from wpn_bench.core.files import Signature, digest_file, digest_of, folder_signature
+from wpn_bench.core.files import Signature, digest_file, digest_of
+from wpn_bench.core.model_files import WEIGHT_SUFFIXES, makes_model, model_signature
 from wpn_bench.errors import UserError
 from wpn_bench.models.adapters import ADAPTER_CONFIG, is_adapter, merge_adapter, named_base
 from wpn_bench.models.files import check_files, read_settings
 
 LAB = "lab"
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS_FILES = ("config.json", "tokenizer_config.json")
-_HASHED_SUFFIXES = (".json", ".model", ".txt", ".jinja", *WEIGHT_SUFFIXES)
 # Files that are not downloaded: weights for other frameworks, checkpoints, training states, examples.
 _NOT_NEEDED = (
     "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.md", "onnx/*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
@@ -150,7 +149,7 @@ def _merged(adapter: Path) -> Path:
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
     """Check the model in a folder and describe it. `revision` is the commit of a hub model."""
     # Computed before the files are read, so that a change in the meantime is detected later.
-    seen = folder_signature(folder)
+    seen = model_signature(folder)
     digests = _file_digests(folder)
     if revision is not None:  # before the other checks, because damaged files are downloaded again
         hub.check_files(asked, folder, digests)
@@ -240,7 +239,7 @@ def has_safetensors(names: Iterable[str]) -> bool:
 
 def _file_digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file that affects the model's outputs, by name."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _HASHED_SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and makes_model(p.name))
     safe = has_safetensors(p.name for p in files)
     found = {p.name: digest_file(p) for p in files if not (safe and p.suffix == ".bin")}
     if code_named(folder) and consent.code_allowed():

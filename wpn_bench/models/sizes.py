@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.core import consent
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.errors import UserError
+from wpn_bench.models.files import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,28 +144,26 @@ def context_of(config: Any, default: int = 2048) -> int:
     Returns:
         Number of tokens.
     """
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = getattr(config, name, None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"):
+        value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return default
 
 
 def context_length_of(path: Path) -> int:
-    """Return how many tokens the model in a folder can attend to, from its config.json."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = config.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return 2048
+    """Return how many tokens the model in a folder can attend to, from its config.json.
+
+    transformers reads the file, because a multimodal model has its sizes in a part of the configuration, and because
+    the file need not contain a size that equals the default of the architecture.
+    """
+    return context_of(read_config(path))
 
 
 def width_of(path: Path) -> int:
     """Return the hidden size of the model in a folder. Raises `UserError` if its configuration does not contain it."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=consent.code_allowed()).get_text_config()
+    config = read_config(path).get_text_config()
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int) or width < 1:
         raise UserError(

@@ -21,7 +21,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.models import ModelRef
-from wpn_bench.models.files import check_causal
+from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.preflight import resources
@@ -307,6 +307,7 @@ def find_model(
     resources.check_resources(config, force=force, warn=reporter.note)
     model = local or models.resolve(config.model, config.revision)
     check_causal(model.path)
+    check_usable(model.path, trained="train" in config.stages and bool(config.methods))
     preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
     if launch:
         launch.check([method_of(m)(config.method_config(m)) for m in config.methods], device)

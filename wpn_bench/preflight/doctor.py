@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from wpn_bench.config import RunConfig
 from wpn_bench.core import machine
 from wpn_bench.errors import UserError
+from wpn_bench.models.files import check_usable
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.estimates import ModelSpec
 from wpn_bench.preflight.resources import FitCheck
@@ -219,6 +220,8 @@ def _model(context: DoctorContext) -> Iterator[Diagnostic]:
         # or pickles.
         models.check_permitted(model, hub.resolve_commit(model, context.config.revision))
     if context.spec is not None:
+        trained = "train" in context.config.stages and bool(context.config.methods)
+        check_usable(models.settings_folder(model, context.config.revision), trained=trained)
         yield Diagnostic("model", "ok", f"{model}: {context.spec.model_class.__name__}")
     elif context.on_hub:
         hint = (

@@ -7,12 +7,12 @@ length. It is an upper bound, since real rows are only padded to the longest of 
 
 from __future__ import annotations
 
-import json
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.models.sizes import dtype_bytes, logit_bytes
+from wpn_bench.models.sizes import TokenMemory, context_of, dtype_bytes, logit_bytes
 from wpn_bench.unlearn.lora import Adapters
 from wpn_bench.unlearn.methods.base import LoRAConfig
 
@@ -74,7 +74,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
 
     def shape(length: int, checkpointing: bool) -> _Shape:
         lora = config.lora.model_dump_json() if config.lora else ""
-        return _shape(model_class, model_config.to_json_string(use_diff=False), computed, lora, checkpointing, length)
+        return _shape(model_class, _Described(model_config), computed, lora, checkpointing, length)
 
     activations, again = 0, 0
     for n, length in _rows(method, model_config):
@@ -108,7 +108,7 @@ def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> in
     Returns:
         Bytes.
     """
-    one = _shape(model_class, model_config.to_json_string(use_diff=False), dtype, "", False, length)
+    one = _shape(model_class, _Described(model_config), dtype, "", False, length)
     return one.row + logit_bytes(dtype, gradient=True) * length * one.vocabulary
 
 
@@ -131,11 +131,28 @@ class _Shape:
     row: int
 
 
+class _Described:
+    """A configuration as a key of a cache: equal settings are equal keys.
+
+    It keeps the configuration itself, because JSON does not hold all values of one (Mamba 2 has an infinite limit).
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._text = config.to_json_string(use_diff=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Described) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
 @cache
-def _shape(model_class: Any, described: str, dtype: str, lora: str, checkpointing: bool, length: int) -> _Shape:
+def _shape(model_class: Any, described: _Described, dtype: str, lora: str, checkpointing: bool, length: int) -> _Shape:
     import torch
 
-    settings = model_class.config_class.from_dict(json.loads(described))
+    settings = copy.deepcopy(described.config)
     with torch.device("meta"):
         model: PreTrainedModel = model_class(settings).to(getattr(torch, dtype)).train()
         parameters = sum(p.numel() for p in model.parameters())
@@ -155,7 +172,7 @@ def _shape(model_class: Any, described: str, dtype: str, lora: str, checkpointin
 def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
     """(number, tokens) of the rows of a micro-batch, for each kind of row."""
     config = method.config
-    context = int(getattr(model_config.get_text_config(), "max_position_embeddings", config.max_length))
+    context = context_of(model_config, config.max_length)
     forget, retain = min(config.max_length, context), min(config.retain_max_length, context)
     every = {
         "harmless": (config.batch_size, forget),
@@ -167,7 +184,21 @@ def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
 
 
 def _of_a_row(model: PreTrainedModel, length: int) -> int:
-    """Bytes that autograd keeps of one row of `length` tokens, without the output head."""
+    """Bytes that autograd keeps of one row of `length` tokens, without the output head.
+
+    Some models cannot be run without data: experts are chosen by values, and state-space models and models with ALiBi take
+    other masks. For these a formula over hidden size and layers is used, for each expert of a token.
+    """
+    try:
+        return _counted(model, length)
+    except Exception:  # the type of the exception depends on the architecture
+        text = model.config.get_text_config()
+        experts = max(int(getattr(text, name, None) or 1) for name in ("num_experts_per_tok", "moe_topk"))
+        return length * experts * TokenMemory.of(model.config, model.dtype).kept_activations
+
+
+def _counted(model: PreTrainedModel, length: int) -> int:
+    """Count the bytes that autograd keeps of one row of `length` tokens in a forward pass without data."""
     import torch
 
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}

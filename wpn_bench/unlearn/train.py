@@ -239,7 +239,9 @@ def train(
 
 
 def _width(model: PreTrainedModel) -> int:
-    return int(getattr(model.config, "hidden_size", 0) or model.get_input_embeddings().weight.shape[1])
+    return int(
+        getattr(model.config.get_text_config(), "hidden_size", 0) or model.get_input_embeddings().weight.shape[1]
+    )
 
 
 @contextmanager
@@ -248,7 +250,8 @@ def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
 
     Both are undone afterwards, so that they do not end up in the saved configuration.
     """
-    cache = model.config.use_cache
+    config = model.config.get_text_config()
+    cache = getattr(config, "use_cache", True)
     if recompute:
         # transformers has renamed these methods, and will remove the old names in version 6.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -256,7 +259,7 @@ def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        model.config.use_cache = cache
+        config.use_cache = cache
         if recompute:
             disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
             disable()

@@ -68,7 +68,7 @@ class RMU(Method):
 
     def _states(self, model: PreTrainedModel, rows: Rows) -> Tensor:
         """Return the output (R, T, H) of the steered block."""
-        depth = int(model.config.num_hidden_layers)
+        depth = int(model.config.get_text_config().num_hidden_layers)
         layer = self.config.layer or max(1, round(depth * 7 / 32))
         out: Any = model.base_model(
             input_ids=rows.input_ids,
