@@ -122,3 +122,42 @@ def save(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_gguf(folder: Path, file: Path) -> None:
+    """Write a llama model and its tokenizer as a GGUF file, as llama.cpp's converter does."""
+    import gguf
+
+    model = hf.AutoModelForCausalLM.from_pretrained(folder)
+    config, words = model.config, hf.AutoTokenizer.from_pretrained(folder).get_vocab()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    tokens = sorted(words, key=lambda word: words[word])
+    tokens += ["ab", "<|endoftext|>", *(f"<unused{k}>" for k in range(2, config.vocab_size - len(tokens)))]
+    writer.add_token_list(tokens)
+    special = {"<pad>", "</s>", "<turn>", "<unk>", "<|endoftext|>"}
+    writer.add_token_types([3 if t in special else 5 if t.startswith("<unused") else 1 for t in tokens])
+    writer.add_token_merges(["a b"])  # transformers reads no file without one
+    writer.add_bos_token_id(EOS)
+    writer.add_eos_token_id(EOS)
+    writer.add_pad_token_id(PAD)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp pairs neighbouring rows in rotary embeddings
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            value = value.view(heads, 2, -1, value.shape[1]).transpose(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -92,7 +92,8 @@ def obstacle(device: str) -> str | None:
 def run_quantise_stage(ctx: StageContext) -> None:
     """Round the weights of the input `model` with the parameter `scheme`.
 
-    Embeddings, the output head (tied to the embeddings in OPT and GPT-Neo) and norms are not rounded.
+    The weights of all experts of a layer may be one tensor instead of linear layers; it is rounded as well. Embeddings, the
+    output head (tied to the embeddings in OPT and GPT-Neo) and norms are not rounded.
 
     Writes the model, its tokenizer, and `quantised.json` with the number of rounded weights. Raises `JobFailed` for a model
     that torchao cannot round or would leave unchanged.
@@ -111,6 +112,7 @@ def run_quantise_stage(ctx: StageContext) -> None:
         quantization_config=TorchAoConfig(scheme.config()),
         **models.reading(ctx.needs["model"]),
     )
+    fused = round_fused(model, scheme)
     # Save before the first forward pass, in which some backends repack the weights.
     model.save_pretrained(ctx.out, max_shard_size=models.SHARD)
     models.load_tokenizer(ctx.needs["model"]).save_pretrained(ctx.out)
@@ -119,7 +121,7 @@ def run_quantise_stage(ctx: StageContext) -> None:
         ctx.out / QUANTISED,
         {
             "scheme": scheme.name,
-            "rounded_weights": sum(counts[name] for name in rounded_weights(model)),
+            "rounded_weights": sum(counts[name] for name in (*rounded_weights(model), *fused)),
             "weights": sum(counts.values()),
         },
     )
@@ -144,6 +146,43 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
         raise JobFailed(
             f"{scheme.name} needs rows of whole groups of {scheme.group} weights, and some of this model have {odd[0]}"
         )
+
+
+def round_fused(model: nn.Module, scheme: Scheme) -> list[str]:
+    """Round the weights of experts that are fused into one tensor (E, rows, columns) a layer.
+
+    torchao only rounds linear layers. Each such tensor is rounded as one linear layer with E * rows rows, and keeps its data
+    type: it holds the rounded values.
+
+    Args:
+        model: The model; changed in place.
+        scheme: The quantisation scheme.
+
+    Returns:
+        The names of the rounded parameters.
+
+    Raises:
+        JobFailed: The columns are no whole groups.
+    """
+    import torch
+    from torchao.quantization import quantize_
+
+    done = []
+    for name, weight in model.named_parameters():
+        if "experts" not in name or weight.dim() != 3:
+            continue
+        if weight.shape[-1] % scheme.group:
+            raise JobFailed(
+                f"{scheme.name} needs rows of whole groups of {scheme.group} weights, and {name} has {weight.shape[-1]}"
+            )
+        flat = weight.detach().flatten(0, 1)
+        layer = torch.nn.Linear(flat.shape[1], flat.shape[0], bias=False, device=flat.device, dtype=flat.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(flat)
+            quantize_(layer, scheme.config())
+            weight.copy_(layer.weight.dequantize().view_as(weight))  # type: ignore[operator]
+        done.append(name)
+    return done
 
 
 def rounded_weights(model: nn.Module) -> list[str]:

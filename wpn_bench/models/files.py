@@ -89,17 +89,19 @@ def check_usable(folder: Path, *, trained: bool) -> None:
     """
     from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
 
-    config = read_config(folder)
-    if why := _UNSUPPORTED.get(config.model_type):
-        raise UserError(f"{folder.name} is a {config.model_type} model, which is not supported: {why}", "take another")
-    quantised = getattr(config, "quantization_config", None)
-    if not quantised:
+    config = read_settings(folder)
+    if why := _UNSUPPORTED.get(str(config.get("model_type"))):
+        raise UserError(f"a {config['model_type']} model is not supported: {why}", "take another architecture")
+    text = config.get("text_config")
+    settings = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, dict) else None
+    )
+    if not isinstance(settings, dict):
         return
-    settings = quantised if isinstance(quantised, dict) else quantised.to_dict()
-    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method") or "an unnamed method"))
+    method = settings.get("quant_method") or "an unnamed method"
     if trained:
         raise UserError(
-            f"the weights of {folder.name} are quantised ({method}), so they cannot be trained",
+            f"the weights of this model are quantised ({method}), so they cannot be trained",
             "give the model that it was made from, or a dequantised copy (model.dequantize(), save_pretrained);"
             " measuring without training works where its library is installed",
         )
@@ -111,7 +113,7 @@ def check_usable(folder: Path, *, trained: bool) -> None:
     except Exception as e:  # each quantiser has exceptions of its own
         said = " ".join(str(e).split())[:160]
         raise UserError(
-            f"the weights of {folder.name} are quantised ({method}), and this installation cannot read them ({said})",
+            f"the weights of this model are quantised ({method}), and this installation cannot read them ({said})",
             "install the library that it names, or give the model that it was made from",
         ) from e
 

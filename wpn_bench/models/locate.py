@@ -14,6 +14,7 @@ from wpn_bench.core import consent
 from wpn_bench.core.files import Signature, digest_file, digest_of
 from wpn_bench.core.model_files import WEIGHT_SUFFIXES, makes_model, model_signature
 from wpn_bench.errors import UserError
+from wpn_bench.models import gguf
 from wpn_bench.models.adapters import ADAPTER_CONFIG, is_adapter, merge_adapter, named_base
 from wpn_bench.models.files import check_files, read_settings
 
@@ -128,6 +129,8 @@ def _here(asked: str) -> Path | None:
         return lab.base_model()
     # Not Path.is_dir: it raises for a name that is too long for a file system.
     folder = os.path.expanduser(asked)
+    if (file := gguf.file_of(folder)) is not None:
+        return gguf.converted(file)
     if not os.path.isdir(folder):
         return None
     return _merged(Path(folder)) if is_adapter(Path(folder)) else Path(folder)

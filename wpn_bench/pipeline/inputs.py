@@ -304,10 +304,11 @@ def find_model(
     # The files of a local model are checked before the estimate, which relies on its config.json. A model on the hub is
     # downloaded after the estimate, so that nothing is downloaded for a run that is too large.
     local = models.resolve(config.model, config.revision) if models.lies_here(config.model) else None
+    settings = local.path if local else models.settings_folder(config.model, config.revision)
+    check_usable(settings, trained="train" in config.stages and bool(config.methods))
     resources.check_resources(config, force=force, warn=reporter.note)
     model = local or models.resolve(config.model, config.revision)
     check_causal(model.path)
-    check_usable(model.path, trained="train" in config.stages and bool(config.methods))
     preflight.check_training([config.method_config(m) for m in config.methods], model.path, device, config.dtype)
     if launch:
         launch.check([method_of(m)(config.method_config(m)) for m in config.methods], device)

@@ -1,0 +1,87 @@
+"""Read a GGUF file: convert it once into a folder of safetensors, which every stage can load and train.
+
+transformers dequantises the weights. The folder is kept in the user's cache under the digest of the file, so that the file
+is converted once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import platformdirs
+
+from wpn_bench.core.files import digest_file
+from wpn_bench.errors import UserError
+
+_SHARD = "5GB"
+
+
+def file_of(asked: str) -> Path | None:
+    """Return the GGUF file that a path names: the file, or the only one in a folder without another model; else None.
+
+    Raises:
+        UserError: The folder has several.
+    """
+    if os.path.isfile(asked):
+        return Path(asked) if asked.endswith(".gguf") else None
+    if not os.path.isdir(asked) or os.path.exists(os.path.join(asked, "config.json")):
+        return None
+    found = sorted(name for name in os.listdir(asked) if name.endswith(".gguf"))
+    if len(found) > 1:
+        raise UserError(
+            f"{asked} has {len(found)} GGUF files ({', '.join(found)[:160]})", "give the path of one of them"
+        )
+    return Path(asked, found[0]) if found else None
+
+
+def converted(file: Path) -> Path:
+    """Return a folder with the model of a GGUF file in float32, converted now or earlier.
+
+    Raises:
+        UserError: The package gguf is missing, or transformers cannot read the file.
+    """
+    stat = file.stat()
+    return _converted(file.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _converted(file: Path, size: int, changed: int) -> Path:
+    """Convert a file, identified by its size in bytes and modification time in ns."""
+    if find_spec("gguf") is None:
+        raise UserError(
+            f"{file.name} is a GGUF file, and the package that reads it is missing", "pip install 'wpn-bench[gguf]'"
+        )
+    root = Path(os.environ.get("WPN_BENCH_GGUF") or Path(platformdirs.user_cache_dir("wpn-bench")) / "gguf")
+    folder = root / digest_file(file)[:32]
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from wpn_bench.models.tokenizer import silence_transformers
+
+    silence_transformers()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as temporary:
+        work = Path(temporary) / "model"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        except Exception as e:  # the type of the exception depends on the architecture and the tokenizer
+            raise UserError(
+                f"transformers cannot read {file.name} ({' '.join(str(e).split())[:160]})",
+                "give the model that it was made from, or a GGUF file of an architecture that transformers converts",
+            ) from e
+        # The weights are no longer quantised, so neither the model nor its settings must say so.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(work, max_shard_size=_SHARD)
+        tokenizer.save_pretrained(work)
+        if not folder.is_dir():  # another process may have been faster
+            shutil.move(work, folder)
+    return folder
