@@ -104,7 +104,7 @@ def test_it_trains_one_step(folder: Path) -> None:
     items = [Item(id=str(k), prompt=f"Name {k}", harmless=("yes",), harmful=("no", "bad")) for k in range(2)]
     done = train(
         model, tokenizer, method, items, ["The cat sat on a mat in town."] * 3,
-        template=Template.parse(configuration.build("lab").template), seed=0, reference=models.load_fresh(folder),
+        template=Template.parse("### Question: {prompt}\n### Answer:"), seed=0, reference=models.load_fresh(folder),
     )  # fmt: skip
     assert done.steps == 1
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

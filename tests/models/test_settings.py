@@ -14,6 +14,7 @@ from wpn_bench import models
 from wpn_bench.core.model_files import model_signature
 from wpn_bench.engine.decode import Rules, decode
 from wpn_bench.engine.generation import generate
+from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.models.backends import Decoding
 from wpn_bench.models.ends import ends_of_model
@@ -116,3 +117,14 @@ def test_every_part_of_a_model_counts(folder: Path, name: str) -> None:
     digest, seen = folder_digest(folder), model_signature(folder)
     assert digest != before[0]
     assert seen != before[1]
+
+
+def test_honoured_settings_are_named(folder: Path) -> None:
+    assert settings_note("m", folder) == []
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"repetition_penalty": 1.3, "temperature": 0.6}))
+    assert settings_note("m", folder) == [
+        "m brings settings that change its answers, and they are honoured: repetition_penalty 1.3"
+    ]
+    file.write_text("{")
+    assert settings_note("m", folder) == []

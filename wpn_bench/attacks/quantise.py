@@ -180,7 +180,7 @@ def round_fused(model: nn.Module, scheme: Scheme) -> list[str]:
         with torch.no_grad():
             layer.weight.copy_(flat)
             quantize_(layer, scheme.config())
-            weight.copy_(layer.weight.dequantize().view_as(weight))  # type: ignore[operator]
+            weight.copy_(layer.weight.dequantize().view_as(weight))
         done.append(name)
     return done
 

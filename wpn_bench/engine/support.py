@@ -6,6 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
 # The rule for the generation_config that a model brings: settings that change the logits, and so also greedy decoding, are
@@ -64,4 +66,28 @@ def caches_plainly(model: PreTrainedModel) -> bool:
         and not getattr(model.config, "is_encoder_decoder", False)
         and not getattr(model, "_is_stateful", False)
         and kinds <= _ATTENTIONS
+    )
+
+
+def settings_note(name: str, folder: Path) -> list[str]:
+    """Return a note about the settings of a model's generation_config.json that change its answers.
+
+    Args:
+        name: What the note calls the model.
+        folder: The folder of the model.
+
+    Returns:
+        One note, or none if there are no such settings.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return []
+    try:
+        settings = steering(GenerationConfig.from_pretrained(folder))
+    except Exception:  # a file that transformers cannot read: it is ignored when the model is loaded, too
+        return []
+    listed = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return (
+        [f"{name} brings settings that change its answers, and they are honoured: {listed[:200]}"] if settings else []
     )

@@ -10,11 +10,12 @@ from typing import Any
 from wpn_bench import models
 from wpn_bench.config import RunConfig, split_candidate
 from wpn_bench.core.files import Signature
+from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import default_store
 from wpn_bench.models import ModelRef
 from wpn_bench.models.backends.openai import PREFIX, endpoint_folder, parse_source
-from wpn_bench.models.files import check_causal
+from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.prompts import Template
 from wpn_bench.prompts.templates import choose_template
 
@@ -108,6 +109,8 @@ def _local(
         asked, revision = match["id"], match["revision"]
     ref = models.resolve(asked, revision)
     check_causal(ref.path)
+    check_usable(ref.path, trained=False)
+    notes += settings_note(name, ref.path)
     context = models.context_length_of(ref.path)
     if config.decoding.max_new_tokens >= context:
         raise UserError(

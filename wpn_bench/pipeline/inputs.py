@@ -17,6 +17,7 @@ from wpn_bench.config import RunConfig
 from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Reporter
 from wpn_bench.engine.generation import too_long
+from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.harmless.judges.spec import parse
@@ -165,6 +166,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     device = models.pick_device(config.device)
     model = find_model(config, device, launch, reporter, force=force)
     template = choose_template(config.template, models.load_tokenizer(model.path), config.system)
+    notes += settings_note("the model", model.path)
     candidates = find_candidates(config, model, template, notes)
     forget, validation, tests = read_prompts(config, sets, notes)
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
