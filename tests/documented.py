@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("wpn-bench", "nox", "python", "lm_eval")
-RUNS = ("full", "train", "harmless", "attack", "benchmarks")
+RUNS = ("full", "evaluate", "train", "harmless", "attack", "benchmarks")
 
 # First words of lines in shell blocks that are no programs of ours.
 OTHER_PROGRAMS = {
@@ -29,6 +29,10 @@ PLACEHOLDERS = {
     "FILE": "labelled.jsonl",
     "DIR": "exported",
     "M": "lab",
+    "BASE": "lab",
+    "mine=DIR": "mine=lab",
+    "NAME=SOURCE": "mine=lab",
+    "mine": "wpn",
     "METHOD": "wpn",
     "NAME": "typos",
     "NAME,...": "typos",
@@ -93,6 +97,8 @@ COVERED_BY = {
     ),
     "wpn-bench full --model M --limit 20 --methods wpn": "wpn-bench full --out runs/first",
     "wpn-bench attack --attacks gcg,soft_prompt": "wpn-bench full --preset attacks",
+    "wpn-bench evaluate --candidate NAME=SOURCE": "wpn-bench evaluate -m BASE --candidate mine=DIR",
+    "wpn-bench full -m BASE --candidate mine=DIR": "wpn-bench evaluate -m BASE --candidate mine=DIR",
     "wpn-bench report RUN": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report runs/today --format md,json": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report RUN RUN...": "wpn-bench report runs/monday runs/friday runs/other-model",
@@ -190,7 +196,7 @@ def small(command: str) -> list[str]:
             more += options
     if words[0] == "wpn-bench" and words[1] in (*RUNS, "prefetch"):
         more += SMALL
-        if "--methods" not in (*words, *more) and "--out" not in words:
+        if "--methods" not in (*words, *more) and "--out" not in words and words[1] != "evaluate":
             more += ["--methods", "sft"]
         if "--config" not in words:
             attacks = "small-attacks.yaml" if re.search(r"gcg|relearn|preset attacks", command) else "small.yaml"
