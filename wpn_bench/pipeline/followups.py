@@ -253,7 +253,7 @@ def measure_relearning(
     for (name, seed), model in models.items():
         for kind in config.relearn.kinds:
             label = f"{model_label(name, seed)}: relearn from {kind} text"
-            job = replace(planner.relearning(model, kind, seed), label=label)
+            job = replace(planner.relearning(name, model, kind, seed), label=label)
             started[name, seed, kind] = every.add(name, job)
     outcomes = executor.run(every.jobs)
     planner = planner.calibrated(every)

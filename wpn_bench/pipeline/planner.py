@@ -101,7 +101,6 @@ class Target:
         seed: Its seed; None: the base.
         artifact: The model.
         label: Its name in labels of jobs.
-        template: Renders its prompts; None: the template of the run.
         remote: Whether it is an endpoint, which gives responses only.
         same_tokens: Whether it has the base's tokenizer.
     """
@@ -110,7 +109,6 @@ class Target:
     seed: int | None
     artifact: Job | External
     label: str
-    template: Template | None = None
     remote: bool = False
     same_tokens: bool = True
 
@@ -164,9 +162,8 @@ class Planner:
                 plan.trained[method, seed] = job
                 planner.measure_fully(plan, Target(method, seed, job, model_label(method, seed)), sets, heldout)
         for one in self.inputs.candidates:
-            target = Target(
-                one.name, self.config.seeds[0], self.candidate(one), one.name, one.template, one.remote, one.same_tokens
-            )
+            seed = self.config.seeds[0]
+            target = Target(one.name, seed, self.candidate(one), one.name, one.remote, one.same_tokens)
             planner.measure_fully(plan, target, sets, heldout)
         return plan
 
@@ -184,12 +181,17 @@ class Planner:
         """Where a model is held while it is measured."""
         return {"device": self.inputs.device, "offload": self.config.offload}
 
-    def templates(self, target: Target) -> dict[str, Any]:
+    def template_of(self, model: str) -> Template:
+        """The template of a model: that of the run, or a candidate's own."""
+        own = {one.name: one.template for one in self.inputs.candidates}
+        return own.get(model, self.inputs.template)
+
+    def templates(self, model: str) -> dict[str, Any]:
         """The parameters that say how prompts are rendered for a model.
 
         `plain_template` is the base's, if it is another one: coherence is judged by the base.
         """
-        own, of_base = target.template or self.inputs.template, self.inputs.template
+        own, of_base = self.template_of(model), self.inputs.template
         return {"template": own.value} | ({} if own == of_base else {"plain_template": of_base.value})
 
     @property
@@ -250,7 +252,7 @@ class Planner:
         if snapshots:
             params["snapshots"] = list(snapshots)
         if settings.stop_at_harmless_rate is not None:
-            params["stop"] = {**self._judge_params(), "decoding": self.decoding}
+            params["stop"] = {**self._judge_params(), "decoding": self.decoding, **self.reasoning}
             needs["validation"] = put_prompts(self.store, inputs.validation.head(STOP_PROMPTS))
         local: dict[str, Any] = {
             "device": inputs.device,
@@ -261,10 +263,11 @@ class Planner:
         }
         return Job("train", params, needs, f"train {method} (seed {seed})", local)
 
-    def relearning(self, model: External, kind: RelearnKind, seed: int) -> Job:
+    def relearning(self, name: str, model: External, kind: RelearnKind, seed: int) -> Job:
         """A little fine-tuning of a model.
 
         Args:
+            name: Its name in results.
             model: The model.
             kind: The text that it is fine-tuned on.
             seed: Decides which forget items are drawn, and their order.
@@ -286,7 +289,7 @@ class Planner:
             "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
             "snapshots": [step for step in asked.steps if step],
             "seed": seed,
-            "template": self.inputs.template.value,
+            "template": self.template_of(name).value,
         }
         needs: dict[str, Job | External] = {"model": model}
         if kind == "harmful":
@@ -335,7 +338,7 @@ class Planner:
         config = self.config
         asked: list[AskedSet] = []
         for suite, one, stored in sets:
-            params: dict[str, Any] = {"decoding": self.decoding, "dtype": config.dtype, **self.templates(target)}
+            params: dict[str, Any] = {"decoding": self.decoding, "dtype": config.dtype, **self.templates(target.model)}
             needs = {"model": target.artifact, "prompts": stored}
             job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
             asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))
@@ -414,7 +417,7 @@ class Planner:
             target.seed,
             target.artifact,
             self.config.dtype,
-            (target.template or self.inputs.template).value,
+            self.template_of(target.model).value,
             self.decoding,
             tuple(asked),
             heldout,
@@ -461,7 +464,7 @@ class Planner:
             params = {
                 "config": settings.model_dump(mode="json", exclude=set(NOT_IN_SEARCH)),
                 "dtype": config.dtype,
-                **self.templates(target),
+                **self.templates(target.model),
             }
             stored = put_prompts(self.store, prompts)
             needs: dict[str, Job | External] = {"model": target.artifact, "prompts": stored}

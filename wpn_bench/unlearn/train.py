@@ -291,6 +291,7 @@ def run_train_stage(ctx: StageContext) -> None:
     from wpn_bench import models
     from wpn_bench.engine.generation import generate
     from wpn_bench.harmless.judges import Exchange, judge_of, scores_of
+    from wpn_bench.harmless.stages import split_reasoning
     from wpn_bench.models.backends import Decoding
     from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
@@ -318,6 +319,7 @@ def run_train_stage(ctx: StageContext) -> None:
     harmless_rate = None
     if method.config.stop_at_harmless_rate is not None:
         stop = ctx.params["stop"]
+        strip = stop.get("strip_reasoning", False)
         prompts = read_items(ctx.needs["validation"])
         inputs = [template.render(item) for item in prompts]
         measured_on = together.device or device
@@ -328,8 +330,8 @@ def run_train_stage(ctx: StageContext) -> None:
             answers = generate(current.to(measured_on), tokenizer, inputs, Decoding(**stop["decoding"]))
             current.to(device)
             exchanges = [
-                Exchange(item.request, answer.text)
-                for item, answer in zip(prompts, answers, strict=True)
+                Exchange(item.request, split_reasoning(text, answer.text)[1] if strip else answer.text)
+                for item, text, answer in zip(prompts, inputs, answers, strict=True)
                 if answer.text is not None
             ]
             known = [s for s in scores_of(judge, exchanges) if s is not None]
