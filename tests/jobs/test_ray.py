@@ -415,7 +415,7 @@ def test_whatever_a_job_raises_fails_that_job(cluster: Cluster, tmp_path: Path, 
     prompts = put_prompts(tmp_path / "prompts", 2)
     (tmp_path / "model").mkdir()
     good = generate_job(small_opt, prompts)
-    no_model = generate_job(tmp_path / "model", prompts, n_tokens=4)
+    no_model = replace(good, needs={**good.needs, "model": External(tmp_path / "model", "empty")}, label="no model")
     bug = replace(good, params={**good.params, "decoding": "greedy"}, label="a bug")
     needs_it = replace(good, needs={**good.needs, "prompts": bug}, label="needs it")
     store, reporter = Store(tmp_path / "store"), RecordingReporter()

@@ -90,3 +90,17 @@ def test_jobs_that_failed_or_were_skipped_are_no_measure(tmp_path: Path, store: 
     assert left.seconds() is None
     left.finish(Outcome(jobs[2], "cached", 9.0))
     assert left.seconds() == 0.0
+
+
+def test_a_job_that_is_slower_than_expected_is_extrapolated(tmp_path: Path, store: Store, clock: Clock) -> None:
+    left = TimeLeft(store, clock)
+    jobs = [job(tmp_path, 10, name=name) for name in "ab"]
+    left.add(jobs)
+    left.start(jobs[0])
+    clock.seconds += 10
+    left.finish(Outcome(jobs[0], "done", 10.0))
+    left.start(jobs[1])
+    clock.seconds += 90
+    assert left.seconds() == 0.0
+    left.progress(jobs[1].digest, 3, 10)
+    assert left.seconds() == 210.0

@@ -206,12 +206,28 @@ class LocalExecutor:
                 self.reporter.start(job.label)
                 # Checked again: another process may have finished it before the lock was acquired.
                 outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
-                    self.store, job, need_paths(job, outcomes), self.reporter.items
+                    self.store, job, need_paths(job, outcomes), self._counted(job)
                 )
         self._time_left.finish(outcome)
         self.reporter.finish(job.label, outcome.status, outcome.seconds)
         report_crash(self.reporter, outcome)
         return outcome
+
+    def _counted(self, job: Job) -> Callable[[int | None, str], Advance]:
+        """Return a function for `StageContext.progress` that also tells the estimate of the time left."""
+
+        def items(total: int | None, unit: str = "") -> Advance:
+            advance, done = self.reporter.items(total, unit), 0
+
+            def counted(n: int) -> None:
+                nonlocal done
+                done += n
+                self._time_left.progress(job.digest, done, total)
+                advance(n)
+
+            return counted
+
+        return items
 
 
 def outcome_without_work(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:

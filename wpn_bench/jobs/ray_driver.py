@@ -462,6 +462,7 @@ class _Schedule:
                 pending.advance = self.reporter.items(total, unit, pending.job.label)
             pending.advance(done - pending.done)
             pending.done = done
+            self.time_left.progress(digest, done, total)
 
 
 def shard_count(job: Job, needs: Mapping[str, External], idle: int, requested: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from statistics import median
+from statistics import mean
 
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.jobs.job import External, Job, Outcome
@@ -16,7 +16,7 @@ from wpn_bench.jobs.store import MANIFEST, Store
 class TimeLeft:
     """The expected duration of jobs, from what jobs of their kind took in this run, else in earlier runs.
 
-    A job of a kind that was never measured is expected to take as long as the median of the jobs that this run has executed.
+    A job of a kind that was never measured is expected to take as long as the mean of the jobs that this run has executed.
 
     Args:
         store: The store with the durations of earlier runs.
@@ -28,6 +28,7 @@ class TimeLeft:
         self._unfinished: set[str] = set()
         self._left: dict[str, Job] = {}  # those that are not in the store
         self._started: dict[str, float] = {}
+        self._progress: dict[str, tuple[int, int]] = {}  # items done and in total of running jobs
         self._most_running = 1
         self._measured: dict[str, list[float]] = defaultdict(list)  # kind -> seconds per item (per job, if uncounted)
         self._whole: list[float] = []  # seconds of each executed job
@@ -61,11 +62,23 @@ class TimeLeft:
         self._started.setdefault(job.digest, self._clock())
         self._most_running = max(self._most_running, len(self._started))
 
+    def progress(self, digest: str, done: int, total: int | None) -> None:
+        """Note how many items of a running job are done.
+
+        Args:
+            digest: The job.
+            done: Number of finished items.
+            total: Number of items; None: unknown.
+        """
+        if total:
+            self._progress[digest] = (done, total)
+
     def finish(self, outcome: Outcome) -> None:
         """Note that a job has ended."""
         job = outcome.job
         self._unfinished.discard(job.digest)
         self._left.pop(job.digest, None)
+        self._progress.pop(job.digest, None)
         began = self._started.pop(job.digest, None)
         if outcome.status == "done" and began is not None:
             seconds = self._clock() - began
@@ -82,17 +95,20 @@ class TimeLeft:
             The seconds.
         """
         now, total = self._clock(), 0.0
-        usual = median(self._whole) if self._whole else None
+        usual = mean(self._whole) if self._whole else None
         for digest, job in self._left.items():
             kind = job_kind(job.stage, job.params)
             expected = usual
             if kind in self._measured:
-                expected = median(self._measured[kind]) * self._items.get(digest, 1)
+                expected = mean(self._measured[kind]) * self._items.get(digest, 1)
             elif digest in self._earlier:
                 expected = self._earlier[digest]
             if expected is None:
                 return None
-            total += max(0.0, expected - (now - self._started.get(digest, now)))
+            elapsed = now - self._started.get(digest, now)
+            done, items = self._progress.get(digest, (0, 0))
+            # A job that is slower than expected takes as much longer for the rest of its items.
+            total += max(0.0, expected - elapsed, elapsed * (items - done) / done if done else 0.0)
         if (unknown := jobs - len(self._unfinished)) > 0:
             if usual is None:
                 return None
