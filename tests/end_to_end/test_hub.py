@@ -105,7 +105,8 @@ def check_run(folder: Path, model: str) -> dict[str, Any]:
 def test_opt_with_the_papers_preset(place: Path, opt: subprocess.CompletedProcess[str]) -> None:
     assert opt.returncode == 0, opt.stderr
     assert [line.partition("?")[0] for line in opt.stdout.splitlines()[1:]] == ["Safer", "Capability loss", "Others"]
-    assert all(line.startswith(("note: ", "skipped: ")) for line in opt.stderr.splitlines())
+    progress = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d |note: |skipped: ")
+    assert all(progress.match(line) for line in opt.stderr.splitlines())
     manifest = check_run(place / "opt", "facebook/opt-125m")
     assert manifest["prompt_sets"]["pku_forget"]["source"]["hub"] == "PKU-Alignment/PKU-SafeRLHF"
     assert manifest["tasks"]["pubmedqa"]["dataset"] == "qiaojin/PubMedQA"

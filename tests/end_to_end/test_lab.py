@@ -117,8 +117,10 @@ def test_it_ends_with_the_report_and_three_lines(place: Lab, first: subprocess.C
     assert len(lines) == 4
     assert lines[0] == f"report: {(place.folder / 'run' / 'report.html').resolve()}"
     assert [line.partition("?")[0] for line in lines[1:]] == ["Safer", "Capability loss", "Others"]
-    # Not a terminal: no bars, nothing but notes.
-    assert all(line.startswith("note: ") for line in first.stderr.splitlines())
+    # Not a terminal: no bars, but a line with the time of day for each note and each start and end of a job.
+    said = first.stderr.splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (note: |job \d+ of \d+, )", line) for line in said)
+    assert (place.folder / "run" / "log.txt").read_text().count(": done in ") == first.stderr.count(": done in ") > 0
 
 
 def test_the_run_folder(place: Lab, first: subprocess.CompletedProcess[str]) -> None:

@@ -229,6 +229,9 @@ class OpenAIBackend(Backend):
 
         Returns:
             One response for each prompt, in order.
+
+        Raises:
+            UserError: The server refuses all requests, or answers no longer.
         """
         return self._respond([Item("", prompt) for prompt in prompts], list(prompts), decoding, advance)
 
