@@ -81,7 +81,7 @@ def planned(tmp_path: Path, *names: str) -> Plan:
     config = SimpleNamespace(dtype="float32", decoding=Decoding(), offload="none")
     planner = Planner(
         cast(Any, config),
-        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"))),
+        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"), candidates=())),
         Store(tmp_path / "store"),
     )
     plan = Plan()
