@@ -195,7 +195,7 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"attacks": ("role_pley",)}, "unknown attack 'role_pley'", "did you mean 'role_play'"),
         ({"attack_files": ("gone.csv",)}, "there is no file gone.csv", "check the path"),
         ({"attack_files": "mine.csv"}, "setting attack_files: .*tuple", "tasks/presets"),
-        ({"attack_files": ("mine.txt",)}, "mine.txt is not .csv, .jsonl or .yaml", "convert it"),
+        ({"attack_files": ("mine.txt",)}, "mine.txt is not .csv, .tsv, .json, .jsonl or .yaml", "convert it"),
         ({"judge": "detoxfy"}, "unknown judge 'detoxfy'", "did you mean 'detoxify'"),
         ({"judge": "detoxify:orignal"}, "unknown Detoxify variant 'orignal'", "did you mean 'original'"),
     ],

@@ -18,6 +18,7 @@ from wpn_bench.core.yaml_files import read_yaml
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.models.backends import Decoding
 from wpn_bench.prompts import FormatTemplate, Kind
+from wpn_bench.prompts.columns import FIELDS
 from wpn_bench.prompts.templates import is_file
 
 if TYPE_CHECKING:
@@ -188,11 +189,21 @@ class RunConfig(BaseModel):
     forget: Annotated[
         str,
         Option(
-            help="Forget set: a name, or a .jsonl/.csv/.parquet file with prompt, harmful, harmless.",
+            help="Forget set: a name, or a .jsonl/.json/.csv/.tsv/.parquet file with prompt, harmful, harmless.",
             panel=MODEL_AND_DATA,
             complete="prompts",
         ),
     ]
+    columns: Annotated[
+        dict[str, str],
+        Option(
+            comma_separated=True,
+            metavar="FIELD=COLUMN",
+            help="Columns of your own files, comma separated: prompt=goal,harmful=rejected,harmless=chosen,text=body. Others "
+            "are found by their usual names (docs/inputs.md).",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = Field({}, description="prompt, harmful, harmless or text -> column of your own files")
     vet: bool = Field(True, description="drop harmless references of the forget set that the judge calls harmful")
     validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
     in_domain: Annotated[
@@ -446,6 +457,13 @@ class RunConfig(BaseModel):
     def _has_prompt(cls, value: str) -> str:
         if value not in ("auto", "chat", "plain") and not is_file(value):
             FormatTemplate(value)
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        if strange := sorted(set(value) - set(FIELDS)):
+            raise ValueError(f"{strange[0]!r} is not one of {', '.join(FIELDS)}")
         return value
 
     @field_validator("methods")

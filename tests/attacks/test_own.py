@@ -116,6 +116,38 @@ def test_ours_and_the_users_are_found_by_name(tmp_path: Path) -> None:
         get_attack("mien", own)
 
 
+PLACES = [
+    "{query}", "{goal}", "{question}", "{{ prompt }}", "{{question}}", "{Prompt}", "[INSERT PROMPT HERE]",
+    "[INSERT_PROMPT_HERE]", "[insert your question here]", "[PROMPT]", "[GOAL]", "[INSERT PROMPT]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_places_of_published_templates(tmp_path: Path, write_jsonl: Write, place: str) -> None:
+    file = str(write_jsonl(tmp_path / "x.jsonl", [{"template": f"Do {place}! Again: {place} {{x}}"}]))
+    assert prompt_under("x-1", file) == f"Do {ITEM.prompt}! Again: {ITEM.prompt} {{x}}"
+    assert place in (own_attacks([file])["x-1"].read_as or "")
+
+
+def test_other_places_are_text_beside_prompt(tmp_path: Path, write_jsonl: Write) -> None:
+    file = str(write_jsonl(tmp_path / "x.jsonl", [{"template": "{goal} [PROMPT] {prompt}"}]))
+    assert prompt_under("x-1", file) == f"{{goal}} [PROMPT] {ITEM.prompt}"
+    assert own_attacks([file])["x-1"].read_as is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("GPTFuzzer.csv", 'index,text\n0,"Well, do it: [INSERT PROMPT HERE]"\n'),
+        ("GPTFuzzer.csv", "platform;prompt;jailbreak_score\nx;Well, do it: [INSERT PROMPT HERE];4\n"),
+        ("GPTFuzzer.tsv", "text\tid\nWell, do it: {query}\t7\n"),
+        ("GPTFuzzer.json", '[{"text": "Well, do it: {goal}", "votes": 3}]'),
+    ],
+)
+def test_published_collections(tmp_path: Path, name: str, content: str) -> None:
+    assert prompt_under("GPTFuzzer-1", write(tmp_path / name, content)) == f"Well, do it: {ITEM.prompt}"
+
+
 # --- what cannot be --------------------------------------------------------------------------------------------------
 
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -126,18 +158,20 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 )
 BAD = [
     # name, content, what is wrong, the way out
-    ("x.csv", "name,prompt\nDAN,Do: [INSERT PROMPT HERE]\n", "row 1 has the unknown field 'prompt' (fields: name, prompt)", "`template`, with {prompt} where the question goes"),
-    ("x.csv", "template\nDo: [INSERT PROMPT HERE]\n", "row 1: template: the template must hold {prompt}", "write {prompt} in the place of [INSERT PROMPT HERE]"),
-    ("x.csv", "template\nA {prompt}\nDo: {{question}}\n", "row 2: template: the template must hold {prompt}", "in the place of {{question}}"),
+    ("x.csv", "name,prompt,text\nDAN,Do: {prompt},x\n", "row 1 has several texts that could be the template: 'prompt' and 'text'", "call one of them `template`"),
+    ("x.csv", "text,answer_prefx\nDo: {prompt},Sure\n", "row 1 has the unknown field 'answer_prefx'", "answer_prefix"),
+    ("x.csv", "template\nDo: <the user's question>\n", "row 1: template: the template must hold {prompt}", "docs/attacks.md"),
+    ("x.csv", "template\nDo: <your prompt>\n", "row 1: template: the template must hold {prompt}", "write {prompt} in the place of <your prompt>"),
+    ("x.csv", "template\nDo {goal}: [INSERT PROMPT HERE]\n", "row 1: the template has several places for the question: {goal} and [INSERT PROMPT HERE]", "write {prompt}"),
     ("x.jsonl", json.dumps({"template": "[" + "prompt" * 200_000}), "row 1: template: the template must hold {prompt}", "docs/attacks.md"),
     ("x.csv", "Do it now: {prompt}\nAgain: {prompt}\n", "row 1 has the unknown field 'Do it now: {prompt}'", "call the text around the question `template`"),
     ("x.csv", "Do it now: {prompt}\n", "x.csv is empty", "the first of a CSV names its columns"),
     ("x.csv", "name,template\na,Well, do it: {prompt}\n", "line 2 has more cells than the first line has columns (2)", "double quotes"),
     ("x.csv", "name,template\nonly a name\n", "row 1 has neither template nor answer_prefix", "`template`"),
     ("x.csv", "template,template\nA {prompt},B {prompt}\n", "two columns 'template'", "rename"),
-    ("x.csv", "name;template\na;A {prompt}\n", "row 1 has the unknown field 'name;template'", "`template`"),
+    ("x.csv", "name/template\na/A {prompt}\n", "row 1 has the unknown field 'name/template'", "`template`"),
     ("x.csv", b"template\ncaf\xe9 {prompt}\n", "is not UTF-8 (byte 12)", "iconv"),
-    ("x.csv", "template\n{prompt} now\n".encode("utf-16"), "is not UTF-8 (byte 0)", "iconv"),
+    ("x.csv", "template\n{prompt} now\n".encode("utf-16-le"), "UTF-16 without a byte order mark", "iconv"),
     ("x.csv", "template\n{prompt}\n", "row 1: nothing stands around {prompt} and there is no answer_prefix", "docs/attacks.md"),
     ("x.csv", 'template\n["A {prompt}"]\n', "row 1: template: Input should be a valid string", "docs/attacks.md"),
     ("x.csv", "", "x.csv is empty", "at least one row"),
@@ -177,8 +211,8 @@ BAD = [
     ("x.yaml", MERGES, "aliases are not supported", "fix the YAML"),
     ("x.yaml", "a: &a [*a]\n", "aliases are not supported", "fix the YAML"),
     ("x.yaml", b"template: caf\xe9 {prompt}\n", "is not UTF-8", "iconv"),
-    ("x.txt", "A {prompt}\n", "x.txt is not .csv, .jsonl or .yaml", "convert it"),
-    ("x.parquet", "PAR1", "x.parquet is not .csv, .jsonl or .yaml", "convert it"),
+    ("x.txt", "A {prompt}\n", "x.txt is not .csv, .tsv, .json, .jsonl or .yaml", "convert it"),
+    ("x.parquet", "PAR1", "x.parquet is not .csv, .tsv, .json, .jsonl or .yaml", "convert it"),
 ]  # fmt: skip
 
 

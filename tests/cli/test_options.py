@@ -33,6 +33,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "processes": (["2"], "processes", 2),
     "accelerate": (["there/file.yaml"], "accelerate", "there/file.yaml"),
     "report_to": (["wandb, mlflow"], "report_to", ("wandb", "mlflow")),
+    "columns": (["prompt=goal, text = body"], "columns", {"prompt": "goal", "text": "body"}),
     "forget": (["mine.jsonl"], "forget", "mine.jsonl"),
     "prompts": (["mine=a.jsonl"], "ood", (*LAB.ood, "mine=a.jsonl")),
     "attacks": (["typos,int8"], "quantise", ("int8",)),

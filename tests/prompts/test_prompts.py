@@ -230,8 +230,8 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.jsonl", b'{"prompt": "half a pair: \\ud83d"}\n', "line 1 is not valid JSON"),
         ("x.jsonl", b'{"prompt": "caf\xe9"}\n', r"is not UTF-8 \(byte 15\)"),
         ("x.csv", b"prompt,harmful,harmless\ncaf\xe9,a,b\n", "is not UTF-8"),
-        ("x.csv", "prompt,harmful,harmless\nOne?,a,b\n".encode("utf-16"), "is not UTF-8"),
-        ("x.csv", b'prompt,harmful,harmless\n"' + b"a" * 200_000 + b'",b,c\n', "is not valid CSV"),
+        ("x.csv", "prompt,harmful,harmless\nOne?,a,b\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        ("x.csv", b'prompt,harmful,harmless\n"One?"x,b,c\n', "line 2: the quote that is opened here is followed by 'x,b,c"),
         ("x.csv", b"prompt,harmful,harmless\nWell, one?,a,b\n", r"line 2 has more cells than the first line has columns \(3\)"),
         ("x.csv", b"prompt,harmful,harmless,prompt\nOne?,a,b,c\n", "has two columns 'prompt'"),
         ("x.csv", b"One?,a,b\nTwo?,a,b\n", r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: One\?, a, b\)"),
@@ -239,10 +239,10 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.jsonl", b'{"' + b"q" * 5000 + b'": "a"}\n', "row 1 has no 'harmful'"),
         ("x.parquet", b"PAR1 or not", "is not a Parquet file"),
         ("x.parquet", b"", "is not a Parquet file"),
-        ("x.txt", b"One?\n", "is not .jsonl, .csv or .parquet"),
-        ("x.jsonl", b'{"question": "a", "bad": "b"}\n', r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: question, bad\)"),
+        ("x.txt", b"One?\n", "is not .jsonl, .json, .csv, .tsv or .parquet"),
+        ("x.jsonl", b'{"asked": "a", "bad": "b"}\n', r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: asked, bad\)"),
         ("x.jsonl", b'{"prompt": "a", "harmful": "b"}\n', "row 1 has no 'harmless'"),
-        ("x.csv", b"prompt;harmful;harmless\na;b;c\n", "row 1 has no 'harmful'"),
+        ("x.csv", b"prompt/harmful/harmless\na/b/c\n", "row 1 has no 'harmful'"),
         ("x.csv", b"prompt,harmful,harmless\nOne?,a,b\nTwo?,a\n", "row 2 has no 'harmless'"),
         ("x.jsonl", b'{"prompt": " ", "harmful": "b", "harmless": "c"}\n', "row 1: the prompt is empty or not text"),
         ("x.jsonl", b'{"prompt": 3, "harmful": "b", "harmless": "c"}\n', "row 1: the prompt is empty or not text"),
@@ -263,14 +263,14 @@ def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str, content: 
 
 
 def test_cells_that_only_look_like_json_and_cells_that_are_empty(tmp_path: Path) -> None:
-    """Deep brackets and half a surrogate pair stay the text they are; empty cells beyond the columns are nothing."""
+    """Deep brackets stay the text they are; empty cells beyond the columns are nothing."""
     file = tmp_path / "x.csv"
     with file.open("w", encoding="utf-8", newline="") as f:
         csv.writer(f).writerows(
-            [["prompt", "harmful"], ["[" * 9999, r'["\ud83d"]', "", ""], ["a\x00\x1b\u202eb\U0001f642"]]
+            [["prompt", "harmful"], ["[" * 9999, "[laughs] no", "", ""], ["a\x00\x1b\u202eb\U0001f642"]]
         )
     first, second = load(file).items
-    assert (first.prompt, first.harmful) == ("[" * 9999, (r'["\ud83d"]',))
+    assert (first.prompt, first.harmful) == ("[" * 9999, ("[laughs] no",))
     assert (second.prompt, second.harmful) == ("a\x00\x1b\u202eb\U0001f642", ())
 
 

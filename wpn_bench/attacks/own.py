@@ -1,11 +1,13 @@
-"""Read the user's own template attacks (`--attack-file`): CSV, JSONL or YAML, one entry per attack.
+"""Read the user's own template attacks (`--attack-file`): CSV, TSV, JSON, JSONL or YAML, one entry per attack.
 
-An entry has a `template` with `{prompt}` in it, an `answer_prefix`, or both. `name`, `title` and `description` are optional.
+An entry has a `template` with `{prompt}` in it (or a place that published collections use, such as `[INSERT PROMPT
+HERE]`), an `answer_prefix`, or both. The template may be called `text` or `prompt`; then other columns are left out. `name`, `title` and `description` are optional.
 A YAML file is one entry, a list of entries, or a mapping of names to entries. See docs/attacks.md.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +24,19 @@ from wpn_bench.prompts import WORST_CASE, read_file
 
 FIELDS = ("name", *TemplateSpec.model_fields)
 LONGEST = 60  # maximum characters of a name, which is printed in tables
+MOST_SEARCHED = 1_000_000  # characters of a template in which a place is searched
 MOST = 1_000  # maximum occurrences of {prompt} in a template: too many copies of a long prompt exhaust the memory
 # Placeholders of published collections, such as [INSERT PROMPT HERE].
 _PLACEHOLDER = re.compile(
     r"[\[<{]{1,2}[a-z_ ]{0,40}(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]{0,40}[\]>}]{1,2}",
     re.IGNORECASE,
 )
+_WORDS = r"(?:prompt|question|query|goal|request|behaviou?r|instruction)"
+# The places that are read as {prompt}, if a template has no {prompt}.
+_PLACE = re.compile(
+    rf"\{{\{{?\s*{_WORDS}\s*\}}\}}?|\[\s*(?:insert[ _])?(?:(?:your|the)[ _])?{_WORDS}(?:[ _]here)?\s*\]", re.IGNORECASE
+)
+_TEMPLATE_NAMES = ("text", "prompt", "jailbreak", "jailbreak_prompt")  # columns of published collections
 Entry = tuple[str, str, Mapping[Any, Any]]  # place in the file, default name, fields
 
 
@@ -50,7 +59,7 @@ def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
 def _entries(path: Path) -> Iterator[Entry]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path} is not .csv, .jsonl or .yaml", "convert it, or rename it to what it is")
+        raise UserError(f"{path} is not .csv, .tsv, .json, .jsonl or .yaml", "convert it, or rename it to what it is")
     return reader(path)
 
 
@@ -75,6 +84,8 @@ def _yaml(path: Path) -> Iterator[Entry]:
 
 _READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
     ".csv": _rows,
+    ".tsv": _rows,
+    ".json": _rows,
     ".jsonl": _rows,
     ".yaml": _yaml,
     ".yml": _yaml,
@@ -89,7 +100,7 @@ def _mapping(path: Path, where: str, entry: Any) -> Mapping[Any, Any]:
 
 def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tuple[str, TemplateAttack]:
     """Check an entry. Returns its name, reduced to the characters allowed in results, and the attack."""
-    given = _fields(where, entry)
+    given, read_as = _fields(where, entry)
     told = _line(str(given.pop("name", default)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
     if not name or len(name) > LONGEST:
@@ -102,13 +113,37 @@ def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tu
     if spec.template.count("{prompt}") > MOST:
         raise UserError(f"{where}: the template holds {{prompt}} more than {MOST:,} times", "write it once")
     clean = {"title": _line(spec.title), "description": _line(spec.description)}
-    return name, TemplateAttack(name, spec.model_copy(update=clean), file)
+    return name, TemplateAttack(name, spec.model_copy(update=clean), file, read_as)
 
 
-def _fields(where: str, entry: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields that are set. An empty cell or null counts as missing."""
+def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
+    """The fields that are set, and what was read as template and as {prompt}. An empty cell or null counts as missing."""
     given = {str(key): value for key, value in entry.items() if value not in (None, "")}
     strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
+    read_as = []
+    texts = [key for key in given if key.casefold() in _TEMPLATE_NAMES]
+    if "template" not in given and texts:
+        if len(texts) > 1:
+            raise UserError(
+                f"{where} has several texts that could be the template: {texts[0]!r} and {texts[1]!r}",
+                "call one of them `template`",
+            )
+        given["template"] = given[texts[0]]
+        read_as.append(f"the column {texts[0]!r}")
+        # The other columns of a collection are left out, but not a misspelt field.
+        strange = [key for key in strange if difflib.get_close_matches(key, FIELDS, cutoff=0.75)]
+        given = {key: value for key, value in given.items() if key in FIELDS}
+    template = given.get("template")
+    if isinstance(template, str) and "{prompt}" not in template:
+        places = list(dict.fromkeys(found[0] for found in _PLACE.finditer(template[:MOST_SEARCHED])))
+        if len(places) > 1:
+            raise UserError(
+                f"{where}: the template has several places for the question: {' and '.join(places)[:200]}",
+                "write {prompt} in the place where the question goes",
+            )
+        if places:
+            given["template"] = template.replace(places[0], "{prompt}")
+            read_as.append(f"{places[0]} as {{prompt}}")
     if strange or not given.keys() & {"template", "answer_prefix"}:
         problem = f"has the unknown field {strange[0]!r}" if strange else "has neither template nor answer_prefix"
         raise UserError(
@@ -118,7 +153,7 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> dict[str, Any]:
         )
     if not isinstance(given.get("name", ""), (str, int)):
         raise UserError(f"{where}: name: Input should be a valid string", "write a text")
-    return given
+    return given, ", ".join(read_as) or None
 
 
 def _way_out(template: Any) -> str:

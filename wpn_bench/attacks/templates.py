@@ -46,9 +46,10 @@ class TemplateSpec(BaseModel):
 class TemplateAttack(Attack):
     """Inserts the prompt into a text, and optionally prefills the beginning of the response."""
 
-    def __init__(self, name: str, spec: TemplateSpec, file: str | None = None) -> None:
+    def __init__(self, name: str, spec: TemplateSpec, file: str | None = None, read_as: str | None = None) -> None:
         self.spec = spec
         self.file = file
+        self.read_as = read_as  # what was read as template and as {prompt}; None: they are called so
         # Instance attributes, because one class serves all files.
         self.name = name  # type: ignore[misc]
         self.title = spec.title  # type: ignore[misc]

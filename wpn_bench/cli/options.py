@@ -17,6 +17,7 @@ import typer
 
 from wpn_bench.cli import completion
 from wpn_bench.core.option import MODEL_AND_DATA, OUTPUT, PANELS, PERMISSIONS, Option, options_of_fields
+from wpn_bench.core.paths import split_named
 from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,13 +184,20 @@ def config_from(given: Given, **fixed: Any) -> RunConfig:
         UserError: For a value that cannot be.
     """
     from wpn_bench.config import build, from_settings
+    from wpn_bench.core.yaml_files import read_yaml
 
     preset = given["preset"] or ("lab" if given["model"] in (None, "lab") else "paper")
     settings = build(preset, given["config"]).model_dump()
+    in_file = read_yaml(given["config"]) if given["config"] else {}
     for row in setting_options():
         typed = given[row.name]
         if typed is not None and typed is not False and typed != []:
-            settings |= _changes_of(row, row.read(typed), settings)
+            changes = _changes_of(row, row.read(typed), settings)
+            if row.name == "forget":  # the test and validation sets of the user's file belong to this forget set
+                changes = {
+                    field: value for field, value in changes.items() if field == "forget" or field not in in_file
+                }
+            settings |= changes
     return from_settings(settings | fixed)
 
 
@@ -274,10 +282,11 @@ def _add_prompts(given: Sequence[str], settings: Settings) -> Settings:
     changes: Settings = {}
     added = []
     for entry in given:
-        name, equals, file = entry.partition("=")
-        if not equals or not name or not file:
+        name, file = split_named(entry)
+        if not name or not file:
+            example = entry if name is None else "test.jsonl"
             raise UserError(
-                f"--prompts {entry!r} is not NAME=FILE", "write for instance --prompts in_domain=test.jsonl"
+                f"--prompts {entry!r} is not NAME=FILE", f"write for instance --prompts in_domain={example}"
             )
         if name == "in_domain":
             changes["in_domain"] = (*changes.get("in_domain", ()), entry)
@@ -288,6 +297,17 @@ def _add_prompts(given: Sequence[str], settings: Settings) -> Settings:
     if added:
         changes["ood"] = (*settings["ood"], *added)
     return changes
+
+
+def _choose_columns(pairs: tuple[str, ...], settings: Settings) -> Settings:
+    """These columns, over those of the user's configuration."""
+    columns = dict(settings["columns"])
+    for pair in pairs:
+        field, equals, column = (part.strip() for part in pair.partition("="))
+        if not equals or not column:
+            raise UserError(f"--columns {pair!r} is not FIELD=COLUMN", "write for instance --columns prompt=goal")
+        columns[field] = column
+    return {"columns": columns}
 
 
 def _choose_attacks(names: tuple[str, ...], settings: Settings) -> Settings:
@@ -352,6 +372,7 @@ CHANGES: dict[str, Callable[[Any, Settings], Settings]] = {
     "forget": _choose_forget,
     "prompts": _add_prompts,
     "candidate": _add_candidates,
+    "columns": _choose_columns,
     "attacks": _choose_attacks,
     "attack_file": _add_attack_files,
     "judge": _choose_judges,

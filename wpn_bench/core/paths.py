@@ -35,6 +35,17 @@ def display_path(path: Path | str) -> str:
         return redact_secrets(p.name)
 
 
+def split_named(entry: str) -> tuple[str | None, str]:
+    """Split `NAME=SOURCE` into both. The name is None without `NAME=`, and if the whole is a path with `=` in it.
+
+    A file that exists is a file, and a name contains no slash: `data/date=2024/test.jsonl` is a path.
+    """
+    name, equals, source = entry.partition("=")
+    if not equals or "/" in name or os.path.exists(os.path.expanduser(entry)):
+        return None, entry
+    return name, source
+
+
 def path_inside(folder: Path, name: str) -> Path:
     """Return `folder`/`name`, which need not exist, if it is within `folder`.
 

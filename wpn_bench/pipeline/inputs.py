@@ -180,6 +180,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     if "harmless" not in config.stages:
         asked = [(suite, s) for suite, s in asked if suite == "attack"]
     texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
+    notes += [line for one in texts.values() for line in column_notes(one)]
     retain, heldout = texts["retain"], texts.get("heldout")
     if heldout is not None and config.limit is not None:
         heldout = replace(heldout, texts=heldout.texts[: config.limit])
@@ -279,9 +280,17 @@ def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
     """
     if config.judge_card:
         read_card(Path(config.judge_card).expanduser())
+    used: set[str] = set()
     for one in sets:
         if one.spec.source.file:
-            (prompts.load_texts if one.is_text else prompts.load_prompts)(one.spec)
+            read = (prompts.load_texts if one.is_text else prompts.load_prompts)(one.spec)
+            found = read.source.get("columns", {})
+            used |= {field for field, column in config.columns.items() if found.get(field, field) == column}
+    if lost := [field for field in config.columns if field not in used]:
+        raise UserError(
+            f"no file has the column {config.columns[lost[0]]!r} (--columns {lost[0]}={config.columns[lost[0]]})",
+            "check its spelling in the first line or the first row of the file",
+        )
 
 
 def find_model(
@@ -331,6 +340,7 @@ def read_prompts(
         The rest of the forget set, the validation prompts, and (suite, prompt set) of each test set.
     """
     read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
+    notes += [line for _, one in read for line in column_notes(one)]
     forget = next(one for use, one in read if use == "forget")
     validation = next((one for use, one in read if use == "validation"), None)
     tests = [(SUITES[use], one) for use, one in read if use in SUITES]
@@ -342,6 +352,14 @@ def read_prompts(
     if validation is None:
         forget, validation = prompts.split_off(forget, name="validation", role="validation", share=VALIDATION_SHARE)
     return forget, validation, tests
+
+
+def column_notes(one: PromptSet | TextSet) -> list[str]:
+    """Say which columns of a data file were read, if they are not called like their fields."""
+    found = one.source.get("columns")
+    if not found:
+        return []
+    return [f"{one.source['file']}: {', '.join(f'{field} is the column {name!r}' for field, name in found.items())}"]
 
 
 def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:
@@ -552,7 +570,11 @@ def attack_prompts(
     for file in dict.fromkeys(attack.file for attack in own.values()):
         of_file = [name for name, attack in own.items() if attack.file == file]
         more = ", ..." if len(of_file) > SHOWN_NAMES else ""
-        notes.append(f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)})")
+        read_as = next((own[name].read_as for name in of_file if own[name].read_as), None)
+        told = f"; read {read_as}" if read_as else ""
+        notes.append(
+            f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)}){told}"
+        )
     context = AttackContext(template, forget.items, own=own)
     return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 

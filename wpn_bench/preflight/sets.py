@@ -13,6 +13,7 @@ from wpn_bench.benchmarks.definitions import short_name, task_folders
 from wpn_bench.benchmarks.run import BenchmarkInfo, describe
 from wpn_bench.benchmarks.selection import Selection, TaskGroup, select
 from wpn_bench.config import RunConfig
+from wpn_bench.core.paths import split_named
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import SetSpec
 from wpn_bench.prompts.types import Role
@@ -58,17 +59,17 @@ def sets_of(config: RunConfig) -> list[RunSet]:
             if entry is None:
                 continue
             name, source = split_set_name(entry) if role in ("in_domain", "ood", "benign") else (None, entry)
-            found.append(RunSet(role, prompts.spec_for(source, role=role, kind=config.file_kind, name=name)))
+            spec = prompts.spec_for(source, role=role, kind=config.file_kind, name=name, columns=config.columns)
+            found.append(RunSet(role, spec))
     for use, role, text in text_sets:
         if text:
-            found.append(RunSet(use, prompts.spec_for(text, role=role, kind="text")))
+            found.append(RunSet(use, prompts.spec_for(text, role=role, kind="text", columns=config.columns)))
     return found
 
 
 def split_set_name(entry: str) -> tuple[str | None, str]:
     """Split `NAME=SOURCE`, which gives a set another name than its own, into both; the name is None without `NAME=`."""
-    name, equals, source = entry.partition("=")
-    return (name, source) if equals else (None, entry)
+    return split_named(entry)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
+from wpn_bench.prompts.columns import choose_columns, value_of
+from wpn_bench.prompts.csv_cells import looks_like_list
 from wpn_bench.prompts.tables import READERS, read_file
 from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
 from wpn_bench.redact import redact_secrets
@@ -52,6 +54,7 @@ class SetSpec(BaseModel):
     kind: Kind = "question"
     source: Source
     columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+    find_columns: bool = Field(False, description="find columns that `columns` does not name by their usual names")
     where: dict[str, Any] = Field(default_factory=dict)
     min_chars: int = Field(1, ge=1, description="shorter texts are left out (headings)")
     licence: str = ""
@@ -70,14 +73,17 @@ def read_spec(path: Path) -> SetSpec:
         return SetSpec.model_validate(load_yaml(path))
 
 
-def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = None) -> SetSpec:
+def spec_for(
+    name_or_file: str, *, role: Role, kind: Kind, name: str | None = None, columns: Mapping[str, str] | None = None
+) -> SetSpec:
     """Return the specification of a set that a user named.
 
     Args:
-        name_or_file: A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .csv, .parquet).
+        name_or_file: A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .json, .csv, .tsv, .parquet).
         role: What the set is used for.
         kind: The kind of the prompts of a data file.
         name: The name of the set in results; None: the declared name, or the name of the data file.
+        columns: Field -> column of a data file; other columns are found by their usual names.
 
     Returns:
         The specification.
@@ -97,15 +103,13 @@ def spec_for(name_or_file: str, *, role: Role, kind: Kind, name: str | None = No
         spec = read_spec(path)
         return spec.model_copy(update={"role": role, "name": name or spec.name})
     if path.suffix.lower() in READERS or os.path.exists(path) or "/" in name_or_file:
-        columns: dict[str, str | list[Pick]] = (
-            {"text": "text"} if kind == "text" else {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
-        )
         return SetSpec(
             name=name or redact_secrets(path.stem),
             role=role,
             kind=kind,
             source=Source(file=str(path)),
-            columns=columns,
+            columns=dict(columns or {}),
+            find_columns=True,
         )
     raise unknown_name("prompt set", name_or_file, known)
 
@@ -117,23 +121,27 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         UserError: A row is not valid, or no usable prompts are left. The message names the row.
     """
     rows, source = _rows(spec)
+    columns = _columns_of(spec, rows, ("prompt", "harmful", "harmless"), source)
     need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
     merged: dict[str, Item] = {}
     for number, row in enumerate(rows, 1):
-        values = {name: _take(row, how) for name, how in spec.columns.items()}
+        where = f"{_origin(spec)} row {number}"
+        values = {name: value_of(name, _take(row, how), where) for name, how in columns.items()}
         missing = sorted(name for name in need if values.get(name) is None)
         if missing:
             raise UserError(
                 f"{_origin(spec)} row {number} has no {' and no '.join(repr(m) for m in missing)}"
                 f" (columns: {', '.join(str(column)[:60] for column in row)[:300]})",
-                "a forget set needs prompt, harmful and harmless; other sets need prompt; rename the columns, or map"
-                " them in a YAML like those in tasks/prompts/",
+                "a forget set needs prompt, harmful and harmless; other sets need prompt; name the columns, for instance:"
+                " --columns prompt=goal,harmful=target (docs/inputs.md)",
             )
         prompt = values["prompt"]
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{_origin(spec)} row {number}: the prompt is empty or not text", "mend or remove the row")
         for name in ("harmful", "harmless"):
             if _is_texts(values.get(name)):
+                if spec.source.file and _is_csv(spec.source.file):
+                    _refuse_lists(values.get(name), f"{where}: {name!r}")
                 continue
             if name in need:
                 raise UserError(
@@ -166,12 +174,49 @@ def load_texts(spec: SetSpec) -> TextSet:
         texts = tuple(lab.texts(spec.source.lab))
         return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {"lab": spec.source.lab})
     rows, source = _rows(spec)
-    how = spec.columns.get("text", "text")
+    how = _columns_of(spec, rows, ("text",), source).get("text", "text")
     found = [_take(row, how) for row in rows]
     texts = tuple(t for t in found if isinstance(t, str) and len(t.strip()) >= spec.min_chars)
     if not texts:
-        raise UserError(f"{_origin(spec)} holds no text", "it needs a column `text`")
+        raise UserError(
+            f"{_origin(spec)} holds no text in the column {how if isinstance(how, str) else 'text'!r}"
+            f" (columns: {', '.join(str(column)[:60] for column in (rows[0] if rows else ()))[:300]})",
+            "it needs a column `text`, or name another: --columns text=body",
+        )
     return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {**source, "licence": spec.licence})
+
+
+def _columns_of(
+    spec: SetSpec, rows: Sequence[Mapping[str, Any]], fields: Sequence[str], source: dict[str, Any]
+) -> dict[str, str | list[Pick]]:
+    """The columns to read. Those that are not called like their fields are added to `source`, for notes and results."""
+    if not spec.find_columns:
+        return spec.columns
+    given = {field: column for field, column in spec.columns.items() if isinstance(column, str)}
+    chosen = choose_columns(rows, given, fields, _origin(spec))
+    if other := {field: column for field, column in chosen.items() if field != column}:
+        source["columns"] = other
+        if (
+            "prompt" in other
+            and "prompt" not in given
+            and (other["prompt"] in (other.get("harmful"), other.get("harmless")))
+        ):
+            source["columns"]["prompt"] = f"{other['prompt']} (the user's turn)"
+    return {**chosen}
+
+
+def _is_csv(file: str) -> bool:
+    return file.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
+def _refuse_lists(value: Any, where: str) -> None:
+    """Raise `UserError` for a cell that looks like a list and could not be read as one."""
+    for text in [value] if isinstance(value, str) else []:
+        if looks_like_list(text):
+            raise UserError(
+                f"{where} looks like a list that cannot be read ({text[:40]!r})",
+                'write JSON lists (["one", "two"]) into the cells, or save the data as .jsonl or .parquet',
+            )
 
 
 def _origin(spec: SetSpec) -> str:

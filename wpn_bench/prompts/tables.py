@@ -1,27 +1,35 @@
-"""Read rows from JSON Lines, CSV and Parquet files."""
+"""Read rows from JSON Lines, JSON, CSV, TSV and Parquet files."""
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from wpn_bench.core.json_files import without_duplicates
 from wpn_bench.errors import UserError
+from wpn_bench.prompts.columns import COLUMNS
+from wpn_bench.prompts.csv_cells import CsvError, find_delimiter, list_or_text, records
+
+_MISSING = ("nan", "NaN", "<NA>")  # what pandas writes for a missing text
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a .jsonl, .csv (both also gzipped) or .parquet file.
+    """Read the rows of a .jsonl, .json, .csv, .tsv (all also gzipped) or .parquet file.
 
     Raises:
         UserError: The file is missing, empty, damaged or of another type. The message names the line where possible.
     """
     reader = READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
     if reader is None:
-        raise UserError(f"{path} is not .jsonl, .csv or .parquet", "convert it, or rename it to what it is")
+        raise UserError(
+            f"{path} is not .jsonl, .json, .csv, .tsv or .parquet", "convert it, or rename it to what it is"
+        )
     try:
         rows = reader(path)
     except FileNotFoundError as e:
@@ -41,67 +49,180 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _open(path: Path) -> TextIO:
-    """Open a text file, decompressed if its suffix is .gz. Line ends are not converted."""
+def _text(path: Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; decompressed if its suffix is .gz."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    opened: TextIO = opener(path, "rt", encoding="utf-8-sig", newline="")
-    return opened
+    with opener(path, "rb") as f:
+        raw: bytes = f.read()
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")):
+        if raw.startswith(mark):
+            return raw.decode(encoding)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    if raw[:1000].count(0) * 4 > len(raw[:1000]):  # every second byte of English text in UTF-16
+        raise UserError(
+            f"{path} seems to be UTF-16 without a byte order mark",
+            f"convert it: iconv -f utf-16le -t utf-8 {path.name}",
+        )
+    return raw.decode("utf-8-sig")
+
+
+def _decode(text: str) -> Any:
+    """Read one JSON value. Raises `ValueError` for a key that occurs twice and for an unpaired surrogate."""
+    value = json.loads(text, object_pairs_hook=without_duplicates)
+    if "\\u" in text:
+        _must_be_text(value)
+    return value
+
+
+def _values(text: str) -> list[Any]:
+    """Read the JSON values that stand one after another in a text, over any number of lines."""
+    decoder = json.JSONDecoder(object_pairs_hook=without_duplicates)
+    at, found = 0, []
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+    _must_be_text(found)
+    return found
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    text = _text(path)
     rows = []
     # Split at line feeds only: str.splitlines() also splits at characters that JSON strings may contain.
-    with _open(path) as f:
-        text = f.read()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if "\\u" in line:
-                _must_be_text(row)
+            row = _decode(line)
         except (ValueError, RecursionError) as e:
+            if (whole := _whole_document(path, text)) is not None:
+                return whole
             raise UserError(f"{path} line {number} is not valid JSON ({e})", "mend that line") from e
         if not isinstance(row, dict):
+            if (whole := _whole_document(path, text)) is not None:
+                return whole
             raise UserError(f"{path} line {number} is not a JSON object", 'write {"prompt": ...} on every line')
         rows.append(row)
     return rows
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with _open(path) as f:
-        reader = csv.DictReader(f)
-        try:
-            columns = reader.fieldnames or []
-            if twice := [c for c in columns if c and columns.count(c) > 1]:
-                raise UserError(f"{path} has two columns {twice[0][:60]!r}", "rename one of them in its first line")
-            for row in reader:
-                # More cells than columns, probably because of a comma in an unquoted text. Some text would be lost.
-                if any(row.get(None) or ()):
-                    raise UserError(
-                        f"{path} line {reader.line_num} has more cells than the first line has columns ({len(columns)})",
-                        "put texts that hold commas into double quotes",
-                    )
-                rows.append({k: _list_or_text(v) for k, v in row.items() if k})
-        except csv.Error as e:
-            raise UserError(
-                f"{path} is not valid CSV (line {reader.line_num}: {e})",
-                "save it again as UTF-8 CSV; texts of more than 131,072 characters go into a .jsonl file",
-            ) from e
+def _whole_document(path: Path, text: str) -> list[dict[str, Any]] | None:
+    """The rows of a file called .jsonl that holds one JSON document, or indented objects; None if it holds neither."""
+    try:
+        values = _values(text)
+    except (ValueError, RecursionError):
+        return None
+    rows = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    return rows if rows and all(isinstance(row, dict) for row in rows) else None
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    text = _text(path)
+    try:
+        values = _values(text)
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, json.JSONDecodeError) and text.startswith("{") and "\n{" in text:
+            return _read_jsonl(path)  # which names the line
+        line = f" line {e.lineno}" if isinstance(e, json.JSONDecodeError) else _line_of(text, str(e))
+        raise UserError(f"{path}{line} is not valid JSON ({e})", "mend the file") from e
+    if not values:
+        return []
+    rows = values if len(values) > 1 else _rows_of(path, values[0])
+    if rows and all(isinstance(row, str) for row in rows):
+        return [{"text": row} for row in rows]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} entry {number} is not a JSON object", 'write {"prompt": ...} for every prompt')
     return rows
 
 
-def _list_or_text(value: Any) -> Any:
-    # A cell may contain several responses as a JSON list.
-    if isinstance(value, str) and value.startswith("["):
+def _line_of(text: str, problem: str) -> str:
+    """Return ` line N` of the last object in which a key occurs twice; nothing for another problem."""
+    if "occurs twice" not in problem:
+        return ""
+    decoder = json.JSONDecoder(object_pairs_hook=without_duplicates)
+    at = 0
+    for brace in re.finditer("{", text):
         try:
-            parsed = json.loads(value)
-            _must_be_text(parsed)
-        except (ValueError, RecursionError):
-            return value
-        return parsed
-    return value
+            decoder.raw_decode(text, brace.start())
+        except json.JSONDecodeError:
+            continue  # a brace inside a text
+        except ValueError:
+            at = brace.start()
+    line = text.count("\n", 0, at) + 1
+    return f" line {line}"
+
+
+def _rows_of(path: Path, value: Any) -> list[Any]:
+    """The rows of a JSON document: a list, the one list of an object, pandas' `to_json`, named rows, or one row."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds neither a list nor an object", 'write [{"prompt": ...}, ...]')
+    if set(value) >= {"columns", "data"} and isinstance(value["columns"], list):
+        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    lists = [key for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
+    chats = [
+        key for key in lists if {"role", "content"} <= set(value[key][0]) or {"from", "value"} <= set(value[key][0])
+    ]
+    if len(lists) == 1 and not chats:
+        return list(value[lists[0]])
+    if len(lists) > 1 and not chats:
+        raise UserError(
+            f"{path} has several lists of objects ({', '.join(lists)[:200]})", "keep the one that holds the prompts"
+        )
+    inner = list(value.values())
+    if inner and all(isinstance(one, dict) and one for one in inner):
+        keys = list(inner[0])
+        if all(key.isdigit() for one in inner for key in one):  # one object for each column
+            return [{name: column.get(key) for name, column in value.items()} for key in keys]
+        return inner
+    if inner and all(isinstance(one, list) and one and isinstance(one[0], str) for one in inner):
+        if len({len(one) for one in inner}) > 1 or not COLUMNS & {key.casefold() for key in value}:
+            raise UserError(
+                f"{path} is an object of lists of texts ({', '.join(value)[:200]})", "write one object for each prompt"
+            )
+        return [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
+    return [value]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    text = _text(path)
+    told = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    if told:
+        text = "\n" + text[told.end() :]
+    stem = path.stem if path.suffix == ".gz" else path.name
+    usual = "\t" if Path(stem).suffix.lower() == ".tsv" else ","
+    delimiter = told[1] if told else find_delimiter(text, usual, COLUMNS)
+    rows = []
+    try:
+        lines = records(text, delimiter)
+        columns = [name.strip("\ufeff \t") for name in next(lines, (1, []))[1]]
+        if twice := [c for c in columns if c and columns.count(c) > 1]:
+            raise UserError(f"{path} has two columns {twice[0][:60]!r}", "rename one of them in its first line")
+        for number, cells in lines:
+            # More cells than columns, probably because of a comma in an unquoted text. Some text would be lost.
+            if any(cells[len(columns) :]):
+                sign = {"\t": "tabs", ",": "commas", ";": "semicolons"}.get(delimiter, delimiter)
+                raise UserError(
+                    f"{path} line {number} has more cells than the first line has columns ({len(columns)})",
+                    f"put texts that hold {sign} into double quotes",
+                )
+            cells += [None] * (len(columns) - len(cells))  # type: ignore[list-item]
+            rows.append(
+                {
+                    name: cell if cell is None else "" if cell in _MISSING else list_or_text(cell)
+                    for name, cell in zip(columns, cells, strict=False)
+                    if name
+                }
+            )
+    except CsvError as e:
+        raise UserError(f"{path} line {e.line}: {e}", e.hint) from e
+    return rows
 
 
 def _must_be_text(value: Any) -> None:
@@ -122,6 +243,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }

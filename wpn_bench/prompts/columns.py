@@ -1,0 +1,193 @@
+"""Find the columns of a data file by the names that published data sets use, and read conversations."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wpn_bench.errors import UserError
+
+# Field -> names of its column, in lower case. The field's own name always wins.
+NAMES: dict[str, tuple[str, ...]] = {
+    "prompt": (
+        "goal",
+        "behavior",
+        "behaviour",
+        "forbidden_prompt",
+        "instruction",
+        "question",
+        "query",
+        "request",
+        "user_prompt",
+        "user_input",
+        "input",
+        "text",
+        "messages",
+        "conversations",
+        "conversation",
+    ),
+    "harmful": (
+        "rejected",
+        "target",
+        "harmful_response",
+        "unsafe_response",
+        "rejected_response",
+        "non_preferred_output",
+    ),
+    "harmless": ("chosen", "harmless_response", "safe_response", "chosen_response", "preferred_output"),
+    "text": ("content", "document", "passage", "sentence"),
+}
+FIELDS = tuple(NAMES)
+COLUMNS = frozenset({*NAMES, *(name for names in NAMES.values() for name in names)})
+_USER = ("user", "human", "prompter")
+_ASSISTANT = ("assistant", "gpt", "model", "bot", "chatgpt")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().casefold())
+
+
+def find_column(field: str, columns: Sequence[str], filled: Mapping[str, bool], where: str) -> str | None:
+    """Find the column of a field.
+
+    Args:
+        field: One of `FIELDS`.
+        columns: The columns of the file.
+        filled: Column -> whether any row has a value in it. Empty columns are not considered.
+        where: The file, for messages.
+
+    Returns:
+        The column; None if no name fits.
+
+    Raises:
+        UserError: Several columns fit, and none is called like the field.
+    """
+    if field in columns:
+        return field
+    if exact := [column for column in columns if _plain(column) == field]:
+        return exact[0]
+    found = [column for column in columns if _plain(column) in NAMES[field] and filled[column]]
+    plain = {_plain(column): column for column in found}
+    # JailbreakBench: `Behavior` is a label of the row, such as "Defamation", and `Goal` is the question.
+    if set(plain) == {"goal", "behavior"} and any(_plain(column) == "category" for column in columns):
+        return plain["goal"]
+    if len(found) > 1:
+        names = " and ".join(repr(name[:60]) for name in found)
+        raise UserError(
+            f"{where} has the columns {names}, and each could be the {field}",
+            f"say which, for instance: --columns {field}={found[0]}",
+        )
+    return found[0] if found else None
+
+
+def choose_columns(
+    rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], fields: Sequence[str], where: str
+) -> dict[str, str]:
+    """Choose the column of each field.
+
+    Args:
+        rows: The rows of the file.
+        given: Field -> column, as the user says. A column that the file does not have is found by its name.
+        fields: The fields to find.
+        where: The file, for messages.
+
+    Returns:
+        Field -> column, for the fields that have one.
+
+    Raises:
+        UserError: Several columns fit a field.
+    """
+    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+    filled = {column: any(row.get(column) not in (None, "", []) for row in rows) for column in columns}
+    chosen: dict[str, str] = {}
+    for field in fields:
+        told = given.get(field)
+        if told is not None and told.partition(".")[0] in columns:
+            chosen[field] = told
+        elif (found := find_column(field, columns, filled, where)) is not None:
+            chosen[field] = found
+    if "prompt" in fields and "prompt" not in chosen:
+        # Preference data without a prompt: both conversations begin with it.
+        for side in ("harmless", "harmful"):
+            column = chosen.get(side)
+            if column and any(_is_conversation(row.get(column)) for row in rows):
+                chosen["prompt"] = column
+                break
+    return chosen
+
+
+def _is_conversation(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.startswith("\n\nHuman:")
+    turns = [value] if isinstance(value, Mapping) else value
+    return (
+        isinstance(turns, list | tuple)
+        and bool(turns)
+        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns)
+    )
+
+
+def _turns(value: Any, where: str) -> list[tuple[str, str]]:
+    """The (role, text) pairs of a conversation."""
+    if isinstance(value, str):
+        parts = _TURN.split(value)[1:]
+        names = {"Human": "user", "Assistant": "assistant"}
+        return [(names[role], text.strip()) for role, text in zip(parts[::2], parts[1::2], strict=True)]
+    found = []
+    for turn in [value] if isinstance(value, Mapping) else value:
+        role = str(turn.get("role", turn.get("from"))).casefold()
+        content = turn.get("content", turn.get("value"))
+        if isinstance(content, list | tuple):  # parts, as in the OpenAI interface
+            if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+                raise UserError(f"{where}: a turn of the conversation is not text", "remove the row")
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str):
+            raise UserError(f"{where}: a turn of the conversation has no text", "mend or remove the row")
+        if role in ("system", "developer"):
+            if content.strip():
+                raise UserError(
+                    f"{where}: the conversation has a system message, and prompts have none",
+                    "remove it from the rows, so that all prompts are asked alike",
+                )
+            continue
+        if role not in (*_USER, *_ASSISTANT):
+            raise UserError(
+                f"{where}: the conversation has a turn of {role[:40]!r}", "keep user and assistant turns only"
+            )
+        found.append(("user" if role in _USER else "assistant", content))
+    return found
+
+
+def value_of(field: str, value: Any, where: str) -> Any:
+    """Return the value of a field. Of a conversation, it is the user's turn (prompt) or the assistant's last turn.
+
+    Args:
+        field: The field.
+        value: The value of the column.
+        where: The file and the row, for messages.
+
+    Returns:
+        The text or list of texts; None if there is none. A value of another type is returned as it is.
+
+    Raises:
+        UserError: The conversation has several user turns (a prompt is one turn), a system message, or other roles.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
+        value = value["messages"]
+    if not _is_conversation(value):
+        return value
+    turns = _turns(value, where)
+    asked = [text for role, text in turns if role == "user"]
+    if len(asked) > 1 or (asked and turns[0][0] != "user"):
+        raise UserError(
+            f"{where}: the conversation has {len(turns)} turns, and a prompt is one user turn",
+            "keep the conversations with one question and its answer",
+        )
+    if field == "prompt":
+        return asked[0] if asked else None
+    return turns[-1][1] if turns and turns[-1][0] == "assistant" else None
