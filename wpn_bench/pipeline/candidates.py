@@ -14,10 +14,11 @@ from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import default_store
 from wpn_bench.models import ModelRef
-from wpn_bench.models.backends.openai import PREFIX, endpoint_folder, parse_source
+from wpn_bench.models.backends.endpoint import PREFIX, parse_source
+from wpn_bench.models.backends.openai import endpoint_folder
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.prompts import Template
-from wpn_bench.prompts.templates import choose_template
+from wpn_bench.prompts.templates import choose_template, system_message
 
 _REVISION = re.compile(r"(?P<id>[^@\s]+/[^@\s]+|[^@/\s]+)@(?P<revision>[^@\s]+)")
 
@@ -84,6 +85,8 @@ def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes
         name, source = split_candidate(entry)
         if source.startswith(PREFIX):
             endpoint = parse_source(source)
+            if config.system and endpoint.api == "chat" and not endpoint.system:
+                endpoint = endpoint.model_copy(update={"system": system_message(config.system)})
             folder = default_store() / "endpoints" / endpoint.digest()
             known = endpoint_folder(endpoint, folder)
             found.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
 _MARK = "wpnbenchmark"  # stands for a message, to find where a chat template puts it
 _TODAY = datetime(2024, 7, 26)
+_ROLES = ("user", "assistant")
 
 
 Turn = tuple[str, str]  # a demonstration: prompt and response
@@ -260,9 +261,7 @@ class ChatTemplate(Template):
 
     def _messages(self, prompt: str, turns: Iterable[Turn]) -> list[dict[str, str]]:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for asked, answered in turns:
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        return [*messages, {"role": "user", "content": prompt}]
+        return [*messages, *messages_of(turns), {"role": "user", "content": prompt}]
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         import jinja2
@@ -299,8 +298,8 @@ def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str
     Raises:
         UserError: The choice does not fit the tokenizer, or a file cannot be read.
     """
-    if system is not None and is_file(system):
-        system = _read_text(system, "system message").strip()
+    if system is not None:
+        system = system_message(system)
     if choice == "auto":
         choice = "chat" if own_chat_template(tokenizer) else "plain"
     if choice == "chat":
@@ -321,6 +320,11 @@ def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str
         return FormatTemplate(_without_bos(choice, tokenizer))
     except ValueError as e:
         raise UserError(f"--template: {e}", "use auto, chat, plain, a text with {prompt} in it, or a file") from e
+
+
+def system_message(given: str) -> str:
+    """Return a system message, which is given as a text or as the name of a file."""
+    return _read_text(given, "system message").strip() if is_file(given) else given
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -379,6 +383,11 @@ def joined(response: str, before: str = "") -> str:
     """
     after_space = before[-1:].isspace() or not adds_special_tokens(before)
     return response.strip() if after_space else " " + response.strip()
+
+
+def messages_of(turns: Iterable[Sequence[str]]) -> list[dict[str, str]]:
+    """Return turns, prompt and response or a prompt alone, as messages of a chat."""
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(_ROLES, turn, strict=False)]
 
 
 def turns_of(context: str) -> list[Turn] | None:

@@ -22,7 +22,8 @@ from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.journal import Journal, Shard
 from wpn_bench.jobs.store import Store
 from wpn_bench.models.backends import Decoding, Response, open_backend, openai, scoring_tokenizer
-from wpn_bench.models.backends.openai import Endpoint, OpenAIBackend, endpoint_folder, parse_source
+from wpn_bench.models.backends.endpoint import Endpoint, parse_source
+from wpn_bench.models.backends.openai import OpenAIBackend, endpoint_folder
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.items import ITEMS, item_row, read_rows, write_rows
 
@@ -556,3 +557,29 @@ def test_shards_ask_each_prompt_once(server: Server, tmp_path: Path) -> None:
 
 def replace_model(made: Endpoint) -> Endpoint:
     return made.model_copy(update={"model": "other"})
+
+
+def test_demonstrations_of_a_chat_template_are_turns_of_the_conversation(server: Server) -> None:
+    item = Item("1", "Why?", context='[["Who?", "Me."]]')
+    inputs, _ = OpenAIBackend(endpoint(server)).answer([item], Template.parse("Q: {prompt} A:"), DECODING)
+    assert server.bodies[0]["messages"] == [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Me."},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert inputs == ["[user] Who?\n[assistant] Me.\n[user] Why?"]
+
+
+def test_a_server_that_cannot_list_its_models_is_used_all_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.01)
+    server.models = error(500)
+    assert endpoint_folder(f"openai:{server.url}#/a/folder", tmp_path).server is None
+
+
+def test_a_model_that_is_not_listed_is_accepted_if_it_answers(server: Server, tmp_path: Path) -> None:
+    assert endpoint_folder(f"openai:{server.url}#/a/folder", tmp_path).model == "/a/folder"
+    server.always = lambda body: error(404, "no such model")
+    with pytest.raises(UserError, match="has no model"):
+        endpoint_folder(f"openai:{server.url}#other", tmp_path)

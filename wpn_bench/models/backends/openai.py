@@ -23,21 +23,21 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from wpn_bench.core.files import digest_of, write_json
+from wpn_bench.core.files import write_json
 from wpn_bench.core.json_files import load_json
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError, text_of
 from wpn_bench.jobs import journal
 from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair
+from wpn_bench.models.backends.endpoint import KEY_VARIABLE, Endpoint, parse_source
 from wpn_bench.prompts import Item, Template
+from wpn_bench.prompts.templates import Turn, messages_of, turns_of
 from wpn_bench.redact import HIDDEN, hide_variable, one_line
 
-PREFIX = "openai:"
-KEY_VARIABLE = "OPENAI_API_KEY"
 BACKOFF_SECONDS = 1.0  # before the first repetition; doubled each time
 LONGEST_WAIT_SECONDS = 60.0  # between two attempts, unless the server asks for more
 MAX_RETRY_AFTER_SECONDS = 600.0
@@ -49,80 +49,6 @@ _FATAL = {401, 402, 403, 404, 405}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # Of an entry of /v1/models: what tells one model from another. `created` is the time of the request in vLLM and llama.cpp.
 _IDENTITY = ("id", "owned_by", "root", "parent", "max_model_len", "context_length", "context_window", "meta", "digest")
-
-
-class Endpoint(BaseModel):
-    """The settings of an endpoint, as in `backend.json`.
-
-    `server` is what the server says of the model (None: nothing). `key_env` names the environment variable of the key. The last
-    four fields do not change responses.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    backend: Literal["openai"] = "openai"
-    url: str
-    model: str
-    api: Literal["chat", "completions"] = "chat"
-    system: str = ""
-    server: dict[str, Any] | None = None
-    key_env: str = KEY_VARIABLE
-    concurrency: int = Field(8, ge=1, le=256)
-    timeout: float = Field(120.0, gt=0, description="seconds for one response")
-    retries: int = Field(7, ge=0, le=50)
-
-    def digest(self) -> str:
-        """Return the SHA-256 of what decides the responses."""
-        return digest_of(self.model_dump(include={"backend", "url", "model", "api", "system", "server"}))
-
-
-_OPTIONS = tuple(name for name in Endpoint.model_fields if name not in ("backend", "url", "model", "server"))
-
-
-def parse_source(source: str) -> Endpoint:
-    """Parse `openai:URL#MODEL[,NAME=VALUE...]`, such as `openai:http://localhost:8000/v1#qwen,concurrency=4`.
-
-    The names are `api` (`chat` or `completions`), `system`, `key_env`, `concurrency`, `timeout` and `retries`. A URL that ends in
-    `/chat/completions` or `/completions` sets `api`. Without MODEL, the server must have a single one.
-
-    Args:
-        source: The text that the user typed.
-
-    Returns:
-        The settings, without what the server says of itself.
-
-    Raises:
-        UserError: The text is invalid.
-    """
-    example = f"write {PREFIX}http://HOST:PORT/v1#MODEL"
-    address, _, model = source.removeprefix(PREFIX).partition("#")
-    model, *pairs = re.split(rf",(?=(?:{'|'.join(_OPTIONS)})=)", model)
-    options: dict[str, Any] = dict(pair.split("=", 1) for pair in pairs)
-    try:
-        url = urllib.parse.urlsplit(address)
-        port_is_valid = url.port is None or url.port > 0
-    except ValueError:
-        raise UserError(f"the URL of {one_line(source, 200)!r} is invalid", example) from None
-    if url.scheme not in ("http", "https") or not url.hostname or not port_is_valid:
-        raise UserError(f"{one_line(source, 200)!r} has no URL of the form http://HOST or https://HOST", example)
-    if url.username or url.password:
-        raise UserError(
-            f"the URL of the endpoint at {url.hostname} holds a password", f"put the key into {KEY_VARIABLE} instead"
-        )
-    if any(name != "api-version" for name, _ in urllib.parse.parse_qsl(url.query, keep_blank_values=True)):
-        raise UserError(f"the URL of the endpoint at {url.hostname} has parameters after '?'", "omit them; " + example)
-    path = url.path.rstrip("/")
-    for ending, api in (("/chat/completions", "chat"), ("/completions", "completions"), ("/models", None)):
-        if path.endswith(ending):
-            path = path.removesuffix(ending)
-            if api:
-                options.setdefault("api", api)
-            break
-    plain = urllib.parse.urlunsplit((url.scheme, url.netloc, path, url.query, ""))
-    try:
-        return Endpoint(url=plain, model=model.strip(), **options)
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UserError(f"{first['loc'][0]} of {one_line(source, 200)!r}: {first['msg'].lower()}", example) from None
 
 
 def endpoint_folder(source: str | Endpoint, folder: Path) -> Endpoint:
@@ -150,7 +76,7 @@ def _identified(endpoint: Endpoint) -> Endpoint:
     client = _Client(endpoint)
     listed: Any = None
     for url in (endpoint.url, _joined(endpoint.url, "/v1")):  # people leave /v1 out
-        status, listed = client.get(_joined(url, "/models"))
+        status, listed = client.get(_joined(url, "/models"), (500,))  # `transformers serve` without a cache of the hub
         if status in (401, 403) or 300 <= status < 400:
             raise client.refused(status, listed)
         if status == 200 and isinstance(listed, dict):
@@ -168,10 +94,21 @@ def _identified(endpoint: Endpoint) -> Endpoint:
     entry = entries.get(model) or entries.get(f"{model}:latest")
     if entry is None:
         status, entry = client.get(_joined(endpoint.url, "/models/" + urllib.parse.quote(model, safe="/:")))
-        if entries and not (status == 200 and isinstance(entry, dict) and entry.get("id")):
+        listed_alone = status == 200 and isinstance(entry, dict) and entry.get("id")
+        is_folder = model.startswith(("/", "./", "~")) and _answers(endpoint.model_copy(update={"model": model}))
+        if entries and not listed_alone and not is_folder:
             raise UserError(f"the endpoint {endpoint.url} has no model {model!r}", f"it has: {_some(entries)}")
     said = {name: entry[name] for name in _IDENTITY if name in entry} if isinstance(entry, dict) else None
     return endpoint.model_copy(update={"model": model, "server": said or None})
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    """Return whether a server answers with a model that it does not list: `transformers serve` lists no folder."""
+    asked = endpoint.model_copy(update={"retries": 0})
+    try:
+        return OpenAIBackend(asked).generate(["Hello"], Decoding(max_new_tokens=1))[0].text is not None
+    except UserError:
+        return False
 
 
 def _some(names: Mapping[str, Any]) -> str:
@@ -241,7 +178,7 @@ class OpenAIBackend(Backend):
         if self.endpoint.api == "completions":
             inputs = [template.render(item) for item in items]
             return inputs, self.generate(inputs, decoding, advance)
-        inputs = [item.context + item.prompt for item in items]
+        inputs = [_shown(item) for item in items]
         return inputs, self._respond(items, inputs, decoding, advance)
 
     def _respond(
@@ -268,7 +205,8 @@ class OpenAIBackend(Backend):
                 asked.append(k)
         advance(len(inputs) - len(asked))
         client, failures = _Client(self.endpoint), 0
-        for k, response, final in client.ask_all({k: self._body(inputs[k], decoding) for k in asked}):
+        bodies = {k: self._body(inputs[k], decoding, turns_of(items[k].context), items[k].prompt) for k in asked}
+        for k, response, final in client.ask_all(bodies):
             responses[k] = response = _cut(response, decoding.stop)
             if final:
                 failures = 0
@@ -283,11 +221,18 @@ class OpenAIBackend(Backend):
             advance(1)
         return [one for one in responses if one is not None]
 
-    def _body(self, text: str, decoding: Decoding) -> dict[str, Any]:
+    def _body(
+        self, text: str, decoding: Decoding, turns: Sequence[Turn] | None = None, last: str = ""
+    ) -> dict[str, Any]:
+        """Return a request. A chat with earlier `turns` ends with the message `last`, not with `text`."""
         body: dict[str, Any] = {"model": self.endpoint.model, "max_tokens": decoding.max_new_tokens}
         if self.endpoint.api == "chat":
             system = [{"role": "system", "content": self.endpoint.system}] if self.endpoint.system else []
-            body["messages"] = [*system, {"role": "user", "content": text}]
+            body["messages"] = [
+                *system,
+                *messages_of(turns or ()),
+                {"role": "user", "content": last if turns else text},
+            ]
         else:
             body["prompt"] = text
         body["temperature"] = decoding.temperature or 0
@@ -298,6 +243,13 @@ class OpenAIBackend(Backend):
         if stop := [one for one in decoding.stop if one][:MAX_STOPS]:
             body["stop"] = stop
         return body
+
+
+def _shown(item: Item) -> str:
+    """Return a message as text, after the earlier turns of its chat."""
+    if (turns := turns_of(item.context)) is None:
+        return item.context + item.prompt
+    return "\n".join(f"[{m['role']}] {m['content']}" for m in [*messages_of(turns), *messages_of([(item.prompt,)])])
 
 
 def _cut(response: Response, stop: Sequence[str]) -> Response:
@@ -342,8 +294,11 @@ class _Client:
         self._renamed: set[str] = set()  # parameters that this server does not take
         self._stopped = threading.Event()
 
-    def get(self, url: str) -> tuple[int, Any]:
-        """Return the status and the content of a page (None: no JSON). Raises `UserError` if nothing answers."""
+    def get(self, url: str, accepted: Sequence[int] = ()) -> tuple[int, Any]:
+        """Return the status and the content of a page (None: no JSON). Raises `UserError` if nothing answers.
+
+        A status in `accepted` is returned after three attempts.
+        """
         for attempt in range(3):
             try:
                 return 200, self._send(url, None, min(self.endpoint.timeout, 30.0))
@@ -351,6 +306,8 @@ class _Client:
                 if e.code not in _REPEATED and (e.code < 500 or e.code == 501):
                     return e.code, self._error_of(e)
                 why = f"HTTP {e.code}"
+                if e.code in accepted and attempt == 2:
+                    return e.code, None
             except json.JSONDecodeError:
                 return 0, None
             except (OSError, http.client.HTTPException, ValueError) as e:
