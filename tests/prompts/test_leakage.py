@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,34 @@ def test_the_index_misses_none_and_adds_none(threshold: float, compared: Any) ->
     found = Reference(other, threshold).matches(one)
     assert {m.item.id for m in found} == {a for (a, _), value in reached.items() if value >= threshold}
     assert all(m.similarity == similarity(m.item.prompt, m.other.prompt) >= threshold for m in found)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.75, 0.99])
+def test_one_search_after_another_finds_what_one_search_finds(threshold: float, compared: Any) -> None:
+    """The index grows with the length of the prompts that are searched."""
+    one, other, _ = compared
+    growing = Reference(other, threshold)
+    by_length = sorted(one, key=lambda item: len(item.prompt))
+    assert [growing._alike([item])[0] for item in by_length] == Reference(other, threshold)._alike(by_length)
+
+
+def test_prompts_too_long_to_be_similar_get_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "Tell me about the bread that the baker sells. " * 100
+    signed: list[int] = []
+    signatures = leakage._signatures
+
+    def counting(sets: Iterable[frozenset[str]]) -> Iterable[Any]:
+        made = list(sets)
+        signed.extend(len(one) for one in made)
+        return signatures(made)
+
+    monkeypatch.setattr(leakage, "_signatures", counting)
+    assert REFERENCE.matches(items(long)) == []
+    mixed = Reference(items(*PROMPTS, long))
+    assert mixed.matches(items("Who sells apples?")) == []
+    assert max(signed, default=0) < 200
+    (found,) = mixed.matches(items(long + "Now."))
+    assert (found.kind, found.other) == ("near", mixed.items[-1])
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.75, 0.8, 0.95, 0.999])

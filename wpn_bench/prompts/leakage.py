@@ -219,19 +219,30 @@ class Reference:
         self._capital, self._small = _spelling(i.prompt for i in self.items)
         self._parts: list[list[frozenset[str]]] = []
         self._indices: list[Any] = []
+        self._not_indexed: list[list[int]] = []
         if threshold < 1 and self.items:
-            self._fill()
+            self._count_parts()
 
-    def _fill(self) -> None:
+    def _count_parts(self) -> None:
         from datasketch import MinHashLSH
 
         for cut in (words, trigrams):
             parts = [_counted(cut(i.prompt)) for i in self.items]
-            index = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(self.threshold))
-            for k, signature in enumerate(_signatures(parts)):
-                index.insert(k, signature, check_duplication=False)
             self._parts.append(parts)
-            self._indices.append(index)
+            self._indices.append(MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(self.threshold)))
+            sizes = [len(one) for one in parts]
+            self._not_indexed.append(sorted(range(len(parts)), key=sizes.__getitem__, reverse=True))
+
+    def _index_up_to(self, size: float, parts: list[frozenset[str]], index: Any, not_indexed: list[int]) -> None:
+        """Index the reference prompts of at most `size` parts.
+
+        Longer ones cannot be similar enough to what is searched, and the signature of a very long prompt takes seconds.
+        """
+        chosen = []
+        while not_indexed and len(parts[not_indexed[-1]]) <= size:
+            chosen.append(not_indexed.pop())
+        for k, signature in zip(chosen, _signatures(parts[k] for k in chosen), strict=True):
+            index.insert(k, signature, check_duplication=False)
 
     def matches(self, items: Sequence[Item]) -> list[Match]:
         """Return the worst match of each item that has any.
@@ -259,9 +270,16 @@ class Reference:
     def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
         """Return for each item the similarities of reference prompts that reach the threshold, keyed by index."""
         alike: list[dict[int, float]] = [{} for _ in items]
-        for cut, parts, index in zip((words, trigrams), self._parts, self._indices, strict=False):
+        for cut, parts, index, not_indexed in zip(
+            (words, trigrams), self._parts, self._indices, self._not_indexed, strict=False
+        ):
             mine = [_counted(cut(i.prompt)) for i in items]
-            for k, signature in enumerate(_signatures(mine)):
+            # The similarity of two sets is at most the quotient of their sizes; one part more allows for rounding.
+            longest = max(map(len, parts)) / self.threshold + 1
+            short = [k for k, one in enumerate(mine) if len(one) <= longest]
+            most = max((len(mine[k]) for k in short), default=0)
+            self._index_up_to(most / self.threshold + 1, parts, index, not_indexed)
+            for k, signature in zip(short, _signatures(mine[k] for k in short), strict=True):
                 for at in index.query(signature):
                     if at not in alike[k] and _jaccard(mine[k], parts[at]) >= self.threshold:
                         alike[k][at] = similarity(items[k].prompt, self.items[at].prompt)
