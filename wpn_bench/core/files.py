@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.errors import exception_chain, text_of
+from wpn_bench.errors import UserError, exception_chain, text_of
 
 Signature = tuple[tuple[str, int, int], ...]
 # EXDEV: a folder of the store is a mount point of its own, so files cannot be renamed into it.
@@ -95,23 +95,36 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+# Lock files that this process has locked with `lockf`, which does not exclude other users in the same process.
+_LOCKED_HERE: set[str] = set()
+_HELD = (errno.EAGAIN, errno.EACCES)  # another process has the lock
+
+
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
     """Create `folder` and lock it. Yields whether the lock was acquired; False: another process has it.
 
-    The kernel holds the lock (`flock`), so it ends with the process, even if that is killed.
+    The kernel holds the lock (`flock`), so it ends with the process, even if that is killed. On a file system without
+    `flock`, POSIX locks are used (`lockf`), which end with the process, too.
+
+    Raises:
+        UserError: The file system has neither kind of lock.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / "lock"
+        name = os.path.realpath(lock)
+        if name in _LOCKED_HERE and lock.exists():
+            # A second open and close of the file in this process would end its lock.
+            yield False
+            return
         try:
             f = lock.open("a")
         except FileNotFoundError:
             continue  # its last owner has just removed the folder
-        with f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with f, ExitStack() as until_closed:
+            kind = _lock(f.fileno(), folder.parent)
+            if kind is None:
                 yield False
                 return
             # The last owner may have removed the folder after this process opened the file.
@@ -121,8 +134,37 @@ def try_lock(folder: Path) -> Iterator[bool]:
             except FileNotFoundError:
                 is_current = False
             if is_current:
+                if kind is fcntl.lockf:
+                    _LOCKED_HERE.add(name)
+                    until_closed.callback(_LOCKED_HERE.discard, name)
                 yield True
                 return
+
+
+def _lock(fd: int, folder: Path) -> Callable[[int, int], object] | None:
+    """Lock an open file without waiting. Returns the function that locked it; None if another process has the lock.
+
+    Network and user-space file systems may refuse `flock` with ENOSYS, ENOLCK, EOPNOTSUPP and other errors. All processes
+    that use the folder get the same refusal, so they all use `lockf`.
+    """
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as e:
+            if e.errno in _HELD:
+                return None
+            refused = e
+    raise UserError(
+        f"the file system of {folder} has no locks between processes ({refused.strerror})",
+        "keep the store on a local disk: --store DIR (or WPN_BENCH_STORE)",
+    ) from refused
+
+
+def check_locks(folder: Path) -> None:
+    """Raise `UserError` if the file system of an existing folder has no locks between processes."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-") as probe, try_lock(Path(probe)):
+        pass
 
 
 @contextmanager

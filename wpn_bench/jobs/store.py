@@ -24,7 +24,15 @@ from typing import Any
 
 import platformdirs
 
-from wpn_bench.core.files import digest_file, digest_of, fsync_path, try_lock, try_lock_temporary, write_json
+from wpn_bench.core.files import (
+    check_locks,
+    digest_file,
+    digest_of,
+    fsync_path,
+    try_lock,
+    try_lock_temporary,
+    write_json,
+)
 from wpn_bench.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -45,15 +53,14 @@ class Store:
         root: The folder, created if necessary.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or its file system has no locks.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
             (root / "tmp").mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=root / "tmp", prefix=".probe-"):
-                pass
+            check_locks(root / "tmp")
         except OSError as e:
             raise UserError(
                 f"the store {root} cannot be written ({e.strerror})", "choose another with --store DIR"

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from wpn_bench.config import RunConfig
 from wpn_bench.core import machine
+from wpn_bench.core.files import check_locks
 from wpn_bench.errors import UserError
 from wpn_bench.models.files import check_usable
 from wpn_bench.preflight import resources
@@ -186,7 +187,10 @@ def _disk(context: DoctorContext) -> Iterator[Diagnostic]:
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             option = "--store" if topic == "store" else "--out"
             yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"choose another with {option} DIR")
-        elif topic == "store" and fit:
+            continue
+        if topic == "store":
+            check_locks(existing)
+        if topic == "store" and fit:
             yield _diagnostic(fit)
         else:
             yield Diagnostic(topic, "ok", f"{resources.format_bytes(machine.free_disk(folder))} free at {folder}")
