@@ -238,7 +238,6 @@ def tasks(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         "metadata: {deep: [{x: !function evil.f}]}",
         "metadata: {? !function evil.f : x}",
         "metadata: !!set {? !function evil.f }",
-        "process_docs: !function evil.f\nprocess_docs: null",
         "custom_dataset: !function evil.f",
         "class: !function evil.f",
         "process_results: !function os.system",
@@ -255,6 +254,14 @@ def test_functions_of_task_files_are_not_imported_unasked(tasks: Callable[..., P
     assert not mark.exists()
     with consent.granted(code=True):
         assert describe("mine", [folder], resolve=False).name == "mine"
+
+
+def test_a_function_behind_a_key_that_is_given_twice_is_not_imported(tasks: Callable[..., Path], mark: Path) -> None:
+    folder = tasks("process_docs: !function evil.f\nprocess_docs: null")
+    for allowed in (False, True):
+        with consent.granted(code=allowed), pytest.raises(UserError, match="process_docs is given twice"):
+            describe("mine", [folder], resolve=False)
+    assert not mark.exists()
 
 
 def test_our_own_tasks_and_lm_evals_need_no_consent() -> None:

@@ -129,8 +129,7 @@ def test_shards_compute_each_item_once_with_the_same_result(task: WorkerTask, tm
     assert read_rows(combined.path / "responses.jsonl") == read_rows(whole.path / "responses.jsonl")
     # The time of the shards is included.
     spent = (read_manifest(combined.path) or {})["seconds"]
-    assert spent == pytest.approx(combined.seconds, abs=0.01)
-    assert spent > seconds > 0
+    assert 0 < seconds < spent <= combined.seconds + 0.001  # written in milliseconds, before the job is done
 
 
 def journalled(scratch: Path) -> Counter[tuple[str, int]]:

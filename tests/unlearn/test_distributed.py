@@ -238,13 +238,14 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 
     from wpn_bench import config
     from wpn_bench.pipeline import inputs, planner
-    from wpn_bench.prompts import PromptSet, TextSet
+    from wpn_bench.prompts import FormatTemplate, PromptSet, TextSet
 
     read = SimpleNamespace(
         model=SimpleNamespace(path=tmp_path, digest="m", seen=None),
         forget=PromptSet("forget", "forget", tuple(items)),
         retain=TextSet("retain", "retain", tuple(texts)),
         device="cpu",
+        template=FormatTemplate("{prompt}"),
     )
     base = config.build("lab").model_dump() | {"methods": {"sft": {}}}
 
