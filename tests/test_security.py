@@ -258,8 +258,8 @@ def test_functions_of_task_files_are_not_imported_unasked(tasks: Callable[..., P
 
 def test_a_function_behind_a_key_that_is_given_twice_is_not_imported(tasks: Callable[..., Path], mark: Path) -> None:
     folder = tasks("process_docs: !function evil.f\nprocess_docs: null")
-    for allowed in (False, True):
-        with consent.granted(code=allowed), pytest.raises(UserError, match="process_docs is given twice"):
+    for allowed, problem in ((False, "runs code beside its file"), (True, "process_docs is given twice")):
+        with consent.granted(code=allowed), pytest.raises(UserError, match=problem):
             describe("mine", [folder], resolve=False)
     assert not mark.exists()
 
