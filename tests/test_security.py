@@ -191,7 +191,7 @@ def test_a_checkpoint_names_no_file_of_yours(tmp_path: Path) -> None:
     checkpoint = torch.load(lab.judge_checkpoint(), weights_only=True)
     checkpoint["config"]["arch"]["args"]["model_type"] = str(tmp_path)
     torch.save(checkpoint, tmp_path / "mine.ckpt")
-    with consent.granted(pickles=True), pytest.raises(UserError, match="no model of the hub"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="not a model id of the hub"):
         DetoxifyJudge(str(tmp_path / "mine.ckpt"), "cpu").digest()
 
 

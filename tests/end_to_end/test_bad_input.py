@@ -438,7 +438,7 @@ FORGET = [
     ("full --forget {no_gzip.jsonl.gz}", "no_gzip.jsonl.gz cannot be read", "check the file"),
     ("full --forget {cut.jsonl.gz}", "cut.jsonl.gz cannot be read", "check the file"),
     ("full --forget {no_header.csv}", "no_header.csv is empty", "the first of a CSV names its columns"),
-    ("full --forget {two_columns.csv}", "has two columns 'prompt'", "rename one of them"),
+    ("full --forget {two_columns.csv}", "has two columns named 'prompt'", "rename one of them"),
     ("full --forget {cell.csv}", "not valid CSV .*field larger", "131,072 characters"),
     ("full --forget {nan.jsonl}", "row 1: the prompt is empty or not text", "mend or remove the row"),
     ("full --forget {mapping.jsonl}", "row 1: the prompt is empty or not text", "mend or remove the row"),

@@ -233,7 +233,7 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.csv", "prompt,harmful,harmless\nOne?,a,b\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
         ("x.csv", b'prompt,harmful,harmless\n"One?"x,b,c\n', "line 2: the quote that is opened here is followed by 'x,b,c"),
         ("x.csv", b"prompt,harmful,harmless\nWell, one?,a,b\n", r"line 2 has more cells than the first line has columns \(3\)"),
-        ("x.csv", b"prompt,harmful,harmless,prompt\nOne?,a,b,c\n", "has two columns 'prompt'"),
+        ("x.csv", b"prompt,harmful,harmless,prompt\nOne?,a,b,c\n", "has two columns named 'prompt'"),
         ("x.csv", b"One?,a,b\nTwo?,a,b\n", r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: One\?, a, b\)"),
         ("x.csv", b"prompt,harmful,harmless\nOne?,[5],b\n", "row 1: 'harmful' is not a text"),
         ("x.jsonl", b'{"' + b"q" * 5000 + b'": "a"}\n', "row 1 has no 'harmful'"),

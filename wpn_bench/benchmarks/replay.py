@@ -74,7 +74,11 @@ def replay(
             return float(row["loglikelihoods"][request.idx]), greedy if alone else Unknown(0)
 
         def loglikelihood_rolling(self, requests: Any) -> list[float]:
-            raise UserError("a task with rolling log-likelihoods cannot be exported", "remove it from --benchmarks")
+            raise UserError(
+                f"the results of task {requests[0].task_name!r} cannot be exported to lm-eval: runs do not store the rolling"
+                " log-likelihoods that it needs (`output_type: loglikelihood_rolling`)",
+                "export a run that was started without this task in --benchmarks",
+            )
 
         def generate_until(self, requests: Any) -> list[str]:
             rows = [self._row(request) for request in requests]

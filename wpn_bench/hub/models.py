@@ -70,7 +70,7 @@ def resolve_commit(model: str, revision: str | None = None) -> str:
             raise UserError(
                 f"{model} is not in the local cache and the hub cannot be reached",
                 f"{PREFETCH_HINT} (check HF_ENDPOINT and HF_HOME), or give a local folder;"
-                " `wpn-bench full` alone needs no network",
+                " without --model, `wpn-bench full` runs on the embedded lab, which needs no network",
             ) from e
         return cached
     set_unreachable(False)

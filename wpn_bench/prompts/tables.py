@@ -203,7 +203,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         lines = records(text, delimiter)
         columns = [name.strip("\ufeff \t") for name in next(lines, (1, []))[1]]
         if twice := [c for c in columns if c and columns.count(c) > 1]:
-            raise UserError(f"{path} has two columns {twice[0][:60]!r}", "rename one of them in its first line")
+            raise UserError(f"{path} has two columns named {twice[0][:60]!r}", "rename one of them in its first line")
         for number, cells in lines:
             # More cells than columns, probably because of a comma in an unquoted text. Some text would be lost.
             if any(cells[len(columns) :]):

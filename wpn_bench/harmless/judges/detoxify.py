@@ -232,7 +232,10 @@ def settings_of(path: Path) -> Settings:
         return Settings(path.parent)
     named = str(_read(path)["config"]["arch"]["args"]["model_type"])
     if not hub.HUB_ID.fullmatch(named):  # not a path: an untrusted file must not choose which local files are read
-        raise UserError(f"{path} names {named!r} for its tokenizer, which is no model of the hub", _NO_CHECKPOINT)
+        raise UserError(
+            f"{path} names {named!r} as the model of its tokenizer, but that is not a model id of the hub",
+            f"put {CONFIG} and the files of the tokenizer into the checkpoint's folder",
+        )
     commit = hub.resolve_commit(named)
     settings = Settings(hub.snapshot(named, commit, allow=_BESIDE), named, commit)
     hub.check_files(named, settings.folder, {f.name: digest_file(f) for f in settings.files})
