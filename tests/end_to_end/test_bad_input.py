@@ -310,8 +310,6 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, make_lm: Ca
     made.write("bool_forget.yaml", "forget: true\n")
     made.write("tasks_bad/x.yaml", "task: [x\n")
     made.write("tasks_bad.yaml", "benchmark_folders: [tasks_bad]\nbenchmarks: [x]\n")
-    made.write("jailbreaks.csv", "name,prompt\nDAN,You are DAN. [INSERT PROMPT HERE]\n")
-    made.write("brackets.csv", "template\nYou are DAN. [INSERT PROMPT HERE]\n")
     made.write("ragged.csv", "template\nWell, do it: {prompt}\n")
     made.write("typos.yaml", "template: 'Hey! {prompt}'\n")
     made.write("in_domain.yaml", "template: 'Hey! {prompt}'\n")
@@ -413,20 +411,20 @@ DAMAGED_MODELS = [
     ("full --judge classifier:{cut_weights},label=x", "cut off or damaged", "fetch or save the model again"),
 ]  # fmt: skip
 FORGET = [
-    ("full --forget {column.jsonl}", "column.jsonl row 1 has no 'harmless' \\(columns: prompt, harmful\\)", "rename the columns"),
-    ("full --forget {semicolons.csv}", "row 1 has no 'harmful' and no 'harmless' and no 'prompt'", "rename the columns"),
+    ("full --forget {column.jsonl}", "column.jsonl row 1 has no 'harmless' \\(columns: prompt, harmful\\)", "name the column"),
+    ("full --forget {semicolons.csv}", "the forget set 'semicolons' has only 1 prompts", "add prompts"),
     ("full --forget {empty.jsonl}", "empty.jsonl is empty", "at least one row"),
     ("full --forget {blank.csv}", "blank.csv is empty", "at least one row"),
     ("full --forget {broken.jsonl}", "broken.jsonl line 2 is not valid JSON", "mend that line"),
     ("full --forget {list.jsonl}", "list.jsonl line 1 is not a JSON object", "on every line"),
     ("full --forget {latin1.jsonl}", "latin1.jsonl is not UTF-8 \\(byte 25\\)", "iconv"),
-    ("full --forget {utf16.csv}", "utf16.csv is not UTF-8 \\(byte 0\\)", "iconv"),
+    ("full --forget {utf16.csv}", "the forget set 'utf16' has only 1 prompts", "add prompts"),
     ("full --forget {surrogate.jsonl}", "surrogate.jsonl line 1 is not valid JSON", "mend that line"),
     ("full --forget {number.jsonl}", "number.jsonl row 1: 'harmful' is not a text", "mend"),
     ("full --forget {no_answers.jsonl}", "no_answers.jsonl holds no usable prompts", "check the file"),
     ("full --forget {bad.parquet}", "bad.parquet is not a Parquet file", "save it again"),
-    ("full --forget {notes.txt}", "notes.txt is not .jsonl, .csv or .parquet", "convert it"),
-    ("full --forget {nothing}", "nothing is not .jsonl, .csv or .parquet", "convert it"),
+    ("full --forget {notes.txt}", "notes.txt is not .jsonl, .json, .csv, .tsv or .parquet", "convert it"),
+    ("full --forget {nothing}", "nothing is not .jsonl, .json, .csv, .tsv or .parquet", "convert it"),
     ("full --forget {gone.jsonl}", "there is no file .*gone.jsonl", "check the path"),
     ("full --forget {one.jsonl}", "has only 1 prompts: too few", "add prompts"),
     ("full --forget {good.jsonl} --prompts in_domain={overlap.jsonl}", "1 prompt of 'in_domain' also stand.* forget set 'good'", "--overlap drop"),
@@ -439,8 +437,8 @@ FORGET = [
     ("full --forget {cut.jsonl.gz}", "cut.jsonl.gz cannot be read", "check the file"),
     ("full --forget {no_header.csv}", "no_header.csv is empty", "the first of a CSV names its columns"),
     ("full --forget {two_columns.csv}", "has two columns named 'prompt'", "rename one of them"),
-    ("full --forget {cell.csv}", "not valid CSV .*field larger", "131,072 characters"),
-    ("full --forget {nan.jsonl}", "row 1: the prompt is empty or not text", "mend or remove the row"),
+    ("full --forget {cell.csv}", "the forget set 'cell' has only 1 prompts", "add prompts"),
+    ("full --forget {nan.jsonl}", "nan.jsonl row 1 has no 'prompt'", "name the column"),
     ("full --forget {mapping.jsonl}", "row 1: the prompt is empty or not text", "mend or remove the row"),
     ("full --forget {integer.jsonl}", "integer.jsonl line 1 is not valid JSON", "mend that line"),
     ("full --forget {nested.jsonl}", "nested.jsonl line 1 is not valid JSON", "mend that line"),
@@ -461,11 +459,11 @@ PROMPTS = [
     ("full --prompts in_domain={good.jsonl} --prompts in_domain={overlap.jsonl}", "two prompt sets have the same name", "another name"),
     ("full --prompts mine={long.jsonl}", "no prompt of 'mine' fits", "shorter prompts"),
     ("full --prompts validation={gone.jsonl}", "there is no file", "check the path"),
-    ("full --prompts mine={header.csv}", "header.csv row 1 has no 'prompt' \\(columns: Who sells apples\\?\\)", "rename the columns"),
+    ("full --prompts mine={header.csv}", "header.csv row 1 has no 'prompt' \\(columns: Who sells apples\\?\\)", "name the column"),
     ("full --prompts mine={ragged_prompts.csv}", "ragged_prompts.csv line 2 has more cells than the first line has columns \\(3\\)", "double quotes"),
     ("full --prompts mine={tags.yaml}", "tags.yaml cannot be read .*constructor for the tag", "fix the YAML"),
     ("full --prompts mine={bomb.yaml}", "bomb.yaml cannot be read .*aliases", "fix the YAML"),
-    ("full --prompts mine=/" + "what-is-this-" * 30, "is not .jsonl, .csv or .parquet", "convert it"),
+    ("full --prompts mine=/" + "what-is-this-" * 30, "is not .jsonl, .json, .csv, .tsv or .parquet", "convert it"),
     ("full --prompt-kind riddle", "setting file_kind: .*'riddle'", "tasks/presets"),
 ]  # fmt: skip
 NAMES = [
@@ -505,11 +503,9 @@ NAMES = [
 ]  # fmt: skip
 ATTACK_FILES = [
     ("attack --attack-file {gone.csv}", "there is no file .*gone.csv", "check the path"),
-    ("attack --attack-file {nothing}", "nothing is not .csv, .jsonl or .yaml", "convert it"),
+    ("attack --attack-file {nothing}", "nothing is not .csv, .tsv, .json, .jsonl or .yaml", "convert it"),
     ("attack --attack-file {empty.jsonl}", "empty.jsonl is empty", "at least one row"),
     ("attack --attack-file {latin1.jsonl}", "latin1.jsonl is not UTF-8", "iconv"),
-    ("attack --attack-file {jailbreaks.csv}", "row 1 has the unknown field 'prompt' \\(fields: name, prompt\\)", "call the text around the question `template`, with {prompt}"),
-    ("attack --attack-file {brackets.csv}", "row 1: template: the template must hold {{prompt}}", "in the place of \\[INSERT PROMPT HERE\\]"),
     ("attack --attack-file {ragged.csv}", "ragged.csv line 2 has more cells", "double quotes"),
     ("attack --attack-file {typos.yaml}", "'typos' is already the name of an attack of wpn-bench", "`name` of its own"),
     ("attack --attack-file {in_domain.yaml}", "an attack and a prompt set are both called 'in_domain'", "another name"),
@@ -571,7 +567,7 @@ FILES_AND_FOLDERS = [
     ("full --config {value.yaml}", "setting threshold: .*less than 1", "tasks/presets"),
     ("full --config {template.yaml}", "setting template: .*must hold {{prompt}}", "tasks/presets"),
     ("full --config {folders.yaml}", "there is no folder of tasks at tasks_of_mine", "lm-eval task files"),
-    ("full --config {tasks_bad.yaml}", "the task file .*x.yaml cannot be read", "fix the YAML"),
+    ("full --config {tasks_bad.yaml}", "the task file .*x.yaml cannot be read", "fix the file"),
     ("full --config {retain.yaml}", "no_text.jsonl holds no text", "column `text`"),
     ("full --config {heldout.yaml}", "there is no file gone.jsonl", "check the path"),
     ("full --config {validation.yaml}", "there is no file gone.jsonl", "check the path"),

@@ -18,6 +18,7 @@ from typing import IO, Self
 
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import redact_message, text_of
+from wpn_bench.redact import redact
 
 INTERVAL_SECONDS = 60.0  # the longest silence while a job is running
 _LOOK_SECONDS = 1.0
@@ -168,6 +169,8 @@ class Lines(Reporter):
         if self._stream is None:
             self._kept.append(line)
             return
+        if self._file is not None:
+            line = redact(line)  # a file is passed on more easily than a terminal's output
         with suppress(OSError, ValueError):  # a full disk, or a reader that has gone, must not end the run
             self._stream.write(line)
             self._stream.flush()
