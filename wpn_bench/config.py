@@ -563,7 +563,10 @@ def build(preset: str, config_file: Path | None = None) -> RunConfig:
     """
     raw = {**read_preset(preset), "preset": preset}
     if config_file:
-        raw |= read_yaml(config_file)
+        own = read_yaml(config_file)
+        if own.get("forget", raw["forget"]) != raw["forget"]:  # the preset's other sets do not belong to this one
+            raw |= {"in_domain": (), "validation": None}
+        raw |= own
     if isinstance(raw.get("methods"), dict):  # anything else is named by the check below
         raw["methods"] = {name: options or {} for name, options in raw["methods"].items()}
     return from_settings(raw)

@@ -387,6 +387,22 @@ def test_another_forget_set_has_its_own_test_prompts(asked: Callable[..., Any]) 
     assert (config.in_domain, config.validation) == (("in_domain=t.jsonl",), None)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_the_sets_of_a_users_file_stay(asked: Callable[..., Any], tmp_path: Path, typed: bool) -> None:
+    file = tmp_path / "mine.yaml"
+    forget = "" if typed else "forget: mine.jsonl\n"
+    words = ["full", "--config", str(file), *(["--forget", "mine.jsonl"] if typed else [])]
+    for written, expected in (
+        ("in_domain: [t.jsonl]\nvalidation: v.jsonl\n", (("t.jsonl",), "v.jsonl")),
+        ("in_domain: [t.jsonl]\n", (("t.jsonl",), None)),
+        ("validation: v.jsonl\n", ((), "v.jsonl")),
+        ("limit: 5\n", ((), None)),
+    ):
+        file.write_text(written + forget)
+        config, _ = asked(*words)
+        assert (config.forget, config.in_domain, config.validation) == ("mine.jsonl", *expected)
+
+
 def test_no_home_folder_in_the_command(asked: Callable[..., Any], tmp_path: Path) -> None:
     _, rest = asked(
         "full", "--model", tmp_path / "m", f"--out={tmp_path}/o", "--prompts", f"in_domain={tmp_path}/t.jsonl"

@@ -20,6 +20,7 @@ from wpn_bench.errors import UserError
         (b"[-Infinity]", r"is not valid JSON \(-Infinity is not a number"),
         (b"[1e400]", r"is not valid JSON \(1e400 is not a number"),
         (b"[1e308]", r"is not valid JSON \(1e308 is not a number"),
+        (b'{"a": 1, "b": {"a": 1, "a": 2}}', r"is not valid JSON \(the key 'a' occurs twice"),
         (b"9" * 300, r"is not valid JSON \(9{20}\.\.\. is not a number"),
     ],
 )

@@ -390,12 +390,73 @@ def test_test_sets_that_share_prompts_are_only_named() -> None:
 def test_long_prompts_are_quoted_in_short() -> None:
     long = " ".join(f"word{k}" for k in range(400))
     forget = prompt_set(long, name="forget", role="forget")
-    _, leak = leakage.apart(forget, Reference(forget.items), prompt_set(f"{long} more", "New?"), "ood", drop=True)
+    _, leak = leakage.apart(forget, Reference(forget.items), prompt_set(f"more {long}", "New?"), "ood", drop=True)
     assert {len(leak.pairs[0][k]) for k in ("prompt", "other")} == {100}
+    _, leak = leakage.apart(forget, Reference(forget.items), prompt_set(f"{long} more", "New?"), "ood", drop=True)
+    assert (leak.pairs[0]["prompt"][-10:], leak.pairs[0]["other"][-8:]) == ("rd399 more", " word399")  # what differs
     json.dumps(leak.json())
 
 
 # --- the sets that we declare ----------------------------------------------------------------------------------------
+
+
+RULES = " ".join(f"rule{k}" for k in range(80))
+FORMS = {
+    "before": "You are a helper. " + RULES + ".\nQuestion: {}",
+    "after": "{}\nAnswer briefly. " + RULES,
+    "around": RULES + ".\nQuestion: {}\nAnswer by these rules: " + RULES,
+    "slot": "Today is day {day}. " + RULES + ".\nQuestion: {}",
+    "no sentence": RULES + " {}",
+}
+
+
+def questions(n: int, seed: int) -> list[str]:
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    draw = random.Random(seed)
+    return [" ".join("".join(draw.choices(syllables, k=3)) for _ in range(8)) for _ in range(n)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_shared_preamble_is_not_compared(form: str) -> None:
+    """Different questions under one preamble are different; the same question with another word is found."""
+    forget, test = questions(40, 1), questions(20, 2)
+    planted = " ".join([*forget[0].split()[:-1], "another"])
+    made = [FORMS[form].format(q, day=k % 30) for k, q in enumerate([*forget, *test, planted])]
+    reference = Reference(prompt_set(*made[:40]).items)
+    found = reference.matches(prompt_set(*made[40:]).items)
+    if form == "no sentence":  # 16 words of the preamble stay, because nothing shows where the question begins
+        assert {m.item.prompt for m in found} == {made[-1]}
+        return
+    assert [(m.item.prompt, m.other.prompt, m.kind) for m in found] == [(made[-1], made[0], "near")]
+
+
+def test_a_long_prompt_that_few_share_is_compared_whole() -> None:
+    long = " ".join(questions(8, 3))
+    reference = Reference(prompt_set(*(f"{long} {q}" for q in questions(5, 4)), *questions(30, 5)).items)
+    (match,) = reference.matches(prompt_set(f"{long} more").items)
+    assert match.kind == "near"
+
+
+def test_the_time_grows_with_the_prompts_and_not_with_their_pairs() -> None:
+    def proposed(n: int) -> int:
+        made = [FORMS["before"].format(q) for q in questions(2 * n, 6)]
+        reference = Reference(prompt_set(*made[:n]).items)
+        before = leakage.similarity
+        calls = 0
+
+        def counted(one: str, other: str) -> float:
+            nonlocal calls
+            calls += 1
+            return before(one, other)
+
+        leakage.similarity = counted
+        try:
+            reference.matches(prompt_set(*made[n:]).items)
+        finally:
+            leakage.similarity = before
+        return calls
+
+    assert proposed(100) < 100
 
 
 def test_the_labs_own_sets() -> None:

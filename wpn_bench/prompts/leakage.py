@@ -16,6 +16,10 @@ with 10,000 others in seconds. One index is of words, one of letter trigrams. Ea
 exactly, so a hash collision never causes a match. All pairs are proposed whose words or trigrams reach the threshold,
 but a share of at most `MISSED` of those just at the threshold. So a typing error is found in a prompt of at least seven
 words, or of about 25 letters, and not in a shorter one.
+
+A passage of 16 words that many prompts of the two sets share (a preamble, a form) is left out before the comparison:
+otherwise all prompts with a long preamble would be nearly the same, and every pair of them would be compared. Of the
+pairs that are proposed for one prompt, the 256 most similar by signature are compared exactly.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from wpn_bench.errors import UserError
 from wpn_bench.prompts.types import Item, PromptSet
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.75
 MISSED = 1e-5
+PASSAGE = 16  # words of a passage that many prompts share
+COMMON = 0.02  # share of the prompts that must contain it
+MOST = 256  # proposed pairs of a prompt that are compared exactly, the most similar first
 SHOWN = 3  # number of pairs of each set that the results quote
 Kind = Literal["same", "near", "sibling"]
 
@@ -165,6 +174,72 @@ def _spelling(texts: Iterable[str]) -> tuple[set[str], set[str]]:
     return capital, small
 
 
+def _boundaries(line: str, found: Sequence[re.Match[str]]) -> list[bool]:
+    """Return for each word whether a sentence or a line ends before it."""
+    ends = [0, *(m.end() for m in found)]
+    return [bool(_SENTENCE.search(line, end, m.start())) for end, m in zip(ends, found, strict=False)]
+
+
+def _passages_of(found: Sequence[str]) -> list[int]:
+    """Return the hash of each run of `PASSAGE` words."""
+    return [hash(tuple(found[k : k + PASSAGE])) for k in range(len(found) - PASSAGE + 1)]
+
+
+def shared_passages(items: Iterable[Item]) -> frozenset[int]:
+    """Find the passages of `PASSAGE` words that many prompts share: a preamble, instructions, a form.
+
+    Args:
+        items: The prompts of all sets that are compared.
+
+    Returns:
+        The hashes of the passages that at least 10 prompts contain, and at least a share `COMMON` of all prompts.
+    """
+    prompts = {item.id: item.prompt for item in items}
+    seen: Counter[int] = Counter()
+    for prompt in prompts.values():
+        if len(prompt) > 2 * PASSAGE:  # shorter prompts have fewer words
+            seen.update(set(_passages_of([m[0] for m in _WORD.finditer(_plain(prompt).casefold())])))
+    least = max(10, COMMON * len(prompts))
+    return frozenset(passage for passage, n in seen.items() if n >= least)
+
+
+def without_passages(prompt: str, passages: frozenset[int]) -> str:
+    """Return what remains of a prompt without passages that many prompts share.
+
+    Args:
+        prompt: The prompt.
+        passages: The passages, from `shared_passages`.
+
+    Returns:
+        The rest, from the beginning of its sentence to the end of it; the whole prompt if nothing would remain.
+    """
+    if not passages:
+        return prompt
+    line = _plain(prompt)
+    found = list(_WORD.finditer(line))
+    drop = [False] * len(found)
+    for k, passage in enumerate(_passages_of([m[0].casefold() for m in found])):
+        if passage in passages:
+            drop[k : k + PASSAGE] = [True] * PASSAGE
+    if not any(drop):
+        return prompt
+    begins = _boundaries(line, found)
+    # Give back the words around the rest that belong to its first and last sentence, up to `PASSAGE` on each side.
+    given = 0
+    for k in range(len(found) - 1, 0, -1):
+        given = given if drop[k - 1] and not drop[k] else 0
+        if drop[k - 1] and not drop[k] and not begins[k] and given < PASSAGE:
+            drop[k - 1] = False
+            given += 1
+    given = 0
+    for k in range(len(found) - 1):
+        given = given if drop[k + 1] and not drop[k] else 0
+        if drop[k + 1] and not drop[k] and not begins[k + 1] and given < PASSAGE:
+            drop[k + 1] = False
+            given += 1
+    return " ".join(m[0] for m, dropped in zip(found, drop, strict=True) if not dropped) or prompt
+
+
 def _slip(one: str, other: str) -> bool:
     """Return whether one edit turns one word into the other.
 
@@ -204,6 +279,56 @@ def _signatures(sets: Iterable[frozenset[str]]) -> Iterable[MinHash]:
     return made
 
 
+class _Index:
+    """Prompts in an LSH index of their words or letter trigrams.
+
+    Args:
+        texts: The prompts, without passages that many share.
+        cut: Gives the parts of a prompt: `words` or `trigrams`.
+        threshold: The minimum similarity of the parts.
+    """
+
+    def __init__(self, texts: Sequence[str], cut: Callable[[str], list[str]], threshold: float) -> None:
+        from datasketch import MinHashLSH
+
+        self.texts = texts
+        self._cut = cut
+        self._threshold = threshold
+        self._parts = [_counted(cut(text)) for text in texts]
+        self._lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold))
+        self._hashes = np.zeros((len(texts), _PERMUTATIONS), dtype=np.uint32)
+        sizes = [len(one) for one in self._parts]
+        self._not_indexed = sorted(range(len(texts)), key=sizes.__getitem__, reverse=True)
+
+    def _index_up_to(self, size: float) -> None:
+        """Index the prompts of at most `size` parts.
+
+        Longer ones cannot be similar enough to what is searched, and the signature of a very long prompt takes seconds.
+        """
+        chosen = []
+        while self._not_indexed and len(self._parts[self._not_indexed[-1]]) <= size:
+            chosen.append(self._not_indexed.pop())
+        for k, signature in zip(chosen, _signatures(self._parts[k] for k in chosen), strict=True):
+            self._lsh.insert(k, signature, check_duplication=False)
+            self._hashes[k] = signature.hashvalues
+
+    def pairs(self, texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Yield the pairs whose parts are similar enough: the position in `texts` and the position in the index."""
+        mine = [_counted(self._cut(text)) for text in texts]
+        # The similarity of two sets is at most the quotient of their sizes; one part more allows for rounding.
+        longest = max(map(len, self._parts)) / self._threshold + 1
+        short = [k for k, one in enumerate(mine) if len(one) <= longest]
+        self._index_up_to(max((len(mine[k]) for k in short), default=0) / self._threshold + 1)
+        for k, signature in zip(short, _signatures(mine[k] for k in short), strict=True):
+            proposed = np.array(sorted(self._lsh.query(signature)), dtype=np.int64)
+            if len(proposed) > MOST:
+                equal = (self._hashes[proposed] == signature.hashvalues.astype(np.uint32)).sum(axis=1)
+                proposed = proposed[np.argsort(-equal, kind="stable")[:MOST]]
+            for at in proposed.tolist():
+                if _jaccard(mine[k], self._parts[at]) >= self._threshold:
+                    yield k, at
+
+
 class Reference:
     """Prompts that other sets must not contain, indexed for search.
 
@@ -217,32 +342,16 @@ class Reference:
         self.threshold = threshold
         self._by_id = {item.id: item for item in self.items}
         self._capital, self._small = _spelling(i.prompt for i in self.items)
-        self._parts: list[list[frozenset[str]]] = []
-        self._indices: list[Any] = []
-        self._not_indexed: list[list[int]] = []
-        if threshold < 1 and self.items:
-            self._count_parts()
+        self._indices: tuple[_Index, ...] = ()
+        self._passages: frozenset[int] | None = None
 
-    def _count_parts(self) -> None:
-        from datasketch import MinHashLSH
-
-        for cut in (words, trigrams):
-            parts = [_counted(cut(i.prompt)) for i in self.items]
-            self._parts.append(parts)
-            self._indices.append(MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(self.threshold)))
-            sizes = [len(one) for one in parts]
-            self._not_indexed.append(sorted(range(len(parts)), key=sizes.__getitem__, reverse=True))
-
-    def _index_up_to(self, size: float, parts: list[frozenset[str]], index: Any, not_indexed: list[int]) -> None:
-        """Index the reference prompts of at most `size` parts.
-
-        Longer ones cannot be similar enough to what is searched, and the signature of a very long prompt takes seconds.
-        """
-        chosen = []
-        while not_indexed and len(parts[not_indexed[-1]]) <= size:
-            chosen.append(not_indexed.pop())
-        for k, signature in zip(chosen, _signatures(parts[k] for k in chosen), strict=True):
-            index.insert(k, signature, check_duplication=False)
+    def _indices_without(self, passages: frozenset[int]) -> tuple[_Index, ...]:
+        """The indices of words and of letter trigrams, of the prompts without these passages."""
+        if self._passages != passages:
+            texts = [without_passages(i.prompt, passages) for i in self.items]
+            self._indices = tuple(_Index(texts, cut, self.threshold) for cut in (words, trigrams))
+            self._passages = passages
+        return self._indices
 
     def matches(self, items: Sequence[Item]) -> list[Match]:
         """Return the worst match of each item that has any.
@@ -269,20 +378,15 @@ class Reference:
 
     def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
         """Return for each item the similarities of reference prompts that reach the threshold, keyed by index."""
+        if self.threshold >= 1 or not self.items:
+            return [{} for _ in items]
+        passages = shared_passages([*self.items, *items])
+        texts = [without_passages(i.prompt, passages) for i in items]
         alike: list[dict[int, float]] = [{} for _ in items]
-        for cut, parts, index, not_indexed in zip(
-            (words, trigrams), self._parts, self._indices, self._not_indexed, strict=False
-        ):
-            mine = [_counted(cut(i.prompt)) for i in items]
-            # The similarity of two sets is at most the quotient of their sizes; one part more allows for rounding.
-            longest = max(map(len, parts)) / self.threshold + 1
-            short = [k for k, one in enumerate(mine) if len(one) <= longest]
-            most = max((len(mine[k]) for k in short), default=0)
-            self._index_up_to(most / self.threshold + 1, parts, index, not_indexed)
-            for k, signature in zip(short, _signatures(mine[k] for k in short), strict=True):
-                for at in index.query(signature):
-                    if at not in alike[k] and _jaccard(mine[k], parts[at]) >= self.threshold:
-                        alike[k][at] = similarity(items[k].prompt, self.items[at].prompt)
+        for index in self._indices_without(passages):
+            for k, at in index.pairs(texts):
+                if at not in alike[k]:
+                    alike[k][at] = similarity(texts[k], index.texts[at])
         return [{at: value for at, value in one.items() if value >= self.threshold} for one in alike]
 
     def _siblings(self, item: Item, other: Item, names: set[str]) -> bool:
@@ -329,7 +433,7 @@ def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *
         first = near[0]
         raise UserError(
             f"{len(near)} prompt{'s' * (len(near) > 1)} of {one.name!r} nearly stand in the forget set {forget.name!r}"
-            f" (first: {_quote(first.item)!r} beside {_quote(first.other)!r}, similarity {first.similarity:.2f})",
+            f" (first: {_quotes(first)[0]!r} beside {_quotes(first)[1]!r}, similarity {first.similarity:.2f})",
             "reword or remove them in one of the two, let the test set go without them (--overlap drop), or look for"
             " equal prompts only (--near-duplicate 1)",
         )
@@ -401,8 +505,8 @@ def _leak(one: PromptSet, suite: str, found: Sequence[Match], dropped: int) -> L
     pairs = tuple(
         {
             "kind": m.kind,
-            "prompt": _quote(m.item),
-            "other": _quote(m.other),
+            "prompt": _quotes(m)[0],
+            "other": _quotes(m)[1],
             "similarity": round(m.similarity, 3),
         }
         for m in first
@@ -410,6 +514,14 @@ def _leak(one: PromptSet, suite: str, found: Sequence[Match], dropped: int) -> L
     return Leak(one.name, suite, len(one.items), of["same"], of["near"], of["sibling"], dropped, pairs=pairs)
 
 
-def _quote(item: Item) -> str:
-    line = " ".join(item.prompt.split())
+def _quotes(match: Match) -> tuple[str, str]:
+    """Quote both prompts of a match, from shortly before their first difference if that comes late."""
+    one, other = (" ".join(i.prompt.split()) for i in (match.item, match.other))
+    same = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = one.rfind(" ", 0, max(0, same - 20)) + 1 if same > _QUOTED - 30 and one != other else 0
+    return _quote(one, start), _quote(other, start)
+
+
+def _quote(line: str, start: int) -> str:
+    line = ("…" if start else "") + line[start:]
     return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
