@@ -168,7 +168,7 @@ BAD = [
     ("x.csv", "Do it now: {prompt}\n", "x.csv is empty", "the first of a CSV names its columns"),
     ("x.csv", "name,template\na,Well, do it: {prompt}\n", "line 2 has more cells than the first line has columns (2)", "double quotes"),
     ("x.csv", "name,template\nonly a name\n", "row 1 has neither template nor answer_prefix", "`template`"),
-    ("x.csv", "template,template\nA {prompt},B {prompt}\n", "two columns 'template'", "rename"),
+    ("x.csv", "template,template\nA {prompt},B {prompt}\n", "two columns named 'template'", "rename"),
     ("x.csv", "name/template\na/A {prompt}\n", "row 1 has the unknown field 'name/template'", "`template`"),
     ("x.csv", b"template\ncaf\xe9 {prompt}\n", "is not UTF-8 (byte 12)", "iconv"),
     ("x.csv", "template\n{prompt} now\n".encode("utf-16-le"), "UTF-16 without a byte order mark", "iconv"),
