@@ -391,7 +391,7 @@ def test_a_weak_base_too(hub_endpoint: dict[str, str], shared_hub: Path) -> None
     """The command on the stand-in with real responses, few of each; it fails below 95 %."""
     files = shared_hub / "files"
     triples = ("--forget", files / "rtp_triples_train.jsonl", "--test", files / "rtp_triples_test.jsonl")
-    few = ("--n", 60, "--references", 150, "--new-tokens", 24)
+    few = ("--n", 32, "--references", 75, "--new-tokens", 24)
     command = [sys.executable, "benchmarks/coherence.py", "--model", "facebook/opt-125m", *triples, *few]
     done = subprocess.run([str(c) for c in command], env=hub_endpoint, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
