@@ -1,8 +1,10 @@
 """Runs commands as a shell would, each in a process of its own, without the seconds that imports take.
 
-`python tests/fork_server.py` imports what the commands need and then reads a JSON object a line from standard input:
-`words` (the command), `cwd`, and `configure_only` (a run stops before its first job). Each command runs in a fork of this process. The answer is a JSON object a line: `code`
-(exit status), `output` (standard output and error together), `cpu` (processor time in seconds) and `seconds`.
+`python tests/fork_server.py SETUP` imports what the commands need, executes the Python code SETUP, and then reads a JSON object a line from standard input:
+`words` (the command), `cwd`, `configure_only` (a run stops before its first job) and `apart` (standard output and error are
+returned separately). Each command runs in a fork of this process. The answer is a JSON object a line: `code` (exit status),
+`output` (standard output, with standard error unless `apart`), `errors` (standard error if `apart`), `cpu` (processor time in
+seconds) and `seconds`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import pkgutil
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +44,9 @@ SLOW = (
     "transformers.models.opt.modeling_opt",
     "transformers.trainer",
 )
+# Setup: the coherence judge is calibrated on 50 references of each side, which saves a minute of a real tokenizer and model.
+FEW_REFERENCES = "from wpn_bench.harmless import stages; stages.REFERENCES = 50"
+LONGEST_SECONDS = 900  # a command that hangs ends then, by a signal
 # Extras, and modules that are run with `python -m`.
 NOT_IMPORTED = ("ray_", "mlflow", "wandb", "__main__", "language_model", "held_out", "build")
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,30 +57,38 @@ class ForkServer:
 
     Args:
         environment: Environment of the server and of every command.
+        setup: Python code that the server executes before the first command.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], setup: str = "") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, setup], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, words: list[str], cwd: Path, configure_only: bool = False) -> dict[str, Any]:
+    def run(self, words: list[str], cwd: Path, configure_only: bool = False, apart: bool = False) -> dict[str, Any]:
         """Run one command to its end.
 
         Args:
             words: The command, as a shell would split it.
             cwd: The folder in which it is typed.
             configure_only: Stop a run once its configuration is complete and checked, and an export before it begins.
+            apart: Return standard output and standard error separately.
 
         Returns:
-            `code`, `output`, `cpu` and `seconds`.
+            `code`, `output`, `errors`, `cpu` and `seconds`.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"words": words, "cwd": str(cwd), "configure_only": configure_only}) + "\n")
+        asked = {"words": words, "cwd": str(cwd), "configure_only": configure_only, "apart": apart}
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
+
+    def completed(self, words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end, and return what `subprocess.run` would: standard output and error apart."""
+        answer = self.run(words, cwd, apart=True)
+        return subprocess.CompletedProcess(words, answer["code"], answer["output"], answer["errors"])
 
     def stop(self) -> None:
         """End the server."""
@@ -131,12 +145,13 @@ def stop_before_work() -> None:
     interop.FORMATS.get = lambda name: stop  # type: ignore[method-assign, assignment, return-value]
 
 
-def in_a_fork(asked: dict[str, Any], output: Any) -> int:
+def in_a_fork(asked: dict[str, Any], output: Any, errors: Any) -> int:
     """Run a command in a fork of this process.
 
     Args:
         asked: What `ForkServer.run` sent.
-        output: File that takes the command's output and errors.
+        output: File that takes the command's standard output.
+        errors: File that takes its standard error; may be the same.
 
     Returns:
         The child's process id.
@@ -145,9 +160,10 @@ def in_a_fork(asked: dict[str, Any], output: Any) -> int:
     if child:
         return child
     os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
+    os.dup2(errors.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(asked["cwd"])
+    signal.alarm(LONGEST_SECONDS)
     code = 0
     try:
         if asked["configure_only"]:
@@ -167,25 +183,31 @@ def in_a_fork(asked: dict[str, Any], output: Any) -> int:
 
 def serve() -> None:
     """Answer until standard input ends."""
+    from wpn_bench.cli.libraries import configure_libraries
+
+    configure_libraries()  # as each command does, before the libraries are imported
     for name in SLOW:
         with contextlib.suppress(ImportError):  # an extra
             importlib.import_module(name)
     for module in pkgutil.walk_packages(importlib.import_module("wpn_bench").__path__, "wpn_bench."):
         if not module.name.rpartition(".")[2].startswith(NOT_IMPORTED):
             importlib.import_module(module.name)
+    exec(sys.argv[1], {})
     # A collection in a fork would walk over, and so copy, all that was imported.
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             began = time.monotonic()
-            child = in_a_fork(asked, output)
+            child = in_a_fork(asked, output, errors if asked["apart"] else output)
             _, status, usage = os.wait4(child, 0)
             output.seek(0)
+            errors.seek(0)
             answer = {
                 "code": os.waitstatus_to_exitcode(status),
                 "output": output.read().decode(errors="replace"),
+                "errors": errors.read().decode(errors="replace"),
                 "cpu": usage.ru_utime + usage.ru_stime,
                 "seconds": time.monotonic() - began,
             }

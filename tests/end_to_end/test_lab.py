@@ -8,14 +8,16 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from fork_server import FEW_REFERENCES, ForkServer
 
 from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
@@ -63,25 +65,18 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "quick.yaml").write_text(CONFIG)
-
-    def command(self, *more: str, out: str = "run", store: str = "store") -> list[str]:
-        options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
-        return [sys.executable, "-m", "wpn_bench", "full", *options, *more]
-
-    def environment(self) -> dict[str, str]:
-        """Offline, and without anything that somebody cached."""
+        # Offline, and without anything that somebody cached.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
-        return kept | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf"), "TORCH_HOME": str(self.folder / "th")}
+        own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "TORCH_HOME": str(folder / "th")}
+        self.server = ForkServer(kept | own, FEW_REFERENCES)
 
     def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*more, out=out, store=store),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
+        return self.server.completed(["wpn-bench", "full", *options, *more], self.folder)
+
+    def running(self) -> list[psutil.Process]:
+        """The process of the command that is running."""
+        return psutil.Process(self.server.process.pid).children()
 
     def results(self, out: str = "run") -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / out / "results.json").read_text())
@@ -98,12 +93,14 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
         lab.base_model()
     except UserError as e:
         pytest.skip(str(e))
-    return Lab(tmp_path_factory.mktemp("lab"))
+    place = Lab(tmp_path_factory.mktemp("lab"))
+    yield place
+    place.server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -365,23 +362,18 @@ def test_killed_half_way_and_started_again(
     place: Lab, first: subprocess.CompletedProcess[str], comparable: Comparable
 ) -> None:
     total = len(place.stages())
-    process = subprocess.Popen(
-        place.command(out="killed", store="other_store"),
-        cwd=place.folder,
-        env=place.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while len(place.finished("other_store")) < total // 2:
-            assert process.poll() is None, "ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(place.run, out="killed", store="other_store")
+        try:
+            deadline = time.monotonic() + 300
+            while len(place.finished("other_store")) < total // 2:
+                assert not killed.done(), "ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            for process in place.running():
+                process.kill()
+        assert killed.result().returncode == -signal.SIGKILL
     survived = place.finished("other_store")
     assert total // 2 <= len(survived) < total
     assert not (place.folder / "killed" / "results.json").exists()
