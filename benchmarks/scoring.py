@@ -8,7 +8,7 @@ lm-eval uses its fastest batch size of 1, 8, 16, 32 and 64, selected on a part o
 `--pairs` pairs and include tokenisation.
 
 The floor is the minimum number of multiply-adds for these values (each distinct prefix once, and only the logits that are used).
-"could be" is the ratio of lm-eval's multiply-adds to the floor, the largest possible speed-up; "share" is the achieved fraction.
+"possible" is the ratio of lm-eval's multiply-adds to the minimum, the largest possible speedup; "share" is the achieved fraction.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main() -> int:
     cost = Cost(model)
     folders = [Path(f) for f in task_folders(("benchmarks", "lab"))]
     print(
-        "| task | requests | lm-eval `hf`, s (batch) | ours, s | faster | could be | share | max difference | same choices, scores |"
+        "| task | requests | lm-eval `hf`, s (batch) | engine, s | speedup | possible | share | max difference | same choices, scores |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     ratios, equal = [], True
