@@ -24,10 +24,10 @@ COPYLEFT = re.compile(r"GPL|Mozilla|MPL|EPL|CDDL|EUPL|Affero", re.I)
 HEAD = """\
 # Licences of what is installed with wpn-bench
 
-Made by `nox -s licences` (`pip-licenses`) from an installation on Linux with Python 3.11 and the versions of `constraints.txt`;
-the same session writes a CycloneDX SBOM to `dist/sbom.cdx.json`. wpn-bench itself is Apache-2.0. It ships none of these
-packages: pip fetches them, each under its own licence. "Needed by" names the extra of a package that a plain
-installation without extras leaves out.
+`nox -s licences` makes this page with `pip-licenses`, from an installation on Linux with Python 3.11 and the versions of
+`constraints.txt`. The same session writes a CycloneDX SBOM to `dist/sbom.cdx.json`. wpn-bench itself is Apache-2.0 and contains none
+of these packages: pip downloads them, each under its own licence. "Needed by" is wpn-bench itself, or the extra without which the
+package is not installed.
 """
 
 
@@ -79,9 +79,9 @@ def table(listing: Iterable[dict[str, str]]) -> str:
     return "\n".join(
         [
             HEAD,
-            f"Packages: {len(lines)}, {len(lines) - sum('| extra ' in line for line in lines)} of them without any extra."
-            f" Licences that ask something of those who pass on a changed copy: {'; '.join(copyleft) or 'none'}."
-            " What that means here: [security-audit.md](security-audit.md).",
+            f"Packages: {len(lines)}, {len(lines) - sum('| extra ' in line for line in lines)} of them in an installation without extras."
+            f" Licences with conditions for the distribution of modified copies: {'; '.join(copyleft) or 'none'}."
+            " See [security-audit.md](security-audit.md#licences).",
             "",
             "| package | version | licence | needed by |",
             "|---|---|---|---|",
