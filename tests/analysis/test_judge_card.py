@@ -169,7 +169,7 @@ BAD: list[tuple[str | bytes, str, list[str], str]] = [
     (GOOD.replace("1", "null").replace("0", "null"), "x.jsonl", [], "no text with a label"),
     (GOOD + "{", "x.jsonl", [], "line 3 is not valid JSON"),
     ("", "x.jsonl", [], "is empty"),
-    (GOOD, "x.txt", [], "is not .jsonl, .csv or .parquet"),
+    (GOOD, "x.txt", [], "is not .jsonl, .json, .csv, .tsv or .parquet"),
     (gzip.compress(GOOD.encode(), mtime=0)[:-9], "x.jsonl.gz", [], "cannot be read"),
     (b"no gzip", "x.jsonl.gz", [], "cannot be read"),
     (GOOD, "x.jsonl", ["--judge", "detoxfy"], "unknown judge 'detoxfy'"),
