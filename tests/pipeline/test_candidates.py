@@ -141,6 +141,98 @@ def test_an_adapter_that_cannot_be_merged(
         models.resolve(str(adapter))
 
 
+def tiny_llama(folder: Path, tied: bool) -> Path:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve("lab").path)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=tied, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("added", [0, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_dora": True},
+        {"use_rslora": True, "bias": "all"},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [5, 6]},
+    ],
+    ids=lambda settings: "-".join(settings) or "lora",
+)
+def test_any_kind_of_adapter_is_merged_as_peft_applies_it(
+    settings: dict[str, Any], added: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    base = tiny_llama(tmp_path / "base", tied)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    if added:
+        tokenizer.add_tokens([f"<new {k}>" for k in range(added)])
+        model.resize_token_embeddings(len(tokenizer))
+    adapted = get_peft_model(model, LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **settings})).eval()
+    with torch.no_grad():
+        for weights in adapted.parameters():
+            if weights.requires_grad:
+                weights += torch.randn_like(weights) * 0.3
+        expected = adapted(torch.tensor([[5, 6, 7, 8]])).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(models.resolve(str(tmp_path / "adapter")).path).eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(torch.tensor([[5, 6, 7, 8]])).logits, expected, atol=1e-4)
+
+
+def test_adapters_that_are_damaged_or_add_no_weights(
+    small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    model = AutoModelForCausalLM.from_pretrained(small_opt)
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(
+        tmp_path / "prompt"
+    )
+    cut = adapter_of(small_opt, tmp_path / "cut")
+    (cut / "adapter_model.safetensors").write_bytes(b"short")
+    itself = adapter_of(small_opt, tmp_path / "itself")
+    settings = json.loads((itself / "adapter_config.json").read_text())
+    (itself / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(itself)}))
+    for folder, problem in (
+        ("prompt", "cannot be merged into weights"),
+        ("cut", "cannot be merged"),
+        ("itself", "itself"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            models.resolve(str(tmp_path / folder))
+
+
+def test_an_adapter_beside_a_config_file_is_an_adapter(
+    small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    adapter = adapter_of(small_opt, tmp_path / "adapter")
+    shutil.copy(small_opt / "config.json", adapter)
+    base = models.base_of_adapter(str(adapter))
+    assert base is not None
+    assert base.digest == models.resolve(str(small_opt)).digest
+    assert models.base_of_adapter(str(small_opt)) is None
+
+
 def test_an_adapter_of_another_shape(small_neo: Path, small_opt: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
     adapter = adapter_of(small_opt, tmp_path / "adapter", str(small_neo))

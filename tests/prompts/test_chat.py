@@ -148,6 +148,12 @@ def test_a_beginning_of_text_token_is_not_written_twice() -> None:
         (GEMMA, "auto", "Be kind.", "System role not supported"),
         ("{% for m in messages %}{{ m.text }}{% endfor %}", "auto", None, "leaves the user's message out"),
         ("{{ messages[7].content }}", "auto", None, "cannot be rendered"),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            "auto",
+            "Be kind.",
+            "leaves the system",
+        ),
         ("{% for %}", "auto", None, "cannot be rendered"),
         (None, "no place", None, "must hold {prompt} once"),
     ],
@@ -184,3 +190,18 @@ def test_reasoning_is_cut(text: str, response: str, reasoning: str, answer: str)
 def test_a_response_after_white_space_has_no_second_space() -> None:
     assert (joined(" x", "A: "), joined("x", "A:"), joined("x")) == ("x", " x", " x")
     assert QUESTION_TEMPLATE.endswith(":")
+
+
+@pytest.mark.parametrize("content", ["m.content[0].text", "m.content | map(attribute='text') | join"])
+def test_a_template_that_needs_messages_in_parts_gets_them(content: str) -> None:
+    chat = tokenizer("{% for m in messages %}[{{ m.role }}]{{ " + content + " }}{% endfor %}")
+    template = ChatTemplate.of(chat, "Be kind.")
+    parts = [{"type": "text", "text": text} for text in ("Be kind.", "Hi")]
+    messages = [{"role": role, "content": [part]} for role, part in zip(("system", "user"), parts, strict=True)]
+    assert template.render("Hi") == chat.apply_chat_template(messages, tokenize=False) == "[system]Be kind.[user]Hi"
+    assert Template.parse(template.value) == template
+    assert "parts" not in ChatTemplate.of(tokenizer(CHATML)).value  # the digests of other templates stay
+
+
+def test_a_context_that_only_looks_like_turns_is_text() -> None:
+    assert "[[1]]x" in ChatTemplate.of(tokenizer(CHATML)).question("x", "[[1]]")

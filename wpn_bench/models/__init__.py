@@ -5,10 +5,13 @@ from __future__ import annotations
 from wpn_bench.models.loading import SHARD, let_go, load, load_fresh, make_room, pick_device, reading
 from wpn_bench.models.locate import (
     ModelRef,
+    base_of_adapter,
     check_permitted,
+    commit_of,
     lies_here,
     resolve,
     settings_folder,
+    split_revision,
     unwanted,
 )
 from wpn_bench.models.sizes import (
@@ -24,7 +27,9 @@ from wpn_bench.models.tokenizer import load_tokenizer
 __all__ = [
     "SHARD",
     "ModelRef",
+    "base_of_adapter",
     "check_permitted",
+    "commit_of",
     "context_length",
     "context_length_of",
     "context_of",
@@ -38,6 +43,7 @@ __all__ = [
     "reading",
     "resolve",
     "settings_folder",
+    "split_revision",
     "unwanted",
     "weights_bytes",
     "width_of",

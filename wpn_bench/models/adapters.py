@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wpn_bench.core.files import digest_file, digest_of
 from wpn_bench.core.json_files import load_json
 from wpn_bench.errors import UserError, text_of
 from wpn_bench.jobs.store import default_store
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -18,9 +24,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder contains an adapter, and no whole model."""
-    return (folder / ADAPTER_CONFIG).is_file() and not any(
-        p.suffix in (".safetensors", ".bin") and p.name.startswith(("model", "pytorch_model")) for p in folder.iterdir()
-    )
+    return holds_adapter(p.name for p in folder.iterdir())
+
+
+def holds_adapter(names: Iterable[str]) -> bool:
+    """Return whether files with these names are an adapter, and no whole model. Some trainers add a config.json."""
+    names = set(names)
+    weights = (n for n in names if n.endswith((".safetensors", ".bin")) and n.startswith(("model", "pytorch_model")))
+    return ADAPTER_CONFIG in names and not any(weights)
 
 
 def named_base(folder: Path) -> tuple[str, str | None]:
@@ -37,6 +48,11 @@ def named_base(folder: Path) -> tuple[str, str | None]:
         )
     if not os.path.isabs(base) and (folder / base).is_dir():
         base = str(folder / base)
+    if os.path.isdir(base) and folder.samefile(base):
+        raise UserError(
+            f"the adapter in {folder} names itself as its base model",
+            "write the base model into adapter_config.json: base_model_name_or_path",
+        )
     return base, settings.get("revision")
 
 
@@ -76,8 +92,13 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
     partial = merged.with_name(f"{digest}.{os.getpid()}")
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-        whole = PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError) as e:
+        _resize(model, weights)
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        if not hasattr(adapted.base_model, "merge_and_unload"):  # prefix tuning and the like add no weights
+            raise ValueError(f"{adapted.peft_config['default'].peft_type} cannot be merged into weights")
+        _untie(adapted)
+        whole = adapted.merge_and_unload(safe_merge=True)
+    except Exception as e:  # peft and safetensors have errors of their own
         raise UserError(
             f"the adapter in {folder} cannot be merged into {base} ({' '.join(text_of(e).split())[:200]})",
             "merge it with its own base model (merge_and_unload) and give the whole model",
@@ -91,3 +112,38 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
     except OSError:  # another process was faster
         shutil.rmtree(partial, ignore_errors=True)
     return merged
+
+
+def _resize(model: PreTrainedModel, weights: Path) -> None:
+    """Give the embeddings of a base model the size of those in the adapter, which has some if tokens were added."""
+    import torch
+    from safetensors import safe_open
+
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if any(module is one for one in layers)}
+    with safe_open(weights, framework="pt") as file:
+        sizes = {
+            file.get_slice(key).get_shape()[0]
+            for key in file.keys()  # noqa: SIM118 (not a dictionary)
+            if key.endswith(".weight") and "lora_" not in key and names & set(key.split("."))
+        }
+    if len(sizes) == 1 and (size := sizes.pop()) != layers[0].weight.shape[0]:
+        # Rows that the adapter does not contain become the mean of the others, as when the adapter was trained.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(size)
+
+
+def _untie(adapted: PeftModel) -> None:
+    """Separate tied input and output embeddings if one has an adapter, which would otherwise change both."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapted.get_base_model()
+    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    if len(layers) < 2 or not any(isinstance(layer, BaseTunerLayer) for layer in layers):
+        return
+    inner, outer = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    if outer.weight is inner.weight:
+        outer.weight = torch.nn.Parameter(outer.weight.detach().clone())
+        model.config.tie_word_embeddings = False

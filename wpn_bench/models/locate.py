@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from wpn_bench.core.files import Signature, digest_file, digest_of
 from wpn_bench.core.model_files import WEIGHT_SUFFIXES, makes_model, model_signature
 from wpn_bench.errors import UserError
 from wpn_bench.models import gguf
-from wpn_bench.models.adapters import ADAPTER_CONFIG, is_adapter, merge_adapter, named_base
+from wpn_bench.models.adapters import holds_adapter, is_adapter, merge_adapter, named_base
 from wpn_bench.models.files import check_files, read_settings
 
 LAB = "lab"
@@ -25,6 +26,8 @@ _NOT_NEEDED = (
     "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.md", "onnx/*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
     "training_args.bin", "optimizer.bin", "original/*", ".gitattributes",
 )  # fmt: skip
+
+_REVISION = re.compile(r"(?P<id>[^@\s]+/[^@\s]+|[^@/\s]+)@(?P<revision>[^@\s]+)")
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
     if (folder := _here(asked)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
         return _ref(asked, folder, None)
-    commit = _commit(asked, revision)
-    if ADAPTER_CONFIG in (names := hub.list_files(asked, commit)) and "config.json" not in names:
-        return _ref(asked, _merged(hub.snapshot(asked, commit, ignore=[*_NOT_NEEDED, "*.py"])), None)
+    commit = commit_of(asked, revision)
+    if (adapter := _hub_adapter(asked, commit)) is not None:
+        return _ref(asked, _merged(adapter), None)
     return _ref(asked, _download(asked, commit), commit)
 
 
-def _commit(asked: str, revision: str | None) -> str:
+def commit_of(asked: str, revision: str | None) -> str:
     """Return the commit of a hub id. Raises `UserError` if `asked` is not a hub id."""
     from huggingface_hub.errors import HFValidationError
 
@@ -112,8 +115,15 @@ def settings_folder(asked: str, revision: str | None = None) -> Path:
     """
     if (folder := _here(asked)) is not None:
         return folder
-    commit = _commit(asked, revision)
+    commit = commit_of(asked, revision)
     return hub.snapshot(asked, commit, allow=[*_SETTINGS_FILES, *(["*.py"] if consent.code_allowed() else [])])
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split `org/name@revision`. A folder, and a hub id without a revision, stay as they are."""
+    here = os.path.exists(os.path.expanduser(source))
+    match = None if here else _REVISION.fullmatch(source)
+    return (match["id"], match["revision"]) if match else (source, None)
 
 
 def lies_here(asked: str) -> bool:
@@ -136,17 +146,50 @@ def _here(asked: str) -> Path | None:
     return _merged(Path(folder)) if is_adapter(Path(folder)) else Path(folder)
 
 
+def _hub_adapter(asked: str, commit: str) -> Path | None:
+    """Return the folder of a hub id that contains an adapter; None for a whole model."""
+    return (
+        hub.snapshot(asked, commit, ignore=[*_NOT_NEEDED, "*.py"])
+        if holds_adapter(hub.list_files(asked, commit))
+        else None
+    )
+
+
+def base_of_adapter(asked: str, revision: str | None = None) -> ModelRef | None:
+    """Return the base model that an adapter names; None if `asked` is a whole model.
+
+    Args:
+        asked: `lab`, a folder, a file, or a hub id.
+        revision: Branch, tag or commit of a hub id; None: the default branch.
+
+    Returns:
+        The base model.
+
+    Raises:
+        UserError: The base model is not at hand.
+    """
+    path = Path(os.path.expanduser(asked))
+    if asked == LAB or os.path.exists(path):
+        return _base_of(path) if os.path.isdir(path) and asked != LAB and is_adapter(path) else None
+    adapter = _hub_adapter(asked, commit_of(asked, revision))
+    return None if adapter is None else _base_of(adapter)
+
+
 def _merged(adapter: Path) -> Path:
     """Merge the adapter in a folder into the base model that it names."""
+    base = _base_of(adapter)
+    return merge_adapter(adapter, base.path, base.digest)
+
+
+def _base_of(adapter: Path) -> ModelRef:
     name, revision = named_base(adapter)
     try:
-        base = resolve(name, revision)
+        return resolve(name, revision)
     except UserError as e:
         raise UserError(
             f"the base model {name!r} of the adapter in {adapter} is not at hand ({e})",
             "write where it is into adapter_config.json: base_model_name_or_path",
         ) from e
-    return merge_adapter(adapter, base.path, base.digest)
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from wpn_bench.models.backends.openai import endpoint_folder
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.prompts import Template
 from wpn_bench.prompts.templates import choose_template, system_message
-
-_REVISION = re.compile(r"(?P<id>[^@\s]+/[^@\s]+|[^@/\s]+)@(?P<revision>[^@\s]+)")
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,14 @@ def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes
 def _local(
     name: str, source: str, config: RunConfig, base: ModelRef, template: Template, notes: list[str]
 ) -> Candidate:
-    asked, revision = source, None
-    if not models.lies_here(source) and (match := _REVISION.fullmatch(source)):
-        asked, revision = match["id"], match["revision"]
+    asked, revision = models.split_revision(source)
     ref = models.resolve(asked, revision)
+    onto = models.base_of_adapter(asked, revision)
+    if onto is not None and onto.digest != base.digest:
+        notes.append(
+            f"{name} is an adapter of {onto.asked}, whose files are not those of the base: a difference to the base may come "
+            "from that"
+        )
     check_causal(ref.path)
     check_usable(ref.path, trained=False)
     notes += settings_note(name, ref.path)

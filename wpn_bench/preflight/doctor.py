@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from wpn_bench.config import RunConfig
+from wpn_bench.config import RunConfig, split_candidate
 from wpn_bench.core import machine
 from wpn_bench.core.files import check_locks
 from wpn_bench.errors import UserError
-from wpn_bench.models.files import check_usable
+from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.estimates import ModelSpec
 from wpn_bench.preflight.resources import FitCheck
@@ -216,13 +216,13 @@ def _hub(context: DoctorContext) -> Iterator[Diagnostic]:
 
 
 def _model(context: DoctorContext) -> Iterator[Diagnostic]:
-    from wpn_bench import hub, models
+    from wpn_bench import models
 
     model = context.config.model
     if context.on_hub:
         # Raises the errors that the run would raise: no access, unknown name, offline and not cached, no consent to code
         # or pickles.
-        models.check_permitted(model, hub.resolve_commit(model, context.config.revision))
+        models.check_permitted(model, models.commit_of(model, context.config.revision))
     if context.spec is not None:
         trained = "train" in context.config.stages and bool(context.config.methods)
         check_usable(models.settings_folder(model, context.config.revision), trained=trained)
@@ -241,6 +241,37 @@ def _model(context: DoctorContext) -> Iterator[Diagnostic]:
             f"{model} contains no causal language model",
             "give a folder with config.json, or the name of a model on the hub",
         )
+
+
+def _candidates(context: DoctorContext) -> Iterator[Diagnostic]:
+    """Check that each candidate is there, without loading or merging it. An endpoint is asked for its models."""
+    from wpn_bench import models
+    from wpn_bench.models.adapters import is_adapter, named_base
+    from wpn_bench.models.backends.endpoint import PREFIX, parse_source
+    from wpn_bench.models.backends.openai import identified
+
+    for name, source in map(split_candidate, context.config.candidates):
+        path = Path(source).expanduser()
+        try:
+            if source.startswith(PREFIX):
+                endpoint = identified(parse_source(source))
+                found = f"the endpoint {endpoint.url} has {endpoint.model}"
+            elif not path.exists() and source != "lab":
+                asked, revision = models.split_revision(source)
+                commit = models.commit_of(asked, revision)
+                models.check_permitted(asked, commit)
+                found = f"{asked}, commit {commit[:12]}"
+            elif path.is_dir() and is_adapter(path):
+                found = f"{source} is an adapter of {named_base(path)[0]}"
+            else:
+                if (path / "config.json").is_file():
+                    check_causal(path)
+                    check_usable(path, trained=False)
+                found = source
+        except UserError as e:
+            yield Diagnostic("candidate", "fail", f"{name}: {e.problem}", e.hint)
+        else:
+            yield Diagnostic("candidate", "ok", f"{name}: {found}")
 
 
 def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
@@ -307,6 +338,7 @@ _CHECKS = {
     "disk": _disk,
     "hub": _hub,
     "model": _model,
+    "candidates": _candidates,
     "judge": _judge,
     "benchmarks": _benchmarks,
     "training": _training,

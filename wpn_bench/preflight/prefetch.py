@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from wpn_bench import hub, models, prompts
-from wpn_bench.config import RunConfig
+from wpn_bench.config import RunConfig, split_candidate
 from wpn_bench.core import consent
 from wpn_bench.core.progress import Reporter, Stopwatch
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.hub import FetchedItem
+from wpn_bench.models.backends.endpoint import PREFIX
 from wpn_bench.preflight.sets import TaskNames, sets_of, task_names_of
 
 
@@ -67,6 +68,9 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     for name in dict.fromkeys((*tasks.tested, *tasks.tuned)):
         tasks.describe(name, resolve=False)
         yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, tasks))  # type: ignore[misc]
+    for name, where in map(split_candidate, config.candidates):
+        if not where.startswith(PREFIX):
+            yield Step(f"candidate {name}", lambda where=where: _candidate(where))  # type: ignore[misc]
     yield Step(f"model {config.model}", lambda: models.resolve(config.model, config.revision).fetched)
 
 
@@ -74,6 +78,10 @@ def hub_sources(config: RunConfig) -> list[prompts.Source]:
     """The hub's data sets behind the prompt and text sets that a run reads, without duplicates."""
     sources = (one.spec.source for one in sets_of(config))
     return list({(s.hub, s.config, s.revision): s for s in sources if s.hub}.values())
+
+
+def _candidate(source: str) -> list[FetchedItem]:
+    return models.resolve(*models.split_revision(source)).fetched
 
 
 def _data(source: prompts.Source) -> list[FetchedItem]:

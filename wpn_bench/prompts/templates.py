@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,12 +186,14 @@ class ChatTemplate(Template):
         system: The system message; None: the template decides.
         tokens: (name, token) of the special tokens that the template uses, such as ("bos_token", "<s>").
         end: The token that ends a turn of the assistant; None: the end-of-text token.
+        parts: Whether the content of a message is a list of parts, as some multimodal models need it, and no string.
     """
 
     source: str
     system: str | None = None
     tokens: tuple[tuple[str, str], ...] = ()
     end: str | None = None
+    parts: bool = False
 
     @classmethod
     def of(
@@ -220,25 +222,36 @@ class ChatTemplate(Template):
             name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
         }
         tokens = tuple(sorted((name, token) for name, token in known.items() if name in source))
-        template = cls(source, system, tokens)
-        if _MARK not in template.question(_MARK):
+        template = next(
+            (t for t in (cls(source, system, tokens), cls(source, system, tokens, parts=True)) if _reads(t)), None
+        )
+        if template is None:
             raise UserError("the chat template leaves the user's message out", "use another --template")
+        if system and system.strip() not in template.question(_MARK):
+            raise UserError("the chat template leaves the system message out", "leave --system out")
         told = template._render([*template._messages(_MARK, ()), {"role": "assistant", "content": _MARK}], False)
         tail = told.rpartition(_MARK)[2]
         special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
         ends = sorted((tail.index(token), -len(token), token) for token in special if token and token in tail)
-        return cls(source, system, tokens, ends[0][2] if ends else None)
+        return replace(template, end=ends[0][2] if ends else None)
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any]) -> ChatTemplate:
         """Create the template from its `value`. Raises `ValueError` if it is not one."""
         if not isinstance(value.get("chat"), str):
             raise ValueError("a chat template is stored with its Jinja source as `chat`")
-        return cls(value["chat"], value.get("system"), tuple(sorted(value.get("tokens", {}).items())), value.get("end"))
+        return cls(
+            value["chat"],
+            value.get("system"),
+            tuple(sorted(value.get("tokens", {}).items())),
+            value.get("end"),
+            bool(value.get("parts")),
+        )
 
     @property
     def value(self) -> dict[str, Any]:
-        return {"chat": self.source, "system": self.system, "tokens": dict(self.tokens), "end": self.end}
+        value = {"chat": self.source, "system": self.system, "tokens": dict(self.tokens), "end": self.end}
+        return value | ({"parts": True} if self.parts else {})
 
     @property
     def label(self) -> str:
@@ -263,6 +276,9 @@ class ChatTemplate(Template):
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*messages, *messages_of(turns), {"role": "user", "content": prompt}]
 
+    def _content(self, text: str) -> Any:
+        return [{"type": "text", "text": text}] if self.parts else text
+
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         import jinja2
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -270,7 +286,7 @@ class ChatTemplate(Template):
         try:
             return str(
                 _compile_jinja_template(self.source).render(
-                    messages=messages,
+                    messages=[m | {"content": self._content(m["content"])} for m in messages],
                     add_generation_prompt=add_generation_prompt,
                     tools=None,
                     documents=None,
@@ -281,6 +297,16 @@ class ChatTemplate(Template):
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:
             hint = "leave --system out" if self.system else 'use --template plain, or --template "...{prompt}..."'
             raise UserError(f"the chat template cannot be rendered ({type(e).__name__}: {e})", hint) from e
+
+
+def _reads(template: ChatTemplate) -> bool:
+    """Return whether a chat template writes the user's message. An error with parts says nothing of strings."""
+    try:
+        return _MARK in template.question(_MARK)
+    except UserError:
+        if template.parts:
+            return False
+        raise
 
 
 def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Template:
@@ -395,10 +421,9 @@ def turns_of(context: str) -> list[Turn] | None:
     if not context.startswith("[["):
         return None
     try:
-        read = json.loads(context)
-    except ValueError:
+        return [(str(asked), str(answered)) for asked, answered in json.loads(context)]
+    except (ValueError, TypeError):
         return None
-    return [(str(asked), str(answered)) for asked, answered in read]
 
 
 def _text_of(context: str) -> str:

@@ -65,13 +65,13 @@ def endpoint_folder(source: str | Endpoint, folder: Path) -> Endpoint:
         UserError: The server cannot be reached, refuses the key, or does not have the model.
     """
     endpoint = parse_source(source) if isinstance(source, str) else source
-    endpoint = _identified(endpoint)
+    endpoint = identified(endpoint)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "backend.json", endpoint.model_dump(mode="json"))
     return endpoint
 
 
-def _identified(endpoint: Endpoint) -> Endpoint:
+def identified(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint with the server's entry of its model. Raises `UserError` if the server does not have it."""
     client = _Client(endpoint)
     listed: Any = None
