@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wpn_bench.errors import JobFailed, UserError
+from wpn_bench.models.tokenizer import encode_pairs
 from wpn_bench.prompts import Item, Template, joined
 from wpn_bench.prompts.templates import adds_special_tokens, same_kind
 
@@ -109,8 +110,9 @@ def find_slots(
     slots, unfit = [], {}
     for item, (head, tail) in zip(items, around, strict=True):
         parts = _split_at_suffix(tokenizer, head, suffix, tail)
-        wanted = joined(item.harmful[0] if item.harmful else config.target, head)
-        target = tokenizer(wanted, add_special_tokens=False)["input_ids"][: config.target_tokens]
+        before = same_kind(f"{head} {suffix}{tail}", head)
+        wanted = joined(item.harmful[0] if item.harmful else config.target, before)
+        target = encode_pairs(tokenizer, [before], [wanted])[0][1][: config.target_tokens]
         if parts is None or parts[1] != ids:
             unfit[item.id] = "the tokenizer joins the suffix with its neighbours"
         elif sum(map(len, parts)) + len(target) > context:

@@ -24,6 +24,12 @@ def makes_model(name: str) -> bool:
     return known and name not in _NOT_WEIGHTS
 
 
+def makes_tokenizer(name: str) -> bool:
+    """Return whether a file of this name in a model's folder holds the vocabulary of a tokenizer."""
+    known = name in {"tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "dict.txt", "tekken.json"}
+    return known or name.endswith((".model", ".tiktoken"))
+
+
 def model_signature(folder: Path) -> Signature:
     """Return (name, size in bytes, modification time in ns) of each file that makes the model, and of its own code."""
     return tuple(one for one in folder_signature(folder) if makes_model(one[0]) or one[0].endswith(".py"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.core.progress import Advance
 from wpn_bench.models.backends.base import Decoding, Response
 from wpn_bench.models.ends import ends_of_model
-from wpn_bench.models.tokenizer import encode_prompts, start_token
+from wpn_bench.models.tokenizer import encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,10 +53,9 @@ def generate(
     """
     if not inputs:
         return []
-    start = start_token(tokenizer)
-    empty = [] if start is None else [start]
-    encoded = [ids or empty for ids in encode_prompts(tokenizer, inputs)]
-    return respond(model, tokenizer, encoded, decoding, advance, ends=end_tokens(tokenizer, inputs))
+    return respond(
+        model, tokenizer, encode_prompts(tokenizer, inputs), decoding, advance, ends=end_tokens(tokenizer, inputs)
+    )
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.core.files import digest_file, digest_of
 from wpn_bench.core.json_files import load_json
+from wpn_bench.core.model_files import makes_tokenizer
 from wpn_bench.errors import UserError, text_of
 from wpn_bench.jobs.store import default_store
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -86,7 +86,7 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from wpn_bench.models.tokenizer import load_tokenizer, silence_transformers
+    from wpn_bench.models.tokenizer import read_tokenizer, silence_transformers
 
     silence_transformers()
     partial = merged.with_name(f"{digest}.{os.getpid()}")
@@ -103,7 +103,7 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
             f"the adapter in {folder} cannot be merged into {base} ({' '.join(text_of(e).split())[:200]})",
             "merge it with its own base model (merge_and_unload) and give the whole model",
         ) from e
-    tokenizer = load_tokenizer(folder if any((folder / name).is_file() for name in _TOKENIZER_FILES) else base)
+    tokenizer = read_tokenizer(folder if any(makes_tokenizer(p.name) for p in folder.iterdir()) else base)
     with torch.no_grad():
         whole.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

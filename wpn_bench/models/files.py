@@ -6,7 +6,6 @@ transformers builds the model that config.json describes, and a token id without
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,26 +212,16 @@ def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, l
 
 
 def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise `UserError` if the tokenizer has token ids without an embedding, or makes no tokens of a text."""
-    from wpn_bench.models.tokenizer import load_tokenizer
+    """Raise `UserError` if the tokenizer makes no tokens of a text, or makes tokens that have no embedding."""
+    from wpn_bench.models.tokenizer import check_embeddings, read_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     if not (ids := tokenizer("One, two.")["input_ids"]) or None in ids:
         raise UserError(
             f"the tokenizer in {folder} finds no tokens in a text",
             "save it again with tokenizer.save_pretrained(folder)",
         )
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    size = getattr(config, "vocab_size", None)
-    if not isinstance(size, int):
-        return
-    token, last = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
-    if last >= size:
-        raise UserError(
-            f"the tokenizer in {folder} is not this model's: token {json.dumps(token[:40])} has id {last}, and the model"
-            f" has {size} embeddings",
-            "save the model's own beside its weights with tokenizer.save_pretrained(folder)",
-        )
+    check_embeddings(tokenizer, folder, getattr(config, "vocab_size", None))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from wpn_bench import hub
 from wpn_bench.core import consent
 from wpn_bench.core.files import Signature, digest_file, digest_of
-from wpn_bench.core.model_files import WEIGHT_SUFFIXES, makes_model, model_signature
+from wpn_bench.core.model_files import WEIGHT_SUFFIXES, makes_model, makes_tokenizer, model_signature
 from wpn_bench.errors import UserError
 from wpn_bench.models import gguf
 from wpn_bench.models.adapters import holds_adapter, is_adapter, merge_adapter, named_base
@@ -210,7 +210,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds an adapter", "merge it into its base (merge_and_unload) and save the whole")
     if not any(p.suffix in WEIGHT_SUFFIXES and p.is_file() for p in folder.iterdir()):
         raise UserError(f"{folder} holds no weights (no *.safetensors or *.bin)", "fetch or save the model again")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    if not any(p.is_file() and makes_tokenizer(p.name) for p in folder.iterdir()):
         raise UserError(
             f"{folder} holds no tokenizer", "save it beside the weights with tokenizer.save_pretrained(folder)"
         )

@@ -32,6 +32,7 @@ from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.prompts.templates import choose_template
 from wpn_bench.unlearn import preflight, tuning
 from wpn_bench.unlearn.launch import Launch
+from wpn_bench.unlearn.lengths import notes_on_length
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.tuning import Bound
 
@@ -200,6 +201,9 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         tuning_data = replace(tuning_data, tasks=tuple(names.describe(name) for name in names.tuned))
         rehearse_tasks(config, tuning_data.tasks, names, model)
     skipped = count_too_long(config, model, template, asked)
+    if config.methods and "train" in config.stages:
+        lengths = [config.method_config(name).max_length for name in config.methods]
+        notes += notes_on_length(models.load_tokenizer(model.path), template, forget.items, lengths)
     if not (config.relearn or config.quantise or config.gradient_attacks):
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.errors import UserError
 from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item, Template
+from wpn_bench.unlearn.lengths import row_of
 from wpn_bench.unlearn.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -172,19 +173,12 @@ class Batches:
         return pool[: self.negatives]
 
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
-        """Token ids of prompt and response, and the index of the response's first token. Truncated to `max_length`."""
-        before, after = self.template.pair(item, response)
-        prompt = encode_prompts(self.tokenizer, [before])[0]
-        answer: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        end = getattr(before, "end", None)  # the end of a turn in a chat
-        answer = [*answer, int(self.tokenizer.convert_tokens_to_ids(end) if end else self.tokenizer.eos_token_id)]
-        # Reserve at least a quarter of the length for the response.
-        prompt = prompt[-max(1, self.max_length - min(len(answer), self.max_length // 4)) :]
-        return [*prompt, *answer][: self.max_length], len(prompt)
+        """Token ids of prompt and response, and the index of the response's first token. See `lengths.py`."""
+        row = row_of(self.tokenizer, self.template, item, response, self.max_length)
+        return [*row.prompt, *row.response], len(row.prompt)
 
     def _text(self, text: str) -> tuple[list[int], int]:
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids[: self.retain_max_length], 0
+        return encode_prompts(self.tokenizer, [text])[0][: self.retain_max_length], 0
 
     def _pad(self, rows: Sequence[tuple[list[int], int, int]]) -> dict[str, Any]:
         import torch

@@ -142,10 +142,11 @@ class ClassifierJudge(Judge):
 
         from wpn_bench import models
         from wpn_bench.engine.classify import Classifier
+        from wpn_bench.models.tokenizer import read_tokenizer
 
         path, settings = self._model().path, self._settings()
         at, activation, invert = self._label(settings), self._activation(settings), self.config.invert
-        tokenizer = models.load_tokenizer(path)
+        tokenizer = read_tokenizer(path)
         if not tokenizer.is_fast:
             raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
         try:

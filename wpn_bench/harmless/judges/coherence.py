@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from wpn_bench.core.progress import Advance
 from wpn_bench.models.backends import Backend, scoring_tokenizer
-from wpn_bench.models.tokenizer import encode_prompts, start_token
+from wpn_bench.models.tokenizer import encode_pairs, start_token
 from wpn_bench.prompts import joined
 
 QUANTILE = 0.99  # share of the reference responses that each bound accepts
@@ -201,23 +201,21 @@ def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], a
     first = [] if start is None else [start]
     longest = min(_LONGEST, context - 1)  # leave room for the start token
     responses = [joined(text, prompt) for text, prompt in zip(texts, after, strict=True)]
-    uncut = tokenizer(responses, add_special_tokens=False)["input_ids"]
-    answers = [ids[:longest] for ids in uncut]
-    prompts = encode_prompts(tokenizer, after)
+    pairs = encode_pairs(tokenizer, after, responses)
+    answers = [ids[:longest] for _, ids in pairs]
     # The context is the start token and at most `_LOCAL` tokens before the window.
     windows = [
         [([*first, *ids[max(0, at - _LOCAL) : at]], ids[at : at + _LOCAL]) for at in range(0, len(ids), _LOCAL)]
         for ids in answers
     ]
     whole = [
-        [((prompt or first)[-(context - len(ids)) :], ids)] if ids else []
-        for prompt, ids in zip(prompts, answers, strict=True)
+        [(prompt[-(context - len(ids)) :], ids)] if ids else [] for (prompt, _), ids in zip(pairs, answers, strict=True)
     ]
     losses, local = _sums(backend, whole, advance), _sums(backend, windows)
     # The bytes of a truncated response are estimated from the share of its tokens that were kept.
     sizes = [
         len(text.encode("utf-8", "replace")) * len(ids) / max(len(all_ids), 1)
-        for text, ids, all_ids in zip(responses, answers, uncut, strict=True)
+        for text, ids, (_, all_ids) in zip(responses, answers, pairs, strict=True)
     ]
     return [_of_sums(*each) for each in zip(map(len, answers), sizes, losses, local, strict=True)]
 
