@@ -167,7 +167,7 @@ def _add_nothing_at_the_end(tokenizer: PreTrainedTokenizerBase, path: Path) -> N
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
     if _added_around(tokenizer)[1] and tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend = tokenizer.backend_tokenizer
         backend.post_processor = _without_end(backend.post_processor)
     if added := _added_around(tokenizer)[1]:
         raise UserError(
