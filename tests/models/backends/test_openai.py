@@ -21,7 +21,7 @@ from wpn_bench.jobs.executor import LocalExecutor
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.journal import Journal, Shard
 from wpn_bench.jobs.store import Store
-from wpn_bench.models.backends import Decoding, Response, open_backend, openai, scoring_tokenizer
+from wpn_bench.models.backends import Decoding, Response, client, open_backend, scoring_tokenizer
 from wpn_bench.models.backends.endpoint import Endpoint, parse_source
 from wpn_bench.models.backends.openai import OpenAIBackend, endpoint_folder
 from wpn_bench.prompts import Item, Template
@@ -117,7 +117,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     made = Server()
     yield made
@@ -573,7 +573,7 @@ def test_demonstrations_of_a_chat_template_are_turns_of_the_conversation(server:
 def test_a_server_that_cannot_list_its_models_is_used_all_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.01)
     server.models = error(500)
     assert endpoint_folder(f"openai:{server.url}#/a/folder", tmp_path).server is None
 
