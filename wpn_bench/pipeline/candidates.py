@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 from wpn_bench import models
 from wpn_bench.config import RunConfig, split_candidate
 from wpn_bench.core.files import Signature
+from wpn_bench.core.paths import display_path
 from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import default_store
-from wpn_bench.models import ModelRef
+from wpn_bench.models import ModelRef, gguf
 from wpn_bench.models.backends.endpoint import PREFIX, parse_source
 from wpn_bench.models.backends.openai import endpoint_folder
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.prompts import Template
 from wpn_bench.prompts.templates import choose_template, system_message
+
+_SENT_AS_MESSAGES = "messages, which the server puts into its own chat template"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Candidate:
         digest: Identifies the model in jobs.
         revision: The commit of a hub model; None for others.
         template: Renders its prompts.
+        made: What its files are, and what was done to them.
+        asked: How its prompts are rendered, as shown in results.
         same_tokens: Whether its tokenizer is the base's. If not, losses per token cannot be compared.
         same_as_base: Whether it has the base's weights and is asked the same, so that its answers are the base's.
         remote: Whether it is reached at an endpoint, which gives responses and nothing else.
@@ -43,6 +49,8 @@ class Candidate:
     digest: str
     revision: str | None
     template: Template
+    made: str = ""
+    asked: str = ""
     same_tokens: bool = True
     same_as_base: bool = False
     remote: bool = False
@@ -56,7 +64,8 @@ class Candidate:
             "kind": kind,
             "digest": self.digest,
             "revision": self.revision,
-            "template": self.template.label,
+            "made": self.made,
+            "template": self.asked or self.template.label,
             "same_tokenizer": self.same_tokens,
             "same_as_base": self.same_as_base,
         }
@@ -86,8 +95,22 @@ def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes
                 endpoint = endpoint.model_copy(update={"system": system_message(config.system)})
             folder = default_store() / "endpoints" / endpoint.digest()
             known = endpoint_folder(endpoint, folder)
+            asked = template.label
+            if known.api == "chat":
+                asked = _SENT_AS_MESSAGES + (f", system message {known.system!r}" if known.system else "")
             found.append(
-                Candidate(name, source, folder, known.digest(), None, template, same_tokens=False, remote=True)
+                Candidate(
+                    name,
+                    source,
+                    folder,
+                    known.digest(),
+                    None,
+                    template,
+                    "endpoint",
+                    asked,
+                    same_tokens=False,
+                    remote=True,
+                )
             )
             notes.append(
                 f"{name} is an endpoint: it gives responses, so its benchmarks, held-out text and attacks on weights are "
@@ -134,4 +157,16 @@ def _local(
             "losses per token cannot be, so its held-out text is left out"
         )
     same = ref.digest == base.digest and own == template
-    return Candidate(name, source, ref.path, ref.digest, ref.revision, own, same_tokens, same, seen=ref.seen)
+    made = _made_from(asked, ref, onto)
+    return Candidate(
+        name, source, ref.path, ref.digest, ref.revision, own, made, own.label, same_tokens, same, seen=ref.seen
+    )
+
+
+def _made_from(asked: str, ref: ModelRef, onto: ModelRef | None) -> str:
+    """Say what the files of a local candidate are, and what was done to them. `onto` is the base of an adapter."""
+    if onto is not None:
+        return f"adapter, merged into {display_path(onto.asked) if onto.revision is None else onto.asked}"
+    if gguf.file_of(os.path.expanduser(asked)) is not None:
+        return "GGUF file, its weights dequantised to float32"
+    return "folder" if ref.revision is None else f"model of the hub, commit {ref.revision[:12]}"

@@ -21,7 +21,7 @@ from wpn_bench.runs.view import Cell
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A formatted cell.
+    """A formatted cell. It is false if it holds no figure.
 
     Attributes:
         value: The value.
@@ -34,6 +34,7 @@ class Shown:
         n: The number of items; None: not known, or shown once for the row or column.
         note: Small print below the value.
         pill: A verdict, shown as a badge.
+        absent: Whether `value` says why there is no figure.
     """
 
     value: str
@@ -46,6 +47,13 @@ class Shown:
     n: int | None = None
     note: str = ""
     pill: str = ""
+    absent: bool = False
+
+    def __bool__(self) -> bool:
+        return not self.absent
+
+
+NOT_AVAILABLE = Shown("not available", absent=True)  # the model cannot give it
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ def with_shared_n(line: Line) -> Line:
     counts = {cell.n for cell in line.cells if cell}
     if len(counts) != 1 or None in counts:
         return line
-    cells = [replace(cell, n=None) if cell else None for cell in line.cells]
+    cells = [replace(cell, n=None) if cell else cell for cell in line.cells]
     return replace(line, cells=cells, small=f"n = {counts.pop():,}")
 
 

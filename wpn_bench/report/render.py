@@ -16,7 +16,17 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.report import ablation, charts, formats, judges, sections, step_charts, tables, training_tables
+from wpn_bench.report import (
+    ablation,
+    candidates,
+    charts,
+    formats,
+    judges,
+    sections,
+    step_charts,
+    tables,
+    training_tables,
+)
 from wpn_bench.report.drawing import colours
 from wpn_bench.report.samples import pack
 from wpn_bench.report.sections import Section
@@ -88,6 +98,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
         "success_text": tables.success_text(view),
         "manifest": run.manifest,
         "judging": judges.judges(run),
+        "candidates": candidates.section(view),
         "sections": sections.contributed(run),
     }
 

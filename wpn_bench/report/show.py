@@ -119,8 +119,8 @@ def _name(line: Line) -> Text:
 def _figure(cell: Shown | None) -> Text:
     from rich.text import Text
 
-    if cell is None:
-        return Text("not measured", "dim")
+    if not cell:
+        return Text(cell.value if cell is not None else "not measured", "dim")
     text = Text(cell.value)
     if cell.delta:
         text.append(f" {cell.delta}{' *' if cell.mark else ''}", _COLOURS.get(cell.tone, ""))

@@ -14,7 +14,7 @@ from wpn_bench.core.numbers import (
     signed,
 )
 from wpn_bench.prompts import WORST_CASE
-from wpn_bench.report.cells import Line, Shown, Table, make_table, rate, row, tone_of, with_shared_n
+from wpn_bench.report.cells import NOT_AVAILABLE, Line, Shown, Table, make_table, rate, row, tone_of, with_shared_n
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.headline import HEADLINES, Headline
@@ -53,7 +53,10 @@ def headline(view: View, colours: dict[str, str]) -> Table:
         The table; base is the first row, then the primary model.
     """
     models = view.measured()
-    cells = {model: [_headline(view, one, model) for one in HEADLINES] for model in models}
+    cells = {
+        model: [_or_absent(view, model, one.suite, _headline(view, one, model)) for one in HEADLINES]
+        for model in models
+    }
     used = [i for i in range(len(HEADLINES)) if any(cells[model][i] for model in models)]
     primary = view.primary()
     lines = [
@@ -68,6 +71,11 @@ def headline(view: View, colours: dict[str, str]) -> Table:
     ]
     lines.sort(key=lambda line: (line.key != BASE, line.key != primary))
     return make_table([HEADLINES[i].title for i in used], lines, [HEADLINES[i].hint(view) for i in used])
+
+
+def _or_absent(view: View, model: str, suite: str, shown: Shown | None) -> Shown | None:
+    """A cell, or the reason why there is none."""
+    return NOT_AVAILABLE if shown is None and view.cannot_give(model, suite) else shown
 
 
 def _headline(view: View, one: Headline, model: str) -> Shown | None:
@@ -123,11 +131,17 @@ def benchmarks(view: View) -> Table | None:
         at_chance = chance is not None and low is not None and low <= chance
         small += ["base is not above chance"] if at_chance else []
         name = "Benchmark average" if task == BENCHMARK_AVERAGE else task
-        cells = [rate(replace(cell, n=None)) if cell else None for cell in found]
+        cells = [
+            _or_absent(view, model, BENCHMARK, rate(replace(cell, n=None)) if cell else None)
+            for model, cell in zip(models, found, strict=True)
+        ]
         lines.append(Line(name=name, key=task, cells=cells, small="; ".join(small)))
     perplexity = [_perplexity(view, model) for model in models]
     if any(perplexity):
-        cells = [replace(cell, n=None) if cell else None for cell in perplexity]
+        cells = [
+            _or_absent(view, model, HELDOUT_TEXT, replace(cell, n=None) if cell else None)
+            for model, cell in zip(models, perplexity, strict=True)
+        ]
         lines.append(Line(name="Held-out text", key=HELDOUT_TEXT, cells=cells, small="perplexity; lower is better"))
     return make_table([view.title(model) for model in models], lines) if lines else None
 

@@ -113,6 +113,19 @@ class View:
         """Whether a candidate has the weights of the base and was asked the same."""
         return bool((self.models.get(model, {}).get("candidate") or {}).get("same_as_base"))
 
+    def cannot_give(self, model: str, suite: str) -> bool:
+        """Whether a model cannot be measured on a suite: an endpoint gives responses, and no log-likelihoods.
+
+        Args:
+            model: The model.
+            suite: The suite.
+
+        Returns:
+            True for benchmarks and held-out text of an endpoint.
+        """
+        kind = (self.models.get(model, {}).get("candidate") or {}).get("kind")
+        return kind == "endpoint" and suite in (BENCHMARK, HELDOUT_TEXT)
+
     def primary(self) -> str | None:
         """The model that the verdict is about: `wpn` if measured, else the one with the highest in-domain rate."""
         methods = self.methods()
