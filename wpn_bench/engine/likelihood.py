@@ -20,6 +20,8 @@ from wpn_bench.engine import tree as packing
 from wpn_bench.engine.budget import Budget, for_batches
 from wpn_bench.engine.head import Head, Tiles, all_logits, head_input
 from wpn_bench.engine.placement import device_of
+from wpn_bench.engine.prefixes import MEMBERS, TOKENS
+from wpn_bench.engine.support import caches_plainly
 from wpn_bench.jobs import journal
 from wpn_bench.models.sizes import HEAD_ROWS
 
@@ -42,6 +44,7 @@ def loglikelihoods(
     max_length: int,
     budget: Budget | None = None,
     advance: Callable[[int], object] = lambda n: None,
+    cache_prefix: bool = False,
 ) -> list[tuple[float, bool]]:
     """Compute the log-likelihood of each continuation given its context.
 
@@ -54,6 +57,8 @@ def loglikelihoods(
         max_length: Maximum number of tokens that the model sees.
         budget: Tokens in a pass; None: measured from the free memory.
         advance: Called with the number of pairs done since its last call.
+        cache_prefix: Compute the tokens with which all contexts begin only once, if the model supports it. It saves much
+            where all contexts begin with the same instructions, and changes the last digits.
 
     Returns:
         For each pair, in order: the sum of log p(continuation | context) in nats, and whether greedy decoding gives the
@@ -114,7 +119,12 @@ def loglikelihoods(
         advance(len(done))
 
     short = [n for n, s in enumerate(sequences) if len(s) <= support.packed_length]
-    _packed(model, support, [sequences[n] for n in short], short, max_length, budget, settled, read)
+    prefix = None
+    if cache_prefix:
+        longest = max((len(continuation) for _, continuation in pairs), default=0)
+        prefix = PrefixCache.of(model, [sequences[n] for n in short], longest)
+    start = prefix.length if prefix else 0
+    _packed(model, support, [sequences[n][start:] for n in short], short, max_length, budget, settled, read, prefix)
     long = [n for n, s in enumerate(sequences) if len(s) > support.packed_length]
     _plain(model, support.head_is_last, sequences, long, budget, settled, read)
     return [(float(s), bool(g)) for s, g in zip(scores, greedy, strict=True)]
@@ -140,8 +150,9 @@ def _packed(
     budget: Budget,
     settled: Settled,
     read: Read,
+    prefix: PrefixCache | None = None,
 ) -> None:
-    """Compute sequences as packed prefix trees, several in each row."""
+    """Compute sequences as packed prefix trees, several in each row. With `prefix`, they are what follows it."""
     most = min(support.packed_length, max_length)
     size = min(ROW, most)
     forest = packing.trees(sequences, size, most)
@@ -152,7 +163,7 @@ def _packed(
         if settled([numbers[n] for r in part for k in filled[r] for n in forest[k].paths]):
             return
         batch = packing.pack([[forest[k] for k in filled[r]] for r in part])
-        outputs = _batch_outputs(model, support.head_is_last, batch)
+        outputs = _batch_outputs(model, support.head_is_last, batch, prefix)
         columns = batch.tokens.shape[1]
         found = [
             (numbers[n], path + row * columns + at) for of, row, at in batch.places for n, path in of.paths.items()
@@ -162,21 +173,117 @@ def _packed(
     for_batches(range(len(filled)), lambda part: len(part) * width[part[0]], budget, work)
 
 
-def _batch_outputs(model: PreTrainedModel, head_is_last: bool, batch: packing.Packed) -> Tensor:
-    """Return the head's inputs (rows * width, d) of a batch."""
+def _batch_outputs(
+    model: PreTrainedModel, head_is_last: bool, batch: packing.Packed, prefix: PrefixCache | None = None
+) -> Tensor:
+    """Return the head's inputs (rows * width, d) of a batch, of which each row follows the prefix."""
     import torch
 
     device = device_of(model)
-    inputs = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
-    if batch.visible is not None:
-        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
-        inputs["attention_mask"] = _additive(torch.from_numpy(batch.visible).to(device), model.dtype)
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
+    visible = batch.visible
+    if prefix is not None:
+        rows, columns = batch.tokens.shape
+        causal = np.broadcast_to(np.tri(columns, dtype=bool), (rows, columns, columns)) if visible is None else visible
+        visible = np.concatenate([np.ones((rows, columns, prefix.length), dtype=bool), causal], axis=2)
+        inputs["past_key_values"] = prefix.repeated(rows)
+    if visible is not None:
+        inputs["position_ids"] = torch.from_numpy(batch.positions + (prefix.length if prefix else 0)).to(device)
+        inputs["attention_mask"] = _additive(torch.from_numpy(visible).to(device), model.dtype)
     outputs = _outputs(model, head_is_last, **inputs)
     return outputs.flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class PrefixCache:
+    """Keys and values of the tokens with which all sequences begin.
+
+    Attributes:
+        length: Number of these tokens.
+        layers: Keys and values (1, H, length, D) of each layer.
+    """
+
+    length: int
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, sequences: Sequence[packing.Tokens], longest: int) -> PrefixCache | None:
+        """Compute the common prefix of sequences.
+
+        Args:
+            model: The model.
+            sequences: The sequences.
+            longest: Number of last tokens of each sequence that are not part of the prefix, because their outputs are used.
+
+        Returns:
+            The cache; None if the prefix is not worth it, or the model does not support it.
+        """
+        if len(sequences) < MEMBERS or not caches_plainly(model):
+            return None
+        first, last = min(sequences), max(sequences)  # the common prefix of these two is that of all
+        length = min(packing.common_length(first, last), min(map(len, sequences)) - longest)
+        if length < TOKENS or not _continues(model):
+            return None
+        return cls._computed(model, first[:length])
+
+    @classmethod
+    def _computed(cls, model: PreTrainedModel, tokens: packing.Tokens) -> PrefixCache:
+        import torch
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        _outputs(
+            model,
+            _support_of(model).head_is_last,
+            input_ids=torch.tensor([tokens], device=device_of(model)),
+            past_key_values=cache,
+        )
+        return cls(len(tokens), tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    def repeated(self, rows: int) -> Any:
+        """Return a cache of `rows` rows, to which a pass may add."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for k, states in enumerate(self.layers):
+            keys, values = (x.expand(rows, *x.shape[1:]) for x in states)
+            cache.update(keys, values, k)
+        return cache
+
+
+_CONTINUES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _continues(model: PreTrainedModel) -> bool:
+    """Return whether packed rows after a cached prefix give the same logits as their sequences alone."""
+    import torch
+
+    if model not in _CONTINUES:
+        support = _support_of(model)
+        sequences = _sample(model, 9)
+        rest = [tokens[3:] for tokens in (sequences[0], (*sequences[0][:3], *sequences[1][3:]))]
+        batch = packing.pack([packing.trees(rest, 27, 27)])
+        head = head_of(model, support.head_is_last)
+        try:
+            prefix = PrefixCache._computed(model, sequences[0][:3])
+            outputs = _batch_outputs(model, support.head_is_last, batch, prefix)
+            with torch.inference_mode():
+                _CONTINUES[model] = support.packed_length > 0 and all(
+                    _equal(
+                        all_logits(head, outputs[path + at]),
+                        _logits(model, (*sequences[0][:3], *rest[number]))[3:],
+                        model.dtype,
+                    )
+                    for of, _, at in batch.places
+                    for number, path in of.paths.items()
+                )
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            _CONTINUES[model] = False  # the model does not accept such a cache
+    return _CONTINUES[model]
+
+
 def _additive(visible: Tensor, dtype: Any) -> Tensor:
-    """Return an additive attention mask (rows, 1, T, T): 0 for `visible` (rows, T, T), else the minimum of `dtype`."""
+    """Return an additive attention mask (rows, 1, T, C): 0 for `visible` (rows, T, C), else the minimum of `dtype`."""
     import torch
 
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -242,11 +349,12 @@ def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tenso
     """Return the head's inputs (rows, T, width), or the logits (rows, T, V) if the head is not the last step."""
     import torch
 
+    inputs["use_cache"] = "past_key_values" in inputs
     with torch.inference_mode():
         if not head_is_last:
-            return model(**inputs, use_cache=False).logits
+            return model(**inputs).logits
         with head_input(model) as inputs_of_head:
-            model(**inputs, use_cache=False)
+            model(**inputs)
     return inputs_of_head[0]
 
 

@@ -33,6 +33,7 @@ JUDGES: Registry[type[Judge]] = Registry(
         "detoxify": "wpn_bench.harmless.judges.detoxify:DetoxifyJudge",
         "classifier": "wpn_bench.harmless.judges.classifier:ClassifierJudge",
         "refusal": "wpn_bench.harmless.judges.refusal:RefusalJudge",
+        "guard": "wpn_bench.harmless.judges.guard:GuardJudge",
     },
 )
 _OPTION = re.compile(r"[a-z_]+=")
