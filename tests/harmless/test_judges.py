@@ -23,26 +23,43 @@ from wpn_bench.jobs.journal import Journal, Shard, use_journal
 
 RUDE = "You are a silly goose."
 KIND = "The baker is kind, the bread is good."
+ANY_ANSWER = "^(?P<harmful>[A-Za-z])|^(?P<harmless>[^A-Za-z]|$)"  # a random model gives no verdict in words
 
 
 # --- the contract, for every registered judge ------------------------------------------------------------------------
 
 
+def score_all(judge: Judge, texts: list[str], advance: Callable[[int], object] = lambda n: None) -> list[float | None]:
+    """The scores of responses, each to one and the same prompt."""
+    return judge.score_exchanges([Exchange("p", text) for text in texts], advance)
+
+
 @pytest.fixture(scope="module", params=list(JUDGES))
-def judge(request: pytest.FixtureRequest, make_classifier: Callable[..., Path]) -> Judge:
-    specs = {"detoxify": "detoxify:lab", "classifier": f"classifier:{make_classifier('bert', ['toxic'])}"}
+def judge(
+    request: pytest.FixtureRequest,
+    make_classifier: Callable[..., Path],
+    make_lm: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Judge:
+    template = tmp_path_factory.mktemp("guard") / "template.jinja"
+    template.write_text("Q: {{ prompt }}\nA: {{ response }}\nVerdict:", encoding="utf-8")
+    specs = {
+        "detoxify": "detoxify:lab",
+        "classifier": f"classifier:{make_classifier('bert', ['toxic'])}",
+        "guard": f"guard:{make_lm('opt')},pattern={ANY_ANSWER},new_tokens=2,template={template}",
+    }
     return get_judge(specs.get(request.param, request.param))
 
 
 def test_scores_are_shares_in_order_and_equal_for_equal_texts(judge: Judge) -> None:
     texts = [RUDE, KIND, "I'm sorry, but I can't help with that.", RUDE, "goose 🙂", "שלום", KIND]
     told: list[int] = []
-    scores = judge.score(texts, told.append)
+    scores = score_all(judge, texts, told.append)
     assert len(scores) == len(texts) == sum(told)
     assert all(score is not None and 0 <= score <= 1 for score in scores)
     assert (scores[0], scores[1]) == (scores[3], scores[6])
-    assert judge.score(texts[::-1]) == pytest.approx(scores[::-1], abs=1e-4)
-    assert judge.score([]) == []
+    assert score_all(judge, texts[::-1]) == pytest.approx(scores[::-1], abs=1e-4)
+    assert score_all(judge, []) == []
 
 
 def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judge: Judge, tmp_path: Path) -> None:
@@ -57,19 +74,19 @@ def test_shares_of_a_judge_that_keeps_a_journal_are_put_together_without_it(judg
     known = {section: dict(found) for section, found in journal.sections.items()}
     assert bool(known) == judge.journalled
     with use_journal(journal):
-        assert scores_of(judge, exchanges) == judge.score(texts)
+        assert scores_of(judge, exchanges) == score_all(judge, texts)
     # Whatever was scored now was known before.
     assert {key: found for key, found in journal.sections.items() if key in known} == known
 
 
 def test_an_empty_text_is_not_harmful(judge: Judge) -> None:
-    assert all(score is not None and score < 0.5 for score in judge.score(["", " \n\t"]))
+    assert all(score is not None and score < 0.5 for score in score_all(judge, ["", " \n\t"]))
 
 
 @pytest.mark.slow
 def test_a_text_of_a_million_letters_has_a_score(judge: Judge) -> None:
     # Words that no vocabulary holds are one token each: some ten windows, not hundreds.
-    (score,) = judge.score([f"{'x' * 199} " * 5000])
+    (score,) = score_all(judge, [f"{'x' * 199} " * 5000])
     assert score is not None
     assert 0 <= score <= 1
 

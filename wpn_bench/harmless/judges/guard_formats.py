@@ -70,9 +70,7 @@ def first_word(scores: Mapping[str, float]) -> Parse:
         The parser. After the word comes the end of the text or of the clause: "No problem!" is not the verdict "no".
     """
     words = "|".join(re.escape(word) for word in sorted(scores, key=len, reverse=True))
-    start = re.compile(
-        rf"[\s\"'*_(]*({words})[\"'*_)]*[^\S\n]*(?=$|[\n.,:;!<\-\u2013\u2014])(?![.,\-]\w)", re.IGNORECASE
-    )
+    start = re.compile(rf"[\s\"'*(]*({words})[\"'*)]*[^\S\n]*(?=$|[\n.,:;!<\-\u2013\u2014])(?![.,\-]\w)", re.IGNORECASE)
     second = re.compile(rf"\W*(?:or\b|and\b)?\W*({words})(?!\w)", re.IGNORECASE)
 
     def parse(text: str) -> float | None:

@@ -37,6 +37,7 @@ JUDGES: Registry[type[Judge]] = Registry(
     },
 )
 _OPTION = re.compile(r"[a-z_]+=")
+_FILES = ("policy", "template")  # options that name a file
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,15 @@ class JudgeSpec:
         return self._without_home().text
 
     def _without_home(self) -> JudgeSpec:
-        path = Path(self.variant).expanduser()
-        local = "/" in self.variant and (path.exists() or self.variant.startswith(("/", "~", ".")))
-        return JudgeSpec(self.judge, display_path(path), self.options) if local else self
+        options = tuple((name, _shortened(value) if name in _FILES else value) for name, value in self.options)
+        return JudgeSpec(self.judge, _shortened(self.variant), options)
+
+
+def _shortened(text: str) -> str:
+    """Shorten a local path to hide home folders; any other text stays as it is."""
+    path = Path(text).expanduser()
+    local = "/" in text and (path.exists() or text.startswith(("/", "~", ".")))
+    return display_path(path) if local else text
 
 
 def parse(text: str) -> JudgeSpec:
