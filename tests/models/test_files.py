@@ -80,3 +80,19 @@ def test_more_tokens_than_the_tokenizer_has_are_no_fault(folder: Path) -> None:
     del tokenizer["model"]["vocab"][dropped]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     check_files(folder)
+
+
+def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-6").mkdir()
+    with pytest.raises(UserError) as error:
+        models.resolve(str(tmp_path))
+    assert "checkpoint-6" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("shards", ["pytorch_model_fsdp_0", "global_step6"])
+def test_sharded_weights_of_a_training_name_the_tool_that_joins_them(tmp_path: Path, shards: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
+    (tmp_path / shards).mkdir()
+    with pytest.raises(UserError) as error:
+        models.resolve(str(tmp_path))
+    assert "join them" in str(error.value.hint)

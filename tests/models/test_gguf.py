@@ -51,6 +51,15 @@ def test_a_missing_package_is_named(original: Path, tmp_path: Path, monkeypatch:
     assert "wpn-bench[gguf]" in caught.value.hint
 
 
+def test_a_part_of_a_split_file_names_the_tool_that_joins_it(tmp_path: Path) -> None:
+    for k in (1, 2):
+        (tmp_path / f"m-0000{k}-of-00002.gguf").write_bytes(b"GGUF")
+    for asked in (tmp_path, tmp_path / "m-00001-of-00002.gguf"):
+        with pytest.raises(UserError) as error:
+            models.resolve(str(asked))
+        assert "llama-gguf-split --merge" in str(error.value.hint)
+
+
 def test_several_files_in_a_folder_are_named(tmp_path: Path) -> None:
     for name in ("a-Q4.gguf", "a-Q8.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")

@@ -228,6 +228,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Read config.json as plain values. Raises `UserError` if it is missing or not valid."""
     config = folder / "config.json"
     if not config.is_file():
+        inner = sorted((p.name for p in folder.glob("checkpoint-*") if p.is_dir()), key=lambda name: (len(name), name))
+        if inner:
+            raise UserError(
+                f"{folder} holds no model, but checkpoints of a training ({', '.join(inner)[:120]})",
+                f"give one of them, such as {folder / inner[-1]}",
+            )
         raise UserError(
             f"{folder} holds no model (no config.json)", "give a folder written by save_pretrained, or a hub id"
         )

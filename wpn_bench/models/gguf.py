@@ -7,6 +7,7 @@ is converted once.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from functools import cache
@@ -19,6 +20,8 @@ from wpn_bench.core.files import digest_file
 from wpn_bench.errors import UserError
 
 _SHARD = "5GB"
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+JOIN = "join the parts with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"
 
 
 def file_of(asked: str) -> Path | None:
@@ -32,6 +35,8 @@ def file_of(asked: str) -> Path | None:
     if not os.path.isdir(asked) or os.path.exists(os.path.join(asked, "config.json")):
         return None
     found = sorted(name for name in os.listdir(asked) if name.endswith(".gguf"))
+    if found and _PART.search(found[0]):
+        raise UserError(f"{asked} has a GGUF file in several parts ({found[0]}, ...)", JOIN)
     if len(found) > 1:
         raise UserError(
             f"{asked} has {len(found)} GGUF files ({', '.join(found)[:160]})", "give the path of one of them"
@@ -52,6 +57,8 @@ def converted(file: Path) -> Path:
 @cache
 def _converted(file: Path, size: int, changed: int) -> Path:
     """Convert a file, identified by its size in bytes and modification time in ns."""
+    if _PART.search(file.name):
+        raise UserError(f"{file.name} is one part of a GGUF file, and transformers reads whole files only", JOIN)
     if find_spec("gguf") is None:
         raise UserError(
             f"{file.name} is a GGUF file, and the package that reads it is missing", "pip install 'wpn-bench[gguf]'"

@@ -209,6 +209,11 @@ def _check_folder(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():  # transformers would load the base model that the adapter names
         raise UserError(f"{folder} holds an adapter", "merge it into its base (merge_and_unload) and save the whole")
     if not any(p.suffix in WEIGHT_SUFFIXES and p.is_file() for p in folder.iterdir()):
+        if any(p.name.startswith(("pytorch_model_fsdp", "global_step")) for p in folder.iterdir()):
+            raise UserError(
+                f"{folder} holds the sharded weights of a training (FSDP or DeepSpeed), which transformers does not read",
+                "join them: `accelerate merge-weights` for FSDP, zero_to_fp32.py for DeepSpeed",
+            )
         raise UserError(f"{folder} holds no weights (no *.safetensors or *.bin)", "fetch or save the model again")
     if not any(p.is_file() and makes_tokenizer(p.name) for p in folder.iterdir()):
         raise UserError(
