@@ -143,3 +143,47 @@ def test_equal_logits_go_to_the_first(monkeypatch: pytest.MonkeyPatch, tile: int
     (first, greedy), (other, not_greedy) = loglikelihoods(model, [([5, 6], [0]), ([5, 6], [9])], max_length=CONTEXT)
     assert first == other
     assert (greedy, not_greedy) == (True, False)
+
+
+def contexts_that_begin_alike(n: int) -> list[Pair]:
+    rng = torch.Generator().manual_seed(n)
+    start = torch.randint(3, WORDS, (20,), generator=rng).tolist()
+    pairs: list[Pair] = []
+    for k in range(n):
+        context = [*start, *torch.randint(3, WORDS, (1 + k % 7,), generator=rng).tolist()]
+        pairs += [(context, [5]), (context, [6]), (context, [5, 7, 9])]
+    return pairs
+
+
+def test_a_prefix_that_is_computed_once_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    outputs = likelihood._outputs
+
+    def counted(model: Any, head_is_last: bool, **inputs: Any) -> Any:
+        fed.append(inputs["input_ids"].numel())
+        return outputs(model, head_is_last, **inputs)
+
+    pairs = contexts_that_begin_alike(12)
+    loglikelihoods(model, pairs[:3], max_length=CONTEXT)  # find out what the model supports
+    likelihood._continues(model)
+    monkeypatch.setattr(likelihood, "_outputs", counted)
+    check(model, pairs)
+    without = sum(fed)
+    fed.clear()
+    check(model, pairs, cache_prefix=True)
+    support = likelihood._support_of(model)
+    if likelihood._continues(model) and support.packed_length > CONTEXT:
+        assert sum(fed) < without
+    check(model, pairs[:1], cache_prefix=True)
+    check(model, [([4], [5]), ([8], [6]), ([9, 4], [5])], cache_prefix=True)
+
+
+def test_a_model_without_a_plain_cache_computes_the_prefix_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "caches_plainly", lambda model: False)
+    check(random_model("llama"), contexts_that_begin_alike(8), cache_prefix=True)
+
+
+def test_models_that_continue_a_cached_prefix() -> None:
+    assert {shape: likelihood._continues(random_model(shape)) for shape in ("opt", "gpt2", "llama")} == dict.fromkeys(
+        ("opt", "gpt2", "llama"), True
+    )

@@ -149,6 +149,8 @@ class ClassifierJudge(Judge):
         tokenizer = read_tokenizer(path)
         if not tokenizer.is_fast:
             raise UserError(f"{self.variant} has no fast tokenizer", "save it again with a tokenizer.json")
+        if tokenizer.pad_token_id is None:  # as of decoders, which read the last token before the padding
+            tokenizer.pad_token = tokenizer.eos_token
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, **models.reading(path)

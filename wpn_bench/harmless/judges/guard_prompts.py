@@ -138,7 +138,15 @@ class GuardPrompt:
         return self.pieces[-1]
 
     def filled(self, prompt: str, response: str) -> list[tuple[str, bool]]:
-        """Return the parts of the prompt's text, and whether each is text of the exchange."""
+        """Put an exchange into the prompt.
+
+        Args:
+            prompt: The prompt of the exchange.
+            response: Its response.
+
+        Returns:
+            The parts of the text, and whether each is text of the exchange.
+        """
         texts = {_PROMPT: prompt, _RESPONSE: response}
         return [
             ((texts[piece].strip() if self.trims else texts[piece]), True) if piece in texts else (piece, False)
@@ -202,7 +210,15 @@ class Encoder:
         return [self._fitted(exchange.prompt, exchange.response) for exchange in exchanges]
 
     def ids(self, prompt: str, response: str) -> list[int]:
-        """Return the token ids of one exchange's prompt, of any length."""
+        """Tokenise the guard's prompt for one exchange, of any length.
+
+        Args:
+            prompt: The prompt of the exchange.
+            response: Its response.
+
+        Returns:
+            The token ids.
+        """
         found: list[int] = []
         for k, text in enumerate(self._chunks(self._prompt.filled(prompt, response))):
             ids = self._tokenizer(text, add_special_tokens=self._prompt.special and k == 0)["input_ids"]
