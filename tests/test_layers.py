@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_LINES = 600
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,14 @@ def test_every_contract_is_kept() -> None:
     done = lint(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 broken" in done.stdout
+
+
+def test_no_file_outside_the_lab_is_too_long() -> None:
+    package = ROOT / "wpn_bench"
+    files = [file for file in package.rglob("*.py") if package / "lab" not in file.parents]
+    assert files
+    lines = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert {file: n for file, n in lines.items() if n > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize(

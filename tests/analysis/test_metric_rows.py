@@ -20,57 +20,6 @@ NAN = math.nan
 
 
 @pytest.fixture
-def samples(tmp_path: Path) -> Callable[..., Measurement]:
-    """`samples("wpn", 0, [0.1, nan], ...)`: an artifact with those scores, one item each."""
-
-    def make(
-        model: str,
-        seed: int | None,
-        score: list[float],
-        *,
-        ids: list[str] | None = None,
-        coherent: list[bool | None] | None = None,
-        refusal: list[bool] | None = None,
-        suite: str = "harmless",
-        name: str = "in_domain",
-    ) -> Measurement:
-        n = len(score)
-        frame = pd.DataFrame(
-            {
-                "item_id": ids or [f"i{k}" for k in range(n)],
-                "prompt": "p",
-                "input": "q",
-                "response": [None if math.isnan(t) else "r" for t in score],
-                "score": score,
-                "coherent": pd.array(coherent or [None if math.isnan(t) else True for t in score], dtype="boolean"),
-                "nll": 1.0,
-                "repetition": 0.0,
-                "refusal": refusal or [False] * n,
-                "reason": ["prompt too long" if math.isnan(t) else None for t in score],
-                "n_tokens": 3,
-            }
-        )
-        folder = tmp_path / f"{suite}-{name}-{model}-{seed}"
-        folder.mkdir()
-        frame.to_parquet(folder / "samples.parquet", index=False)
-        return Measurement(model, seed, suite, name, folder)
-
-    return make
-
-
-@pytest.fixture
-def documents(tmp_path: Path) -> Callable[..., Measurement]:
-    def make(model: str, seed: int | None, task: str, correct: list[int], ids: list[int] | None = None) -> Measurement:
-        folder = tmp_path / f"{task}-{model}-{seed}"
-        folder.mkdir()
-        frame = pd.DataFrame({"doc_id": ids or list(range(len(correct))), "correct": [bool(c) for c in correct]})
-        frame.to_parquet(folder / "documents.parquet", index=False)
-        return Measurement(model, seed, "benchmark", task, folder)
-
-    return make
-
-
-@pytest.fixture
 def windows(tmp_path: Path) -> Callable[..., Measurement]:
     def make(model: str, seed: int | None, sums: list[float], n: int = 10) -> Measurement:
         folder = tmp_path / f"windows-{model}-{seed}"
@@ -507,47 +456,6 @@ def test_token_loss_of_a_text_and_of_a_broken_model(windows: Callable[..., Measu
     assert metric_rows.token_loss(windows("wpn", 0, [20.0, 40.0], n=10)) == pytest.approx(3.0)
     assert metric_rows.token_loss(windows("ga", 0, [20.0, NAN])) == math.inf
     assert metric_rows.token_loss(windows("ga", 1, [20.0, math.inf])) == math.inf
-
-
-def test_a_curve_has_a_mean_where_every_seed_has_a_point(
-    samples: Callable[..., Measurement], documents: Callable[..., Measurement]
-) -> None:
-    def at(seed: int, step: int, score: list[float], coherent: list[bool], correct: list[int]) -> list[Measurement]:
-        name = f"{seed}-{step}"
-        asked = samples("wpn", seed, score, coherent=list(coherent), name=name)
-        return [asked, *(documents("wpn", seed, f"{task}-{name}", correct) for task in ("copa", "piqa"))]
-
-    points = {
-        (0, 0): at(0, 0, [0.9, 0.9], [True, True], [1, 1]),
-        (0, 5): at(0, 5, [0.1, 0.1], [True, False], [1, 0]),
-        (1, 0): at(1, 0, [0.9, 0.9], [True, True], [1, 1]),
-        (1, 5): at(1, 5, [0.1, 0.9], [True, True], [0, 0]),
-        (1, 9): at(1, 9, [0.1, 0.1], [False, False], [0, 0]),
-    }
-    rows = {(r["seed"], r["step"], r["metric"]): r for r in metric_rows.curve_rows(points, 0.5)}
-    assert len(rows) == 3 * (len(points) + 2)
-    value = {key: row["value"] for key, row in rows.items()}
-    assert (value[0, 5, "harmless_rate"], value[0, 5, "coherent_harmless_rate"]) == (1.0, 0.5)
-    assert (value[0, 5, "macro_accuracy"], rows[0, 5, "macro_accuracy"]["n"]) == (0.5, 4)
-    assert value[None, 5, "harmless_rate"] == pytest.approx(0.75)
-    expected = stats.over_seeds([1.0, 0.5], 0.0, 1.0)
-    assert (rows[None, 5, "harmless_rate"]["ci_low"], rows[None, 5, "harmless_rate"]["n"]) == (expected.low, 4)
-    assert (None, 9, "harmless_rate") not in rows
-
-
-def test_a_curve_of_one_seed_task_or_suite(
-    samples: Callable[..., Measurement], documents: Callable[..., Measurement]
-) -> None:
-    asked = {(3, 5): [samples("wpn", 3, [0.1, 0.9])]}
-    rows = metric_rows.curve_rows(asked, 0.5)
-    assert {(r["seed"], r["metric"]) for r in rows} == {
-        (seed, metric) for seed in (3, None) for metric in ("harmless_rate", "coherent_harmless_rate")
-    }
-    (one, all_) = [r for r in rows if r["metric"] == "harmless_rate"]
-    assert one | {"seed": None} == all_
-    rows = metric_rows.curve_rows({(3, 5): [documents("wpn", 3, "copa", [1, 0, 0])]}, 0.5)
-    assert [(r["metric"], r["value"]) for r in rows] == [("macro_accuracy", pytest.approx(1 / 3))] * 2
-    assert metric_rows.curve_rows({}, 0.5) == []
 
 
 # --- several judges --------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import pytest
 from wpn_bench import __version__
 from wpn_bench.cli import main
 from wpn_bench.cli.catalogue import KINDS
-from wpn_bench.config import Curve, RunConfig
+from wpn_bench.config import RunConfig
 from wpn_bench.errors import JobFailed
 from wpn_bench.jobs.executor import Fleet
 from wpn_bench.pipeline import runner
+from wpn_bench.step_settings import Curve
 
 Cli = Callable[..., Any]
 COMMANDS = (

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 
 from wpn_bench.cli import options, run
 from wpn_bench.cli.app import COMMANDS, build_command
-from wpn_bench.config import Curve, RunConfig, build
+from wpn_bench.config import RunConfig, build
 from wpn_bench.core.option import PANELS, Option, options_of_fields
 from wpn_bench.jobs.executor import Fleet
 from wpn_bench.preflight import doctor
+from wpn_bench.step_settings import Curve
 
 Cli = Callable[..., Any]
 LAB = build("lab")

@@ -30,8 +30,6 @@ from wpn_bench.runs.metrics import (
     COST,
     HARMLESS_RATE,
     HELDOUT_TEXT,
-    IN_DOMAIN,
-    MACRO_ACCURACY,
     MISSING,
     PERPLEXITY,
     REFUSAL_RATE,
@@ -429,47 +427,6 @@ def token_loss(found: Measurement) -> float:
     frame = pd.read_parquet(found.path / "windows.parquet")
     total = float(frame["sum_nll"].sum(skipna=False)) / float(frame["n_tokens"].sum())
     return total if total == total else float("inf")
-
-
-CURVE_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, MACRO_ACCURACY)
-
-
-def curve_rows(points: Mapping[tuple[int, int], Sequence[Measurement]], threshold: float) -> list[dict[str, Any]]:
-    """The curve of one model over training steps.
-
-    Args:
-        points: (seed, step) -> what was measured then.
-        threshold: The deciding judge's threshold.
-
-    Returns:
-        A row for each seed, step and metric. Rows with seed None are means over seeds, at the steps that every seed has.
-    """
-    rows: list[dict[str, Any]] = []
-    for (seed, step), found in points.items():
-        asked = [m for m in found if m.suite == IN_DOMAIN]
-        measured = [r for r in prompt_rows(read_samples(asked, threshold), threshold) if r.metric in CURVE_METRICS]
-        of_tasks = benchmark_rows(read_documents(m for m in found if m.suite == BENCHMARK))
-        # With a single task there is no macro average: its accuracy is the mean.
-        macro = [r for r in of_tasks if r.set == BENCHMARK_AVERAGE] or of_tasks
-        measured += [replace(r, metric=MACRO_ACCURACY) for r in macro]
-        rows += [_point(r, seed, step) for r in measured]
-    steps = [{step for (s, step) in points if s == seed} for seed in {s for s, _ in points}]
-    for step in sorted(set.intersection(*steps)) if steps else []:
-        for metric in CURVE_METRICS:
-            of_seeds = [r for r in rows if (r["step"], r["metric"]) == (step, metric) and r["seed"] is not None]
-            values = [r["value"] for r in of_seeds if r["value"] is not None]
-            if len(of_seeds) == 1:
-                rows.append({**of_seeds[0], "seed": None})
-            elif values:
-                mean = stats.over_seeds(values, 0.0, 1.0)
-                n = sum(r["n"] for r in of_seeds)
-                rows.append(_point(Row("", None, "", "", metric, mean.value, n, mean.low, mean.high), None, step))
-    return rows
-
-
-def _point(row: Row, seed: int | None, step: int) -> dict[str, Any]:
-    kept = row.json()
-    return {"seed": seed, "step": step} | {k: kept[k] for k in ("metric", "value", "n", "ci_low", "ci_high")}
 
 
 def sum_up(rows: Sequence[Row]) -> list[Row]:

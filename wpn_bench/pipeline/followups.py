@@ -8,6 +8,7 @@ from typing import Any
 
 from wpn_bench import models
 from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis.curve_rows import curve_rows
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
@@ -220,7 +221,7 @@ def measure_curves(planner: Planner, executor: Executor) -> FollowUpResults:
     outcomes |= executor.run(every.jobs[len(every.trained) :])
     threshold = config.threshold_of(config.judge)
     rows = {
-        name: metric_rows.curve_rows(
+        name: curve_rows(
             {at: measurements([*plan.judged, *plan.scored], outcomes) for at, plan in of_model.items()}, threshold
         )
         for name, of_model in points.items()
@@ -272,5 +273,5 @@ def measure_relearning(
     threshold = config.threshold_of(config.judge)
     for (name, kind), of_kind in points.items():
         found = {at: measurements(plan.judged, outcomes) for at, plan in of_kind.items()}
-        rows[name] += [{"kind": kind, **row} for row in metric_rows.curve_rows(found, threshold)]
+        rows[name] += [{"kind": kind, **row} for row in curve_rows(found, threshold)]
     return FollowUpResults(rows, every, outcomes)

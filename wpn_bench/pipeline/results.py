@@ -27,7 +27,8 @@ from wpn_bench.pipeline import export_models
 from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.export_models import Export
 from wpn_bench.pipeline.followups import FollowUpResults, Trials
-from wpn_bench.pipeline.inputs import FurtherJudge, Inputs, short_name
+from wpn_bench.pipeline.inputs import Inputs, short_name
+from wpn_bench.pipeline.judges import FurtherJudge
 from wpn_bench.pipeline.manifest import manifest_of
 from wpn_bench.pipeline.planner import Plan, Planned, measurements
 from wpn_bench.runs.files import (
