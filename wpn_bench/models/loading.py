@@ -55,7 +55,6 @@ def pick_device(asked: str = "auto") -> str:
 # A run needs two models at the same time: the base model and the evaluated one.
 _LOADED: OrderedDict[tuple[str, Signature, str, str, str], tuple[Any, Any]] = OrderedDict()
 KEEP = 2
-OFFLOADS = ("none", "cpu", "disk")
 
 
 def make_room(need: int, device: str, keep: int = KEEP) -> None:
