@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import FEW_REFERENCES, ForkServer
 from hypothesis import HealthCheck, settings
 from loopback import hub_environment, serve
 
@@ -71,6 +72,30 @@ def hub_endpoint(shared_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def hub_commands(hub_endpoint: dict[str, str]) -> Iterator[ForkServer]:
+    """Runs commands that use the hub, in forks of one process."""
+    server = ForkServer(hub_endpoint, FEW_REFERENCES)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def offline_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs commands offline and without anything that somebody cached, in forks of one process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
+    folder = tmp_path_factory.mktemp("offline")
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "TORCH_HOME": str(folder / "th"),
+        "PYTHONPATH": str(ROOT),
+    }
+    server = ForkServer(kept | own, FEW_REFERENCES)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Runs commands as a shell would, each in a process of its own, without the seconds that imports take.
 
 `python tests/fork_server.py SETUP` imports what the commands need, executes the Python code SETUP, and then reads a JSON object a line from standard input:
-`words` (the command), `cwd`, `configure_only` (a run stops before its first job) and `apart` (standard output and error are
-returned separately). Each command runs in a fork of this process. The answer is a JSON object a line: `code` (exit status),
+`words` (the command), `cwd`, `configure_only` (a run stops before its first job), `apart` (standard output and error are
+returned separately), `environment` (variables of this command alone) and `paths` (its own folders of packages). Each command runs in a fork of this process. The answer is a JSON object a line: `code` (exit status),
 `output` (standard output, with standard error unless `apart`), `errors` (standard error if `apart`), `cpu` (processor time in
 seconds) and `seconds`.
 """
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,15 @@ class ForkServer:
             [sys.executable, __file__, setup], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, words: list[str], cwd: Path, configure_only: bool = False, apart: bool = False) -> dict[str, Any]:
+    def run(
+        self,
+        words: list[str],
+        cwd: Path,
+        configure_only: bool = False,
+        apart: bool = False,
+        environment: Mapping[str, str] | None = None,
+        paths: Sequence[Path] = (),
+    ) -> dict[str, Any]:
         """Run one command to its end.
 
         Args:
@@ -73,6 +82,8 @@ class ForkServer:
             cwd: The folder in which it is typed.
             configure_only: Stop a run once its configuration is complete and checked, and an export before it begins.
             apart: Return standard output and standard error separately.
+            environment: Variables of this command alone. What a library reads when it is imported has been read before.
+            paths: Folders of packages that this command finds, as if they stood first in PYTHONPATH.
 
         Returns:
             `code`, `output`, `errors`, `cpu` and `seconds`.
@@ -80,14 +91,15 @@ class ForkServer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {"words": words, "cwd": str(cwd), "configure_only": configure_only, "apart": apart}
+        asked |= {"environment": dict(environment or {}), "paths": [str(path) for path in paths]}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
-    def completed(self, words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def completed(self, words: list[str], cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run one command to its end, and return what `subprocess.run` would: standard output and error apart."""
-        answer = self.run(words, cwd, apart=True)
+        answer = self.run(words, cwd, apart=True, **more)
         return subprocess.CompletedProcess(words, answer["code"], answer["output"], answer["errors"])
 
     def stop(self) -> None:
@@ -118,6 +130,7 @@ def execute(words: list[str]) -> None:
         sys.argv = words[2:]
         runpy.run_module(words[2], run_name="__main__", alter_sys=True)
     elif words[:2] == ["python", "-c"]:
+        sys.argv = ["-c", *words[3:]]
         exec(words[2], {"__name__": "__main__"})
     elif words[0] == "python":
         sys.argv = words[1:]
@@ -163,6 +176,8 @@ def in_a_fork(asked: dict[str, Any], output: Any, errors: Any) -> int:
     os.dup2(errors.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(asked["cwd"])
+    os.environ.update(asked["environment"])
+    sys.path[:0] = asked["paths"]
     signal.alarm(LONGEST_SECONDS)
     code = 0
     try:

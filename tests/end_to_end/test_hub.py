@@ -9,12 +9,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fork_server import FEW_REFERENCES, ForkServer
+from fork_server import ForkServer
 from huggingface_hub import ModelCard
 
 from wpn_bench import load_run
@@ -47,14 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(hub_endpoint: dict[str, str]) -> Iterator[ForkServer]:
-    server = ForkServer(hub_endpoint, FEW_REFERENCES)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def typed(place: Path, hub_endpoint: dict[str, str], server: ForkServer) -> Typed:
+def typed(place: Path, hub_endpoint: dict[str, str], hub_commands: ForkServer) -> Typed:
     """`typed("full", "--model", ...)`, in `place`, with one store; `env` changes the environment.
 
     huggingface_hub reads its environment when it is imported, so a changed one needs a new interpreter.
@@ -63,7 +56,7 @@ def typed(place: Path, hub_endpoint: dict[str, str], server: ForkServer) -> Type
     def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
         words = [*map(str, arguments), "--store", "store"]
         if not env:
-            return server.completed(["wpn-bench", *words], place)
+            return hub_commands.completed(["wpn-bench", *words], place)
         return subprocess.run(
             [sys.executable, "-m", "wpn_bench", *words],
             cwd=place,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from fork_server import FEW_REFERENCES, ForkServer
+from fork_server import ForkServer
 
 from wpn_bench import lab, load_run
 from wpn_bench.errors import UserError
@@ -62,13 +61,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 class Lab:
     """A folder in which `wpn-bench full` is typed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, server: ForkServer) -> None:
+        self.folder, self.server = folder, server
         (folder / "quick.yaml").write_text(CONFIG)
-        # Offline, and without anything that somebody cached.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
-        own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "TORCH_HOME": str(folder / "th")}
-        self.server = ForkServer(kept | own, FEW_REFERENCES)
 
     def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
         options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
@@ -93,14 +88,12 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def place(tmp_path_factory: pytest.TempPathFactory, offline_commands: ForkServer) -> Lab:
     try:
         lab.base_model()
     except UserError as e:
         pytest.skip(str(e))
-    place = Lab(tmp_path_factory.mktemp("lab"))
-    yield place
-    place.server.stop()
+    return Lab(tmp_path_factory.mktemp("lab"), offline_commands)
 
 
 @pytest.fixture(scope="module")

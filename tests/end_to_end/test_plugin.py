@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError
@@ -18,7 +18,6 @@ from wpn_bench.runs.files import read_manifest
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent / "fixtures" / "third_party_method"
-ROOT = SOURCE.parent.parent.parent
 Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 CONFIG = """\
@@ -50,18 +49,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def typed(place: Path) -> Typed:
+def typed(place: Path, offline_commands: ForkServer) -> Typed:
     def run(*arguments: str, plugged: bool = True) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
-        paths = [str(place / "site")] * plugged + [str(ROOT)]
-        return subprocess.run(
-            [sys.executable, "-m", "wpn_bench", *arguments],
-            cwd=place,
-            env=kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=560,
-        )
+        site = [place / "site"] * plugged
+        return offline_commands.completed(["wpn-bench", *arguments], place, paths=site)
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ForkServer
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent / "fixtures" / "third_party_parts"
-ROOT = SOURCE.parent.parent.parent
 
 CONFIG = """\
 methods:
@@ -36,7 +35,7 @@ decoding: {max_new_tokens: 8}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, offline_commands: ForkServer) -> Path:
     """The folder of a run with the package installed."""
     try:
         lab.base_model()
@@ -49,31 +48,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder / "quick.yaml").write_text(CONFIG)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "WPN_BENCH_"))}
-    path = os.pathsep.join([str(folder / "site"), str(ROOT)])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "wpn_bench",
-            "full",
-            "--methods",
-            "sft",
-            "--config",
-            "quick.yaml",
-            "--limit",
-            "2",
-            "--store",
-            "store",
-            "--out",
-            "run",
-        ],
-        cwd=folder,
-        env=kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = [
+        "wpn-bench",
+        "full",
+        "--methods",
+        "sft",
+        "--config",
+        "quick.yaml",
+        "--limit",
+        "2",
+        "--store",
+        "store",
+        "--out",
+        "run",
+    ]
+    done = offline_commands.completed(words, folder, paths=[folder / "site"])
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

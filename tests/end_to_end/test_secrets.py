@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from fork_server import FEW_REFERENCES, ForkServer
 
 from wpn_bench import lab
 from wpn_bench.redact import HIDDEN
@@ -63,17 +62,6 @@ def run_train_stage(ctx):
 train.run_train_stage = run_train_stage
 main()
 """
-# Several commands, one after another; nothing but a verdict may be said of a run.
-SEVERAL = """\
-import json, sys
-from wpn_bench.cli.main import main
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["wpn-bench", *arguments]
-    try:
-        main()
-    except SystemExit as e:
-        assert arguments[0] == "check" and e.code in (3, 4), (arguments, e.code)
-"""
 # A bug: an exception that nobody foresaw, with all that can be in one.
 BUG = """\
 import os, sys
@@ -92,38 +80,40 @@ class Planted:
     """A home, a folder and an environment full of secrets; `said` is all that was printed there."""
 
     folder: Path
-    env: dict[str, str]
+    server: ForkServer
     said: list[str]
 
     def typed(self, *arguments: object, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        program = ["-m", "wpn_bench"] if code is None else ["-c", code]
-        done = subprocess.run(
-            [sys.executable, *program, *map(str, arguments)],
-            cwd=self.folder / "here",
-            env=self.env | env,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        program = ["wpn-bench"] if code is None else ["python", "-c", code]
+        words = [*program, *map(str, arguments)]
+        done = self.server.completed(words, self.folder / "here", environment=env)
         self.said.append(done.stdout + done.stderr)
         return done
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """After a whole run, one whose jobs fail, and everything that is made of a run."""
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    """The planted secrets, after `filled`."""
     folder = tmp_path_factory.mktemp("secrets")
     home, secret = folder / "home" / USER, folder / FOLDER / USER
     for made in (home, secret, folder / "here"):
         made.mkdir(parents=True)
     (secret / "quick.yaml").write_text(CONFIG)
-    prompts = secret / f"{IN_NAME}.jsonl"
-    prompts.write_text("".join(f'{{"prompt": "What is the name of river {k}?"}}\n' for k in range(4)))
+    (secret / f"{IN_NAME}.jsonl").write_text(
+        "".join(f'{{"prompt": "What is the name of river {k}?"}}\n' for k in range(4))
+    )
     shutil.copytree(lab.judge_checkpoint().parent, secret / "judge")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "WANDB_", "WPN_BENCH_"))}
     named = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "HOSTNAME": f"{USER}-machine", "XDG_CACHE_HOME": ""}
     env = kept | named | SECRETS | ADDRESSES | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = Planted(folder, env, [])
+    server = ForkServer(env, FEW_REFERENCES)
+    yield filled(Planted(folder, server, []), secret)
+    server.stop()
+
+
+def filled(found: Planted, secret: Path) -> Planted:
+    """After a whole run, one whose jobs fail, and everything that is made of a run."""
+    prompts = secret / f"{IN_NAME}.jsonl"
     store, config = ("--store", secret / "store"), ("--config", secret / "quick.yaml")
     judge = ("--judge", f"detoxify:{secret / 'judge' / lab.judge_checkpoint().name}")
     own = ("--prompts", f"mine={prompts}", "--limit", "2", *judge, *config, *store)
@@ -144,8 +134,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
         ("show", run),
         ("check", run, "--baseline", "baseline.json", *verdict),
     ]
-    done = found.typed(json.dumps([[*map(str, command)] for command in commands]), code=SEVERAL)
-    assert done.returncode == 0, done.stderr
+    for command in commands:
+        done = found.typed(*command)
+        assert done.returncode in ((3, 4) if "--baseline" in command else (0,)), (command, done.stderr)
     return found
 
 
