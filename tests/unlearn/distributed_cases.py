@@ -1,20 +1,27 @@
 """What each of several processes does in `test_distributed.py`: train every case with the others, and keep what came out.
 
-    accelerate launch ... distributed_cases.py FOLDER
+    python distributed_cases.py FOLDER...
 
-FOLDER holds cases.json: the model's folder, items, texts, whether weights are spread, and cases by name. The first process
-writes NAME.safetensors and NAME.json. A case says after how many steps it is killed, as it were, to go on right away.
+Each FOLDER holds accelerate.json, settings for `accelerate launch`, and cases.json: the model's folder, items, texts, whether
+weights are spread, and cases by name. Its processes are forks of this one, with the environment that `accelerate launch` and
+`torchrun` would give them, so that libraries are imported once. The first process writes NAME.safetensors and NAME.json. A
+case says after how many steps it is killed, as it were, to go on right away.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -92,7 +99,7 @@ class Watched(loop.UnlearnTrainer):
         Watched.trainer = self
 
 
-def main(folder: Path) -> None:
+def work(folder: Path) -> None:
     told = json.loads((folder / "cases.json").read_text())
     state = PartialState(cpu=True)
     join(Processes(state.process_index, state.num_processes, told["sharded"]))
@@ -105,8 +112,43 @@ def main(folder: Path) -> None:
         except JobFailed as e:
             (folder / f"{name}.{here().rank}").write_text(str(e))
     here().wait()
-    os._exit(0)
+
+
+def environments(folder: Path) -> list[dict[str, str]]:
+    """The environment of each process, as `accelerate launch --config_file accelerate.json` sets it."""
+    told = launch.launch_command_parser().parse_args(["--config_file", str(folder / "accelerate.json"), __file__])
+    told, _, _ = launch._validate_launch_command(told)
+    shared = prepare_multi_gpu_env(told)
+    n = str(told.num_processes)
+    shared |= {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(told.master_port)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(told.num_processes)]
+
+
+def main(folders: list[Path]) -> None:
+    for name in ("peft", "torch.distributed.fsdp", "transformers.models.opt.modeling_opt"):
+        importlib.import_module(name)
+    # Each training collects garbage: in a fork that would walk over, and so copy, all that was imported.
+    gc.collect()
+    gc.freeze()
+    for folder in folders:
+        children = []
+        for environment in environments(folder):
+            child = os.fork()
+            if not child:
+                os.environ.clear()
+                os.environ.update(environment)
+                code = 1
+                try:
+                    work(folder)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(code)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(codes):
+            sys.exit(f"{folder.name}: the processes ended with {codes}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(folder) for folder in sys.argv[1:]])

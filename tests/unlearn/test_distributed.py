@@ -280,37 +280,32 @@ WITH_FSDP = ("wpn", "llmu", *(name for name in CASES if name not in METHODS))
 
 
 @pytest.fixture(scope="module")
-def data_parallel(tmp_path_factory: pytest.TempPathFactory, small_opt: Path) -> Path:
-    """A folder with what two processes made of every case, each of them with the whole model."""
-    return trained(tmp_path_factory.mktemp("cases"), small_opt, list(CASES), None)
-
-
-@pytest.fixture(scope="module")
-def fsdp(tmp_path_factory: pytest.TempPathFactory, small_opt: Path) -> Path:
-    """The same, the model spread over them."""
-    return trained(tmp_path_factory.mktemp("cases"), small_opt, WITH_FSDP, SHARDED)
-
-
-def trained(folder: Path, model: Path, names: Sequence[str], settings: dict[str, Any] | None) -> Path:
-    (folder / "forget").mkdir()
-    write_rows(folder / "forget" / ITEMS, [item_row(i) for i in some_items()])
-    cases = {n: {**CASES[n], "options": {**QUICK, **STEPS, **CASES[n]["options"]}} for n in names}
-    cases["diverged"] = {"method": "wpn", "options": {**QUICK, **STEPS, "lr": 1e30}}
-    told = {"model": str(model), "items": str(folder / "forget"), "texts": some_texts(), "cases": cases}
-    write_json(folder / "cases.json", {**told, "sharded": settings is not None})
-    asked = Launch(2, settings)
-    write_json(folder / "accelerate.json", asked.file("cpu"))
+def trained(tmp_path_factory: pytest.TempPathFactory, small_opt: Path) -> dict[str, Path]:
+    """Two folders with what two processes made of the cases: each with the whole model, and the model spread over them."""
+    asked: dict[str, tuple[Sequence[str], Launch]] = {
+        "data_parallel": (list(CASES), Launch(2)),
+        "fsdp": (WITH_FSDP, Launch(2, SHARDED)),
+    }
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in asked}
+    for kind, (names, how) in asked.items():
+        folder = folders[kind]
+        (folder / "forget").mkdir()
+        write_rows(folder / "forget" / ITEMS, [item_row(i) for i in some_items()])
+        cases = {n: {**CASES[n], "options": {**QUICK, **STEPS, **CASES[n]["options"]}} for n in names}
+        cases["diverged"] = {"method": "wpn", "options": {**QUICK, **STEPS, "lr": 1e30}}
+        told = {"model": str(small_opt), "items": str(folder / "forget"), "texts": some_texts(), "cases": cases}
+        write_json(folder / "cases.json", {**told, "sharded": how.fsdp is not None})
+        write_json(folder / "accelerate.json", how.file("cpu"))
     script = str(Path(__file__).with_name("distributed_cases.py"))
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.json"), script]
     done = subprocess.run(
-        [sys.executable, *command, str(folder)],
-        env=launch._environment(asked, "cpu"),
+        [sys.executable, script, *map(str, folders.values())],
+        env=launch._environment(Launch(2), "cpu"),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return folders
 
 
 def some_items() -> list[Item]:
@@ -331,9 +326,9 @@ def some_texts() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data_parallel", "fsdp"])
-def test_all_of_them_see_that_it_diverges(request: pytest.FixtureRequest, kind: str) -> None:
+def test_all_of_them_see_that_it_diverges(trained: dict[str, Path], kind: str) -> None:
     """None waits for another that has given up."""
-    folder: Path = request.getfixturevalue(kind)
+    folder = trained[kind]
     said = {(folder / f"diverged.{rank}").read_text() for rank in range(2)}
     (reason,) = said
     assert reason.startswith("training diverged: the loss of wpn is nan at step ")
@@ -343,11 +338,9 @@ def test_all_of_them_see_that_it_diverges(request: pytest.FixtureRequest, kind: 
 @pytest.mark.parametrize(
     ("kind", "name"), [*(("data_parallel", name) for name in CASES), *(("fsdp", name) for name in WITH_FSDP)]
 )
-def test_two_processes_make_the_model_of_one(
-    request: pytest.FixtureRequest, small_opt: Path, kind: str, name: str
-) -> None:
+def test_two_processes_make_the_model_of_one(trained: dict[str, Path], small_opt: Path, kind: str, name: str) -> None:
     """Five items and three texts a step, so that the parts are unequal."""
-    folder: Path = request.getfixturevalue(kind)
+    folder = trained[kind]
     case = CASES[name]
     kept: dict[str, torch.Tensor] = {}
 
