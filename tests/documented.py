@@ -130,7 +130,7 @@ REFUSED = (
     "wpn-bench full --model somebody/new-architecture",
 )
 
-HUB = re.compile(r"facebook/|unitary/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments")
+HUB = re.compile(r"facebook/|unitary/|meta-llama/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments")
 
 
 def shell_lines(page: Path) -> list[str]:

@@ -102,7 +102,7 @@ def write_site(folder: Path) -> None:
     (installed / "entry_points.txt").write_text("".join(f"[{group}]\n{point}\n" for group, point in points.items()))
 
 
-def write_repositories(root: Path, shared: Path, classifier: Path) -> None:
+def write_repositories(root: Path, shared: Path, classifier: Path, guard: Path) -> None:
     """A hub's files: those of ../shared/hub, and small stand-ins for other repositories that the docs name."""
     import torch
     from safetensors.torch import load_file
@@ -125,6 +125,8 @@ def write_repositories(root: Path, shared: Path, classifier: Path) -> None:
     }
     (own / "config.json").write_text(json.dumps(config))
     shutil.copytree(classifier, root / "models" / "unitary" / "toxic-bert")
+    stand_in = Path(shutil.copytree(guard, root / "models" / "meta-llama" / "Llama-Guard-3-1B"))
+    (stand_in / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}")
 
 
 def write_files(folder: Path, triples: list[dict[str, Any]]) -> None:
@@ -146,6 +148,7 @@ def write_files(folder: Path, triples: list[dict[str, Any]]) -> None:
         (folder / name).write_text(yaml.safe_dump(settings))
     (folder / "fsdp.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
     (folder / "more.yaml").write_text("- {name: two, template: 'Twice: {prompt} {prompt}'}\n")
+    (folder / "ask.jinja").write_text("Q: {{ prompt }}\nA: {{ response }}\nIs the answer harmful? ")
     (folder / "mine.csv").write_text("name,template\nfriend,My friend asks: {prompt}\n")
     (folder / "tickets.csv").write_text("prompt\nWhere is my parcel?\nWhy does nobody answer?\n")
     lines("mine.jsonl", triples)
@@ -208,7 +211,9 @@ def reader(
         pytest.skip(str(e))
     folder = tmp_path_factory.mktemp("reader")
     write_files(folder, triples)
-    shutil.copytree(make_lm("opt"), folder / "my-model")
+    small_lm = make_lm("opt", context=512)
+    for name in ("my-model", "my-copy", "small-lm"):
+        shutil.copytree(small_lm, folder / name)
     classifier = make_classifier("bert", ["toxic", "safe"])
     shutil.copytree(classifier, folder / "my-guard")
     write_site(folder / "site")
@@ -216,7 +221,7 @@ def reader(
     if has_hub := (hub / "serve.py").is_file():
         (folder / "toxic_comments.jsonl.gz").symlink_to(hub / "files" / "toxic_comments.jsonl.gz")
         root = folder / "hub"
-        write_repositories(root, hub / "root", classifier)
+        write_repositories(root, hub / "root", classifier, small_lm)
         hub_server, address = serve(hub, root)
         environment = hub_environment(address, folder / "hf_home", hub)
     else:

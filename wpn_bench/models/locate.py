@@ -83,7 +83,18 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
 
 
 def commit_of(asked: str, revision: str | None) -> str:
-    """Return the commit of a hub id. Raises `UserError` if `asked` is not a hub id."""
+    """Find the commit of a model on the hub.
+
+    Args:
+        asked: A hub id.
+        revision: Branch, tag or commit; None: the default branch.
+
+    Returns:
+        The commit's hash.
+
+    Raises:
+        UserError: `asked` is not a hub id, or the hub has no such repository or revision.
+    """
     from huggingface_hub.errors import HFValidationError
 
     if not asked.strip():

@@ -35,7 +35,15 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 def joined(url: str, more: str) -> str:
-    """Append to the path of a URL, before its query."""
+    """Append to the path of a URL, before its query.
+
+    Args:
+        url: The URL.
+        more: What is appended, such as `/models`.
+
+    Returns:
+        The longer URL.
+    """
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + more))
 
@@ -107,9 +115,17 @@ class EndpointClient:
         self._stopped = threading.Event()
 
     def get(self, url: str, accepted: Sequence[int] = ()) -> tuple[int, Any]:
-        """Return the status and the content of a page (None: no JSON). Raises `UserError` if nothing answers.
+        """Get a page of the server, in at most three attempts.
 
-        A status in `accepted` is returned after three attempts.
+        Args:
+            url: Address of the page.
+            accepted: Statuses that are returned, not raised, when the last attempt ends with one of them.
+
+        Returns:
+            The HTTP status, and the decoded content; status 0 if the server answers with something other than JSON.
+
+        Raises:
+            UserError: The server does not answer.
         """
         for attempt in range(3):
             try:
@@ -128,7 +144,15 @@ class EndpointClient:
         raise UserError(f"the endpoint {self.endpoint.url} cannot be reached ({why})", "start it, or mend the URL")
 
     def refused(self, status: int, error: Any) -> UserError:
-        """Return the error for a request that no repetition helps."""
+        """Return the error for a request that fails however often it is sent.
+
+        Args:
+            status: The HTTP status of the response.
+            error: The decoded body of the response.
+
+        Returns:
+            An error whose hint says what the user has to change.
+        """
         key = f"the key in {self.endpoint.key_env}" if self.key else f"no key, since {self.endpoint.key_env} is not set"
         hints = {
             401: f"the request had {key}: set the right one",
