@@ -22,6 +22,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline import planner
+from wpn_bench.preflight import versions
 from wpn_bench.runs.files import read_manifest, validate
 from wpn_bench.unlearn.methods import METHODS, method_of
 
@@ -341,8 +342,11 @@ def test_what_makes_another_training(workshop: Workshop, monkeypatch: pytest.Mon
     assert digest() != plain
 
 
-def test_only_the_base(workshop: Workshop) -> None:
+def test_only_the_base_and_with_an_untested_version(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = versions.pinned_versions() | {"transformers": "4.0.0"}
+    monkeypatch.setattr(versions, "pinned_versions", lambda: pins)
     results = workshop.run(methods={}, stages=("train", "harmless"))
+    assert any("was not tested with transformers 5" in note for note in results["run"]["notes"])
     assert list(results["models"]) == ["base"]
 
 

@@ -27,6 +27,7 @@ from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.pipeline.judges import FurtherJudge, find_card, further_judges, judge_revisions
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
+from wpn_bench.preflight.versions import notes_on_versions
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.prompts.templates import choose_template
@@ -141,7 +142,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     # Clear caches: files may have changed since an earlier run in the same process.
     forget_judges()
     clear_task_cache()
-    notes: list[str] = []
+    notes = notes_on_versions()
     names = check_tasks(config)
     sets = sets_of(config)
     preflight.check_report_to(config.report_to)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,18 +25,7 @@ from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.estimates import ModelSpec
 from wpn_bench.preflight.resources import FitCheck
-
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "datasets",
-    "lm-eval",
-    "detoxify",
-    "huggingface-hub",
-    "pandas",
-)
+from wpn_bench.preflight.versions import LIBRARIES, normal_name, pinned_versions
 
 
 @dataclass(frozen=True)
@@ -126,17 +114,17 @@ def _libraries(context: DoctorContext) -> Iterator[Diagnostic]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    declared = {_normal(r.name): r for r in map(Requirement, requires("wpn-bench") or ())}
-    pinned = _pinned()
+    declared = {normal_name(r.name): r for r in map(Requirement, requires("wpn-bench") or ())}
+    pinned = pinned_versions()
     yield Diagnostic("python", "ok", platform.python_version())
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         try:
             installed = version(name)
         except PackageNotFoundError:
             yield Diagnostic(name, "fail", "is not installed", "pip install wpn-bench")
             continue
-        required = str(declared[_normal(name)].specifier) if _normal(name) in declared else ""
-        pin = pinned.get(_normal(name))
+        required = str(declared[normal_name(name)].specifier) if normal_name(name) in declared else ""
+        pin = pinned.get(normal_name(name))
         if not SpecifierSet(required).contains(installed, prereleases=True):
             yield Diagnostic(
                 name, "fail", f"{installed}, but wpn-bench needs {required}", f"pip install '{name}{required}'"
@@ -145,18 +133,6 @@ def _libraries(context: DoctorContext) -> Iterator[Diagnostic]:
             yield Diagnostic(name, "note", f"{installed}; the tests ran with {pin}")
         else:
             yield Diagnostic(name, "ok", installed + (" (as pinned)" if pin else ""))
-
-
-def _pinned() -> dict[str, str]:
-    """Return the versions in constraints.txt; empty in an installed wheel, which does not contain the file."""
-    file = Path(__file__).resolve().parents[2] / "constraints.txt"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {_normal(name): pin for name, _, pin in pairs}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _machine(context: DoctorContext) -> Iterator[Diagnostic]:
