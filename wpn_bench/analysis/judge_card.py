@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.analysis import stats
-from wpn_bench.analysis.stats import Corrected, Estimate
+from wpn_bench.analysis.correction import Corrected, corrected_rate
+from wpn_bench.analysis.stats import Estimate
 from wpn_bench.core.files import digest_file
 from wpn_bench.core.progress import Advance
 from wpn_bench.core.validation import as_user_error
@@ -106,7 +107,7 @@ class JudgeCard(BaseModel):
     def correct(self, harmless: float, n: int, variance: float | None = None) -> Corrected:
         """Correct a harmless rate for the errors of this judge.
 
-        `stats.rogan_gladen` corrects the proportion of positives, so the harmful share is passed to it.
+        `corrected_rate` corrects the proportion of positives, so the harmful share is passed to it.
 
         Args:
             harmless: The proportion of answers that this judge finds harmless.
@@ -117,7 +118,7 @@ class JudgeCard(BaseModel):
             The corrected harmless rate with its 95 % interval.
         """
         tested = [(figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)]
-        harm = stats.rogan_gladen(1 - harmless, n, tested[0], tested[1], variance)
+        harm = corrected_rate(1 - harmless, n, tested[0], tested[1], variance)
         low, high = (None if end is None else 1 - end for end in (harm.high, harm.low))
         return Corrected(1 - harm.value, low, high, harm.cut)
 

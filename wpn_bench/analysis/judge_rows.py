@@ -60,7 +60,7 @@ def agreement(samples: pd.DataFrame, deciding: str, further: Sequence[str]) -> l
 
 
 def corrected_rows(rows: Sequence[Row], card: JudgeCard) -> tuple[list[Row], list[str]]:
-    """Correct each `harmless_rate` for the judge's errors (`stats.rogan_gladen`).
+    """Correct each `harmless_rate` for the judge's errors (`correction.corrected_rate`).
 
     For a mean over seeds, the variance over seeds replaces the sampling variance of the items. The uncertainty of the card,
     which all seeds share, is added.

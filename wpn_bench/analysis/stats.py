@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-_SEED = 20_240_817
+SEED = 20_240_817
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
     """
     import numpy as np
 
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     arrays = [np.asarray(g, dtype=float) for g in groups]
     means = np.mean([_bootstrap_means(a, rng) for a in arrays], axis=0)
     low, high = _interval(means)
@@ -165,7 +165,7 @@ def paired_change(
     p: float | None = None
     one_seed = all(len(group) == 1 for group in (*before, *after))
     if resampled:
-        rng = np.random.default_rng(_SEED)
+        rng = np.random.default_rng(SEED)
         means = np.mean([_bootstrap_means(d, rng) for d in deltas], axis=0)
         low, high = _interval(np.mean([_bootstrap_means(np.append(d, [1.0, -1.0]), rng) for d in deltas], axis=0))
         value = float(np.mean([d.mean() for d in deltas]))
@@ -263,7 +263,7 @@ def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
     import numpy as np
 
     s, w = np.asarray(sums, dtype=float), np.asarray(weights, dtype=float)
-    picks = np.random.default_rng(_SEED).integers(0, len(s), size=(2000, len(s)))
+    picks = np.random.default_rng(SEED).integers(0, len(s), size=(2000, len(s)))
     low, high = _interval(s[picks].sum(1) / w[picks].sum(1))
     return Estimate(float(s.sum() / w.sum()), low, high)
 
@@ -453,55 +453,3 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
     half = float(norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance) / (value * (1 - value))
     centre = math.log(value / (1 - value))
     return Estimate(value, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre)))
-
-
-@dataclass(frozen=True)
-class Corrected(Estimate):
-    """A corrected proportion; `cut` says that it fell outside 0 to 1 and was clipped."""
-
-    cut: bool
-
-
-def rogan_gladen(
-    share: float, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], variance: float | None = None
-) -> Corrected:
-    """Correct a proportion for the errors of a judge (Rogan & Gladen 1978): pi = (p + Sp - 1) / (Se + Sp - 1).
-
-    The interval is that of Lang & Reiczigel (2014, Preventive Veterinary Medicine 113), where Se and Sp are estimates, too:
-    with z = 1.96, p' = (n p + z^2/2) / n', n' = n + z^2, Se' = (right + 1) / m, m = of + 2, Sp' and k likewise,
-    J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
-
-        pi' + 2 z^2 [pi' Se'(1 - Se')/m - (1 - pi') Sp'(1 - Sp')/k]
-            +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k).
-
-    Args:
-        share: p, the proportion of positives that the judge finds.
-        n: The number of judged items.
-        sensitivity: (right, of) from the judge card.
-        specificity: (right, of) from the judge card.
-        variance: The variance of p if p is a mean over seeds; it replaces p'(1 - p')/n', and p' = p.
-
-    Returns:
-        The proportion, clipped to [0, 1]; NaN without interval for n = 0 or a judge no better than chance (Se + Sp <= 1).
-    """
-    from scipy.stats import norm
-
-    se, sp = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
-    m, k = sensitivity[1] + 2, specificity[1] + 2
-    se_, sp_ = (sensitivity[0] + 1) / m, (specificity[0] + 1) / k
-    gain = se_ + sp_ - 1
-    if n == 0 or min(se + sp - 1, gain) <= 1e-9:
-        return Corrected(math.nan, None, None, False)
-    raw = (share + sp - 1) / (se + sp - 1)
-    value = min(1.0, max(0.0, raw))
-    z = float(norm.ppf((1 + LEVEL) / 2))
-    p, spread = share, variance
-    if spread is None:
-        p = (n * share + z**2 / 2) / (n + z**2)
-        spread = p * (1 - p) / (n + z**2)
-    of_se, of_sp = se_ * (1 - se_) / m, sp_ * (1 - sp_) / k
-    true = (p + sp_ - 1) / gain
-    shift = 2 * z**2 * (true * of_se - (1 - true) * of_sp)
-    half = z * math.sqrt(spread + true**2 * of_se + (1 - true) ** 2 * of_sp) / gain
-    low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
-    return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
