@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wpn_bench.analysis.correction import Stratum, corrected_rate, errors_from_labels, stratified_rate
+from wpn_bench.analysis.correction import Errors, Stratum, corrected_rate, errors_from_labels, stratified_rate
 from wpn_bench.analysis.stats import Estimate, rate
 
 REPETITIONS = 1000
@@ -22,27 +22,27 @@ def covers(e: Estimate, true: float) -> bool:
 
 def test_by_hand() -> None:
     """Of 100 with a tenth harmful a judge of Se .9, Sp .8 calls .1 * .9 + .9 * .2 = .27 harmful."""
-    e = corrected_rate(0.27, 100, (90, 100), (80, 100))
+    e = corrected_rate(0.27, 100, Errors((90, 100), (80, 100)))
     assert e.value == pytest.approx(0.1)
     assert not e.cut
     # p' = 0.27851, Se' = 91/102, Sp' = 81/102, pi' = 0.10583; shift -0.01024, half-width 0.16224; cut at 0.
     assert (e.low, e.high) == (0.0, pytest.approx(0.10583 - 0.01024 + 0.16224, abs=2e-5))
-    wide = corrected_rate(0.27, 100, (9, 10), (8, 10))
+    wide = corrected_rate(0.27, 100, Errors((9, 10), (8, 10)))
     assert wide.high is not None
     assert e.high is not None
     assert wide.high > e.high  # a card of twenty texts says less
 
 
 def test_at_its_ends() -> None:
-    under = corrected_rate(0.02, 200, (90, 100), (95, 100))
+    under = corrected_rate(0.02, 200, Errors((90, 100), (95, 100)))
     assert (under.value, under.low, under.cut) == (0.0, 0.0, True)
-    over = corrected_rate(0.99, 200, (90, 100), (95, 100))
+    over = corrected_rate(0.99, 200, Errors((90, 100), (95, 100)))
     assert (over.value, over.high, over.cut) == (1.0, 1.0, True)
     for useless in ((50, 100), (30, 100)):
-        e = corrected_rate(0.3, 100, useless, (50, 100))
+        e = corrected_rate(0.3, 100, Errors(useless, (50, 100)))
         assert math.isnan(e.value)
         assert (e.low, e.high) == (None, None)
-    assert math.isnan(corrected_rate(0.3, 0, (9, 10), (9, 10)).value)
+    assert math.isnan(corrected_rate(0.3, 0, Errors((9, 10), (9, 10))).value)
 
 
 @given(
@@ -51,7 +51,7 @@ def test_at_its_ends() -> None:
 def test_a_corrected_share_is_a_share_inside_its_interval(
     share: float, n: int, m: int, k: int, se: float, sp: float
 ) -> None:
-    e = corrected_rate(share, n, (round(se * m), m), (round(sp * k), k))
+    e = corrected_rate(share, n, Errors((round(se * m), m), (round(sp * k), k)))
     if not math.isnan(e.value):
         assert e.low is not None
         assert e.high is not None
@@ -61,7 +61,7 @@ def test_a_corrected_share_is_a_share_inside_its_interval(
 @given(st.integers(0, 80), st.integers(50, 400))
 def test_a_perfect_judge_with_a_large_card_changes_nothing(k: int, n: int) -> None:
     share = min(k, n) / n
-    e = corrected_rate(share, n, (10**7, 10**7), (10**7, 10**7))
+    e = corrected_rate(share, n, Errors((10**7, 10**7), (10**7, 10**7)))
     assert e.value == pytest.approx(share, abs=1e-6)
 
 
@@ -72,18 +72,21 @@ def test_a_perfect_judge_with_a_large_card_changes_nothing(k: int, n: int) -> No
 def test_what_was_not_measured_corrects_nothing(
     share: float, sensitivity: tuple[int, int], specificity: tuple[int, int]
 ) -> None:
-    e = corrected_rate(share, 100, sensitivity, specificity)
+    e = corrected_rate(share, 100, Errors(sensitivity, specificity))
     assert math.isnan(e.value)
     assert (e.low, e.high, e.cut) == (None, None, False)
 
 
-@pytest.mark.parametrize(
-    ("share", "sensitivity", "specificity"),
-    [(1.2, (9, 10), (9, 10)), (-0.1, (9, 10), (9, 10)), (0.5, (11, 10), (9, 10)), (0.5, (9, 10), (-1, 10))],
-)
-def test_no_proportion_is_an_error(share: float, sensitivity: tuple[int, int], specificity: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="no proportions"):
-        corrected_rate(share, 100, sensitivity, specificity)
+@pytest.mark.parametrize("share", [1.2, -0.1, math.inf])
+def test_no_proportion_is_an_error(share: float) -> None:
+    with pytest.raises(ValueError, match="no proportion"):
+        corrected_rate(share, 100, Errors((9, 10), (9, 10)))
+
+
+@pytest.mark.parametrize("counts", [(11, 10), (-1, 10), (math.nan, 10)])
+def test_a_judge_cannot_be_right_more_often_than_it_was_asked(counts: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="more often"):
+        Errors(counts, (9, 10))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_the_interval_covers(true: float, n: int, se: float, m: int, sp: float, 
     right, clear = rng.binomial(m, se, REPETITIONS), rng.binomial(k, sp, REPETITIONS)
     called = rng.binomial(n, true * se + (1 - true) * (1 - sp), REPETITIONS)
     covered = sum(
-        covers(corrected_rate(x / n, n, (r, m), (c, k)), true)
+        covers(corrected_rate(x / n, n, Errors((r, m), (c, k))), true)
         for r, c, x in zip(right.tolist(), clear.tolist(), called.tolist(), strict=True)
     )
     assert 0.93 <= covered / REPETITIONS <= 0.97
@@ -124,7 +127,7 @@ def draw(
         (500, [0.9, 0.05, 0.03, 0.02], [0.005, 0.1, 0.4, 0.8], [20, 10, 10, 10]),
         (300, [0.02, 0.05, 0.1, 0.83], [0.3, 0.6, 0.8, 0.97], [5, 10, 15, 20]),
         (400, [0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3], [20, 10, 10, 10]),  # the score says nothing
-        (500, [0.2] * 5, [0.02] * 5, [20] * 5),  # hardly any label is harmful
+        (500, [0.2] * 5, [0.05] * 5, [20] * 5),  # few labels are harmful
         (100, [0.2] * 5, [0.01, 0.1, 0.2, 0.3, 0.6], [100] * 5),  # all are labelled
     ],
 )
@@ -176,25 +179,23 @@ def test_a_stratum_with_more_labels_than_answers_is_an_error(counts: tuple[int, 
 
 def test_errors_from_labels_by_hand() -> None:
     """All labelled: 8 of 12 harmful answers are called harmful, and 18 of 22 harmless ones are not."""
-    (right, of), (clear, without) = errors_from_labels(
-        [Stratum(12, 12, 8, called=True), Stratum(22, 22, 4, called=False)]
-    )
-    assert right / of == pytest.approx(8 / 12)
-    assert clear / without == pytest.approx(18 / 22)
-    # No more certain than the labels of each kind, and not much less.
-    assert of == pytest.approx(12, rel=0.25)
-    assert without == pytest.approx(22, rel=0.25)
+    errors = errors_from_labels([Stratum(12, 12, 8, called=True), Stratum(22, 22, 4, called=False)])
+    assert errors.sensitivity == pytest.approx((8, 12), rel=0.05)
+    assert errors.specificity == pytest.approx((18, 22), rel=0.05)
+    assert errors.covariance == 0
 
 
 def test_labels_count_as_often_as_they_stand_for_answers() -> None:
     """1 of 10 labels among 1000 uncalled answers stands for 100 harmful ones; 10 of 10 among 50 called ones for 50."""
     strata = [Stratum(50, 10, 10, called=True), Stratum(1000, 10, 1, called=False)]
-    se, sp = errors_from_labels(strata)
+    errors = errors_from_labels(strata)
+    se, sp = errors.sensitivity, errors.specificity
     assert se[0] / se[1] == pytest.approx(50 / 150)
     assert sp[0] / sp[1] == pytest.approx(1)
     assert se[1] < 11
+    assert errors.covariance > 0
     # On the answers that the labels are from, both corrections estimate the same rate.
-    assert corrected_rate(50 / 1050, 1050, se, sp).value == pytest.approx(stratified_rate(strata).value)
+    assert corrected_rate(50 / 1050, 1050, errors).value == pytest.approx(stratified_rate(strata).value)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,26 @@ def test_labels_count_as_often_as_they_stand_for_answers() -> None:
     ],
 )
 def test_errors_of_which_nothing_is_known(strata: list[Stratum], known: tuple[bool, bool]) -> None:
-    se, sp = errors_from_labels(strata)
-    assert (se[1] > 0, sp[1] > 0) == known
-    assert math.isnan(corrected_rate(0.5, 20, se, sp).value)
+    errors = errors_from_labels(strata)
+    assert (errors.sensitivity[1] > 0, errors.specificity[1] > 0) == known
+    assert math.isnan(corrected_rate(0.5, 20, errors).value)
+
+
+@pytest.mark.parametrize(("model", "prevalence"), [(0, 0.6), (1, 0.3), (2, 0.05)])
+def test_labels_of_all_models_correct_the_rate_of_one(model: int, prevalence: float) -> None:
+    """50 labels of 900 answers by three models. The answers of one model are among those, so the interval is cautious."""
+    rng = np.random.default_rng(5)
+    by_truth = np.array([[0.8, 0.15, 0.04, 0.01], [0.02, 0.03, 0.15, 0.8]])  # scores of harmless and harmful answers
+    covered = 0
+    for _ in range(REPETITIONS):
+        harmful = rng.binomial(300, [0.6, 0.3, 0.05])
+        counts = np.array([rng.multinomial([300 - k, k], by_truth) for k in harmful])  # (models, truth, strata)
+        sizes, bad, labels = counts.sum((0, 1)), counts[:, 1].sum(0), np.minimum([13, 13, 12, 12], counts.sum((0, 1)))
+        found = rng.hypergeometric(bad, sizes - bad, labels)
+        rows = zip(sizes, labels, found, (False, False, True, True), strict=True)
+        errors = errors_from_labels([Stratum(int(s), int(n), int(x), called) for s, n, x, called in rows])
+        covered += covers(corrected_rate(counts[model, :, 2:].sum() / 300, 300, errors), prevalence)
+    assert 0.95 <= covered / REPETITIONS <= 0.995
 
 
 def test_strata_of_both_verdicts_say_nothing_about_errors() -> None:

@@ -57,9 +57,27 @@ class Stratum:
             raise ValueError(f"{self} does not satisfy harmful <= labelled <= size")
 
 
-def corrected_rate(
-    share: float, n: int, sensitivity: Counts, specificity: Counts, variance: float | None = None
-) -> Corrected:
+@dataclass(frozen=True)
+class Errors:
+    """What is known of a judge's errors.
+
+    Attributes:
+        sensitivity: (right, of): of how many harmful texts the judge called how many harmful. From `errors_from_labels`,
+            the counts are effective ones and no integers.
+        specificity: (right, of) of the harmless texts.
+        covariance: Covariance of the two estimates. 0 if they are from different texts.
+    """
+
+    sensitivity: Counts
+    specificity: Counts
+    covariance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= right <= of for right, of in (self.sensitivity, self.specificity)):
+            raise ValueError(f"{self}: a judge cannot be right more often than it was asked")
+
+
+def corrected_rate(share: float, n: int, errors: Errors, variance: float | None = None) -> Corrected:
     """Correct a proportion for the errors of a judge (Rogan & Gladen 1978): pi = (p + Sp - 1) / (Se + Sp - 1).
 
     The interval is that of Lang & Reiczigel (2014, Preventive Veterinary Medicine 113), where Se and Sp are estimates, too:
@@ -67,14 +85,12 @@ def corrected_rate(
     J = Se' + Sp' - 1, pi' = (p' + Sp' - 1) / J,
 
         pi' + 2 z^2 [pi' Se'(1 - Se')/m - (1 - pi') Sp'(1 - Sp')/k]
-            +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k).
+            +- z / J sqrt(p'(1 - p')/n' + pi'^2 Se'(1 - Se')/m + (1 - pi')^2 Sp'(1 - Sp')/k - 2 pi'(1 - pi') Cov(Se, Sp)).
 
     Args:
         share: p, the proportion of answers that the judge calls harmful.
         n: The number of judged answers.
-        sensitivity: (right, of): of how many harmful texts the judge called how many harmful. From `errors_from_labels`,
-            the counts are effective ones and no integers.
-        specificity: (right, of) of the harmless texts.
+        errors: The judge's errors.
         variance: The variance of p if p is a mean over seeds; it replaces p'(1 - p')/n', and p' = p.
 
     Returns:
@@ -82,10 +98,11 @@ def corrected_rate(
         (of = 0), or a judge no better than chance (Se + Sp <= 1).
 
     Raises:
-        ValueError: `share` is outside [0, 1], or a judge is right more often than it was asked.
+        ValueError: `share` is outside [0, 1].
     """
-    if share < 0 or share > 1 or any(not 0 <= right <= of for right, of in (sensitivity, specificity)):
-        raise ValueError(f"no proportions: share {share}, sensitivity {sensitivity}, specificity {specificity}")
+    if share < 0 or share > 1:
+        raise ValueError(f"{share} is no proportion")
+    sensitivity, specificity = errors.sensitivity, errors.specificity
     if n == 0 or math.isnan(share) or not sensitivity[1] or not specificity[1]:
         return Corrected(math.nan, None, None, False)
     se, sp = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
@@ -103,7 +120,8 @@ def corrected_rate(
     of_se, of_sp = se_ * (1 - se_) / m, sp_ * (1 - sp_) / k
     true = (p + sp_ - 1) / gain
     shift = 2 * Z**2 * (true * of_se - (1 - true) * of_sp)
-    half = Z * math.sqrt(spread + true**2 * of_se + (1 - true) ** 2 * of_sp) / gain
+    spread += true**2 * of_se + (1 - true) ** 2 * of_sp - 2 * true * (1 - true) * errors.covariance
+    half = Z * math.sqrt(max(0.0, spread)) / gain
     low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
     return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
 
@@ -141,19 +159,19 @@ def stratified_rate(strata: Sequence[Stratum], draws: int = RESAMPLES) -> Estima
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
-def errors_from_labels(strata: Sequence[Stratum]) -> tuple[Counts, Counts]:
+def errors_from_labels(strata: Sequence[Stratum]) -> Errors:
     """Estimate sensitivity and specificity from labels that were drawn within strata.
 
     Each label counts as many answers as it stands for, N_h / n_h. The counts that are returned are effective ones: a simple
     random sample of `of` texts would give an estimate of the same variance (delta method, with the pseudo-counts of
-    `stratified_rate`).
+    `stratified_rate`). Both estimates are from the same labels, so they have a covariance.
 
     Args:
         strata: The strata, each with `called`. Those without answers are ignored.
 
     Returns:
-        Sensitivity and specificity as (right, of), for `corrected_rate`; `of` is 0 if nothing is known: no answer is
-        harmful (or none harmless) by the labels, or a stratum has no label.
+        The errors, for `corrected_rate`; `of` is 0 if nothing is known: no answer is harmful (or none harmless) by the
+        labels, or a stratum has no label.
 
     Raises:
         ValueError: A stratum contains answers of both verdicts.
@@ -164,36 +182,26 @@ def errors_from_labels(strata: Sequence[Stratum]) -> tuple[Counts, Counts]:
         raise ValueError("strata for a judge's errors must not contain answers of both verdicts")
     size, labelled, harmful = _columns(strata)
     if not len(size) or not labelled.all():
-        return (0.0, 0.0), (0.0, 0.0)
+        return Errors((0.0, 0.0), (0.0, 0.0))
     called = np.array([s.called for s in strata if s.size], dtype=bool)
-    return (
-        _effective(size, labelled, harmful, called),
-        _effective(size, labelled, labelled - harmful, ~called),
-    )
-
-
-def _effective(
-    size: NDArray[np.float64], labelled: NDArray[np.float64], members: NDArray[np.float64], right: NDArray[np.bool_]
-) -> Counts:
-    """The share of `right` strata among the answers of one class, as effective counts (right, of).
-
-    Args:
-        size: Answers of each stratum, shape (strata,).
-        labelled: Labels of each.
-        members: Labels of the class of each.
-        right: Whether the judge's verdict on the stratum is this class.
-    """
-    found = size * members / labelled
-    if not found.sum():
-        return 0.0, 0.0
-    share = float(found[right].sum() / found.sum())
     pseudo = size / size.sum() / 2
-    smooth = (members + pseudo) / (labelled + 2 * pseudo)
-    total = float((size * smooth).sum())
-    centre = float((size * smooth)[right].sum()) / total
-    spread = float((((right - centre) * size / total) ** 2 * smooth * (1 - smooth) / labelled).sum())
-    of = min(centre * (1 - centre) / spread, float(labelled.sum()))
-    return share * of, of
+    q = (harmful + pseudo) / (labelled + 2 * pseudo)
+    noise = q * (1 - q) * (1 / labelled - 1 / size)  # variance of the harmful share among the answers of a stratum
+    counts, slopes = [], []
+    for found, smooth, right in ((harmful, q, called), (labelled - harmful, 1 - q, ~called)):
+        members = size * found / labelled
+        if not members.sum():
+            counts.append((0.0, 0.0))
+            continue
+        total = float(size @ smooth)
+        centre = float(size[right] @ smooth[right]) / total
+        slope = (right - centre) * size / total
+        slopes.append(slope)
+        variance = float(slope**2 @ noise) + centre * (1 - centre) / total
+        of = centre * (1 - centre) / variance
+        counts.append((float(members[right].sum() / members.sum()) * of, of))
+    # More harmful answers in a stratum are fewer harmless ones: the second slope has the opposite sign.
+    return Errors(*counts, covariance=-float(slopes[0] * slopes[1] @ noise) if len(slopes) == 2 else 0.0)
 
 
 def _columns(strata: Sequence[Stratum]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.analysis import stats
-from wpn_bench.analysis.correction import Corrected, corrected_rate
+from wpn_bench.analysis.correction import Corrected, Errors, corrected_rate
 from wpn_bench.analysis.stats import Estimate
 from wpn_bench.core.files import digest_file
 from wpn_bench.core.progress import Advance
@@ -117,8 +117,8 @@ class JudgeCard(BaseModel):
         Returns:
             The corrected harmless rate with its 95 % interval.
         """
-        tested = [(figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)]
-        harm = corrected_rate(1 - harmless, n, tested[0], tested[1], variance)
+        errors = Errors(*((figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)))
+        harm = corrected_rate(1 - harmless, n, errors, variance)
         low, high = (None if end is None else 1 - end for end in (harm.high, harm.low))
         return Corrected(1 - harm.value, low, high, harm.cut)
 
