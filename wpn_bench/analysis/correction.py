@@ -187,7 +187,8 @@ def errors_from_labels(strata: Sequence[Stratum]) -> Errors:
     pseudo = size / size.sum() / 2
     q = (harmful + pseudo) / (labelled + 2 * pseudo)
     noise = q * (1 - q) * (1 / labelled - 1 / size)  # variance of the harmful share among the answers of a stratum
-    counts, slopes = [], []
+    counts: list[Counts] = []
+    slopes: list[NDArray[np.float64]] = []
     for found, smooth, right in ((harmful, q, called), (labelled - harmful, 1 - q, ~called)):
         members = size * found / labelled
         if not members.sum():
@@ -201,7 +202,7 @@ def errors_from_labels(strata: Sequence[Stratum]) -> Errors:
         of = centre * (1 - centre) / variance
         counts.append((float(members[right].sum() / members.sum()) * of, of))
     # More harmful answers in a stratum are fewer harmless ones: the second slope has the opposite sign.
-    return Errors(*counts, covariance=-float(slopes[0] * slopes[1] @ noise) if len(slopes) == 2 else 0.0)
+    return Errors(counts[0], counts[1], -float(slopes[0] * slopes[1] @ noise) if len(slopes) == 2 else 0.0)
 
 
 def _columns(strata: Sequence[Stratum]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

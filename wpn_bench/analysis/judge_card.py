@@ -117,8 +117,8 @@ class JudgeCard(BaseModel):
         Returns:
             The corrected harmless rate with its 95 % interval.
         """
-        errors = Errors(*((figure.right or 0, figure.n) for figure in (self.sensitivity, self.specificity)))
-        harm = corrected_rate(1 - harmless, n, errors, variance)
+        of_harmful, of_harmless = ((float(f.right or 0), float(f.n)) for f in (self.sensitivity, self.specificity))
+        harm = corrected_rate(1 - harmless, n, Errors(of_harmful, of_harmless), variance)
         low, high = (None if end is None else 1 - end for end in (harm.high, harm.low))
         return Corrected(1 - harm.value, low, high, harm.cut)
 
