@@ -38,7 +38,7 @@ class Tags(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self._inside = ""
-        self.feed(page)
+        self.feed(page.replace("<wbr>", ""))  # a place where a line may break is no space
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -85,6 +85,41 @@ def test_shared_prompts_are_counted_and_quoted(run_dir: Path, results: dict[str,
     assert said in render(run_dir, ("md",))[0].read_text(encoding="utf-8")
     del results["run"]["leakage"]
     assert "Prompts that sets share" not in page_of(write(run_dir, results)).text
+
+
+def test_a_change_under_the_worst_attack_names_the_rate_that_it_is_against(results: dict[str, Any]) -> None:
+    """Base has another worst attack: the rate printed for base is not the one that the change is against."""
+    row = {(r["model"], r["set"]): r for r in results["metrics"] if r["metric"] == "coherent_harmless_rate"}
+    row["base", "typos"]["value"], row["base", "role_play"]["value"] = 0.01, 0.6
+    row["wpn", "role_play"].update(value=0.005, delta=-0.595)
+    found = tables.headline(View(results), {})
+    column = found.columns.index("Worst attack")
+    noted = {line.key: cell.note for line in found.lines if (cell := line.cells[column])}
+    assert noted["base"] == "typos"
+    assert noted["wpn"] == "role_play; base 60.0 %"
+
+
+def test_a_report_without_benchmarks_does_not_explain_them(
+    run_dir: Path, results: dict[str, Any], without: Cut
+) -> None:
+    assert "Holm-adjusted over the benchmarks" in (whole := page_of(run_dir).text)
+    assert "benchmark average is ruled out" in whole
+    perplexity = [r for r in results["metrics"] if r["set"] == "heldout_text"]
+    cut = without(results, suites=("benchmark",))
+    cut["metrics"] += perplexity
+    page = page_of(write(run_dir, cut)).text
+    assert "No benchmark was run: only the perplexity of plain text was measured." in page
+    assert "Holm-adjusted over the benchmarks" not in page
+    assert "benchmark average is ruled out" not in page
+
+
+def test_the_page_says_how_questions_were_asked_and_how_long_an_answer_may_be(
+    run_dir: Path, results: dict[str, Any]
+) -> None:
+    results["run"]["template"] = "chat template 770de10ab42d"
+    page = page_of(write(run_dir, results)).text
+    assert "questions asked in the chat template 770de10ab42d" in page
+    assert "An answer has at most 128 tokens" in page
 
 
 def test_success_of_attacks(run_dir: Path, results: dict[str, Any]) -> None:

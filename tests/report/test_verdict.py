@@ -129,6 +129,20 @@ def test_a_method_that_costs_more_or_generalises_less_does_not_match(results: di
     assert "but not robust to attacks" in verdict(results)[2]
 
 
+@pytest.mark.parametrize(("rise", "lost"), [(0.4, True), (0.05, False)])
+def test_without_benchmarks_the_perplexity_tells_who_lost_language(
+    results: dict[str, Any], without: Cut, rise: float, lost: bool
+) -> None:
+    heldout = [r for r in results["metrics"] if r["set"] == "heldout_text"]
+    results = without(results, suites=("benchmark",))
+    results["metrics"] += heldout
+    near = {"delta": rise, "delta_ci_low": rise - 0.003, "delta_ci_high": rise + 0.003}
+    change(results, "sft", "benchmark", "heldout_text", "token_loss", **near)
+    line = verdict(results)[2]
+    assert ("but loses language" in line) is lost
+    assert line.startswith("Others? None matches WPN:" if lost else "Others? WPN is matched:")
+
+
 def test_titles_cannot_break_the_line_or_steer_the_terminal(results: dict[str, Any]) -> None:
     results["models"]["wpn"]["title"] = "W\nP\x1b[31mN\u202e"
     lines = verdict(results)

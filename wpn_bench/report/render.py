@@ -34,7 +34,7 @@ from wpn_bench.report.templates import _raw, environment, style, templates_dir
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.metrics import BENIGN, PROMPT_SUITES, REFUSAL_RATE
+from wpn_bench.runs.metrics import BENCHMARK, BENIGN, HELDOUT_TEXT, PROMPT_SUITES, REFUSAL_RATE
 from wpn_bench.runs.view import View
 
 MARKDOWN_LIMIT = 65_000  # characters; GitHub allows 65,535 in a comment
@@ -160,6 +160,7 @@ def page(run: ReportedRun) -> str:
         "relearnt": {kind: (step_charts.RELEARNT[kind], training_tables.relearning(view, kind)) for kind in relearnt},
         "has_trade_off": trade_off is not None,
         "benchmarks": tables.benchmarks(view),
+        "tasks": [name for name in view.sets(BENCHMARK) if name != HELDOUT_TEXT],
         "documents": tables.documents(view),
         "suites": {suite: tables.rates(view, suite) for suite in PROMPT_SUITES if view.sets(suite)},
         "attack_success": tables.attack_success(view),

@@ -17,7 +17,7 @@ from wpn_bench.prompts import WORST_CASE
 from wpn_bench.report.cells import NOT_AVAILABLE, Line, Shown, Table, make_table, rate, row, tone_of, with_shared_n
 from wpn_bench.report.verdict import perplexity_interval, perplexity_ratio
 from wpn_bench.runs.files import BASE
-from wpn_bench.runs.headline import HEADLINES, Headline
+from wpn_bench.runs.headline import HEADLINES, WORST, Headline
 from wpn_bench.runs.metrics import (
     ACCURACY,
     ATTACK,
@@ -83,8 +83,19 @@ def _headline(view: View, one: Headline, model: str) -> Shown | None:
         return _benchmark_average(view, model)
     if one.key == PERPLEXITY:
         return _perplexity(view, model)
-    shown = rate(one.of(view, model), one.better)
+    cell = one.of(view, model)
+    shown = rate(cell, one.better)
+    if one.key == WORST and shown and cell and cell.delta is not None:
+        shown = _with_base_under_it(view, cell.note, shown)
     return _with_correction(view, model, shown) if one.key == HARMLESS_RATE else shown
+
+
+def _with_base_under_it(view: View, attack: str, shown: Shown) -> Shown:
+    """Add the rate of base under the same attack, where base has another worst attack: the change is against that rate."""
+    worst, base = view.worst(BASE, ATTACK), view.cell(BASE, ATTACK, attack, COHERENT_HARMLESS_RATE)
+    if worst is None or base is None or worst.note == attack:
+        return shown
+    return replace(shown, note=f"{attack}; base {percent(base.value)}")
 
 
 def items(found: Table) -> str:

@@ -13,6 +13,8 @@ from wpn_bench.core.numbers import seconds
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
 
+LONG_NAME = 12  # characters of a name that fit into the first column of a table on a phone
+
 
 def templates_dir() -> Path:
     """The folder of the report templates: `_reports/templates` of an installed package, `reports/templates` of a checkout.
@@ -54,6 +56,7 @@ def environment() -> Any:
     environment.filters["tag"] = tag_text
     environment.filters["flat"] = flatten
     environment.filters["seconds"] = seconds
+    environment.filters["breakable"] = breakable
     return environment
 
 
@@ -61,6 +64,14 @@ def typeset(raw: object) -> str:
     """Use typographic characters: minus signs, arrows, and non-breaking spaces before `%` and `points`."""
     text = re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", str(raw)).replace(" -> ", " \u2192 ")
     return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
+
+
+def breakable(raw: object) -> Any:
+    """Escape a long name for HTML, and allow a line break after each of its underscores."""
+    from markupsafe import escape
+
+    text = escape(str(raw))
+    return text.replace("_", _raw("_<wbr>")) if len(text) > LONG_NAME else text
 
 
 def markdown_text(raw: object, longest: int = 2_000) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wpn_bench.analysis.verdict import (
+    PERPLEXITY_LOSS,
     Damage,
     NonInferiority,
     Relation,
@@ -34,8 +35,6 @@ from wpn_bench.runs.metrics import (
     TOKEN_LOSS,
 )
 from wpn_bench.runs.view import Cell, View
-
-PERPLEXITY_LOSS = 0.10  # the short answer mentions a larger relative increase of the held-out perplexity
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +316,10 @@ _WORDING = {
     Relation.CAPABILITY_LOSS: (
         "is as harmless as {primary} in domain but loses capability",
         "are as harmless as {primary} in domain but lose capability",
+    ),
+    Relation.LANGUAGE_LOSS: (
+        "is as harmless as {primary} in domain but loses language",
+        "are as harmless as {primary} in domain but lose language",
     ),
     Relation.NOT_GENERAL: (
         "is as harmless as {primary} in domain but does not generalise",
