@@ -276,68 +276,6 @@ def test_holm_against_statsmodels(p_values: list[float]) -> None:
 # --- judges ----------------------------------------------------------------------------------------------------------
 
 
-def answers(table: list[list[int]]) -> tuple[list[bool], list[bool]]:
-    """Verdicts of two judges with these counts: rows the first's no and yes, columns the second's."""
-    pairs = [(bool(i), bool(j)) for i in (0, 1) for j in (0, 1) for _ in range(table[i][j])]
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def test_kappa_by_hand() -> None:
-    """20 of 50 proposals refused by both, 15 taken by both: po .7, pe .5 * .6 + .5 * .4 = .5, kappa .4."""
-    k = stats.kappa(*answers([[20, 5], [10, 15]]))
-    assert (k.n, k.agreement, k.first, k.second) == (50, 0.7, 0.5, 0.4)
-    assert k.value == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("table", [[[200, 50], [100, 150]], [[900, 30], [20, 50]], [[10, 200], [150, 640]]])
-def test_kappa_against_statsmodels(table: list[list[int]]) -> None:
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    k, known = stats.kappa(*answers(table)), cohens_kappa(table)
-    assert k.value == pytest.approx(known.kappa)
-    assert k.low is not None
-    assert k.high is not None
-    # Half an item in each cell moves the ends a little.
-    assert (k.low, k.high) == pytest.approx((known.kappa_low, known.kappa_upp), abs=0.01)
-
-
-def test_kappa_where_all_is_one_kind() -> None:
-    k = stats.kappa([False] * 5, [False] * 5)
-    assert math.isnan(k.value)
-    assert (k.low, k.high, k.agreement) == (None, None, 1.0)
-    perfect = stats.kappa(*answers([[3, 0], [0, 3]]))
-    assert perfect.value == perfect.high == 1.0
-    assert perfect.low is not None
-    assert perfect.low < 0.7  # six items prove little
-    assert math.isnan(stats.kappa([], []).value)
-
-
-def test_answers_to_one_prompt_are_no_independent_items() -> None:
-    a, b = answers([[20, 5], [10, 15]])
-    once = stats.kappa(a, b)
-    again = stats.kappa(a * 4, b * 4, [*range(50)] * 4)
-    blind = stats.kappa(a * 4, b * 4)
-    widths = [k.high - k.low for k in (once, again, blind) if k.low is not None and k.high is not None]
-    assert widths[1] == pytest.approx(widths[0], rel=0.1)
-    assert widths[2] < 0.6 * widths[0]
-
-
-@pytest.mark.parametrize(("n", "share", "agreeing"), [(60, 0.4, 0.8), (200, 0.15, 0.9), (400, 0.5, 0.6)])
-def test_kappas_interval_covers(n: int, share: float, agreeing: float) -> None:
-    """Two judges who look at the same truth and each keep to it with probability `agreeing`."""
-    rng = np.random.default_rng(0)
-
-    def judged(n: int) -> tuple[list[bool], list[bool]]:
-        truth = rng.random(n) < share
-        one, two = (np.where(rng.random(n) < agreeing, truth, rng.random(n) < share) for _ in range(2))
-        return one.tolist(), two.tolist()
-
-    true = stats.kappa(*judged(400_000)).value
-    found = [stats.kappa(*judged(n)) for _ in range(500)]
-    covered = np.mean([k.low is not None and k.high is not None and k.low <= true <= k.high for k in found])
-    assert covered >= 0.925
-
-
 def test_auc_by_hand_and_against_sklearn() -> None:
     from sklearn.metrics import roc_auc_score
 

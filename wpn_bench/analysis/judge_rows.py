@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import stats
+from wpn_bench.analysis.agreement import kappa
 from wpn_bench.analysis.metric_rows import NO_DIFFERENCE, metric_row, number_or_none
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import Row
@@ -43,7 +44,7 @@ def agreement(samples: pd.DataFrame, deciding: str, further: Sequence[str]) -> l
             # Responses of several seeds, or to variants of an attacked prompt, belong to one prompt and are not independent.
             units = frame["prompt"].astype(str).tolist()
             a, b = (list(~frame[columns[judge]].astype(bool)) for judge in (first, second))
-            k = stats.kappa(a, b, units)
+            k = kappa(a, b, units)
             found.append(
                 {
                     "judges": [first, second],

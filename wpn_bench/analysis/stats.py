@@ -360,66 +360,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class Agreement(Estimate):
-    """Cohen's kappa of two judges (the estimate), their raw agreement and their positive rates over `n` items."""
-
-    n: int
-    agreement: float
-    first: float
-    second: float
-
-
-def kappa(first: Sequence[bool], second: Sequence[bool], units: Sequence[object] | None = None) -> Agreement:
-    """Cohen's (1960) kappa, (po - pe) / (1 - pe): po is the raw agreement, pe = sum_k r_k c_k the agreement by chance.
-
-    The interval is the delta method's (Fleiss, Cohen & Everitt 1969), written as the variance of each item's influence
-
-        [(1[i = j] - po)(1 - pe) - (c_i + r_j - 2 pe)(1 - po)] / (1 - pe)^2      for an item in cell (i, j),
-
-    summed within `units`. For it, half a pseudo-item is added to each of the four cells, so that perfect agreement on a few
-    items does not count as certainty.
-
-    Args:
-        first: The decisions of one judge.
-        second: The decisions of the other.
-        units: The cluster of each item, since answers to one prompt are not independent; None: each item is its own.
-
-    Returns:
-        The agreement; kappa is NaN without interval if both judges always give the same single answer.
-    """
-    import numpy as np
-    from scipy.stats import norm
-
-    n = len(first)
-    if n == 0:
-        return Agreement(math.nan, None, None, 0, math.nan, math.nan, math.nan)
-    a, b = np.asarray(first, dtype=int), np.asarray(second, dtype=int)
-    counts = np.zeros((2, 2))
-    np.add.at(counts, (a, b), 1)
-
-    def parts(table: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64], NDArray[np.float64]]:
-        p = table / table.sum()
-        rows, columns = p.sum(1), p.sum(0)
-        return float(np.trace(p)), float(rows @ columns), rows, columns
-
-    po, pe, said, other = parts(counts)
-    if pe == 1.0:
-        return Agreement(math.nan, None, None, n, po, float(said[1]), float(other[1]))
-    value = (po - pe) / (1 - pe)
-    po_, pe_, rows, columns = parts(counts + 0.5)
-    spread = columns[:, None] + rows[None, :] - 2 * pe_
-    influence = ((np.eye(2) - po_) * (1 - pe_) - spread * (1 - po_)) / (1 - pe_) ** 2
-    _, unit = np.unique(np.arange(n) if units is None else np.asarray(units, dtype=str), return_inverse=True)
-    sums = np.bincount(unit, weights=influence[a, b])
-    error = math.sqrt(float((sums**2).sum()) + 0.5 * float((influence**2).sum())) / (n + 2)
-    half = float(norm.ppf((1 + LEVEL) / 2)) * error
-    centre = (po_ - pe_) / (1 - pe_)
-    # Centred on the adjusted kappa; the plain one lies inside.
-    low, high = min(centre - half, value), max(centre + half, value)
-    return Agreement(value, max(-1.0, low), min(1.0, high), n, po, float(said[1]), float(other[1]))
-
-
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
     """Area under the ROC curve: the probability that a positive scores above a negative, ties count half (Mann-Whitney).
 
