@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,11 @@ def main() -> None:
 
     timed = exchanges[: given.n]
     model, tokenizer = load(judge._model().path)
-    forms = {form[0]: score for form, score in judge._guard().forms}  # of this tokenizer, each is one token
+    # The judge also counts verdicts of two tokens, such as a line break and Yes. The pipeline generates one token, so both sides
+    # are timed with the verdicts of one token.
+    guard = judge._guard()
+    judge._loaded = replace(guard, forms=tuple((ids, score) for ids, score in guard.forms if len(ids) == 1))
+    forms = {ids[0]: score for ids, score in judge._loaded.forms}
     prompts = [tokenizer.decode(one.ids) for one in judge._guard().encoder.encode(timed)]
     part = prompts[:: max(1, len(prompts) // 32)]
     speed = {size: seconds(lambda size=size: pipeline_scores(model, tokenizer, forms, part, size))[0] for size in SIZES}
