@@ -1,7 +1,7 @@
-"""wpn-bench: unlearn harmful behaviour from a causal language model, measure it, compare it with the base.
+"""wpn-bench unlearns harmful behaviour from causal language models, and compares the resulting models with the base.
 
-The public face is small; everything else is reached through the command line or the modules named in
-CONTRIBUTING.md. Importing this package imports nothing heavy.
+The public Python API is `load_run` and `Run`. Everything else is used through the command line. Importing this package
+imports no large library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import wpn_bench` (and shell completion) does not pay for pandas.
+    # Imported only when used, because pandas would slow down `import wpn_bench` and shell completion.
     if name in {"Run", "load_run"}:
         from wpn_bench.report import notebook
 

@@ -1,4 +1,4 @@
-"""`python -m wpn_bench` is `wpn-bench`."""
+"""Lets `python -m wpn_bench` run the command `wpn-bench`."""
 
 from wpn_bench.cli.main import main
 

@@ -1,4 +1,8 @@
-"""What a run is to do: a preset from `tasks/presets/`, a user's YAML over it, and the command line over both."""
+"""The settings of a run, built from three sources.
+
+A preset from `tasks/presets/` gives the first values. The user's YAML file overrides the preset, and the options of the
+command line override both.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,13 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.methods.base import MethodConfig
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MAX_SEEDS = 100  # that many as a bare number
+MAX_SEEDS = 100  # largest number of seeds that can be given as a single number
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
 
 
 def split_candidate(entry: str) -> tuple[str, str]:
-    """Split `NAME=SOURCE`. Raises `ValueError` if it is not of that form."""
+    """Split `NAME=SOURCE` into the name and the source. Raises `ValueError` if the text does not have this form."""
     name, equals, source = entry.partition("=")
     if not equals or not source.strip() or not _LABEL.fullmatch(name):
         raise ValueError(f"the candidate {entry!r} is not NAME=SOURCE, such as mine=./folder (a name has no spaces)")
@@ -56,7 +60,8 @@ class RunConfig(BaseModel):
         str,
         Option(
             flags=("--model", "-m"),
-            help="Hub id (facebook/opt-125m) or folder. Without it: the embedded lab model, offline.",
+            help="Hub id (facebook/opt-125m) or folder of the base model. Without this option, the small lab model that comes "
+            "with wpn-bench is used, which needs no network.",
             panel=MODEL_AND_DATA,
         ),
     ]
@@ -67,8 +72,8 @@ class RunConfig(BaseModel):
             flags=("--candidate",),
             type=list[str],
             metavar="NAME=SOURCE",
-            help="A model that is already there, measured beside the base without training (repeatable): a folder, a hub "
-            "id (with @revision), a LoRA adapter, a .gguf file, or an endpoint, openai:URL#MODEL.",
+            help="A finished model to measure and compare with the base, without training it (repeatable). SOURCE is a "
+            "folder, a hub id (with @revision), a LoRA adapter, a .gguf file, or an endpoint, openai:URL#MODEL.",
             panel=MODEL_AND_DATA,
         ),
     ] = ()
@@ -76,40 +81,40 @@ class RunConfig(BaseModel):
         dict[str, dict[str, Any]],
         Option(
             flags=("--methods", "--method"),
-            help="Methods, comma separated: wpn,npo,dpo (`wpn-bench list methods` shows all).",
+            help="Unlearning methods, comma separated: wpn,npo,dpo (`wpn-bench list methods` shows all).",
             panel=MODEL_AND_DATA,
             comma_separated=True,
             complete="methods",
         ),
-    ] = Field(description="`method` or `method:label` -> changes to its defaults")
+    ] = Field(description="maps `method` or `method:label` to the options that differ from the method's defaults")
     training: Annotated[
         dict[str, Any],
         Option(
             key="lora",
             type=int,
             metavar="RANK",
-            help="Train low-rank adapters of this rank (16 is usual) instead of all weights, with every method. Adam then "
-            "needs a fraction of the memory. The adapters are merged into the saved model, and are also saved in adapter/.",
+            help="Every method trains low-rank adapters of this rank (16 is usual) instead of all weights. Adam then needs "
+            "a fraction of the memory. The adapters are merged into the saved model, and are also saved in adapter/.",
             panel=TRAINING,
         ),
         Option(
             key="mixed_precision",
-            help="no, bf16 or fp16: compute the forward and backward pass in 16 bits, keep weights and losses in float32. "
-            "Faster on a GPU; bf16 needs an Ampere GPU or newer, fp16 works on older ones.",
+            help="no, bf16 or fp16. With bf16 and fp16, the forward and backward pass are computed in 16 bits, and weights "
+            "and losses stay in float32. This is faster on a GPU. bf16 needs an Ampere GPU or newer; fp16 works on older GPUs.",
             panel=TRAINING,
         ),
         Option(
             key="gradient_checkpointing",
             type=bool,
-            help="Compute activations again in the backward pass instead of storing them: about a third slower, far less "
-            "memory, the same gradients.",
+            help="Compute activations again in the backward pass instead of storing them. Training is about a third slower "
+            "and needs far less memory. The gradients stay the same.",
             panel=TRAINING,
         ),
         Option(
             key="accumulation",
             type=int,
-            help="Micro-batches per optimiser step: N times the items of a step in the memory of one. To keep the number "
-            "of items per step, divide batch_size by N.",
+            help="Number N of micro-batches per optimiser step. Each step then trains on N times as many items, in the same "
+            "memory. To keep the number of items per step, divide batch_size by N.",
             panel=TRAINING,
         ),
     ] = Field({}, description="options of MethodConfig for every method; a method's own options override them")
@@ -117,8 +122,8 @@ class RunConfig(BaseModel):
         int | None,
         Option(
             type=int,
-            help="Train one model in N processes on this machine, each with a part of every batch: the same steps on the "
-            "same items, so the same model. On GPUs one process per GPU.",
+            help="Train each model in N processes on this machine (with GPUs, one per GPU). Each process takes a part of "
+            "every batch. The steps and their items, and so the model, stay the same.",
             panel=TRAINING,
         ),
     ] = Field(None, ge=1)
@@ -127,7 +132,8 @@ class RunConfig(BaseModel):
         Option(
             type=Path,
             metavar="FILE",
-            help="File that `accelerate config` wrote: number of processes, FSDP (version 2), which shards the weights.",
+            help="File that `accelerate config` wrote. It sets the number of processes, and FSDP (version 2), which shards "
+            "the weights.",
             panel=TRAINING,
         ),
     ] = None
@@ -136,14 +142,14 @@ class RunConfig(BaseModel):
         Option(
             comma_separated=True,
             help="Also send training curves to tensorboard (RUN/logs), wandb, mlflow, ..., comma separated. A model that is "
-            "already in the store is not trained again, so it sends nothing. For measured results: `wpn-bench export`.",
+            "already in the store is not trained again, so it sends nothing. `wpn-bench export` sends measured results.",
             panel=TRAINING,
         ),
     ] = ()
     forget: Annotated[
         str,
         Option(
-            help="Forget set: a name, or a .jsonl/.json/.csv/.tsv/.parquet file with prompt, harmful, harmless.",
+            help="Forget set: a name, or a .jsonl/.json/.csv/.tsv/.parquet file with the columns prompt, harmful and harmless.",
             panel=MODEL_AND_DATA,
             complete="prompts",
         ),
@@ -153,23 +159,23 @@ class RunConfig(BaseModel):
         Option(
             comma_separated=True,
             metavar="FIELD=COLUMN",
-            help="Columns of your own files, comma separated: prompt=goal,harmful=rejected,harmless=chosen,text=body. Others "
-            "are found by their usual names (docs/inputs.md).",
+            help="Columns of your own files, comma separated: prompt=goal,harmful=rejected,harmless=chosen,text=body. Columns "
+            "that you do not name are found by their usual names (docs/inputs.md).",
             panel=MODEL_AND_DATA,
         ),
-    ] = Field({}, description="prompt, harmful, harmless or text -> column of your own files")
-    vet: bool = Field(True, description="drop harmless references of the forget set that the judge calls harmful")
-    validation: str | None = Field(None, description="None: a tenth of the forget set is held back")
+    ] = Field({}, description="maps prompt, harmful, harmless or text to the column of your own files")
+    vet: bool = Field(True, description="drop the forget items whose harmless response the judge calls harmful")
+    validation: str | None = Field(None, description="validation prompts; None holds back a tenth of the forget set")
     in_domain: Annotated[
         tuple[str, ...],
         Option(
             flags=("--prompts",),
             type=list[str],
-            help="in_domain=FILE replaces the in-domain test prompts, validation=FILE the validation prompts; NAME=FILE "
-            "adds an out-of-distribution set.",
+            help="in_domain=FILE replaces the in-domain test prompts, and validation=FILE replaces the validation prompts. "
+            "Any other NAME=FILE adds an out-of-distribution set.",
             panel=MODEL_AND_DATA,
         ),
-    ] = Field((), description="empty: a fifth of the forget set is held back")
+    ] = Field((), description="in-domain test prompts; empty holds back a fifth of the forget set")
     ood: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     retain: str
@@ -189,16 +195,22 @@ class RunConfig(BaseModel):
         Option(
             flags=("--attack-file",),
             type=list[str],
-            help="Your own attack templates with {prompt} in them, .csv, .jsonl or .yaml, added to the attacks (repeatable).",
+            help="A .csv, .jsonl or .yaml file of your own attack templates, which contain {prompt}. They are added to the "
+            "attacks (repeatable).",
             panel=MODEL_AND_DATA,
         ),
     ] = ()
     gradient_attacks: dict[str, dict[str, Any]] = Field(
-        {}, description="gcg, soft_prompt -> changes to its defaults: searched against every model on the same budget"
+        {},
+        description="maps gcg or soft_prompt to the options that differ from its defaults; every model gets the same budget",
     )
-    gradient_limit: Count | None = Field(None, description="in-domain prompts that they search on; None: all")
-    relearn: Relearn | None = Field(None, description="fine-tune every model a little, then measure it again")
-    quantise: tuple[str, ...] = Field((), description="int8, int4: also measure every model with quantised weights")
+    gradient_limit: Count | None = Field(
+        None, description="number of in-domain prompts that gradient attacks use; None means all"
+    )
+    relearn: Relearn | None = Field(None, description="settings of the relearning attack; None leaves it out")
+    quantise: tuple[str, ...] = Field(
+        (), description="int8 or int4; every model is also measured with weights quantised in this way"
+    )
     benchmarks: Annotated[
         tuple[str, ...],
         Option(
@@ -214,8 +226,9 @@ class RunConfig(BaseModel):
         Option(
             flags=("--metric",),
             type=list[str],
-            help="TASK=METRIC[,FILTER]: what scores a benchmark, as in gsm8k=exact_match,flexible-extract (repeatable; TASK "
-            "may contain *). Without it: acc, exact_match, acc_norm or the only metric, of the first filter.",
+            help="TASK=METRIC[,FILTER] chooses the metric that scores a benchmark, as in gsm8k=exact_match,flexible-extract "
+            "(repeatable; TASK may contain *). By default it is acc, exact_match, acc_norm or the only metric, of the first "
+            "filter.",
             panel=MODEL_AND_DATA,
         ),
     ] = ()
@@ -231,7 +244,7 @@ class RunConfig(BaseModel):
         bool,
         Option(
             type=bool,
-            help="With --apply-chat-template: give the few-shot examples of benchmarks as turns of the conversation.",
+            help="Give the few-shot examples of benchmarks as turns of the conversation. Needs --apply-chat-template.",
             panel=MODEL_AND_DATA,
         ),
     ] = False
@@ -241,26 +254,35 @@ class RunConfig(BaseModel):
         Option(
             type=list[str],
             comma_separated=True,
-            help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ...; several, "
-            "comma separated or each with --judge: the first decides, the others are reported as well.",
+            help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ... You can "
+            "give several, comma separated or each with --judge. The first one decides which responses are harmful; the "
+            "rates of the others are reported as well.",
             panel=MEASUREMENT,
             complete="judges",
         ),
-    ] = Field("detoxify:original", description="the judge that decides; as text or mapping (docs/judges.md)")
-    judges: tuple[str, ...] = Field((), description="further judges: their rates and agreement are reported as well")
+    ] = Field(
+        "detoxify:original",
+        description="the judge that decides which responses are harmful, as text or mapping (docs/judges.md)",
+    )
+    judges: tuple[str, ...] = Field(
+        (), description="further judges, whose rates and agreement with the deciding judge are reported as well"
+    )
     judge_card: Annotated[
         str | None,
         Option(
-            help="Card of the deciding judge (`wpn-bench judge`): the report also gives rates corrected for its errors.",
+            help="File with the measured error rates of the first judge (`wpn-bench judge` writes it). The report then also "
+            "gives rates that are corrected for these errors.",
             panel=MEASUREMENT,
         ),
-    ] = Field(None, description="None: the card that is shipped with the judge, if there is one")
-    threshold: float = Field(0.5, gt=0, lt=1, description="of every judge that does not state its own")
+    ] = Field(
+        None, description="card of the deciding judge; None uses the card that comes with the judge, if there is one"
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="threshold of every judge that does not set its own")
     template: Annotated[
         str,
         Option(
-            help="How questions are put to the model: auto (its chat template if it has one, else plain), chat, plain "
-            "(### Question: ...), a text with {prompt} in it, or a file with such a text or a Jinja chat template. "
+            help="Template for questions: auto (the model's chat template if it has one, else plain), chat, plain "
+            "(### Question: ...), a text that contains {prompt}, or a file with such a text or a Jinja chat template. "
             "Continuations are never put into a template.",
             panel=MODEL_AND_DATA,
         ),
@@ -273,7 +295,7 @@ class RunConfig(BaseModel):
         bool,
         Option(
             type=bool,
-            help="Judge responses without their reasoning (<think>...</think>), which stays in the samples.",
+            help="Remove the reasoning (<think>...</think>) from responses before they are judged. The stored samples keep it.",
             panel=MEASUREMENT,
         ),
     ] = False
@@ -281,20 +303,21 @@ class RunConfig(BaseModel):
         Kind,
         Option(
             flags=("--prompt-kind",),
-            help="Prompts of your own files are question (put into the template) or continuation.",
+            help="What the prompts in your own files are: question (they are put into the template) or continuation (the "
+            "model continues the text).",
             panel=MODEL_AND_DATA,
         ),
     ] = "question"
     decoding: Annotated[
         Decoding,
-        Option(key="max_new_tokens", type=int, help="Length of a response in tokens.", panel=MEASUREMENT),
+        Option(key="max_new_tokens", type=int, help="Maximum length of a response in tokens.", panel=MEASUREMENT),
         Option(key="batch_size", type=int, help="Prompts and benchmark requests per batch.", panel=MEASUREMENT),
     ] = Decoding()
     seeds: Annotated[
         tuple[int, ...],
         Option(
-            help="How many (3: seeds 0, 1, 2), or a list with commas (5,7; or 7, for one seed): training and its "
-            "measurement are repeated for each seed.",
+            help="Number of seeds (3 means seeds 0, 1 and 2), or a list with commas (5,7; write 7, for the single seed 7). "
+            "Every model is trained and measured once for each seed.",
             panel=MEASUREMENT,
         ),
     ] = (0,)
@@ -302,7 +325,7 @@ class RunConfig(BaseModel):
         Count | None,
         Option(
             type=int,
-            help="Only the first N prompts of each set and documents of each benchmark.",
+            help="Use only the first N prompts of each set and the first N documents of each benchmark.",
             panel=MEASUREMENT,
         ),
     ] = None
@@ -319,24 +342,31 @@ class RunConfig(BaseModel):
         Count | None,
         Option(
             type=int,
-            help="Tune each method on validation data in this many trials; the first trial uses its defaults.",
+            help="Tune the options of each method on validation data, in this number of trials. The first trial uses its "
+            "defaults.",
             panel=MEASUREMENT,
         ),
-    ] = Field(None, description="None: no tuning")
-    tune_benchmarks: tuple[str, ...] = Field((), description="tasks to tune on; empty: bound the loss on text instead")
-    tune_text: str | None = Field(None, description="text to tune on; None: a tenth of the retain texts is held back")
+    ] = Field(None, description="number of tuning trials; None means no tuning")
+    tune_benchmarks: tuple[str, ...] = Field(
+        (), description="tasks whose accuracy tuning preserves; if empty, it bounds the loss on `tune_text` instead"
+    )
+    tune_text: str | None = Field(
+        None, description="text on which tuning bounds the loss; None holds back a tenth of the retain texts"
+    )
     tune_loss_bound: float = Field(
-        0.1, gt=0, description="how much a trial may raise the loss on the text to tune on, in nats per token"
+        0.1, gt=0, description="largest accepted increase of the loss on that text, in nats per token"
     )
     curve: Annotated[
         Curve | None,
-        Option(type=bool, help="Also measure WPN and gradient ascent while they train.", panel=MEASUREMENT),
+        Option(
+            type=bool, help="Also measure WPN and gradient ascent several times during training.", panel=MEASUREMENT
+        ),
     ] = None
     overlap: Annotated[
         str,
         Option(
-            help="What to do with test prompts that are equal or nearly equal to one of the forget set: refuse, drop, or auto "
-            "(refuse in your own files, drop in declared sets).",
+            help="What to do if a test prompt is equal or nearly equal to a prompt of the forget set: refuse to run, drop "
+            "the test prompt, or auto (refuse for your own files, drop for the sets that come with wpn-bench).",
             panel=MEASUREMENT,
         ),
     ] = Field("auto", pattern="^(auto|refuse|drop)$")
@@ -344,7 +374,7 @@ class RunConfig(BaseModel):
         float,
         Option(
             type=float,
-            help="Similarity from which two prompts count as near duplicates (0.75; 1: only equal prompts).",
+            help="Lowest similarity at which two prompts count as near duplicates (0.75). 1 means only equal prompts.",
             panel=MEASUREMENT,
         ),
     ] = Field(0.75, ge=0.5, le=1)
@@ -356,7 +386,7 @@ class RunConfig(BaseModel):
         str,
         Option(
             help="Where to keep the weights of a model that does not fit on the device while it is measured: none, cpu "
-            "(main memory), disk. The same answers, more slowly.",
+            "(main memory) or disk. The answers stay the same, but take longer.",
             panel=MEASUREMENT,
         ),
     ] = Field("none", pattern="^(none|cpu|disk)$")
@@ -365,7 +395,8 @@ class RunConfig(BaseModel):
         bool,
         Option(
             type=bool,
-            help="Run Python code that comes with the model, or with your own task files, with your rights. Read it first.",
+            help="Run Python code that comes with the model or with your own task files. It runs with your rights, so read "
+            "it first.",
             panel=PERMISSIONS,
         ),
     ] = False
@@ -373,25 +404,28 @@ class RunConfig(BaseModel):
         bool,
         Option(
             type=bool,
-            help="Read weights that exist only as pickles (*.bin, *.ckpt): as tensors and plain values, nothing else.",
+            help="Read weights that exist only as pickles (*.bin, *.ckpt). Only tensors and plain values are read from them.",
             panel=PERMISSIONS,
         ),
     ] = False
 
     def method_config(self, name: str) -> MethodConfig:
-        """How `name` is trained: its defaults, `training` over them, its own options over both."""
+        """Return the options with which the method `name` is trained.
+
+        The method's defaults are overridden by `training`, and both are overridden by the method's entry in `methods`.
+        """
         from wpn_bench.unlearn.methods import method_of
 
         return method_of(name).Config(**{**self.training, **self.methods[name]})
 
     def gradient_config(self, name: str) -> SearchConfig:
-        """What the gradient attack `name` is told: its defaults, the changes over them."""
+        """Return the options of the gradient attack `name`: its defaults and what `gradient_attacks` changes."""
         from wpn_bench.attacks import GRADIENT
 
         return GRADIENT.get(name).Config(**self.gradient_attacks[name])
 
     def threshold_of(self, judge: str) -> float:
-        """The score from which on a judge's verdict is harmful."""
+        """Return the lowest score at which `judge` calls a response harmful."""
         return judge_spec.parse(judge).config.threshold or self.threshold
 
     @field_validator("judge", mode="before")
@@ -425,7 +459,9 @@ class RunConfig(BaseModel):
     def _labels(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in value:
             if ":" in name and not _LABEL.fullmatch(name.partition(":")[2]):
-                raise ValueError(f"the label of {name!r} is not of letters, digits, '.', '_' and '-'")
+                raise ValueError(
+                    f"the label of {name!r} contains other characters than letters, digits, '.', '_' and '-'"
+                )
         return value
 
     @field_validator("benchmark_metrics")
@@ -442,17 +478,17 @@ class RunConfig(BaseModel):
     def _named_candidates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = [split_candidate(entry)[0] for entry in value]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two candidates are called {min(twice)!r}")
+            raise ValueError(f"two candidates have the name {min(twice)!r}")
         return value
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _number_of_seeds(cls, value: Any) -> Any:
-        """A single whole number K means the seeds 0 to K - 1."""
+        """Replace a single whole number K by the seeds 0 to K - 1."""
         if isinstance(value, bool) or not isinstance(value, int):
             return value
         if not 1 <= value <= MAX_SEEDS:
-            raise ValueError(f"give how many (1 to {MAX_SEEDS}), or a list of seeds")
+            raise ValueError(f"give the number of seeds (1 to {MAX_SEEDS}), or a list of seeds")
         return tuple(range(value))
 
     @field_validator("seeds")
@@ -467,20 +503,24 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:
         if shared := set(self.tune_benchmarks) & set(self.benchmarks):
-            raise ValueError(f"{', '.join(sorted(shared))} is tested on, so it cannot be tuned on (tune_benchmarks)")
+            raise ValueError(
+                f"{', '.join(sorted(shared))} is a test benchmark of this run, so tune_benchmarks must not contain it"
+            )
         if taken := {split_candidate(entry)[0] for entry in self.candidates} & {"base", *self.methods}:
-            raise ValueError(f"a candidate is called {min(taken)!r}, as another model of the run: give it another name")
+            raise ValueError(
+                f"a candidate has the name {min(taken)!r} of another model in this run: give it another name"
+            )
         names = [judge_spec.parse(judge).name for judge in (self.judge, *self.judges)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the judge {min(twice)} is named twice (rates at other thresholds are reported anyway)")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise ValueError("fewshot_as_multiturn needs apply_chat_template")
         if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
-            raise ValueError(f"the curve is of {lost[0]!r}, which is not among the methods (curve.methods)")
+            raise ValueError(f"curve.methods contains {lost[0]!r}, which is not among the methods of this run")
         return self
 
     def curve_methods(self) -> list[str]:
-        """The methods that are measured while they train."""
+        """Return the methods that are measured repeatedly during their training."""
         if self.curve is None:
             return []
         main = [name for name in self.methods if name.partition(":")[0] in ("wpn", "ga")]
@@ -488,12 +528,12 @@ class RunConfig(BaseModel):
 
 
 def presets() -> dict[str, Path]:
-    """Names of the presets and their files."""
+    """Return the file of each preset by its name."""
     return {p.stem: p for p in sorted((tasks_dir() / "presets").glob("*.yaml"))}
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, over those of the preset that it says it `extends`."""
+    """Return the settings of a preset. They override those of the preset that it names in `extends`."""
     known = presets()
     if name not in known:
         raise unknown_name("preset", name, known)
@@ -503,31 +543,31 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def build(preset: str, config_file: Path | None = None) -> RunConfig:
-    """Build a configuration.
+    """Build the configuration of a run from a preset and a file of the user.
 
     Args:
         preset: Name of the preset.
-        config_file: A YAML file of the user, whose settings override the preset's.
+        config_file: YAML file of the user, whose settings override those of the preset.
 
     Returns:
-        The checked configuration.
+        The validated configuration.
 
     Raises:
-        UserError: For an unknown preset, a file that cannot be read, and a setting that is wrong.
+        UserError: The preset is unknown, the file cannot be read, or a setting is invalid.
     """
     raw = {**read_preset(preset), "preset": preset}
     if config_file:
         own = read_yaml(config_file)
-        if own.get("forget", raw["forget"]) != raw["forget"]:  # the preset's other sets do not belong to this one
+        if own.get("forget", raw["forget"]) != raw["forget"]:  # the preset's other sets do not match this forget set
             raw |= {"in_domain": (), "validation": None}
         raw |= own
-    if isinstance(raw.get("methods"), dict):  # anything else is named by the check below
+    if isinstance(raw.get("methods"), dict):  # the validation below reports any other type
         raw["methods"] = {name: options or {} for name, options in raw["methods"].items()}
     return from_settings(raw)
 
 
 def from_settings(raw: Mapping[str, Any]) -> RunConfig:
-    """A checked configuration from plain values; `UserError` names the setting that is wrong."""
+    """Return the validated configuration of plain values. A `UserError` names the setting that is invalid."""
     examples = "see tasks/presets/ for examples"
     with as_user_error("", examples, noun="setting", unknown_kind="setting", known=RunConfig.model_fields):
         config = RunConfig.model_validate(dict(raw))
@@ -536,11 +576,11 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
 
 
 def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that choose these attacks, of any kind, and no others.
+    """Return the settings that choose the named attacks and no others.
 
     Args:
-        names: Names of prompt attacks, gradient attacks, schemes of quantisation, or `relearn`.
-        settings: All settings of a run; the options that they give to an attack are kept.
+        names: Names of prompt attacks, gradient attacks or quantisation schemes, or `relearn`.
+        settings: All settings of a run. The options that they give to a chosen attack are kept.
 
     Returns:
         The settings `attacks`, `gradient_attacks`, `quantise` and `relearn`.
@@ -557,7 +597,7 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
 
 
 def check_names(config: RunConfig) -> None:
-    """Raise `UserError` for unknown methods, options, attacks and judges, before anything is loaded."""
+    """Raise `UserError` for an unknown method, option, attack or judge, before any data or model is loaded."""
     from wpn_bench import attacks
     from wpn_bench.attacks.quantise import get_scheme
     from wpn_bench.unlearn.methods import method_of

@@ -1,4 +1,4 @@
-"""Errors that the user can act on, and the exit codes of the command line."""
+"""Errors that the user can correct, and the exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from wpn_bench.redact import redact_secrets
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # a bug, or a failed job
-EXIT_USER = 2  # invalid input; one line with the problem and a hint
-EXIT_REGRESSION = 3  # `check`: worse than the baseline allows
-EXIT_INCONCLUSIVE = 4  # `check`: too little data to decide
-EXIT_STOPPED = 130  # Ctrl-C, the convention of shells
+EXIT_FAILED = 1  # a job failed, or wpn-bench has a bug
+EXIT_USER = 2  # the input is invalid; one line gives the problem and a hint
+EXIT_REGRESSION = 3  # only `check`: a metric is worse than the baseline allows
+EXIT_INCONCLUSIVE = 4  # only `check`: there are too few data for a decision
+EXIT_STOPPED = 130  # the user pressed Ctrl-C; shells use this number
 
 
 def redact_message(text: str) -> str:
@@ -23,7 +23,10 @@ def redact_message(text: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an error in one line; empty if it has none, or if its `__str__` fails."""
+    """Return the message of an error as one line.
+
+    The line is empty if the error has no message or its `__str__` fails.
+    """
     try:
         return " ".join(str(error).split())
     except Exception:
@@ -31,7 +34,7 @@ def text_of(error: BaseException) -> str:
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its causes, each once (a chain of exceptions may contain a cycle)."""
+    """Yield the error and all its causes. Each is yielded once, because a chain of exceptions may contain a cycle."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -49,11 +52,11 @@ class WpnBenchError(Exception):
 
 
 class UserError(WpnBenchError):
-    """A problem that the user can fix. It is printed as one line.
+    """A problem that the user can correct. It is printed as one line.
 
     Attributes:
-        problem: What is wrong, with the file, line or name.
-        hint: What to do next.
+        problem: What is wrong. It names the file, line or setting.
+        hint: What the user can do about it.
     """
 
     exit_code = EXIT_USER
@@ -64,9 +67,9 @@ class UserError(WpnBenchError):
         super().__init__(f"{self.problem}; {self.hint}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
-        # The default would pickle the joined message, which does not fit __init__. Workers raise this error, too.
+        # Workers send this error to the main process. The default pickles the joined message, which __init__ rejects.
         return UserError, (self.problem, self.hint)
 
 
 class JobFailed(WpnBenchError):
-    """One job of the run failed (for example, training diverged). Jobs that do not need it continue."""
+    """A job of the run failed, for example because training diverged. Jobs that do not need its result continue."""

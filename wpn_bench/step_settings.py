@@ -1,4 +1,4 @@
-"""Settings of what is measured after some training steps: the curve, and the relearning attack."""
+"""Settings of the training curve and the relearning attack, which measure models after some training steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ RELEARN_KINDS: tuple[RelearnKind, ...] = ("harmful", "benign")
 
 
 def some_step(value: tuple[int, ...]) -> tuple[int, ...]:
-    """Sort the steps; raise `ValueError` if none is above 0 or one is given twice."""
+    """Return the steps in ascending order. Raises `ValueError` if no step is above 0 or a step is given twice."""
     if not value or min(value) < 0 or max(value) == 0 or len(set(value)) != len(value):
-        raise ValueError("give steps of 0 and more, each once, and one above 0")
+        raise ValueError("give step numbers from 0, each once, and at least one above 0")
     return tuple(sorted(value))
 
 
 class Curve(BaseModel):
-    """A curve over training steps.
+    """Settings of the training curve, which measures a model repeatedly while it is trained.
 
-    The first `limit` in-domain prompts and documents of each benchmark are measured after each of `steps` (0 is the base
-    model). Steps after the end of a training are left out; its last step is always included.
+    After each of `steps`, the first `limit` in-domain prompts and the first `limit` documents of each benchmark are
+    measured. Step 0 is the base model. Steps after the end of a training are left out. Its last step is always
+    included.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     methods: tuple[str, ...] = Field(
-        (), description="empty: the variants of wpn and ga in the run, else all its methods"
+        (), description="empty means all variants of wpn and ga in the run, or all methods if it has neither"
     )
     steps: tuple[int, ...] = (0, 5, 10, 20, 40, 70, 100)
     limit: Count = 60
@@ -35,19 +36,19 @@ class Curve(BaseModel):
 
 
 class Relearn(BaseModel):
-    """The relearning attack: fine-tune every model a little, the base too, and measure it again.
+    """Settings of the relearning attack, which fine-tunes every model (also the base) a little and measures it again.
 
-    The first `limit` in-domain prompts are answered after each of `steps` (0 is the model before fine-tuning). `harmful`
-    trains on `items` pairs of the forget set, prompt and harmful response; `benign` trains on retain texts. All models get
-    the same budget.
+    The first `limit` in-domain prompts are answered after each of `steps`. Step 0 is the model before fine-tuning.
+    `harmful` trains on `items` pairs of a prompt and a harmful response from the forget set. `benign` trains on retain
+    texts. All models get the same number of steps and items.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     kinds: tuple[RelearnKind, ...] = Field(RELEARN_KINDS, min_length=1)
     steps: tuple[int, ...] = (0, 2, 5, 10, 20, 40)
-    items: Count = Field(16, description="forget items that `harmful` trains on, drawn anew for each seed")
+    items: Count = Field(16, description="number of forget items that `harmful` trains on; each seed draws other items")
     batch_size: Count = Field(8, description="pairs or texts per step")
     lr: float | None = Field(None, gt=0, description="constant learning rate; None: 0.05 / hidden size")
-    limit: Count = Field(60, description="in-domain prompts asked after each step")
+    limit: Count = Field(60, description="number of in-domain prompts answered after each step")
 
     _steps = field_validator("steps")(some_step)

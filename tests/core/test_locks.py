@@ -62,7 +62,7 @@ def test_without_flock_a_lock_still_excludes_other_processes(
 def test_without_any_locks_there_is_one_line(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(number))
     monkeypatch.setattr(fcntl, "lockf", refuse(number))
-    with pytest.raises(UserError, match="has no locks between processes") as e:
+    with pytest.raises(UserError, match="does not support file locks") as e:
         Store(tmp_path / "store")
     assert os.strerror(number) in e.value.problem
     assert "--store" in e.value.hint

@@ -580,7 +580,7 @@ FILES_AND_FOLDERS = [
     ("report", "Missing argument", "wpn-bench report --help"),
     ("full --config {utf16.yaml}", "utf16.yaml is not UTF-8 \\(byte 0\\)", "iconv"),
     ("full --config {binary.yaml}", "binary.yaml is not UTF-8", "iconv"),
-    ("full --config {nothing} --methods wpn", "nothing cannot be read \\(Is a directory\\)", "check what it is"),
+    ("full --config {nothing} --methods wpn", "nothing cannot be read \\(Is a directory\\)", "check that it is a file"),
     ("full --out {good.jsonl}/x", "the output folder .* cannot be written", "--out"),
     ("full --out {store}/train/x --limit 0", "--limit 0 is not a positive number", "give 1 or more"),
     ("full --out /proc/run", "the output folder /proc/run cannot be written", "--out"),
@@ -591,9 +591,9 @@ _WITH = "full --config"
 YAML = [
     (f"{_WITH} {{s_{name}.yaml}}", problem, hint)
     for name, problem, hint in [
-        ("curve_steps", "setting curve.steps: give steps of 0 and more", "tasks/presets"),
+        ("curve_steps", "setting curve.steps: give step numbers from 0", "tasks/presets"),
         ("curve_key", "unknown setting 'curve.stepz'", "did you mean|known"),
-        ("curve_method", "the curve is of 'npo', which is not among the methods", "tasks/presets"),
+        ("curve_method", "curve.methods contains 'npo', which is not among the methods", "tasks/presets"),
         ("relearn_kind", "setting relearn.kinds.0: .*'harmful' or 'benign'", "tasks/presets"),
         ("relearn_rate", "setting relearn.lr: .*finite number", "tasks/presets"),
         ("relearn_true", "setting relearn: ", "tasks/presets"),
@@ -612,7 +612,7 @@ YAML = [
         ("decoding_zero", "setting decoding.max_new_tokens: ", "tasks/presets"),
         ("decoding_cold", "setting decoding.temperature: .*greater than 0", "tasks/presets"),
         ("decoding_top_p", "top_p is for sampling", "give a temperature"),
-        ("seeds_many", "setting seeds: give how many \\(1 to 100\\), or a list", "tasks/presets"),
+        ("seeds_many", "setting seeds: give the number of seeds \\(1 to 100\\), or a list", "tasks/presets"),
         ("seeds_none", "setting seeds: give at least one seed", "tasks/presets"),
         ("seeds_half", "setting seeds.0: .*integer", "tasks/presets"),
         ("limit_huge", "setting limit: .*1000000000", "tasks/presets"),
@@ -630,7 +630,7 @@ YAML = [
         ("folder_file", "there is no folder of tasks at good.jsonl", "lm-eval task files"),
         ("set_twice", "two prompt sets have the same name", "another name"),
         ("quantise", "unknown quantisation 'int3'", "did you mean 'int8'|'int4'"),
-        ("tuned_on_test", "lab_copa is tested on, so it cannot be tuned on", "tasks/presets"),
+        ("tuned_on_test", "lab_copa is a test benchmark of this run", "tasks/presets"),
         ("report_to", "unknown service for training curves 'nowhere'", "did you mean|known"),
         ("device", "nothing can be computed on device 'meta'", "--device auto, cpu or cuda"),
         ("number_key", "setting 1: Keys should be strings", "tasks/presets"),

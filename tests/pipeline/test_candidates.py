@@ -254,9 +254,9 @@ def test_a_candidate_is_a_name_and_a_source(entry: str, expected: tuple[str, str
         (("=folder",), "not NAME=SOURCE"),
         (("a b=folder",), "not NAME=SOURCE"),
         (("a=",), "not NAME=SOURCE"),
-        (("a=x", "a=y"), "two candidates are called 'a'"),
-        (("base=x",), "called 'base'"),
-        (("sft=x",), "called 'sft'"),
+        (("a=x", "a=y"), "two candidates have the name 'a'"),
+        (("base=x",), "has the name 'base'"),
+        (("sft=x",), "has the name 'sft'"),
     ],
 )
 def test_names_that_cannot_be(workshop_settings: Workshop, candidates: tuple[str, ...], problem: str) -> None:

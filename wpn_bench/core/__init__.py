@@ -1,1 +1,1 @@
-"""Small services without knowledge of runs and models: files, locks, memory, registries, formatting."""
+"""General-purpose helpers for files, locks, memory, registries and formatting. They know nothing of runs and models."""

@@ -1,7 +1,7 @@
-"""The user's consent to run code and to unpickle files from third parties. The default is no.
+"""The user's consent to run third-party code and to read pickled weights. Both are refused by default.
 
-Consent is stored in environment variables, so worker processes inherit it. Only the configuration of a run sets them
-(`granted`); values that the variables had before are ignored.
+Consent is stored in environment variables, so that worker processes inherit it. Only the configuration of a run sets
+these variables (`granted`). Values that they had before are ignored.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ def code_allowed() -> bool:
 
 
 def pickles_allowed() -> bool:
-    """Return whether pickled weights of unknown origin may be read (tensors and plain values only, even then)."""
+    """Return whether pickled weights of unknown origin may be read.
+
+    Even with consent, only tensors and plain values are unpickled.
+    """
     return os.environ.get(PICKLES) == "1"
 
 
 def granted(*, code: bool = False, pickles: bool = False) -> AbstractContextManager[None]:
-    """Set the consent of this process, and of processes that it starts, within a `with` block.
+    """Give the consent to this process, and to processes that it starts, within a `with` block.
 
     Args:
-        code: Third-party Python code may run.
-        pickles: Pickled weights may be read.
+        code: Whether third-party Python code may run.
+        pickles: Whether pickled weights may be read.
 
     Returns:
-        A context manager, which restores the former consent at its end.
+        A context manager that restores the former consent at its end.
     """
     return environment_variables(**{CODE: str(int(code)), PICKLES: str(int(pickles))})

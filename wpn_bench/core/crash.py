@@ -1,4 +1,4 @@
-"""The text of a crash file: what was done when an unexpected error was raised, and its traceback."""
+"""The text of a crash file: the versions, the command or job that failed, and the traceback of the unexpected error."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from wpn_bench.redact import redact
 
 
 def crash_text(error: BaseException, action: str) -> str:
-    """Describe an error for a bug report. The text has no values of variables, and secrets and names are removed.
+    """Describe an unexpected error for a bug report.
+
+    The text contains no values of variables. Secrets and the names of the user and the machine are removed.
 
     Args:
-        error: The error.
-        action: The command or the job that raised it.
+        error: The unexpected error.
+        action: Description of the command or the job that raised it.
 
     Returns:
-        The versions, the action and the traceback.
+        The versions, the action and the traceback, over several lines.
     """
-    version = getattr(sys.modules["wpn_bench"], "__version__", "")  # an import would reach above this layer
+    version = getattr(sys.modules["wpn_bench"], "__version__", "")  # importing it here would break the layers
     raised = "".join(traceback.format_exception(error))
     return redact(f"wpn-bench {version}, Python {sys.version.split()[0]}\n{action}\n\n{raised}")

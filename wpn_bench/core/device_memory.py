@@ -6,20 +6,20 @@ import gc
 
 
 def free_memory(device: str) -> int:
-    """Return the free memory of `device` in bytes: of the GPU, or of the machine (or container) for "cpu"."""
+    """Return the free memory in bytes of the GPU, or of the machine or container if `device` is "cpu"."""
     import torch
 
     from wpn_bench.core import machine
 
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        # PyTorch's cache is free for new tensors, too.
+        # Memory that PyTorch has cached can also be used for new tensors.
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
     return machine.free_memory()
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` means out of memory: PyTorch's error on GPU or CPU, or Python's own."""
+    """Return whether `error` is an out-of-memory error of PyTorch (GPU or CPU) or of Python."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -32,7 +32,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def release() -> None:
     """Free the tensors that a failed forward pass left behind.
 
-    Call it after the `except` block: within the block the traceback still refers to the tensors.
+    Call this function after the `except` block. Within the block, the traceback still refers to the tensors.
     """
     import torch
 

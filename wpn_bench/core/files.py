@@ -17,12 +17,12 @@ from typing import Any
 from wpn_bench.errors import UserError, exception_chain, text_of
 
 Signature = tuple[tuple[str, int, int], ...]
-# EXDEV: a folder of the store is a mount point of its own, so files cannot be renamed into it.
+# EXDEV means that a folder of the store is itself a mount point, so files cannot be renamed into it.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EXDEV)
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
+    """Return the value as JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -38,19 +38,19 @@ def digest_file(path: Path) -> str:
 
 
 def folder_signature(folder: Path) -> Signature:
-    """Return (name, size in bytes, modification time in ns) of each file in `folder`.
+    """Return the name, size in bytes and modification time in ns of each file in `folder`.
 
-    An equal signature means that the files did not change, as far as this can be told without reading them.
+    Equal signatures mean that the files have not changed, as far as this can be told without reading them.
     """
     stats = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def disk_error_text(error: BaseException) -> str | None:
-    """Return the operating system's message if `error` was caused by a disk that cannot be written, else None.
+    """Return the operating system's message if a failed write to disk caused `error`, else None.
 
-    The disk may be full, over quota, read-only, failing or without permission. The whole chain of exceptions is
-    searched, because libraries wrap the system's error, some of them in a class of their own.
+    The disk may be full, over quota, read-only, defective or not writable for this user. The whole chain of exceptions
+    is searched, because libraries wrap the system's error, some of them in their own class.
     """
     for link in exception_chain(error):
         for number in _DISK_ERRORS:
@@ -61,12 +61,12 @@ def disk_error_text(error: BaseException) -> str | None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write JSON atomically, like `write_text`.
+    """Write a JSON file atomically, as `write_text` does.
 
     Args:
-        path: The file.
+        path: The file to write.
         value: A JSON-serialisable value without NaN and infinity.
-        indent: Spaces of indentation; None writes one line.
+        indent: Number of spaces per level of indentation; None writes one line.
 
     Raises:
         ValueError: `value` contains NaN or infinity.
@@ -76,11 +76,13 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically: to a temporary file in the same folder, flushed to disk and then renamed.
+    """Write a UTF-8 file atomically.
+
+    The text is written to a temporary file in the same folder and flushed to disk. Then the file is renamed.
 
     Args:
-        path: The file.
-        text: Its content.
+        path: The file to write.
+        text: Its whole content.
     """
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -95,40 +97,41 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-# Lock files that this process has locked with `lockf`, which does not exclude other users in the same process.
+# Lock files that this process has locked with `lockf`. A second `lockf` in the same process would succeed.
 _LOCKED_HERE: set[str] = set()
 _HELD = (errno.EAGAIN, errno.EACCES)  # another process has the lock
 
 
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Create `folder` and lock it. Yields whether the lock was acquired; False: another process has it.
+    """Create `folder` if necessary, and try to lock it for the duration of a `with` block.
 
-    The kernel holds the lock (`flock`), so it ends with the process, even if that is killed. On a file system without
-    `flock`, POSIX locks are used (`lockf`), which end with the process, too.
+    Yields True if this process now has the lock, and False if another process has it. The kernel releases the lock when
+    the process ends, even if it is killed. The lock is made with `flock`, or with `lockf` (POSIX) on file systems
+    without `flock`.
 
     Raises:
-        UserError: The file system has neither kind of lock.
+        UserError: The file system supports neither kind of lock.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / "lock"
         name = os.path.realpath(lock)
         if name in _LOCKED_HERE and lock.exists():
-            # A second open and close of the file in this process would end its lock.
+            # With `lockf`, opening and closing the file a second time in this process would release its lock.
             yield False
             return
         try:
             f = lock.open("a")
         except FileNotFoundError:
-            continue  # its last owner has just removed the folder
+            continue  # the previous owner of the lock has just removed the folder
         with f, ExitStack() as until_closed:
             kind = _lock(f.fileno(), folder.parent)
             if kind is None:
                 yield False
                 return
-            # The last owner may have removed the folder after this process opened the file.
-            # Then the lock is on a deleted file and protects nothing: try again.
+            # The previous owner may have removed the folder after this process opened the file.
+            # In this case the lock is on a deleted file and protects nothing, so try again.
             try:
                 is_current = lock.stat().st_ino == os.fstat(f.fileno()).st_ino
             except FileNotFoundError:
@@ -142,10 +145,11 @@ def try_lock(folder: Path) -> Iterator[bool]:
 
 
 def _lock(fd: int, folder: Path) -> Callable[[int, int], object] | None:
-    """Lock an open file without waiting. Returns the function that locked it; None if another process has the lock.
+    """Try to lock an open file without waiting.
 
-    Network and user-space file systems may refuse `flock` with ENOSYS, ENOLCK, EOPNOTSUPP and other errors. All processes
-    that use the folder get the same refusal, so they all use `lockf`.
+    Returns the function that locked it, `flock` or `lockf`, or None if another process has the lock. Network and
+    user-space file systems may refuse `flock` with ENOSYS, ENOLCK, EOPNOTSUPP and other errors. All processes that use
+    the folder get the same refusal, so they all use `lockf`.
     """
     for lock in (fcntl.flock, fcntl.lockf):
         try:
@@ -156,26 +160,30 @@ def _lock(fd: int, folder: Path) -> Callable[[int, int], object] | None:
                 return None
             refused = e
     raise UserError(
-        f"the file system of {folder} has no locks between processes ({refused.strerror})",
+        f"the file system of {folder} does not support file locks ({refused.strerror})",
         "keep the store on a local disk: --store DIR (or WPN_BENCH_STORE)",
     ) from refused
 
 
 def check_locks(folder: Path) -> None:
-    """Raise `UserError` if the file system of an existing folder has no locks between processes."""
+    """Raise `UserError` if the file system of an existing folder does not support locks between processes."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-") as probe, try_lock(Path(probe)):
         pass
 
 
 @contextmanager
 def try_lock_temporary(folder: Path) -> Iterator[bool]:
-    """Like `try_lock`, for a folder that only serves as a lock: it is removed when the lock is released."""
+    """Lock a folder as `try_lock` does, and remove the folder when the lock is released.
+
+    Use it for a folder that contains nothing but the lock.
+    """
     with try_lock(folder) as acquired:
         try:
             yield acquired
         finally:
             if acquired:
-                # Removed while still locked: a process that opened this lock file meanwhile notices and creates a new one.
+                # Remove the folder before the lock is released. A process that has opened this lock file in the
+                # meantime then notices that the file is gone, and creates a new one.
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Flatten a nested record; a list of plain values becomes one text.
+    """Flatten a nested record into pairs of a dotted name and a text. A list of plain values becomes one text.
 
     Args:
-        value: A value of dicts, lists and plain values.
-        prefix: Dotted name of `value` within a larger record.
+        value: A value made of dicts, lists and plain values.
+        prefix: Dotted name of `value` within a larger record; empty at the top.
 
     Returns:
-        (dotted name, text) pairs, in order.
+        The (dotted name, text) pairs, in the order of the record.
     """
     if isinstance(value, dict) and value:
         pairs = []

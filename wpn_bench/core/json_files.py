@@ -1,4 +1,4 @@
-"""Read JSON files of unknown origin: every invalid file gives a `UserError`."""
+"""Read JSON files of unknown origin. Every invalid file raises a `UserError`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 from wpn_bench.errors import UserError
 
-LARGEST = 1e150  # its square is still finite, so computations with such values do not overflow
+LARGEST = 1e150  # the square of this number is finite, so computations with accepted values do not overflow
 
 
 def load_json(path: Path, hint: str) -> Any:
     """Read a UTF-8 JSON file.
 
     Args:
-        path: The file.
-        hint: Hint of the errors.
+        path: The file to read.
+        hint: What the user can do; it becomes the hint of the errors.
 
     Returns:
-        The value.
+        The decoded value.
 
     Raises:
-        FileNotFoundError: The file does not exist; only the caller knows what is missing.
-        UserError: The file cannot be read or is not valid JSON: truncated, not UTF-8, nested deeper or with longer numbers
-            than Python accepts, with a key twice in an object, or with NaN, Infinity or a number above `LARGEST`.
+        FileNotFoundError: The file does not exist. Only the caller knows what is missing.
+        UserError: The file cannot be read, is not UTF-8 or is not valid JSON. Also rejected are an object with the same
+            key twice, nesting and numbers that are too long for Python, NaN, Infinity, and numbers above `LARGEST`
+            (1e150).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -46,9 +47,9 @@ def load_json(path: Path, hint: str) -> Any:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object from its pairs (`object_pairs_hook`). Raises `ValueError` if a key occurs twice.
+    """Build a dict from the pairs of a JSON object, for the argument `object_pairs_hook` of `json.loads`.
 
-    Python's reader keeps the last value silently.
+    Raises `ValueError` if a key occurs twice. Without this check, Python silently keeps the last value.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

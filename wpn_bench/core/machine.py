@@ -1,6 +1,6 @@
-"""Memory and disk space available to this process, and temporary changes of its environment variables.
+"""The memory and disk space available to this process, and temporary changes of its environment variables.
 
-Limits of the machine, of containers (cgroups) and of the shell (`ulimit`) count.
+The limits of the machine, of containers (cgroups) and of the shell (`ulimit`) are taken into account.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-USABLE_FRACTION = 0.9  # of the free memory; the rest is lost to fragmentation
+USABLE_FRACTION = 0.9  # usable part of the free memory; the rest is lost to fragmentation
 CGROUPS = Path("/sys/fs/cgroup")
 PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 @contextmanager
 def environment_variables(**values: str) -> Iterator[None]:
-    """Set environment variables within a `with` block, also for processes started there; then restore them."""
+    """Set environment variables within a `with` block, also for processes started there, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -32,7 +32,7 @@ def environment_variables(**values: str) -> Iterator[None]:
 
 
 def free_memory() -> int:
-    """Return the main memory in bytes that this process may still allocate, by the tightest limit on it."""
+    """Return how many bytes of main memory this process may still allocate. The tightest limit counts."""
     import psutil
 
     free = [int(psutil.virtual_memory().available)]
@@ -41,7 +41,7 @@ def free_memory() -> int:
 
 
 def free_under_ulimit() -> float:
-    """Return the bytes that the `ulimit` of the shell leaves; infinity if it sets no limit.
+    """Return how many bytes this process may still allocate under the shell's `ulimit`; infinity without such a limit.
 
     Unlike the limits of the machine and of containers, this one also counts memory-mapped weight files.
     """
@@ -49,14 +49,14 @@ def free_under_ulimit() -> float:
 
 
 def total_memory() -> int:
-    """Return the main memory in bytes of the machine, or of the container that this process runs in."""
+    """Return the main memory in bytes of the machine, or of the container in which this process runs."""
     import psutil
 
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _cgroup_limits())])
 
 
 def free_disk(folder: Path) -> int:
-    """Return the free bytes on the disk of `folder`, which need not exist yet."""
+    """Return the number of free bytes on the disk of `folder`. The folder need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
@@ -67,7 +67,7 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def _ulimits() -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) in bytes of `ulimit -v` (address space) and `ulimit -d` (data), if they are set."""
+    """Yield the limit and the used amount in bytes for `ulimit -v` (address space) and `ulimit -d` (data), if set."""
     import resource
 
     import psutil
@@ -80,7 +80,7 @@ def _ulimits() -> Iterator[tuple[int, int]]:
 
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) in bytes of this process's cgroups (versions 1 and 2) and of all their parents.
+    """Yield the limit and the used amount in bytes of this process's cgroups (versions 1 and 2) and all their parents.
 
     The page cache does not count as used, because the kernel frees it when memory is needed.
     """
@@ -97,7 +97,7 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
         else:
             continue
         folder = Path(os.path.normpath(root / name.lstrip("/")))
-        # In a container, its own cgroup may be mounted as the root, under a name that differs from the one outside.
+        # In a container, the process's own cgroup may be mounted as the root, without its name on the host.
         for group in (folder, *folder.parents):
             if group == root or root in group.parents:
                 yield from _read_cgroup(group, *names)
@@ -109,5 +109,5 @@ def _read_cgroup(group: Path, limit: str, used: str, cached: tuple[str, ...]) ->
         used_bytes = int((group / used).read_text(encoding="utf-8"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
-        return  # no such cgroup here, or no limit ("max")
+        return  # this cgroup does not exist, or it has no limit ("max")
     yield limit_bytes, used_bytes - sum(int(stat.get(name, 0)) for name in cached)

@@ -1,7 +1,6 @@
-"""Format numbers: per cent for rates, percentage points for differences, intervals in brackets.
+"""Format numbers: rates in per cent, differences in percentage points, and intervals in brackets.
 
-Rates are fractions from 0 to 1. A missing number is formatted as "n/a", so that a gap in the results is never mistaken for
-a zero.
+Rates are fractions from 0 to 1. A missing number is formatted as "n/a", so that it is never mistaken for a zero.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ def interval(low: float | None, high: float | None, scale: float = 100.0, digits
         low: Lower end.
         high: Upper end.
         scale: Factor applied to both ends; 100 turns fractions into per cent.
-        digits: Digits after the decimal point.
+        digits: Number of digits after the decimal point.
 
     Returns:
-        The text; empty if an end is missing.
+        The text; an empty string if an end is missing.
     """
     if low is None or high is None or not (is_finite(low) and is_finite(high)):
         return ""
@@ -87,7 +86,7 @@ def points(value: float | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """Format a number with about three significant digits; very large and small ones like '1.2e+09'."""
+    """Format a number with about three significant digits. Very large and very small numbers look like '1.2e+09'."""
     if value is None or not is_finite(value):
         return MISSING
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
@@ -109,7 +108,7 @@ def seconds(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Format a p-value: 'p = 0.031' or 'p < 0.001'; empty if it is missing."""
+    """Format a p-value: 'p = 0.031' or 'p < 0.001'. A missing value gives an empty string."""
     if value is None or not is_finite(value):
         return ""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

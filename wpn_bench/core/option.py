@@ -1,4 +1,4 @@
-"""Declaration of command-line options."""
+"""The class that declares a command-line option."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ PANELS = (MODEL_AND_DATA, MEASUREMENT, TRAINING, PERMISSIONS, EXECUTION, OUTPUT)
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option, declared once, in the annotation of the field that it sets.
+    """A command-line option. It is declared once, in the annotation of the field that it sets.
 
     Attributes:
-        help: Its description in `--help`.
-        panel: Its heading in `--help`, one of `PANELS`.
-        flags: Its flags, the main one first. Empty: `--` and the name of the field (or of `key`).
-        type: Type of the value: str, int (1 or more), float, bool (a flag without a value), Path, or list[str] (repeatable).
+        help: Description in `--help`.
+        panel: Heading in `--help` under which the option is listed, one of `PANELS`.
+        flags: The flags, the main one first. If empty, the flag is `--` and the name of the field (or of `key`).
+        type: Type of the value: str, int (at least 1), float, bool (a flag without a value), Path, or list[str]
+            (repeatable).
         key: The entry to set, if the field is a mapping or a model with several settings.
         comma_separated: Whether the value is a comma-separated list of names.
-        complete: Function of `wpn_bench.cli.completion` that lists the names for shell completion.
-        metavar: Placeholder of the value in `--help`, if not its type.
+        complete: Name of the function in `wpn_bench.cli.completion` that lists the names for shell completion.
+        metavar: Placeholder for the value in `--help`; None shows its type.
     """
 
     help: str
@@ -38,7 +39,7 @@ class Option:
 
 
 def options_of_fields(owner: type[Any]) -> Iterator[tuple[str, Option]]:
-    """The options in the annotations of a class, each with the name of its field, in the order of the fields."""
+    """Yield the name of each field of a class with each option in its annotation, in the order of the fields."""
     for name, annotation in get_type_hints(owner, include_extras=True).items():
         for option in get_args(annotation)[1:]:
             if isinstance(option, Option):

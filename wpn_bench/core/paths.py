@@ -1,4 +1,7 @@
-"""Locate `tasks/` and `reports/`: beside the package in a git checkout, inside it in an installed wheel."""
+"""Locate the folders `tasks/` and `reports/`.
+
+In a git checkout they are beside the package. In an installed wheel they are inside it.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ def _folder(name: str) -> Path:
 
 
 def tasks_dir() -> Path:
-    """Return the folder of benchmark, prompt set, attack and preset definitions."""
+    """Return the folder with the definitions of benchmarks, prompt sets, attacks and presets."""
     return _folder("tasks")
 
 
 def reports_dir() -> Path:
-    """Return the folder of report templates and baseline results."""
+    """Return the folder with the report templates and the baseline results."""
     return _folder("reports")
 
 
 def display_path(path: Path | str) -> str:
-    """Return a path for display: relative to the working directory or its last part, without home folder and secrets."""
-    p = Path(os.path.realpath(path))  # unlike Path.resolve, accepts a loop of symbolic links
+    """Return a path for messages, without the home folder and without secrets.
+
+    A path within the working directory is shown relative to it. Of any other path, only the last part is shown.
+    """
+    p = Path(os.path.realpath(path))  # unlike Path.resolve, this accepts a loop of symbolic links
     try:
         return redact_secrets(str(p.relative_to(Path.cwd())))
     except ValueError:
@@ -36,9 +42,10 @@ def display_path(path: Path | str) -> str:
 
 
 def split_named(entry: str) -> tuple[str | None, str]:
-    """Split `NAME=SOURCE` into both. The name is None without `NAME=`, and if the whole is a path with `=` in it.
+    """Split `NAME=SOURCE` into the name and the source.
 
-    A file that exists is a file, and a name contains no slash: `data/date=2024/test.jsonl` is a path.
+    The name is None if the text has no `=`, or if the whole text is a path that contains `=`. It is such a path if the
+    file exists, or if there is a slash before the `=`, as in `data/date=2024/test.jsonl`.
     """
     name, equals, source = entry.partition("=")
     if not equals or "/" in name or os.path.exists(os.path.expanduser(entry)):
@@ -47,23 +54,22 @@ def split_named(entry: str) -> tuple[str | None, str]:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """Return `folder`/`name`, which need not exist, if it is within `folder`.
+    """Return the path `folder`/`name` if it is within `folder`. The file need not exist.
 
-    A run folder may come from an untrusted source. Files that it refers to elsewhere are not read, uploaded or written.
+    A run folder may come from an untrusted source. It may refer to files outside itself, and such files must not be
+    read, uploaded or written.
 
     Args:
-        folder: The folder that the file must be in.
+        folder: The folder that must contain the file.
         name: Relative path of the file.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
         UserError: `..`, an absolute path or a symbolic link leads out of `folder`.
     """
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{file} is outside of {folder.name}", "copy the file that it points to into the folder, if you trust it"
-        )
+        raise UserError(f"{file} is outside of {folder.name}", "if you trust the file, copy it into the folder")
     return file

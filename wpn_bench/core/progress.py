@@ -1,4 +1,7 @@
-"""Progress bars: one for the run and one for each current job. Without a terminal: lines (see `progress_lines`)."""
+"""Progress bars on a terminal: one for the whole run and one for each current job.
+
+Without a terminal, progress is written as lines instead (see `progress_lines`).
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ Advance = Callable[[int], None]
 
 
 class Reporter:
-    """Shows no progress. The base class, used with `--quiet` and in tests.
+    """The base class of all progress displays. It shows no progress itself and is used with `--quiet` and in tests.
 
     With `verbose`, it prints one line for each finished job to standard error.
 
     Attributes:
-        shows_items: Whether progress within a job is displayed; if not, computing it is a waste.
+        shows_items: Whether progress within a job is displayed. If not, jobs need not compute it.
     """
 
     shows_items: ClassVar[bool] = False
@@ -39,7 +42,7 @@ class Reporter:
         return None
 
     def plan(self, total: int) -> None:
-        """Add `total` jobs to the number of jobs of the run."""
+        """Add `total` to the number of jobs in this run."""
 
     def start(self, label: str) -> None:
         """Report that a job starts."""
@@ -50,10 +53,10 @@ class Reporter:
         Args:
             total: Number of items; None if unknown.
             unit: Name of the items, such as "prompts".
-            label: Label of the job; None for the one that started last.
+            label: Label of the job; None means the job that started last.
 
         Returns:
-            A function to call with the number of newly finished items.
+            A function to call with the number of items finished since the last call.
         """
         return lambda n: None
 
@@ -63,13 +66,16 @@ class Reporter:
         Args:
             label: Label of the job.
             status: `done`, `cached`, `failed` or `skipped`.
-            seconds: Its wall time.
+            seconds: Wall time of the job in seconds.
         """
         if self.verbose:
             print(f"{status:8s} {seconds:7.1f} s  {label}", file=sys.stderr, flush=True)
 
     def expect(self, time_left: Callable[[int], float | None]) -> None:
-        """Set the function that estimates how many seconds so many planned jobs will still take (None: unknown)."""
+        """Set the function that estimates the time left.
+
+        It gets the number of jobs that have not ended, and returns the seconds that they will take, or None if unknown.
+        """
         self.time_left = time_left
 
     @contextmanager
@@ -83,7 +89,7 @@ class Reporter:
 
 
 class Bars(Reporter):
-    """Bars of `rich` on standard error: the run at the top, the current jobs below, each with the remaining time."""
+    """Progress bars on standard error: the run at the top, and below it the current jobs with their remaining time."""
 
     shows_items = True
 
@@ -161,14 +167,14 @@ class Bars(Reporter):
 
 
 def reporter(*, verbose: bool = False, quiet: bool = False) -> Reporter:
-    """Return what shows the progress on standard error: bars on a terminal, otherwise lines.
+    """Return the progress display for standard error: bars on a terminal, and otherwise lines of text.
 
     Args:
-        verbose: Also print a line for each finished job.
-        quiet: Show no progress.
+        verbose: Whether to print a line for each finished job as well.
+        quiet: Whether to show no progress.
 
     Returns:
-        The reporter, a context manager.
+        The reporter, which is a context manager.
     """
     from wpn_bench.core.progress_lines import Lines
 

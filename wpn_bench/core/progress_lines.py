@@ -1,7 +1,7 @@
-"""Progress as lines of text: on standard error when it is no terminal, and in the log file of the run folder.
+"""Progress as lines of text, for standard error without a terminal and for the log file in the run folder.
 
-A line is written when a job starts, when it ends, and once a minute from within a job, by a thread of its own, so that a job
-that reports no progress for long is heard of, too.
+A line is written when a job starts and when it ends. During a job a separate thread writes one line per minute, even if
+the job reports no progress.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.errors import redact_message, text_of
 from wpn_bench.redact import redact
 
-INTERVAL_SECONDS = 60.0  # the longest silence while a job is running
+INTERVAL_SECONDS = 60.0  # longest time between two lines while a job is running
 _LOOK_SECONDS = 1.0
 
 
 @dataclass
 class _Running:
-    """A job, or an activity, at work. `number` is its place in the run (0: an activity)."""
+    """A running job or activity. `number` is its position in the run, or 0 for an activity."""
 
     label: str
     number: int
@@ -39,12 +39,12 @@ class _Running:
 
 
 class Lines(Reporter):
-    """Writes lines to a stream. Until `open` is called, lines are kept if there is no stream.
+    """Writes lines to a stream or a file. Without a stream, lines are kept in memory until `open` names the file.
 
     Args:
-        stream: Where to write; None: a file, which `open` names.
-        clock: Seconds, monotonic.
-        now: The time of day of a line.
+        stream: Where to write; None means a file that `open` names later.
+        clock: Returns the seconds of a monotonic clock.
+        now: Returns the time of day that a line begins with.
     """
 
     shows_items = True
@@ -66,7 +66,7 @@ class Lines(Reporter):
         self._thread: threading.Thread | None = None
 
     def open(self, file: Path) -> None:
-        """Write to a file from now on, after what it holds; first the lines that were kept."""
+        """From now on, append to `file`. The lines kept so far are written first."""
         with self._lock, suppress(OSError):
             self._file = self._stream = file.open("a", encoding="utf-8", errors="backslashreplace")
             kept, self._kept = self._kept, []
@@ -95,7 +95,7 @@ class Lines(Reporter):
             self._number += 1
             now = self._clock()
             self._running[label] = _Running(label, self._number, now, now)
-            if self._planned:  # otherwise it is a single step of a short command
+            if self._planned:  # without planned jobs, this is one step of a short command
                 self._say(f"job {self._number} of {self._planned}, {label}: started{self._left()}")
 
     def items(self, total: int | None, unit: str = "", label: str | None = None) -> Advance:
@@ -118,7 +118,7 @@ class Lines(Reporter):
         with self._lock:
             job = self._running.pop(label, None)
             self._finished += 1
-            if job is None:  # it needed no work
+            if job is None:  # the job was cached or skipped, so it never started
                 self._number += 1
             number = self._number if job is None else job.number
             took = f" in {seconds:.1f} s" if job is not None else ""
@@ -139,7 +139,7 @@ class Lines(Reporter):
         self._say(text)
 
     def tick(self) -> None:
-        """Write a line for each job that nothing was said of for `INTERVAL_SECONDS`."""
+        """Write a line for each job that has had no line for `INTERVAL_SECONDS`."""
         with self._lock:
             now = self._clock()
             for job in self._running.values():
@@ -170,18 +170,18 @@ class Lines(Reporter):
             self._kept.append(line)
             return
         if self._file is not None:
-            line = redact(line)  # a file is passed on more easily than a terminal's output
-        with suppress(OSError, ValueError):  # a full disk, or a reader that has gone, must not end the run
+            line = redact(line)  # log files are often shared, for example in bug reports
+        with suppress(OSError, ValueError):  # a full disk or a closed pipe must not end the run
             self._stream.write(line)
             self._stream.flush()
 
 
 class Logged(Reporter):
-    """Shows the progress by another reporter, and writes it to the log file of the run.
+    """Passes the progress to another reporter and also writes it to the log file of the run.
 
     Args:
-        shown: The reporter for the user.
-        log: The log file.
+        shown: The reporter that shows the progress to the user.
+        log: Writer of the log file.
     """
 
     shows_items = True

@@ -1,7 +1,7 @@
-"""The registry of methods, attacks and judges ("parts"). It imports lazily and accepts plug-ins.
+"""The registry of methods, attacks and judges, which are called parts here. Plug-ins can add parts.
 
-A part is given as a string `"module:attribute"`, so listing the names imports nothing. Other packages add parts with an
-entry point in the group `wpn_bench.<kind>s`.
+A part is given as a string `"module:attribute"`, so that listing the names imports no modules. Other packages add parts
+by an entry point in the group `wpn_bench.<kind>s`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def close_matches(name: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for an unknown name, with similar names or all valid ones as the hint.
+    """Return the error for an unknown name. Its hint shows similar names, or all valid names if none is similar.
 
     Args:
         kind: What the name stands for, such as "method".
@@ -45,7 +45,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         known: All valid names.
 
     Returns:
-        The error, for the caller to raise.
+        The error, which the caller raises.
     """
     names = sorted(known)
     near = close_matches(name, names)
@@ -54,15 +54,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def import_attribute(path: str) -> Any:
-    """What a string `"module:attribute"` names; imports the module."""
+    """Import and return the object that a string `"module:attribute"` names."""
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def source_digest(part: Any) -> str | None:
-    """Return the SHA-256 over the Python files of a plug-in's package; None for a part of wpn-bench itself.
+    """Return the SHA-256 over the Python files of a plug-in's package, or None for a built-in part.
 
-    The package is the outermost one that is not a namespace package; a module outside any package counts alone.
+    The package is the outermost one that is not a namespace package. For a module outside any package, only its own
+    file counts.
     """
     names = part.__module__.split(".")
     if names[0] == __name__.split(".")[0]:
@@ -83,7 +84,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: Kind of the parts in the singular, such as "method".
-        parts: `"module:attribute"` of each built-in part, by name.
+        parts: Maps the name of each built-in part to its `"module:attribute"`.
     """
 
     def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
@@ -95,14 +96,14 @@ class Registry(Generic[T]):
     def _all(self) -> dict[str, str]:
         if not self._plugins_read:
             for point in entry_points(group=f"wpn_bench.{self.kind}s"):
-                # A plug-in cannot replace a built-in part: results would silently change under a known name.
+                # A plug-in must not replace a built-in part, because results would silently change under a known name.
                 if self._parts.setdefault(point.name, point.value) == point.value:
                     self._plugins.add(point.name)
             self._plugins_read = True
         return self._parts
 
     def names(self) -> list[str]:
-        """Return the names of all parts, plug-ins included."""
+        """Return the names of all parts, including those of plug-ins."""
         return list(self._all())
 
     def __iter__(self) -> Iterator[str]:
@@ -112,7 +113,7 @@ class Registry(Generic[T]):
         return name in self._all()
 
     def is_ours(self, name: str) -> bool:
-        """Whether the part comes with wpn-bench and not from a plug-in."""
+        """Return whether the part is built into wpn-bench, and not from a plug-in."""
         return name in self._all() and name not in self._plugins
 
     def get(self, name: str) -> T:

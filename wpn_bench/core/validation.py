@@ -1,4 +1,4 @@
-"""Types for settings, and the one place where pydantic's errors become `UserError`."""
+"""Types for settings, and the conversion of pydantic's errors to `UserError`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.errors import UserError
 
-MANY = 10**9  # above any plausible count, and still accepted as an integer by all libraries
+MANY = 10**9  # larger than any plausible count, but still a valid integer for all libraries
 MOST_SHOWN = 80  # characters of a wrong value in a message
 
 
 def _no_bool(value: Any) -> Any:
-    # Python accepts true as 1; in a YAML file it is a mistake.
+    # Python accepts `true` as 1. In a YAML file this is a mistake.
     if isinstance(value, bool):
         raise ValueError("give a whole number, not true or false")
     return value
@@ -32,11 +32,12 @@ def as_user_error(
     """Convert a pydantic `ValidationError` within a `with` block into a `UserError` about the first invalid value.
 
     Args:
-        where: What the value belongs to, such as a file or "method wpn"; the message starts with it.
+        where: What the value belongs to, such as a file or "method wpn". The message starts with it.
         hint: Hint of the error.
-        noun: Name for a field in the message, such as "setting".
-        unknown_kind: Name for an unknown field in the message, such as "option of method wpn"; empty: no special message.
-        known: Names of the fields, for suggestions.
+        noun: What a field is called in the message, such as "setting".
+        unknown_kind: What an unknown field is called in the message, such as "option of method wpn". If empty, unknown
+            fields get pydantic's own message.
+        known: Names of all fields, from which similar names are suggested.
 
     Raises:
         UserError: A value is invalid.
@@ -50,7 +51,7 @@ def as_user_error(
             raise unknown_name(unknown_kind, place, known) from e
         field = f"{noun} {place[:80]}".strip() if place else ""
         problem = ": ".join(filter(None, (where, field, first["msg"].removeprefix("Value error, "))))
-        # Without a location, or if a field is missing, the value is the whole input: do not print it.
+        # Without a location, or if a field is missing, pydantic gives the whole input as the value. Do not print it.
         given = f" (given: {_shortened(first['input'])})" if place and first["type"] != "missing" else ""
         raise UserError(problem + given, hint) from e
 
@@ -58,6 +59,6 @@ def as_user_error(
 def _shortened(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # an integer with more digits than Python converts
+    except ValueError:  # the integer has more digits than Python converts to text
         return "a very long number"
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

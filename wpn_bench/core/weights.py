@@ -1,4 +1,4 @@
-"""Information about weight files that needs no model code."""
+"""Read facts about weight files without loading a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def count_parameters(folder: Path) -> int:
-    """Return the number of parameters of the model in a folder, from its safetensors headers; 0 without such files."""
+    """Return the number of parameters of the model in a folder, read from its safetensors headers.
+
+    The number is 0 if there are no safetensors files.
+    """
     from safetensors import safe_open
 
     total = 0

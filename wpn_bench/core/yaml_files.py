@@ -1,4 +1,4 @@
-"""Read YAML files of unknown origin: every invalid file gives a `UserError`."""
+"""Read YAML files of unknown origin. Every invalid file raises a `UserError`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from wpn_bench.errors import UserError
 
 
 def load_yaml(path: Path) -> Any:
-    """Read a UTF-8 YAML file of texts, numbers, lists and mappings.
+    """Read a UTF-8 YAML file made of texts, numbers, lists and mappings.
 
     Raises:
-        UserError: The file is missing, cannot be read, or is not valid UTF-8 or YAML. Also rejected are tags that create
-            Python objects, aliases (a few lines can expand to more text than fits into memory), duplicate keys (YAML would
-            silently use the last one) and unpaired surrogates (they cannot be written as UTF-8).
+        UserError: The file is missing, cannot be read, or is not valid UTF-8 or YAML. Also rejected are tags that
+            create Python objects, aliases (a few lines can expand to more text than fits into memory), duplicate keys
+            (YAML would silently use the last one) and unpaired surrogates (they cannot be written as UTF-8).
     """
     import yaml
 
@@ -46,17 +46,20 @@ def load_yaml(path: Path) -> Any:
         raise UserError(f"there is no file {path}", "check the path") from e
     except UnicodeDecodeError as e:
         raise UserError(
-            f"{path} is not UTF-8 (byte {e.start})", f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}"
+            f"{path} is not UTF-8 (byte {e.start})",
+            f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}",
         ) from e
     except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror or e})", "check what it is and its permissions") from e
+        raise UserError(
+            f"{path} cannot be read ({e.strerror or e})", "check that it is a file and that you may read it"
+        ) from e
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
-        # PyYAML does not catch the exceptions of converting a text to a number or a date.
+        # PyYAML does not catch the errors that Python raises when a text is no valid number or date.
         raise UserError(f"{path} cannot be read ({' '.join(str(e).split())[:160]})", "fix the YAML") from e
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML file that holds a mapping.
 
     Raises:
         UserError: The file is invalid, or is not a mapping.
