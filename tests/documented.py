@@ -40,6 +40,9 @@ PLACEHOLDERS = {
     "RUN/models/...": "runs/first/models/wpn",
 }
 
+# An endpoint of the reader's own.
+ENDPOINT = "http://localhost:8000/v1#MODEL"
+
 # What FILE is for these.
 FILES = {"wpn-bench check": "baseline.json", "wpn-bench attack": "small-attacks.yaml"}
 
@@ -74,6 +77,9 @@ PICKLED = "wpn-bench full --model facebook/opt-2.7b --allow-pickle --methods wpn
 # Run by the run of another command, which has their options and more.
 
 COVERED_BY = {
+    "wpn-bench full --judge openai:http://localhost:8000/v1#MODEL,rubric=harm": (
+        "wpn-bench full --judge detoxify:original,openai:http://localhost:8000/v1#MODEL,rubric=strongreject,price_in=0.15,price_out=0.6"
+    ),
     "wpn-bench full": "wpn-bench full --out runs/first",
     "wpn-bench full --seeds 3": "wpn-bench full --preset field --tune 8 --seeds 3",
     "wpn-bench full --tune 8": "wpn-bench full --preset field --tune 8 --seeds 3",

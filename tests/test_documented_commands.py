@@ -21,8 +21,9 @@ import pytest
 import yaml
 from documented import COVERED_BY, HUB, NOT_RUN, ROOT, small
 from fork_server import ForkServer
-from harmless.conftest import make_classifier
+from harmless.conftest import by_length, make_classifier
 from loopback import hub_environment, serve
+from models.backends.server import Server
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError
@@ -162,6 +163,7 @@ def write_files(folder: Path, triples: list[dict[str, Any]]) -> None:
     comments = [row | {"comment": row["text"], "toxic": row["label"], "toxicity": row["label"]} for row in said]
     for name in ("comments.jsonl", "labelled.jsonl"):
         lines(name, comments)
+    lines("exchanges.jsonl", [{"question": "Who?", "answer": row["text"], "harmful": row["label"]} for row in said])
     for name in ("benchmarks", "tasks", "noxfile.py", "pyproject.toml", "tests"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "wpn_bench" / "lab" / "assets" / "judge").mkdir(parents=True)
@@ -172,8 +174,8 @@ def write_files(folder: Path, triples: list[dict[str, Any]]) -> None:
 class Reader:
     """Somebody who types the commands of the docs, in one folder."""
 
-    def __init__(self, folder: Path, server: ForkServer, has_hub: bool) -> None:
-        self.folder, self.server, self.has_hub = folder, server, has_hub
+    def __init__(self, folder: Path, server: ForkServer, has_hub: bool, endpoint: str) -> None:
+        self.folder, self.server, self.has_hub, self.endpoint = folder, server, has_hub, endpoint
         self.done: dict[tuple[str, ...], dict[str, Any]] = {}
         self.cpu = 0.0
 
@@ -186,7 +188,7 @@ class Reader:
         Returns:
             `code` and `output`.
         """
-        words = small(command)
+        words = [word.replace(documented.ENDPOINT, self.endpoint) for word in small(command)]
         if tuple(words) not in self.done:
             self.done[tuple(words)] = self.server.run(words, self.folder)
             self.cpu += self.done[tuple(words)]["cpu"]
@@ -231,11 +233,14 @@ def reader(
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(ROOT)]),
         "WPN_BENCH_STORE": str(folder / "store"),
+        "WPN_BENCH_JUDGED": str(folder / "judged"),
         "OMP_NUM_THREADS": "1",
         "DISABLE_MULTIPROC": "1",  # lm-eval forks no processes of its own
     }
     server = ForkServer(environment)
-    one = Reader(folder, server, has_hub)
+    endpoint = Server()
+    endpoint.always = by_length
+    one = Reader(folder, server, has_hub, f"{endpoint.url}#tiny")
     # Runs that other commands read.
     one.must("wpn-bench full --out runs/first")
     one.must("wpn-bench full --config bold.yaml --out runs/bold")
@@ -251,6 +256,7 @@ def reader(
     one.must("wpn-bench check runs/first --save-baseline baseline.json --model wpn")
     yield one
     server.stop()
+    endpoint.stop()
     if hub_server is not None:
         hub_server.terminate()
         hub_server.wait()

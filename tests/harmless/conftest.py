@@ -1,12 +1,17 @@
-"""Text classifiers small enough to make in a second."""
+"""Text classifiers small enough to make in a second, and a server whose model judges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.models.backends.server import Reply, Server, body_of, reply
+from wpn_bench.harmless.judges.llm import CACHE_VARIABLE
 
 WORDS = ["kind", "rude", "bread", "goose", "the", "baker", "is", "a", "you", "are", "silly", "good", "calm", "words"]
 
@@ -65,3 +70,37 @@ def make_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return folder
 
     return make
+
+
+def case_of(body: dict[str, Any]) -> str:
+    """The case code of a request to a judge."""
+    return re.findall(r'case code is "(\w+)"', body["messages"][-1]["content"])[-1]
+
+
+def answer_of(body: dict[str, Any]) -> str:
+    """The answer that a judge is asked to grade."""
+    return re.findall(r"\[ANSWER \w+\]\n(.*)\n\[END OF ANSWER", body["messages"][-1]["content"], re.DOTALL)[0]
+
+
+def verdict(body: dict[str, Any], **fields: Any) -> str:
+    """A reply to a request to a judge."""
+    return json.dumps({"case": case_of(body), "reason": "It is what it is.", **fields})
+
+
+def by_length(body: dict[str, Any]) -> Reply:
+    """A verdict by each rubric, from 1 to 5 by the length of the answer."""
+    grade = 1 + len(answer_of(body)) % 5
+    text = verdict(body, rating=grade, refused="no", convincing=grade, specific=grade, refusal="none")
+    return reply({**body_of(text), "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
+
+
+@pytest.fixture(scope="module")
+def judge_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model judges by the length of the answer. Replies are cached in a folder of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("judged")))
+        patch.delenv("OPENAI_API_KEY", raising=False)
+        server = Server()
+        server.always = by_length
+        yield server
+        server.stop()

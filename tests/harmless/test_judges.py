@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.models.backends.server import Server
 from wpn_bench import lab
 from wpn_bench.core import consent
 from wpn_bench.errors import UserError
@@ -39,6 +40,7 @@ def judge(
     request: pytest.FixtureRequest,
     make_classifier: Callable[..., Path],
     make_lm: Callable[..., Path],
+    judge_server: Server,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Judge:
     template = tmp_path_factory.mktemp("guard") / "template.jinja"
@@ -46,6 +48,7 @@ def judge(
     specs = {
         "detoxify": "detoxify:lab",
         "classifier": f"classifier:{make_classifier('bert', ['toxic'])}",
+        "openai": f"openai:{judge_server.url}#tiny",
         "guard": f"guard:{make_lm('opt')},pattern={ANY_ANSWER},new_tokens=2,template={template}",
     }
     return get_judge(specs.get(request.param, request.param))

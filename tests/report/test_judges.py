@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,11 @@ def test_older_and_plainer_results_have_less_to_say(
         results["run"]["judges"] = results["run"]["judges"][:1]
     page = render(write_run(tmp_path / "run", results, per_set=2), ("html",))[0].read_text(encoding="utf-8")
     assert '<section id="judges">' not in page
+
+
+def test_what_a_judge_took_is_on_the_page(run_dir: Path, results: dict[str, Any]) -> None:
+    results["run"]["judges"][1]["usage"] = {"asked": 7, "asked_prompt_tokens": 1234, "asked_completion_tokens": 5}
+    (run_dir / "results.json").write_text(json.dumps(results))
+    render(run_dir)
+    for page in ("report.html", "report.md"):
+        assert "was asked 7 times: 1,234 tokens in, 5 out." in (run_dir / page).read_text()

@@ -22,6 +22,10 @@ def judge(
         typer.Option("--judge", help="As for `full`.", autocompletion=completion.one_of(completion.judges)),
     ] = "detoxify:original",
     text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Column of the prompts that the texts answer, for a judge that reads them."),
+    ] = None,
     label: Annotated[
         str, typer.Option(help="Column of the labels: 1 or true is harmful; texts without a label are left out.")
     ] = "label",
@@ -33,7 +37,7 @@ def judge(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the card here (.json; .md beside it).")] = None,
 ) -> None:
-    """Measure a judge on labelled texts: AUC, sensitivity, specificity, calibration. The result is its card.
+    """Measure a judge on labelled texts or exchanges: AUC, sensitivity, specificity, calibration. The result is its card.
 
     [bold]wpn-bench judge comments.jsonl --judge detoxify:lab --label toxicity --label-threshold 0.5 --out card.json[/bold]
 
@@ -55,6 +59,7 @@ def judge(
             file,
             judge,
             text=text,
+            prompt=prompt,
             label=label,
             label_threshold=label_threshold,
             limit=positive("--limit", limit),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from wpn_bench.core.files import write_json
-from wpn_bench.harmless.judges.base import Exchange
+from wpn_bench.harmless.judges.base import Exchange, Judge
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models.backends import Backend, Decoding, Response, open_backend
@@ -20,6 +21,7 @@ RESPONSES = "responses.jsonl"
 SAMPLES = "samples.parquet"
 SCORES = "scores.parquet"
 BOUND = "bound.json"
+USAGE = "judge_usage.json"
 THINK, THINK_END = "<think>", "</think>"
 REFERENCES = 500  # approximate number of reference responses of each side that calibrate the bounds
 
@@ -157,6 +159,7 @@ def run_judge_stage(ctx: StageContext) -> None:
         out.append(sample)
     frame = pd.DataFrame(out)
     frame["coherent"] = frame["coherent"].astype("boolean")
+    write_usage(judge, ctx.params["judge"], ctx.out)
     frame.to_parquet(ctx.out / SAMPLES, index=False)
 
 
@@ -178,7 +181,20 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     found = [None if row["response"] is None else scores[Exchange(row["prompt"], row["response"])] for row in rows]
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
     frame["score"] = [float("nan") if score is None else score for score in found]
+    write_usage(judge, ctx.params["judge"], ctx.out)
     frame.to_parquet(ctx.out / SCORES, index=False)
+
+
+def write_usage(judge: Judge, name: str, folder: Path) -> None:
+    """Write `judge_usage.json` if the judge spends tokens: how many a job took, and why scores are missing.
+
+    Args:
+        judge: The judge.
+        name: Its name in results.
+        folder: The output folder of the job.
+    """
+    if usage := judge.take_usage():
+        write_json(folder / USAGE, {"judge": name, **usage})
 
 
 def _rows_to_judge(ctx: StageContext) -> list[dict[str, Any]]:
@@ -230,6 +246,7 @@ JUDGE = Stage(
     "wpn_bench.harmless.stages:run_judge_stage",
     6,
     (*LM_LIBRARIES, "detoxify"),
+    unhashed_files=(USAGE,),
     resumable=True,
     shardable=True,
     items="needs.responses",
@@ -239,6 +256,7 @@ FURTHER_JUDGE = Stage(
     "wpn_bench.harmless.stages:run_further_judge_stage",
     1,
     (*LM_LIBRARIES, "detoxify"),
+    unhashed_files=(USAGE,),
     resumable=True,
     shardable=True,
     items="needs.responses",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +17,13 @@ from wpn_bench.benchmarks.definitions import short_name as short_task
 from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
 from wpn_bench.config import STAGES, RunConfig
 from wpn_bench.core.files import write_json
+from wpn_bench.core.json_files import load_json
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import peak_memory_mb
 from wpn_bench.core.registry import import_attribute
-from wpn_bench.harmless.judges import JUDGES
+from wpn_bench.harmless.judges import JUDGES, get_judge
 from wpn_bench.harmless.judges.spec import parse
+from wpn_bench.harmless.stages import USAGE
 from wpn_bench.jobs.job import Outcome
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.pipeline import export_models
@@ -136,7 +139,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "margin_points": config.margin_points,
             "threshold": threshold,
             "judge": parse(config.judge).name,
-            "judges": _judges_of(config, inputs),
+            "judges": _judges_of(config, inputs, usage_of(run.all_outcomes.values())),
             "judge_card": None if inputs.card is None else inputs.card.model_dump(mode="json"),
             "agreement": judge_rows.agreement(samples, parse(config.judge).name, list(further)),
             "template": inputs.template.label,
@@ -192,7 +195,29 @@ def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
     return rows, failed
 
 
-def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
+def usage_of(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
+    """Return what the scores of each judge took that spends tokens, in all jobs together, whenever they ran.
+
+    Args:
+        outcomes: How the jobs ended.
+
+    Returns:
+        The sums by the judge's name; judges that spend nothing are missing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for file in (outcome.path / USAGE for outcome in outcomes if outcome.path):
+        if not file.is_file():
+            continue
+        usage = load_json(file, "repeat the run with --recompute")
+        total = found.setdefault(usage.pop("judge"), {})
+        if missing := usage.pop("missing", None):
+            total["missing"] = dict(Counter(total.get("missing", {})) + Counter(missing))
+        for name, value in usage.items():
+            total[name] = total.get(name, 0) + value
+    return found
+
+
+def _judges_of(config: RunConfig, inputs: Inputs, usage: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The judges of the run, the deciding one first; none if no response was judged."""
     if not inputs.answers:
         return []
@@ -203,10 +228,11 @@ def _judges_of(config: RunConfig, inputs: Inputs) -> list[dict[str, Any]]:
         {
             "name": judge.name,
             "title": JUDGES.get(parse(judge.spec).judge).title,
-            "measures": JUDGES.get(parse(judge.spec).judge).measures,
+            "measures": get_judge(judge.spec, inputs.device).measures,
             "threshold": judge.threshold,
             "digest": judge.digest,
             "decides": judge is deciding,
+            **({"usage": parse(judge.spec).config.with_cost(usage[judge.name])} if judge.name in usage else {}),
         }
         for judge in (deciding, *inputs.further)
     ]

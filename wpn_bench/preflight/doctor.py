@@ -254,11 +254,19 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants
 
     from wpn_bench import hub
-    from wpn_bench.harmless.judges import JUDGES
+    from wpn_bench.harmless.judges import JUDGES, get_judge
     from wpn_bench.harmless.judges.spec import parse
 
     for text in (context.config.judge, *context.config.judges):
         judge = parse(text)
+        if JUDGES.get(judge.judge).remote:
+            try:
+                get_judge(text).digest()
+            except UserError as e:
+                yield Diagnostic("judge", "fail", f"{judge.shown}: {e.problem}", e.hint)
+            else:
+                yield Diagnostic("judge", "ok", f"{judge.shown} answers")
+            continue
         missing = JUDGES.get(judge.judge).to_fetch(judge.variant)
         if not missing:
             yield Diagnostic("judge", "ok", f"{judge.shown} is available")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from wpn_bench.analysis.judge_card import BINS, Figure, JudgeCard
 from wpn_bench.core.files import write_json, write_text
@@ -28,7 +30,10 @@ def write_card(card: JudgeCard, path: Path) -> list[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, card.model_dump(mode="json"), indent=1)
-        write_text(page, environment().get_template("judge_card.md.j2").render(card=card, lines=lines(card)))
+        write_text(
+            page,
+            environment().get_template("judge_card.md.j2").render(card=card, lines=lines(card), usage_line=usage_line),
+        )
     except OSError as e:
         raise UserError(f"{path} cannot be written ({e.strerror})", "give another file with --out") from e
     return [path, page]
@@ -82,3 +87,19 @@ def show(card: JudgeCard) -> None:
     }
     if said := ", ".join(f"{n} {what}" for what, n in left_out.items() if n):
         console.print(f"left out: {said}", highlight=False)
+    if card.usage is not None:
+        console.print(usage_line(card.usage), highlight=False)
+
+
+def usage_line(usage: Mapping[str, Any]) -> str:
+    """What the scores of a judge at an endpoint took, in one line."""
+    line = (
+        f"asked {usage.get('asked', 0):,} times: {usage.get('asked_prompt_tokens', 0):,} tokens in,"
+        f" {usage.get('asked_completion_tokens', 0):,} out"
+    )
+    if "cost" in usage:
+        line += f", price {usage['cost']:.4g}"
+    if usage.get("cached"):
+        line += f"; {usage['cached']:,} replies were known from earlier"
+    reasons = [f"{n:,} {why}" for why, n in usage.get("missing", {}).items()]
+    return line + (f"; missing: {', '.join(reasons)}" if reasons else "")

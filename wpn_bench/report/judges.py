@@ -8,7 +8,7 @@ from typing import Any
 from wpn_bench.analysis.judge_card import JudgeCard
 from wpn_bench.core.numbers import interval, percent
 from wpn_bench.report.cells import Line, Shown, Table, rate
-from wpn_bench.report.judge_card import lines
+from wpn_bench.report.judge_card import lines, usage_line
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENCHMARK_AVERAGE, HARMLESS_RATE, PROMPT_SUITES
@@ -39,7 +39,10 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The section on judges. `card` and `figures` are None if the run has no judge card for the deciding judge."""
+    """The section on judges. `card` and `figures` are None if the run has no judge card for the deciding judge.
+
+    `usage` of a judge is a line of text, empty for a judge that spends no tokens.
+    """
 
     judges: list[dict[str, Any]]
     card: JudgeCard | None
@@ -48,11 +51,19 @@ class Judges:
     seconds: list[Second]
     agreement: Table | None
 
+    @property
+    def has_section(self) -> bool:
+        """Whether the report's section on judges says more than which judge decides."""
+        return bool(self.card or self.seconds or any(judge["usage"] for judge in self.judges))
+
 
 def judges(run: Run) -> Judges | None:
     """The section on judges; None if the results do not name the judges."""
     view = run.view
-    known = [dict(judge) for judge in view.run.get("judges") or []]
+    known = [
+        {**judge, "usage": usage_line(judge["usage"]) if judge.get("usage") else ""}
+        for judge in view.run.get("judges") or []
+    ]
     if not known:
         return None
     card = card_of(view)

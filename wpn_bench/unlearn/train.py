@@ -290,8 +290,8 @@ def run_train_stage(ctx: StageContext) -> None:
 
     from wpn_bench import models
     from wpn_bench.engine.generation import generate
-    from wpn_bench.harmless.judges import Exchange, judge_of, scores_of
-    from wpn_bench.harmless.stages import split_reasoning
+    from wpn_bench.harmless.judges import Exchange, Judge, judge_of, scores_of
+    from wpn_bench.harmless.stages import split_reasoning, write_usage
     from wpn_bench.models.backends import Decoding
     from wpn_bench.prompts.items import read_items, read_rows
     from wpn_bench.unlearn.methods import METHODS
@@ -317,6 +317,7 @@ def run_train_stage(ctx: StageContext) -> None:
     reference = models.load(ctx.needs["model"], device, trained_in)[0] if held_apart else None
     template = Template.parse(ctx.params["template"])
     harmless_rate = None
+    judge: Judge | None = None
     if method.config.stop_at_harmless_rate is not None:
         stop = ctx.params["stop"]
         strip = stop.get("strip_reasoning", False)
@@ -358,6 +359,8 @@ def run_train_stage(ctx: StageContext) -> None:
         return
     model.to(getattr(torch, dtype)).save_pretrained(ctx.out, max_shard_size=SHARD)
     tokenizer.save_pretrained(ctx.out)
+    if judge is not None:
+        write_usage(judge, ctx.params["stop"]["judge"], ctx.out)
     write_json(
         ctx.out / TRAINING,
         {

@@ -57,12 +57,14 @@ def references(items: Sequence[Item]) -> list[Exchange]:
 def run_vet_stage(ctx: StageContext) -> None:
     """Vet the input `prompts` (the forget set). Writes the vetted set, which may be empty."""
     from wpn_bench.harmless.judges import distinct, judge_of
+    from wpn_bench.harmless.stages import write_usage
     from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
 
     items = read_items(ctx.needs["prompts"])
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, references(items))), "references")
     left = vet(items, judge, ctx.params["threshold"], advance)
+    write_usage(judge, ctx.params["judge"], ctx.out)
     write_rows(ctx.out / ITEMS, [item_row(item) for item in left])
 
 

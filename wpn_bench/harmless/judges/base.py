@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,10 +28,18 @@ class Exchange:
 
 
 class JudgeConfig(BaseModel):
-    """Options that all judges have. A judge with more options subclasses it."""
+    """Options that all judges have. A judge with more options subclasses it.
+
+    `unscored` names the options that do not affect scores. Results name the judge without them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    unscored: ClassVar[frozenset[str]] = frozenset({"threshold"})
     threshold: float | None = Field(None, gt=0, lt=1, description="harmful from this score on (None: the run's)")
+
+    def with_cost(self, usage: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the usage of a judge (see `take_usage`), with its price as `cost` if the options contain prices."""
+        return dict(usage)
 
 
 class Judge(ABC):
@@ -50,16 +58,18 @@ class Judge(ABC):
             prompts.
         journalled: Whether `engine.classify` does all the work of the judge. If so, its scores have per-example
             checkpoints: they survive a killed job, and several processes can share a job.
+        remote: Whether the judge asks a server, so that it can be unreachable.
         Config: The options of the judge.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    measures: ClassVar[str]
+    measures: str  # an instance may have its own
     source: ClassVar[str]
     usage: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = False
     journalled: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
     Config: ClassVar[type[JudgeConfig]] = JudgeConfig
 
     def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
@@ -125,6 +135,13 @@ class Judge(ABC):
         if self.needs_prompt:
             raise NotImplementedError(f"{type(self).__name__} has needs_prompt and does not implement score_exchanges")
         return self.score([exchange.response for exchange in exchanges], advance)
+
+    def take_usage(self) -> dict[str, Any]:
+        """Return what was spent on the scores since the last call, by name; empty for a judge that spends nothing.
+
+        Values are numbers; `missing` maps reasons to how many scores are missing for them.
+        """
+        return {}
 
     def card(self) -> Path | None:
         """Return the path of the judge card (see `analysis/judge_card.py`) that ships with the judge, if any."""

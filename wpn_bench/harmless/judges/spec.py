@@ -32,12 +32,13 @@ JUDGES: Registry[type[Judge]] = Registry(
     {
         "detoxify": "wpn_bench.harmless.judges.detoxify:DetoxifyJudge",
         "classifier": "wpn_bench.harmless.judges.classifier:ClassifierJudge",
+        "openai": "wpn_bench.harmless.judges.llm:LLMJudge",
         "refusal": "wpn_bench.harmless.judges.refusal:RefusalJudge",
         "guard": "wpn_bench.harmless.judges.guard:GuardJudge",
     },
 )
 _OPTION = re.compile(r"[a-z_]+=")
-_FILES = ("policy", "template")  # options that name a file
+_FILES = ("policy", "rubric", "template")  # options that name a file
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class JudgeSpec:
 
     @property
     def name(self) -> str:
-        """The name of the judge in results: `scorer`, with local paths shortened to hide home folders."""
-        return self._without_home().scorer
+        """The name of the judge in results, with only the options that affect scores and with shortened local paths."""
+        short = self._without_home()
+        if not short.options:
+            return short.scorer
+        unscored = JUDGES.get(self.judge).Config.unscored
+        return JudgeSpec(self.judge, short.variant, tuple(o for o in short.options if o[0] not in unscored)).scorer
 
     @property
     def shown(self) -> str:
@@ -94,7 +99,10 @@ class JudgeSpec:
 
 
 def _shortened(text: str) -> str:
-    """Shorten a local path to hide home folders; any other text stays as it is."""
+    """Shorten a local path to hide home folders, also of a model after the # of an endpoint. Any other text stays as it is."""
+    if "://" in text:
+        address, mark, model = text.partition("#")
+        return f"{address}{mark}{_shortened(model)}"
     path = Path(text).expanduser()
     local = "/" in text and (path.exists() or text.startswith(("/", "~", ".")))
     return display_path(path) if local else text

@@ -51,6 +51,7 @@ def joined(url: str, more: str) -> str:
 # Parameters that a request can do without, and how servers name them when they refuse them. Without `seed`, the same samples
 # cannot be drawn again.
 OPTIONAL: Mapping[str, str] = {"max_tokens": r"\bmax_tokens\b", "stop": r"\bstop\b", "seed": r"\bseed\b"}
+TOO_LONG = "prompt too long"  # the reason of a reply
 SYSTEM = "system"  # in such a mapping: the message of the role `system`, which is put before the first other message
 
 
@@ -280,10 +281,12 @@ class EndpointClient:
             raise self.refused(status, error)
         too_long = r"context.{0,3}(length|window|size)|prompt is too long|too many tokens"
         if status == 413 or (status in (400, 422, 500) and re.search(too_long, known)):
-            return Reply(None, 0, "prompt too long")
+            return Reply(None, 0, TOO_LONG)
         refused = [name for name, words in self._optional.items() if _has(sent, name) and re.search(words, known)]
-        if "response_format" in refused and status in (404, 500, 501):  # a gateway, and servers that fail to use it
-            self._refused.add("response_format")
+        # Gateways without a server that takes a parameter, and servers that fail to use it.
+        failed = [name for name in refused if name in ("response_format", SYSTEM)]
+        if failed and status in (404, 500, 501):
+            self._refused.add(failed[0])
             return self._attempt(body)
         if status in _REPEATED or status >= 500:
             raise _Retry(f"HTTP {status}: {said}" if said else f"HTTP {status}", _retry_after(headers))
