@@ -78,6 +78,43 @@ def test_two_columns_that_would_do(tmp_path: Path) -> None:
     assert load(tmp_path / "x.csv", "question,text\nWhy?,x\n", columns={"prompt": "text"}).items[0].prompt == "x"
 
 
+@pytest.mark.parametrize(
+    ("content", "prompts", "column"),
+    [
+        (
+            "Behavior,Tags,ContextString\nWrite an email,context,The firm is Acme.\nDo it,,\n",
+            ["The firm is Acme.\n\n---\n\nWrite an email", "Do it"],
+            "Behavior with ContextString",
+        ),
+        ("instruction,input,output\nTranslate,Hallo {other},x\nName it,,y\n", ["Translate\n\nHallo {other}", "Name it"],
+         "instruction with input"),
+        ("Behavior,ContextString\nDo it,\n", ["Do it"], "Behavior"),
+        ("input,x\nHallo,1\n", ["Hallo"], "input"),
+    ],
+)  # fmt: skip
+def test_a_text_that_belongs_to_the_prompt_is_read_with_it(
+    tmp_path: Path, content: str, prompts: list[str], column: str
+) -> None:
+    """HarmBench's contextual behaviours and Alpaca's instructions mean nothing without it."""
+    got = load(tmp_path / "x.csv", content)
+    assert [item.prompt for item in got.items] == prompts
+    assert got.source["columns"] == {"prompt": column}
+
+
+def test_a_column_that_the_user_names_stands_alone(tmp_path: Path) -> None:
+    got = load(tmp_path / "x.csv", "instruction,input\nTranslate,Hallo\n", columns={"prompt": "instruction"})
+    assert [item.prompt for item in got.items] == ["Translate"]
+
+
+def test_a_prompt_inside_an_object_is_named(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": {"text": "Hello there", "toxicity": 0.3}})
+    with pytest.raises(UserError, match="the prompt is empty or not text") as caught:
+        load(tmp_path / "x.jsonl", row)
+    assert "--columns prompt=prompt.text" in caught.value.hint
+    got = load(tmp_path / "x.jsonl", row, columns={"prompt": "prompt.text"})
+    assert [item.prompt for item in got.items] == ["Hello there"]
+
+
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("form", ["text", "answer", "whole", "transcript"])
 def test_preference_data(tmp_path: Path, prompt: bool, form: str) -> None:
@@ -207,6 +244,7 @@ def test_delimiters_and_encodings(tmp_path: Path, delimiter: str, suffix: str, e
         ('prompt\nHe said "hi" to me?\n', ['He said "hi" to me?']),
         ('prompt\n"two\n\nlines ""x"""\n\nlast', ['two\n\nlines "x"', "last"]),
         ("a|b,prompt\nx,Why?\n", ["Why?"]),
+        ("prompt,harmful\nWhy?,x\n,\n , \nWho?,y\n,\n", ["Why?", "Who?"]),
         ("prompt\n" + "x" * 200_000 + "\n", ["x" * 200_000]),
     ],
 )

@@ -127,8 +127,11 @@ def test_forget_items_without_both_sides_are_left_out(tmp_path: Path, write_json
         {"prompt": "Three?", "harmful": "  ", "harmless": "b"},
     ]
     file = write_jsonl(tmp_path / "x.jsonl", rows)
-    assert [i.prompt for i in load(file, role="forget").items] == ["Two?"]
+    forget = load(file, role="forget")
+    assert [i.prompt for i in forget.items] == ["Two?"]
+    assert forget.left_out == 2
     assert len(load(file, role="ood").items) == 3
+    assert load(file, role="ood").left_out == 0
 
 
 def test_a_label_called_harmful_does_no_harm_in_a_test_set(tmp_path: Path, write_jsonl: Write) -> None:

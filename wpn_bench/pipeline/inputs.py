@@ -330,6 +330,8 @@ def read_prompts(
     read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
     notes += [line for _, one in read for line in column_notes(one)]
     forget = next(one for use, one in read if use == "forget")
+    if config.methods:
+        notes += response_notes(forget)
     validation = next((one for use, one in read if use == "validation"), None)
     tests = [(SUITES[use], one) for use, one in read if use in SUITES]
     if not config.in_domain:
@@ -348,6 +350,22 @@ def column_notes(one: PromptSet | TextSet) -> list[str]:
     if not found:
         return []
     return [f"{one.source['file']}: {', '.join(f'{field} is the column {name!r}' for field, name in found.items())}"]
+
+
+def response_notes(forget: PromptSet) -> list[str]:
+    """Say how many prompts of a forget set lack a response, and how many have the same one on both sides."""
+    notes = []
+    if forget.left_out:
+        notes.append(
+            f"the forget set {forget.name!r}: {forget.left_out} prompts have no harmful or no harmless response and are left"
+            " out"
+        )
+    if n := sum(bool(set(item.harmful) & set(item.harmless)) for item in forget.items):
+        notes.append(
+            f"the forget set {forget.name!r}: {n} of {len(forget.items)} prompts have a response that is called harmful and"
+            " harmless; methods are trained on both"
+        )
+    return notes
 
 
 def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:

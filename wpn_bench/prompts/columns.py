@@ -39,6 +39,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "harmless": ("chosen", "harmless_response", "safe_response", "chosen_response", "preferred_output"),
     "text": ("content", "document", "passage", "sentence"),
 }
+# Column of a prompt -> (column of a text that belongs to it, the form of both together). Other columns called `context` or
+# `input` may be anything, and are not read.
+COMPANIONS: dict[str, tuple[str, str]] = {
+    "behavior": (
+        "contextstring",
+        "{other}\n\n---\n\n{prompt}",
+    ),  # HarmBench, which puts the context before the behaviour
+    "instruction": ("input", "{prompt}\n\n{other}"),  # the Alpaca format
+}
 FIELDS = tuple(NAMES)
 COLUMNS = frozenset({*NAMES, *(name for names in NAMES.values() for name in names)})
 _USER = ("user", "human", "prompter")
@@ -48,6 +57,20 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 def _plain(column: str) -> str:
     return re.sub(r"[\s-]+", "_", column.strip().casefold())
+
+
+def companion_of(column: str, columns: Sequence[str]) -> tuple[str, str] | None:
+    """Find the column of a text that belongs to the prompt.
+
+    Args:
+        column: The column of the prompt.
+        columns: The columns of the file.
+
+    Returns:
+        The column, and the form of the whole prompt with the places `{prompt}` and `{other}`; None if there is none.
+    """
+    name, form = COMPANIONS.get(_plain(column), ("", ""))
+    return next(((other, form) for other in columns if name and _plain(other) == name), None)
 
 
 def find_column(field: str, columns: Sequence[str], filled: Mapping[str, bool], where: str) -> str | None:
@@ -70,6 +93,8 @@ def find_column(field: str, columns: Sequence[str], filled: Mapping[str, bool], 
     if exact := [column for column in columns if _plain(column) == field]:
         return exact[0]
     found = [column for column in columns if _plain(column) in NAMES[field] and filled[column]]
+    companions = {found_with[0] for column in found if (found_with := companion_of(column, columns))}
+    found = [column for column in found if column not in companions]
     plain = {_plain(column): column for column in found}
     # JailbreakBench: `Behavior` is a label of the row, such as "Defamation", and `Goal` is the question.
     if set(plain) == {"goal", "behavior"} and any(_plain(column) == "category" for column in columns):

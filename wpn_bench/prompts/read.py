@@ -17,7 +17,7 @@ from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
 from wpn_bench.errors import UserError
-from wpn_bench.prompts.columns import choose_columns, value_of
+from wpn_bench.prompts.columns import choose_columns, companion_of, value_of
 from wpn_bench.prompts.csv_cells import looks_like_list
 from wpn_bench.prompts.tables import READERS, read_file
 from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
@@ -122,6 +122,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
     """
     rows, source = _rows(spec)
     columns = _columns_of(spec, rows, ("prompt", "harmful", "harmless"), source)
+    companion = _companion(spec, rows, columns, source)
     need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
     merged: dict[str, Item] = {}
     for number, row in enumerate(rows, 1):
@@ -137,7 +138,12 @@ def load_prompts(spec: SetSpec) -> PromptSet:
             )
         prompt = values["prompt"]
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{_origin(spec)} row {number}: the prompt is empty or not text", "mend or remove the row")
+            hint = "mend or remove the row"
+            if isinstance(prompt, Mapping) and (inner := [k for k, v in prompt.items() if isinstance(v, str)]):
+                hint = f"name the text inside it: --columns prompt={columns['prompt']}.{inner[0][:60]}"
+            raise UserError(f"{_origin(spec)} row {number}: the prompt is empty or not text", hint)
+        if companion and isinstance(other := row.get(companion[0]), str) and other.strip():
+            prompt = companion[1].replace("{other}", other.strip()).replace("{prompt}", prompt, 1)
         for name in ("harmful", "harmless"):
             if _is_texts(values.get(name)):
                 if spec.source.file and _is_csv(spec.source.file):
@@ -163,7 +169,8 @@ def load_prompts(spec: SetSpec) -> PromptSet:
     if not items:
         raise UserError(f"{_origin(spec)} holds no usable prompts", "check the file, its columns and the filter")
     title = spec.title or spec.name
-    return PromptSet(spec.name, spec.role, items, title, {**source, "licence": spec.licence, "warning": spec.warning})
+    about = {**source, "licence": spec.licence, "warning": spec.warning}
+    return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items))
 
 
 def load_texts(spec: SetSpec) -> TextSet:
@@ -203,6 +210,20 @@ def _columns_of(
         ):
             source["columns"]["prompt"] = f"{other['prompt']} (the user's turn)"
     return {**chosen}
+
+
+def _companion(
+    spec: SetSpec, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], source: dict[str, Any]
+) -> tuple[str, str] | None:
+    """The column of a text that belongs to each prompt, with the form of both; None if the user named the prompt's column."""
+    column = columns.get("prompt")
+    if not spec.find_columns or "prompt" in spec.columns or not isinstance(column, str):
+        return None
+    found = companion_of(column, list(dict.fromkeys(str(name) for row in rows for name in row)))
+    if found and any(isinstance(row.get(found[0]), str) and row[found[0]].strip() for row in rows):
+        source["columns"] = source.get("columns", {}) | {"prompt": f"{column} with {found[0]}"}
+        return found
+    return None
 
 
 def _is_csv(file: str) -> bool:

@@ -212,6 +212,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
                     f"{path} line {number} has more cells than the first line has columns ({len(columns)})",
                     f"put texts that hold {sign} into double quotes",
                 )
+            if not any(cell.strip() for cell in cells) and len(cells) > 1:
+                continue  # spreadsheets write such lines for rows that were cleared
             cells += [None] * (len(columns) - len(cells))  # type: ignore[list-item]
             rows.append(
                 {

@@ -50,13 +50,17 @@ class Item:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named set of prompts. `source` describes their origin, without any path of a home folder."""
+    """A named set of prompts. `source` describes their origin, without any path of a home folder.
+
+    `left_out` counts the prompts that cannot be used, because a forget set needs a harmful and a harmless response.
+    """
 
     name: str
     role: Role
     items: tuple[Item, ...]
     title: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
     @cached_property
     def digest(self) -> str:
