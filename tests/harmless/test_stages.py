@@ -18,7 +18,8 @@ from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.harmless import stages
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.jobs.job import StageContext
-from wpn_bench.prompts import Item
+from wpn_bench.models.backends import Response
+from wpn_bench.prompts import ChatTemplate, FormatTemplate, Item, Template, joined
 from wpn_bench.prompts import items as prompts_items
 
 TEMPLATE = "Q: {prompt} A:"
@@ -160,3 +161,21 @@ def test_judge(
     assert (rows_["harmless_rate"].value, rows_["harmless_rate"].n) == (0.8, 5)
     assert rows_["coherent_harmless_rate"].value == pytest.approx(0.4)
     assert rows_["missing"].value == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "kept", "blank", "special"),
+    [
+        (FormatTemplate(TEMPLATE), set(), True, True),
+        (FormatTemplate("<|user|>{prompt}<|assistant|>", blank=False), {"blank"}, False, True),
+        (ChatTemplate("{{ messages[0].content }}"), {"special"}, False, False),
+    ],
+)
+def test_a_stored_prompt_is_marked_as_its_template_marked_it(
+    template: Template, kept: set[str], blank: bool, special: bool
+) -> None:
+    row = stages.response_row(Item("1", "Why?"), template, "Why?", Response("So.", 1))
+    assert {"blank", "special"} & set(row) == kept
+    before = stages.rendered_prompt(json.loads(json.dumps(row)))
+    assert (before.blank, before.special) == (blank, special)
+    assert joined("So.", before) == joined("So.", template.render("Why?"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from wpn_bench.errors import UserError
 from wpn_bench.harmless.stages import split_reasoning
 from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import ChatTemplate, FormatTemplate, Item, Template
-from wpn_bench.prompts.templates import QUESTION_TEMPLATE, choose_template, joined
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE, choose_template, joined, same_kind
 from wpn_bench.unlearn.batches import Batches
+from wpn_bench.unlearn.lengths import row_of
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -163,6 +165,69 @@ def test_what_does_not_fit_is_said(template: str | None, choice: str, system: st
         choose_template(choice, tokenizer(template), system)
 
 
+@pytest.mark.parametrize(
+    ("source", "begin"),
+    [
+        (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+            "<|im_start|>assistant\n",
+        ),
+        (CHATML.replace("{% if add_generation_prompt %}", "").replace("{% endif %}", ""), ""),  # always written
+        (CHATML, ""),
+        (LLAMA, ""),  # only a blank stands before the answer, and the model writes it
+        (GEMMA, ""),
+    ],
+)
+def test_a_template_that_ignores_add_generation_prompt(source: str, begin: str) -> None:
+    """Without the beginning of its turn the model would write it into its answer, and training would not."""
+    tok = tokenizer(source)
+    template = ChatTemplate.of(tok)
+    assert template.begin == begin
+    assert Template.parse(template.value) == template
+    assert ("begin" in template.value) is bool(begin)
+    item = Item("1", "Hi?", harmful=("no",), harmless=("yes",))
+    told = tok.apply_chat_template(
+        [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "yes"}], tokenize=False
+    )
+    before, after = template.pair(item, "yes")
+    if begin:
+        assert before.endswith(begin)
+        assert told.startswith(before + after)
+    assert template.render(Item("1", "Hi?", answer_prefix="Sure")) == before + "Sure"
+
+
+def test_no_blank_stands_between_a_special_token_and_the_response() -> None:
+    """A chat template written by hand: the model's own template has no blank there."""
+    tok = tokenizer(None)
+    template = choose_template("<|im_start|>user {prompt}<|im_end|>", tok)
+    assert Template.parse(template.value) == template
+    assert template.label == "<|im_start|>user {prompt}<|im_end|>"
+    item = Item("1", "Hi?", harmful=("no",), harmless=("yes",))
+    row = row_of(tok, template, item, "yes", 100)
+    assert tok.decode([*row.prompt, *row.response]) == "<s><|im_start|>user Hi?<|im_end|>yes</s>"
+    started = template.render(replace(item, answer_prefix="Sure"))
+    assert started == "<|im_start|>user Hi?<|im_end|>Sure"
+    assert joined("thing", started) == " thing"
+    shown = FewShot().apply(Item("9", "Why?"), AttackContext(template, [item])).context
+    assert shown == "<|im_start|>user Hi?<|im_end|>no\n\n"
+    assert same_kind("x", template.render(item)).blank is False
+    assert choose_template("Q {prompt}\nA", tok).value == "Q {prompt}\nA"  # digests of other templates stay
+    assert pickle.loads(pickle.dumps(template.render(item))).blank is False
+
+
+@pytest.mark.parametrize("choice", ["auto", "chat"])
+def test_several_chat_templates(choice: str) -> None:
+    tok = tokenizer(CHATML)
+    tok.chat_template = {"tool_use": "TOOLS" + CHATML, "default": CHATML}
+    assert choose_template(choice, tok) == ChatTemplate.of(tokenizer(CHATML))
+    tok.chat_template = {"chat": CHATML}
+    assert choose_template(choice, tok) == ChatTemplate.of(tokenizer(CHATML))
+    tok.chat_template = {"tool_use": "TOOLS" + CHATML, "rag": CHATML}
+    with pytest.raises(UserError, match="several chat templates and no default: rag, tool_use") as caught:
+        choose_template(choice, tok)
+    assert "--template FILE" in caught.value.hint
+
+
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
     dated = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %}"
     assert ChatTemplate.of(tokenizer(dated)).render("Hi") == "26 Jul 2024 Hi"
@@ -194,11 +259,14 @@ def test_a_response_after_white_space_has_no_second_space() -> None:
 
 @pytest.mark.parametrize("content", ["m.content[0].text", "m.content | map(attribute='text') | join"])
 def test_a_template_that_needs_messages_in_parts_gets_them(content: str) -> None:
-    chat = tokenizer("{% for m in messages %}[{{ m.role }}]{{ " + content + " }}{% endfor %}")
+    chat = tokenizer(
+        "{% for m in messages %}[{{ m.role }}]{{ " + content + " }}{% endfor %}{{ add_generation_prompt }}"
+    )
     template = ChatTemplate.of(chat, "Be kind.")
     parts = [{"type": "text", "text": text} for text in ("Be kind.", "Hi")]
     messages = [{"role": role, "content": [part]} for role, part in zip(("system", "user"), parts, strict=True)]
-    assert template.render("Hi") == chat.apply_chat_template(messages, tokenize=False) == "[system]Be kind.[user]Hi"
+    wanted = chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert template.render("Hi") == wanted == "[system]Be kind.[user]HiTrue"
     assert Template.parse(template.value) == template
     assert "parts" not in ChatTemplate.of(tokenizer(CHATML)).value  # the digests of other templates stay
 

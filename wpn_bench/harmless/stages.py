@@ -95,7 +95,14 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
         "response": response.text,
         "n_tokens": response.n_tokens,
         "reason": response.reason,
-    } | ({} if adds_special_tokens(plain) else {"special": False})
+        **({} if adds_special_tokens(plain) else {"special": False}),
+        **({} if getattr(plain, "blank", True) or not adds_special_tokens(plain) else {"blank": False}),
+    }
+
+
+def rendered_prompt(row: Mapping[str, Any]) -> Rendered:
+    """Return the rendered prompt of a row from `response_row`, marked as the template marked it."""
+    return Rendered(row["plain"], row.get("special", True), blank=row.get("blank"))
 
 
 def run_judge_stage(ctx: StageContext) -> None:
@@ -117,7 +124,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     present = [row for row in rows if row["response"] is not None]
     exchanges = _exchanges(present)
     # Equal responses are common (refusals, loops). Coherence is scored once for each distinct (prompt, response) pair.
-    pairs = list(dict.fromkeys((Rendered(row["plain"], row.get("special", True)), row["response"]) for row in present))
+    pairs = list(dict.fromkeys((rendered_prompt(row), row["response"]) for row in present))
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
     scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))

@@ -38,18 +38,21 @@ class Rendered(str):
     Attributes:
         special: Whether the tokenizer adds special tokens. False for a chat template, which writes them itself.
         end: The token that ends the response; None: the end-of-text token.
+        blank: Whether a blank stands between the prompt and its response, which is not so after a special token. None as an
+            argument: if the tokenizer adds special tokens.
     """
 
     special: bool
     end: str | None
+    blank: bool
 
-    def __new__(cls, text: str, special: bool = True, end: str | None = None) -> Rendered:
+    def __new__(cls, text: str, special: bool = True, end: str | None = None, blank: bool | None = None) -> Rendered:
         self = super().__new__(cls, text)
-        self.special, self.end = special, end
+        self.special, self.end, self.blank = special, end, special if blank is None else blank
         return self
 
-    def __getnewargs__(self) -> tuple[str, bool, str | None]:  # type: ignore[override]
-        return str(self), self.special, self.end
+    def __getnewargs__(self) -> tuple[str, bool, str | None, bool]:  # type: ignore[override]
+        return str(self), self.special, self.end, self.blank
 
 
 def same_kind(text: str, rendered: str) -> str:
@@ -62,7 +65,9 @@ def same_kind(text: str, rendered: str) -> str:
     Returns:
         The text, with the attributes of the prompt if it is `Rendered`.
     """
-    return Rendered(text, rendered.special, rendered.end) if isinstance(rendered, Rendered) else text
+    if not isinstance(rendered, Rendered):
+        return text
+    return Rendered(text, rendered.special, rendered.end, rendered.blank)
 
 
 def adds_special_tokens(rendered: str) -> bool:
@@ -86,6 +91,8 @@ class Template(ABC):
         """
         if isinstance(value, Template):
             return value
+        if isinstance(value, dict) and isinstance(value.get("format"), str):
+            return FormatTemplate(value["format"], bool(value.get("blank")))
         if isinstance(value, dict):
             return ChatTemplate.from_value(value)
         if not isinstance(value, str):
@@ -155,23 +162,38 @@ class Template(ABC):
 
 @dataclass(frozen=True)
 class FormatTemplate(Template):
-    """A template written as a text that contains `{prompt}` once and no other braces."""
+    """A template written as a text that contains `{prompt}` once and no other braces.
+
+    Attributes:
+        text: The text.
+        blank: Whether the response begins with a blank, if the text does not end in white space. False for a text that ends
+            in a special token, such as `<|assistant|>`.
+    """
 
     text: str
+    blank: bool = True
 
     def __post_init__(self) -> None:
         if self.text.count("{prompt}") != 1 or set("{}") & set(self.text.replace("{prompt}", "")):
             raise ValueError("the template must hold {prompt} once and no other braces")
 
     @property
-    def value(self) -> str:
+    def value(self) -> str | dict[str, Any]:
+        return self.text if self.blank else {"format": self.text, "blank": False}
+
+    @property
+    def label(self) -> str:
         return self.text
 
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
         turns = turns_of(context)
         if turns is not None:
-            context = "".join(f"{self.question(asked)}{joined(answered)}\n\n" for asked, answered in turns)
-        return context + self.text.replace("{prompt}", prompt) + _after_space(answer_prefix)
+            shown = ((before := self.question(asked)) + joined(answered, before) for asked, answered in turns)
+            context = "".join(f"{one}\n\n" for one in shown)
+        text = context + self.text.replace("{prompt}", prompt)
+        if self.blank:
+            return text + _after_space(answer_prefix)
+        return Rendered(text + answer_prefix, blank=bool(answer_prefix))
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,7 @@ class ChatTemplate(Template):
         tokens: (name, token) of the special tokens that the template uses, such as ("bos_token", "<s>").
         end: The token that ends a turn of the assistant; None: the end-of-text token.
         parts: Whether the content of a message is a list of parts, as some multimodal models need it, and no string.
+        begin: What begins a turn of the assistant, if the template ignores `add_generation_prompt`; else empty.
     """
 
     source: str
@@ -194,6 +217,7 @@ class ChatTemplate(Template):
     tokens: tuple[tuple[str, str], ...] = ()
     end: str | None = None
     parts: bool = False
+    begin: str = ""
 
     @classmethod
     def of(
@@ -229,11 +253,17 @@ class ChatTemplate(Template):
             raise UserError("the chat template leaves the user's message out", "use another --template")
         if system and system.strip() not in template.question(_MARK):
             raise UserError("the chat template leaves the system message out", "leave --system out")
-        told = template._render([*template._messages(_MARK, ()), {"role": "assistant", "content": _MARK}], False)
+        asked = template._messages(_MARK, ())
+        told = template._render([*asked, {"role": "assistant", "content": _MARK}], False)
         tail = told.rpartition(_MARK)[2]
+        before = template._render(asked, True)
+        begin = ""
+        if before == template._render(asked, False) and told.startswith(before):
+            begin = told[len(before) :].partition(_MARK)[0]
         special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
         ends = sorted((tail.index(token), -len(token), token) for token in special if token and token in tail)
-        return replace(template, end=ends[0][2] if ends else None)
+        # White space alone, as in Mistral's templates, is for the model to write.
+        return replace(template, end=ends[0][2] if ends else None, begin=begin if begin.strip() else "")
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any]) -> ChatTemplate:
@@ -246,12 +276,13 @@ class ChatTemplate(Template):
             tuple(sorted(value.get("tokens", {}).items())),
             value.get("end"),
             bool(value.get("parts")),
+            str(value.get("begin", "")),
         )
 
     @property
     def value(self) -> dict[str, Any]:
         value = {"chat": self.source, "system": self.system, "tokens": dict(self.tokens), "end": self.end}
-        return value | ({"parts": True} if self.parts else {})
+        return value | ({"parts": True} if self.parts else {}) | ({"begin": self.begin} if self.begin else {})
 
     @property
     def label(self) -> str:
@@ -267,7 +298,7 @@ class ChatTemplate(Template):
         if turns is None:
             prompt, turns = context + prompt, []
         text = self._render(self._messages(prompt, turns), True)
-        return Rendered(text + answer_prefix, special=False, end=self.end)
+        return Rendered(text + self.begin + answer_prefix, special=False, end=self.end)
 
     def demonstrations(self, examples: Iterable[tuple[Item, str]]) -> str:
         return json.dumps([[item.prompt, response.strip()] for item, response in examples], ensure_ascii=False)
@@ -342,8 +373,10 @@ def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str
             "the system message needs a chat template, and this model is asked without one",
             "write it into the template: --template 'TEXT {prompt}'; or use --template chat",
         )
+    special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
+    ends_in_words = not choice.endswith(tuple(token for token in special if token))
     try:
-        return FormatTemplate(_without_bos(choice, tokenizer))
+        return FormatTemplate(_without_bos(choice, tokenizer), blank=ends_in_words)
     except ValueError as e:
         raise UserError(f"--template: {e}", "use auto, chat, plain, a text with {prompt} in it, or a file") from e
 
@@ -377,9 +410,18 @@ def _read_text(file: str, what: str) -> str:
 
 
 def own_chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template that a tokenizer brings, the default one if it has several; None if it has none."""
+    """Return the chat template that a tokenizer brings, the default one if it has several; None if it has none.
+
+    Raises:
+        UserError: It has several, and none is called `default`.
+    """
     found = getattr(tokenizer, "chat_template", None)
     if isinstance(found, dict):
+        if len(found) > 1 and "default" not in found:
+            raise UserError(
+                f"the tokenizer has several chat templates and no default: {', '.join(sorted(found))[:200]}",
+                "write the one that you want into a file: --template FILE",
+            )
         found = found.get("default") or next(iter(found.values()), None)
     return found or None
 
@@ -405,10 +447,10 @@ def joined(response: str, before: str = "") -> str:
         before: The rendered prompt.
 
     Returns:
-        The stripped response; after a prompt in plain text that does not end in white space, with one space before it.
+        The stripped response; with one space before it, unless the prompt ends in white space or a special token.
     """
-    after_space = before[-1:].isspace() or not adds_special_tokens(before)
-    return response.strip() if after_space else " " + response.strip()
+    blank = getattr(before, "blank", True) and not before[-1:].isspace()
+    return " " + response.strip() if blank else response.strip()
 
 
 def messages_of(turns: Iterable[Sequence[str]]) -> list[dict[str, str]]:
