@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,25 @@ def test_an_adapter_that_cannot_be_merged(
         (adapter / damage).unlink()
     with pytest.raises(UserError, match=problem):
         models.resolve(str(adapter))
+
+
+@pytest.mark.parametrize("named", [None, "/home/someone/elsewhere/model"])
+def test_an_adapter_without_a_base_on_this_machine_is_merged_into_the_base_of_the_run(
+    small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    """As `wpn-bench train --lora` writes them for a base in a folder, and as trainers on other machines do."""
+    monkeypatch.setenv("WPN_BENCH_STORE", str(tmp_path / "store"))
+    adapter = adapter_of(small_opt, tmp_path / "adapter")
+    whole = models.resolve(str(adapter))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+    base = models.resolve(str(small_opt))
+    found = models.resolve(str(adapter), base=base)
+    assert (found.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert models.base_of_adapter(str(adapter), base=base) is base
+    with pytest.raises(UserError) as caught:
+        models.resolve(str(adapter))
+    assert ("--candidate NAME=ADAPTER" in caught.value.hint) == (named is None)
 
 
 def tiny_llama(folder: Path, tied: bool) -> Path:

@@ -34,18 +34,16 @@ def holds_adapter(names: Iterable[str]) -> bool:
     return ADAPTER_CONFIG in names and not any(weights)
 
 
-def named_base(folder: Path) -> tuple[str, str | None]:
-    """Return the base model that an adapter names, and its revision.
+def named_base(folder: Path) -> tuple[str, str | None] | None:
+    """Return the base model that an adapter names, and its revision; None if it names none.
 
     Raises:
-        UserError: It names none.
+        UserError: Its settings cannot be read, or it names itself.
     """
     settings = load_json(folder / ADAPTER_CONFIG, "save the adapter again with peft's save_pretrained")
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
-        raise UserError(
-            f"the adapter in {folder} names no base model", "write it into adapter_config.json: base_model_name_or_path"
-        )
+        return None
     if not os.path.isabs(base) and (folder / base).is_dir():
         base = str(folder / base)
     if os.path.isdir(base) and folder.samefile(base):

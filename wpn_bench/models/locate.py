@@ -59,12 +59,13 @@ class ModelRef:
         return [hub.FetchedItem("model", self.asked, self.revision, files)] if self.revision else []
 
 
-def resolve(asked: str, revision: str | None = None) -> ModelRef:
+def resolve(asked: str, revision: str | None = None, base: ModelRef | None = None) -> ModelRef:
     """Find a model. A hub model that is not cached is downloaded.
 
     Args:
         asked: `lab`, a folder, or a hub id.
         revision: Branch, tag or commit of a hub id; None: the default branch.
+        base: The base model of an adapter that names none, or a folder that does not exist on this machine.
 
     Returns:
         The model, with its files checked.
@@ -73,12 +74,12 @@ def resolve(asked: str, revision: str | None = None) -> ModelRef:
         UserError: The folder contains no model, the id is unknown, or there is no network and nothing is cached. Or the
             model needs its own code, or has only pickled weights, and the user did not permit that (see `consent.py`).
     """
-    if (folder := _here(asked)) is not None:
+    if (folder := _here(asked, base)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
         return _ref(asked, folder, None)
     commit = commit_of(asked, revision)
     if (adapter := _hub_adapter(asked, commit)) is not None:
-        return _ref(asked, _merged(adapter), None)
+        return _ref(asked, _merged(adapter, base), None)
     return _ref(asked, _download(asked, commit), commit)
 
 
@@ -142,8 +143,8 @@ def lies_here(asked: str) -> bool:
     return _here(asked) is not None
 
 
-def _here(asked: str) -> Path | None:
-    """Return the folder of a local model; None if `asked` is not local."""
+def _here(asked: str, base: ModelRef | None = None) -> Path | None:
+    """Return the folder of a local model; None if `asked` is not local. `base` is as in `resolve`."""
     if asked == LAB:
         from wpn_bench import lab
 
@@ -154,7 +155,7 @@ def _here(asked: str) -> Path | None:
         return gguf.converted(file)
     if not os.path.isdir(folder):
         return None
-    return _merged(Path(folder)) if is_adapter(Path(folder)) else Path(folder)
+    return _merged(Path(folder), base) if is_adapter(Path(folder)) else Path(folder)
 
 
 def _hub_adapter(asked: str, commit: str) -> Path | None:
@@ -166,12 +167,13 @@ def _hub_adapter(asked: str, commit: str) -> Path | None:
     )
 
 
-def base_of_adapter(asked: str, revision: str | None = None) -> ModelRef | None:
-    """Return the base model that an adapter names; None if `asked` is a whole model.
+def base_of_adapter(asked: str, revision: str | None = None, base: ModelRef | None = None) -> ModelRef | None:
+    """Return the base model of an adapter; None if `asked` is a whole model.
 
     Args:
         asked: `lab`, a folder, a file, or a hub id.
         revision: Branch, tag or commit of a hub id; None: the default branch.
+        base: As in `resolve`.
 
     Returns:
         The base model.
@@ -181,19 +183,30 @@ def base_of_adapter(asked: str, revision: str | None = None) -> ModelRef | None:
     """
     path = Path(os.path.expanduser(asked))
     if asked == LAB or os.path.exists(path):
-        return _base_of(path) if os.path.isdir(path) and asked != LAB and is_adapter(path) else None
+        return _base_of(path, base) if os.path.isdir(path) and asked != LAB and is_adapter(path) else None
     adapter = _hub_adapter(asked, commit_of(asked, revision))
-    return None if adapter is None else _base_of(adapter)
+    return None if adapter is None else _base_of(adapter, base)
 
 
-def _merged(adapter: Path) -> Path:
-    """Merge the adapter in a folder into the base model that it names."""
-    base = _base_of(adapter)
-    return merge_adapter(adapter, base.path, base.digest)
+def _merged(adapter: Path, base: ModelRef | None) -> Path:
+    """Merge the adapter in a folder into its base model."""
+    found = _base_of(adapter, base)
+    return merge_adapter(adapter, found.path, found.digest)
 
 
-def _base_of(adapter: Path) -> ModelRef:
-    name, revision = named_base(adapter)
+def _base_of(adapter: Path, base: ModelRef | None) -> ModelRef:
+    """Return the base model that an adapter names, or `base` if it names none that could be on this machine."""
+    named = named_base(adapter)
+    if named is None and base is None:
+        raise UserError(
+            f"the adapter in {adapter} names no base model",
+            "write it into adapter_config.json: base_model_name_or_path; or measure it beside its base: wpn-bench evaluate "
+            "--model BASE --candidate NAME=ADAPTER",
+        )
+    if named is None or (base is not None and os.path.isabs(named[0]) and not os.path.exists(named[0])):
+        assert base is not None
+        return base
+    name, revision = named
     try:
         return resolve(name, revision)
     except UserError as e:

@@ -128,8 +128,12 @@ def _local(
     name: str, source: str, config: RunConfig, base: ModelRef, template: Template, notes: list[str]
 ) -> Candidate:
     asked, revision = models.split_revision(source)
-    ref = models.resolve(asked, revision)
-    onto = models.base_of_adapter(asked, revision)
+    ref = models.resolve(asked, revision, base)
+    onto = models.base_of_adapter(asked, revision, base)
+    if onto is base:
+        notes.append(
+            f"{name} is an adapter that names no base model on this machine: it was merged into the base of the run"
+        )
     if onto is not None and onto.digest != base.digest:
         notes.append(
             f"{name} is an adapter of {onto.asked}, whose files are not those of the base: a difference to the base may come "

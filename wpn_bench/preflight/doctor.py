@@ -238,7 +238,8 @@ def _candidates(context: DoctorContext) -> Iterator[Diagnostic]:
                 models.check_permitted(asked, commit)
                 found = f"{asked}, commit {commit[:12]}"
             elif path.is_dir() and is_adapter(path):
-                found = f"{source} is an adapter of {named_base(path)[0]}"
+                named = named_base(path)
+                found = f"{source} is an adapter of {named[0] if named else 'the base, since it names no model'}"
             else:
                 if (path / "config.json").is_file():
                     check_causal(path)

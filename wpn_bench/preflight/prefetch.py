@@ -68,10 +68,10 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     for name in dict.fromkeys((*tasks.tested, *tasks.tuned)):
         tasks.describe(name, resolve=False)
         yield Step(f"benchmark {name}", lambda name=name: _benchmark(name, tasks))  # type: ignore[misc]
+    yield Step(f"model {config.model}", lambda: models.resolve(config.model, config.revision).fetched)
     for name, where in map(split_candidate, config.candidates):
         if not where.startswith(PREFIX):
-            yield Step(f"candidate {name}", lambda where=where: _candidate(where))  # type: ignore[misc]
-    yield Step(f"model {config.model}", lambda: models.resolve(config.model, config.revision).fetched)
+            yield Step(f"candidate {name}", lambda where=where: _candidate(where, config))  # type: ignore[misc]
 
 
 def hub_sources(config: RunConfig) -> list[prompts.Source]:
@@ -80,8 +80,9 @@ def hub_sources(config: RunConfig) -> list[prompts.Source]:
     return list({(s.hub, s.config, s.revision): s for s in sources if s.hub}.values())
 
 
-def _candidate(source: str) -> list[FetchedItem]:
-    return models.resolve(*models.split_revision(source)).fetched
+def _candidate(source: str, config: RunConfig) -> list[FetchedItem]:
+    base = models.resolve(config.model, config.revision)
+    return models.resolve(*models.split_revision(source), base).fetched
 
 
 def _data(source: prompts.Source) -> list[FetchedItem]:
