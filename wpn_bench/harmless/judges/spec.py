@@ -35,6 +35,7 @@ JUDGES: Registry[type[Judge]] = Registry(
         "openai": "wpn_bench.harmless.judges.llm:LLMJudge",
         "refusal": "wpn_bench.harmless.judges.refusal:RefusalJudge",
         "guard": "wpn_bench.harmless.judges.guard:GuardJudge",
+        "exchange": "wpn_bench.harmless.judges.exchange:ExchangeJudge",
     },
 )
 _OPTION = re.compile(r"[a-z_]+=")
