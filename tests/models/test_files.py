@@ -45,6 +45,25 @@ def test_shards_by_their_index(folder: Path) -> None:
         check_files(folder)
 
 
+@pytest.mark.parametrize("start", ["module.", "_orig_mod.", "base_model.model."])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_that_were_saved_with_a_wrapper(folder: Path, start: str, pickled: bool) -> None:
+    """transformers would find none of them, and only when the first job loads the model."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    weights = {start + name: weight for name, weight in load_file(file).items()}
+    if pickled:
+        file.unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+    else:
+        save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"begin with '{start}'") as caught:
+        check_files(folder)
+    assert "save_pretrained(folder)" in caught.value.hint
+
+
 def test_a_pickle_of_tensors_is_read(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 HINT = "fetch or save the model again"
+# What begins all names of weights that were saved with a wrapper around the model -> (the wrapper, the way to save them without).
+_WRAPPERS = {
+    "module.": ("DistributedDataParallel or DataParallel", "model.module.save_pretrained(folder)"),
+    "_orig_mod.": ("torch.compile", "model._orig_mod.save_pretrained(folder)"),
+    "base_model.model.": ("an adapter of peft", "model.merge_and_unload().save_pretrained(folder)"),
+}
 
 
 def check_files(folder: Path) -> None:
@@ -31,7 +37,9 @@ def check_files(folder: Path) -> None:
     config = read_config(folder)
     shards = _shards(folder)
     if shards:
-        _check_shapes(folder, config.get_text_config(), _read(shards))
+        shapes = _read(shards)
+        _check_names(folder, shapes)
+        _check_shapes(folder, config.get_text_config(), shapes)
     else:
         _check_pickles(folder)
     _check_tokenizer(folder, config.get_text_config())
@@ -187,12 +195,25 @@ def _check_pickles(folder: Path) -> None:
 
     for file in sorted(folder.glob("pytorch_model*.bin")):
         try:
-            torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as e:  # the types that the unpickler raises differ between versions of torch
             raise UserError(
                 f"the weights {file} are damaged, or hold more than tensors ({' '.join(str(e).split())[:80]})",
                 "give the model as safetensors (save_pretrained)",
             ) from e
+        if isinstance(weights, dict) and weights:
+            _check_names(folder, map(str, weights))
+
+
+def _check_names(folder: Path, names: Iterable[str]) -> None:
+    """Raise `UserError` for weights that were saved with a wrapper around the model, which transformers would not find."""
+    names = list(names)
+    for start, (wrapper, way) in _WRAPPERS.items():
+        if all(name.startswith(start) for name in names):
+            raise UserError(
+                f"the names of the weights in {folder} begin with {start!r}: the model was saved inside {wrapper}",
+                f"save the model itself: {way}",
+            )
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, list[int]]) -> None:
