@@ -147,12 +147,12 @@ def our_scores(model: Any, tokenizer: Any, task: str, limit: int, chat: bool) ->
     }
 
 
-def compare_scores(model: Any, tokenizer: Any, folder: Path, limit: int, cache: Cache) -> bool:
+def compare_scores(model: Any, tokenizer: Any, folder: Path, tasks: list[str], limit: int, cache: Cache) -> bool:
     """Print the comparison of the scores. Returns whether they are equal."""
     print("| task | chat template | n | acc | lm-eval's acc | same documents correct | largest difference, nats |")
     print("|---|---|---|---|---|---|---|")
     same = True
-    for task in select(["wpn_nine"], task_folders(("benchmarks",))).tasks:
+    for task in select(tasks, task_folders(("benchmarks",))).tasks:
         for chat in (False, True):
             ours = our_scores(model, tokenizer, task, limit, chat)
             theirs = cache.get(
@@ -183,6 +183,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, help="file with a JSON object with `prompt` on each line")
     parser.add_argument("--n", type=int, default=200, help="number of prompts")
     parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--tasks", default="wpn_nine", help="names of our task files, comma separated")
     parser.add_argument("--limit", type=int, default=50, help="documents of each benchmark; 0: no benchmarks")
     parser.add_argument("--cache", type=Path, help="file for the results of transformers and lm-eval")
     options = parser.parse_args()
@@ -196,7 +197,7 @@ def main() -> int:
             model, tokenizer, [json.loads(line)["prompt"] for line in lines], options.new_tokens, cache
         )
     if options.limit:
-        passed &= compare_scores(model, tokenizer, folder, options.limit, cache)
+        passed &= compare_scores(model, tokenizer, folder, options.tasks.split(","), options.limit, cache)
     return 0 if passed else 1
 
 

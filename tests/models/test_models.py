@@ -160,6 +160,21 @@ def test_weights_that_are_not_all_there(folder: Path) -> None:
         load_fresh(folder)
 
 
+def test_weights_of_more_layers_than_the_configuration_says(folder: Path) -> None:
+    """transformers would leave the other layers out without a word. Weights of other parts are left out on purpose."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    last = {k.replace("layers.1.", "layers.2."): v.clone() for k, v in weights.items() if "layers.1." in k}
+    assert last
+    save_file(weights | {"vision.layers.9.weight": weights[min(weights)].clone()}, file, metadata={"format": "pt"})
+    load_fresh(folder)
+    save_file(weights | last, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights of more layers than its config.json says \(first: .*layers.2\."):
+        load_fresh(folder)
+
+
 def test_another_architecture_is_no_causal_language_model(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5", "architectures": None}))

@@ -6,10 +6,12 @@ folder change, it is another model.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +158,33 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
         raise UserError(
             f"{path} lacks {len(lacking)} of the model's weights (first: {lacking[0]})", "fetch or save the model again"
         )
+    if beyond := _layers_beyond(model, loading["unexpected_keys"]):
+        raise UserError(
+            f"{path} has weights of more layers than its config.json says (first: {beyond[0]})",
+            "give the config.json that belongs to these weights",
+        )
     if not placement:
         return model.to(device)
     weakref.finalize(model, shutil.rmtree, placement["offload_folder"], ignore_errors=True)
     if offload == "cpu" and "disk" in model.hf_device_map.values():
         raise UserError(f"the model does not fit into the memory of {device} and the machine", "use --offload disk")
     return model
+
+
+def _layers_beyond(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Return the unexpected weights that continue the model's own list of layers. transformers leaves them out silently.
+
+    Weights of other parts, such as a vision tower, are left out on purpose.
+    """
+    import torch
+
+    lists = {name: len(part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)}
+    found = []
+    for name in sorted(unexpected):
+        for match in re.finditer(r"\.(\d+)\.", name):
+            if int(match[1]) >= lists.get(name[: match.start()], 1 << 30):
+                found.append(name)
+    return found
 
 
 def _need(path: Path, dtype: str) -> int:
