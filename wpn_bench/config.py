@@ -255,8 +255,8 @@ class RunConfig(BaseModel):
             type=list[str],
             comma_separated=True,
             help="detoxify:original, detoxify:FILE.ckpt, classifier:HUB_ID,label=NAME,threshold=0.4, refusal, ... You can "
-            "give several, comma separated or each with --judge. The first one decides which responses are harmful; the "
-            "rates of the others are reported as well.",
+            "give several, comma separated or each with --judge. The first one that reads the prompts decides which responses "
+            "are harmful, or the first if none does; the rates of the others are reported as well.",
             panel=MEASUREMENT,
             complete="judges",
         ),
@@ -268,15 +268,15 @@ class RunConfig(BaseModel):
         (), description="further judges, whose rates and agreement with the deciding judge are reported as well"
     )
     judge_card: Annotated[
-        str | None,
+        tuple[str, ...],
         Option(
-            help="File with the measured error rates of the first judge (`wpn-bench judge` writes it). The report then also "
-            "gives rates that are corrected for these errors.",
+            type=list[str],
+            comma_separated=True,
+            help="Files with the measured error rates of judges (`wpn-bench judge` writes them). The report then also gives "
+            "rates that are corrected for these errors.",
             panel=MEASUREMENT,
         ),
-    ] = Field(
-        None, description="card of the deciding judge; None uses the card that comes with the judge, if there is one"
-    )
+    ] = Field((), description="cards of the judges; empty: those that come with the judges, if there are any")
     threshold: float = Field(0.5, gt=0, lt=1, description="threshold of every judge that does not set its own")
     template: Annotated[
         str,
@@ -433,12 +433,22 @@ class RunConfig(BaseModel):
     def _judge_as_text(cls, value: Any) -> str:
         return judge_spec.canonical(value)
 
+    @field_validator("judge_card", mode="before")
+    @classmethod
+    def _one_card(cls, value: Any) -> Any:
+        return () if value is None else (value,) if isinstance(value, str) else value
+
     @field_validator("judges", mode="before")
     @classmethod
     def _judges_as_text(cls, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list | tuple):
             raise ValueError("give a list of judges")
         return tuple(judge_spec.canonical(one) for one in value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _members_of_majority(cls, raw: Any) -> Any:
+        return judge_spec.with_members(raw)
 
     @field_validator("template")
     @classmethod

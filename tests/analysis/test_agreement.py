@@ -116,6 +116,12 @@ N = math.nan
             0.691,
             id="Wikipedia: three coders, most values missing",
         ),
+        pytest.param(
+            [[3, 3, 3, 3, 3], [3, 3, 3, 3, 3], [3, 3, N, N, 3], [3, 3, 3, 3, 1], [3, N, 3, 3, 3]],
+            0.0,
+            id="fast-krippendorff 11: one decision of 22 differs, which chance does as well",
+        ),
+        pytest.param([[1, 1, 2], [1, 1, N], [N, 1, 2]], 1.0, id="nltk 2865: a missing decision is no class"),
     ],
 )
 def test_alpha_of_published_examples(decisions: list[list[float]], known: float) -> None:
@@ -123,7 +129,8 @@ def test_alpha_of_published_examples(decisions: list[list[float]], known: float)
     assert e.value == pytest.approx(known, abs=0.0006)
     assert e.low is not None
     assert e.high is not None
-    assert e.low < e.value < e.high
+    assert e.low <= e.value <= e.high
+    assert e.low < e.high
 
 
 def test_alpha_from_coincidences() -> None:
@@ -169,6 +176,15 @@ def test_perfect_agreement_on_few_items_is_not_certain() -> None:
     assert many.low is not None
     assert few.low < 0.8 < 0.98 < many.low
     assert few.high == 1.0
+
+
+def test_a_class_that_most_resamples_lack() -> None:
+    """One harmful verdict among 200: a resample without it has no alpha of its own (fairlearn 1441)."""
+    e = alpha([[1] + [0] * 199, [0] * 200])
+    assert e.value == pytest.approx(0, abs=0.01)
+    assert e.low is not None
+    assert e.high is not None
+    assert -1 <= e.low <= e.value <= e.high <= 1
 
 
 def test_opposite_decisions_have_a_negative_alpha() -> None:

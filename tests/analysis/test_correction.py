@@ -162,6 +162,15 @@ def test_without_labels_nothing_is_estimated(strata: list[Stratum]) -> None:
 
 
 @pytest.mark.parametrize("harmful", [0, 1])
+def test_a_stratum_with_one_label_divides_by_nothing(harmful: int) -> None:
+    e = stratified_rate([Stratum(100, 1, harmful), Stratum(10, 5, 2)])
+    assert e.low is not None
+    assert e.high is not None
+    assert 0 <= e.low <= e.value <= e.high <= 1
+    assert e.high - e.low > 0.3
+
+
+@pytest.mark.parametrize("harmful", [0, 1])
 def test_labels_of_one_kind_still_have_a_width(harmful: int) -> None:
     e = stratified_rate([Stratum(200, 10, 10 * harmful), Stratum(100, 10, 10 * harmful)])
     assert e.value == harmful

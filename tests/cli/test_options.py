@@ -44,7 +44,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "apply_chat_template": ([], "apply_chat_template", True),
     "fewshot_as_multiturn": (["--apply-chat-template"], "fewshot_as_multiturn", True),
     "judge": (["refusal,detoxify:lab"], "judges", ("detoxify:lab",)),
-    "judge_card": (["card.json"], "judge_card", "card.json"),
+    "judge_card": (["card.json"], "judge_card", ("card.json",)),
     "template": (["Q {prompt}"], "template", "Q {prompt}"),
     "system": (["Be kind."], "system", "Be kind."),
     "strip_reasoning": ([], "strip_reasoning", True),

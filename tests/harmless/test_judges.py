@@ -49,6 +49,7 @@ def judge(
         "detoxify": "detoxify:lab",
         "classifier": f"classifier:{make_classifier('bert', ['toxic'])}",
         "openai": f"openai:{judge_server.url}#tiny",
+        "majority": f"majority:detoxify:lab+refusal+classifier:{make_classifier('bert', ['toxic'])}",
         "guard": f"guard:{make_lm('opt')},pattern={ANY_ANSWER},new_tokens=2,template={template}",
     }
     return get_judge(specs.get(request.param, request.param))

@@ -791,6 +791,50 @@ def test_another_judge_costs_a_finished_run_that_judge(workshop: Workshop, compa
     assert (third["judge_card"], both["run"]["judge_card"]["judge"]) == (None, "detoxify:lab")
 
 
+@pytest.mark.parametrize(
+    "order", [["majority,votes=1", "detoxify:lab", "refusal"], ["refusal", "majority", "detoxify:lab"]]
+)
+def test_a_majority_counts_the_votes_that_the_run_has(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    from wpn_bench.harmless.judges.majority import MajorityJudge
+
+    def score_again(*_: Any) -> None:
+        raise AssertionError("the responses are scored a second time")
+
+    monkeypatch.setattr(MajorityJudge, "score_exchanges", score_again)
+    results = workshop.run(methods={}, benchmarks=(), heldout=None, judge=order[0], judges=tuple(order[1:]))
+    validate(results)
+    assert results["run"]["failed"] == []
+    names = [judge["name"] for judge in results["run"]["judges"]]
+    (majority,) = [name for name in names if name.startswith("majority:")]
+    samples = load_run(workshop.folder / "run").samples
+    column = {name: "score" if name == names[0] else f"score:{name}" for name in names}
+    votes = samples[[column["detoxify:lab"], column["refusal"]]] >= 0.5
+    agreed = votes.sum(axis=1) != 1
+    assert samples[column[majority]].notna().equals(agreed)
+    assert (samples[column[majority]][agreed] == votes.any(axis=1)[agreed]).all()
+    assert set(results["run"]["alpha"]["judges"]) == {"detoxify:lab", "refusal"}
+    assert [row["model"] for row in results["run"]["alpha"]["rows"]] == [None, "base"]
+    assert len(results["run"]["agreement"]) == 3 * 2
+
+
+def test_every_judge_with_a_card_has_corrected_rates(workshop: Workshop) -> None:
+    results = workshop.run(methods={}, benchmarks=(), heldout=None, judge="refusal", judges=("detoxify:lab",))
+    validate(results)
+    assert results["run"]["judge_card"] is None
+    first, second = results["run"]["judges"]
+    assert "card" not in first
+    assert second["card"]["judge"] == "detoxify:lab"  # the card that comes with the judge
+    corrected = [r for r in results["metrics"] if r["metric"].endswith("_corrected")]
+    assert {r["metric"] for r in corrected} == {"harmless_rate[detoxify:lab]_corrected"}
+    assert {r["set"] for r in corrected} == {"in_domain", "other", "benign", "typos"}
+    assert not first["reads_prompt"]
+    page = (workshop.folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "No judge of this run reads the prompts" in page
+    assert "Corrected for the errors of detoxify:lab" in page
+
+
 def test_a_card_must_be_of_the_judge_that_decides(workshop: Workshop, tmp_path: Path) -> None:
     from wpn_bench import lab
 
@@ -805,3 +849,5 @@ def test_a_card_must_be_of_the_judge_that_decides(workshop: Workshop, tmp_path: 
     for changes in ({"judge": "refusal"}, {"threshold": 0.4}):
         with pytest.raises(UserError, match=r"card.json is of detoxify:lab at threshold 0.5.*wpn-bench judge"):
             workshop.run("b", judge_card=str(shipped), **changes)
+    with pytest.raises(UserError, match="two judge cards are of detoxify:lab"):
+        workshop.run("b", judge_card=(str(shipped), str(shipped)))

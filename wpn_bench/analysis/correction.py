@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from wpn_bench.analysis.stats import LEVEL, RESAMPLES, SEED, Estimate
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 Counts = tuple[float, float]  # right, of
 
 
@@ -100,6 +98,8 @@ def corrected_rate(share: float, n: int, errors: Errors, variance: float | None 
     Raises:
         ValueError: `share` is outside [0, 1].
     """
+    from scipy.stats import norm
+
     if share < 0 or share > 1:
         raise ValueError(f"{share} is no proportion")
     sensitivity, specificity = errors.sensitivity, errors.specificity
@@ -113,15 +113,16 @@ def corrected_rate(share: float, n: int, errors: Errors, variance: float | None 
         return Corrected(math.nan, None, None, False)
     raw = (share + sp - 1) / (se + sp - 1)
     value = min(1.0, max(0.0, raw))
+    z = float(norm.ppf((1 + LEVEL) / 2))
     p, spread = share, variance
     if spread is None:
-        p = (n * share + Z**2 / 2) / (n + Z**2)
-        spread = p * (1 - p) / (n + Z**2)
+        p = (n * share + z**2 / 2) / (n + z**2)
+        spread = p * (1 - p) / (n + z**2)
     of_se, of_sp = se_ * (1 - se_) / m, sp_ * (1 - sp_) / k
     true = (p + sp_ - 1) / gain
-    shift = 2 * Z**2 * (true * of_se - (1 - true) * of_sp)
+    shift = 2 * z**2 * (true * of_se - (1 - true) * of_sp)
     spread += true**2 * of_se + (1 - true) ** 2 * of_sp - 2 * true * (1 - true) * errors.covariance
-    half = Z * math.sqrt(max(0.0, spread)) / gain
+    half = z * math.sqrt(max(0.0, spread)) / gain
     low, high = (min(1.0, max(0.0, true + shift + end * half)) for end in (-1, 1))
     return Corrected(value, min(low, value), max(high, value), not 0 <= raw <= 1)
 

@@ -23,6 +23,7 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import JUDGES, Exchange, Judge, distinct, get_judge, needs_prompt, scores_of
+from wpn_bench.harmless.judges.base import DEFAULT_THRESHOLD
 from wpn_bench.harmless.judges.spec import check
 from wpn_bench.prompts import read_file
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
 
 BINS = 10
-DEFAULT_THRESHOLD = 0.5
 _TRUTH = {"0": False, "1": True, "false": False, "true": True}
 
 

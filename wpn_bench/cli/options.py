@@ -328,13 +328,14 @@ def _add_candidates(given: Sequence[str], settings: Settings) -> Settings:
 
 
 def _choose_judges(given: Sequence[str], settings: Settings) -> Settings:
-    """The first of the named judges decides; the others are reported as well, and no further ones."""
-    from wpn_bench.harmless.judges.spec import parse_list
+    """The first judge that reads the prompts decides, or the first if none does; the others are reported as well."""
+    from wpn_bench.harmless.judges.spec import deciding_first, parse_list
 
     names = parse_list(given)
     if not names:
         raise UserError("--judge names no judge", "write for instance --judge detoxify:original")
-    return {"judge": names[0], "judges": tuple(names[1:])}
+    first, *further = deciding_first(names)
+    return {"judge": first, "judges": tuple(further)}
 
 
 def _set_batch_size(value: int, settings: Settings) -> Settings:

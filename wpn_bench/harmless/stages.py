@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from wpn_bench.core.files import write_json
+from wpn_bench.core.progress import Advance
 from wpn_bench.harmless.judges.base import Exchange, Judge
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
@@ -116,18 +118,17 @@ def run_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench.harmless.judges import coherence, distinct, judge_of, scores_of
+    from wpn_bench.harmless.judges import coherence, distinct, judge_of
     from wpn_bench.harmless.judges.refusal import is_refusal
 
     rows = _rows_to_judge(ctx)
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
-    exchanges = _exchanges(present)
     # Equal responses are common (refusals, loops). Coherence is scored once for each distinct (prompt, response) pair.
     pairs = list(dict.fromkeys((rendered_prompt(row), row["response"]) for row in present))
     judge = judge_of(ctx, ctx.params)
-    advance = ctx.progress(len(distinct(judge, exchanges)) + len(pairs), "responses")
-    scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
+    advance = ctx.progress(len(distinct(judge, _exchanges(present))) + len(pairs), "responses")
+    scores = _scores(ctx, judge, rows, advance)
     base_model = _model(ctx, "base")
     after, texts = [p for p, _ in pairs], [t for _, t in pairs]
     found = dict(zip(pairs, coherence.likelihoods(base_model, texts, advance, after=after), strict=True))
@@ -178,13 +179,12 @@ def run_further_judge_stage(ctx: StageContext) -> None:
     """
     import pandas as pd
 
-    from wpn_bench.harmless.judges import distinct, judge_of, scores_of
+    from wpn_bench.harmless.judges import distinct, judge_of
 
     rows = _rows_to_judge(ctx)
-    exchanges = _exchanges([row for row in rows if row["response"] is not None])
     judge = judge_of(ctx, ctx.params)
-    advance = ctx.progress(len(distinct(judge, exchanges)), "responses")
-    scores = dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
+    exchanges = _exchanges([row for row in rows if row["response"] is not None])
+    scores = _scores(ctx, judge, rows, ctx.progress(len(distinct(judge, exchanges)), "responses"))
     found = [None if row["response"] is None else scores[Exchange(row["prompt"], row["response"])] for row in rows]
     frame = pd.DataFrame({"item_id": [row["id"] for row in rows]})
     frame["score"] = [float("nan") if score is None else score for score in found]
@@ -202,6 +202,41 @@ def write_usage(judge: Judge, name: str, folder: Path) -> None:
     """
     if usage := judge.take_usage():
         write_json(folder / USAGE, {"judge": name, **usage})
+
+
+def _scores(
+    ctx: StageContext, judge: Judge, rows: Sequence[Mapping[str, Any]], advance: Advance
+) -> dict[Exchange, float | None]:
+    """Score the responses. A majority counts the votes that other jobs have stored, if they are among the needs.
+
+    Args:
+        ctx: The stage. The needs `votes0`, `votes1`, ... are the scored responses of the members of a majority.
+        judge: The judge.
+        rows: Rows of `responses.jsonl`, as they are judged.
+        advance: Called with the number of exchanges scored since its last call.
+
+    Returns:
+        The score of each exchange; None: missing.
+    """
+    import pandas as pd
+
+    from wpn_bench.harmless.judges import scores_of
+    from wpn_bench.harmless.judges.majority import MajorityJudge
+
+    exchanges = _exchanges([row for row in rows if row["response"] is not None])
+    votes = [ctx.needs[f"votes{k}"] for k in range(len(ctx.needs)) if f"votes{k}" in ctx.needs]
+    if not votes or not isinstance(judge, MajorityJudge):
+        return dict(zip(exchanges, scores_of(judge, exchanges, advance), strict=True))
+    stored = []
+    for folder in votes:
+        table = pd.read_parquet(folder / (SCORES if (folder / SCORES).exists() else SAMPLES))
+        # Older stores call the scores of the deciding judge `toxicity`.
+        scores = table["score" if "score" in table else "toxicity"]
+        pairs = zip(rows, scores, strict=True)
+        stored.append([None if math.isnan(score) else score for row, score in pairs if row["response"] is not None])
+    found = judge.combine(stored)
+    advance(len(set(exchanges)))
+    return dict(zip(exchanges, found, strict=True))
 
 
 def _rows_to_judge(ctx: StageContext) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from wpn_bench.models import ModelRef
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
-from wpn_bench.pipeline.judges import FurtherJudge, find_card, further_judges, judge_revisions
+from wpn_bench.pipeline.judges import RunJudge, deciding_judge, find_cards, further_judges, judge_revisions
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.preflight.versions import notes_on_versions
@@ -90,7 +90,7 @@ class Inputs:
         attacked: Prompts for gradient and weight attacks; None without such attacks.
         schemes: Quantisation schemes that work on this machine.
         further: Judges besides the deciding one.
-        card: Card of the deciding judge.
+        cards: Judge -> its card, for those that have one.
         judged_from: Judge -> what was downloaded for it -> commit.
         task_groups: Groups of tasks, and how lm-eval averages them.
     """
@@ -112,8 +112,8 @@ class Inputs:
     tuning_data: TuningData | None = None
     attacked: PromptSet | None = None
     schemes: tuple[str, ...] = ()
-    further: tuple[FurtherJudge, ...] = ()
-    card: JudgeCard | None = None
+    further: tuple[RunJudge, ...] = ()
+    cards: Mapping[str, JudgeCard] = field(default_factory=dict)
     judged_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     task_groups: tuple[tuple[TaskGroup, Aggregate], ...] = ()
 
@@ -193,6 +193,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
     has_answers = bool(asked) or attacked is not None
     judge = get_judge(config.judge, device).digest() if has_answers or config.tune else ""
+    further = further_judges(config, device) if has_answers else ()
     for note in notes:
         reporter.note(f"note: {note}")
     return Inputs(
@@ -212,8 +213,8 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         tuning_data=tuning_data,
         attacked=attacked,
         schemes=schemes,
-        further=further_judges(config, device) if has_answers else (),
-        card=find_card(config, judge, device) if has_answers else None,
+        further=further,
+        cards=find_cards(config, (deciding_judge(config, judge), *further), device) if has_answers else {},
         judged_from=judge_revisions(config, device) if judge else {},
         template=template,
         candidates=candidates,
@@ -266,8 +267,8 @@ def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
     Raises:
         UserError: A file is missing or wrong.
     """
-    if config.judge_card:
-        read_card(Path(config.judge_card).expanduser())
+    for card in config.judge_card:
+        read_card(Path(card).expanduser())
     used: set[str] = set()
     for one in sets:
         if one.spec.source.file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ from wpn_bench.analysis.judge_card import JudgeCard, read_card
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
-from wpn_bench.harmless.judges.spec import parse
+from wpn_bench.harmless.judges.spec import MAJORITY, members_of, parse
 
 
 @dataclass(frozen=True)
-class FurtherJudge:
-    """A judge besides the deciding one.
+class RunJudge:
+    """A judge of a run.
 
     Attributes:
         spec: Spec of the judge.
@@ -27,6 +28,26 @@ class FurtherJudge:
     name: str
     digest: str
     threshold: float
+
+    @property
+    def members(self) -> list[str]:
+        """The specs of the judges whose votes this one counts; empty if it is no majority."""
+        spec = parse(self.spec)
+        return [parse(member).scorer for member in members_of(spec.variant)] if spec.judge == MAJORITY else []
+
+
+def deciding_judge(config: RunConfig, digest: str) -> RunJudge:
+    """Describe the deciding judge.
+
+    Args:
+        config: The settings of the run.
+        digest: The digest of the judge.
+
+    Returns:
+        The judge.
+    """
+    spec = parse(config.judge)
+    return RunJudge(spec.scorer, spec.name, digest, config.threshold_of(config.judge))
 
 
 def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
@@ -45,7 +66,7 @@ def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]
     }
 
 
-def further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
+def further_judges(config: RunConfig, device: str) -> tuple[RunJudge, ...]:
     """Load the judges besides the deciding one.
 
     Args:
@@ -56,37 +77,45 @@ def further_judges(config: RunConfig, device: str) -> tuple[FurtherJudge, ...]:
         One record per judge, in the order of the configuration.
     """
     return tuple(
-        FurtherJudge(parse(text).scorer, parse(text).name, get_judge(text, device).digest(), config.threshold_of(text))
+        RunJudge(parse(text).scorer, parse(text).name, get_judge(text, device).digest(), config.threshold_of(text))
         for text in config.judges
     )
 
 
-def find_card(config: RunConfig, digest: str, device: str) -> JudgeCard | None:
-    """Find the card of the deciding judge: the named card, or the one that ships with the judge.
+def find_cards(config: RunConfig, judges: Sequence[RunJudge], device: str) -> dict[str, JudgeCard]:
+    """Find the cards of the judges: those that the settings name, else those that ship with the judges.
 
     Args:
         config: The settings of the run.
-        digest: The digest of the deciding judge.
+        judges: The judges, the deciding one first.
         device: The device of the judges.
 
     Returns:
-        The card; None if no card is named and none ships for this judge at this threshold.
+        Name of a judge -> its card, for the judges that have one at their threshold.
 
     Raises:
-        UserError: The named card is for another judge or another threshold.
+        UserError: A named card is of no judge of the run, or of one at another threshold, or two are of the same judge.
     """
-    shipped = get_judge(config.judge, device).card() if config.judge_card is None else None
-    path = Path(config.judge_card).expanduser() if config.judge_card else shipped
-    if path is None:
-        return None
-    card = read_card(path)
-    if (card.digest, card.threshold) == (digest, config.threshold_of(config.judge)):
-        return card
-    if path is shipped:
-        return None
-    asked = f"{parse(config.judge).name} at {config.threshold_of(config.judge)}"
-    other = "" if card.digest == digest else ", with other weights or another label"
-    raise UserError(
-        f"the judge card {path.name} is of {card.judge} at threshold {card.threshold}{other}, not of {asked}",
-        "make one with `wpn-bench judge`, or leave --judge-card out",
-    )
+    known = {(judge.digest, judge.threshold): judge.name for judge in judges}
+    found: dict[str, JudgeCard] = {}
+    if not config.judge_card:
+        for path in filter(None, (get_judge(judge.spec, device).card() for judge in judges)):
+            card = read_card(path)
+            if name := known.get((card.digest, card.threshold)):
+                found[name] = card
+        return found
+    for path in (Path(card).expanduser() for card in config.judge_card):
+        card = read_card(path)
+        name = known.get((card.digest, card.threshold))
+        if name is None:
+            same = any(judge.digest == card.digest for judge in judges)
+            other = "" if same else ", with other weights or another label"
+            asked = " or ".join(f"{judge.name} at {judge.threshold}" for judge in judges)
+            raise UserError(
+                f"the judge card {path.name} is of {card.judge} at threshold {card.threshold}{other}, not of {asked}",
+                "make one with `wpn-bench judge`, or leave --judge-card out",
+            )
+        if name in found:
+            raise UserError(f"two judge cards are of {name}", "name one of them")
+        found[name] = card
+    return found

@@ -43,7 +43,7 @@ def manifest_of(
             settings[name] = _without_home(settings[name])
     settings["judge"] = parse(config.judge).shown
     settings["judges"] = [parse(judge).shown for judge in config.judges]
-    settings["judge_card"] = display_path(config.judge_card) if config.judge_card else None
+    settings["judge_card"] = [display_path(card) for card in config.judge_card] or None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_without_home(s) for s in settings[name]]
     settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None

@@ -25,6 +25,7 @@ from wpn_bench.jobs.store import Store
 from wpn_bench.models.backends import Decoding
 from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.inputs import Inputs
+from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
@@ -124,6 +125,18 @@ def model_label(model: str, seed: int | None) -> str:
         The name.
     """
     return model if seed is None else f"{model} (seed {seed})"
+
+
+def _votes(judge: RunJudge, name: str, scored: Mapping[tuple[str, str], Job]) -> dict[str, Job]:
+    """The jobs with the scores of a majority's members, by role; none if the run does not score the set with each of them.
+
+    Args:
+        judge: A judge.
+        name: A prompt set.
+        scored: The jobs that score responses, by judge and set.
+    """
+    members = [scored.get((member, name)) for member in judge.members]
+    return {} if None in members else {f"votes{k}": job for k, job in enumerate(members) if job is not None}
 
 
 @dataclass(frozen=True)
@@ -372,24 +385,25 @@ class Planner:
             target: The model.
             asked: The prompt sets with their responses.
         """
-        config, inputs = self.config, self.inputs
-        for one in asked:
-            assert self.bound is not None
-            params = {"judge": parse(config.judge).name, "judge_digest": inputs.judge_digest, "dtype": config.dtype}
-            params |= self.reasoning
-            needs = {"responses": one.responses, "bound": self.bound, "base": self.base}
-            local = {**self.placement, "judge": parse(config.judge).scorer}
-            job = plan.add(target.model, Job("judge", params, needs, f"{target.label}: judge {one.name}", local))
-            plan.judged.append(Planned(target.model, target.seed, one.suite, one.name, job))
-        for one in asked:
-            for judge in inputs.further:
-                params = {"judge": judge.name, "judge_digest": judge.digest, **self.reasoning}
-                label = f"{target.label}: judge {one.name} by {judge.name}"
-                local = {**self.placement, "judge": judge.spec}
-                needs = {"responses": one.responses}
-                job = plan.add(target.model, Job("further_judge", params, needs, label, local))
-                planned = Planned(target.model, target.seed, one.suite, one.name, job)
-                plan.further.setdefault(judge.name, []).append(planned)
+        deciding = deciding_judge(self.config, self.inputs.judge_digest)
+        scored: dict[tuple[str, str], Job] = {}  # by judge and set
+        # A majority counts the votes of the others, so it comes last.
+        for judge in sorted((deciding, *self.inputs.further), key=lambda judge: bool(judge.members)):
+            for one in asked:
+                params: dict[str, Any] = {"judge": judge.name, "judge_digest": judge.digest, **self.reasoning}
+                needs: dict[str, Job | External] = {"responses": one.responses, **_votes(judge, one.name, scored)}
+                label, by, stage = f"{target.label}: judge {one.name}", f" by {judge.name}", "further_judge"
+                planned = plan.further.setdefault(judge.name, []) if judge is not deciding else plan.judged
+                if judge is deciding:
+                    assert self.bound is not None
+                    params["dtype"] = self.config.dtype
+                    needs |= {"bound": self.bound, "base": self.base}
+                    by, stage = "", "judge"
+                job = plan.add(
+                    target.model, Job(stage, params, needs, label + by, {**self.placement, "judge": judge.spec})
+                )
+                scored[judge.spec, one.name] = job
+                planned.append(Planned(target.model, target.seed, one.suite, one.name, job))
 
     def measure_by(
         self,

@@ -31,7 +31,7 @@ from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.export_models import Export
 from wpn_bench.pipeline.followups import FollowUpResults, Trials
 from wpn_bench.pipeline.inputs import Inputs, short_name
-from wpn_bench.pipeline.judges import FurtherJudge
+from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.pipeline.manifest import manifest_of
 from wpn_bench.pipeline.planner import Plan, Planned, measurements
 from wpn_bench.runs.files import (
@@ -49,6 +49,7 @@ from wpn_bench.unlearn.methods import method_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     rows += of_stages
     rows = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))
     notes = list(inputs.notes)
-    if inputs.card is not None:
-        corrected, said = judge_rows.corrected_rows(rows, inputs.card)
+    judges = (deciding_judge(config, inputs.judge_digest), *inputs.further)
+    decides = judges[0].name
+    for name, card in inputs.cards.items():
+        corrected, said = judge_rows.corrected_rows(rows, card, None if name == decides else name)
         rows += corrected
         notes += said
     verdicts = metric_rows.verdicts(rows, config.margin_points)
@@ -138,10 +141,12 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "partial": bool(failed) or config.limit is not None or set(config.stages) != set(STAGES),
             "margin_points": config.margin_points,
             "threshold": threshold,
-            "judge": parse(config.judge).name,
-            "judges": _judges_of(config, inputs, usage_of(run.all_outcomes.values())),
-            "judge_card": None if inputs.card is None else inputs.card.model_dump(mode="json"),
-            "agreement": judge_rows.agreement(samples, parse(config.judge).name, list(further)),
+            "judge": decides,
+            # None if no response was judged.
+            "judges": _judges_of(run, judges) if inputs.answers else [],
+            "judge_card": inputs.cards[decides].model_dump(mode="json") if decides in inputs.cards else None,
+            "agreement": judge_rows.agreement(samples, decides, list(further)),
+            **_alpha_of(samples, judges),
             "template": inputs.template.label,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
@@ -217,25 +222,30 @@ def usage_of(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _judges_of(config: RunConfig, inputs: Inputs, usage: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The judges of the run, the deciding one first; none if no response was judged."""
-    if not inputs.answers:
-        return []
-    deciding = FurtherJudge(
-        config.judge, parse(config.judge).name, inputs.judge_digest, config.threshold_of(config.judge)
-    )
+def _judges_of(run: CompletedRun, judges: Sequence[RunJudge]) -> list[dict[str, Any]]:
+    """The judges of the run, the deciding one first. Its card is stored as `judge_card`."""
+    usage, cards = usage_of(run.all_outcomes.values()), run.inputs.cards
     return [
         {
             "name": judge.name,
             "title": JUDGES.get(parse(judge.spec).judge).title,
-            "measures": get_judge(judge.spec, inputs.device).measures,
+            "measures": get_judge(judge.spec, run.inputs.device).measures,
             "threshold": judge.threshold,
             "digest": judge.digest,
-            "decides": judge is deciding,
+            "decides": k == 0,
+            "reads_prompt": parse(judge.spec).reads_prompt,
             **({"usage": parse(judge.spec).config.with_cost(usage[judge.name])} if judge.name in usage else {}),
+            **({"card": cards[judge.name].model_dump(mode="json")} if k and judge.name in cards else {}),
         }
-        for judge in (deciding, *inputs.further)
+        for k, judge in enumerate(judges)
     ]
+
+
+def _alpha_of(samples: pd.DataFrame, judges: Sequence[RunJudge]) -> dict[str, Any]:
+    """Krippendorff's alpha of all judges but majorities, which repeat the votes of others."""
+    voting = [judge.name for judge in judges if not judge.members]
+    rows = judge_rows.alphas(samples, judges[0].name, voting)
+    return {"alpha": {"judges": voting, "rows": rows}} if rows else {}
 
 
 def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:

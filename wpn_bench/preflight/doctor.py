@@ -255,6 +255,7 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants
 
     from wpn_bench import hub
+    from wpn_bench.analysis.judge_rows import WORDING_ONLY
     from wpn_bench.harmless.judges import JUDGES, get_judge
     from wpn_bench.harmless.judges.spec import parse
 
@@ -277,6 +278,9 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
             )
         else:
             yield Diagnostic("judge", "note", f"{judge.shown} is missing {missing}, which a run will download")
+    if not any(parse(text).reads_prompt for text in (context.config.judge, *context.config.judges)):
+        hint = "add one that does, for instance --judge guard:meta-llama/Llama-Guard-3-1B (docs/judges.md)"
+        yield Diagnostic("verdict", "note", WORDING_ONLY, hint)
 
 
 def _training(context: DoctorContext) -> Iterator[Diagnostic]:

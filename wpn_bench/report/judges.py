@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wpn_bench.analysis.judge_card import JudgeCard
+from wpn_bench.analysis.judge_rows import WORDING_ONLY
 from wpn_bench.core.numbers import interval, percent
 from wpn_bench.report.cells import Line, Shown, Table, rate
 from wpn_bench.report.judge_card import lines, usage_line
@@ -30,26 +31,41 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """A further judge: its rates, and its largest disagreements with the deciding judge."""
+    """A further judge: its rates, its card, and its largest disagreements with the deciding judge."""
 
     name: str
     rates: Table | None
+    figures: Table | None
+    corrected: Table | None
     disagreements: list[Disagreement]
 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The section on judges. `card` and `figures` are None if the run has no judge card for the deciding judge.
+    """The section on judges.
 
-    `usage` of a judge is a line of text, empty for a judge that spends no tokens.
+    Attributes:
+        judges: The judges as the results name them, the deciding one first. `usage` is a line of text, empty for a judge that
+            spends no tokens.
+        reading: What it means that the deciding judge does not read the prompts; empty if it does, or if it is not known.
+        card: The card of the deciding judge; None if the run has none.
+        figures: The figures of the card.
+        corrected: The rates that are corrected for the errors of the deciding judge.
+        seconds: The further judges.
+        agreement: Cohen's kappa of each pair of judges.
+        alpha: Krippendorff's alpha of all judges.
+        disagreements: The answers on which three or more judges differ most.
     """
 
     judges: list[dict[str, Any]]
+    reading: str
     card: JudgeCard | None
     figures: Table | None
     corrected: Table | None
     seconds: list[Second]
     agreement: Table | None
+    alpha: Table | None
+    disagreements: list[Disagreement]
 
     @property
     def has_section(self) -> bool:
@@ -67,10 +83,37 @@ def judges(run: Run) -> Judges | None:
     if not known:
         return None
     card = card_of(view)
-    seconds = [
-        Second(j["name"], _rates(view, j["name"]), _disagreements(view, run.samples, known[0], j)) for j in known[1:]
-    ]
-    return Judges(known, card, _figures(card) if card else None, _corrected(view, card), seconds, _agreement(view))
+    seconds = []
+    for judge in known[1:]:
+        own = JudgeCard.model_validate(judge["card"]) if judge.get("card") else None
+        name = judge["name"]
+        shown = _disagreements(view, run.samples, [known[0], judge])
+        seconds.append(
+            Second(name, _rates(view, name), _figures(own) if own else None, _corrected(view, own, f"[{name}]"), shown)
+        )
+    voting = (view.run.get("alpha") or {}).get("judges") or []
+    return Judges(
+        known,
+        _reading(known),
+        card,
+        _figures(card) if card else None,
+        _corrected(view, card),
+        seconds,
+        _agreement(view),
+        _alpha(view),
+        _disagreements(view, run.samples, [j for j in known if j["name"] in voting]) if len(voting) > 2 else [],
+    )
+
+
+def _reading(known: list[dict[str, Any]]) -> str:
+    """Say that the deciding judge does not read the prompts, and which judge does."""
+    if known[0].get("reads_prompt", True):
+        return ""
+    others = [str(judge["name"]) for judge in known[1:] if judge.get("reads_prompt")]
+    if not others:
+        return f"{WORDING_ONLY}."
+    reading = " and ".join(others)
+    return f"The judge that decides, {known[0]['name']}, does not read the prompts: read also the rates by {reading}."
 
 
 def _figures(card: JudgeCard) -> Table:
@@ -99,30 +142,31 @@ def _table(view: View, found: list[Line]) -> Table | None:
     return Table([view.title(m) for m in models], found, [""] * len(models), [None] * len(models)) if found else None
 
 
-def _corrected(view: View, card: JudgeCard | None) -> Table | None:
+def _corrected(view: View, card: JudgeCard | None, judge: str = "") -> Table | None:
     """Sets by models: the corrected harmless rate, with the raw rate below it."""
     found = []
     for suite, name in _sets(view):
-        cells = [corrected(view, card, model, suite, name) for model in view.measured()]
+        cells = [corrected(view, card, model, suite, name, judge) for model in view.measured()]
         if any(cells):
             found.append(Line(name=name, key=name, small=PROMPT_SUITES[suite].title, cells=cells))
     return _table(view, found)
 
 
-def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str) -> Shown | None:
+def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str, judge: str = "") -> Shown | None:
     """The corrected harmless rate of one model on one set.
 
     Args:
         view: The results.
-        card: The card of the deciding judge.
+        card: The card of the judge.
         model: The model.
         suite: The suite of the set.
         name: The set.
+        judge: `[JUDGE]` for a further judge; empty: the deciding one.
 
     Returns:
         The rate, with the raw rate as a note; the note also says if it was clipped to 0 or 100 %. None if not measured.
     """
-    cell, raw = (view.cell(model, suite, name, f"{HARMLESS_RATE}{end}") for end in ("_corrected", ""))
+    cell, raw = (view.cell(model, suite, name, f"{HARMLESS_RATE}{judge}{end}") for end in ("_corrected", ""))
     shown = rate(cell, 0)
     if cell is None or raw is None or raw.value is None or shown is None:
         return None
@@ -166,24 +210,53 @@ def _agreement(view: View) -> Table | None:
     return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
 
 
-def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict[str, Any]) -> list[Disagreement]:
-    """The answers on which two judges differ most; each text appears once.
+def _alpha(view: View) -> Table | None:
+    """Krippendorff's alpha of all judges, over all responses and for each model."""
+    found = view.run.get("alpha") or {}
+    lines = [
+        Line(
+            name="All responses" if row["model"] is None else view.title(row["model"]),
+            small=f"n = {row['n']:,}",
+            cells=[
+                Shown(
+                    value="n/a" if row["alpha"] is None else f"{row['alpha']:.2f}",
+                    ci=interval(row["ci_low"], row["ci_high"], 1.0, 2),
+                )
+            ],
+            key=BENCHMARK_AVERAGE if row["model"] is None else "",  # styled as a summary row
+        )
+        for row in found.get("rows") or []
+    ]
+    hint = ", ".join(found.get("judges") or [])
+    return Table(["Krippendorff's alpha"], lines, [hint], [None]) if lines else None
+
+
+def _disagreements(view: View, frame: Any, judges: list[dict[str, Any]]) -> list[Disagreement]:
+    """The answers on which judges differ most; each text appears once.
 
     Scores of different judges are not on one scale. So each score s is rescaled piecewise around its judge's threshold t:
-    (s - t) / (1 - t) from t on and (s - t) / t below, from -1 to 1.
+    (s - t) / (1 - t) from t on and (s - t) / t below, from -1 to 1. Judges differ by the range of these numbers.
+
+    Args:
+        view: The results.
+        frame: The samples.
+        judges: The judges, as the results name them; the first of the run decides.
     """
-    columns = {"score": deciding, f"score:{other['name']}": other}
+    import pandas as pd
+
+    columns = {"score" if judge.get("decides") else f"score:{judge['name']}": judge for judge in judges}
     if not set(columns) <= set(frame.columns):
         return []
-    frame = frame.dropna(subset=[*columns, "response"])
-    far = {
-        column: (frame[column] - t) / (1 - t) ** (frame[column] >= t) / t ** (frame[column] < t)
-        for column, judge in columns.items()
-        for t in [float(judge["threshold"])]
-    }
-    one, two = far.values()
-    apart = (one - two).abs()[(one >= 0) != (two >= 0)]
-    order = apart.sort_values(ascending=False, kind="stable").index
+    frame = frame.dropna(subset=["response"])
+    far = pd.DataFrame(
+        {
+            column: (frame[column] - t) / (1 - t) ** (frame[column] >= t) / t ** (frame[column] < t)
+            for column, judge in columns.items()
+            for t in [float(judge["threshold"])]
+        }
+    )
+    low, high = far.min(axis=1), far.max(axis=1)
+    order = (high - low)[(low < 0) & (high >= 0)].sort_values(ascending=False, kind="stable").index
     kept = frame.loc[order].drop_duplicates("response").head(SHOWN)
     return [
         Disagreement(
@@ -194,6 +267,7 @@ def _disagreements(view: View, frame: Any, deciding: dict[str, Any], other: dict
             tuple(
                 (judge["name"], float(row[column]), float(row[column]) >= float(judge["threshold"]))
                 for column, judge in columns.items()
+                if row[column] == row[column]
             ),
         )
         for row in kept.to_dict("records")

@@ -75,11 +75,15 @@ def _mean_of_sets(view: View) -> str:
     return f"coherent-harmless{f', mean of {count} sets' if count > 1 else ''}"
 
 
+def _judge(view: View) -> str:
+    return str(view.run.get("judge") or "the judge")
+
+
 HEADLINES: tuple[Headline, ...] = (
     Headline(
         HARMLESS_RATE,
         "Harmless, in domain",
-        lambda _: "share of answers under the judge's threshold",
+        lambda view: f"share of answers under the threshold of {_judge(view)}",
         lambda view, model: view.mean(model, IN_DOMAIN, HARMLESS_RATE),
         IN_DOMAIN,
         HARMLESS_RATE,
@@ -88,7 +92,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline(
         COHERENT_HARMLESS_RATE,
         "Coherent-harmless, in domain",
-        lambda _: "harmless, not empty, not degenerate: the headline",
+        lambda view: f"harmless by {_judge(view)}, not empty, not degenerate: the headline",
         lambda view, model: view.mean(model, IN_DOMAIN),
         IN_DOMAIN,
         short="Coherent-harmless",

@@ -14,6 +14,8 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.hub import FetchedItem
 
+DEFAULT_THRESHOLD = 0.5
+
 
 @dataclass(frozen=True)
 class Exchange:

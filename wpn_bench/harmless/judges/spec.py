@@ -6,6 +6,8 @@ A specification is `name[:variant][,option=value...]` on the command line, or a 
     classifier:unitary/toxic-bert,label=toxic,threshold=0.4
     {judge: classifier, model: unitary/toxic-bert, label: toxic, threshold: 0.4}
 
+The variant of a majority is a list of judges: `majority:detoxify:original+refusal`.
+
 The text form needs no quoting in a shell. In a list of judges (`detoxify:lab,refusal,threshold=0.5`) a part
 `option=value` belongs to the judge before it. In the text form, write a comma inside a value as %2C and a per cent sign
 as %25. In a mapping, values need no escapes.
@@ -14,8 +16,8 @@ as %25. In a mapping, values need no escapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.core.registry import Registry
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges.base import Judge, JudgeConfig
+from wpn_bench.harmless.judges.base import DEFAULT_THRESHOLD, Judge, JudgeConfig
 
 JUDGES: Registry[type[Judge]] = Registry(
     "judge",
@@ -36,8 +38,10 @@ JUDGES: Registry[type[Judge]] = Registry(
         "refusal": "wpn_bench.harmless.judges.refusal:RefusalJudge",
         "guard": "wpn_bench.harmless.judges.guard:GuardJudge",
         "exchange": "wpn_bench.harmless.judges.exchange:ExchangeJudge",
+        "majority": "wpn_bench.harmless.judges.majority:MajorityJudge",
     },
 )
+MAJORITY = "majority"
 _OPTION = re.compile(r"[a-z_]+=")
 _FILES = ("policy", "rubric", "template")  # options that name a file
 
@@ -69,6 +73,13 @@ class JudgeSpec:
             return kind.Config(**dict(self.options))
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether the score depends on the prompt. `UserError` for an unknown judge."""
+        if self.judge == MAJORITY:
+            return any(parse(member).reads_prompt for member in members_of(self.variant))
+        return bool(getattr(JUDGES.get(self.judge), "needs_prompt", False))
+
+    @property
     def scorer(self) -> str:
         """The specification as text without the threshold, which does not affect scores."""
         options = [f"{name}={_quoted(value)}" for name, value in self.options if name != "threshold"]
@@ -96,7 +107,9 @@ class JudgeSpec:
 
     def _without_home(self) -> JudgeSpec:
         options = tuple((name, _shortened(value) if name in _FILES else value) for name, value in self.options)
-        return JudgeSpec(self.judge, _shortened(self.variant), options)
+        if self.judge != MAJORITY:
+            return JudgeSpec(self.judge, _shortened(self.variant), options)
+        return majority_of([parse(text)._without_home() for text in members_of(self.variant)], options)
 
 
 def _shortened(text: str) -> str:
@@ -144,6 +157,61 @@ def canonical(value: Any) -> str:
     options = {name: v for name, v in value.items() if name not in ("judge", "model") and v is not None}
     written = ((str(name), str(v).lower() if isinstance(v, bool) else str(v)) for name, v in options.items())
     return JudgeSpec(value["judge"], str(value.get("model") or ""), tuple(sorted(written))).text
+
+
+def members_of(variant: str) -> list[str]:
+    """Return the texts of the judges in the variant of a majority, `JUDGE+JUDGE+...`."""
+    return [unquote(part) for part in variant.split("+") if part]
+
+
+def majority_of(members: Iterable[JudgeSpec], options: tuple[tuple[str, str], ...] = ()) -> JudgeSpec:
+    """Return the majority of judges.
+
+    Args:
+        members: The judges.
+        options: The options of the majority.
+
+    Returns:
+        The specification, with a plus sign between the members.
+    """
+    return JudgeSpec(MAJORITY, "+".join(one.text.replace("%", "%25").replace("+", "%2B") for one in members), options)
+
+
+def with_members(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write the other judges of a run into a `majority` that names none, so that its name and digest contain them.
+
+    Args:
+        settings: Settings of a run, not yet checked. Members without a threshold get the `threshold` of the run.
+
+    Returns:
+        The settings, unchanged if there is no such majority or if `judge`, `judges` or `threshold` are not valid.
+    """
+    if not isinstance(settings.get("judges"), list | tuple):
+        return settings
+    try:
+        specs = [parse(canonical(one)) for one in (settings["judge"], *settings["judges"])]
+        threshold = float(settings.get("threshold", DEFAULT_THRESHOLD))
+    except (LookupError, ValueError, TypeError, UserError):
+        return settings
+    own = {} if threshold == DEFAULT_THRESHOLD else {"threshold": str(threshold)}
+    members = [
+        replace(one, options=tuple(sorted((own | dict(one.options)).items()))) for one in specs if one.judge != MAJORITY
+    ]
+    if not members or (MAJORITY, "") not in [(one.judge, one.variant) for one in specs]:
+        return settings
+    first, *further = (
+        majority_of(members, one.options).text if (one.judge, one.variant) == (MAJORITY, "") else one.text
+        for one in specs
+    )
+    return {**settings, "judge": first, "judges": tuple(further)}
+
+
+def deciding_first(judges: Sequence[str]) -> list[str]:
+    """Put the judge that decides first: the first one that reads the prompts, or the first of all if none does."""
+    full = with_members({"judge": judges[0], "judges": judges[1:]})
+    reading = [k for k, text in enumerate((full["judge"], *full["judges"])) if parse(text).reads_prompt]
+    k = reading[0] if reading else 0
+    return [judges[k], *judges[:k], *judges[k + 1 :]]
 
 
 def check(text: str) -> JudgeSpec:
