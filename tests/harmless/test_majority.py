@@ -88,6 +88,12 @@ def test_equal_responses_are_scored_once_and_progress_adds_up() -> None:
     assert get_judge(THREE).score_exchanges([]) == []
 
 
+def test_what_its_judges_spend_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = {"a": {"requests": 2, "missing": {"refused": 1}}, "b": {}, "c": {"requests": 3, "missing": {"refused": 2}}}
+    monkeypatch.setattr(Scripted, "take_usage", lambda self: spent[self.variant])
+    assert get_judge(THREE).take_usage() == {"requests": 5, "missing": {"refused": 3}}
+
+
 def test_the_digest_covers_judges_thresholds_and_votes() -> None:
     specs = [
         THREE,

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-
 @dataclass(frozen=True)
 class CompletedRun:
     """Settings, inputs and job outcomes of a finished run.

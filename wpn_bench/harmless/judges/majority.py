@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -101,6 +103,16 @@ class MajorityJudge(Judge):
             told = now
 
         return self.combine([scores_of(judge, exchanges, advanced) for judge, _ in self._members])
+
+    def take_usage(self) -> dict[str, Any]:
+        total: dict[str, Any] = {}
+        for judge, _ in self._members:
+            for name, value in judge.config.with_cost(judge.take_usage()).items():
+                if name == "missing":
+                    total[name] = dict(Counter(total.get(name, {})) + Counter(value))
+                else:
+                    total[name] = total.get(name, 0) + value
+        return total
 
     def combine(self, scores: Sequence[Sequence[float | None]]) -> list[float | None]:
         """Count the votes.
