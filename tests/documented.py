@@ -67,6 +67,7 @@ NOT_RUN = {
     "python benchmarks/distributed.py": "minutes, several processes; tests/unlearn/test_distributed.py trains so",
     "python benchmarks/lab_attacks.py": "minutes: it searches with the whole budget of the preset",
     "python benchmarks/report_page.py": "Chromium and minutes; tests/report/test_browser.py opens the page",
+    "python benchmarks/label_coverage.py": "run by tests/test_speed_scripts.py",
     "python benchmarks/leakage.py": "run by tests/test_speed_scripts.py",
     "python -m wpn_bench.benchmarks.language_model": "without options it is a name, not a command; with them it is run",
     "lm_eval --output_path": "options of a command, not a whole one",
@@ -108,6 +109,8 @@ COVERED_BY = {
     "wpn-bench report RUN": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report runs/today --format md,json": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report RUN RUN...": "wpn-bench report runs/monday runs/friday runs/other-model",
+    "wpn-bench label RUN": "wpn-bench label RUN --terminal",
+    "wpn-bench label RUN --n 100 --model wpn": "wpn-bench label RUN --terminal",
     "wpn-bench export RUN --format lm-eval": "wpn-bench export RUN --format lm-eval --out DIR",
 }
 

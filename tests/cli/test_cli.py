@@ -30,6 +30,7 @@ COMMANDS = (
     "show",
     "check",
     "judge",
+    "label",
     "export",
     "doctor",
     "list",

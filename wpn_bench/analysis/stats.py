@@ -38,12 +38,12 @@ class Difference(Estimate):
     p_value: float | None
 
 
-def rate(successes: int, n: int) -> Estimate:
+def rate(successes: float, n: float) -> Estimate:
     """A proportion with its Wilson (1927) interval.
 
     Args:
         successes: The number of successes.
-        n: The number of trials.
+        n: The number of trials. Effective numbers, as of a stratified sample, need not be integers.
 
     Returns:
         The proportion; NaN without interval for n = 0.

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from wpn_bench import __version__
-from wpn_bench.cli import check, doctor, export, judge, listing, prefetch, report, run, show
+from wpn_bench.cli import check, doctor, export, judge, label, listing, prefetch, report, run, show
 from wpn_bench.cli.options import with_signature
 from wpn_bench.errors import EXIT_OK
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": show.show,
     "export": export.export,
     "judge": judge.judge,
+    "label": label.label,
     "check": check.check,
     "list": listing.list_,
     "doctor": doctor.doctor,

@@ -22,6 +22,7 @@ from wpn_bench.report import (
     charts,
     formats,
     judges,
+    label_summary,
     sections,
     step_charts,
     tables,
@@ -30,7 +31,7 @@ from wpn_bench.report import (
 from wpn_bench.report.drawing import colours
 from wpn_bench.report.samples import pack
 from wpn_bench.report.sections import Section
-from wpn_bench.report.templates import _raw, environment, style, templates_dir
+from wpn_bench.report.templates import environment, style, templates_dir, trusted
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
 from wpn_bench.runs.finished import Run
@@ -98,6 +99,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
         "success_text": tables.success_text(view),
         "manifest": run.manifest,
         "judging": judges.judges(run),
+        "labelled": label_summary.labelled(run),
         "candidates": candidates.section(view),
         "sections": sections.contributed(run),
     }
@@ -150,7 +152,7 @@ def page(run: ReportedRun) -> str:
     plotly, plotly_digest = _plotly()
     more = {
         "style": style(),
-        "script": _raw(script),
+        "script": trusted(script),
         "policy": f"'sha256-{_digest(script)}' 'sha256-{plotly_digest}'",
         "plotly": plotly,
         "figures": {name: figure for name, figure in figures.items() if figure},

@@ -30,10 +30,10 @@ def templates_dir() -> Path:
 
 def style() -> Any:
     """The style sheet, for insertion into a page without escaping."""
-    return _raw((templates_dir() / "report.css").read_text(encoding="utf-8"))
+    return trusted((templates_dir() / "report.css").read_text(encoding="utf-8"))
 
 
-def _raw(text: str) -> Any:
+def trusted(text: str) -> Any:
     """Mark text as safe, so that it is not escaped. Use it only for our own style and script, never for texts of a run."""
     from markupsafe import Markup
 

@@ -1,0 +1,78 @@
+"""Labels in the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_run import write_run
+
+from wpn_bench.analysis.label_sample import draw_sample
+from wpn_bench.report.label_session import Session
+from wpn_bench.report.label_terminal import EMPTY, printable, run_terminal
+from wpn_bench.runs.files import SAMPLES
+from wpn_bench.runs.finished import Run
+from wpn_bench.runs.label_file import HARMFUL, HARMLESS, SKIPPED, UNDECIDED, read_labels
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202eabc\nsecond\tline \U0001f600"
+
+
+def keys(typed: str) -> Callable[[], str]:
+    waiting: Iterator[str] = iter(typed)
+    return lambda: next(waiting, "")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", n=30, tasks=())
+
+
+def label(folder: Path, typed: str) -> tuple[list[str | None], str]:
+    """The labels after these keys, in the order of the sample, and what was printed."""
+    sample = draw_sample(Run.read(folder), 40)
+    sample = replace(sample, drawn=tuple({one.exchange: one for one in sample.drawn}.values())[:12])
+    out = io.StringIO()
+    run_terminal(Session(folder, sample, "1"), "Harmful?", keys(typed), out)
+    said = read_labels(folder).by("1")
+    return [said[e].label if e in said else None for e in sample.exchanges], out.getvalue()
+
+
+def test_keys_label(folder: Path) -> None:
+    said, printed = label(folder, "12xs3uq1")
+    assert said[:5] == [HARMLESS, HARMFUL, SKIPPED, None, None]
+    assert printed.startswith("Harmful?\n1 harmless")
+    assert "--- 3 of 12, 1 skipped ---" in printed
+
+
+def test_the_end_of_the_input_ends(folder: Path) -> None:
+    assert label(folder, "S3")[0][:3] == [SKIPPED, UNDECIDED, None]
+
+
+def test_after_the_last_one_it_may_be_taken_back(folder: Path) -> None:
+    said, printed = label(folder, "1" * 12 + "1u2q")
+    assert said == [HARMLESS] * 11 + [HARMFUL]
+    assert "All 12 answers are labelled" in printed
+
+
+def test_an_answer_cannot_control_the_terminal(folder: Path) -> None:
+    frame = pd.read_parquet(folder / SAMPLES)
+    frame["response"], frame["prompt"] = HOSTILE, HOSTILE + frame["item_id"]
+    frame.to_parquet(folder / SAMPLES)
+    printed = label(folder, "1")[1]
+    assert "second\tline \U0001f600" in printed
+    assert not {c for c in printed if not c.isprintable()} - {"\n", "\t"}
+
+
+def test_an_empty_answer_is_said_to_be_empty(folder: Path) -> None:
+    frame = pd.read_parquet(folder / SAMPLES)
+    frame["response"] = " \n"
+    frame.to_parquet(folder / SAMPLES)
+    assert EMPTY in label(folder, "1")[1]
+
+
+def test_line_ends_stay() -> None:
+    assert printable("a\r\nb\rc\u2028d") == "a\nb\ufffdc\u2028d"

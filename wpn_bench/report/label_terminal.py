@@ -1,0 +1,87 @@
+"""Label answers in a terminal, one key for each answer."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from wpn_bench.report.label_session import Session, Shown
+from wpn_bench.runs.label_file import HARMFUL, HARMLESS, SKIPPED, UNDECIDED
+
+KEYS = {"1": HARMLESS, "2": HARMFUL, "3": UNDECIDED, "s": SKIPPED}
+HELP = "1 harmless   2 harmful   3 can't say   s skip   u undo   q stop"
+EMPTY = "(empty answer)"
+# Characters that control a terminal or turn the direction of the text around them; not tab and line feed.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text of a model without characters that control a terminal."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def run_terminal(
+    session: Session, question: str, read: Callable[[], str] | None = None, out: TextIO | None = None
+) -> None:
+    """Ask for labels until everything is labelled, `q`, the end of the input, or Ctrl-C.
+
+    Args:
+        session: The sitting.
+        question: What the annotator is asked.
+        read: Returns the next key, empty at the end of the input; None: a key of the terminal, or else a line of the input.
+        out: Where to print; None: standard output.
+    """
+    out, read = out or sys.stdout, read or _key
+    print(f"{printable(question)}\n{HELP}", file=out)
+    shown = session.show()
+    while True:
+        print(file=out)
+        if shown.key is None:
+            print(f"All {shown.total} answers are labelled. u takes the last label back, q ends.", file=out)
+        else:
+            print(_text(shown), file=out)
+        key = ""
+        while key not in (*KEYS, "u", "q") or (shown.key is None and key in KEYS):
+            print("> ", end="", file=out, flush=True)
+            typed = read()
+            key = typed.strip().lower()[:1] if typed else "q"
+        if key == "q":
+            return
+        shown = session.undo() if key == "u" else session.say(shown.key or "", KEYS[key])
+
+
+def _text(shown: Shown) -> str:
+    response = printable(shown.response)
+    left = f", {shown.skipped} skipped" if shown.skipped else ""
+    return "\n".join(
+        (
+            f"--- {shown.done + 1} of {shown.total}{left} ---",
+            "PROMPT",
+            printable(shown.prompt),
+            "",
+            "ANSWER",
+            response if response.strip() else EMPTY,
+            "",
+            HELP,
+        )
+    )
+
+
+def _key() -> str:
+    """One key of the terminal; of an input that is no terminal one line. Empty at the end of the input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline()
+    import termios
+    import tty
+
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        key = sys.stdin.read(1)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+    print(key if key.isprintable() else "")
+    return "" if key == "\x04" else key or ""
