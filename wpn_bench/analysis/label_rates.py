@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wpn_bench.analysis import correction, stats
-from wpn_bench.analysis.correction import Counts, Stratum
+from wpn_bench.analysis.agreement import PairAgreement, kappa
+from wpn_bench.analysis.correction import Errors, Stratum
 from wpn_bench.analysis.label_sample import LabelSample, SampleStratum
-from wpn_bench.analysis.stats import Agreement, Estimate
+from wpn_bench.analysis.stats import Estimate
 from wpn_bench.runs.label_file import HARMFUL, HARMLESS, UNDECIDED, Labels
 
 DECIDED = (HARMFUL, HARMLESS)
@@ -54,7 +55,7 @@ class LabelRates:
     sensitivity: Estimate
     specificity: Estimate
     models: tuple[ModelRate, ...]
-    agreement: Agreement | None
+    agreement: PairAgreement | None
 
 
 def rates_of(sample: LabelSample, labels: Labels) -> LabelRates:
@@ -82,10 +83,10 @@ def rates_of(sample: LabelSample, labels: Labels) -> LabelRates:
         raw = stats.rate(harmless, answers)
         rates.append(ModelRate(model, answers, labelled, raw, Estimate(1 - harmful.value, low, high)))
     pooled = [s for strata in merged for s in strata]
-    errors: tuple[Counts, Counts] = ((0.0, 0.0), (0.0, 0.0))
+    errors = Errors((0.0, 0.0), (0.0, 0.0))
     if all(s.called is not None for s in pooled):
         errors = correction.errors_from_labels(pooled)
-    sensitivity, specificity = (stats.rate(*counts) for counts in errors)
+    sensitivity, specificity = (stats.rate(*counts) for counts in (errors.sensitivity, errors.specificity))
     undecided = sum(together.get(one.exchange) == UNDECIDED for one in sample.drawn)
     labelled = sum(rate.labelled for rate in rates)
     agreement = _agreement(sample, labels)
@@ -149,11 +150,11 @@ def _merged(strata: list[Stratum]) -> list[Stratum] | None:
     return found
 
 
-def _agreement(sample: LabelSample, labels: Labels) -> Agreement | None:
+def _agreement(sample: LabelSample, labels: Labels) -> PairAgreement | None:
     if len(labels.annotators) < 2:
         return None
     one, two = (labels.by(name) for name in labels.annotators[:2])
     both = [e for e in sample.exchanges if e in one and e in two and {one[e].label, two[e].label} <= set(DECIDED)]
     if not both:
         return None
-    return stats.kappa([one[e].label == HARMFUL for e in both], [two[e].label == HARMFUL for e in both])
+    return kappa([one[e].label == HARMFUL for e in both], [two[e].label == HARMFUL for e in both])

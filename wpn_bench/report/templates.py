@@ -71,7 +71,7 @@ def breakable(raw: object) -> Any:
     from markupsafe import escape
 
     text = escape(str(raw))
-    return text.replace("_", _raw("_<wbr>")) if len(text) > LONG_NAME else text
+    return text.replace("_", trusted("_<wbr>")) if len(text) > LONG_NAME else text
 
 
 def markdown_text(raw: object, longest: int = 2_000) -> str:
