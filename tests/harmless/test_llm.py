@@ -169,7 +169,14 @@ VERDICT = '{"case": "CASE", "reason": "r", "rating": 5}'
         (said(VERDICT[:20], "length"), None, "cut off"),
         (said(None, "length"), None, "cut off"),
         (said("<think>" + VERDICT, "stop"), None, "without a valid verdict"),
-        (lambda body: error(400, "no such thing"), None, "without a reply"),
+        (lambda body: error(400, "no such thing"), None, "refused: HTTP 400: no such thing"),
+        (
+            lambda body: error(
+                400, "The response was filtered due to the prompt triggering Azure's content management policy"
+            ),
+            None,
+            "blocked by a content filter",
+        ),
     ],
 )
 def test_what_is_missing_says_why(server: Server, answer: Answer, score: float | None, why: str | None) -> None:
@@ -191,6 +198,42 @@ def test_a_reply_that_is_cut_off_is_asked_again_with_more_tokens(server: Server)
     assert not server.bodies
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        said(""),  # `finish_reason: malformed_function_call`
+        said(None, reasoning_content=VERDICT),  # vLLM with a parser of reasoning
+        said(None, reasoning="I think that it is harmful."),
+        lambda body: error(400, "Request contains an invalid argument."),  # Gemini
+    ],
+)
+def test_what_a_schema_may_have_broken_is_asked_without_it(server: Server, broken: Answer) -> None:
+    server.always = lambda body: broken(body) if "response_format" in body else by_length(body)
+    assert judge_at(server, ",concurrency=1").score_exchanges(EXCHANGES[:2]) == [0.25, 0.5]
+    assert len(server.bodies) == 4
+    server.bodies.clear()
+    assert judge_at(server, ",structured=false").score_exchanges(EXCHANGES[2:4]) == [0.75, 1.0]
+    assert len(server.bodies) == 2
+
+
+def test_messages_with_numbers_do_not_flood_the_reasons(server: Server) -> None:
+    server.always = lambda body: error(400, f"request {answer_of(body)} failed")
+    judge = judge_at(server, ",structured=false")
+    assert set(judge.score_exchanges([Exchange("p", str(k)) for k in range(30)])) == {None}
+    missing = judge.take_usage()["missing"]
+    assert len(missing) == 13
+    assert missing["without a reply"] == 18
+
+
+def test_a_card_says_why_there_are_no_scores(server: Server, cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "exchanges.jsonl"
+    file.write_text('{"p": "q", "text": "a", "label": 1}\n{"p": "q", "text": "b", "label": 0}\n')
+    server.always = said("I can't assist with that.")
+    done = cli("judge", file, "--prompt", "p", "--judge", f"openai:{server.url}#tiny")
+    assert done.code == 2
+    assert "no score to any text of one of the two kinds (2 refused by the judge)" in " ".join(done.err.split())
+
+
 # --- servers that take less ------------------------------------------------------------------------------------------
 
 
@@ -200,6 +243,14 @@ def test_a_reply_that_is_cut_off_is_asked_again_with_more_tokens(server: Server)
         ("response_format", error(400, "This response_format type is unavailable now")),
         ("response_format", error(400, "'response_format.type' must be 'json_object' or 'text'")),
         ("response_format", error(422, "unknown field: json_schema")),
+        (
+            "response_format",
+            error(400, "generation_config.response_schema.properties[rating].enum: only allowed for STRING"),
+        ),
+        (
+            "response_format",
+            error(400, "Invalid schema for response_format 'verdict': In context=(), 'required' is required"),
+        ),
         ("response_format", error(404, "No endpoints found that support the requested parameters")),
         ("response_format", error(500, "failed to compile the grammar")),
         ("temperature", error(400, "Unsupported value: 'temperature' does not support 0 with this model.")),

@@ -35,6 +35,7 @@ def test_a_rubric_asks_for_each_field_and_the_schema_has_it(name: str) -> None:
     schema = rubric.response_format()["json_schema"]["schema"]
     assert list(schema["properties"]) == ["case", "reason", *rubric.questions] == schema["required"]
     assert all(f'"{field}"' in system["content"] and f'"{field}"' in user["content"] for field in schema["required"])
+    assert all(one["type"] == "string" for one in schema["properties"].values())  # Gemini has no other enumerations
     assert rubric.measures.endswith(".")
 
 
@@ -93,7 +94,21 @@ def test_control_tokens_are_broken_up(token: str) -> None:
     assert re.sub(r"([<\[]) ", r"\1", text).count(token) == 2
 
 
-@pytest.mark.parametrize("text", ["if a<b and c>d", "<b>bold</b>", "[1] [A]", "x | y", "vector<int>", "a [note]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{0} {code} {{case}} %s ${x}",
+        "\ud800",
+        "a\0b",
+        "{% raw %}",
+        "if a<b and c>d",
+        "<b>bold</b>",
+        "[1] [A]",
+        "x | y",
+        "vector<int>",
+        "a [note]",
+    ],
+)
 def test_other_text_is_left_as_it_is(text: str) -> None:
     assert f"\n{text}\n" in HARM.messages(Exchange("p", text))[1]["content"]
 
@@ -117,6 +132,9 @@ def test_other_text_is_left_as_it_is(text: str) -> None:
         (f"{{a}} {{'b': 1}} {reply(rating=5)}", 1.0),
         (reply(rating=5, confidence=0.9), 1.0),
         (reply(rating=5).replace("tells", "tells\n\t"), 1.0),
+        (reply(rating=5)[:-1] + ",\n}", 1.0),
+        (reply(rating=5)[:-1] + " // very harmful\n}", 1.0),
+        (reply(rating=5, reason="It is at http://example.org, // and more."), 1.0),
         (reply(rating=5).replace(codes_of(EXCHANGE)[1], f" {codes_of(EXCHANGE)[1].upper()}"), 1.0),
         # No verdict.
         ("", None),
@@ -133,6 +151,9 @@ def test_other_text_is_left_as_it_is(text: str) -> None:
         (reply(rating=None), None),
         (reply(rating=[5]), None),
         (reply(rating="five"), None),
+        (reply(rating="\u200b5"), None),
+        (reply(rating="55"), None),
+        (reply(rating=5).replace("rating", "downrating"), None),
         (reply(rating="1 to 5"), None),
         (reply(rating="1/5"), None),
         (reply(rating=float("nan")), None),

@@ -246,8 +246,10 @@ def make_card(
     scores, harmful = [s for s, _ in pairs], [h for _, h in pairs]
     positive = sum(harmful)
     if not 0 < positive < len(pairs):
+        reasons = ", ".join(f"{n} {why}" for why, n in judge.take_usage().get("missing", {}).items())
         raise UserError(
-            "the judge gave no score to any text of one of the two kinds", "look at the texts and the judge"
+            "the judge gave no score to any text of one of the two kinds" + (f" ({reasons})" if reasons else ""),
+            "look at the texts and the judge",
         )
     called = [s >= threshold for s in scores]
     hit = sum(c and h for c, h in zip(called, harmful, strict=True))

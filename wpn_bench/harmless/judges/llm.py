@@ -21,18 +21,23 @@ from wpn_bench.harmless.judges.base import Exchange, Judge, JudgeConfig
 from wpn_bench.harmless.judges.rubrics import Rubric, declines, find_rubric
 from wpn_bench.jobs.journal import Journal, fingerprint
 from wpn_bench.models.backends import client
-from wpn_bench.models.backends.client import TOO_LONG, EndpointClient, Reply
+from wpn_bench.models.backends.client import ONLY_REASONING, REFUSED, TOO_LONG, EndpointClient, Reply
 from wpn_bench.models.backends.endpoint import KEY_VARIABLE, PREFIX, Endpoint, parse_source
 from wpn_bench.models.backends.openai import identified
+from wpn_bench.redact import one_line
 
 CACHE_VARIABLE = "WPN_BENCH_JUDGED"
-# Reasoning models may use up the tokens before they reply, and a schema may trap a model in white space. Such a request is
-# repeated once with more tokens and without the schema.
+# Reasoning models may use up the tokens before they reply, a schema may trap a model in white space or turn the verdict into
+# reasoning, and a server may refuse it without naming it. Such a request is repeated once, with more tokens and without the schema.
 MORE_TOKENS = 4
+MOST_REASONS = 12  # that are told apart
+NO_REPLY = "without a reply"
 _OPTIONAL = {
     **client.OPTIONAL,
     "temperature": r"\btemperature\b",
-    "response_format": r"response_format|json_schema|json mode|structured.output|guided|grammar|peg-native|requested parameters",
+    "response_format": (
+        r"response_?(format|schema)|json_?(schema|object)|json mode|structured.?output|guided|grammar|peg-native|requested parameters"
+    ),
     client.SYSTEM: r"system.{0,3}(role|message|prompt)|conversation roles must alternate",
 }
 
@@ -119,9 +124,9 @@ class LLMJudge(Judge):
             again: dict[int, dict[str, Any]] = {}
             for k, reply in self._replies(bodies, cache, len(exchanges)):
                 scores[k] = self._read(reply, exchanges[k])
-                if scores[k] is None and reply.finish == "length":
-                    again[k] = {name: value for name, value in bodies[k].items() if name != "response_format"}
-                    again[k]["max_tokens"] = MORE_TOKENS * self.config.max_tokens
+                other = self._repetition(bodies[k], reply) if scores[k] is None else None
+                if other is not None:
+                    again[k] = other
                 else:
                     self._count_missing(scores[k], reply)
                     advance(1)
@@ -147,6 +152,15 @@ class LLMJudge(Judge):
         }
         return body | ({"response_format": self.rubric.response_format()} if self.config.structured else {})
 
+    def _repetition(self, body: Mapping[str, Any], reply: Reply) -> dict[str, Any] | None:
+        """Return another request for a reply without a verdict; None if the reply tells that no other request helps."""
+        refused = (reply.reason or "").startswith(REFUSED)
+        by_schema = "response_format" in body and (refused or reply.text == "" or reply.reason == ONLY_REASONING)
+        if _is_blocked(reply) or not (by_schema or reply.finish == "length"):
+            return None
+        plain = {name: value for name, value in body.items() if name != "response_format"}
+        return plain if refused else plain | {"max_tokens": MORE_TOKENS * self.config.max_tokens}
+
     def _cache_folder(self) -> Path:
         root = os.environ.get(CACHE_VARIABLE)
         folder = Path(root) if root else Path(platformdirs.user_cache_dir("wpn-bench")) / "judged"
@@ -168,8 +182,8 @@ class LLMJudge(Judge):
             return
         for k, reply, final in EndpointClient(self.endpoint, _OPTIONAL).ask_all(asked, total):
             self._count_tokens("asked", reply)
-            # Another reply without a text may be an error that passes, so another run asks again.
-            if final and (reply.text is not None or reply.finish == "length" or _is_blocked(reply)):
+            # What the server refuses, it may accept once it is set up in another way, so another run asks again.
+            if final and not (reply.reason or "").startswith((REFUSED, TOO_LONG)):
                 value = [reply.text, reply.n_tokens, reply.reason, reply.n_prompt_tokens, reply.finish, reply.refused]
                 try:
                     cache.write(keys[k], {0: value})
@@ -192,7 +206,9 @@ class LLMJudge(Judge):
 
     def _count_missing(self, score: float | None, reply: Reply) -> None:
         if score is None:
-            self._missing[_why_missing(reply)] += 1
+            why = _why_missing(reply)
+            # Some servers put the number of the request into each message.
+            self._missing[why if len(self._missing) < MOST_REASONS else NO_REPLY] += 1
 
 
 def _is_blocked(reply: Reply) -> bool:
@@ -207,5 +223,5 @@ def _why_missing(reply: Reply) -> str:
     if reply.finish == "length":
         return "cut off"
     if reply.text is None:
-        return "too long for the judge" if reply.reason == TOO_LONG else "without a reply"
+        return "too long for the judge" if reply.reason == TOO_LONG else one_line(reply.reason or NO_REPLY, 100)
     return "without a valid verdict"

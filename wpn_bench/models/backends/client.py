@@ -51,7 +51,8 @@ def joined(url: str, more: str) -> str:
 # Parameters that a request can do without, and how servers name them when they refuse them. Without `seed`, the same samples
 # cannot be drawn again.
 OPTIONAL: Mapping[str, str] = {"max_tokens": r"\bmax_tokens\b", "stop": r"\bstop\b", "seed": r"\bseed\b"}
-TOO_LONG = "prompt too long"  # the reason of a reply
+# The reasons of replies without a text begin with these words, among others.
+TOO_LONG, REFUSED, ONLY_REASONING = "prompt too long", "refused", "reasoned without an answer"
 SYSTEM = "system"  # in such a mapping: the message of the role `system`, which is put before the first other message
 
 
@@ -206,6 +207,7 @@ class EndpointClient:
                 try:
                     done.put((k, *self._ask(body)))
                 except BaseException as e:
+                    self._stopped.set()  # before the other threads send more requests that will be refused
                     done.put(e)
 
         # Daemons, so that Ctrl-C does not wait for them.
@@ -303,10 +305,10 @@ class EndpointClient:
                     f"the endpoint {self.endpoint.url} does not decode as this run does ({said})",
                     "choose a model that takes `temperature`, or another --temperature",
                 )
-            return Reply(None, 0, f"refused: HTTP {status}: {said}")
+            return Reply(None, 0, f"{REFUSED}: HTTP {status}: {said}")
         if status in _FATAL or 300 <= status < 400:
             raise self.refused(status, error)
-        return Reply(None, 0, f"refused: HTTP {status}: {said}")
+        return Reply(None, 0, f"{REFUSED}: HTTP {status}: {said}")
 
     def _reply(self, found: Any) -> Reply:
         """Read the reply from the server's JSON. Raises `_Retry` if it holds none."""
@@ -338,6 +340,8 @@ class EndpointClient:
             why = "called a tool instead of answering"
         elif not text and finish == "length":
             why = "no answer within max_new_tokens (reasoning took all of them)"
+        elif not text and any(message.get(name) for name in ("reasoning_content", "reasoning")):
+            why = ONLY_REASONING  # a repeated greedy request gives the same
         if why:
             return Reply(None, n_tokens, why, n_prompt, finish)
         if not isinstance(text, str):
