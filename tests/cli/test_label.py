@@ -147,6 +147,9 @@ def test_a_run_computed_again_with_other_answers(type_keys: Callable[..., Any], 
     frame.to_parquet(run / SAMPLES)
     page = render(run, ("html",))[0].read_text(encoding="utf-8")
     assert "The labels cannot be used: unknown model" in page
+    assert "Label the answers of this run again" in page
+    again = type_keys("1", run, "--model", "base")  # and the command draws from what there is
+    assert again.code == type_keys("1", run).code == 0
 
 
 @pytest.mark.parametrize("end", ["signal", "page"])

@@ -171,5 +171,6 @@ def test_a_label_that_cannot_be_written_is_said_so(server: LabelServer, folder: 
 def test_a_port_that_is_taken_is_said_so(server: LabelServer) -> None:
     with pytest.raises(UserError, match=r"port \d+ cannot be used"):
         LabelServer(server.session, "", str, server.server_address[1])
-    with pytest.raises(UserError, match="port"):
-        LabelServer(server.session, "", str, 99_999)
+    for port, said in ((99_999, "cannot be used"), (-1, "cannot be used"), (6000, "browsers refuse")):
+        with pytest.raises(UserError, match=said):
+            LabelServer(server.session, "", str, port)

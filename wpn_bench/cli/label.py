@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wpn_bench.cli.options import positive, split_all_names
+from wpn_bench.errors import UserError
 
 if TYPE_CHECKING:
     from wpn_bench.report.label_session import Session
@@ -56,12 +58,16 @@ def label(
     finished = Run.read(run)
     known = label_file.read_labels(run)
     last = known.samples[-1] if known.samples else None
-    # Without options, the sample is that of the last time.
-    chosen, asked = split_all_names(models), split_all_names(sets)
     wanted = positive("--n", n) or (last.n if last else DEFAULT_N)
-    sample = draw_sample(
-        finished, wanted, chosen or (last.models if last else ()), asked or (last.sets if last else ())
-    )
+    chosen, asked = split_all_names(models), split_all_names(sets)
+    try:  # what is not given is as it was the last time
+        sample = draw_sample(
+            finished, wanted, chosen or (last.models if last else ()), asked or (last.sets if last else ())
+        )
+    except UserError:
+        sample = draw_sample(
+            finished, wanted, chosen, asked
+        )  # the run may have been computed again without these models
     question = question or (last.question if last else label_session.QUESTION)
 
     def summed_up() -> str:
@@ -74,16 +80,10 @@ def label(
             return
         typer.echo(summed_up())
         return
-    line = label_file.SampleLine(
-        wanted, sample.models, sample.sets, question, str(finished.view.run.get("judge") or ""), _now()
-    )
+    judge = str(finished.view.run.get("judge") or "")
+    line = label_file.SampleLine(wanted, sample.models, sample.sets, question, judge, _now())
     label_file.check_writable(run)
-    if last is None or (last.n, last.models, last.sets, last.question) != (
-        line.n,
-        line.models,
-        line.sets,
-        line.question,
-    ):
+    if last is None or replace(last, time="") != replace(line, time=""):
         label_file.append(run, line)
     session = label_session.Session(run, sample, annotator)
     try:

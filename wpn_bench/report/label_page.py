@@ -27,6 +27,8 @@ from wpn_bench.report.templates import environment, templates_dir, trusted
 LOOPBACK = "127.0.0.1"
 NAMES = (LOOPBACK, "localhost", "[::1]")  # with any port: it may be that of an SSH tunnel
 LARGEST = 10_000  # bytes of a request
+# Ports above 1024 that browsers refuse to visit (WHATWG, Fetch, "bad port").
+BLOCKED = {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080}
 
 
 class LabelServer(ThreadingHTTPServer):
@@ -39,7 +41,7 @@ class LabelServer(ThreadingHTTPServer):
         port: The port; 0: any free one.
 
     Raises:
-        UserError: The port is not free.
+        UserError: The port is not free, or browsers do not visit it.
     """
 
     daemon_threads = True
@@ -48,6 +50,8 @@ class LabelServer(ThreadingHTTPServer):
     def __init__(self, session: Session, question: str, summary: Callable[[], str], port: int = 0) -> None:
         self.session, self.question, self.summary = session, question, summary
         self.token = secrets.token_urlsafe(24)
+        if port in BLOCKED:
+            raise UserError(f"browsers refuse to visit port {port}", "give another with --port, or none")
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except (OSError, OverflowError) as e:

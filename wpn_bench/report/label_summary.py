@@ -48,7 +48,7 @@ def labelled(run: Run) -> Labelled | None:
     try:
         sample = draw_sample(run, last.n, last.models, last.sets)
     except UserError as e:
-        note = f"The labels cannot be used: {e.problem}. The run was computed again since they were made."
+        note = f"The labels cannot be used: {e.problem}. Label the answers of this run again (wpn-bench label)."
         return Labelled(_judge(run), last.question, "", [note], None, None)
     return summarise(run, sample, labels, last.question)
 
