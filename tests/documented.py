@@ -82,7 +82,6 @@ COVERED_BY = {
         "wpn-bench full --judge detoxify:original,openai:http://localhost:8000/v1#MODEL,rubric=strongreject,price_in=0.15,price_out=0.6"
     ),
     "wpn-bench full": "wpn-bench full --out runs/first",
-    "wpn-bench full --seeds 3": "wpn-bench full --preset field --tune 8 --seeds 3",
     "wpn-bench full --tune 8": "wpn-bench full --preset field --tune 8 --seeds 3",
     "wpn-bench full --methods wpn,yours": "wpn-bench full --methods wpn,unlikelihood",
     "wpn-bench attack --attack-file mine.csv": "wpn-bench attack --attack-file mine.csv --attack-file more.yaml",
