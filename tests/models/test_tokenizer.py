@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,15 @@ def test_the_end_of_the_model_s_settings_is_used(tmp_path: Path) -> None:
     assert load_tokenizer(folder).eos_token_id == 0
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
     assert load_tokenizer(folder).eos_token_id == 2
+
+
+def test_the_chat_template_of_a_processor_is_the_model_s(tmp_path: Path) -> None:
+    folder = save("byte_level", tmp_path)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}</s>"}))
+    assert load_tokenizer(folder).chat_template == "{{ messages[0].content }}</s>"
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")  # the tokenizer's own wins
+    assert load_tokenizer(folder).chat_template == "{{ messages[0].content }}"
 
 
 def test_without_any_end_there_is_one_line(tmp_path: Path) -> None:

@@ -75,6 +75,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = read_tokenizer(path)
     size = _embeddings(path)
+    if not tokenizer.chat_template and isinstance(
+        own := _settings(path, "chat_template.json").get("chat_template"), str
+    ):
+        tokenizer.chat_template = (
+            own  # multimodal models keep it beside their processor, and AutoTokenizer does not read it
+        )
     if tokenizer.eos_token_id is None and (end := _configured_end(path, tokenizer)) is not None:
         tokenizer.eos_token = end
     if tokenizer.eos_token_id is None:
