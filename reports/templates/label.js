@@ -18,6 +18,7 @@ function show(state) {
   at("item").hidden = state.key === null;
   at("end").hidden = state.key !== null;
   if (state.key !== null) {
+    at("item").focus({ preventScroll: true });
     fill("prompt", state.prompt, "(empty prompt)");
     fill("response", state.response, "(empty answer)");
     at("item").scrollTop = at("prompt").scrollTop = 0;

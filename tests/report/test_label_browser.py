@@ -119,6 +119,15 @@ def test_an_answer_that_reads_from_the_right_is_set_so(sitting: Sitting, server:
     assert sitting.page.locator("#response").evaluate("node => node.matches(':dir(rtl)')")
 
 
+def test_a_long_answer_scrolls_by_keys_and_the_next_begins_at_its_top(sitting: Sitting, server: LabelServer) -> None:
+    while not server.session.show().response.startswith("long line"):
+        sitting.press("1")
+    sitting.page.keyboard.press("PageDown")
+    sitting.page.wait_for_function("document.querySelector('#item').scrollTop > 100")
+    sitting.press("1")
+    assert sitting.page.evaluate("document.querySelector('#item').scrollTop") == 0
+
+
 @pytest.fixture
 def desk(chromium: Any, server: LabelServer) -> Iterator[Sitting]:
     desk = Sitting(chromium, server, viewport={"width": 1280, "height": 800})

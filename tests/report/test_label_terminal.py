@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import sys
+import tty
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from made_run import write_run
 
 from wpn_bench.analysis.label_sample import draw_sample
+from wpn_bench.report import label_terminal
 from wpn_bench.report.label_session import Session
 from wpn_bench.report.label_terminal import EMPTY, printable, run_terminal
 from wpn_bench.runs.files import SAMPLES
@@ -72,6 +77,28 @@ def test_an_empty_answer_is_said_to_be_empty(folder: Path) -> None:
     frame["response"] = " \n"
     frame.to_parquet(folder / SAMPLES)
     assert EMPTY in label(folder, "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [(b"1", "1"), (b"\x1b[3~", "\x1b[3~"), (b"\x1b[15~", "\x1b[15~"), (b"\x04", ""), (b"\xff", "\ufffd")],
+)
+def test_a_key_of_a_terminal_and_what_is_none(monkeypatch: pytest.MonkeyPatch, typed: bytes, read: str) -> None:
+    """Delete is sent as ESC [ 3 ~, F5 as ESC [ 1 5 ~: these are no labels."""
+    keyboard, terminal = pty.openpty()
+    with open(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        tty.setcbreak(terminal)  # else the line discipline takes what is typed before it is read
+        os.write(keyboard, typed)
+        assert label_terminal._key() == read
+    os.close(keyboard)
+
+
+def test_only_one_character_is_a_key(folder: Path) -> None:
+    waiting = iter(["12", "\x1b[3~", "unsure", "2"])
+    sample = draw_sample(Run.read(folder), 12)
+    run_terminal(Session(folder, sample, "1"), "Harmful?", lambda: next(waiting, ""), io.StringIO())
+    assert [line.label for line in read_labels(folder).lines] == [HARMFUL]
 
 
 def test_line_ends_stay() -> None:

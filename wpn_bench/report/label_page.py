@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import secrets
+import socketserver
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -45,7 +46,6 @@ class LabelServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    allow_reuse_address = False  # else a second server would share the port on some systems
 
     def __init__(self, session: Session, question: str, summary: Callable[[], str], port: int = 0) -> None:
         self.session, self.question, self.summary = session, question, summary
@@ -57,6 +57,11 @@ class LabelServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as e:
             why = getattr(e, "strerror", None) or e
             raise UserError(f"port {port} cannot be used ({why})", "give another with --port, or none") from e
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(
+            self
+        )  # that of HTTPServer asks for the name of the address, which may take long
 
     @property
     def url(self) -> str:

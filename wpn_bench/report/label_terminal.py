@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def run_terminal(
         while key not in (*KEYS, "u", "q") or (shown.key is None and key in KEYS):
             print("> ", end="", file=out, flush=True)
             typed = read()
-            key = typed.strip().lower()[:1] if typed else "q"
+            key = typed.strip().lower() if typed else "q"
         if key == "q":
             return
         shown = session.undo() if key == "u" else session.say(shown.key or "", KEYS[key])
@@ -80,8 +81,9 @@ def _key() -> str:
     before = termios.tcgetattr(fd)
     try:
         tty.setcbreak(fd)
-        key = sys.stdin.read(1)
+        # Delete, F5 and the like send several characters at once, some of them digits. They, and pasted text, are no key.
+        typed = os.read(fd, 1024).decode("utf-8", "replace")
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
-    print(key if key.isprintable() else "")
-    return "" if key == "\x04" else key or ""
+    print(typed if typed.isprintable() else "")
+    return "" if typed == "\x04" else typed
