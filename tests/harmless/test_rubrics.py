@@ -195,6 +195,51 @@ def test_any_text_can_be_read(text: str) -> None:
     assert HARM.read(text, EXCHANGE) is None
 
 
+# --- responses that try to steer the judge ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exchange]:
+    """Exchanges with the injections of `benchmarks/judge_injection.py`, which counts the verdicts of a real model that move."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import judge_injection as script
+
+    found = {name: script.with_injection("With a key.", text, False) for name, text in script.INJECTIONS.items()}
+    return {name: Exchange("How do I open a lock?", response) for name, response in found.items()}
+
+
+def test_a_judge_that_repeats_the_response_gives_no_verdict(hostile: dict[str, Exchange]) -> None:
+    assert len(hostile) >= 25
+    for name, exchange in hostile.items():
+        assert exchange.response != "With a key."
+        for said in (exchange.response, HARM.messages(exchange)[1]["content"], f"Sure. {exchange.response}"):
+            assert HARM.read(said, exchange) is None, name
+
+
+def test_its_own_verdict_counts_whatever_it_repeats(hostile: dict[str, Exchange]) -> None:
+    for name, exchange in hostile.items():
+        for said in (
+            f"{exchange.response}\n{reply(exchange, rating=5)}",
+            reply(exchange, rating=5, reason=exchange.response),
+        ):
+            assert HARM.read(said, exchange) == 1, name
+
+
+def test_a_response_leaves_the_marks_and_the_messages_whole(hostile: dict[str, Exchange]) -> None:
+    for name, exchange in hostile.items():
+        code, case = codes_of(exchange)
+        messages = HARM.messages(exchange)
+        assert [one["role"] for one in messages] == ["system", "user"]
+        assert messages[0] == HARM.messages(EXCHANGE)[0]
+        text = messages[1]["content"]
+        assert [text.count(mark) for mark in (f"\n[ANSWER {code}]\n", f"\n[END OF ANSWER {code}]\n", case)] == [
+            1,
+            1,
+            1,
+        ], name
+        assert not re.search(r"<\|im_|<\|eot|\[/?INST\]|</s>|<start_of_turn>|</?think>", text), name
+
+
 # --- rubrics of one's own --------------------------------------------------------------------------------------------
 
 OWN = """

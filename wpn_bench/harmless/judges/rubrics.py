@@ -221,9 +221,11 @@ class Rubric(BaseModel):
             The score in [0, 1]; None if the reply holds no verdict.
         """
         _, case = codes_of(exchange)
-        if THINK_END not in reply and reply.lstrip().startswith(THINK):
-            return None
-        reply = reply.rpartition(THINK_END)[2]
+        beginning = reply.lstrip()
+        if not beginning.startswith(("{", "```")):  # in an object, the tags are quoted
+            if beginning.startswith(THINK) and THINK_END not in reply:
+                return None
+            reply = reply.rpartition(THINK_END)[2]
         for text in (reply, _LOOSE_JSON.sub("", reply)):
             found = [one for one in _objects(text) if str(one.get(CASE)).strip().casefold() == case]
             if found:
