@@ -395,23 +395,23 @@ def detoxify(data: Data, file: Path) -> Array:
     return np.load(file)
 
 
-def main() -> None:
-    """Train, measure and write."""
-    from datasets import load_dataset
-    from safetensors.numpy import save_file
-
-    from wpn_bench.prompts import read_file
-
-    parser = argparse.ArgumentParser(description="Train the judge `exchange`.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name the data."""
     parser.add_argument("--exchanges", type=Path, required=True, help="labelled exchanges, .jsonl or .jsonl.gz")
     parser.add_argument("--instructions", type=Path, required=True, help="harmless instructions, .jsonl")
     parser.add_argument("--model", required=True, help="SmolLM2-135M-Instruct: hub id or folder")
     parser.add_argument("--work", type=Path, required=True, help="folder for answers, features and held-out exchanges")
     parser.add_argument("--out", type=Path, default=exchange.FOLDER, help="folder for weights and measurements")
-    options = parser.parse_args()
+
+
+def prepare(options: argparse.Namespace) -> tuple[Trainer, dict[str, Array]]:
+    """Read all data; returns it with the indices of the held-out exchanges of each source."""
+    from datasets import load_dataset
+
+    from wpn_bench.prompts import read_file
+
     for folder in (options.work, options.out):
         folder.mkdir(parents=True, exist_ok=True)
-
     instructions = [row["prompt"] for row in read_file(options.instructions)]
     random.Random(0).shuffle(instructions)
     answered = [prompt for prompt in instructions if len(prompt) < 600][:ANSWERED]
@@ -420,9 +420,8 @@ def main() -> None:
     rows = [*read_file(options.exchanges), *benign]
     data = read_data(rows, {PKU: list(compared["train"]), PKU_TEST: list(compared["test"])})
     sets = {name: list(load_dataset(name)["train"][column]) for name, column in PROMPT_SETS.items()}
-    texts = list(
-        dict.fromkeys([*(one.prompt for one in data.exchanges), *instructions, *chain.from_iterable(sets.values())])
-    )
+    prompts = [one.prompt for one in data.exchanges]
+    texts = list(dict.fromkeys([*prompts, *instructions, *chain.from_iterable(sets.values())]))
     trainer = Trainer(
         data,
         matrix([one.response for one in data.exchanges], options.work / "responses.npz"),
@@ -432,8 +431,19 @@ def main() -> None:
         sorted(set(instructions) - set(answered)),
     )
     held = {s: np.array([k for k in data.of(s) if is_held_out(data.exchanges[k].prompt)]) for s in TRAINED[:2]}
-    write_rows(data, np.concatenate(list(held.values())), options.work / "held_out.jsonl")
-    held |= {PKU: data.of(PKU_TEST), BENIGN: data.of(BENIGN)}
+    return trainer, {**held, PKU: data.of(PKU_TEST), BENIGN: data.of(BENIGN)}
+
+
+def main() -> None:
+    """Train, measure and write."""
+    from safetensors.numpy import save_file
+
+    parser = argparse.ArgumentParser(description="Train the judge `exchange`.")
+    add_arguments(parser)
+    options = parser.parse_args()
+    trainer, held = prepare(options)
+    data = trainer.data
+    write_rows(data, np.concatenate([held[JAILBREAKS], held[BEAVERTAILS]]), options.work / "held_out.jsonl")
     write_rows(data, held[PKU], options.work / "pku_test.jsonl")
     train = apart(data, data.of(*TRAINED), np.concatenate(list(held.values())))
 
