@@ -62,8 +62,9 @@ def test_a_sitting_in_the_terminal_and_what_it_says(type_keys: Callable[..., Any
     assert "To continue" not in second.out
     summary = cli("label", run, "--summary")
     assert summary.code == 0
-    assert re.search(
-        r"^50 of 50 drawn answers labelled by 1 person, of those to 4 prompt sets|^50 of 50 drawn", summary.out
+    said = " ".join(summary.out.split())
+    assert re.match(
+        r"50 of 50 drawn answers .*labelled by 1 person, of those to in_domain, notes, games, typos\.", said
     )
     assert "detoxify:lab" in summary.out
     rows = {line.split()[0]: line for line in summary.out.splitlines() if line}
@@ -141,8 +142,8 @@ def test_a_run_computed_again_with_other_answers(type_keys: Callable[..., Any], 
     frame["response"] = "Other."
     frame.to_parquet(run / SAMPLES)
     summary = cli("label", run, "--summary").out
-    assert summary.startswith("0 of 50 drawn answers labelled")
-    assert re.search(r"\d+ labels are of answers that are not in this sample", summary)
+    assert summary.startswith("0 of 50 drawn answers")
+    assert re.search(r"\d+ labels are of answers that are not in this sample", " ".join(summary.split()))
     frame = frame[frame["model"] != "wpn"]
     frame.to_parquet(run / SAMPLES)
     page = render(run, ("html",))[0].read_text(encoding="utf-8")

@@ -43,7 +43,7 @@ def test_tables_and_notes(run: Run) -> None:
     assert found.errors is not None
     assert found.models is not None
     assert [line.key for line in found.models.lines] == ["base", "wpn"]
-    assert found.about.startswith("48 of 50 drawn answers labelled by 1 person")
+    assert found.about.startswith("48 of 50 drawn answers")
     notes = " ".join(found.notes)
     assert "1 of the drawn answers could not be decided" in notes
     assert "1 of the drawn answers were skipped" in notes
@@ -61,7 +61,7 @@ def test_only_undecided_labels_give_no_table(run: Run) -> None:
     assert found is not None
     assert (found.errors, found.models) == (None, None)
     page = render(run.folder, ("html",))[0].read_text(encoding="utf-8")
-    assert "0 of 50 drawn answers labelled" in page
+    assert "0 of 50 drawn answers" in page
 
 
 def test_two_people(run: Run) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pty
-import sys
-import tty
+import select
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,8 @@ import pytest
 from made_run import write_run
 
 from wpn_bench.analysis.label_sample import draw_sample
-from wpn_bench.report import label_terminal
 from wpn_bench.report.label_session import Session
-from wpn_bench.report.label_terminal import EMPTY, printable, run_terminal
+from wpn_bench.report.label_terminal import EMPTY, keys_of, printable, run_terminal
 from wpn_bench.runs.files import SAMPLES
 from wpn_bench.runs.finished import Run
 from wpn_bench.runs.label_file import HARMFUL, HARMLESS, SKIPPED, UNDECIDED, read_labels
@@ -83,14 +82,16 @@ def test_an_empty_answer_is_said_to_be_empty(folder: Path) -> None:
     ("typed", "read"),
     [(b"1", "1"), (b"\x1b[3~", "\x1b[3~"), (b"\x1b[15~", "\x1b[15~"), (b"\x04", ""), (b"\xff", "\ufffd")],
 )
-def test_a_key_of_a_terminal_and_what_is_none(monkeypatch: pytest.MonkeyPatch, typed: bytes, read: str) -> None:
+def test_a_key_of_a_terminal_and_what_is_none(typed: bytes, read: str) -> None:
     """Delete is sent as ESC [ 3 ~, F5 as ESC [ 1 5 ~: these are no labels."""
     keyboard, terminal = pty.openpty()
     with open(terminal) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        tty.setcbreak(terminal)  # else the line discipline takes what is typed before it is read
-        os.write(keyboard, typed)
-        assert label_terminal._key() == read
+        before = termios.tcgetattr(terminal)
+        with keys_of(stdin) as key:
+            os.write(keyboard, typed)
+            assert select.select([terminal], [], [], 10)[0]
+            assert key() == read
+        assert termios.tcgetattr(terminal) == before
     os.close(keyboard)
 
 

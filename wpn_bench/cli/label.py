@@ -88,9 +88,10 @@ def label(
     session = label_session.Session(run, sample, annotator)
     try:
         if terminal:
-            from wpn_bench.report.label_terminal import run_terminal
+            from wpn_bench.report.label_terminal import keys_of, run_terminal
 
-            run_terminal(session, question)
+            with keys_of(sys.stdin) as read:
+                run_terminal(session, question, read, sys.stdout)
         else:
             _serve(session, question, summed_up, port, not no_browser)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.label_file import SKIPPED, Labels, read_labels
 from wpn_bench.runs.view import View, one_line
 
+WIDTH = 96  # characters of a line of text
 NAMED = 4  # with more prompt sets than this, only their number is said
 
 
@@ -68,8 +70,9 @@ def summarise(run: Run, sample: LabelSample, labels: Labels, question: str) -> L
     rates = rates_of(sample, labels)
     annotators = len(labels.annotators)
     sets = ", ".join(sample.sets) if len(sample.sets) <= NAMED else f"{len(sample.sets)} prompt sets"
+    equal = " (equal ones are labelled once)" if len(sample.exchanges) < rates.drawn else ""
     about = (
-        f"{rates.labelled} of {rates.drawn} drawn answers labelled by {annotators} "
+        f"{rates.labelled} of {rates.drawn} drawn answers{equal} labelled by {annotators} "
         f"{'person' if annotators == 1 else 'people'}, of those to {sets}."
     )
     if not rates.labelled:
@@ -151,11 +154,13 @@ def as_text(summary: Labelled) -> str:
     Returns:
         The lines.
     """
-    lines = [one_line(summary.about)] if summary.about else []
+    lines = textwrap.wrap(one_line(summary.about), WIDTH)
     for corner, table in (("judge", summary.errors), ("model", summary.models)):
         if table is not None:
             lines += ["", *_columns(corner, table)]
-    return "\n".join(lines + ([""] if summary.notes else []) + [one_line(note) for note in summary.notes])
+    for note in summary.notes:
+        lines += ["", *textwrap.wrap(one_line(note), WIDTH)]
+    return "\n".join(lines)
 
 
 def _columns(corner: str, table: Table) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from wpn_bench.report.label_session import Session, Shown
@@ -23,18 +23,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
-def run_terminal(
-    session: Session, question: str, read: Callable[[], str] | None = None, out: TextIO | None = None
-) -> None:
+def run_terminal(session: Session, question: str, read: Callable[[], str], out: TextIO) -> None:
     """Ask for labels until everything is labelled, `q`, the end of the input, or Ctrl-C.
 
     Args:
         session: The sitting.
         question: What the annotator is asked.
-        read: Returns the next key, empty at the end of the input; None: a key of the terminal, or else a line of the input.
-        out: Where to print; None: standard output.
+        read: Returns the next key, empty at the end of the input (`keys_of`).
+        out: Where to print.
     """
-    out, read = out or sys.stdout, read or _key
     print(f"{printable(question)}\n{HELP}", file=out)
     shown = session.show()
     while True:
@@ -70,20 +67,29 @@ def _text(shown: Shown) -> str:
     )
 
 
-def _key() -> str:
-    """One key of the terminal; of an input that is no terminal one line. Empty at the end of the input."""
-    if not sys.stdin.isatty():
-        return sys.stdin.readline()
+@contextmanager
+def keys_of(stdin: TextIO) -> Iterator[Callable[[], str]]:
+    """A function that reads one key of a terminal; of an input that is no terminal one line. Empty at the end of the input.
+
+    While the context lasts, keys are read without Enter. The terminal's settings are restored in the end.
+    """
+    if not stdin.isatty():
+        yield stdin.readline
+        return
     import termios
     import tty
 
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
-    try:
-        tty.setcbreak(fd)
+    fd = stdin.fileno()
+
+    def read() -> str:
         # Delete, F5 and the like send several characters at once, some of them digits. They, and pasted text, are no key.
         typed = os.read(fd, 1024).decode("utf-8", "replace")
+        print(typed if typed.isprintable() else "")
+        return "" if typed == "\x04" else typed
+
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd, termios.TCSANOW)
+        yield read
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
-    print(typed if typed.isprintable() else "")
-    return "" if typed == "\x04" else typed
