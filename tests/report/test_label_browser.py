@@ -123,7 +123,7 @@ def test_a_long_answer_scrolls_by_keys_and_the_next_begins_at_its_top(sitting: S
     while not server.session.show().response.startswith("long line"):
         sitting.press("1")
     sitting.page.keyboard.press("PageDown")
-    sitting.page.wait_for_function("document.querySelector('#item').scrollTop > 100")
+    sitting.page.wait_for_function("() => document.querySelector('#item').scrollTop > 100")
     sitting.press("1")
     assert sitting.page.evaluate("document.querySelector('#item').scrollTop") == 0
 
