@@ -7,17 +7,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fork_server import FEW_REFERENCES, ForkServer
+from fork_server import FEW_REFERENCES, TASK_INDEX, ForkServer, compile_templates_once, remember_task_index
 from hypothesis import HealthCheck, settings
 from loopback import hub_environment, serve
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# For this process, and the workers and commands that it starts.
+if TASK_INDEX not in os.environ:
+    folder = tempfile.TemporaryDirectory()
+    os.environ[TASK_INDEX] = folder.name + "/index"
 
 # Where a test asks lm-eval itself: the processes that its bootstrap forks hang now and then.
 os.environ["DISABLE_MULTIPROC"] = "1"
@@ -36,9 +42,40 @@ LONGEST = (
 )  # fmt: skip
 
 
+# Files that use the same fork server are for the same worker, so that it is started once.
+SHARED = {
+    "end_to_end/test_lab.py": "offline", "end_to_end/test_plugin.py": "offline", "end_to_end/test_plugin_parts.py": "offline",
+    "unlearn/test_distributed.py": "offline", "unlearn/test_resume.py": "offline",
+    "benchmarks/test_language_model.py": "offline",
+    "end_to_end/test_hub.py": "hub", "harmless/test_coherence.py": "hub", "benchmarks/test_against_lm_eval.py": "hub",
+    "benchmarks/test_prompt_files.py": "hub", "prompts/test_prompts.py": "hub", "preflight/test_doctor.py": "hub",
+}  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, with the files of `SHARED` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFilesThatShare(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return SHARED.get(file.removeprefix("tests/"), file)
+
+    return LoadFilesThatShare(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {ROOT / "tests" / name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_lm_eval() -> None:
+    """Where a test module has imported lm-eval."""
+    if "lm_eval.tasks" in sys.modules:
+        compile_templates_once()
+        remember_task_index()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,11 +10,13 @@ seconds) and `seconds`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
 import json
 import os
+import pickle
 import pkgutil
 import runpy
 import signal
@@ -23,10 +25,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 # What takes long to import. No model is made before the forks: a fork of a process with threads of its own may hang.
 SLOW = (
@@ -47,6 +51,7 @@ SLOW = (
 )
 # Setup: the coherence judge is calibrated on 50 references of each side, which saves a minute of a real tokenizer and model.
 FEW_REFERENCES = "from wpn_bench.harmless import stages; stages.REFERENCES = 50"
+TASK_INDEX = "TESTS_TASK_INDEX"  # an environment variable
 LONGEST_SECONDS = 900  # a command that hangs ends then, by a signal
 # Extras, and modules that are run with `python -m`.
 NOT_IMPORTED = ("ray_", "mlflow", "wandb", "__main__", "language_model", "held_out", "build")
@@ -101,6 +106,16 @@ class ForkServer:
         """Run one command to its end, and return what `subprocess.run` would: standard output and error apart."""
         answer = self.run(words, cwd, apart=True, **more)
         return subprocess.CompletedProcess(words, answer["code"], answer["output"], answer["errors"])
+
+    def python(self, code: str, *arguments: str) -> str:
+        """Run Python code at the root of the repository; if that fails, so does the test. Returns standard output."""
+        done = self.completed(["python", "-c", code, *arguments], ROOT)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def running(self) -> list[psutil.Process]:
+        """The process of the command that is running."""
+        return psutil.Process(self.process.pid).children()
 
     def stop(self) -> None:
         """End the server."""
@@ -196,6 +211,50 @@ def in_a_fork(asked: dict[str, Any], output: Any, errors: Any) -> int:
     os._exit(code)
 
 
+def compile_templates_once() -> None:
+    """Let lm-eval keep its compiled templates: it compiles one for every document, a tenth of a run on a small model."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.cache(env.from_string)
+
+
+def remember_task_index() -> None:
+    """Let lm-eval read its 14,000 task files, which takes seven seconds, once for all processes of the tests.
+
+    The file that `TASK_INDEX` names holds them.
+    """
+    import lm_eval.tasks
+    from lm_eval.tasks._index import TaskIndex
+
+    file, defaults, build = Path(os.environ[TASK_INDEX]), Path(lm_eval.tasks.__file__).parent, TaskIndex.build
+
+    def remembered(paths: Iterable[Path], **how: Any) -> dict[str, Any]:
+        paths = list(paths)
+        if how or defaults not in paths:
+            return build(paths, **how)
+        if not file.exists():
+            new = file.with_suffix(f".{os.getpid()}")
+            new.write_bytes(pickle.dumps(build([defaults])))
+            new.replace(file)
+        index: dict[str, Any] = pickle.loads(file.read_bytes())
+        return index | build([path for path in paths if path != defaults])
+
+    TaskIndex.build = staticmethod(remembered)
+
+
+def compute_ahead() -> None:
+    """Compute what nearly every process would: plotly compressed, the templates of reports, the documents of the lab."""
+    from wpn_bench.lab import world
+    from wpn_bench.report.render import _plotly
+    from wpn_bench.report.templates import environment
+
+    _plotly()
+    for name in ("report.html.j2", "report.md.j2", "model_card.md.j2"):
+        environment().get_template(name)
+    for name in world.BENCHMARKS:
+        world.benchmark(name)
+
+
 def serve() -> None:
     """Answer until standard input ends."""
     from wpn_bench.cli.libraries import configure_libraries
@@ -207,6 +266,9 @@ def serve() -> None:
     for module in pkgutil.walk_packages(importlib.import_module("wpn_bench").__path__, "wpn_bench."):
         if not module.name.rpartition(".")[2].startswith(NOT_IMPORTED):
             importlib.import_module(module.name)
+    compile_templates_once()
+    remember_task_index()
+    compute_ahead()
     exec(sys.argv[1], {})
     # A collection in a fork would walk over, and so copy, all that was imported.
     gc.collect()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from fork_server import ForkServer
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
@@ -65,8 +62,8 @@ print("RESULT" + json.dumps([ours, theirs]))
 
 
 @pytest.fixture(scope="module")
-def both(hub_endpoint: dict[str, str], run_python: Run) -> Any:
-    return json.loads(run_python(CODE, hub_endpoint, str(LIMIT), json.dumps(THEIRS)).stdout.rpartition("RESULT")[2])
+def both(hub_commands: ForkServer) -> Any:
+    return json.loads(hub_commands.python(CODE, str(LIMIT), json.dumps(THEIRS)).rpartition("RESULT")[2])
 
 
 @pytest.fixture(scope="module")

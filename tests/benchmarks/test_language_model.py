@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
+from fork_server import ForkServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
@@ -104,19 +102,18 @@ def test_lm_eval_makes_it_by_name(small_lm: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_scores_on_the_command_line(tmp_path: Path) -> None:
+def test_it_scores_on_the_command_line(tmp_path: Path, offline_commands: ForkServer) -> None:
     """As the README has it: `python -m`, the model by its name. The scores are those of lm-eval's `hf`."""
     model = f"pretrained={BASE},dtype=float32"
     out = tmp_path / "results.json"
     # fmt: off
     command = [
-        sys.executable, "-m", "wpn_bench.benchmarks.language_model", "--model", "wpn-hf", "--model_args", model,
+        "python", "-m", "wpn_bench.benchmarks.language_model", "--model", "wpn-hf", "--model_args", model,
         "--include_path", str(ROOT / "tasks" / "lab"), "--tasks", "lab_piqa", "--limit", "10", "--device", "cpu",
         "--output_path", str(out), "--log_samples",
     ]
     # fmt: on
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = offline_commands.completed(command, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     written = next(tmp_path.glob("samples_lab_piqa_*.jsonl"))
     mine = [json.loads(line)["filtered_resps"] for line in written.read_text(encoding="utf-8").splitlines()]
@@ -127,7 +124,7 @@ def test_it_scores_on_the_command_line(tmp_path: Path) -> None:
         device="cpu",
         limit=10,
         bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(ROOT / "tasks" / "lab")),
+        task_manager=TaskManager(include_path=str(ROOT / "tasks" / "lab"), include_defaults=False),
     )["samples"]["lab_piqa"]
     assert len(mine) == len(plain) == 10
     for ours, theirs in zip(mine, plain, strict=True):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 
 import pytest
+from fork_server import ForkServer
 
 from wpn_bench.prompts import declared, read_spec
 
@@ -53,10 +52,8 @@ def test_every_file_is_well_formed(name: str) -> None:
 
 @pytest.mark.hub
 @pytest.mark.slow
-def test_columns_and_filters_fit_the_data(
-    hub_endpoint: dict[str, str], run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    out = json.loads(run_python(COUNT, hub_endpoint, *EXPECTED).stdout.rpartition("RESULT")[2])
+def test_columns_and_filters_fit_the_data(hub_commands: ForkServer) -> None:
+    out = json.loads(hub_commands.python(COUNT, *EXPECTED).rpartition("RESULT")[2])
     for name, (_, least, most) in EXPECTED.items():
         assert least <= out[name][0] <= most, (name, out[name])
     for name in ("pku_forget", "pku_test"):

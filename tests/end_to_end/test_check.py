@@ -15,10 +15,10 @@ from wpn_bench.cli.main import main
 
 pytestmark = pytest.mark.slow
 
-# The in-domain prompts and the benchmarks, which the check rests on, without the rest of `full`. A third of WPN's steps and 120
+# The in-domain prompts and the benchmarks, which the check rests on, without the rest of `full`. A fifth of WPN's steps and 120
 # items a set are enough here.
 CONFIG = """\
-methods: {wpn: {steps: 30}, ga: {steps: 20}}
+methods: {wpn: {steps: 20}, ga: {steps: 8, batch_size: 4, lr: 0.01}}
 ood: []
 benign: []
 attacks: []

@@ -164,31 +164,53 @@ def test_ones_own_triples(place: Path, typed: Typed, shared_hub: Path) -> None:
     assert str(shared_hub) not in json.dumps(manifest)
 
 
-@pytest.mark.parametrize("options", [(), ("--lora", "4")], ids=["full", "lora"])
-def test_train_leaves_a_model_that_transformers_loads(
+LORA = ("--lora", "4")
+
+
+def trained_in(place: Path, options: tuple[str, ...]) -> Path:
+    return place / ("trained" + "".join(options))
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, typed: Typed) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
+    train = ("train", "--method", "wpn", "--model", "facebook/opt-125m", "--config", "wpn.yaml")
+    return {options: typed(*train, *options, "--out", trained_in(place, options)) for options in ((), LORA)}
+
+
+@pytest.fixture(scope="module")
+def loaded(
     place: Path,
-    typed: Typed,
-    options: tuple[str, ...],
+    trained: dict[tuple[str, ...], Any],
     hub_endpoint: dict[str, str],
     run_python: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    out = "trained" + "".join(options)
-    done = typed(
-        "train", "--method", "wpn", "--model", "facebook/opt-125m", "--config", "wpn.yaml", *options, "--out", out
-    )
-    assert done.returncode == 0, done.stderr
-    folder = place / out / "models" / "wpn"
-    assert done.stdout.splitlines()[-1] == f"model: {folder.resolve()}"
+) -> dict[tuple[str, ...], str]:
+    """What a process without peft and without wpn-bench says of the models."""
     code = (
         "import sys; sys.modules['peft'] = sys.modules['wpn_bench'] = None\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "model, said = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not said['missing_keys'] and not said['unexpected_keys'], said\n"
-        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('The town', return_tensors='pt')\n"
-        "print(type(model).__name__, model.generate(**ids, max_new_tokens=4, do_sample=False).shape[0])\n"
+        "for folder in sys.argv[1:]:\n"
+        "    model, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)\n"
+        "    assert not said['missing_keys'] and not said['unexpected_keys'], said\n"
+        "    ids = AutoTokenizer.from_pretrained(folder)('The town', return_tensors='pt')\n"
+        "    print(type(model).__name__, model.generate(**ids, max_new_tokens=4, do_sample=False).shape[0])\n"
     )
-    assert run_python(code, hub_endpoint, str(folder)).stdout.split() == ["OPTForCausalLM", "1"]
-    results, manifest = json.loads((place / out / "results.json").read_text()), read_manifest(place / out)
+    folders = [str(trained_in(place, options) / "models" / "wpn") for options in trained]
+    return dict(zip(trained, run_python(code, hub_endpoint, *folders).stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("options", [(), LORA], ids=["full", "lora"])
+def test_train_leaves_a_model_that_transformers_loads(
+    place: Path,
+    trained: dict[tuple[str, ...], subprocess.CompletedProcess[str]],
+    loaded: dict[tuple[str, ...], str],
+    options: tuple[str, ...],
+) -> None:
+    done, out = trained[options], trained_in(place, options)
+    assert done.returncode == 0, done.stderr
+    folder = out / "models" / "wpn"
+    assert done.stdout.splitlines()[-1] == f"model: {folder.resolve()}"
+    assert loaded[options] == "OPTForCausalLM 1"
+    results, manifest = json.loads((out / "results.json").read_text()), read_manifest(out)
     digest = digest_file(folder / "model.safetensors")
     assert results["models"]["wpn"]["digest"] == {"0": digest}
     assert manifest["models"]["wpn"]["0"]["digest"] == digest

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from fork_server import ForkServer
 
@@ -32,7 +31,7 @@ Comparable = Callable[[dict[str, Any]], dict[str, Any]]
 CONFIG = """\
 methods:
   wpn: {steps: 3, batch_size: 4}
-  ga: {steps: 4, check_every: 4, stop_at_harmless_rate: 0.9}
+  ga: {steps: 4, batch_size: 4, check_every: 4, stop_at_harmless_rate: 0.9}
 """
 SMALL = """\
 ood: []
@@ -68,10 +67,6 @@ class Lab:
     def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
         options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
         return self.server.completed(["wpn-bench", "full", *options, *more], self.folder)
-
-    def running(self) -> list[psutil.Process]:
-        """The process of the command that is running."""
-        return psutil.Process(self.server.process.pid).children()
 
     def results(self, out: str = "run") -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / out / "results.json").read_text())
@@ -364,7 +359,7 @@ def test_killed_half_way_and_started_again(
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         finally:
-            for process in place.running():
+            for process in place.server.running():
                 process.kill()
         assert killed.result().returncode == -signal.SIGKILL
     survived = place.finished("other_store")

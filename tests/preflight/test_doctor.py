@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ForkServer
 from transformers import OPTConfig
 
 from wpn_bench.core import machine
@@ -113,10 +112,12 @@ def test_a_library_outside_its_range_fails_and_an_unpinned_one_is_noted(
 
 
 @pytest.mark.hub
-def test_the_hub_is_checked_and_tokens_are_not_printed(hub_endpoint: dict[str, str], tmp_path: Path) -> None:
-    env = hub_endpoint | {"HF_TOKEN": "hf_sekret", "WPN_BENCH_STORE": str(tmp_path)}
-    command = [sys.executable, "-m", "wpn_bench", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+def test_the_hub_is_checked_and_tokens_are_not_printed(
+    hub_endpoint: dict[str, str], hub_commands: ForkServer, tmp_path: Path
+) -> None:
+    env = {"HF_TOKEN": "hf_sekret", "WPN_BENCH_STORE": str(tmp_path)}
+    command = ["wpn-bench", "doctor", "-m", "facebook/opt-125m", "--device", "cpu", "--json"]
+    done = hub_commands.completed(command, tmp_path, environment=env)
     assert done.returncode == 0, done.stdout + done.stderr
     found = diagnostics(done.stdout)
     assert found["model"]["text"] == "facebook/opt-125m: OPTForCausalLM"

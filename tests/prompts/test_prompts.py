@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -394,10 +395,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.hub
-def test_every_set_of_the_hub_can_be_read_at_a_known_commit(
-    hub_endpoint: dict[str, str], run_python: Callable[..., Any]
-) -> None:
-    found = json.loads(run_python(READ_ALL, hub_endpoint).stdout)
+def test_every_set_of_the_hub_can_be_read_at_a_known_commit(hub_commands: ForkServer) -> None:
+    found = json.loads(hub_commands.python(READ_ALL))
     specs = {name: read_spec(file) for name, file in declared().items()}
     for name, spec in specs.items():
         if not spec.source.hub:

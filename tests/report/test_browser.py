@@ -24,8 +24,9 @@ def report(whole_run: Path) -> Path:
     return render(whole_run, ("html",))[0]
 
 
-@pytest.fixture(params=["light", "dark", "phone"])
+@pytest.fixture(scope="module", params=["light", "dark", "phone"])
 def visit(request: pytest.FixtureRequest, chromium: Any, report: Path) -> Iterator[Visit]:
+    """For tests that leave filters and columns as they are: charts take seconds to draw."""
     size = {"width": 400, "height": 800} if request.param == "phone" else {"width": 1280, "height": 900}
     scheme = "dark" if request.param == "dark" else "light"
     visit = Visit(chromium, report, viewport=size, color_scheme=scheme)
@@ -79,8 +80,7 @@ def test_answers_are_side_by_side_blurred_and_open_on_request(visit: Visit) -> N
     assert page.locator("#samples .veiled").count() > 0
 
 
-def test_what_judges_differ_on_is_blurred_until_asked_for(chromium: Any, report: Path) -> None:
-    visit = Visit(chromium, report, viewport={"width": 1280, "height": 900})
+def test_what_judges_differ_on_is_blurred_until_asked_for(visit: Visit) -> None:
     page = visit.page
     page.locator("#judges summary", has_text="differ most").click()
     text = page.locator(".dispute .text").first
@@ -89,7 +89,6 @@ def test_what_judges_differ_on_is_blurred_until_asked_for(chromium: Any, report:
     assert text.get_attribute("role") == "button"
     text.click()
     assert text.evaluate(blurred) == "none"
-    visit.context.close()
 
 
 def test_filters_search_and_pages(chromium: Any, report: Path) -> None:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from fork_server import ForkServer
 from safetensors.torch import load_file
 
 from wpn_bench import models
@@ -398,6 +400,21 @@ print(outcome.status, outcome.reason)
 """
 
 
+@dataclass(frozen=True)
+class Running:
+    """The code above in a fork of a server's process."""
+
+    server: ForkServer
+    ended: Future[subprocess.CompletedProcess[str]]
+
+    def process(self) -> psutil.Process:
+        (process,) = self.server.running()
+        return process
+
+
+STEPS_IN_ALL = 40
+
+
 class Counting(Reporter):
     """Notes the progress of the job at hand."""
 
@@ -406,15 +423,15 @@ class Counting(Reporter):
         self.done: list[int] = []
 
     def items(self, total: int | None, unit: str = "") -> Callable[[int], None]:
-        assert (total, unit) == (60, "steps")
+        assert (total, unit) == (STEPS_IN_ALL, "steps")
         return self.done.append
 
 
 def job_of(tmp_path: Path, folder: Path) -> dict[str, Any]:
     """What the code above reads: a long training in two processes, with many checkpoints."""
     # Looked at once, in the end; a random model says nothing abusive.
-    goal = {"stop_at_harmless_rate": 0.9, "check_every": 60}
-    method = method_of("wpn", steps=60, lr=1e-4, save_every=5, **goal)
+    goal = {"stop_at_harmless_rate": 0.9, "check_every": STEPS_IN_ALL}
+    method = method_of("wpn", steps=STEPS_IN_ALL, lr=1e-4, save_every=5, **goal)
     said = job_in(tmp_path, folder, method, put_needs(tmp_path, some_items(), some_texts(), some_items()[:3]))
     said["params"]["stop"] = stop_of()
     said["local"]["launch"] = asdict(Launch(2))
@@ -428,48 +445,49 @@ def here_and_now(said: dict[str, Any], reporter: Reporter) -> Outcome:
     return outcome
 
 
-def ranks_of(run: subprocess.Popen[str], wanted: Callable[[], bool]) -> dict[str | None, psutil.Process]:
+def ranks_of(run: Running, wanted: Callable[[], bool]) -> dict[str | None, psutil.Process]:
     """All processes that a run has started, by rank (None: the launcher), once there are both ranks and `wanted` holds."""
     deadline = time.monotonic() + WAIT
     while True:
-        assert run.poll() is None, "ended too soon"
+        assert not run.ended.done(), "ended too soon"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-        with suppress(psutil.Error):
-            found = {p.environ().get("RANK"): p for p in psutil.Process(run.pid).children(recursive=True)}
+        with suppress(psutil.Error, ValueError):  # not yet there
+            found = {p.environ().get("RANK"): p for p in run.process().children(recursive=True)}
             if len(found) == 3 and wanted():
                 return found
 
 
 @pytest.fixture
-def running(tmp_path: Path, small_opt: Path) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+def running(tmp_path: Path, small_opt: Path, offline_commands: ForkServer) -> Iterator[tuple[dict[str, Any], Running]]:
     """The job, and a run that does it."""
     said = job_of(tmp_path, small_opt)
-    run = subprocess.Popen([sys.executable, "-c", CODE, json.dumps(said)], stdout=subprocess.PIPE, text=True)
-    yield said, run
-    run.kill()
-    run.communicate()
+    with ThreadPoolExecutor(1) as pool:
+        offline_commands.python("")  # once the server has started
+        command = ["python", "-c", CODE, json.dumps(said)]
+        run = Running(offline_commands, pool.submit(offline_commands.completed, command, tmp_path))
+        yield said, run
+        for process in offline_commands.running():
+            process.kill()
 
 
 @pytest.mark.slow
-def test_nothing_outlives_the_run(running: tuple[dict[str, Any], subprocess.Popen[str]]) -> None:
+def test_nothing_outlives_the_run(running: tuple[dict[str, Any], Running]) -> None:
     _, run = running
     started = ranks_of(run, lambda: True)
-    run.kill()
+    run.process().kill()
     gone, left = psutil.wait_procs(started.values(), timeout=WAIT)
     assert (len(gone), left) == (3, [])
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on(
-    running: tuple[dict[str, Any], subprocess.Popen[str]], tmp_path: Path, small_opt: Path
-) -> None:
+def test_killed_and_gone_on(running: tuple[dict[str, Any], Running], tmp_path: Path) -> None:
     """One process of two is killed by the kernel; what goes on is spread by FSDP, and comes to the model of one process
     that nobody disturbed."""
     said, run = running
     started = ranks_of(run, lambda: bool(list(Path(said["store"]).glob("scratch/train-*/checkpoint-*/seal.json"))))
     started["1"].kill()
-    out, _ = run.communicate(timeout=WAIT)
+    out = run.ended.result(timeout=WAIT).stdout
     assert out.startswith("failed process 1 of 2 was killed (signal 9, as it is when memory runs out); type the same")
     assert not psutil.wait_procs(started.values(), timeout=WAIT)[1]
     (scratch,) = (tmp_path / "store" / "scratch").glob("train-*")
@@ -479,13 +497,13 @@ def test_killed_and_gone_on(
     said["local"]["launch"] = asdict(Launch(2, SHARDED))
     counting = Counting()
     made = here_and_now(said, counting)
-    assert (made.status, sum(counting.done)) == ("done", 60)
+    assert (made.status, sum(counting.done)) == ("done", STEPS_IN_ALL)
     assert next(n for n in counting.done if n) >= int(last.name.removeprefix("checkpoint-"))
     assert not scratch.exists()
     assert made.path is not None
     training = json.loads((made.path / "training.json").read_text())
-    assert (training["processes"], training["parallel"], len(training["history"])) == (2, "fsdp", 60)
-    assert [c["step"] for c in training["checks"]] == [60]
+    assert (training["processes"], training["parallel"], len(training["history"])) == (2, "fsdp", STEPS_IN_ALL)
+    assert [c["step"] for c in training["checks"]] == [STEPS_IN_ALL]
     assert training["stopped"] == "validation harmless rate 1.000 reached 0.9"
     models.resolve(str(made.path))
 

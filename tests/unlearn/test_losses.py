@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,12 @@ NAMES = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}" for name, 
 class Case:
     """One method with a batch, and the models it reads."""
 
-    def __init__(self, folder: Path, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, loaded: tuple[Any, Any, int], name: str, options: dict[str, Any]) -> None:
         kind = METHODS.get(name)
         self.method = kind(kind.Config(**options))
-        self.model = models.load_fresh(folder).double().eval()
-        torch.manual_seed(3)
-        self.reference = models.load_fresh(folder).double().eval()
-        with torch.no_grad():
-            for p in self.reference.parameters():
-                p.add_(0.02 * torch.randn_like(p))
+        self.model, self.reference, self.pad = copy.deepcopy(loaded)
         # GPT-Neo's attention works in float32 whatever the model.
         self.exact = 1e-9 if self.model.config.model_type == "opt" else 2e-5
-        self.pad = int(models.load_tokenizer(folder).pad_token_id)
         self.harmless = some_rows(1, 3)
         # A prompt's rows share the prompt, as they do in training.
         self.harmful = [
@@ -96,9 +91,20 @@ class Case:
         return float(self.loss(**how).detach())
 
 
+@pytest.fixture(scope="module")
+def loaded(small_lm: Path) -> tuple[Any, Any, int]:
+    """A model, a reference that differs from it, and the padding token."""
+    model, reference = models.load_fresh(small_lm).double().eval(), models.load_fresh(small_lm).double().eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model, reference, int(models.load_tokenizer(small_lm).pad_token_id)
+
+
 @pytest.fixture(params=VARIETIES, ids=NAMES)
-def case(request: pytest.FixtureRequest, small_lm: Path) -> Case:
-    return Case(small_lm, *request.param)
+def case(request: pytest.FixtureRequest, loaded: tuple[Any, Any, int]) -> Case:
+    return Case(loaded, *request.param)
 
 
 # --- the formulas again ----------------------------------------------------------------------------------------------

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ROOT, ForkServer
 
 from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import JobFailed
@@ -49,8 +48,8 @@ def said(tmp_path: Path, small_opt: Path, items: list[Item], texts: list[str]) -
     return job_in(tmp_path, small_opt, method, put_needs(tmp_path, items, texts))
 
 
-def run(said: dict[str, Any]) -> Path:
-    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(said)], capture_output=True, text=True, timeout=120)
+def run(said: dict[str, Any], commands: ForkServer) -> Path:
+    done = commands.completed(["python", "-c", CODE, json.dumps(said)], ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     status, path = done.stdout.split()
@@ -59,23 +58,23 @@ def run(said: dict[str, Any]) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle(said: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_in_the_middle(said: dict[str, Any], tmp_path: Path, offline_commands: ForkServer) -> None:
     """What was kept of the model on the way is kept."""
     said["params"]["snapshots"] = [3, 58]
-    job, executor = in_process(said | {"store": str(tmp_path / "undisturbed")})
-    whole = executor.run([job])[job.digest].path
-    assert whole is not None
-    process = subprocess.Popen([sys.executable, "-c", CODE, json.dumps(said)], env=os.environ)
+    whole = run(said | {"store": str(tmp_path / "undisturbed")}, offline_commands)
     scratch = tmp_path / "store" / "scratch"
-    try:
-        deadline = time.monotonic() + 100
-        while not list(scratch.glob("train-*/checkpoint-*/seal.json")):
-            assert process.poll() is None, "ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(offline_commands.completed, ["python", "-c", CODE, json.dumps(said)], tmp_path)
+        try:
+            deadline = time.monotonic() + 100
+            while not list(scratch.glob("train-*/checkpoint-*/seal.json")):
+                assert not killed.done(), "ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            for process in offline_commands.running():
+                process.kill()
+        assert killed.result().returncode == -signal.SIGKILL
     (folder,) = scratch.glob("train-*")
     last = checkpoints.latest(folder)
     assert last is not None
@@ -86,7 +85,7 @@ def test_killed_in_the_middle(said: dict[str, Any], tmp_path: Path) -> None:
     (last / "progress.json").write_text(json.dumps(progress))
     checkpoints.seal(last)
 
-    made = run(said)
+    made = run(said, offline_commands)
     assert not list(scratch.glob("train-*"))
     one, other = ((read_manifest(p) or {})["files"] for p in (whole, made))
     assert {name.split("/")[0] for name in one} >= {"step-3", "step-58", "model.safetensors"}
