@@ -170,7 +170,7 @@ class Page(HTMLParser):
         self._rows: list[list[str]] = []
         self._open: list[str] = []
         self._section = ""
-        self.feed(page)
+        self.feed(page.replace("<wbr>", ""))  # a line may break there
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("section", "header", "footer"):
