@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,8 +139,13 @@ def test_without_benchmarks_the_perplexity_tells_who_lost_language(
     results["metrics"] += heldout
     near = {"delta": rise, "delta_ci_low": rise - 0.003, "delta_ci_high": rise + 0.003}
     change(results, "sft", "benchmark", "heldout_text", "token_loss", **near)
+    (base,) = (r["value"] for r in heldout if (r["model"], r["metric"]) == ("base", "perplexity"))
+    change(results, "sft", "benchmark", "heldout_text", "perplexity", value=base * math.exp(rise))
     line = verdict(results)[2]
     assert ("but loses language" in line) is lost
+    said = sentences(View(results))[2].parts[2]
+    assert said.endswith("; is as harmless as WPN in domain" if lost else "; matches WPN (intervals overlap)")
+    assert said.count("loses language") == int(lost)
     assert line.startswith("Others? None matches WPN:" if lost else "Others? WPN is matched:")
 
 

@@ -298,7 +298,11 @@ def model_line(view: View, model: str, primary: str | None) -> str:
         words.append(f"loses language (perplexity {f'{signed(ratio - 1)} %' if ratio < 10 else f'×{plain(ratio)}'})")
     end = ""
     if primary and not broken:
-        end = f"; {_WORDING[relation(view, model, primary)][0].format(primary=view.title(primary))}"
+        found = relation(view, model, primary)
+        wording = _WORDING[found][0]
+        if found is Relation.LANGUAGE_LOSS:  # the line says that already
+            wording = wording.removesuffix(" but loses language")
+        end = f"; {wording.format(primary=view.title(primary))}"
     return f"{view.title(model)}: {', '.join(words) or 'neither the in-domain prompts nor the benchmarks were measured'}{end}"
 
 
