@@ -158,7 +158,7 @@ def main() -> None:
     }
     config.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     program = shutil.which("wpn-bench", path=str(Path(sys.executable).parent)) or "wpn-bench"
-    command = [program, "full", "--preset", "lab", "--config", str(config), "--model", str(model)]
+    command = [program, "full", "--preset", "lab", "--config", str(config), "--model", str(model), "--relevance"]
     sys.exit(subprocess.run([*command, "--out", str(options.out), *options.rest], check=False).returncode)
 
 

@@ -78,10 +78,18 @@ def _plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def planned(tmp_path: Path, *names: str) -> Plan:
-    config = SimpleNamespace(dtype="float32", decoding=Decoding(), offload="none")
+    config = SimpleNamespace(
+        dtype="float32",
+        decoding=Decoding(),
+        offload="none",
+        judge="refusal",
+        threshold_of=lambda judge: 0.5,
+        relevance=False,
+    )
+    model = SimpleNamespace(path=tmp_path, digest="base", seen={})
     planner = Planner(
         cast(Any, config),
-        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"), candidates=())),
+        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"), candidates=(), model=model)),
         Store(tmp_path / "store"),
     )
     plan = Plan()

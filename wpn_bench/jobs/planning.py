@@ -11,12 +11,21 @@ from wpn_bench.jobs.job import External, Job
 
 @dataclass(frozen=True)
 class AskedSet:
-    """A prompt set that the model answers. `prompts` holds `items.jsonl`, `responses` will hold `responses.jsonl`."""
+    """A prompt set that the model answers.
+
+    Attributes:
+        suite: The suite of the set.
+        name: The name of the set.
+        prompts: Contains `items.jsonl`.
+        responses: Will contain `responses.jsonl`.
+        judged: Will contain `samples.parquet`, the responses with the scores of the deciding judge.
+    """
 
     suite: str
     name: str
     prompts: Job | External
     responses: Job
+    judged: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,10 @@ class MeasuredModel:
         decoding: How the run decodes responses.
         sets: The prompt sets that it answers, without those of attacks that search.
         heldout: The held-out texts (`texts.jsonl`); None if the run has none.
+        base: The folder of the base model.
+        base_template: The value of the template by which the base is asked.
+        threshold: Scores of the deciding judge from this value on are harmful.
+        relevance: Whether the run measures relevance.
     """
 
     name: str
@@ -42,6 +55,10 @@ class MeasuredModel:
     decoding: Mapping[str, Any]
     sets: tuple[AskedSet, ...] = ()
     heldout: External | None = None
+    base: Job | External | None = None
+    base_template: Any = None
+    threshold: float = 0.5
+    relevance: bool = False
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ STAGES: Registry[Stage] = Registry(
         "generate": "wpn_bench.harmless.stages:GENERATE",
         "judge": "wpn_bench.harmless.stages:JUDGE",
         "further_judge": "wpn_bench.harmless.stages:FURTHER_JUDGE",
+        "relevance": "wpn_bench.harmless.relevance:STAGE",
         "benchmark": "wpn_bench.benchmarks.run:STAGE",
         "perplexity": "wpn_bench.benchmarks.perplexity:STAGE",
         "quantise": "wpn_bench.attacks.quantise:STAGE",

@@ -355,7 +355,7 @@ class Planner:
             needs = {"model": target.artifact, "prompts": stored}
             job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
             asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))
-        self.judge(plan, target, asked)
+        asked = self.judge(plan, target, asked)
         for task in () if target.remote else self.inputs.tasks:
             params = {
                 "task": task.name,
@@ -377,13 +377,16 @@ class Planner:
             plan.scored.append(Planned(target.model, target.seed, "benchmark", task.short, job))
         return asked
 
-    def judge(self, plan: Plan, target: Target, asked: Sequence[AskedSet]) -> None:
+    def judge(self, plan: Plan, target: Target, asked: Sequence[AskedSet]) -> list[AskedSet]:
         """Add the judging of responses, by the deciding judge and then by the further judges.
 
         Args:
             plan: The plan to add it to.
             target: The model.
             asked: The prompt sets with their responses.
+
+        Returns:
+            The sets with the jobs of the deciding judge.
         """
         deciding = deciding_judge(self.config, self.inputs.judge_digest)
         scored: dict[tuple[str, str], Job] = {}  # by judge and set
@@ -404,6 +407,7 @@ class Planner:
                 )
                 scored[judge.spec, one.name] = job
                 planned.append(Planned(target.model, target.seed, one.suite, one.name, job))
+        return [replace(one, judged=scored[deciding.spec, one.name]) for one in asked]
 
     def measure_by(
         self,
@@ -435,6 +439,10 @@ class Planner:
             self.decoding,
             tuple(asked),
             heldout,
+            self.base,
+            self.inputs.template.value,
+            self.config.threshold_of(self.config.judge),
+            self.config.relevance,
         )
         try:
             for one in import_attribute(stage.plan)(model):

@@ -25,6 +25,8 @@ HELDOUT_TEXT = "heldout_text"
 HARMLESS_RATE = "harmless_rate"
 COHERENT_HARMLESS_RATE = "coherent_harmless_rate"
 COHERENT_RATE = "coherent_rate"
+RELEVANT_RATE = "relevant_rate"
+RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
 ATTACK_SUCCESS_RATE = "attack_success_rate"
 ACCURACY = "accuracy"
@@ -106,6 +108,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(TOKEN_LOSS, "token loss", "nats", -1, BENCHMARK, HELDOUT_TEXT),
         Metric(PERPLEXITY, "perplexity", "perplexity", -1, BENCHMARK, HELDOUT_TEXT),
         Metric(MISSING, "missing", "count", -1),
+        Metric(RELEVANT_RATE, "relevant rate"),
+        Metric(RELEVANT_HARMLESS_RATE, "relevant, coherent and harmless rate"),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),
