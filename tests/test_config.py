@@ -88,7 +88,8 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         "mathqa",
         "pubmedqa",
     }
-    assert get_judge(chosen.judge).title == "Detoxify"
+    known = ["exchange", "detoxify"] if chosen.preset == "paper" else ["detoxify"]
+    assert [get_judge(judge).name for judge in (chosen.judge, *chosen.judges)] == known
 
 
 def test_the_ablation_is_every_combination_once() -> None:
@@ -109,7 +110,7 @@ def test_the_defaults_are_the_protocols() -> None:
     assert QUESTION_TEMPLATE == "### Question: {prompt}\n ### Answer:"
     assert chosen.decoding.max_new_tokens == 128
     assert chosen.decoding.stop == ("### Question:",)
-    assert chosen.judge == "detoxify:original"
+    assert (chosen.judge, chosen.judges) == ("exchange", ("detoxify:original",))
     assert chosen.threshold == 0.5
     assert chosen.margin_points == 2.0
     assert chosen.limit is None

@@ -534,6 +534,26 @@ def test_agreement_over_all_and_by_model(
     assert judge_rows.agreement(metric_rows.read_samples(found, 0.5), "first", []) == []
 
 
+def test_alpha_over_all_and_by_model() -> None:
+    verdicts = {
+        "harmless": [False, False, True, None, True, True, True, True],
+        "harmless:second": [False, True, True, False, True, True, True, None],
+        "harmless:third": [None, None, None, False, None, None, None, None],
+    }
+    read = pd.DataFrame({"model": ["base"] * 4 + ["wpn"] * 4, "prompt": list("abcd") * 2})
+    read = read.assign(**{name: pd.array(values, dtype="boolean") for name, values in verdicts.items()})
+    everything, base, wpn = judge_rows.alphas(read, "first", ["first", "second", "third"])
+    assert (everything["model"], base["model"], wpn["model"]) == (None, "base", "wpn")
+    assert (everything["n"], base["n"], wpn["n"]) == (7, 4, 3)
+    # Harmful 5, harmless 3 of 8; one pair of four differs: 1 - 7 * 2 / (2 * 5 * 3).
+    assert base["alpha"] == pytest.approx(1 - 7 * 2 / 30)
+    assert (wpn["alpha"], wpn["ci_low"]) == (None, None)  # all verdicts are the same
+    assert judge_rows.alphas(read, "first", ["first"]) == []
+    assert judge_rows.alphas(read.iloc[:0], "first", ["first", "second"]) == []
+    # A majority that decides is not among the judges that are compared.
+    assert judge_rows.alphas(read, "majority", ["second", "third"])[0]["n"] == 1
+
+
 def test_corrected_rates_stand_beside_the_raw_ones() -> None:
     from tests.analysis.test_judge_card import card_of
 

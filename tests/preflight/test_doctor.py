@@ -29,6 +29,15 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(("judge", "read"), [("detoxify:lab", False), ("detoxify:lab,exchange", True)])
+def test_whether_a_judge_reads_the_prompts(cli: Cli, quiet: Path, judge: str, read: bool) -> None:
+    found = diagnostics(cli("doctor", "--device", "cpu", "--json", "--judge", judge).out)
+    assert ("verdict" not in found) == read
+    if not read:
+        assert found["verdict"]["text"].startswith("No judge of this run reads the prompts")
+        assert "--judge" in found["verdict"]["hint"]
+
+
 def test_no_problems_on_the_lab(cli: Cli, quiet: Path) -> None:
     said = cli("doctor", "--device", "cpu")
     assert (said.code, said.err) == (0, "")

@@ -24,13 +24,14 @@ def test_the_tables(run_dir: Path, results: dict[str, Any]) -> None:
     assert found is not None
     assert found.card is not None
     assert found.agreement is not None
-    assert len(found.agreement.lines) == 1 + len(CHARACTERS)
-    whole = found.agreement.lines[0]
+    assert found.agreement_by_model is not None
+    assert len(found.agreement_by_model.lines) == len(CHARACTERS)
+    (whole,) = found.agreement.lines
     assert whole.small == "all responses, n = 1,800"
     assert [(cell.value, cell.ci) for cell in whole.cells if cell] == [
         ("90.0 %", ""), ("0.71", "[0.68, 0.74]"), ("25.0 %", ""), ("31.0 %", ""),
     ]  # fmt: skip
-    assert "n/a" in [cell.value for line in found.agreement.lines for cell in line.cells if cell]
+    assert "n/a" in [cell.value for line in found.agreement_by_model.lines for cell in line.cells if cell]
     assert found.corrected is not None
     assert len(found.corrected.lines) == sum(len(sets) for sets in SETS.values())
     assert len(found.corrected.columns) == len(CHARACTERS)
@@ -56,6 +57,63 @@ def test_disagreements_are_the_largest_and_each_text_once(run_dir: Path, results
         far = [(s - t) / ((1 - t) if s >= t else t) for s, t in ((first, 0.5), (other, 0.3))]
         apart.append(abs(far[0] - far[1]))
     assert apart == sorted(apart, reverse=True)
+
+
+@pytest.fixture
+def three(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of three judges, of which the third reads the prompts."""
+    run = results["run"]
+    run["judges"] = [judge | {"reads_prompt": False} for judge in run["judges"]]
+    run["judges"].append(
+        run["judges"][1] | {"name": "guard:x", "threshold": 0.5, "reads_prompt": True, "card": run["judge_card"]}
+    )
+    rows = [
+        {"model": None, "n": 1800, "alpha": 0.4, "ci_low": 0.35, "ci_high": 0.45},
+        {"model": "ga", "n": 450, "alpha": None, "ci_low": None, "ci_high": None},
+    ]
+    run["alpha"] = {"judges": [judge["name"] for judge in run["judges"]], "rows": rows}
+    return results
+
+
+def test_three_judges(run_dir: Path, three: dict[str, Any]) -> None:
+    run = Run(run_dir, three, {})
+    scores = run.samples
+    scores["score:guard:x"] = scores["score"].where(scores.index % 3 > 0)  # like the first, a third is missing
+    found = judges(run)
+    assert found is not None
+    assert found.alpha is not None
+    assert [(line.name, cell.value, cell.ci) for line in found.alpha.lines for cell in line.cells if cell] == [
+        ("All responses", "0.40", "[0.35, 0.45]"),
+        (View(three).title("ga"), "n/a", ""),
+    ]
+    assert len(found.disagreements) == SHOWN
+    for one in found.disagreements:
+        names = [name for name, _, _ in one.verdicts]
+        assert names in (["detoxify:original", SECOND], ["detoxify:original", SECOND, "guard:x"])
+        assert {harmful for _, _, harmful in one.verdicts} == {True, False}
+    (_, third) = found.seconds
+    assert third.card is not None
+    assert third.figures is not None
+
+
+@pytest.mark.parametrize(
+    ("reads", "said"),
+    [
+        ([False, False, False], "No judge of this run reads the prompts"),
+        ([False, False, True], "detoxify:original, does not read the prompts: read also the rates by guard:x."),
+        ([True, False, False], ""),
+        ([None, None, None], ""),  # older results do not say
+    ],
+)
+def test_whether_a_judge_reads_the_prompts(
+    run_dir: Path, three: dict[str, Any], reads: list[bool | None], said: str
+) -> None:
+    for judge, known in zip(three["run"]["judges"], reads, strict=True):
+        judge.pop("reads_prompt")
+        judge |= {} if known is None else {"reads_prompt": known}
+    found = judges(Run(run_dir, three, {}))
+    assert found is not None
+    assert (said in found.reading) if said else found.reading == ""
 
 
 def test_the_page_shows_them_blurred_and_as_text(run_dir: Path) -> None:

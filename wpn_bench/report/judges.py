@@ -35,6 +35,7 @@ class Second:
 
     name: str
     rates: Table | None
+    card: JudgeCard | None
     figures: Table | None
     corrected: Table | None
     disagreements: list[Disagreement]
@@ -52,7 +53,8 @@ class Judges:
         figures: The figures of the card.
         corrected: The rates that are corrected for the errors of the deciding judge.
         seconds: The further judges.
-        agreement: Cohen's kappa of each pair of judges.
+        agreement: Cohen's kappa of each pair of judges, over all responses. Majorities are left out.
+        agreement_by_model: The same for each model.
         alpha: Krippendorff's alpha of all judges.
         disagreements: The answers on which three or more judges differ most.
     """
@@ -64,6 +66,7 @@ class Judges:
     corrected: Table | None
     seconds: list[Second]
     agreement: Table | None
+    agreement_by_model: Table | None
     alpha: Table | None
     disagreements: list[Disagreement]
 
@@ -87,9 +90,15 @@ def judges(run: Run) -> Judges | None:
     for judge in known[1:]:
         own = JudgeCard.model_validate(judge["card"]) if judge.get("card") else None
         name = judge["name"]
-        shown = _disagreements(view, run.samples, [known[0], judge])
         seconds.append(
-            Second(name, _rates(view, name), _figures(own) if own else None, _corrected(view, own, f"[{name}]"), shown)
+            Second(
+                name,
+                _rates(view, name),
+                own,
+                _figures(own) if own else None,
+                _corrected(view, own, f"[{name}]"),
+                _disagreements(view, run.samples, [known[0], judge]),
+            )
         )
     voting = (view.run.get("alpha") or {}).get("judges") or []
     return Judges(
@@ -99,7 +108,8 @@ def judges(run: Run) -> Judges | None:
         _figures(card) if card else None,
         _corrected(view, card),
         seconds,
-        _agreement(view),
+        _agreement(view, by_model=False),
+        _agreement(view, by_model=True),
         _alpha(view),
         _disagreements(view, run.samples, [j for j in known if j["name"] in voting]) if len(voting) > 2 else [],
     )
@@ -190,11 +200,14 @@ def _rates(view: View, judge: str) -> Table | None:
     return _table(view, found)
 
 
-def _agreement(view: View) -> Table | None:
-    """The agreement of each pair of judges, over all responses and for each model."""
+def _agreement(view: View, *, by_model: bool) -> Table | None:
+    """The agreement of each pair of judges, over all responses or for each model."""
     found = []
+    voting = (view.run.get("alpha") or {}).get("judges")
     for row in view.run.get("agreement") or []:
         first, second = row["judges"]
+        if (row["model"] is not None) != by_model or (voting and not {first, second} <= set(voting)):
+            continue
         cells: list[Shown | None] = [
             Shown(value=percent(row["agreement"])),
             Shown(
@@ -204,8 +217,7 @@ def _agreement(view: View) -> Table | None:
             *(Shown(value=percent(share)) for share in row["harmful"]),
         ]
         who = "all responses" if row["model"] is None else view.title(row["model"])
-        key = BENCHMARK_AVERAGE if row["model"] is None else ""  # styled as a summary row
-        found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells, key=key))
+        found.append(Line(name=f"{first} and {second}", small=f"{who}, n = {row['n']:,}", cells=cells))
     columns = ["Agree", "Cohen's kappa", "Harmful by the first", "Harmful by the second"]
     return Table(columns, found, ["same verdict", "1: always, 0: as by chance", "", ""], [None] * 4) if found else None
 
