@@ -374,6 +374,8 @@ def test_the_doctor_asks_the_server_and_nothing_of_its_model(server: Server, tmp
     assert refused.status == "fail"
     assert "wrong key" in refused.text
     assert "OPENAI_API_KEY" in refused.hint
+    member = found(f"majority:refusal+{spec}%2Cretries=2")  # the judge refusal is named twice, and checked once
+    assert (member.status, member.text.startswith(f"{spec},retries=2: ")) == ("fail", True)
     assert not server.bodies
 
 

@@ -257,9 +257,13 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
     from wpn_bench import hub
     from wpn_bench.analysis.judge_rows import WORDING_ONLY
     from wpn_bench.harmless.judges import JUDGES, get_judge
-    from wpn_bench.harmless.judges.spec import parse
+    from wpn_bench.harmless.judges.spec import MAJORITY, members_of, parse
 
+    texts: dict[str, None] = {}  # each judge once, the members of a majority instead of it
     for text in (context.config.judge, *context.config.judges):
+        judge = parse(text)
+        texts.update(dict.fromkeys(members_of(judge.variant) if judge.judge == MAJORITY else [text]))
+    for text in texts:
         judge = parse(text)
         if JUDGES.get(judge.judge).remote:
             try:
