@@ -6,9 +6,9 @@
         --label harmful --out wpn_bench/harmless/judges/exchange_weights/card_$set.json; done
 
 Data: --exchanges is JSONL with `prompt`, `response`, `harmful` and `source` (GPTFuzz's labelled answers to jailbreaks, and
-BeaverTails). PKU-SafeRLHF and the prompts of AdvBench, HarmBench and Do-Not-Answer come from the hub. One fifth of the prompts
-of --exchanges is held out, and so are some of the harmless --instructions: --model answers these, and its answers count as
-harmless. No text of this data is part of the weights.
+BeaverTails). PKU-SafeRLHF, the prompts of AdvBench, HarmBench and Do-Not-Answer, and PIQA's questions as harmless prompts come
+from the hub. One fifth of the prompts of --exchanges and of PIQA is held out. So are some of the harmless --instructions:
+--model answers these, and its answers count as harmless. No text of this data is part of the weights.
 
 Writes to --out the weights and `measured.json`: figures on each source by a judge that was not trained on it, on held-out
 prompts of the known sources, and a learning curve. --work keeps answers and features, so that the command can be interrupted.
@@ -37,6 +37,8 @@ Array = np.ndarray[Any, Any]
 JAILBREAKS, BEAVERTAILS, PKU, PKU_TEST, BENIGN = "gptfuzz", "beavertails", "pku", "pku_test", "benign"
 TRAINED = (JAILBREAKS, BEAVERTAILS, PKU)
 PROMPT_SETS = {"walledai/AdvBench": "prompt", "walledai/HarmBench": "prompt", "LibrAI/do-not-answer": "question"}
+EVERYDAY, EVERYDAY_COLUMN = "baber/piqa", "goal"  # harmless prompts of another style than the instructions
+UNSEEN_HARMLESS = {"allenai/ai2_arc": ("ARC-Easy", "test", "question"), "walledai/XSTest": (None, "test", "prompt")}
 HELD_OUT = 5  # one in so many prompts
 ANSWERED = 640  # number of instructions that the model answers
 ANSWER_TOKENS = 80
@@ -293,7 +295,8 @@ class Trainer:
         prompts: Features of all prompts, one row each.
         row: Row of `prompts` of each prompt.
         sets: Harmful prompts of other collections, by name.
-        instructions: Harmless instructions to train on.
+        harmless: Harmless instructions and everyday prompts to train on.
+        harmless_held_out: Harmless prompts that are not trained on, by collection.
     """
 
     data: Data
@@ -301,7 +304,8 @@ class Trainer:
     prompts: Any
     row: dict[str, int]
     sets: dict[str, list[str]]
-    instructions: list[str]
+    harmless: list[str]
+    harmless_held_out: dict[str, list[str]]
 
     def prompt_model(self, train: Array, without: str = "") -> tuple[Array, float]:
         """Fit the model of the prompt.
@@ -315,7 +319,7 @@ class Trainer:
         """
         by_source = {s: self.data.prompts(train[self.data.source[train] == s]) for s in TRAINED} | self.sets
         kinds = [texts for name, texts in by_source.items() if texts and name != without]
-        return fit_prompts([self.features(texts) for texts in kinds], self.features(self.instructions))
+        return fit_prompts([self.features(texts) for texts in kinds], self.features(self.harmless))
 
     def features(self, prompts: Sequence[str]) -> Any:
         """Return the features of prompts."""
@@ -355,6 +359,14 @@ class Trainer:
         for name, texts in self.sets.items():
             weights, bias = self.prompt_model(train, without=name)
             called = self.features(texts) @ weights + bias >= 0
+            found[name] = figure(stats.rate(int(called.sum()), len(texts)), len(texts))
+        return found
+
+    def harmless_prompts(self, model: tuple[Array, float]) -> dict[str, Any]:
+        """Measure how many harmless prompts of each collection are called harmful by a model of the prompt."""
+        found = {}
+        for name, texts in self.harmless_held_out.items():
+            called = self.features(texts) @ model[0] + model[1] >= 0
             found[name] = figure(stats.rate(int(called.sum()), len(texts)), len(texts))
         return found
 
@@ -420,15 +432,24 @@ def prepare(options: argparse.Namespace) -> tuple[Trainer, dict[str, Array]]:
     rows = [*read_file(options.exchanges), *benign]
     data = read_data(rows, {PKU: list(compared["train"]), PKU_TEST: list(compared["test"])})
     sets = {name: list(load_dataset(name)["train"][column]) for name, column in PROMPT_SETS.items()}
+    everyday = sorted(set(load_dataset(EVERYDAY)["validation"][EVERYDAY_COLUMN]))
+    unseen = {}
+    for name, (config, split, column) in UNSEEN_HARMLESS.items():
+        rows = load_dataset(name, config)[split]
+        unseen[name] = sorted({row[column] for row in rows if row.get("label", "safe") == "safe"})
+    harmless = [*sorted(set(instructions) - set(answered)), *(text for text in everyday if not is_held_out(text))]
+    unseen[EVERYDAY] = [text for text in everyday if is_held_out(text)]
     prompts = [one.prompt for one in data.exchanges]
-    texts = list(dict.fromkeys([*prompts, *instructions, *chain.from_iterable(sets.values())]))
+    others = chain.from_iterable([*sets.values(), *unseen.values()])
+    texts = list(dict.fromkeys([*prompts, *harmless, *others]))
     trainer = Trainer(
         data,
         matrix([one.response for one in data.exchanges], options.work / "responses.npz"),
         matrix(texts, options.work / "prompts.npz"),
         {text: k for k, text in enumerate(texts)},
         sets,
-        sorted(set(instructions) - set(answered)),
+        harmless,
+        unseen,
     )
     held = {s: np.array([k for k in data.of(s) if is_held_out(data.exchanges[k].prompt)]) for s in TRAINED[:2]}
     return trainer, {**held, PKU: data.of(PKU_TEST), BENIGN: data.of(BENIGN)}
@@ -462,6 +483,7 @@ def main() -> None:
         "within_sources": trainer.within_sources(held),
         "held_out_prompts": {s: measure(data, k, scores) for s, k in held.items()},
         "unseen_prompts": trainer.unseen_prompts(train),
+        "harmless_prompts": trainer.harmless_prompts(prompt_model),
         "learning_curve": trainer.learning_curve(train, held),
         DETOXIFY: {s: measure(data, data.of(PKU_TEST if s == PKU else s), toxicity) for s in TRAINED},
     }
