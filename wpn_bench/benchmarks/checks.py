@@ -249,7 +249,9 @@ def rehearse(
     chat: Callable[..., str] | None = None,
     multiturn: bool = False,
 ) -> None:
-    """Load a task, build the requests of its documents, and score two of them with made-up answers.
+    """Check a benchmark task without a model.
+
+    The task is loaded, the requests of its documents are built, and two documents are scored with made-up answers.
 
     Args:
         definition: The task.

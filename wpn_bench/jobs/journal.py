@@ -192,10 +192,10 @@ def section(name: str, inputs: Callable[[], str]) -> Section:
 
 
 def is_sharded() -> bool:
-    """Return whether this process computes only a shard of a job.
+    """Return whether this process computes only one shard of a job.
 
-    Work that is not stored in a section is then left to the process that combines the shards; each shard would
-    repeat all of it for nothing.
+    The process that combines the shards reads from the journal what the shards have computed. So a shard skips all work
+    whose results are not written to the journal: they would be lost, and every shard would repeat them.
     """
     journal = _CURRENT.get()
     return journal is not None and journal.shard is not None

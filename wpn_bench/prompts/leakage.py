@@ -80,7 +80,7 @@ class Leak:
         n: Number of prompts in the set.
         same: Number of prompts with the same prompt in the other set.
         near: Number of prompts with nearly the same prompt in the other set.
-        siblings: Number of prompts with a sibling in the other set.
+        siblings: Number of prompts that differ from a prompt of the other set only in a name or a number.
         dropped: Number of prompts that were dropped.
         in_domain: For out-of-distribution sets: number of prompts that are the same, or nearly the same, as one of an
             in-domain test set.

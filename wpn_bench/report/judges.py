@@ -31,7 +31,16 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """A further judge: its rates, its card, and its largest disagreements with the deciding judge."""
+    """What the report says of a judge that does not decide.
+
+    Attributes:
+        name: The judge.
+        rates: The harmless rates by this judge and by the deciding one.
+        card: The judge's error rates, measured on labelled texts; None: they are not known.
+        figures: The figures of the card.
+        corrected: The harmless rates, corrected for these error rates.
+        disagreements: The responses on which both judges differ most.
+    """
 
     name: str
     rates: Table | None

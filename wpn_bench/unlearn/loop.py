@@ -214,7 +214,11 @@ def _trained(model: Any) -> list[tuple[str, Any]]:
 
 
 class Watch(TrainerCallback):
-    """After each optimiser step: writes the record, evaluates the validation prompts, requests a checkpoint."""
+    """Acts after each optimiser step of a training.
+
+    It appends a row to the training log. Every `check_every` steps it evaluates the validation prompts, if the training stops at a
+    harmless rate, and every `save_every` steps it asks the trainer for a checkpoint.
+    """
 
     def __init__(
         self,

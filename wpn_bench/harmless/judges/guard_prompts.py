@@ -210,7 +210,7 @@ class Encoder:
         return [self._fitted(exchange.prompt, exchange.response) for exchange in exchanges]
 
     def ids(self, prompt: str, response: str) -> list[int]:
-        """Tokenise the guard's prompt for one exchange, of any length.
+        """Tokenise the guard's prompt for one exchange. Nothing is cut, however long it is.
 
         Args:
             prompt: The prompt of the exchange.
