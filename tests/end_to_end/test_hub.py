@@ -30,7 +30,7 @@ methods:
 decoding: {max_new_tokens: 16, batch_size: 8}
 attacks: [prefix_injection, few_shot, payload_splitting, base64]
 """
-OWN = CONFIG + "ood: []\nbenign: []\n"
+OWN = CONFIG + "ood: []\nbenign: []\njudge: detoxify:original\njudges: []\n"
 NINE = {
     "lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa"
 }  # fmt: skip
@@ -86,7 +86,7 @@ def check_run(folder: Path, model: str) -> dict[str, Any]:
     assert (asked["model"], asked["preset"], asked["judge"], asked["lab"]) == (
         model,
         "paper",
-        "detoxify:original",
+        "exchange",
         False,
     )
     assert asked["failed"] == []

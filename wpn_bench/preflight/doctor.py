@@ -283,7 +283,7 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
         else:
             yield Diagnostic("judge", "note", f"{judge.shown} is missing {missing}, which a run will download")
     if not any(parse(text).reads_prompt for text in (context.config.judge, *context.config.judges)):
-        hint = "add one that does, for instance --judge guard:meta-llama/Llama-Guard-3-1B (docs/judges.md)"
+        hint = "add one that does: a guard model (--judge guard:ID), or exchange, which needs no download"
         yield Diagnostic("verdict", "note", WORDING_ONLY, hint)
 
 
