@@ -35,12 +35,12 @@ settings.load_profile("unhurried")
 
 # Files that take longest begin first, so that no worker is left alone with one of them in the end.
 LONGEST = (
-    "end_to_end/test_lab.py", "end_to_end/test_check.py", "end_to_end/test_hub.py", "unlearn/test_distributed.py",
-    "pipeline/test_pipeline.py", "end_to_end/test_secrets.py", "end_to_end/test_plugin.py", "end_to_end/test_bad_input.py",
-    "end_to_end/test_random_input.py", "test_speed_scripts.py", "harmless/test_coherence.py",
-    "benchmarks/test_against_lm_eval.py", "report/test_browser.py", "unlearn/test_train.py", "unlearn/test_loop.py",
+    "end_to_end/test_lab.py", "end_to_end/test_hub.py", "test_documented_commands.py", "end_to_end/test_check.py",
+    "pipeline/test_pipeline.py", "report/test_browser.py", "report/test_render.py", "end_to_end/test_random_input.py",
+    "end_to_end/test_bad_input.py", "analysis/test_check.py", "pipeline/test_never_fooled.py", "unlearn/test_lora.py",
+    "hub/test_hub.py", "unlearn/test_train.py", "unlearn/test_loop.py", "unlearn/test_losses.py",
+    "report/test_comparison.py", "test_speed_scripts.py", "preflight/test_resources.py", "end_to_end/test_secrets.py",
 )  # fmt: skip
-
 
 # Files that use the same fork server are for the same worker, so that it is started once.
 SHARED = {
@@ -55,6 +55,8 @@ SHARED = {
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """As `--dist loadfile`, with the files of `SHARED` together."""
+    if config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class LoadFilesThatShare(LoadFileScheduling):

@@ -35,6 +35,7 @@ def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["wpn-bench", *words])
+        patch.setattr("wpn_bench.harmless.stages.REFERENCES", 50)  # as the commands of `offline_commands`
         try:
             main()
             code = 0
