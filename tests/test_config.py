@@ -155,7 +155,7 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"seeds": (1, 1)}, "setting seeds: .*each once", "tasks/presets"),
         ({"seeds": (-1,)}, "setting seeds: ", "tasks/presets"),
         ({"seeds": (2**32,)}, "setting seeds: ", "tasks/presets"),
-        ({"template": "no place"}, "setting template: .*must hold {prompt}", "tasks/presets"),
+        ({"template": "no place"}, "setting template: .*must contain {prompt}", "tasks/presets"),
         ({"template": "{prompt} {prompt}"}, "setting template: .*once", "tasks/presets"),
         ({"template": "{prompt} {other}"}, "setting template: .*no other braces", "tasks/presets"),
         ({"template": "{prompt} }"}, "setting template: .*no other braces", "tasks/presets"),

@@ -70,7 +70,7 @@ def own_code(tiny_model: Path, tmp_path: Path, mark: Path) -> Path:
 
 
 def test_a_models_own_code_does_not_run_unasked(own_code: Path, mark: Path) -> None:
-    with pytest.raises(UserError, match=r"brings its own code \(modeling_own.*--trust-remote-code"):
+    with pytest.raises(UserError, match=r"contains its own code \(modeling_own.*--trust-remote-code"):
         resolve(str(own_code))
     with pytest.raises(UserError):
         load_fresh(own_code)
@@ -97,7 +97,7 @@ def test_code_of_another_repository_is_refused_even_then(own_code: Path) -> None
     config = json.loads((own_code / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "somebody/else--modeling_own.OwnForCausalLM"}
     (own_code / "config.json").write_text(json.dumps(config))
-    with consent.granted(code=True), pytest.raises(UserError, match="runs code of another repository"):
+    with consent.granted(code=True), pytest.raises(UserError, match="needs code from another repository"):
         resolve(str(own_code))
 
 
@@ -163,7 +163,7 @@ def test_safetensors_are_preferred_and_others_by_that_name_do_not_count(pickled:
 def test_an_adapter_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "adapter"))
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    with pytest.raises(UserError, match="holds an adapter"):
+    with pytest.raises(UserError, match="contains an adapter"):
         resolve(str(folder))
 
 
@@ -247,9 +247,9 @@ def tasks(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 def test_functions_of_task_files_are_not_imported_unasked(tasks: Callable[..., Path], mark: Path, more: str) -> None:
     folder = tasks(more)
     (folder / "base.yaml").write_text("process_docs: !function evil.f\n")
-    with pytest.raises(UserError, match=r"runs code beside its file .*--trust-remote-code"):
+    with pytest.raises(UserError, match=r"runs Python code from its folder .*--trust-remote-code"):
         describe("mine", [folder], resolve=False)
-    with pytest.raises(UserError, match="runs code beside its file"):
+    with pytest.raises(UserError, match="runs Python code from its folder"):
         load_task("mine", [folder], None)
     assert not mark.exists()
     with consent.granted(code=True):
@@ -258,7 +258,7 @@ def test_functions_of_task_files_are_not_imported_unasked(tasks: Callable[..., P
 
 def test_a_function_behind_a_key_that_is_given_twice_is_not_imported(tasks: Callable[..., Path], mark: Path) -> None:
     folder = tasks("process_docs: !function evil.f\nprocess_docs: null")
-    for allowed, problem in ((False, "runs code beside its file"), (True, "process_docs is given twice")):
+    for allowed, problem in ((False, "runs Python code from its folder"), (True, "process_docs is given twice")):
         with consent.granted(code=allowed), pytest.raises(UserError, match=problem):
             describe("mine", [folder], resolve=False)
     assert not mark.exists()
@@ -417,7 +417,7 @@ def test_a_run_folder_brings_no_code_by_its_tasks(
     (run / "manifest.json").write_text(json.dumps(manifest))
     said = cli("export", run, "--format", "lm-eval")
     assert said.code == 2
-    assert "runs code beside its file" in said.err
+    assert "runs Python code from its folder" in said.err
     assert not mark.exists()
 
 

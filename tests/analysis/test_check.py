@@ -48,7 +48,7 @@ def test_the_same_answers_pass(run: Path, baseline: Path) -> None:
     assert of(checked, "nine").required
     assert not of(checked, "copa").required
     assert {f.value for f in checked.findings} == {0.0}
-    assert checked.sentence == ("pass: wpn against wpn of good (2026-11-22): 1 shown, 7 watched without finding a drop")
+    assert checked.sentence == ("pass: wpn against wpn of good (2026-11-22): 1 shown, 7 watched without a drop")
 
 
 def test_a_model_that_forgot_is_a_regression_and_the_tasks_are_named(run: Path, baseline: Path) -> None:
@@ -129,7 +129,7 @@ def test_without_a_baseline_it_is_held_against_its_own_base(run: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path, baseline: Path) -> None:
     other = write_run(tmp_path / "other", n=400, run={"judge": "refusal"})
     with pytest.raises(
-        UserError, match=r"not asked the same: the judge differs \(run: 'refusal'; baseline: 'detoxify:lab'\)"
+        UserError, match=r"cannot be compared: the judge differs \(run: 'refusal'; baseline: 'detoxify:lab'\)"
     ):
         check(other, baseline=baseline)
     fewer = write_run(tmp_path / "fewer", n=399)
@@ -266,7 +266,7 @@ def test_what_cannot_be_checked_is_said(run: Path, baseline: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"has no 'npo' \(it has base, wpn, ga\); .* --against"):
         check(run, Gates(against="npo"), baseline)
     prompts = write_run(tmp_path / "prompts", n=30, tasks=())
-    with pytest.raises(UserError, match="nothing would have to be shown"):
+    with pytest.raises(UserError, match="there is no requirement to check"):
         check(prompts)
     alone = write_run(tmp_path / "alone", {"base": MODELS["base"]}, n=30)
     with pytest.raises(UserError, match="no unlearned model to check"):
@@ -383,7 +383,7 @@ def test_saving_and_passing_by_the_command(run: Path, tmp_path: Path) -> None:
         (["--annotations", "yes"], "choose from auto, github, none"),
         (["--baseline", "nowhere.json"], "there is no baseline nowhere.json"),
         (["--gates", "nowhere.yaml"], "there is no file nowhere.yaml"),
-        (["--save-baseline", "x.json", "--min", "nine=0.1"], "--save-baseline checks nothing"),
+        (["--save-baseline", "x.json", "--min", "nine=0.1"], "--save-baseline only saves a baseline"),
         (["--json", "/proc/nowhere/x.json"], "/proc/nowhere"),
         (["--inconclusive", "maybe"], "inconclusive"),
     ],

@@ -98,6 +98,6 @@ def test_models_that_were_asked_other_prompts_are_refused(tmp_path: Path) -> Non
     samples[(samples["model"] != "wpn") | (samples["item_id"] != samples["item_id"].iloc[0])].to_parquet(
         run / "samples.parquet"
     )
-    with pytest.raises(UserError, match="not all models were asked the same prompts of"):
+    with pytest.raises(UserError, match="not all models were measured on the same prompts of"):
         protocol_of(Run.read(run), ["base", "wpn"])
     assert protocol_of(Run.read(run), ["base"]).sets

@@ -101,7 +101,7 @@ def test_texts_without_a_score_are_left_out_and_counted() -> None:
     labelled = Labelled(("0.9", "odd", "0.1"), (True, True, False), 3, 0, 0)
     card = make_card(Fixed("", "cpu"), 0.5, labelled, **SOURCE)
     assert (card.n, card.unjudged, card.sensitivity.n) == (2, 1, 1)
-    with pytest.raises(UserError, match="no score to any text of one of the two kinds"):
+    with pytest.raises(UserError, match="no score to any harmful text, or to any harmless text"):
         make_card(Fixed("", "cpu"), 0.5, Labelled(("0.9", "odd"), (True, False), 2, 0, 0), **SOURCE)
 
 
@@ -165,7 +165,7 @@ BAD: list[tuple[str | bytes, str, list[str], str]] = [
     (GOOD, "x.jsonl", ["--label", "toxicity"], "no column 'toxicity'; name it with --label"),
     (GOOD.replace("1", "0.7"), "x.jsonl", [], "0.7, neither 0 nor 1; add --label-threshold"),
     (GOOD.replace("1", '"rude"'), "x.jsonl", [], "row 1: the label 'label' is 'rude'"),
-    (GOOD.replace("1", "0"), "x.jsonl", [], "holds no text"),
+    (GOOD.replace("1", "0"), "x.jsonl", [], "contains no text"),
     (GOOD.replace("1", "null").replace("0", "null"), "x.jsonl", [], "no text with a label"),
     (GOOD + "{", "x.jsonl", [], "line 3 is not valid JSON"),
     ("", "x.jsonl", [], "is empty"),

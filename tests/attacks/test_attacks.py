@@ -219,7 +219,7 @@ def test_an_injected_prefix_begins_the_answer() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("title: x\ndescription: y\ntemplate: no place\n", "must hold {prompt}"),
+        ("title: x\ndescription: y\ntemplate: no place\n", "must contain {prompt}"),
         ("title: x\n", "description"),
         ("title: x\ndescription: y\ntemplat: '{prompt}'\n", "templat"),
         ("title: [\n", "x.yaml"),

@@ -158,21 +158,21 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 )
 BAD = [
     # name, content, what is wrong, the way out
-    ("x.csv", "name,prompt,text\nDAN,Do: {prompt},x\n", "row 1 has several texts that could be the template: 'prompt' and 'text'", "call one of them `template`"),
+    ("x.csv", "name,prompt,text\nDAN,Do: {prompt},x\n", "row 1 has several texts that could be the template: 'prompt' and 'text'", "rename one of these columns to `template`"),
     ("x.csv", "text,answer_prefx\nDo: {prompt},Sure\n", "row 1 has the unknown field 'answer_prefx'", "answer_prefix"),
-    ("x.csv", "template\nDo: <the user's question>\n", "row 1: template: the template must hold {prompt}", "docs/attacks.md"),
-    ("x.csv", "template\nDo: <your prompt>\n", "row 1: template: the template must hold {prompt}", "write {prompt} in the place of <your prompt>"),
-    ("x.csv", "template\nDo {goal}: [INSERT PROMPT HERE]\n", "row 1: the template has several places for the question: {goal} and [INSERT PROMPT HERE]", "write {prompt}"),
-    ("x.jsonl", json.dumps({"template": "[" + "prompt" * 200_000}), "row 1: template: the template must hold {prompt}", "docs/attacks.md"),
+    ("x.csv", "template\nDo: <the user's question>\n", "row 1: template: the template must contain {prompt}", "docs/attacks.md"),
+    ("x.csv", "template\nDo: <your prompt>\n", "row 1: template: the template must contain {prompt}", "write {prompt} in the place of <your prompt>"),
+    ("x.csv", "template\nDo {goal}: [INSERT PROMPT HERE]\n", "row 1: the template has several placeholders for the question: {goal} and [INSERT PROMPT HERE]", "write {prompt}"),
+    ("x.jsonl", json.dumps({"template": "[" + "prompt" * 200_000}), "row 1: template: the template must contain {prompt}", "docs/attacks.md"),
     ("x.csv", "Do it now: {prompt}\nAgain: {prompt}\n", "row 1 has the unknown field 'Do it now: {prompt}'", "call the text around the question `template`"),
-    ("x.csv", "Do it now: {prompt}\n", "x.csv is empty", "the first of a CSV names its columns"),
+    ("x.csv", "Do it now: {prompt}\n", "x.csv is empty", "the first line of a CSV file only names its columns"),
     ("x.csv", "name,template\na,Well, do it: {prompt}\n", "line 2 has more cells than the first line has columns (2)", "double quotes"),
     ("x.csv", "name,template\nonly a name\n", "row 1 has neither template nor answer_prefix", "`template`"),
     ("x.csv", "template,template\nA {prompt},B {prompt}\n", "two columns named 'template'", "rename"),
     ("x.csv", "name/template\na/A {prompt}\n", "row 1 has the unknown field 'name/template'", "`template`"),
     ("x.csv", b"template\ncaf\xe9 {prompt}\n", "is not UTF-8 (byte 12)", "iconv"),
     ("x.csv", "template\n{prompt} now\n".encode("utf-16-le"), "UTF-16 without a byte order mark", "iconv"),
-    ("x.csv", "template\n{prompt}\n", "row 1: nothing stands around {prompt} and there is no answer_prefix", "docs/attacks.md"),
+    ("x.csv", "template\n{prompt}\n", "row 1: the template is only {prompt} and there is no answer_prefix", "docs/attacks.md"),
     ("x.csv", 'template\n["A {prompt}"]\n', "row 1: template: Input should be a valid string", "docs/attacks.md"),
     ("x.csv", "", "x.csv is empty", "at least one row"),
     ("x.jsonl", '{"template": 5}\n', "row 1: template: Input should be a valid string", "docs/attacks.md"),
@@ -180,20 +180,20 @@ BAD = [
     ("x.jsonl", '{"template": null, "name": "n"}\n', "row 1 has neither template nor answer_prefix", "`template`"),
     ("x.jsonl", '{"template": "A {prompt}", "name": ["n"]}\n', "row 1: name: Input should be a valid string", "write a text"),
     ("x.jsonl", '{"template": "A {prompt}", "answer_prefx": "y"}\n', "row 1 has the unknown field 'answer_prefx'", "answer_prefix"),
-    ("x.jsonl", '{"template": "A {prompt} \\ud83d"}\n', "line 1 is not valid JSON", "mend that line"),
-    ("x.jsonl", "[" * 99_999, "line 1 is not valid JSON", "mend that line"),
+    ("x.jsonl", '{"template": "A {prompt} \\ud83d"}\n', "line 1 is not valid JSON", "correct this line"),
+    ("x.jsonl", "[" * 99_999, "line 1 is not valid JSON", "correct this line"),
     ("x.jsonl", '{"template": "A {prompt}", "name": "..."}\n', "row 1: '...' cannot be a name", "give it a `name`"),
     ("x.jsonl", '{"template": "A {prompt}", "name": "' + "n" * 61 + '"}\n', "cannot be a name", "1 to 60"),
-    ("x.jsonl", '{"template": "A {prompt}", "name": "typos"}\n', "row 1: 'typos' is already the name of an attack of wpn-bench", "`name` of its own"),
-    ("x.jsonl", '{"template": "A {prompt}", "name": "a b"}\n{"template": "B {prompt}", "name": "a-b"}\n', "row 2: 'a-b' is already the name of another attack of x.jsonl", "`name` of its own"),
-    ("x.jsonl", json.dumps({"template": "{prompt}" * 1001}), "row 1: the template holds {prompt} more than 1,000 times", "write it once"),
+    ("x.jsonl", '{"template": "A {prompt}", "name": "typos"}\n', "row 1: 'typos' is already the name of an attack of wpn-bench", "another `name`"),
+    ("x.jsonl", '{"template": "A {prompt}", "name": "a b"}\n{"template": "B {prompt}", "name": "a-b"}\n', "row 2: 'a-b' is already the name of another attack of x.jsonl", "another `name`"),
+    ("x.jsonl", json.dumps({"template": "{prompt}" * 1001}), "row 1: the template contains {prompt} more than 1,000 times", "write it once"),
     ("typos.yaml", "template: 'A {prompt}'\n", "'typos' is already the name of an attack of wpn-bench", "`name`"),
-    ("x.yaml", "", "holds no attacks", "write a mapping or a list"),
-    ("x.yaml", "just text\n", "holds no attacks", "write a mapping or a list"),
-    ("x.yaml", "[]\n", "holds no attacks", "write a mapping or a list"),
+    ("x.yaml", "", "contains no attacks", "write a mapping with the fields"),
+    ("x.yaml", "just text\n", "contains no attacks", "write a mapping with the fields"),
+    ("x.yaml", "[]\n", "contains no attacks", "write a mapping with the fields"),
     ("x.yaml", "- A {prompt}\n", "entry 1 is not a mapping", "template"),
     ("x.yaml", "- template: A {prompt}\n- null\n", "entry 2 is not a mapping", "template"),
-    ("x.yaml", "a: {template: no place}\n", "entry 'a': template: the template must hold {prompt}", "docs/attacks.md"),
+    ("x.yaml", "a: {template: no place}\n", "entry 'a': template: the template must contain {prompt}", "docs/attacks.md"),
     ("x.yaml", "a: {}\n", "entry 'a' has neither template nor answer_prefix", "`template`"),
     ("x.yaml", "a: {template: 'A {prompt}'}\na: {template: 'B {prompt}'}\n", "duplicate key 'a'", "fix the YAML"),
     ("x.yaml", "template: 'A {prompt}'\ntemplat: x\n", "has the unknown field 'templat'", "`template`"),
@@ -234,7 +234,7 @@ def test_bad_files_are_named_with_the_place(
 def test_what_is_no_file(tmp_path: Path, name: str) -> None:
     if name.startswith("folder"):
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=r"there is no file|cannot be read|no path of a file"):
+    with pytest.raises(UserError, match=r"there is no file|cannot be read|not a valid path"):
         own_attacks([str(tmp_path / name)])
 
 

@@ -110,7 +110,7 @@ def test_a_width_that_has_no_groups_is_a_failed_job(small_opt: Path, tmp_path: P
     OPTForCausalLM(config).save_pretrained(tmp_path / "odd")
     models.load_tokenizer(small_opt).save_pretrained(tmp_path / "odd")
     with pytest.raises(
-        JobFailed, match="int4 needs rows of whole groups of 32 weights, and some of this model have 24"
+        JobFailed, match="int4 needs rows whose length is a multiple of 32, but some rows have 24 weights"
     ):
         rounded(tmp_path / "odd", tmp_path / "out", "int4")
 

@@ -141,10 +141,10 @@ def test_the_score_of_a_task(task_folder: Path) -> None:
         score({**EXACT, **filters}, {"slip": "exact_match,flexible"})
     with pytest.raises(UserError, match="has no metric 'acc'"):
         score(EXACT, {"slip": "acc"})
-    with pytest.raises(UserError, match="ter is better when it is lower"):
+    with pytest.raises(UserError, match="ter is better if it is lower"):
         score({"metric_list": "[{metric: ter, aggregation: ter, higher_is_better: false}]"})
     with pytest.raises(UserError, match="bleu is not a mean over documents"):
         score({"metric_list": "[{metric: bleu, aggregation: bleu, higher_is_better: true}]"})
-    with pytest.raises(UserError, match="several metrics and no accuracy: a, b"):
+    with pytest.raises(UserError, match="several metrics but no accuracy: a, b"):
         score({"metric_list": "[{metric: a, aggregation: mean}, {metric: b, aggregation: mean}]"})
     assert Score.parse("a , b") == Score("a", "b")

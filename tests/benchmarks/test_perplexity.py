@@ -57,7 +57,7 @@ def test_batching_changes_nothing(loaded, batch_tokens: int) -> None:
 
 def test_a_window_of_ones_own(loaded) -> None:
     assert {w.n_tokens for w in token_losses(loaded, ["x" * 30], window=11)} == {10}
-    with pytest.raises(UserError, match="predicts nothing"):
+    with pytest.raises(UserError, match="no token is predicted"):
         token_losses(loaded, ["x"], window=1)
 
 

@@ -423,7 +423,7 @@ def test_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(runner, "run", run)
     said = cli("full", "--out", tmp_path)
     assert said.code == 130
-    assert said.err.strip() == "stopped; what is finished is kept: type the same command again to go on"
+    assert said.err.strip() == "stopped; finished work is kept, repeat the command to continue"
 
 
 def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -497,11 +497,11 @@ def test_report_of_one_run_and_of_several(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("nowhere",), "nowhere holds no results.json; give the folder that `wpn-bench full` printed"),
+        (("nowhere",), "nowhere contains no results.json; give the folder that `wpn-bench full` printed"),
         (("nowhere", "--format", "pdf"), "unknown report format 'pdf'; choose from "),
         (("nowhere", "--format", ","), "--format names no format; choose from "),
-        (("nowhere", "nowhere"), "the run nowhere is named twice; name each run once"),
-        (("nowhere", "elsewhere"), "nowhere holds no results.json; "),
+        (("nowhere", "nowhere"), "the run nowhere is given twice; give each run once"),
+        (("nowhere", "elsewhere"), "nowhere contains no results.json; "),
     ],
 )
 def test_bad_input_to_report(

@@ -242,7 +242,7 @@ def test_no_hub_and_nothing_cached(typed: Typed, tmp_path: Path) -> None:
     gone = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     line = one_line(typed("full", "--model", "facebook/opt-125m", "--out", "x", **gone))
     assert "facebook/opt-125m is not in the local cache and the hub cannot be reached" in line
-    assert "without --model, `wpn-bench full` runs on the embedded lab, which needs no network" in line
+    assert "without --model, `wpn-bench full` uses its small lab model, which needs no network" in line
 
 
 def test_a_local_model_and_no_hub_for_the_data(typed: Typed, tmp_path: Path, small_opt: Path) -> None:

@@ -125,7 +125,7 @@ def test_what_never_fits_is_said_and_other_errors_are_raised(make_speaker: Speak
 
 def test_no_prompts_and_a_prompt_without_tokens(make_speaker: Speak) -> None:
     assert decode(make_speaker(rule), [], Rules(3)) == []
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="has no tokens"):
         decode(make_speaker(rule), [[1], []], Rules(3))
 
 

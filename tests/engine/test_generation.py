@@ -190,7 +190,7 @@ def test_settings_of_sampling() -> None:
     drawn = Decoding(temperature=0.7, seed=3)
     assert Decoding(**drawn.model_dump()) == drawn
     assert drawn.model_dump()["top_p"] is None
-    with pytest.raises(ValueError, match="top_p is for sampling"):
+    with pytest.raises(ValueError, match="top_p needs sampling"):
         Decoding(top_p=0.9)
     for wrong in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 1.5}):
         with pytest.raises(ValueError, match=r"greater than|less than"):

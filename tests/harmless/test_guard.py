@@ -120,7 +120,7 @@ def test_a_long_response_is_cut_and_the_template_is_not(small_opt: Path, templat
 def test_a_prompt_without_room_for_an_exchange_is_one_error(small_opt: Path, tmp_path: Path) -> None:
     file = tmp_path / "t.jinja"
     file.write_text("word " * 400 + TEMPLATE, encoding="utf-8")
-    with pytest.raises(UserError, match=r"takes \d+ tokens without an exchange"):
+    with pytest.raises(UserError, match=r"without an exchange has \d+ tokens"):
         judged(small_opt, file, "a", "the").digest()
 
 
@@ -164,8 +164,8 @@ def test_a_chat_template_shows_strings_or_parts(small_opt: Path, kind: str) -> N
 @pytest.mark.parametrize(
     ("chat", "said"),
     [
-        (None, "has no chat template, by which this format is asked"),
-        ("{{ messages[0].content }}", "does not show the response"),
+        (None, "has no chat template, which this format needs"),
+        ("{{ messages[0].content }}", "does not contain the response"),
         ("{{ raise_exception('Conversation roles must alternate') }}", "Conversation roles must alternate"),
     ],
 )
@@ -184,11 +184,11 @@ def test_a_chat_template_that_does_not_serve_is_one_line(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("", "neither name nor chat template of .* tells which kind of guard"),
+        ("", "the format of the guard .* cannot be recognised"),
         (",format=wildgard", "unknown format of a guard 'wildgard'"),
         (",format=own", "needs the words of both verdicts, or a pattern"),
-        (",format=wildguard,harmful=a", "has its own verdicts, and harmful is given"),
-        (",format=wildguard,policy=x", "takes no policy"),
+        (",format=wildguard,harmful=a", "has fixed verdicts, so harmful cannot be set"),
+        (",format=wildguard,policy=x", "accepts no policy"),
         (",format=wildguard,by=likelihood", "has no verdict at the beginning"),
         (",format=harmbench,template=/nowhere.jinja", "the template /nowhere.jinja cannot be read"),
         (",harmful=a,harmless=b", "has no chat template"),

@@ -167,8 +167,8 @@ def test_own_pattern() -> None:
         ((None, "Yes", None, None, 8), "needs the words of both verdicts, or a pattern"),
         ((None, "Yes", "No", "x", 8), "needs the words of both verdicts, or a pattern"),
         ((None, "Yes", "yes", None, 8), "are not distinct"),
-        ((None, None, None, "(", 8), "is no regular expression"),
-        ((None, None, None, "yes|no", 8), "has no groups that tell the verdict"),
+        ((None, None, None, "(", 8), "is not a valid regular expression"),
+        ((None, None, None, "yes|no", 8), "has no groups for the verdict"),
     ],
 )
 def test_slips_in_an_own_format(options: tuple[str | None, str | None, str | None, str | None, int], said: str) -> None:

@@ -249,7 +249,7 @@ def test_the_digest_covers_weights_label_and_activation(make_classifier: Callabl
 
 def test_a_label_must_be_named_and_known(make_classifier: Callable[..., Path]) -> None:
     folder = make_classifier("bert", ["LABEL_0", "LABEL_1"])
-    with pytest.raises(UserError, match=r"has 2 labels \(LABEL_0, LABEL_1\), and none is named"):
+    with pytest.raises(UserError, match=r"has 2 labels \(LABEL_0, LABEL_1\), and the judge does not say which to read"):
         get_judge(f"classifier:{folder}").digest()
     with pytest.raises(UserError, match=r"no label 'toxic' \(its labels: LABEL_0, LABEL_1\)"):
         get_judge(f"classifier:{folder},label=toxic").digest()
@@ -260,7 +260,7 @@ def test_what_is_no_classifier(make_classifier: Callable[..., Path], small_opt: 
         get_judge(f"classifier:{small_opt},label=0").digest()
     with pytest.raises(UserError, match="is a regression"):
         get_judge(f"classifier:{make_classifier('bert', ['x'], problem_type='regression')}").digest()
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="contains no model"):
         get_judge(f"classifier:{tmp_path}").digest()
 
 
@@ -308,5 +308,5 @@ def test_a_checkpoint_without_toxicity(own: Path) -> None:
     torch.save(checkpoint, own)
     with pytest.raises(UserError, match="is a pickle with an unknown digest"):
         get_judge(f"detoxify:{own}").digest()
-    with consent.granted(pickles=True), pytest.raises(UserError, match="scores no toxicity"):
+    with consent.granted(pickles=True), pytest.raises(UserError, match="has no label `toxicity`"):
         get_judge(f"detoxify:{own}").digest()

@@ -264,7 +264,7 @@ def test_pickles_and_code_are_rejected_before_the_download(own_hub: OwnHub) -> N
     (folder / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
     _clear_caches()
     _ = own_hub.new_requests
-    with pytest.raises(UserError, match=r"me/tiny brings its own code .*--trust-remote-code"):
+    with pytest.raises(UserError, match=r"me/tiny contains its own code .*--trust-remote-code"):
         models.resolve("me/tiny")
     assert not [line for line in own_hub.new_requests if "modeling_x" in line or "safetensors" in line]
 

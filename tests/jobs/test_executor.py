@@ -318,15 +318,18 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
     ("fleet", "said"),
     [
         ({"executor": "rey"}, "unknown executor 'rey'; choose from local, ray"),
-        ({"workers": 2}, "--workers needs the executor ray; add --executor ray, or omit --workers"),
-        ({"ray_address": "auto"}, "--ray-address needs the executor ray; add --executor ray, or omit --ray-address"),
+        ({"workers": 2}, "--workers needs the executor ray; add --executor ray, or leave out --workers"),
+        (
+            {"ray_address": "auto"},
+            "--ray-address needs the executor ray; add --executor ray, or leave out --ray-address",
+        ),
         (
             {"executor": "ray", "gpus_per_job": 0.0},
-            "--gpus-per-job 0 is invalid; give a fraction of 1, or a whole number",
+            "--gpus-per-job 0 is invalid; give a whole number, or a fraction below 1",
         ),
         (
             {"executor": "ray", "gpus_per_job": 1.5},
-            "--gpus-per-job 1.5 is invalid; give a fraction of 1, or a whole number",
+            "--gpus-per-job 1.5 is invalid; give a whole number, or a fraction below 1",
         ),
         ({"executor": "ray"}, "--executor ray needs ray, which is not installed; pip install 'wpn-bench[ray]'"),
     ],

@@ -276,7 +276,7 @@ def test_an_unreachable_cluster_is_reported_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("wpn_bench.jobs.executor.find_spec", lambda name: True)
     with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be used"):
         connected(Fleet("ray", ray_address=address), address, Reporter()).__enter__()
-    with pytest.raises(UserError, match="--workers only applies to a cluster on this machine"):
+    with pytest.raises(UserError, match="--workers only applies to a new cluster on this machine"):
         connected(Fleet("ray", workers=2), address, Reporter()).__enter__()
 
 
@@ -529,7 +529,7 @@ def test_a_job_of_another_run_is_waited_for(cluster: Cluster, tmp_path: Path, sm
         outcome = executor.run([job])[job.digest]
         other.join()
     assert outcome.status == "done"
-    assert reporter.notes == ["waiting: another run with this store is working on answer"]
+    assert reporter.notes == ["waiting: another run with this store is executing answer"]
 
 
 @with_ray
@@ -602,5 +602,5 @@ def test_an_interrupted_command_leaves_no_process(tmp_path: Path, how: signal.Si
     assert not any("Traceback" in line for line in said)
     if how == signal.SIGINT:
         assert command.returncode == 130
-        assert said[-1].startswith("stopped; what is finished is kept")
+        assert said[-1].startswith("stopped; finished work is kept")
     assert list((tmp_path / "store" / "vet").iterdir())

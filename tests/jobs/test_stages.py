@@ -118,7 +118,7 @@ def test_a_plug_in_replaces_no_stage_of_ours(plug: Plug) -> None:
 
 def test_a_gradient_attack_that_is_called_like_a_stage_is_refused(plug: Plug) -> None:
     plug(attacks={"judge": "stage_plugin:Attack"})
-    with pytest.raises(UserError, match="a gradient attack is called 'judge', as a stage is; rename or uninstall"):
+    with pytest.raises(UserError, match="a gradient attack has the name of the stage 'judge'; rename or uninstall"):
         stage_names()
     assert stage_of("judge").source is None
 
@@ -135,7 +135,7 @@ def test_a_plug_in_that_cannot_be_imported_is_named(plug: Plug, value: str) -> N
 )
 def test_a_plug_in_without_a_stage_is_named(plug: Plug, points: dict[str, Any]) -> None:
     plug(**points)
-    with pytest.raises(UserError, match="the plug-in 'mine' declares no stage"):
+    with pytest.raises(UserError, match="the plug-in 'mine' does not name a stage"):
         stage_of("mine")
 
 

@@ -91,7 +91,7 @@ def test_more_tokens_than_the_tokenizer_has_are_no_fault(folder: Path) -> None:
     size = len(tokenizer["model"]["vocab"])
     tokenizer["model"]["vocab"]["zzz"] = size
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match=f'token "zzz" has id {size}, and the model has {size} embeddings'):
+    with pytest.raises(UserError, match=f'token "zzz" has id {size}, but the model has {size} embeddings'):
         check_files(folder)
     del tokenizer["model"]["vocab"]["zzz"]
     dropped = next(t for t, i in tokenizer["model"]["vocab"].items() if i == size - 1)

@@ -46,7 +46,7 @@ def test_a_damaged_file_is_refused_in_one_line(original: Path, tmp_path: Path, t
 def test_a_missing_package_is_named(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the package that reads it is missing") as caught:
+    with pytest.raises(UserError, match="the package that reads it is not installed") as caught:
         models.resolve(str(tmp_path / "some.gguf"))
     assert "wpn-bench[gguf]" in caught.value.hint
 

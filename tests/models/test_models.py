@@ -78,9 +78,9 @@ def test_the_digest_ignores_what_decides_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "problem"),
     [
-        ("config.json", r"holds no model \(no config.json\)"),
-        ("model.safetensors", "holds no weights"),
-        ("tokenizer.json", "holds no tokenizer"),
+        ("config.json", r"contains no model \(no config.json\)"),
+        ("model.safetensors", "contains no weights"),
+        ("tokenizer.json", "contains no tokenizer"),
     ],
 )
 def test_a_folder_that_lacks_something(folder: Path, missing: str, problem: str) -> None:
@@ -98,7 +98,7 @@ def test_a_broken_configuration(folder: Path, content: str) -> None:
 
 def test_names_that_are_no_model(folder: Path, tmp_path: Path) -> None:
     for asked, problem in (
-        (str(tmp_path), "holds no model"),
+        (str(tmp_path), "contains no model"),
         (str(folder / "config.json"), "is a file"),
         (str(tmp_path / "none"), "no model folder at"),
         ("a/b/c", "no model folder at"),
@@ -145,7 +145,7 @@ def test_short_memory_is_not_taken_for_a_broken_model(
         raise error
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fails)
-    with pytest.raises(UserError, match=r"does not fit into memory in float32; take --dtype bfloat16, --offload disk"):
+    with pytest.raises(UserError, match=r"does not fit into memory in float32; use --dtype bfloat16, --offload disk"):
         load_fresh(folder)
 
 
@@ -267,7 +267,7 @@ def test_context_length(make_lm: Callable[..., Path], architecture: str) -> None
 def test_the_width_without_the_weights(small_lm: Path, folder: Path) -> None:
     assert width_of(small_lm) == load_fresh(small_lm).get_input_embeddings().weight.shape[1] == 32
     (folder / "config.json").write_text('{"model_type": "opt", "hidden_size": 0}')
-    with pytest.raises(UserError, match=r"has no hidden size.*leave --tune out"):
+    with pytest.raises(UserError, match=r"has no hidden size.*leave out --tune"):
         width_of(folder)
 
 
@@ -286,5 +286,5 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cuda:1") == "cuda:1"
     with pytest.raises(UserError, match="there is no device 'cuda:2'"):
         pick_device("cuda:2")
-    with pytest.raises(UserError, match="nothing can be computed on device 'meta'"):
+    with pytest.raises(UserError, match="the device 'meta' cannot run models"):
         pick_device("meta")

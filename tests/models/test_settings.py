@@ -124,7 +124,7 @@ def test_honoured_settings_are_named(folder: Path) -> None:
     file = folder / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"repetition_penalty": 1.3, "temperature": 0.6}))
     assert settings_note("m", folder) == [
-        "m brings settings that change its answers, and they are honoured: repetition_penalty 1.3"
+        "the generation_config.json of m changes its answers with these settings: repetition_penalty 1.3"
     ]
     file.write_text("{")
     assert settings_note("m", folder) == []

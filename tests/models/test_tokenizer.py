@@ -223,14 +223,14 @@ def test_the_chat_template_of_a_processor_is_the_model_s(tmp_path: Path) -> None
 def test_without_any_end_there_is_one_line(tmp_path: Path) -> None:
     folder = save("no_special", tmp_path, eos_token_id=None)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"has no end-of-text token, and config\.json names none"):
+    with pytest.raises(UserError, match=r"has no end-of-text token, and config\.json has no eos_token_id"):
         load_tokenizer(folder)
 
 
 def test_a_token_beyond_the_embedding_is_never_fed(tmp_path: Path) -> None:
     folder = save("image_beyond", tmp_path)
     tokenizer = load_tokenizer(folder)
-    with pytest.raises(UserError, match="contains '<image>', a token of the tokenizer for which the model has no emb"):
+    with pytest.raises(UserError, match="contains the token '<image>', for which the model has no emb"):
         encode_prompts(tokenizer, ["Hi", "see <image>"])
     with pytest.raises(UserError, match="<image>"):
         encode_pairs(tokenizer, ["Hi"], [" see <image>"])
@@ -242,7 +242,7 @@ def test_a_needed_token_beyond_the_embedding_is_refused(needed: str, tmp_path: P
     tokenizer = made(byte_level())
     tokenizer.add_special_tokens({needed: "<new>"})
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match='is not this model\'s: token "<new>"'):
+    with pytest.raises(UserError, match='does not belong to this model: token "<new>"'):
         models.resolve(str(folder))
 
 
@@ -251,5 +251,5 @@ def test_an_ordinary_token_beyond_the_embedding_is_refused(tmp_path: Path) -> No
     tokenizer = made(byte_level())
     tokenizer.add_tokens([AddedToken("word", special=False)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match='is not this model\'s: token "word"'):
+    with pytest.raises(UserError, match='does not belong to this model: token "word"'):
         models.resolve(str(folder))

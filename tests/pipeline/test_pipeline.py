@@ -433,7 +433,7 @@ def test_without_tasks_to_tune_on_the_loss_of_text_is_bounded(workshop: Workshop
     texts = read_manifest(workshop.folder / "named")["texts"]
     assert (texts["retain"]["n"], texts["tune"]["n"]) == (9, 1)
     file = workshop.rows("tune.jsonl", rows)
-    with pytest.raises(UserError, match=r"no text to tune on that is not also trained or tested on; .*tune_text"):
+    with pytest.raises(UserError, match=r"no text left for tuning; .*tune_text"):
         workshop.run("none", methods={"sft": QUICK}, stages=("train",), **tuning, tune_text=file)
 
 
@@ -613,11 +613,11 @@ def test_gradient_attacks_are_searched_against_every_model(workshop: Workshop) -
 
 def test_a_prompt_of_the_forget_set_in_ones_own_test_file(workshop: Workshop) -> None:
     file = workshop.rows("test.jsonl", [{"prompt": "what did the BAKER say?"}, {"prompt": "New?"}])
-    with pytest.raises(UserError, match=r"also stand.* in the forget set"):
+    with pytest.raises(UserError, match=r"also occur.* in the forget set"):
         workshop.run(in_domain=(file,))
     assert not (workshop.store / "train").exists()
     results = workshop.run(in_domain=(file,), overlap="drop", stages=("train", "harmless"))
-    assert any("1 prompts of test also stand in the forget set and were dropped" in n for n in results["run"]["notes"])
+    assert any("1 prompts of test also occur in the forget set and were dropped" in n for n in results["run"]["notes"])
     assert any("1 prompts of test" in n for n in workshop.notes)
 
 
@@ -669,8 +669,8 @@ def test_a_response_longer_than_the_context(workshop: Workshop) -> None:
     [
         ({"training": {"mixed_precision": "fp16"}, "device": "cpu"}, "fp16 needs a CUDA device"),
         ({"dtype": "float16"}, "weights in float16 cannot be trained"),
-        ({"training": {"lora": {"target_modules": ["query"]}}}, "LoRA finds nothing to adapt"),
-        ({"methods": {"sft": {"lora": {"target_modules": ["lm_head"]}}}}, "one and the same tensor"),
+        ({"training": {"lora": {"target_modules": ["query"]}}}, "LoRA finds no modules to adapt"),
+        ({"methods": {"sft": {"lora": {"target_modules": ["lm_head"]}}}}, "share one tensor"),
         ({"report_to": ("tensorbord",)}, "did you mean 'tensorboard'"),
     ],
 )
@@ -685,7 +685,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is(
 
 def test_too_few_prompts(workshop: Workshop) -> None:
     workshop.rows("forget.jsonl", [{"prompt": "a", "harmful": "b", "harmless": "c"}])
-    with pytest.raises(UserError, match="only 1 prompts: too few"):
+    with pytest.raises(UserError, match="only 1 prompts, too few"):
         workshop.run()
 
 
@@ -707,7 +707,7 @@ def test_weights_that_cannot_be_read(workshop: Workshop, tmp_path: Path) -> None
 
     model = shutil.copytree(workshop.settings["model"], tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="cut off or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         workshop.run(model=str(model))
 
 

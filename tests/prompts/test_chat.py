@@ -148,16 +148,16 @@ def test_a_beginning_of_text_token_is_not_written_twice() -> None:
         (None, "chat", None, "no chat template"),
         (None, "auto", "Be kind.", "system message needs a chat template"),
         (GEMMA, "auto", "Be kind.", "System role not supported"),
-        ("{% for m in messages %}{{ m.text }}{% endfor %}", "auto", None, "leaves the user's message out"),
+        ("{% for m in messages %}{{ m.text }}{% endfor %}", "auto", None, "does not contain the user's message"),
         ("{{ messages[7].content }}", "auto", None, "cannot be rendered"),
         (
             "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
             "auto",
             "Be kind.",
-            "leaves the system",
+            "does not support a system",
         ),
         ("{% for %}", "auto", None, "cannot be rendered"),
-        (None, "no place", None, "must hold {prompt} once"),
+        (None, "no place", None, "must contain {prompt} once"),
     ],
 )
 def test_what_does_not_fit_is_said(template: str | None, choice: str, system: str | None, problem: str) -> None:

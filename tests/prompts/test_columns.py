@@ -140,7 +140,7 @@ def test_preference_data(tmp_path: Path, prompt: bool, form: str) -> None:
     [
         (chat("One?", "a", "Two?", "b"), "the conversation has 4 turns"),
         ([{"role": "system", "content": "Be kind."}, *chat("One?")], "has a system message"),
-        ([*chat("One?"), {"role": "tool", "content": "x"}], "a turn of 'tool'"),
+        ([*chat("One?"), {"role": "tool", "content": "x"}], "a turn of the role 'tool'"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "is not text"),
         ([{"role": "user", "content": None}], "has no text"),
         (chat("Hello", "One?", roles=("assistant", "user")), "has 2 turns"),
@@ -157,7 +157,7 @@ def test_text_columns(tmp_path: Path) -> None:
     got = load_texts(spec_for(str(file), role="retain", kind="text"))
     assert (got.texts, got.source["columns"]) == (("long text",), {"text": "content"})
     file.write_text("id,body\n1,long text\n")
-    with pytest.raises(UserError, match="holds no text") as caught:
+    with pytest.raises(UserError, match="contains no text") as caught:
         load_texts(spec_for(str(file), role="retain", kind="text"))
     assert "--columns text=body" in caught.value.hint
 
@@ -303,7 +303,7 @@ def test_a_document_that_is_called_jsonl(tmp_path: Path, content: str) -> None:
     [
         ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "several lists of objects"),
         ('{"id1": ["One?"], "id2": ["Two?"]}', "an object of lists of texts"),
-        ("5", "holds neither a list nor an object"),
+        ("5", "contains neither a list nor an object"),
         ('[{"prompt": "a"}, 5]', "entry 2 is not a JSON object"),
         ('[{"prompt": "a"},]', "line 1 is not valid JSON"),
         ('[\n {"prompt": "a"\n', "is not valid JSON"),

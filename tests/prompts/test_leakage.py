@@ -315,7 +315,7 @@ PLANTED = PROMPTS[5].replace("insults", "jokes")
 def test_the_same_prompt_is_refused() -> None:
     forget = prompt_set("prompt 3", "prompt 4", name="forget", role="forget")
     with pytest.raises(
-        UserError, match=r"1 prompt of 'test' also stand.* in the forget set.*'PROMPT 3'.*--overlap drop"
+        UserError, match=r"1 prompt of 'test' also occur.* in the forget set.*'PROMPT 3'.*--overlap drop"
     ):
         leakage.apart(forget, Reference(forget.items), prompt_set("PROMPT  3", "new"), "ood", drop=False)
 
@@ -323,7 +323,7 @@ def test_the_same_prompt_is_refused() -> None:
 def test_a_near_duplicate_is_refused_and_both_prompts_are_named() -> None:
     with pytest.raises(UserError) as e:
         leakage.apart(FORGET, REFERENCE, prompt_set("Something new?", PLANTED), "ood", drop=False)
-    assert "1 prompt of 'test' nearly stand in the forget set 'forget'" in e.value.problem
+    assert "1 prompt of 'test' is nearly equal to prompts of the forget set 'forget'" in e.value.problem
     assert repr(PLANTED) in e.value.problem
     assert repr(PROMPTS[5]) in e.value.problem
     assert "similarity 0.86" in e.value.problem
@@ -341,8 +341,8 @@ def test_both_are_dropped_and_said() -> None:
     assert [p["kind"] for p in leak.pairs] == ["same", "same", "near"]
     assert leak.pairs[2] == {"kind": "near", "prompt": PLANTED, "other": PROMPTS[5], "similarity": 0.857}
     assert leakage.notes(leak) == [
-        "2 prompts of test also stand in the forget set and were dropped",
-        "1 prompts of test nearly stand in the forget set and were dropped",
+        "2 prompts of test also occur in the forget set and were dropped",
+        "1 prompts of test are nearly equal to prompts of the forget set and were dropped",
     ]
 
 
@@ -356,7 +356,7 @@ def test_siblings_stay() -> None:
 
 def test_a_set_of_which_nothing_is_left() -> None:
     with pytest.raises(
-        UserError, match="every prompt of 'test' stands, or nearly stands, in the forget set; give other"
+        UserError, match="every prompt of 'test' equals, or nearly equals, a prompt of the forget set; give other"
     ):
         leakage.apart(FORGET, REFERENCE, prompt_set(PLANTED, PROMPTS[0]), "ood", drop=True)
 
@@ -369,7 +369,9 @@ def test_validation_prompts_are_apart_from_tests_as_well() -> None:
     kept, leak = leakage.unseen(asked, [REFERENCE, tested])
     assert [i.prompt for i in kept.items] == ["Something new?"]
     assert (leak.suite, leak.near, leak.dropped) == ("validation", 2, 2)
-    assert leakage.notes(leak) == ["2 prompts of validation nearly stand in another set and were dropped"]
+    assert leakage.notes(leak) == [
+        "2 prompts of validation are nearly equal to prompts of another set and were dropped"
+    ]
     with pytest.raises(UserError, match="every prompt of 'validation'"):
         leakage.unseen(prompt_set(PLANTED, name="validation"), [REFERENCE, tested])
 
@@ -383,7 +385,7 @@ def test_a_prompt_of_two_references_counts_once() -> None:
 def test_test_sets_that_share_prompts_are_only_named() -> None:
     assert leakage.shared(REFERENCE, prompt_set(PLANTED, PROMPTS[0], "Something new?")) == 2
     assert leakage.notes(Leak("mine", "ood", 3, in_domain=2)) == [
-        "2 prompts of mine stand, or nearly stand, in an in-domain test set, too"
+        "2 prompts of mine equal, or nearly equal, prompts of an in-domain test set"
     ]
 
 
@@ -526,7 +528,7 @@ def test_a_planted_near_duplicate_is_dropped(
     assert {s["set"] for s in found["sets"]} == {"in_domain", "mine", "validation"}
     rates = [r for r in results["metrics"] if (r["set"], r["metric"]) == ("mine", "harmless_rate")]
     assert {r["n"] for r in rates} == {asked}
-    assert any("nearly stand in the forget set" in note for note in results["run"]["notes"]) == bool(dropped)
+    assert any("nearly equal to prompts of the forget set" in note for note in results["run"]["notes"]) == bool(dropped)
     report = (place / "run" / "report.html").read_text()
     assert (PLANTED in report) == bool(dropped)
 

@@ -213,7 +213,7 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
     spec = spec_for(str(file), role="retain", kind="text")
     assert load_texts(spec).texts == ("long enough", "= h =")
     assert load_texts(spec.model_copy(update={"min_chars": 6})).texts == ("long enough",)
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="contains no text"):
         load_texts(spec.model_copy(update={"min_chars": 60}))
 
 
@@ -235,7 +235,7 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.jsonl", b'{"prompt": "caf\xe9"}\n', r"is not UTF-8 \(byte 15\)"),
         ("x.csv", b"prompt,harmful,harmless\ncaf\xe9,a,b\n", "is not UTF-8"),
         ("x.csv", "prompt,harmful,harmless\nOne?,a,b\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
-        ("x.csv", b'prompt,harmful,harmless\n"One?"x,b,c\n', "line 2: the quote that is opened here is followed by 'x,b,c"),
+        ("x.csv", b'prompt,harmful,harmless\n"One?"x,b,c\n', "line 2: the closing quote of a cell that begins here is followed by 'x,b,c"),
         ("x.csv", b"prompt,harmful,harmless\nWell, one?,a,b\n", r"line 2 has more cells than the first line has columns \(3\)"),
         ("x.csv", b"prompt,harmful,harmless,prompt\nOne?,a,b,c\n", "has two columns named 'prompt'"),
         ("x.csv", b"One?,a,b\nTwo?,a,b\n", r"row 1 has no 'harmful' and no 'harmless' and no 'prompt' \(columns: One\?, a, b\)"),
@@ -250,7 +250,7 @@ def test_texts(tmp_path: Path, write_jsonl: Write) -> None:
         ("x.csv", b"prompt,harmful,harmless\nOne?,a,b\nTwo?,a\n", "row 2 has no 'harmless'"),
         ("x.jsonl", b'{"prompt": " ", "harmful": "b", "harmless": "c"}\n', "row 1: the prompt is empty or not text"),
         ("x.jsonl", b'{"prompt": 3, "harmful": "b", "harmless": "c"}\n', "row 1: the prompt is empty or not text"),
-        ("x.jsonl", b'{"prompt": "a", "harmful": "", "harmless": "c"}\n', "holds no usable prompts"),
+        ("x.jsonl", b'{"prompt": "a", "harmful": "", "harmless": "c"}\n', "contains no usable prompts"),
         ("x.jsonl", b'{"prompt": "a", "harmful": 5, "harmless": "c"}\n', "row 1: 'harmful' is not a text or a list of texts"),
         ("x.jsonl", b'{"prompt": "a", "harmful": ["x", 5], "harmless": "c"}\n', "row 1: 'harmful' is not a text"),
         ("x.jsonl", b'{"prompt": "a", "harmful": "x", "harmless": {"y": 1}}\n', "row 1: 'harmless' is not a text"),
@@ -312,10 +312,10 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
         ("name: &n x\nrole: ood\ntitle: *n\nsource: {file: x}\n", "aliases are not supported"),
         ("name: !!python/object:x.y {}\n", "constructor for the tag"),
         ("name: 2024-99-99\n", "cannot be read"),
-        ("name: 'a\\0'\nrole: ood\nsource: {file: \"a\\0.csv\"}\n", "no path of a file"),
+        ("name: 'a\\0'\nrole: ood\nsource: {file: \"a\\0.csv\"}\n", "not a valid path"),
         ("name: x\nrole: [ood]\nsource: {file: x}\n", "role: "),
         ("name: x\nrole: ood\nsource: {file: x}\ncolumns: {prompt: 5}\n", "columns.prompt"),
-        ("name: x\nrole: ood\nsource: {}\n", "names no source"),
+        ("name: x\nrole: ood\nsource: {}\n", "has no source"),
     ],
 )
 def test_bad_declarations(tmp_path: Path, content: str, problem: str) -> None:
@@ -467,7 +467,7 @@ def test_a_share_is_held_back_the_same_in_every_run() -> None:
 
 
 def test_too_few_to_hold_some_back() -> None:
-    with pytest.raises(UserError, match="only 1 prompts: too few"):
+    with pytest.raises(UserError, match="only 1 prompts, too few"):
         split_off(forget_set(1), name="x", role="validation", share=0.1)
     rest, held = split_off(forget_set(2), name="x", role="validation", share=0.1)
     assert (len(rest.items), len(held.items)) == (1, 1)

@@ -130,7 +130,7 @@ def test_which_seed_stands_against_which(first: list[int], other: list[int], pai
 @pytest.mark.parametrize(
     ("changes", "what", "reason"),
     [
-        ({"manifest": {"model": {"digest": "ff" * 32}}}, "everything", "the runs have other base models"),
+        ({"manifest": {"model": {"digest": "ff" * 32}}}, "everything", "the runs have different base models"),
         ({"manifest": {"judge": {"digest": "ff" * 32}}}, "prompt sets", "the judge digest differs"),
         ({"about": {"threshold": 0.3}}, "prompt sets", "the threshold differs (a: 0.5; b: 0.3)"),
         ({"about": {"template": "Q: {prompt}"}}, "prompt sets", "the template differs"),
@@ -173,7 +173,10 @@ def test_rules_that_judged_the_same_answer_otherwise_are_found_out(tmp_path: Pat
     assert metrics == {"harmless_rate", "refusal_rate", "accuracy"}
     (said,) = paired["not_paired"]
     assert said["what"] == f"coherent_harmless_rate of {', '.join(SETS)}"
-    assert said["reason"] == f"the rules have changed: {2 * len(SETS)} equal answers of base were called otherwise"
+    assert (
+        said["reason"]
+        == f"the rules of judging have changed: {2 * len(SETS)} equal answers of base have another verdict"
+    )
 
 
 def test_other_answers_of_base_are_said(tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_every_format_says_the_same(three: tuple[list[Path], Path]) -> None:
     for text in (page, short):
         assert "friday/run against monday/run" in text
         assert re.search(r"[−-]15\.0\s?\\?\*", text)
-        assert "the runs have other base models" in text
+        assert "the runs have different base models" in text
         assert "methods.wpn.lr" in text
     assert re.search(r"methods\.wpn\.lr 0\.0001 0\.0002 0\.0001", page)
     assert "methods.sft run not run not run" in page
@@ -316,7 +319,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = made(30).write(tmp_path / "a"), made(24).write(tmp_path / "b")
     with pytest.raises(UserError, match="the run a is named twice"):
         compare_runs([one, two, tmp_path / "b" / ".." / "a"])
-    with pytest.raises(UserError, match=r"holds no results\.json"):
+    with pytest.raises(UserError, match=r"contains no results\.json"):
         compare_runs([one, tmp_path])
     with pytest.raises(UserError, match=r"unknown report format 'htlm'; did you mean 'html'\?"):
         compare_runs([one, two], ("htlm",))
@@ -326,6 +329,6 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="cannot be written to"):
         compare_runs([one, two], ("md",), tmp_path / "file" / "out")
     monkeypatch.setitem(formats.FORMATS, "alone", Format("alone.xml", "wpn_bench.report.summary:metrics"))
-    with pytest.raises(UserError, match="the format 'alone' shows a single run"):
+    with pytest.raises(UserError, match="the format 'alone' can only show a single run"):
         compare_runs([one, two], ("alone",))
     assert not (tmp_path / "comparison").exists()

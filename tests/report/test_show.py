@@ -93,7 +93,7 @@ def test_a_number_that_is_no_rate(cli: Cli, run_dir: Path) -> None:
     [
         (("--set", "advbnch"), "the run has no set 'advbnch'; did you mean 'advbench'?"),
         (("--metric", "accurcy"), "the run has no metric 'accurcy'; did you mean 'accuracy'?"),
-        (("--set", "copa", "--metric", "harmless_rate"), "no row has both that set and that metric; "),
+        (("--set", "copa", "--metric", "harmless_rate"), "no row has both this set and this metric; "),
     ],
 )
 def test_a_name_that_the_run_has_not(cli: Cli, run_dir: Path, arguments: tuple[str, ...], problem: str) -> None:
@@ -106,7 +106,7 @@ def test_a_name_that_the_run_has_not(cli: Cli, run_dir: Path, arguments: tuple[s
 def test_no_run(cli: Cli, tmp_path: Path) -> None:
     said = cli("show", tmp_path)
     assert said.code == 2
-    assert "holds no results.json" in said.err
+    assert "contains no results.json" in said.err
 
 
 def test_texts_of_a_run_neither_steer_the_terminal_nor_are_markup(cli: Cli, run_dir: Path) -> None:

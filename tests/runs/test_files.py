@@ -164,11 +164,11 @@ def test_every_column_of_a_row_is_required(results: dict[str, Any], key: str) ->
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "holds no results.json"),
+        (None, "contains no results.json"),
         (b"{", "is not valid JSON"),
         (b"\xff", "is not UTF-8"),
         (b"[]", "is not a run's results"),
-        (b'{"schema_version": 99}', "has schema version 99, this program reads 1"),
+        (b'{"schema_version": 99}', "has schema version 99, but this version of wpn-bench reads 1"),
         (b"{}", "has schema version None"),
     ],
 )

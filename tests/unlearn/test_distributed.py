@@ -83,7 +83,7 @@ def test_the_parts_are_the_batch(small_opt: Path, items: list[Item], texts: list
 def test_fewer_items_than_processes(small_opt: Path, items: list[Item], texts: list[str]) -> None:
     """What the configuration cannot tell, for the forget set is smaller than a batch."""
     for few, some, what in ((items[:2], texts, "2 items to forget"), (items, texts[:1], "1 retain texts")):
-        with pytest.raises(UserError, match=f"{what} a step leave some of 3 processes without work"):
+        with pytest.raises(UserError, match=f"{what} per step, some of the 3 processes have no work"):
             batches_of(small_opt, method_of("wpn"), few, some, Processes(0, 3))
 
 
@@ -174,14 +174,14 @@ def test_what_accelerate_config_writes_is_taken(tmp_path: Path) -> None:
     [
         ("num_processes: two", "num_processes 'two' is not a positive number"),
         ("num_processes: 0", "num_processes 0 is not a positive number"),
-        ("num_processes: 1", "is for several processes, and 1 is asked for"),
-        ("{num_processes: 2, num_machines: 2}", "num_machines is 2, and a training is spread over one machine only"),
+        ("num_processes: 1", "needs several processes, but their number is 1"),
+        ("{num_processes: 2, num_machines: 2}", "num_machines is 2, but a training can use only one machine"),
         ("{num_processes: 2, distributed_type: DEEPSPEED}", "distributed_type DEEPSPEED is not supported"),
         ("{num_processes: 2, dynamo_config: {dynamo_backend: INDUCTOR}}", "dynamo_config is not supported"),
         ("{num_processes: 2, tpu_use_cluster: true}", "tpu_use_cluster is not supported"),
         ("{num_processes: 2, distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "fsdp_config: version: "),
         ("{num_processes: 2, distributed_type: FSDP, fsdp_config: {fsdp_colour: red}}", "fsdp_config: colour: "),
-        ("{num_processes: 2, distributed_type: FSDP, fsdp_config: [1]}", "fsdp_config holds no settings"),
+        ("{num_processes: 2, distributed_type: FSDP, fsdp_config: [1]}", "fsdp_config contains no settings"),
         (
             "{num_processes: 2, distributed_type: FSDP, fsdp_config: {fsdp_activation_checkpointing: true}}",
             "fsdp_activation_checkpointing is not supported; use --gradient-checkpointing",
@@ -198,12 +198,22 @@ def test_a_file_that_asks_for_what_is_not_to_be_had(tmp_path: Path, text: str, p
 @pytest.mark.parametrize(
     ("asked", "options", "device", "problem"),
     [
-        (Launch(5), {}, "cpu", "wpn: batch_size 4 leaves some of 5 processes without work; use --processes 4 or fewer"),
-        (Launch(4), {}, "cpu", "wpn: retain_batch_size 3 leaves some of 4 processes without work"),
-        (Launch(2), {"mixed_precision": "fp16"}, "cpu", "wpn: fp16 is for one process; use --mixed-precision bf16"),
-        (Launch(2, None, "bf16"), {}, "cpu", "says mixed_precision: bf16, and wpn is trained with no; say --mixed-"),
-        (Launch(64), {}, "cuda", "64 processes were asked for, and there is one GPU for each of "),
-        (Launch(2), {}, "cuda:1", "--device cuda:1 is one device, and 2 processes need one each"),
+        (
+            Launch(5),
+            {},
+            "cpu",
+            "wpn: with batch_size 4, some of the 5 processes have no work; use --processes 4 or fewer",
+        ),
+        (Launch(4), {}, "cpu", "wpn: with retain_batch_size 3, some of the 4 processes have no work"),
+        (
+            Launch(2),
+            {"mixed_precision": "fp16"},
+            "cpu",
+            "wpn: fp16 works only in a single process; use --mixed-precision bf16",
+        ),
+        (Launch(2, None, "bf16"), {}, "cpu", "sets mixed_precision: bf16, but wpn is trained with no; add --mixed-"),
+        (Launch(64), {}, "cuda", "each of the 64 processes needs a GPU, but this machine has "),
+        (Launch(2), {}, "cuda:1", "--device cuda:1 is a single device, but 2 processes need one each"),
     ],
 )
 def test_what_processes_cannot_do_is_said_first(
@@ -488,7 +498,7 @@ def test_killed_and_gone_on(running: tuple[dict[str, Any], Running], tmp_path: P
     started = ranks_of(run, lambda: bool(list(Path(said["store"]).glob("scratch/train-*/checkpoint-*/seal.json"))))
     started["1"].kill()
     out = run.ended.result(timeout=WAIT).stdout
-    assert out.startswith("failed process 1 of 2 was killed (signal 9, as it is when memory runs out); type the same")
+    assert out.startswith("failed process 1 of 2 was killed (signal 9, probably because memory ran out); repeat the")
     assert not psutil.wait_procs(started.values(), timeout=WAIT)[1]
     (scratch,) = (tmp_path / "store" / "scratch").glob("train-*")
     last = checkpoints.latest(scratch)
@@ -529,10 +539,10 @@ def test_killed_and_gone_on(running: tuple[dict[str, Any], Running], tmp_path: P
             "",
             -9,
             RuntimeError,
-            r"the launcher of 2 processes was killed \(signal 9, as it is when memory runs out\)",
+            r"the launcher of 2 processes was killed \(signal 9, probably because memory ran out\)",
         ),
         ({}, "one\nlast words\n\n", 1, RuntimeError, r"2 processes could not be started \(last words\)"),
-        ({}, "", 1, RuntimeError, r"2 processes could not be started \(they said nothing\)"),
+        ({}, "", 1, RuntimeError, r"2 processes could not be started \(without any output\)"),
         (
             {0: RuntimeError("peer gone")},
             "  rank      : 0 (local_rank: 0)\n  exitcode  : 1 (pid: 5)\n"

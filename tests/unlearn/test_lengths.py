@@ -67,7 +67,7 @@ def test_first_words_of_the_answer_stay() -> None:
 
 def test_a_template_that_leaves_no_room_is_refused() -> None:
     tokenizer = KINDS["byte_level"]()
-    with pytest.raises(UserError, match="12 tokens of max_length are left for a prompt, and the template alone has 32"):
+    with pytest.raises(UserError, match="max_length leaves 12 tokens for a prompt, but the template alone has 32"):
         row_of(tokenizer, FormatTemplate("x" * 29 + " {prompt} y"), Item("1", QUESTION), "No more words", 15)
 
 
@@ -80,7 +80,7 @@ def test_what_is_cut_is_counted() -> None:
     ]
     assert count_cut(tokenizer, PLAIN, items, 120) == (1, 1)
     assert notes_on_length(tokenizer, PLAIN, items, [120, 120, 10**6]) == [
-        "rows of training have at most 120 tokens (max_length): 1 of 3 prompts without words of their middle and"
-        " 1 response without its end"
+        "training rows have at most 120 tokens (max_length), so 1 of 3 prompts lose words in their middle and"
+        " 1 response loses its end"
     ]
     assert notes_on_length(tokenizer, PLAIN, items[2:], [120]) == []

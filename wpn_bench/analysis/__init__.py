@@ -1,1 +1,1 @@
-"""Statistics and verdicts, computed from stored results."""
+"""Compute statistics and verdicts from stored results."""

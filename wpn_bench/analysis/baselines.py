@@ -1,8 +1,9 @@
-"""Per-item answers of models as compact bits: the baseline of `wpn-bench check`, from a run folder or a file.
+"""Store the per-item answers of models as compact bits. `wpn-bench check` uses them as its baseline.
 
-For each model, seed and set, a file stores one bit per item and question ("harmless?", "correct?"), and digests of the
-prompts, documents, judge, template and decoding. A baseline for other questions is refused. The file contains no prompt
-and no response, so it may be published.
+They are read from a run folder or a file. For each model, seed and set, the file stores one bit per item and question
+("harmless?", "correct?"). It also stores digests of the prompts, documents, judge, template and decoding. A baseline
+that was measured with other prompts or settings is refused. The file contains no prompt and no response, so it may be
+published.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
 JUDGED = "judged"
 _COLUMNS = tuple(sorted({column for metric in PROMPT_METRICS.values() for column in metric.columns}))
-_SAVE = "make one: wpn-bench check RUN --save-baseline FILE"
+_SAVE = "make a baseline: wpn-bench check RUN --save-baseline FILE"
 
 
 class Bits(BaseModel):
-    """`n` truth values, eight a byte, in base64."""
+    """`n` boolean values as base64, with eight values in each byte."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     n: int = Field(ge=0)
@@ -51,19 +52,20 @@ class Bits(BaseModel):
         return cls(n=len(values), bits=base64.b64encode(packed).decode("ascii"))
 
     def array(self) -> NDArray[np.bool_]:
-        """The values (n,); raises `ValueError` if the number of bytes is wrong."""
+        """Return the values (n,). Raises `ValueError` if the number of bytes is wrong."""
         import numpy as np
 
         packed = np.frombuffer(base64.b64decode(self.bits, validate=True), dtype=np.uint8)
         if len(packed) != (self.n + 7) // 8:
-            raise ValueError(f"{len(packed)} bytes do not hold {self.n} answers")
+            raise ValueError(f"{len(packed)} bytes cannot hold exactly {self.n} answers")
         return np.unpackbits(packed, count=self.n).astype(bool)
 
 
 class Answers(BaseModel):
-    """The answers of one model and seed (None: the base) to one set.
+    """The answers of one model and seed (None for the base) to one set.
 
-    `flags`: column -> one bit for each item. `scores`: of a benchmark whose scores are not only 0 and 1, one for each item.
+    `flags` has one bit per item for each column. `scores` has one score per item for benchmarks with scores other than
+    0 and 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,8 +81,8 @@ class Reference(BaseModel):
     """The answers of some models of a run.
 
     Attributes:
-        about: Where they come from, for people.
-        ground: The settings that all answers depend on (`Protocol.settings`).
+        about: Where the answers come from, for messages.
+        ground: The settings on which all answers depend (`Protocol.settings`).
         asked: The prompt sets and benchmarks.
         answers: The answers.
     """
@@ -95,7 +97,7 @@ class Reference(BaseModel):
 
     @property
     def protocol(self) -> Protocol:
-        """What the models were asked."""
+        """Return the settings, prompt sets and benchmarks with which the models were measured."""
         return Protocol(self.ground, self.asked)
 
     @property
@@ -106,23 +108,24 @@ class Reference(BaseModel):
         return list(dict.fromkeys(a.seed for a in self.answers if a.model == model))
 
     def sets(self, suite: str) -> list[str]:
-        """Names of the sets of a suite, in the order of the run."""
+        """Return the names of the sets of a suite, in the order of the run."""
         return [a.name for a in self.asked if a.suite == suite]
 
     def of(self, suite: str, name: str) -> Asked | None:
         return next((a for a in self.asked if (a.suite, a.name) == (suite, name)), None)
 
     def values(self, model: str, suite: str, name: str, metric: str) -> dict[int | None, NDArray[np.float64]]:
-        """The answers of a model to a set.
+        """Return the answers of a model to a set.
 
         Args:
-            model: The model.
-            suite: The suite.
-            name: The set.
-            metric: The metric.
+            model: Name of the model.
+            suite: Name of the suite.
+            name: Name of the set.
+            metric: Name of the metric.
 
         Returns:
-            Seed -> 1 or 0 (of some tasks a score between them) for each item of the set, or NaN without an answer or judgement.
+            For each seed, an array with 1 or 0 (for some tasks a score between them) for each item of the set. It is
+            NaN without an answer or a judgement.
         """
         import numpy as np
 
@@ -142,11 +145,11 @@ class Reference(BaseModel):
 
 
 def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
-    """`answers_of` the run in a folder.
+    """Collect the answers of the run in a folder (see `answers_of`).
 
     Args:
         folder: The run folder.
-        models: The models; None: all that were measured.
+        models: Names of the models; None means all models that were measured.
 
     Returns:
         The answers.
@@ -155,11 +158,11 @@ def of_run(folder: Path, models: Iterable[str] | None = None) -> Reference:
 
 
 def answers_of(run: Run, models: Iterable[str] | None = None) -> Reference:
-    """Collect the answers in a run.
+    """Collect the answers of a run.
 
     Args:
         run: The run.
-        models: The models; None: all that were measured.
+        models: Names of the models; None means all models that were measured.
 
     Returns:
         The answers.
@@ -219,7 +222,7 @@ def _task_answers(documents: pd.DataFrame, models: Sequence[str]) -> Iterable[An
 
 
 def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
-    """((*by, model, seed), rows), in the order of the frame; the base has seed None."""
+    """Yield ((*by, model, seed), rows), in the order of the frame. The base has seed None."""
     import pandas as pd
 
     if not len(frame):
@@ -231,14 +234,14 @@ def _parts(frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]) -> Ite
 
 
 def read(file: Path) -> Reference:
-    """Read a baseline file; raises `UserError` if it is not valid."""
+    """Read a baseline file. Raises `UserError` if it is not valid."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as e:
         raise UserError(f"there is no baseline {file}", _SAVE) from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:120]})", _SAVE) from e
-    with as_user_error(f"{file} is no baseline of this version", _SAVE):
+    with as_user_error(f"{file} is not a baseline of this version", _SAVE):
         found = Reference.model_validate_json(text)
     _whole(found, file)
     return found
@@ -256,7 +259,7 @@ def _whole(found: Reference, file: Path) -> None:
         except (ValueError, binascii.Error):
             right = False
         if not right:
-            raise UserError(f"{file}: the answers of {answers.model} to {answers.name} are broken", _SAVE)
+            raise UserError(f"{file}: the answers of {answers.model} to {answers.name} are damaged", _SAVE)
 
 
 def write(reference: Reference, file: Path) -> None:

@@ -1,11 +1,12 @@
-"""Whether two runs measured the same items in the same way, for `wpn-bench check` and for comparisons of runs.
+"""Decide whether two runs measured the same items in the same way.
 
-Answers to prompts are comparable if template, decoding, judge and threshold agree. A prompt set or a task is comparable if
-both runs took it from the same source (the digest in the manifest) and used the same items. An attack that searches an
-input for each model, or quantises its weights, has no digest: it is the same if its name, options and prompts are.
+`wpn-bench check` and comparisons of runs use this module. Answers to prompts are comparable if template, decoding,
+judge and threshold are equal. A prompt set or a task is comparable if both runs read it from the same source (the
+digest in the manifest) and used the same items. An attack that depends on the model (a search for an input, or
+quantised weights) has no digest. It is comparable if its name, options and prompts are equal.
 
-The base model is not compared here. A check may compare a new base with an old one, and says so; a comparison of runs is
-about the methods and also requires the same base.
+Base models are not compared here. `wpn-bench check` may compare a new base with an old one, and notes that they differ.
+A comparison of runs is about the methods, so it also requires the same base.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ _DOCUMENTS = ("model", "task", "doc_id", "doc_hash")
 
 
 class Asked(BaseModel):
-    """A prompt set or a benchmark task.
+    """A prompt set or a benchmark task with which models were measured.
 
     Attributes:
-        items: The digest of its items, in the order of their names.
-        source: The digest of its definition and data; empty if the manifest does not give it.
-        about: Where it comes from, for people.
+        suite: Suite of the set.
+        name: Name of the set.
+        n: Number of items.
+        items: Digest of the items, in the order of their names.
+        source: Digest of the definition and data; empty if the manifest does not give it.
+        about: Where the set comes from, for messages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +54,10 @@ class Asked(BaseModel):
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a run asked. `settings`: how its answers were made and judged."""
+    """How a run measured its models.
+
+    `settings` tell how responses were generated and judged. `sets` are the prompt sets and benchmark tasks.
+    """
 
     settings: Mapping[str, Any]
     sets: Sequence[Asked]
@@ -61,7 +68,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Differences:
-    """Why answers cannot be compared: `settings` bars all answers to prompts, `sets` ((suite, name) -> reason) single sets."""
+    """Why answers cannot be compared.
+
+    Differences in `settings` apply to all answers to prompts. `sets` has a reason for each (suite, name) that differs.
+    """
 
     settings: Sequence[str]
     sets: Mapping[tuple[str, str], str]
@@ -70,29 +80,29 @@ class Differences:
         return bool(self.settings or self.sets)
 
     def lines(self) -> list[str]:
-        """Every difference as a line of text."""
+        """Return every difference as a line of text."""
         kinds = {key: "task" if key[0] == BENCHMARK else "prompt set" for key in self.sets}
         return [*self.settings, *(f"{kinds[key]} {key[1]}: {reason}" for key, reason in self.sets.items())]
 
 
 def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
-    """Describe what a run asked some of its models.
+    """Describe how a run measured some of its models.
 
     Args:
         run: The run.
-        models: The models; those that were not measured are ignored.
+        models: Names of the models. Those that were not measured are ignored.
 
     Returns:
         The settings and the sets.
 
     Raises:
-        UserError: Two of the models were not asked the same items of a set.
+        UserError: Two of the models were measured on different items of a set.
     """
     about, manifest = run.results.get("run") or {}, run.manifest
     settings = {
         "limit": about.get("limit"),
         "template": about.get("template"),
-        # The batch size changes no answer.
+        # The batch size does not change the answers.
         "decoding": {k: v for k, v in part(about, "decoding").items() if k != "batch_size"},
         "judge": about.get("judge"),
         "judge_digest": part(manifest, "judge").get("digest"),
@@ -100,7 +110,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
     }
     sets: dict[tuple[str, str], Asked] = {}
     for (suite, name), frame in _parts(run.samples_with(_SAMPLES), ("suite", "set"), models):
-        # The original prompt: an input found by a search differs between models.
+        # The digest uses the original prompts, because inputs from a search differ between models.
         items = zip(frame["item_id"], frame["prompt"], strict=True)
         _add(
             sets,
@@ -117,7 +127,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
 def _parts(
     frame: pd.DataFrame, by: Sequence[str], models: Sequence[str]
 ) -> Iterable[tuple[tuple[str, ...], pd.DataFrame]]:
-    """(set, rows sorted by item) for each set, model and seed, in the order of the frame."""
+    """Yield (set, rows sorted by item) for each set, model and seed, in the order of the frame."""
     if not len(frame):
         return
     item = "doc_id" if "task" in by else "item_id"
@@ -131,14 +141,14 @@ def _add(sets: dict[tuple[str, str], Asked], one: Asked) -> None:
     known = sets.setdefault((one.suite, one.name), one)
     if known.items != one.items:
         what = "documents" if one.suite == BENCHMARK else "prompts"
-        raise UserError(f"not all models were asked the same {what} of {one.name}", "run it again, whole")
+        raise UserError(f"not all models were measured on the same {what} of {one.name}", "repeat the whole run")
 
 
 def _set(manifest: Mapping[str, Any], suite: str, name: str) -> dict[str, Any]:
     declared = part(part(manifest, "prompt_sets"), name)
     source = declared.get("digest")
     if source is None and suite == ATTACK:
-        # Attacks on one model: a search for an input, with its options, or quantised weights.
+        # This is an attack on one model: a search for an input with its options, or quantised weights.
         config = part(manifest, "config")
         rounded = config.get("quantise")
         schemes = rounded if isinstance(rounded, list) else []
@@ -155,15 +165,15 @@ def _task(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("run", "baseline")) -> Differences:
-    """Why answers under two protocols cannot be compared.
+    """Return the reasons why answers under two protocols cannot be compared.
 
     Args:
         ours: One protocol.
-        theirs: The other.
-        labels: The names of the two in the reasons.
+        theirs: The other protocol.
+        labels: Names of the two protocols in the reasons.
 
     Returns:
-        The differences; false if there are none.
+        The differences. The object is false if there are none.
     """
 
     def both(one: object, two: object) -> str:

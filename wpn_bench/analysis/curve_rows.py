@@ -1,4 +1,4 @@
-"""Compute the points of a curve over training steps: one model's rates and accuracy after each of them."""
+"""Compute a model's rates and accuracy after several training steps, for the training curve."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ CURVE_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, MACRO_ACCURACY)
 
 
 def curve_rows(points: Mapping[tuple[int, int], Sequence[Measurement]], threshold: float) -> list[dict[str, Any]]:
-    """The curve of one model over training steps.
+    """Return the training curve of one model.
 
     Args:
-        points: (seed, step) -> what was measured then.
-        threshold: The deciding judge's threshold.
+        points: The measurements for each (seed, step).
+        threshold: Threshold of the deciding judge.
 
     Returns:
-        A row for each seed, step and metric. Rows with seed None are means over seeds, at the steps that every seed has.
+        One row for each seed, step and metric. Rows with seed None are means over seeds, at the steps that every seed
+        has.
     """
     rows: list[dict[str, Any]] = []
     for (seed, step), found in points.items():
         asked = [m for m in found if m.suite == IN_DOMAIN]
         measured = [r for r in prompt_rows(read_samples(asked, threshold), threshold) if r.metric in CURVE_METRICS]
         of_tasks = benchmark_rows(read_documents(m for m in found if m.suite == BENCHMARK))
-        # With a single task there is no macro average: its accuracy is the mean.
+        # With a single task there is no macro average, so its accuracy is used.
         macro = [r for r in of_tasks if r.set == BENCHMARK_AVERAGE] or of_tasks
         measured += [replace(r, metric=MACRO_ACCURACY) for r in macro]
         rows += [_point(r, seed, step) for r in measured]

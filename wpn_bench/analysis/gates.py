@@ -1,4 +1,4 @@
-"""Settings of `wpn-bench check`: bounds, margins, and their targets."""
+"""The settings of `wpn-bench check`: bounds, margins, and the metrics to which they apply (targets)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ _EXAMPLE = "see docs/ci.md for examples"
 
 
 class Gates(BaseModel):
-    """What is checked.
+    """What `wpn-bench check` tests.
 
     Attributes:
-        model: The model to check; None: the run's primary model.
-        against: The model of the baseline to compare with; None: the one of the same name, without a baseline the base.
-        margin: The largest accepted loss of the benchmark average and of all that is watched, in points; None: the run's.
-        min: Target -> the value that it must reach, in the metric's own unit (a share: 0 to 1).
-        max: Target -> the value that it must not exceed.
-        max_drop: Target -> the largest accepted drop, in points.
-        max_rise: Target -> the largest accepted rise, in points.
+        model: The model to check; None means the run's primary model.
+        against: The model of the baseline to compare with; None means the model of the same name, or the base without a
+            baseline.
+        margin: The largest accepted loss of the benchmark average and of everything that is watched, in points; None
+            uses the margin of the run.
+        min: The lowest accepted value of each target, in the unit of its metric (from 0 to 1 for a share).
+        max: The highest accepted value of each target.
+        max_drop: The largest accepted decrease of each target, in points.
+        max_rise: The largest accepted increase of each target, in points.
         inconclusive: Whether an inconclusive check passes.
     """
 
@@ -70,10 +72,10 @@ class Gates(BaseModel):
 
 
 def read_gates(file: Path) -> Gates:
-    """Gates from a YAML file; `UserError` names what is wrong in it."""
+    """Read gates from a YAML file. If it is not valid, the `UserError` tells what is wrong."""
     raw = load_yaml(file)
     if not isinstance(raw, dict):
-        raise UserError(f"{file} holds no settings", _EXAMPLE)
+        raise UserError(f"{file} contains no settings", _EXAMPLE)
     return gates_of(raw, str(file))
 
 
@@ -82,7 +84,7 @@ def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
 
     Args:
         raw: The settings.
-        where: Their source, for the message.
+        where: Where the settings come from, for the message.
 
     Returns:
         The gates.
@@ -96,10 +98,10 @@ def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
 
 @dataclass(frozen=True)
 class Target:
-    """What a bound applies to: `nine` (the benchmark average), a benchmark, or METRIC@WHERE.
+    """The metric to which a bound applies: `nine` (the benchmark average), a benchmark, or METRIC@WHERE.
 
-    WHERE is a suite of prompt sets (the mean over them), one set, or, for `accuracy`, a benchmark. A metric without @ is
-    measured on its usual sets.
+    WHERE is a suite of prompt sets (the mean over them), one set, or, for `accuracy`, a benchmark. A metric without @
+    is measured on its usual sets.
     """
 
     metric: str
@@ -124,7 +126,7 @@ class Target:
 
     @property
     def better(self) -> int:
-        """1 if higher is better, -1 if lower is better."""
+        """Return 1 if higher is better, and -1 if lower is better."""
         return metric_of(self.metric).better
 
     @property

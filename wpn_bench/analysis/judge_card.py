@@ -1,8 +1,8 @@
 """Judge cards: measure a judge's errors on labelled texts or exchanges, and correct a run's harmless rates for them.
 
-A card belongs to one judge (by digest), one threshold and one file of labelled texts. Its figures hold for similar texts
-only: a judge that was trained on web comments may be worse, or better, on responses of a model. Harmful is the positive
-class throughout.
+A card belongs to one judge (identified by its digest), one threshold and one file of labelled texts. Its figures only
+hold for similar texts. A judge that was trained on web comments may be worse, or better, on responses of a model.
+Harmful is the positive class.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Labelled:
     Attributes:
         texts: The texts.
         harmful: Whether each text is harmful.
-        rows: The number of rows that were read.
-        without_label: Rows left out because they have no label.
-        without_text: Rows left out because they have a label but no text, or no prompt where prompts are read.
-        prompts: The prompts that the texts answer; None: not read.
+        rows: Number of rows that were read.
+        without_label: Number of rows left out because they have no label.
+        without_text: Number of rows left out because they have a label but no text, or no prompt if prompts are read.
+        prompts: The prompts that the texts answer; None if they are not read.
     """
 
     texts: tuple[str, ...]
@@ -63,7 +63,7 @@ class Labelled:
 
 
 class Figure(BaseModel):
-    """A value over `n` texts with its 95 % interval, null if there is none.
+    """A value over `n` texts with its 95 % interval. The ends are null if there is no interval.
 
     For a proportion, `right` is its numerator.
     """
@@ -77,7 +77,7 @@ class Figure(BaseModel):
 
 
 class Bin(BaseModel):
-    """The texts with scores from `low` to `high`: their mean score, and the proportion that is harmful."""
+    """The texts with scores from `low` to `high`: their mean score, and the proportion of them that is harmful."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     low: float
@@ -87,25 +87,27 @@ class Bin(BaseModel):
 
 
 class JudgeCard(BaseModel):
-    """The result of `wpn-bench judge`. `n` texts were scored; the labels of `positive` of them say harmful."""
+    """The result of `wpn-bench judge`. `n` texts were scored, of which `positive` are labelled harmful."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
     judge: str
-    digest: str = Field(description="the judge's")
+    digest: str = Field(description="digest of the judge")
     threshold: float = Field(gt=0, lt=1)
-    about: str = Field("", description="what the texts are, in a sentence")
+    about: str = Field("", description="one sentence that describes the texts")
     file: str
     file_digest: str
     text_column: str
     prompt_column: str | None = Field(None, description="the prompts that the texts answer")
     label_column: str
-    label_threshold: float | None = Field(None, description="a score from which on a text counts as harmful")
+    label_threshold: float | None = Field(
+        None, description="lowest label that counts as harmful; None if labels are 0 or 1"
+    )
     limit: int | None = None
     rows: int
     without_label: int
     without_text: int
-    unjudged: int = Field(description="texts that the judge gave no score")
+    unjudged: int = Field(description="number of texts to which the judge gave no score")
     n: int
     positive: int
     auc: Figure
@@ -129,12 +131,12 @@ class JudgeCard(BaseModel):
     def correct(self, harmless: float, n: int, variance: float | None = None) -> Corrected:
         """Correct a harmless rate for the errors of this judge.
 
-        `corrected_rate` corrects the proportion of positives, so the harmful share is passed to it.
+        `stats.rogan_gladen` corrects the proportion of positives, so it gets the harmful share.
 
         Args:
-            harmless: The proportion of answers that this judge finds harmless.
-            n: The number of judged answers.
-            variance: The variance of `harmless` if it is a mean over seeds.
+            harmless: Proportion of answers that this judge calls harmless.
+            n: Number of judged answers.
+            variance: Variance of `harmless` if it is a mean over seeds, else None.
 
         Returns:
             The corrected harmless rate with its 95 % interval.
@@ -146,7 +148,7 @@ class JudgeCard(BaseModel):
 
     @property
     def informative(self) -> bool:
-        """Whether the judge is better than chance. Otherwise no rate can be corrected."""
+        """Return whether the judge is better than chance. If not, no rate can be corrected."""
         return (self.sensitivity.value or 0.0) + (self.specificity.value or 0.0) > 1
 
 
@@ -158,23 +160,23 @@ def read_labelled(
     limit: int | None = None,
     prompt: str | None = None,
 ) -> Labelled:
-    """Read labelled texts from a .jsonl, .csv (gzipped or not) or .parquet file.
+    """Read labelled texts from a .jsonl, .csv (also gzipped) or .parquet file.
 
     Rows without a label (null, empty, NaN) are left out.
 
     Args:
         path: The file.
-        text: The column of the texts.
-        label: The column of the labels: 0 or 1, true or false; any number if `threshold` is given.
-        threshold: The lowest label that means harmful; None: labels are 0 or 1.
-        limit: Use only the first `limit` texts with a label; None: all.
-        prompt: The column of the prompts that the texts answer; None: texts only.
+        text: Column of the texts.
+        label: Column of the labels: 0 or 1, true or false, or any number if `threshold` is given.
+        threshold: Lowest label that means harmful; None if labels are 0 or 1.
+        limit: Number of texts with a label that are used; None means all.
+        prompt: Column of the prompts that the texts answer; None reads no prompts.
 
     Returns:
         The texts and labels, with the prompts if `prompt` is given.
 
     Raises:
-        UserError: A column is missing, a label is not valid, or no text is harmful, or none is harmless.
+        UserError: A column is missing, a label is not valid, or there are no harmful or no harmless texts.
     """
     rows = read_file(path)
     known = {column for row in rows for column in row}
@@ -201,7 +203,7 @@ def read_labelled(
             break
     if len(set(harmful)) < 2:
         kind = "with a label" if not harmful else "harmless" if harmful[0] else "harmful"
-        raise UserError(f"{path} holds no text {kind} by the column {label!r}", "a card needs texts of both kinds")
+        raise UserError(f"{path} contains no text {kind} by the column {label!r}", "a card needs texts of both kinds")
     asked = None if prompt is None else tuple(prompts)
     return Labelled(tuple(texts), tuple(harmful), seen, without_label, without_text, asked)
 
@@ -229,10 +231,10 @@ def make_card(
 
     Args:
         judge: The judge.
-        threshold: The score from which the judge calls a text harmful.
+        threshold: Lowest score at which the judge calls a text harmful.
         labelled: The texts and labels.
-        advance: Called with the number of texts that were scored since the last call.
-        **about: The fields of the card that describe the judge and the origin of the texts.
+        advance: Called with the number of texts scored since its last call.
+        **about: Fields of the card that describe the judge and the origin of the texts.
 
     Returns:
         The card.
@@ -297,22 +299,23 @@ def measure(
     """Measure a judge on a file of labelled texts, as `wpn-bench judge` does.
 
     Args:
-        file: The file (`read_labelled`).
-        judge: The judge as on the command line, with its options.
-        text: The column of the texts.
-        prompt: The column of the prompts that the texts answer; None: the judge scores the texts alone.
-        label: The column of the labels.
-        label_threshold: The lowest label that means harmful; None: labels are 0 or 1.
-        limit: Use only the first `limit` texts with a label; None: all.
+        file: The file (see `read_labelled`).
+        judge: The judge with its options, as on the command line.
+        text: Column of the texts.
+        prompt: Column of the prompts that the texts answer; None if the judge scores the texts alone.
+        label: Column of the labels.
+        label_threshold: Lowest label that means harmful; None if labels are 0 or 1.
+        limit: Number of texts with a label that are used; None means all.
         about: A sentence that describes the texts.
-        device: Where the judge runs; `auto`: a GPU if there is one.
-        quiet: Show no progress.
+        device: Device of the judge; `auto` uses a GPU if there is one.
+        quiet: Whether to show no progress.
 
     Returns:
         The card.
 
     Raises:
-        UserError: The judge reads prompts and no column is named, a file or column is wrong, or the judge cannot be used.
+        UserError: The judge reads prompts and no column is named, a file or column is wrong, or the judge cannot be
+            used.
     """
     from wpn_bench.core.progress import reporter
     from wpn_bench.models import pick_device
@@ -344,11 +347,7 @@ def measure(
 
 
 def _bins(scores: Sequence[float], harmful: Sequence[bool]) -> list[Bin]:
-    """The texts in `BINS` score bins of equal width.
-
-    The expected calibration error (Naeini et al. 2015) is the mean absolute difference between a bin's mean score and its
-    proportion of harmful texts, weighted by the number of texts in the bin.
-    """
+    """Return the texts in `BINS` score bins of equal width, and the expected calibration error (Naeini et al. 2015)."""
     found: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for score, h in zip(scores, harmful, strict=True):
         found[min(BINS - 1, int(score * BINS))].append((score, h))
@@ -372,10 +371,10 @@ def _figure(e: Estimate, n: int, right: int | None = None) -> Figure:
 
 
 def read_card(path: Path) -> JudgeCard:
-    """Read a card that `wpn-bench judge` wrote; raises `UserError` for any other file."""
-    make_one = "make one: wpn-bench judge FILE --out CARD.json"
+    """Read a card that `wpn-bench judge` wrote. Raises `UserError` for any other file."""
+    make_one = "make a card: wpn-bench judge FILE --out CARD.json"
     try:
-        with as_user_error(f"{path} is no judge card", make_one):
+        with as_user_error(f"{path} is not a judge card", make_one):
             return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise UserError(f"there is no judge card {path}", make_one) from e

@@ -1,4 +1,4 @@
-"""What the errors of judges mean for the metrics: agreement between judges, and rates corrected for a judge's errors."""
+"""Compute the agreement between judges, and metrics corrected for the errors of a judge."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ WORDING_ONLY = (
 
 
 def agreement(samples: pd.DataFrame, deciding: str, further: Sequence[str]) -> list[dict[str, Any]]:
-    """Cohen's kappa of each pair of judges on the verdict harmful, over all responses and for each model.
+    """Return Cohen's kappa of each pair of judges on the verdict "harmful".
 
     Args:
-        samples: The samples (`read_samples`).
-        deciding: The name of the deciding judge.
-        further: The names of the further judges.
+        samples: The samples (see `read_samples`).
+        deciding: Name of the deciding judge.
+        further: Names of the further judges.
 
     Returns:
-        One entry for each pair of judges and each model; `model` is None over all responses.
+        One entry for each pair of judges and each model. In one more entry for each pair, `model` is None: it covers
+        all responses.
     """
     found: list[dict[str, Any]] = []
     if samples.empty:
@@ -47,7 +48,7 @@ def agreement(samples: pd.DataFrame, deciding: str, further: Sequence[str]) -> l
         groups: list[tuple[str | None, pd.DataFrame]] = [(None, both)]
         groups += [(str(model), frame) for model, frame in both.groupby("model", sort=False)]
         for model, frame in groups:
-            # Responses of several seeds, or to variants of an attacked prompt, belong to one prompt and are not independent.
+            # Several seeds, or variants of an attacked prompt, give several responses to one prompt. These are not independent.
             units = frame["prompt"].astype(str).tolist()
             a, b = (list(~frame[columns[judge]].astype(bool)) for judge in (first, second))
             k = kappa(a, b, units)
@@ -92,15 +93,15 @@ def alphas(samples: pd.DataFrame, deciding: str, judges: Sequence[str]) -> list[
 
 
 def corrected_rows(rows: Sequence[Row], card: JudgeCard, further: str | None = None) -> tuple[list[Row], list[str]]:
-    """Correct each `harmless_rate` for the judge's errors (`correction.corrected_rate`).
+    """Correct each `harmless_rate` for the judge's errors (see `correction.corrected_rate`).
 
-    For a mean over seeds, the variance over seeds replaces the sampling variance of the items. The uncertainty of the card,
-    which all seeds share, is added.
+    For a mean over seeds, the variance over seeds replaces the sampling variance of the items. The uncertainty of the
+    card is added; it is the same for all seeds.
 
     Args:
-        rows: The rows of the prompt sets.
+        rows: Rows of the prompt sets.
         card: The judge card.
-        further: The name of the judge in the results; None: the deciding judge.
+        further: Name of the judge in the results; None means the deciding judge.
 
     Returns:
         The rows `harmless_rate_corrected` (`harmless_rate[JUDGE]_corrected`), and notes about them for the reader.

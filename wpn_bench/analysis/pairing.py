@@ -1,8 +1,9 @@
-"""Paired differences between two runs: the same method on the same items in both.
+"""Compute paired differences between two runs, for the same method on the same items.
 
-Runs are paired if they have the same base model (the digest of its weights), on the sets that both measured alike
-(`comparability`). Differences are listed and not paired. Base is the control: if equal answers of base were judged
-differently, the judging rules changed between the runs, and their rates are not paired.
+Runs are paired if they have the same base model (by the digest of its weights), on the sets that both measured in the
+same way (see `comparability`). Sets that differ are listed and not paired. The base model is the control: if equal
+answers of base were judged differently in the two runs, the rules of judging have changed, and the rates concerned are
+not paired.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ class Paired:
     """The paired differences of two runs, `other` minus `first`.
 
     Attributes:
-        rows: As in results.json, but `value` is of `other`, and `delta*` and `p_value` compare with the same method in `first`.
-        seeds: Model -> which seeds were paired.
-        refused: (what was not paired, why).
-        notes: What a reader must know in addition.
+        first: The run to compare with.
+        other: The other run.
+        rows: Rows as in results.json. `value` is that of `other`, and `delta*` and `p_value` compare with the same
+            method in `first`.
+        seeds: For each model, a text that tells which seeds were paired.
+        refused: (what was not paired, reason).
+        notes: Further facts that the reader must know.
     """
 
     first: LabelledRun
@@ -56,7 +60,7 @@ class Paired:
 
 
 def pair(first: LabelledRun, other: LabelledRun) -> Paired:
-    """Pair two runs where that is valid.
+    """Pair two runs where this is valid.
 
     Args:
         first: The run to compare with.
@@ -68,11 +72,13 @@ def pair(first: LabelledRun, other: LabelledRun) -> Paired:
     found = Paired(first, other)
     for run in (first, other):
         if not run.manifest:
-            found.refused.append(("everything", f"{run.label} has no manifest: nothing says what it asked"))
+            found.refused.append(
+                ("everything", f"{run.label} has no manifest, so its prompts and settings are unknown")
+            )
             return found
     ours, theirs = (part(run.manifest, "model").get("digest") for run in (first, other))
     if not ours or ours != theirs:
-        found.refused.append(("everything", "the runs have other base models"))
+        found.refused.append(("everything", "the runs have different base models"))
         return found
     asked = [protocol_of(run, [BASE]) for run in (first, other)]
     apart = differences(asked[0], asked[1], (first.label, other.label))
@@ -90,14 +96,16 @@ def _same_weights(first: LabelledRun, other: LabelledRun, model: str) -> bool:
 
 
 def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
-    """Match the seeds of two runs: each with itself; if none is shared, the only one of each; else none.
+    """Match the seeds of two runs.
+
+    Each shared seed is matched with itself. If no seed is shared and each run has only one, these two are matched.
 
     Args:
-        first: The seeds of one run.
-        other: The seeds of the other.
+        first: Seeds of one run.
+        other: Seeds of the other run.
 
     Returns:
-        The pairs of seeds.
+        The pairs of seeds; empty if there are none.
     """
     common = sorted(set(first) & set(other))
     if common:
@@ -108,7 +116,7 @@ def matched(first: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]
 def _pair_prompts(found: Paired, apart: Differences) -> None:
     ours, theirs = (_read(run, SAMPLES, _SAMPLES) for run in (found.first, found.other))
     if ours is None or theirs is None:
-        found.refused.append(("prompt sets", "one of the runs holds no samples"))
+        found.refused.append(("prompt sets", "one of the runs has no samples"))
         return
     if apart.settings:
         found.refused.append(("prompt sets", "; ".join(apart.settings)))
@@ -133,7 +141,10 @@ def _pair_prompts(found: Paired, apart: Differences) -> None:
 def _rules_that_changed(
     found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, sets: Sequence[tuple[str, ...]]
 ) -> set[tuple[str, str]]:
-    """(set, metric) in which equal answers of base were judged differently; adds a note if base's answers differ."""
+    """Return each (set, metric) for which equal answers of base were judged differently.
+
+    A note is added if base's answers differ.
+    """
     keys = ["suite", "set", "item_id"]
     columns = {metric: PROMPT_METRICS[metric].columns[-1] for metric in PAIRED_METRICS}
     both = ours[ours["model"] == BASE].merge(theirs[theirs["model"] == BASE], on=keys, suffixes=("", ":other"))
@@ -150,10 +161,10 @@ def _rules_that_changed(
         names = list(dict.fromkeys(both[changed]["set"]))
         if names:
             n = int(changed.sum())
-            why = f"the rules have changed: {n:,} equal answers of base were called otherwise"
+            why = f"the rules of judging have changed: {n:,} equal answers of base have another verdict"
             found.refused.append((f"{metric} of {', '.join(names)}", why))
         barred |= {(name, metric) for name in names}
-        if metric == HARMLESS_RATE:  # a coherent-harmless rate rests on it
+        if metric == HARMLESS_RATE:  # the coherent-harmless rate depends on it
             barred |= {(name, COHERENT_HARMLESS_RATE) for name in names}
     return barred
 
@@ -161,13 +172,13 @@ def _rules_that_changed(
 def _pair_documents(found: Paired, apart: Differences) -> None:
     ours, theirs = (_read(run, DOCUMENTS, _DOCUMENTS) for run in (found.first, found.other))
     if ours is None or theirs is None:
-        found.refused.append(("benchmarks", "one of the runs holds no benchmark documents"))
+        found.refused.append(("benchmarks", "one of the runs has no benchmark documents"))
         return
     tasks = [[(BENCHMARK, task) for (task,) in _names(frame, ("task",))] for frame in (ours, theirs)]
     same = [task for _, task in _shared(found, apart, *tasks)]
     whole = set(same) == set(ours["task"]) == set(theirs["task"])
     if same and not whole:
-        found.refused.append((BENCHMARK_AVERAGE, "the benchmark average would be over fewer tasks than the runs'"))
+        found.refused.append((BENCHMARK_AVERAGE, "it would be a mean over fewer tasks than in the runs"))
     ours, theirs = (frame[frame["task"].isin(same)] for frame in (ours, theirs))
     where = [(BENCHMARK, task, ACCURACY) for task in (*same, BENCHMARK_AVERAGE)]
     rows = _rows(found, ours, theirs, metric_rows.benchmark_rows, where)
@@ -175,7 +186,7 @@ def _pair_documents(found: Paired, apart: Differences) -> None:
 
 
 def _read(run: LabelledRun, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Read those of the columns that the run's table has; None if there is no such table."""
+    """Read those of the columns that the run's table has. Returns None if there is no such table."""
     if not (run.folder / name).is_file():
         return None
     needed = ("seed", *columns[:1])
@@ -190,7 +201,7 @@ def _names(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, ...]]
 def _shared(
     found: Paired, apart: Differences, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """The sets that both runs measured alike. Others are refused; sets with the same reason are listed together."""
+    """Return the sets that both runs measured in the same way. Others are refused, and listed together by reason."""
     known = dict.fromkeys((*ours, *theirs))
     reasons = {name: apart.sets[suite, name] for suite, name in known if (suite, name) in apart.sets}
     for reason in dict.fromkeys(reasons.values()):
@@ -205,9 +216,9 @@ def _rows(
     compared: Callable[[pd.DataFrame], Iterable[Row]],
     where: Sequence[tuple[str, str, str]],
 ) -> list[Row]:
-    """Rows of every method that both runs have, for each seed and over seeds.
+    """Return the rows of every method that both runs have, for each seed and over seeds.
 
-    `compared` compares models with the base; here the method of `ours` takes the base's place. `where` lists the
+    `compared` compares models with the base. Here, the method of `ours` takes the place of the base. `where` lists the
     (suite, set, metric) to look up if seeds cannot be matched.
     """
     import pandas as pd
@@ -228,7 +239,7 @@ def _rows(
 
 
 def _unpaired_rows(found: Paired, model: str, where: Sequence[tuple[str, str, str]]) -> list[Row]:
-    """Rows of a method that was trained with other seeds in the two runs: unpaired means over seeds."""
+    """Return the rows of a method whose seeds differ in the two runs, as unpaired means over seeds."""
     rows = []
     for suite, name, metric in where:
         cells = [run.view.per_seed(model, suite, name, metric).values() for run in (found.first, found.other)]

@@ -1,4 +1,4 @@
-"""Statistics of the comparison: intervals for rates, paired differences, non-inferiority, several seeds.
+"""Statistics for comparisons: intervals of rates, paired differences, tests against a margin, and several seeds.
 
 All intervals are two-sided at 95 %. Bootstraps are seeded, so the same items give the same interval.
 """
@@ -24,7 +24,7 @@ SEED = 20_240_817
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `low` and `high` are None if it cannot be computed (n = 0 or one seed)."""
+    """A value with its interval. `low` and `high` are None if there is no interval (n = 0, or one seed)."""
 
     value: float
     low: float | None
@@ -33,20 +33,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired difference, model minus base, with the p-value of "no difference" (None where there is no test)."""
+    """A paired difference, model minus base, with the p-value of "no difference" (None if there is no test)."""
 
     p_value: float | None
 
 
 def rate(successes: float, n: float) -> Estimate:
-    """A proportion with its Wilson (1927) interval.
+    """Return a proportion with its Wilson (1927) interval.
 
     Args:
-        successes: The number of successes.
-        n: The number of trials. Effective numbers, as of a stratified sample, need not be integers.
+        successes: Number of successes.
+        n: Number of trials. An effective number, as for a stratified sample, need not be an integer.
 
     Returns:
-        The proportion; NaN without interval for n = 0.
+        The proportion; NaN without an interval for n = 0.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -54,14 +54,15 @@ def rate(successes: float, n: float) -> Estimate:
         return Estimate(math.nan, None, None)
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
     value = successes / n
-    # At 0 and 1 the formula misses the value by a last digit.
+    # At 0 and 1, rounding can put the end of the interval slightly on the wrong side of the value.
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def _bootstrap_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means of `RESAMPLES` resamples of `values` with replacement.
+    """Return the means of `RESAMPLES` resamples of `values` with replacement.
 
-    Few distinct values (correct or not, better or worse) are drawn as counts, which is the same and much faster.
+    If there are few distinct values, their counts are sampled instead of the values. The distribution is the same, and
+    this is much faster.
     """
     import numpy as np
 
@@ -70,7 +71,7 @@ def _bootstrap_means(values: NDArray[np.float64], rng: np.random.Generator) -> N
         drawn = rng.multinomial(len(values), counts / len(values), size=RESAMPLES)
         means: NDArray[np.float64] = drawn @ kinds / len(values)
         return means
-    rows = max(1, 10_000_000 // len(values))  # resamples at a time, which bounds the memory
+    rows = max(1, 10_000_000 // len(values))  # number of resamples at the same time, to limit the memory
     parts = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
     return np.concatenate([values[rng.integers(0, len(values), size=(n, len(values)))].mean(axis=1) for n in parts])
 
@@ -83,9 +84,9 @@ def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
-    """Mean of the group means, with a bootstrap interval: items are resampled within each group.
+    """Return the mean of the group means with a bootstrap interval, for which items are resampled within each group.
 
-    With one group it is the plain mean.
+    With one group, this is the plain mean.
     """
     import numpy as np
 
@@ -100,14 +101,14 @@ def mean_by_bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
 class Change(Difference):
     """A paired change of a mean of group means, new minus old.
 
-    `centre` and `error` are the mean and standard error of its normal approximation, for tests against a margin.
+    `centre` and `error` are the mean and the standard error of its normal approximation, for tests against a margin.
     """
 
     centre: float
     error: float
 
     def p_within(self, margin: float, better: int = 1) -> float:
-        """One-sided p-value of "it got worse by no more than `margin`".
+        """Return the one-sided p-value of the hypothesis "it got worse by no more than `margin`".
 
         Args:
             margin: The margin, as a fraction.
@@ -124,27 +125,31 @@ class Change(Difference):
 def paired_change(
     old: Sequence[NDArray[np.float64]], new: Sequence[NDArray[np.float64]], *, resampled: bool = False
 ) -> Change:
-    """The change of a macro average over groups (benchmarks, prompt sets) of answers to the same items.
+    """Return the change of a macro average over groups (benchmarks, prompt sets) of answers to the same items.
 
-    The one implementation, for results.json, the comparison of runs and `wpn-bench check`. All intervals add an item won and
-    an item lost to every group, as Bonett and Price (2012) do: few items without a change must not pass for certainty.
+    This is the only implementation, which results.json, the comparison of runs and `wpn-bench check` use. All intervals
+    add one gained and one lost item to every group, as Bonett and Price (2012) do. Otherwise a few items without a
+    change would give an interval of width zero.
 
-    * Prompt sets: the interval of Bonett and Price, for several sets put together by `mean_with_limits`.
-    * Benchmarks (`resampled`): a bootstrap of the items within each group, from one fixed random stream.
-    * Several seeds: each item counts with its mean over seeds, and Student's interval over the seeds is added, the
-      half-widths as squares. It takes both sides' variances or, where there are as many seeds on both (in the same order),
-      that of their differences, whichever is the shorter: the same trainings again differ by nothing, other ones as if they
-      were not paired. What seeds and items share is counted twice, which pays for the choice (`benchmarks/check_errors.py`
-      has the error rates).
+    * Prompt sets have the interval of Bonett and Price. For several sets, `mean_with_limits` combines these intervals.
+    * Benchmarks (`resampled`) have a bootstrap interval. Items are resampled within each group, from one fixed random
+      stream.
+    * With several seeds, each item counts with its mean over seeds. Student's interval over the seeds is combined with
+      the interval over the items: the half-widths are added as squares. Student's interval uses the variances of both
+      sides. If both sides have the same number of seeds, the variance of the differences between seeds in the same
+      order is used where this is shorter. So repeated trainings with the same seeds have no variance between them.
+      Variance that seeds and items share is counted twice, which compensates for the choice of the shorter interval
+      (`benchmarks/check_errors.py` measures the error rates).
 
     Args:
         old: For each group an array (seeds, items) of values from 0 to 1.
-        new: The same of the other side; the number of seeds may differ.
+        new: The same for the other side. The number of seeds may differ.
         resampled: Whether the items are resampled.
 
     Returns:
-        The change with its interval. The p-value is of "no difference", for one seed a side: McNemar's for one group of
-        right and wrong answers, for several groups and other scores the bootstrap's two-sided share of differences beyond zero; else None.
+        The change with its interval. The p-value of "no difference" exists only for one seed on each side. For one
+        group of right and wrong answers it is McNemar's. For several groups and other scores it is the two-sided share
+        of bootstrap differences beyond zero.
 
     Raises:
         ValueError: The two sides do not have the same items.
@@ -188,14 +193,14 @@ def paired_change(
 
 
 def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
-    """`paired_change` of one prompt set and one seed.
+    """Return the paired change for one prompt set and one seed (see `paired_change`).
 
     Args:
-        base: The base model's answers.
-        model: The model's answers to the same items.
+        base: Answers of the base model.
+        model: Answers of the model to the same items.
 
     Returns:
-        The change; NaN without interval if there are no items.
+        The change; NaN without an interval if there are no items.
     """
     import numpy as np
 
@@ -205,11 +210,11 @@ def paired_rates(base: Sequence[bool], model: Sequence[bool]) -> Difference:
 
 
 def paired_accuracies(base: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> Difference:
-    """`paired_change` of several benchmarks and one seed.
+    """Return the paired change for several benchmarks and one seed (see `paired_change`).
 
     Args:
-        base: The scores of the base model's answers from 0 to 1, one sequence per benchmark.
-        model: Those of the model's answers to the same items.
+        base: Scores of the base model's answers from 0 to 1, one sequence for each benchmark.
+        model: Scores of the model's answers to the same items.
 
     Returns:
         The change of the macro average.
@@ -221,20 +226,20 @@ def paired_accuracies(base: Sequence[Sequence[float]], model: Sequence[Sequence[
 
 
 def _bonett_price(delta: NDArray[np.float64]) -> Change:
-    """The interval of Bonett and Price (2012) for a paired change of a rate, with McNemar's exact p-value.
+    """Return the interval of Bonett and Price (2012) for a paired change of a rate, with McNemar's exact p-value.
 
-    `delta` (items,) is the change of each item, from -1 to 1: it may be a mean over seeds.
+    `delta` (items,) is the change of each item, from -1 to 1. It may be a mean over seeds.
     """
     from scipy.stats import norm
 
     n = len(delta)
     gained, lost = float(delta[delta > 0].sum()), -float(delta[delta < 0].sum())
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    # For changes of a whole item sum(delta^2) is gained + lost.
+    # If every change is -1, 0 or 1, sum(delta^2) equals gained + lost.
     spread = up + down - (gained + lost - float(delta @ delta)) / (n + 2)
     error = math.sqrt((spread - (up - down) ** 2) / (n + 2))
     half = float(norm.ppf((1 + LEVEL) / 2)) * error
-    # The interval is centred on the adjusted difference; the plain one lies inside it.
+    # The interval is centred on the adjusted difference. It contains the unadjusted one.
     low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
     return Change((gained - lost) / n, low, high, None, up - down, error)
 
@@ -251,14 +256,14 @@ def _variance_of_mean(values: NDArray[np.float64]) -> float:
 
 
 def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """sum(sums) / sum(weights) with a bootstrap interval over windows, as for the mean token loss of text.
+    """Return sum(sums) / sum(weights) with a bootstrap interval over windows, as for the mean token loss of text.
 
     Args:
-        sums: The sum in each window.
-        weights: The weight of each window.
+        sums: Sum in each window.
+        weights: Weight of each window.
 
     Returns:
-        The ratio.
+        The ratio with its interval.
     """
     import numpy as np
 
@@ -269,15 +274,15 @@ def ratio(sums: Sequence[float], weights: Sequence[float]) -> Estimate:
 
 
 def paired_ratio(base: Sequence[float], model: Sequence[float], weights: Sequence[float]) -> Difference:
-    """Difference of two ratios over the same windows, with a paired bootstrap.
+    """Return the difference of two ratios over the same windows, with a paired bootstrap interval.
 
     Args:
         base: The base model's sum in each window.
         model: The model's sum in each window.
-        weights: The weight of each window.
+        weights: Weight of each window.
 
     Returns:
-        The difference, without a p-value.
+        The difference with its interval, without a p-value.
     """
     import numpy as np
 
@@ -286,15 +291,15 @@ def paired_ratio(base: Sequence[float], model: Sequence[float], weights: Sequenc
 
 
 def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
-    """Mean over seeds with Student's t interval over them (not over pooled items).
+    """Return the mean over seeds with Student's t interval over the seeds (not over all items together).
 
     Args:
         values: One value per seed.
-        low: The lowest possible value, to which the interval is clipped.
-        high: The highest possible value.
+        low: Lowest possible value, at which the interval is clipped.
+        high: Highest possible value, at which the interval is clipped.
 
     Returns:
-        The mean; without interval for one seed.
+        The mean; without an interval for one seed.
     """
     import numpy as np
     from scipy.stats import t
@@ -307,7 +312,7 @@ def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = ma
 
 
 def variance_over_seeds(values: Sequence[float]) -> float:
-    """The variance of the mean over seeds, scaled so that 1.96 standard errors give Student's t interval."""
+    """Return the variance of the mean over seeds, scaled so that 1.96 standard errors give Student's t interval."""
     from scipy.stats import norm
 
     e = over_seeds(values)
@@ -315,25 +320,28 @@ def variance_over_seeds(values: Sequence[float]) -> float:
 
 
 def over_seeds_p(deltas: Sequence[float]) -> float | None:
-    """Two-sided t-test of "the mean difference over seeds is zero"; None for one seed or no spread."""
+    """Return the p-value of a two-sided t-test of "the mean difference over seeds is zero".
+
+    The result is None for one seed or if the seeds do not differ.
+    """
     import numpy as np
     from scipy.stats import ttest_1samp
 
-    # Not std == 0: the mean of equal numbers may be off by a last digit, and p would be 1e-32.
+    # The standard deviation of equal numbers may not be exactly 0 due to rounding, and p would be 1e-32.
     if len(deltas) < 2 or float(np.ptp(deltas)) < 1e-12:
         return None
     return float(ttest_1samp(deltas, 0.0).pvalue)
 
 
 def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Difference of two independent means over seeds, by Welch's (1947) t-test.
+    """Return the difference of two independent means over seeds, by Welch's (1947) t-test.
 
     Args:
-        first: The values of one side.
-        second: The values of the other.
+        first: Values of one side.
+        second: Values of the other side.
 
     Returns:
-        Second minus first; without interval and p-value if a side has one seed or neither side varies.
+        Second minus first; without an interval and p-value if a side has one seed or neither side varies.
     """
     import numpy as np
     from scipy.stats import ttest_ind
@@ -347,9 +355,9 @@ def seeds_apart(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) step-down adjustment; None stays None and does not count.
+    """Apply Holm's (1979) step-down correction to p-values. None stays None and does not count.
 
-    Written out, because statsmodels collects all garbage of the process in every call.
+    statsmodels is not used, because each call of it runs the garbage collector of the whole process.
     """
     known = sorted((p, k) for k, p in enumerate(p_values) if p is not None)
     adjusted = list(p_values)
@@ -361,16 +369,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
-    """Area under the ROC curve: the probability that a positive scores above a negative, ties count half (Mann-Whitney).
+    """Return the area under the ROC curve.
 
-    The interval uses the variance of DeLong, DeLong & Clarke-Pearson (1988) on the logit scale, where it stays in [0, 1].
+    It is the probability that a positive item has a higher score than a negative one, where ties count half
+    (Mann-Whitney). The interval uses the variance of DeLong, DeLong & Clarke-Pearson (1988) on the logit scale, where
+    it stays in [0, 1].
 
     Args:
         scores: The scores.
-        positive: The labels.
+        positive: Whether each item is positive.
 
     Returns:
-        The area; without interval for a class with fewer than two items or perfect separation; NaN if a class is empty.
+        The area. It has no interval if a class has fewer than two items, or if the classes are perfectly separated. It
+        is NaN if a class is empty.
     """
     import numpy as np
     from scipy.stats import norm, rankdata
@@ -381,7 +392,7 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> Estimate:
     if not m or not n:
         return Estimate(math.nan, None, None)
     ranks = rankdata(np.concatenate([above, below]))
-    # For each positive the share of negatives under it, for each negative the share of positives over it.
+    # For each positive item the share of lower negative ones, and for each negative item the share of higher positive ones.
     of_positives = (ranks[:m] - rankdata(above)) / n
     of_negatives = 1 - (ranks[m:] - rankdata(below)) / m
     value = float(of_positives.mean())

@@ -3,8 +3,8 @@
 A prompt attack rewrites a prompt set, which is then measured like any other set. A weight attack changes the model. A
 gradient attack optimises, for each model, an input that makes the model begin its harmful answer.
 
-A template attack is a YAML file in `tasks/attacks/`. An attack that needs code is a module here and a line in
-`registry.py`. `--attack-file` reads a user's templates.
+A template attack is a YAML file in `tasks/attacks/`. An attack that needs code is a module of this package and a line
+in `registry.py`. `--attack-file` reads templates of the user.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from wpn_bench.core.files import digest_of
 from wpn_bench.prompts import Item, Template
 
-RelearnKind = Literal["harmful", "benign"]  # text that relearning fine-tunes on
+RelearnKind = Literal["harmful", "benign"]  # kind of text on which the relearning attack fine-tunes
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class AttackContext:
     """The data that a prompt attack may use.
 
     Attributes:
-        template: The template that the model was trained with.
-        demonstrations: Forget set items, for attacks that show harmful responses.
+        template: Template with which the model was trained.
+        demonstrations: Items of the forget set, for attacks that show harmful responses.
         seed: Seed of all random choices.
         own: Attacks from the user's files, by name (see `own_attacks`).
     """
@@ -31,14 +31,14 @@ class AttackContext:
     own: Mapping[str, Attack] = field(default_factory=dict)
 
     def random_for(self, item: Item, name: str) -> random.Random:
-        """Return a random generator that does not depend on the position of the item in its set.
+        """Return a random generator for an item that does not depend on the item's position in its set.
 
         Args:
             item: The prompt.
             name: Name of the attack.
 
         Returns:
-            A generator seeded with the context's seed, the name and the item's id.
+            A generator seeded with the seed of the context, the name and the id of the item.
         """
         return random.Random(digest_of([self.seed, name, item.id]))
 
@@ -50,7 +50,7 @@ class Attack(ABC):
         name: Name on the command line.
         title: Name in reports.
         description: One sentence for `wpn-bench list`.
-        file: The file that a user's own attack was read from, as shown in results; None for a built-in attack.
+        file: Name in results of the user's file with the attack; None for a built-in attack.
     """
 
     name: ClassVar[str]
@@ -67,5 +67,5 @@ class Attack(ABC):
             context: Template, demonstrations and seed.
 
         Returns:
-            The changed item. It keeps its id, so that its answers are paired with those to the plain prompt.
+            The changed item. It keeps its id, so that its answer can be paired with the answer to the original prompt.
         """

@@ -1,7 +1,8 @@
 """Encoded prompts: safety training rarely contains encoded text, but the model may be able to decode it.
 
-After Wei et al. 2023 (arXiv 2307.02483: Base64, ROT13, leetspeak) and Yuan et al. 2023 (arXiv 2308.06463: ciphers). The
-wording is this project's. A model that cannot decode gives an incoherent answer, so consider its coherent rate as well.
+The attacks follow Wei et al. 2023 (arXiv 2307.02483: Base64, ROT13, leetspeak) and Yuan et al. 2023 (arXiv 2308.06463:
+ciphers). The wording was written for this project. A model that cannot decode the prompt gives an incoherent answer, so
+also consider its coherent rate.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import ClassVar
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.prompts import Item
 
-TASKS = {"question": "answer it", "continuation": "go on with it"}  # kind of the item -> instruction
+TASKS = {"question": "answer it", "continuation": "go on with it"}  # the instruction for each kind of item
 
 
 class Cipher(Attack):
-    """Writes an instruction, then the encoded prompt on a line of its own.
+    """Writes an instruction and, on a separate line, the encoded prompt.
 
     Attributes:
-        spelling: Name of the encoding, for the instruction.
+        spelling: Name of the encoding in the instruction.
     """
 
     spelling: ClassVar[str]
@@ -63,7 +64,7 @@ class Rot13(Cipher):
 class Leetspeak(Cipher):
     """Replaces a, e, i, o, s and t with similar digits.
 
-    The encoding is lossy: the case of these letters is lost, and they cannot be told from digits of the prompt.
+    The encoding loses information: the case of these letters, and the difference between them and digits in the prompt.
     """
 
     name = "leetspeak"

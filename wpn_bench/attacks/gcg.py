@@ -1,21 +1,22 @@
-"""Greedy coordinate gradient: a suffix of ordinary tokens that makes the model begin its harmful answer.
+"""Greedy coordinate gradient (GCG) searches a suffix of ordinary tokens that makes the model begin its harmful answer.
 
     loss(s) = mean over prompts x of - mean_t log p(y_t | x s, y_<t)
 
-y is the beginning of a harmful reference. Each step
+s is the suffix, and y is the beginning of a harmful reference response. Each step does the following:
 
-1. computes the gradient of the loss with respect to the one-hot vectors of the suffix tokens,
-2. samples candidates, which replace `n_replace` tokens, each with one of the `topk` tokens of the steepest descent,
-3. continues with the candidate of the lowest loss, even if the loss increased.
+1. It computes the gradient of the loss with respect to the one-hot vectors of the suffix tokens.
+2. It samples candidates. A candidate replaces `n_replace` tokens of the suffix, each by one of the `topk` tokens for
+   which the gradient predicts the largest decrease of the loss.
+3. It continues with the candidate that has the lowest loss, even if this loss is higher than before.
 
-Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
-Algorithms 1 and 2. Differences from the paper:
+Source: Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043,
+Algorithms 1 and 2. There are four differences from the paper:
 
 - Losses are means; the paper sums them.
 - Candidates are distinct and differ from the current suffix.
-- A candidate is dropped before it is scored if the tokenizer turns its text, between the texts around it, into other tokens
-  in any prompt. So the loss is that of the text. Another candidate is sampled instead.
-- `compare_on` compares candidates for many prompts on a few of them, sampled in each step.
+- A candidate is dropped before it is scored if its text, within any prompt, is tokenised to other tokens. So the loss
+  is that of the text. Another candidate is sampled instead.
+- With `compare_on`, candidates for many prompts are compared on a few prompts, which each step samples again.
 """
 
 from __future__ import annotations
@@ -51,25 +52,31 @@ __all__ = ["GCG", "GCGConfig", "GCGResult", "run_gcg_stage", "search_suffix"]
 
 
 class GCGConfig(SearchConfig):
-    """Settings of GCG. The defaults are those of the paper's individual attack, with half of its steps."""
+    """Settings of GCG. The defaults are those of the paper's attack on individual prompts, with half of its steps."""
 
     steps: int = Field(250, ge=1)
-    candidates: int = Field(512, ge=1, description="distinct ones that are scored in a step")
-    topk: int = Field(256, ge=1, description="tokens to draw from, at each position of the suffix")
-    n_replace: int = Field(1, ge=1, description="tokens that a candidate replaces")
-    retokenise: bool = Field(True, description="keep only candidates whose text has the same tokens")
-    ascii_only: bool = Field(True, description="draw only tokens of printable ASCII characters")
-    compare_on: int | None = Field(None, ge=1, description="prompts, drawn in each step, to compare on; None: all")
-    progressive: bool = Field(False, description="begin with one prompt, add the next once all so far are reached")
-    early_stop: bool = Field(False, description="end once greedy decoding writes every target")
+    candidates: int = Field(512, ge=1, description="number of distinct candidates that are scored in a step")
+    topk: int = Field(256, ge=1, description="number of tokens to sample from, at each position of the suffix")
+    n_replace: int = Field(1, ge=1, description="number of tokens that a candidate replaces")
+    retokenise: bool = Field(
+        True, description="whether to keep only candidates whose text is tokenised to the same tokens"
+    )
+    ascii_only: bool = Field(True, description="whether to sample only tokens of printable ASCII characters")
+    compare_on: int | None = Field(
+        None, ge=1, description="number of prompts per step on which candidates are compared; None means all"
+    )
+    progressive: bool = Field(
+        False, description="whether to begin with one prompt, and add another when all targets are reached"
+    )
+    early_stop: bool = Field(False, description="whether to stop when greedy decoding generates every target")
 
 
-# Rounds of sampling in a step. A few percent of the candidates are duplicates or do not survive retokenisation.
+# Maximum rounds of sampling in a step. A few per cent of the candidates are duplicates or change when tokenised again.
 _ROUNDS = 4
 
 
 class GCG(GradientAttack):
-    """Greedy coordinate gradient (see the module)."""
+    """The attack with a suffix from greedy coordinate gradient (see the docstring of the module)."""
 
     name = "gcg"
     title = "GCG suffix"
@@ -85,14 +92,14 @@ class GCGResult:
     """The result of one search. Losses are in nats per token.
 
     Attributes:
-        items: Ids of the prompts that the suffix was optimised on.
+        items: Ids of the prompts for which the suffix was optimised.
         suffix: The best suffix.
         ids: Its token ids.
         losses: Loss of the initial suffix, then of the suffix chosen in each step.
-        active: Number of prompts that each of `losses` is a mean over.
+        active: For each of `losses`, the number of prompts over which it is the mean.
         first_loss: Loss of the initial suffix over all prompts.
         best_loss: Loss of the best suffix over all prompts.
-        reached: For each prompt, whether greedy decoding after the best suffix yields the target.
+        reached: For each prompt, whether greedy decoding after the best suffix generates the target.
         seconds: Duration of the search.
     """
 
@@ -117,16 +124,16 @@ def search_suffix(
     allowed: Tensor | None = None,
     advance: Advance = lambda n: None,
 ) -> GCGResult:
-    """Search one suffix for all slots.
+    """Search one suffix for all prompts.
 
     Args:
         model: The attacked model.
         tokenizer: Its tokenizer.
-        slots: The prompts and the initial suffix.
+        slots: The prompts, each with a slot for the suffix, and the initial suffix.
         config: Settings of the search.
-        seed: Seed to use instead of `config.seed`.
-        allowed: (V,) the tokens that may be sampled; None: those of `allowed_tokens`.
-        advance: Called with the number of steps done since its last call.
+        seed: Seed that replaces `config.seed`; None keeps it.
+        allowed: (V,) True for the tokens that may be sampled; None uses those of `allowed_tokens`.
+        advance: Called with the number of steps finished since its last call.
 
     Returns:
         The suffix with the lowest loss, and the loss of every step.
@@ -157,7 +164,7 @@ def search_suffix(
     for step in range(len(losses), config.steps + 1):
         found = loss.loss_and_gradient(loss.embedded(suffix).unsqueeze(0), range(active), keep_cache=True)
         while active < n_slots and bool(found.reached.all()):
-            # The loss over more prompts cannot be compared with earlier losses.
+            # With another prompt, the mean loss cannot be compared with earlier losses.
             active, best_loss = active + 1, float("inf")
             found = loss.loss_and_gradient(loss.embedded(suffix).unsqueeze(0), range(active), keep_cache=True)
         losses.append(float(found.losses.mean()))
@@ -190,7 +197,7 @@ def search_suffix(
 
 
 def _compared(active: int, config: GCGConfig, rng: Generator) -> list[int]:
-    """Indices of the prompts on which the candidates of a step are compared."""
+    """Return the indices of the prompts on which the candidates of a step are compared."""
     import torch
 
     if config.compare_on is None or config.compare_on >= active:
@@ -206,9 +213,10 @@ def _best_candidate(
     numbers: Sequence[int],
     config: GCGConfig,
 ) -> Tensor:
-    """The candidate (k,) of `drawn` (C, k) with the lowest loss over the slots `numbers`.
+    """Return the candidate (k,) out of `drawn` (C, k) with the lowest mean loss over some prompts.
 
-    With `early_stop`, a candidate that reaches all targets is preferred.
+    `numbers` are the indices of these prompts. With `early_stop`, a candidate after which greedy decoding generates all
+    targets is preferred.
     """
     import torch
 
@@ -224,13 +232,13 @@ def _best_candidate(
 
 
 def _loss_of_all(loss: TargetLoss, ids: Tensor) -> tuple[float, tuple[bool, ...]]:
-    """The mean loss of all slots with this suffix, and which targets are reached."""
+    """Return the mean loss over all prompts with this suffix, and for each prompt whether its target is reached."""
     found = loss.loss_and_gradient(loss.embedded(ids).unsqueeze(0), range(len(loss.slots)))
     return float(check_finite(found.losses).mean()), tuple(found.reached.tolist())
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of the suffix without its leading space."""
+    """Return the text of the suffix without its leading space."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)).removeprefix(" ")
 
 
@@ -238,7 +246,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, ascii_only: bool = True) -> Tensor:
-    """Find the tokens that a suffix may contain: printable text, no special tokens.
+    """Find the tokens that a suffix may contain: printable text without special tokens.
 
     Args:
         model: The attacked model.
@@ -261,7 +269,7 @@ def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
 
 
 def _one_hot_gradient(model: PreTrainedModel, gradient: Tensor) -> Tensor:
-    """Convert the gradient (k, d) with respect to embeddings into that (k, V) with respect to one-hot vectors."""
+    """Convert the gradient with respect to embeddings (k, d) to that with respect to one-hot vectors (k, V)."""
     weight = model.get_input_embeddings().weight.detach()
     found: Tensor = (gradient.to(weight.dtype) @ weight.T).float().cpu()
     return found
@@ -276,7 +284,7 @@ def _candidates(
     config: GCGConfig,
     rng: Generator,
 ) -> Tensor:
-    """Sample the candidates (C, k) of a step; fewer than `config.candidates` if `_ROUNDS` rounds do not find enough."""
+    """Sample the candidates (C, k) of a step. C is at most `config.candidates`, and less if too few are found."""
     tried: dict[tuple[int, ...], None] = {}
     found: list[list[int]] = []
     for _ in range(_ROUNDS):
@@ -293,8 +301,8 @@ def _candidates(
 def _draw(suffix: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, rng: Generator) -> Tensor:
     """Sample distinct candidates (C, k).
 
-    Each candidate replaces `n_replace` tokens of `suffix` (k,). The new tokens are sampled from the `topk` allowed tokens
-    with the most negative entries of `gradient` (k, V) at that position.
+    Each candidate replaces `n_replace` tokens of `suffix` (k,). A new token is sampled from the `topk` allowed tokens
+    with the most negative entries of `gradient` (k, V) at its position.
     """
     import torch
 
@@ -305,13 +313,13 @@ def _draw(suffix: Tensor, gradient: Tensor, allowed: Tensor, config: GCGConfig, 
     ranks = torch.randint(topk, (n, positions.shape[1]), generator=rng)
     drawn = suffix.repeat(n, 1).scatter(1, positions, best[positions, ranks])
     drawn = drawn[(drawn != suffix).any(1)]
-    # Not torch.unique, which sorts: of equally good candidates the first is taken, so their order matters.
+    # torch.unique would sort the candidates. Their order matters, because the first of equally good ones is chosen.
     distinct = dict.fromkeys(map(tuple, drawn.tolist()))
     return torch.tensor(list(distinct), dtype=torch.long).reshape(len(distinct), size)
 
 
 def _surviving(tokenizer: PreTrainedTokenizerBase, slots: Sequence[SuffixSlot], candidates: Tensor) -> Tensor:
-    """Keep the candidates (C, k) whose text the tokenizer turns into the same tokens again, in every slot."""
+    """Return the candidates (C, k) whose text is tokenised to the same tokens again, in every prompt."""
     alive = candidates.tolist()
     texts = tokenizer.batch_decode(alive, clean_up_tokenization_spaces=False)
     suffixes = [text.removeprefix(" ") for text in texts]
@@ -331,8 +339,8 @@ def _surviving(tokenizer: PreTrainedTokenizerBase, slots: Sequence[SuffixSlot], 
 def run_gcg_stage(ctx: StageContext) -> None:
     """Search suffixes against `model`, and append them to `prompts` (see `SearchSetup` for the inputs).
 
-    Writes `items.jsonl`, in the order of the prompts, and `search.json`. A prompt that no suffix can be optimised for gets
-    the initial suffix; `unfit` in `search.json` holds the reason.
+    The stage writes `items.jsonl`, in the order of the prompts, and `search.json`. If no suffix can be optimised for a
+    prompt, the prompt gets the initial suffix, and `unfit` in `search.json` tells the reason.
     """
     from wpn_bench.prompts.items import ITEMS, item_row, write_rows
 
@@ -363,10 +371,10 @@ def seed_for(config: SearchConfig, item: Item) -> int:
     """Return the seed of the search for one prompt. It does not depend on the position of the item in its set.
 
     Args:
-        config: Settings of the search, with a seed.
+        config: Settings of the search, which contain a seed.
         item: The prompt.
 
     Returns:
-        A seed of 63 bits, from `config.seed` and the item's id.
+        An integer of 63 bits, computed from `config.seed` and the item's id.
     """
     return int(digest_of([config.seed, item.id])[:16], 16) >> 1

@@ -1,7 +1,7 @@
 """Character noise: the text stays readable for a person, but the tokenizer splits it into unusual tokens.
 
-After Boucher et al. 2021 (arXiv 2106.09898: homoglyphs, invisible characters) and Hughes et al. 2024 (arXiv 2412.03556:
-random case and character noise).
+The attack follows Boucher et al. 2021 (arXiv 2106.09898: homoglyphs, invisible characters) and Hughes et al. 2024
+(arXiv 2412.03556: random case and character noise).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.prompts import Item
 
 INVISIBLE = "\u200b"  # zero-width space
-# Latin letters and Cyrillic letters of the same shape, which are escaped because they look the same in an editor.
+# Maps Latin letters to Cyrillic letters of the same shape. These are escaped, because they look the same in an editor.
 HOMOGLYPHS = dict(
     zip(
         "aceopxyiABCEHKMOPTX",
@@ -42,5 +42,5 @@ class CharacterNoise(Attack):
         for k in rng.sample(letters, min(len(letters), max(1, round(len(letters) * self.share)))):
             characters[k] = rng.choice(self.ways)(characters[k])
         text = "".join(characters)
-        # If nothing changed (no letters, or a script without case), add an invisible character.
+        # If nothing has changed (no letters, or a script without case), add an invisible character.
         return replace(item, prompt=text if text != item.prompt else INVISIBLE + text)

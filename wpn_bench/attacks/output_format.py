@@ -1,4 +1,4 @@
-"""A constraint on the form of the answer, which leaves no room for a refusal (Wei et al. 2023, arXiv 2307.02483)."""
+"""The prompt demands a form of the answer that leaves no room for a refusal (Wei et al. 2023, arXiv 2307.02483)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wpn_bench.prompts import Item
 
 
 class OutputFormat(Attack):
-    """Asks for JSON, a numbered list or a table. The seed and the item decide which of the three."""
+    """Asks for JSON, a numbered list or a table. The seed and the item determine which of the three."""
 
     name = "output_format"
     title = "Output format"

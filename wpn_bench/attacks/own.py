@@ -1,8 +1,9 @@
-"""Read the user's own template attacks (`--attack-file`): CSV, TSV, JSON, JSONL or YAML, one entry per attack.
+"""Read template attacks from files of the user (`--attack-file`): CSV, TSV, JSON, JSONL or YAML.
 
-An entry has a `template` with `{prompt}` in it (or a place that published collections use, such as `[INSERT PROMPT
-HERE]`), an `answer_prefix`, or both. The template may be called `text` or `prompt`; then other columns are left out. `name`, `title` and `description` are optional.
-A YAML file is one entry, a list of entries, or a mapping of names to entries. See docs/attacks.md.
+Each entry is one attack. An entry has a `template`, an `answer_prefix`, or both. The template contains `{prompt}`, or a
+placeholder that published collections use, such as `[INSERT PROMPT HERE]`. Its field may also be called `text` or
+`prompt`; the other columns are then ignored. `name`, `title` and `description` are optional. A YAML file contains one
+entry, a list of entries, or a mapping of names to entries (see docs/attacks.md).
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts import WORST_CASE, read_file
 
 FIELDS = ("name", *TemplateSpec.model_fields)
-LONGEST = 60  # maximum characters of a name, which is printed in tables
-MOST_SEARCHED = 1_000_000  # characters of a template in which a place is searched
-MOST = 1_000  # maximum occurrences of {prompt} in a template: too many copies of a long prompt exhaust the memory
+LONGEST = 60  # maximum number of characters of a name, which is printed in tables
+MOST_SEARCHED = 1_000_000  # a placeholder is searched in so many characters of a template
+MOST = 1_000  # maximum number of {prompt} in a template, because many copies of a long prompt exhaust the memory
 # Placeholders of published collections, such as [INSERT PROMPT HERE].
 _PLACEHOLDER = re.compile(
     r"[\[<{]{1,2}[a-z_ ]{0,40}(?:prompt|question|query|goal|request|behaviou?r|instruction)[a-z_ ]{0,40}[\]>}]{1,2}",
     re.IGNORECASE,
 )
 _WORDS = r"(?:prompt|question|query|goal|request|behaviou?r|instruction)"
-# The places that are read as {prompt}, if a template has no {prompt}.
+# The placeholders that are read as {prompt} if a template has no {prompt}.
 _PLACE = re.compile(
     rf"\{{\{{?\s*{_WORDS}\s*\}}\}}?|\[\s*(?:insert[ _])?(?:(?:your|the)[ _])?{_WORDS}(?:[ _]here)?\s*\]", re.IGNORECASE
 )
 _TEMPLATE_NAMES = ("text", "prompt", "jailbreak", "jailbreak_prompt")  # columns of published collections
-Entry = tuple[str, str, Mapping[Any, Any]]  # place in the file, default name, fields
+Entry = tuple[str, str, Mapping[Any, Any]]  # position in the file, default name, fields
 
 
 def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
-    """Read the attacks of all `files`, by name. Raises `UserError` with the file, the entry and a hint."""
+    """Return the attacks in all `files` by name. Raises `UserError` with the file, the entry and a hint."""
     found: dict[str, TemplateAttack] = {}
     ours = {*all_names(), WORST_CASE}
     for file in files:
@@ -51,7 +52,7 @@ def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
             name, attack = _attack(where, default, entry, display_path(path))
             if name in ours or name in found:
                 whose = "an attack of wpn-bench" if name in ours else f"another attack of {found[name].file}"
-                raise UserError(f"{where}: {name!r} is already the name of {whose}", "give it a `name` of its own")
+                raise UserError(f"{where}: {name!r} is already the name of {whose}", "give it another `name`")
             found[name] = attack
     return found
 
@@ -59,7 +60,9 @@ def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
 def _entries(path: Path) -> Iterator[Entry]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path} is not .csv, .tsv, .json, .jsonl or .yaml", "convert it, or rename it to what it is")
+        raise UserError(
+            f"{path} is not .csv, .tsv, .json, .jsonl or .yaml", "convert it, or give it the suffix of its format"
+        )
     return reader(path)
 
 
@@ -71,7 +74,9 @@ def _rows(path: Path) -> Iterator[Entry]:
 def _yaml(path: Path) -> Iterator[Entry]:
     raw = load_yaml(path)
     if not raw or not isinstance(raw, (dict, list)):
-        raise UserError(f"{path} holds no attacks", f"write a mapping or a list of them, of {', '.join(FIELDS)}")
+        raise UserError(
+            f"{path} contains no attacks", f"write a mapping with the fields {', '.join(FIELDS)}, or a list of them"
+        )
     if isinstance(raw, list):
         for number, entry in enumerate(raw, 1):
             yield f"entry {number}", f"{path.stem[:40]}-{number}", _mapping(path, f"entry {number}", entry)
@@ -99,25 +104,28 @@ def _mapping(path: Path, where: str, entry: Any) -> Mapping[Any, Any]:
 
 
 def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tuple[str, TemplateAttack]:
-    """Check an entry. Returns its name, reduced to the characters allowed in results, and the attack."""
+    """Check an entry. Returns its name, reduced to the characters that are allowed in results, and the attack."""
     given, read_as = _fields(where, entry)
     told = _line(str(given.pop("name", default)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
     if not name or len(name) > LONGEST:
         raise UserError(
-            f"{where}: {told[:LONGEST]!r} cannot be a name: of letters, digits, '.', '_' and '-' it has {len(name)}",
-            f"give it a `name` of 1 to {LONGEST} of these",
+            f"{where}: {told[:LONGEST]!r} cannot be a name, because it has {len(name)} letters, digits, '.', '_' and '-'",
+            f"give it a `name` with 1 to {LONGEST} of these characters",
         )
     with as_user_error(where, _way_out(given.get("template"))):
         spec = TemplateSpec.model_validate({"title": told, "description": f"An attack of {file}.", **given})
     if spec.template.count("{prompt}") > MOST:
-        raise UserError(f"{where}: the template holds {{prompt}} more than {MOST:,} times", "write it once")
+        raise UserError(f"{where}: the template contains {{prompt}} more than {MOST:,} times", "write it once")
     clean = {"title": _line(spec.title), "description": _line(spec.description)}
     return name, TemplateAttack(name, spec.model_copy(update=clean), file, read_as)
 
 
 def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
-    """The fields that are set, and what was read as template and as {prompt}. An empty cell or null counts as missing."""
+    """Return the fields that are set, and what was read as template and as {prompt}, or None.
+
+    An empty cell or null counts as missing.
+    """
     given = {str(key): value for key, value in entry.items() if value not in (None, "")}
     strange = [key[:LONGEST] for key in map(str, entry) if key not in FIELDS]
     read_as = []
@@ -126,7 +134,7 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str |
         if len(texts) > 1:
             raise UserError(
                 f"{where} has several texts that could be the template: {texts[0]!r} and {texts[1]!r}",
-                "call one of them `template`",
+                "rename one of these columns to `template`",
             )
         given["template"] = given[texts[0]]
         read_as.append(f"the column {texts[0]!r}")
@@ -138,7 +146,7 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str |
         places = list(dict.fromkeys(found[0] for found in _PLACE.finditer(template[:MOST_SEARCHED])))
         if len(places) > 1:
             raise UserError(
-                f"{where}: the template has several places for the question: {' and '.join(places)[:200]}",
+                f"{where}: the template has several placeholders for the question: {' and '.join(places)[:200]}",
                 "write {prompt} in the place where the question goes",
             )
         if places:
@@ -157,12 +165,12 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str |
 
 
 def _way_out(template: Any) -> str:
-    """The hint for a wrong template. If it has a known placeholder instead of {prompt}, the hint names it."""
+    """Return the hint for a wrong template. If it has a known placeholder instead of {prompt}, the hint names it."""
     if isinstance(template, str) and "{prompt}" not in template and (seen := _PLACEHOLDER.search(template)):
         return f"write {{prompt}} in the place of {seen[0][:LONGEST]}"
     return "see docs/attacks.md for examples"
 
 
 def _line(text: str) -> str:
-    """The text on one line, without unprintable characters."""
+    """Return the text on one line, without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,8 +1,9 @@
-"""Quantisation: does rounding the weights undo unlearning?
+"""The quantisation attack tests whether rounding the weights undoes unlearning.
 
-A weight attack (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454): if unlearning
-moved a weight by less than half a rounding step, it is mostly rounded to the same value as before. torchao does the rounding.
-The result is a model folder that every stage loads like any other model. The rounded weights are the same on any device.
+It is a weight attack (Zhang et al. 2024, "Catastrophic Failure of LLM Unlearning via Quantization", arXiv:2410.16454).
+If unlearning changed a weight by less than half a rounding step, the weight is mostly rounded to the same value as
+before. torchao rounds the weights. The result is a model folder that every stage loads like any other model. The
+rounded weights are the same on any device.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 QUANTISED = "quantised.json"
-GROUP = 32  # weights of a row that share one scale in 4 bits
+GROUP = 32  # number of weights in a row that share one scale in 4 bits
 DEVICES = ("cpu", "cuda")
 
 
@@ -36,7 +37,7 @@ class Scheme:
         title: Name in reports.
         description: One sentence for `wpn-bench list`.
         config: Creates torchao's configuration.
-        group: The length of each row of weights must be a multiple of it.
+        group: Number of weights that share one scale. The length of each row of weights must be a multiple of it.
     """
 
     name: str
@@ -74,14 +75,14 @@ SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
 
 def get_scheme(name: str) -> Scheme:
-    """Return the scheme of this name. Raises `UserError` with the nearest names if it is unknown."""
+    """Return the scheme of this name. If it is unknown, the `UserError` suggests the most similar names."""
     if name not in SCHEMES:
         raise unknown_name("quantisation", name, SCHEMES)
     return SCHEMES[name]
 
 
 def obstacle(device: str) -> str | None:
-    """Return the reason why quantisation cannot run on this device; None if it can."""
+    """Return the reason why quantisation cannot run on this device, or None if it can."""
     if find_spec("torchao") is None:
         return "quantisation needs torchao, which is not installed: pip install 'wpn-bench[quantise]'"
     if device.partition(":")[0] not in DEVICES:
@@ -92,11 +93,11 @@ def obstacle(device: str) -> str | None:
 def run_quantise_stage(ctx: StageContext) -> None:
     """Round the weights of the input `model` with the parameter `scheme`.
 
-    The weights of all experts of a layer may be one tensor instead of linear layers; it is rounded as well. Embeddings, the
-    output head (tied to the embeddings in OPT and GPT-Neo) and norms are not rounded.
+    Weights of linear layers are rounded. The experts of a layer may be one tensor instead of linear layers; it is also
+    rounded. Embeddings, the output head (tied to the embeddings in OPT and GPT-Neo) and norms are not rounded.
 
-    Writes the model, its tokenizer, and `quantised.json` with the number of rounded weights. Raises `JobFailed` for a model
-    that torchao cannot round or would leave unchanged.
+    The stage writes the model, its tokenizer, and `quantised.json` with the number of rounded weights. Raises
+    `JobFailed` for a model that torchao cannot round or would leave unchanged.
     """
     import torch
     from transformers import AutoModelForCausalLM, TorchAoConfig
@@ -113,7 +114,7 @@ def run_quantise_stage(ctx: StageContext) -> None:
         **models.reading(ctx.needs["model"]),
     )
     fused = round_fused(model, scheme)
-    # Save before the first forward pass, in which some backends repack the weights.
+    # Save the model before its first forward pass, in which some backends repack the weights.
     model.save_pretrained(ctx.out, max_shard_size=models.SHARD)
     models.load_tokenizer(ctx.needs["model"]).save_pretrained(ctx.out)
     counts = {name: p.numel() for name, p in model.named_parameters()}
@@ -141,28 +142,28 @@ def _check_layers(folder: Path, scheme: Scheme) -> None:
     head = model.get_output_embeddings()
     widths = {m.in_features for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head}
     if not widths:
-        raise JobFailed(f"torchao rounds linear layers, and this {type(model).__name__} has none besides its head")
+        raise JobFailed(f"torchao rounds linear layers, but this {type(model).__name__} has none except its head")
     if odd := sorted(width for width in widths if width % scheme.group):
         raise JobFailed(
-            f"{scheme.name} needs rows of whole groups of {scheme.group} weights, and some of this model have {odd[0]}"
+            f"{scheme.name} needs rows whose length is a multiple of {scheme.group}, but some rows have {odd[0]} weights"
         )
 
 
 def round_fused(model: nn.Module, scheme: Scheme) -> list[str]:
-    """Round the weights of experts that are fused into one tensor (E, rows, columns) a layer.
+    """Round the weights of experts that are combined in one tensor (E, rows, columns) for each layer.
 
-    torchao only rounds linear layers. Each such tensor is rounded as one linear layer with E * rows rows, and keeps its data
-    type: it holds the rounded values.
+    torchao only rounds linear layers. Each such tensor is rounded like a linear layer with E * rows rows. It keeps its
+    data type and contains the rounded values.
 
     Args:
-        model: The model; changed in place.
+        model: The model, which is changed in place.
         scheme: The quantisation scheme.
 
     Returns:
         The names of the rounded parameters.
 
     Raises:
-        JobFailed: The columns are no whole groups.
+        JobFailed: The number of columns is not a multiple of the scheme's group.
     """
     import torch
     from torchao.quantization import quantize_
@@ -173,7 +174,7 @@ def round_fused(model: nn.Module, scheme: Scheme) -> list[str]:
             continue
         if weight.shape[-1] % scheme.group:
             raise JobFailed(
-                f"{scheme.name} needs rows of whole groups of {scheme.group} weights, and {name} has {weight.shape[-1]}"
+                f"{scheme.name} needs rows whose length is a multiple of {scheme.group}, but {name} has {weight.shape[-1]}"
             )
         flat = weight.detach().flatten(0, 1)
         layer = torch.nn.Linear(flat.shape[1], flat.shape[0], bias=False, device=flat.device, dtype=flat.dtype)

@@ -1,4 +1,4 @@
-"""The registries of attacks, and functions to find an attack by name."""
+"""The registries of attacks, and functions that find an attack by its name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CODED: Registry[type[Attack]] = Registry(
         "typos": "wpn_bench.attacks.typos:Typos",
     },
 )
-# A gradient attack depends on the model, so it is a stage and not a function of the prompts.
+# A gradient attack depends on the model. So it is a stage, and not a function of the prompts.
 GRADIENT: Registry[type[GradientAttack]] = Registry(
     "gradient_attack",
     {
@@ -40,7 +40,7 @@ RELEARN = "relearn"
 
 
 def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
-    """Find a prompt attack: one of the user's own, a template file, or a class.
+    """Find a prompt attack. It may be one of the user's own, a template file, or a class.
 
     Args:
         name: Name of the attack.
@@ -84,12 +84,12 @@ def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet
     """Apply a prompt attack to a prompt set.
 
     Args:
-        prompts: The set.
+        prompts: The prompt set.
         name: Name of the attack.
         context: The data that the attack may use.
 
     Returns:
-        The attacked set, named like the attack. Each item keeps its id and its plain prompt.
+        The attacked set, which has the name of the attack. Each item keeps its id and its original prompt.
     """
     attack = get_attack(name, context.own)
     items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in prompts.items)

@@ -1,8 +1,8 @@
-"""Relearning: does a little fine-tuning undo unlearning?
+"""The relearning attack tests whether a little fine-tuning undoes unlearning.
 
-A weight attack. If unlearning only hid the behaviour, fine-tuning on a few harmful pairs (Qi et al. 2024, "Fine-tuning Aligned
-Language Models Compromises Safety", arXiv:2310.03693) or on unrelated text (Hu et al. 2024, "Unlearning or Obfuscating?",
-arXiv:2406.13356) is enough to bring it back.
+It is a weight attack. If unlearning only hid the behaviour, fine-tuning brings it back: on a few harmful pairs (Qi et
+al. 2024, "Fine-tuning Aligned Language Models Compromises Safety", arXiv:2310.03693) or on unrelated text (Hu et al.
+2024, "Unlearning or Obfuscating?", arXiv:2406.13356).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RelearnConfig(MethodConfig):
-    """Settings of relearning: AdamW with a constant learning rate and no warm-up.
+    """Settings of relearning, which uses AdamW with a constant learning rate and no warm-up.
 
     So the model after k steps does not depend on the number of steps that follow.
     """
@@ -64,7 +64,7 @@ def few(forget: PromptSet, n: int, seed: int) -> PromptSet:
         seed: Seed of the sample.
 
     Returns:
-        A set of `n` items, or fewer if the forget set does not have as many.
+        A set of `n` items, or of fewer if the forget set does not have enough.
     """
     ranked = sorted((i for i in forget.items if i.harmful), key=lambda i: digest_of(["relearn", seed, i.id]))
     return PromptSet("relearn", forget.role, tuple(ranked[:n]), source={**forget.source, "relearn": n, "seed": seed})
@@ -73,8 +73,8 @@ def few(forget: PromptSet, n: int, seed: int) -> PromptSet:
 def run_relearn_stage(ctx: StageContext) -> None:
     """Fine-tune the input `model` on `forget` (a few items) or `retain` (texts), depending on the kind.
 
-    Writes the model after each step listed in the parameter `snapshots` to `step-<k>/`. Training and weights are in float32:
-    in half precision the small updates would be rounded away.
+    The stage writes the model after each step in the parameter `snapshots` to `step-<k>/`. Training and weights are in
+    float32, because in half precision the small updates would be rounded away.
     """
     from wpn_bench import models
     from wpn_bench.prompts.items import read_items, read_rows

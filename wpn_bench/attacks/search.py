@@ -1,4 +1,4 @@
-"""Code that the gradient attacks share: settings, metadata, set-up of their stages, and checkpoints."""
+"""Code that the gradient attacks share: their settings, metadata, loading of inputs, and journals."""
 
 from __future__ import annotations
 
@@ -27,41 +27,46 @@ SEARCH = "search.json"
 
 
 class SearchConfig(BaseModel):
-    """Settings of every gradient attack. The result depends on all of them except `pass_tokens`."""
+    """Settings of all gradient attacks. The result depends on all of them except `pass_tokens`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    init: str = Field("!", min_length=1, description="word that, repeated, is the suffix to begin with")
-    suffix_tokens: Count = Field(20, description="as many tokens at most as whole repeats of `init` fill")
-    target: str = Field(
-        "Sure, here is", min_length=1, description="what to reach where an item has no harmful reference"
+    init: str = Field("!", min_length=1, description="word that is repeated to make the initial suffix")
+    suffix_tokens: Count = Field(
+        20, description="maximum number of tokens in the suffix, which contains whole repeats of `init`"
     )
-    target_tokens: Count = Field(20, description="of the reference's beginning")
-    universal: bool = Field(False, description="one suffix for all prompts instead of one each")
-    prompts: Count = Field(25, description="items that a universal suffix is searched on, spread over those given")
+    target: str = Field(
+        "Sure, here is", min_length=1, description="target for items without a harmful reference response"
+    )
+    target_tokens: Count = Field(20, description="number of tokens of the harmful reference that are the target")
+    universal: bool = Field(False, description="whether to search one suffix for all prompts instead of one for each")
+    prompts: Count = Field(25, description="number of items for which a universal suffix is searched")
     seed: int = Field(0, ge=0)
-    pass_tokens: int | None = Field(None, ge=1, description="tokens of a pass at most; None: from the free memory")
+    pass_tokens: int | None = Field(
+        None, ge=1, description="maximum number of tokens in a forward pass; None uses the free memory"
+    )
 
 
 class GradientAttack:
     """Metadata, settings and stage of a gradient attack.
 
-    Another package adds one with an entry point of the group `wpn_bench.gradient_attacks`. The stage has the name of the
-    attack. Its inputs are `model`, `prompts` and, if `universal` is set, `train` (the items to optimise on). Its parameters
-    are `config`, `template` and `dtype`, and `decoding` if the attack `responds`. It writes `search.json` with
+    Another package adds a gradient attack by an entry point in the group `wpn_bench.gradient_attacks`. The stage has
+    the name of the attack. Its inputs are `model`, `prompts` and, if `universal` is set, `train` (the items for which
+    the input is optimised). Its parameters are `config`, `template` and `dtype`, and `decoding` if the attack
+    `responds`. It writes `search.json` with these fields:
 
-    - `attack`: the name,
-    - `config`: the settings, with `universal` and `steps`,
-    - `unfit`: item id -> reason,
-    - `searches`: a list with `items` (ids), `first_loss` and `best_loss` (nats per token), `reached` (a flag for each item)
-      and `seconds` of each search.
+    - `attack`: name of the attack
+    - `config`: settings, including `universal` and `steps`
+    - `unfit`: for each prompt that cannot be attacked, its item id and the reason
+    - `searches`: for each search a dict with `items` (ids), `first_loss` and `best_loss` (nats per token), `reached` (a
+      boolean for each item) and `seconds`
 
     Attributes:
         name: Name on the command line.
         title: Name in reports.
         description: One sentence for `wpn-bench list`.
         Config: Class of the settings.
-        responds: True if the stage writes responses (`responses.jsonl`). Otherwise it writes attacked items (`items.jsonl`),
-            and the model answers them like other prompts.
+        responds: Whether the stage writes responses (`responses.jsonl`). If not, it writes attacked items
+            (`items.jsonl`), which the model answers like other prompts.
         stage: The stage, from `search_stage`.
     """
 
@@ -95,7 +100,7 @@ def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = L
     )
 
 
-# Not part of the cache key: the number of tokens per forward pass does not change the result.
+# These settings are not part of the digest, because the number of tokens per forward pass does not change the result.
 NOT_IN_DIGEST = ("pass_tokens",)
 
 
@@ -106,11 +111,11 @@ Config = TypeVar("Config", bound=SearchConfig)
 class SearchSetup(Generic[Config]):
     """Model, settings and prompts of the stage of a gradient attack.
 
-    The stage has the inputs `model` and `prompts`, and may have `train` (the items to optimise a universal suffix on). Its
-    parameters are `config`, `template` and `dtype`.
+    The stage has the inputs `model` and `prompts`, and may have `train` (the items for which a universal suffix is
+    optimised). Its parameters are `config`, `template` and `dtype`.
 
     Attributes:
-        ctx: The stage's parameters and inputs.
+        ctx: The argument of the stage function.
         config: The settings.
         template: Renders the prompts.
         model: The attacked model.
@@ -130,11 +135,11 @@ class SearchSetup(Generic[Config]):
         """Load the model and the prompts of a stage.
 
         Args:
-            ctx: The stage's parameters and inputs.
+            ctx: The argument of the stage function.
             config_class: Class of the attack's settings.
 
         Returns:
-            The loaded set-up.
+            The loaded model, settings and prompts.
         """
         from wpn_bench import models
         from wpn_bench.prompts.items import read_items
@@ -145,16 +150,16 @@ class SearchSetup(Generic[Config]):
         return cls(ctx, config, template, model, tokenizer, read_items(ctx.needs["prompts"]))
 
     def slots_of(self, items: Sequence[Item]) -> SuffixSlots:
-        """Return the items with a slot for the suffix."""
+        """Return the items, each with a slot for the suffix."""
         from wpn_bench import models
 
         return find_slots(items, self.tokenizer, self.template, self.config, models.context_length(self.model))
 
     def searched_slots(self) -> SuffixSlots:
-        """Return the slots to optimise on.
+        """Return the prompts for which the suffix is optimised, each with a slot for it.
 
-        They are those of the attacked prompts. A universal suffix uses `config.prompts` items of the input `train`, or of the
-        attacked prompts if there is no such input.
+        They are the attacked prompts. A universal suffix is optimised for `config.prompts` items of the input `train`,
+        or of the attacked prompts without this input.
         """
         if not self.config.universal:
             return self.slots_of(self.items)
@@ -168,10 +173,10 @@ class SearchSetup(Generic[Config]):
 
         Args:
             searches: Number of searches.
-            steps: Steps of each.
+            steps: Number of steps of each search.
 
         Returns:
-            A function that takes the number of steps done since its last call.
+            A function that is called with the number of steps finished since its last call.
         """
         return self.ctx.progress(searches * steps, "steps")
 
@@ -180,7 +185,7 @@ class SearchSetup(Generic[Config]):
 
         Args:
             attack: Name of the attack.
-            slots: The slots that were optimised on.
+            slots: The prompts for which the search was made.
             searches: The result of each search.
         """
         told = {"attack": attack, "config": self.config.model_dump(mode="json"), "unfit": slots.unfit}
@@ -188,15 +193,15 @@ class SearchSetup(Generic[Config]):
 
 
 def checkpoint_section(slots: Sequence[SuffixSlot], config: SearchConfig, *more: Any) -> Section:
-    """Open the checkpoints of a search. They hold its newest state under the key 0, or finished results by number.
+    """Open the journal section of a search. It holds the newest state under the key 0, or finished results by number.
 
     Args:
-        slots: The prompts to optimise on.
+        slots: The prompts for which the search is made.
         config: Settings of the search.
-        *more: Plain values that distinguish this search from others on the same slots.
+        *more: Plain values that distinguish this search from others for the same prompts.
 
     Returns:
-        The checkpoints, with those that an earlier run left.
+        The section, which contains what an earlier attempt has stored.
     """
 
     def fingerprint() -> str:
@@ -207,7 +212,7 @@ def checkpoint_section(slots: Sequence[SuffixSlot], config: SearchConfig, *more:
 
 
 def to_text(value: Any) -> str:
-    """Encode tensors and plain values as text for a checkpoint, without loss. `from_text` decodes it."""
+    """Encode tensors and plain values as text for the journal, without loss. `from_text` decodes it."""
     import torch
 
     buffer = io.BytesIO()
@@ -216,7 +221,7 @@ def to_text(value: Any) -> str:
 
 
 def from_text(text: str) -> Any:
-    """Decode the output of `to_text`, with tensors on the CPU. Other pickled objects are refused."""
+    """Decode the output of `to_text`. Tensors are on the CPU. Other pickled objects are refused."""
     import torch
 
     return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True, map_location="cpu")

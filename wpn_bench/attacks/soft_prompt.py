@@ -1,13 +1,14 @@
-"""Soft prompt: trained vectors in place of a suffix that make the model begin its harmful answer.
+"""Soft prompt: instead of a suffix, the attack trains vectors that make the model begin its harmful answer.
 
-    loss(P) = mean over prompts x of - mean_t log p(y_t | x P, y_<t),        P (k, d) by Adam
+    loss(P) = mean over prompts x of - mean_t log p(y_t | x P, y_<t)
 
-y is the beginning of a harmful reference. The vectors are not embeddings of any text, so a user cannot type this attack. It is
-an upper bound on what suffixes can do. It shows what unlearning has hidden rather than removed.
+P (k, d) are k vectors of the embedding size d, which Adam optimises. y is the beginning of a harmful reference
+response. The vectors are not embeddings of any text, so a user cannot type this attack. It is an upper bound on what
+suffixes can do. It shows what unlearning has hidden rather than removed.
 
 Schwinn et al. 2024, "Soft Prompt Threats: Attacking Safety Alignment and Unlearning in Open-Source LLMs through the
-Embedding Space", arXiv 2402.09063. They take signed gradient steps; Adam on a soft prompt is from Lester et al. 2021,
-arXiv 2104.08691.
+Embedding Space", arXiv 2402.09063, use signed gradient steps. Adam on a soft prompt is from Lester et al. 2021, arXiv
+2104.08691.
 """
 
 from __future__ import annotations
@@ -48,22 +49,25 @@ __all__ = [
     "search_soft_prompts",
 ]
 
-# Prompts that are optimised in parallel, each with its own vectors. The keys and values of all of them are in memory.
+# Number of prompts that are optimised in parallel, each with its own vectors. Memory holds the keys and values of all.
 _TOGETHER = 32
 
 
 class SoftPromptConfig(SearchConfig):
     """Settings of the soft prompt.
 
-    There are as many vectors as the initial suffix has tokens. They are initialised with its embeddings.
+    The number of vectors is the number of tokens in the initial suffix, and the embeddings of these tokens are their
+    initial values.
     """
 
     steps: int = Field(200, ge=1)
-    lr: float = Field(0.3, gt=0, description="of Adam, in root mean squares of the model's embeddings")
+    lr: float = Field(
+        0.3, gt=0, description="learning rate of Adam, as a multiple of the root mean square of the embeddings"
+    )
 
 
 class SoftPrompt(GradientAttack):
-    """Trained vectors after the prompt (see the module)."""
+    """The attack with trained vectors after the prompt (see the docstring of the module)."""
 
     name = "soft_prompt"
     title = "Soft prompt"
@@ -80,12 +84,12 @@ class SoftPromptResult:
     """The result of one search. Losses are in nats per token.
 
     Attributes:
-        items: Ids of the prompts that the vectors were optimised on.
-        vectors: (k, d) the vectors with the lowest loss.
-        losses: Loss before each step and after the last.
+        items: Ids of the prompts for which the vectors were optimised.
+        vectors: (k, d) vectors with the lowest loss.
+        losses: Loss before each step and after the last step.
         first_loss: Loss of the initial vectors.
         best_loss: Loss of `vectors`.
-        reached: For each prompt, whether greedy decoding after `vectors` yields the target.
+        reached: For each prompt, whether greedy decoding after `vectors` generates the target.
         seconds: Duration, divided evenly among searches that ran in parallel.
     """
 
@@ -105,18 +109,18 @@ class SoftPromptResult:
 def search_soft_prompts(
     model: PreTrainedModel, slots: SuffixSlots, config: SoftPromptConfig, advance: Advance = lambda n: None
 ) -> list[SoftPromptResult]:
-    """Optimise soft prompts: one for all slots if `config.universal`, otherwise one for each slot.
+    """Optimise soft prompts: one for all prompts if `config.universal`, and otherwise one for each prompt.
 
-    Slots with their own vectors are optimised in parallel. This changes the results by rounding only.
+    Prompts with their own vectors are optimised in parallel. This changes the results only by rounding.
 
     Args:
         model: The attacked model.
-        slots: The prompts.
+        slots: The prompts, each with a slot for the vectors.
         config: Settings of the search.
-        advance: Called with the number of steps done since its last call, summed over all results.
+        advance: Called with the number of steps finished since its last call, summed over all results.
 
     Returns:
-        One result for all slots, or one for each.
+        One result for all prompts, or one for each.
 
     Raises:
         JobFailed: The model's loss is not finite.
@@ -131,7 +135,7 @@ def search_soft_prompts(
             advance(len(some) * config.steps)
         else:
             some = _search(model, part, slots.initial_ids, config, advance)
-            # Stored without loss: checkpoints of the responses are only valid for exactly these vectors.
+            # The vectors are stored without loss, because stored responses are only valid for exactly these vectors.
             finished.add({at: to_text([vars(one) | {"vectors": one.vectors.cpu()} for one in some])})
         found += [replace(one, vectors=one.vectors.to(model.device)) for one in some]
     return found
@@ -197,14 +201,14 @@ def _search(
 
 @contextmanager
 def virtual_tokens(model: PreTrainedModel, vectors: Tensor) -> Iterator[int]:
-    """Give vectors their own token ids within the context, so that code which takes token ids can use them.
+    """Give vectors their own token ids within a `with` block, so that code that takes token ids can use them.
 
     Args:
-        model: The model; its input embedding is extended.
-        vectors: (M, d) the vectors.
+        model: The model, whose input embedding is extended.
+        vectors: (M, d) vectors.
 
     Yields:
-        The token id of the first vector. The ids of the others follow it.
+        The token id of the first vector. The other vectors have the ids that follow.
     """
     embedding = model.get_input_embeddings()
     first = int(embedding.weight.shape[0])
@@ -237,21 +241,22 @@ def respond_after(
     decoding: Decoding,
     advance: Advance = lambda n: None,
 ) -> list[Response]:
-    """Generate responses to prompts with soft prompts in their slots.
+    """Generate responses to prompts in which each slot is filled with a soft prompt.
 
     Args:
         model: The attacked model.
         tokenizer: Its tokenizer.
-        slots: The prompts.
-        vectors: (k, d) for each slot, or one for all.
-        decoding: Decoding settings.
-        advance: Called with the number of responses done since its last call.
+        slots: The prompts, each with a slot for the soft prompt.
+        vectors: For each prompt k vectors of the embedding size d (k, d), or a list of one for all prompts.
+        decoding: How responses are generated.
+        advance: Called with the number of responses finished since its last call.
 
     Returns:
-        One response for each slot.
+        One response for each prompt.
 
     Raises:
-        UserError: The model's generation configuration changes the logits, so it would look up the vectors' token ids.
+        UserError: The model's generation configuration changes the logits by the token ids of the input, as a
+            repetition penalty does. Soft prompts have no token ids.
     """
     import torch
 
@@ -260,8 +265,8 @@ def respond_after(
 
     if not is_plain(model):
         raise UserError(
-            "the model's generation configuration changes what it says (a repetition penalty, for instance)",
-            "take that out of generation_config.json, or leave the soft prompt out for this model",
+            "the model's generation configuration changes its answers (by a repetition penalty, for instance)",
+            "remove this setting from generation_config.json, or leave out the soft prompt for this model",
         )
     size = len(vectors[0])
     with virtual_tokens(model, torch.cat(list(vectors))) as first:
@@ -277,9 +282,9 @@ def respond_after(
 def run_soft_prompt_stage(ctx: StageContext) -> None:
     """Optimise soft prompts against `model`, and generate its responses to `prompts` with them.
 
-    See `SearchSetup` for inputs and parameters; the parameter `decoding` holds the decoding settings. Writes
-    `responses.jsonl`, in the order of the prompts and in the format of the generation stage, and `search.json`. The row of a
-    prompt that cannot be attacked has a reason instead of a response.
+    See `SearchSetup` for inputs and parameters. The parameter `decoding` contains the decoding settings. The stage
+    writes `search.json`, and `responses.jsonl` in the order of the prompts and in the format of the generation stage.
+    For a prompt that cannot be attacked, the row has a reason instead of a response.
     """
     from wpn_bench.harmless.stages import RESPONSES, response_row
     from wpn_bench.prompts.items import write_rows

@@ -1,4 +1,7 @@
-"""Payload splitting: the prompt in pieces, so that word filters do not match (Kang et al. 2023, arXiv 2302.05733)."""
+"""Payload splitting: the prompt is cut into pieces, so that word filters do not match.
+
+The attack follows Kang et al. 2023 (arXiv 2302.05733).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from wpn_bench.prompts import Item
 
 
 class PayloadSplitting(Attack):
-    """Writes the prompt as three quoted pieces and an instruction to join them. Cuts are within words where possible.
+    """Writes the prompt as three quoted pieces and an instruction to join them. Cuts are within words if possible.
 
     Pieces are JSON strings, so that a prompt with quotes or line breaks can be reconstructed.
     """

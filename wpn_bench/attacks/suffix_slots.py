@@ -1,4 +1,7 @@
-"""Slots for a suffix in rendered prompts: before | suffix | after | target, as text and as token ids."""
+"""Rendered prompts with a slot for a suffix, as text and as token ids.
+
+The parts of a prompt are: text before the suffix, suffix, text after it, and target.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     from wpn_bench.attacks.search import SearchConfig
 
-_MARK = "\0"  # stands for the suffix while a prompt is rendered
+_MARK = "\0"  # placeholder for the suffix while a prompt is rendered
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class SuffixSlot:
 
     Attributes:
         item: The prompt.
-        head: Text before the suffix, without the space between them.
+        head: Text before the suffix, without the space that separates them.
         tail: Text after the suffix.
         before: Token ids of `head`.
         after: Token ids of `tail`.
-        target: Token ids of the beginning of the response that the search optimises for.
+        target: Token ids of the beginning of the response that the search makes more likely.
     """
 
     item: Item
@@ -54,9 +57,9 @@ class SuffixSlots:
 
     Attributes:
         initial_suffix: The initial suffix.
-        initial_ids: Its token ids, the same in every slot.
-        slots: One slot for each prompt that can be attacked.
-        unfit: Item id -> reason, for prompts that cannot be attacked.
+        initial_ids: Its token ids, which are the same in every prompt.
+        slots: One entry for each prompt that can be attacked.
+        unfit: For each prompt that cannot be attacked, its item id and the reason.
     """
 
     initial_suffix: str
@@ -65,7 +68,7 @@ class SuffixSlots:
     unfit: dict[str, str] = field(default_factory=dict)
 
     def one_by_one(self) -> list[SuffixSlots]:
-        """Return one object for each slot."""
+        """Return one object for each prompt."""
         return [replace(self, slots=(slot,)) for slot in self.slots]
 
 
@@ -77,7 +80,7 @@ def with_suffix(item: Item, suffix: str) -> Item:
         suffix: The suffix.
 
     Returns:
-        The attacked item; its `original` is the plain prompt.
+        The attacked item. Its `original` is the prompt without the suffix.
     """
     return replace(item, prompt=f"{item.prompt} {suffix}", original=item.request)
 
@@ -87,11 +90,11 @@ def find_slots(
 ) -> SuffixSlots:
     """Render the items, and split them at the initial suffix.
 
-    An item is unfit if prompt, suffix and target exceed the context, or if a token spans the suffix and the text around it.
+    An item is unfit if prompt, suffix and target exceed the context, or if one token spans the boundary of the suffix.
 
     Args:
-        items: The prompts. The target is the beginning of their first harmful reference.
-        tokenizer: A fast tokenizer: its offsets map tokens to positions in the text.
+        items: The prompts. The target is the beginning of their first harmful reference response.
+        tokenizer: A fast tokenizer, whose offsets map tokens to positions in the text.
         template: Renders the prompts.
         config: Initial suffix, and maximum lengths of suffix and target.
         context: Context length of the model in tokens.
@@ -100,11 +103,11 @@ def find_slots(
         The initial suffix, the slots, and the unfit items.
 
     Raises:
-        UserError: The tokenizer is not fast, or the initial suffix fits after no prompt.
+        UserError: The tokenizer is not fast, or the initial suffix cannot follow any prompt.
         JobFailed: Every item is unfit.
     """
     if not tokenizer.is_fast:
-        raise UserError("a search for a suffix needs a fast tokenizer", "save the model's as tokenizer.json")
+        raise UserError("a search for a suffix needs a fast tokenizer", "save the model's tokenizer as tokenizer.json")
     around = [_around_suffix(item, template) for item in items]
     suffix, ids = _initial_suffix(around, tokenizer, config)
     slots, unfit = [], {}
@@ -120,7 +123,7 @@ def find_slots(
         else:
             slots.append(SuffixSlot(item, head, tail, parts[0], parts[2], tuple(target)))
     if not slots:
-        raise JobFailed(f"a suffix can stand after none of the {len(items)} prompts ({next(iter(unfit.values()))})")
+        raise JobFailed(f"a suffix can follow none of the {len(items)} prompts ({next(iter(unfit.values()))})")
     return SuffixSlots(suffix, ids, tuple(slots), unfit)
 
 
@@ -132,7 +135,7 @@ def evenly_spread(items: Sequence[Item], n: int) -> list[Item]:
         n: Maximum number of items.
 
     Returns:
-        `n` of the items, or all items if there are at most `n`.
+        `n` of the items, or all items if there are no more than `n`.
     """
     return list(items) if len(items) <= n else [items[k * len(items) // n] for k in range(n)]
 
@@ -146,10 +149,10 @@ def _around_suffix(item: Item, template: Template) -> tuple[str, str]:
 def _initial_suffix(
     around: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, config: SearchConfig
 ) -> tuple[str, tuple[int, ...]]:
-    """Make the suffix that the search begins with: `init`, repeated up to `suffix_tokens` tokens.
+    """Make the suffix with which the search begins: `init`, repeated up to `suffix_tokens` tokens.
 
-    Tokens are counted in the text around the suffix. The first prompt is used in which the suffix has tokens of its own, that
-    is, in which no token spans the border between prompt and suffix.
+    Tokens are counted within the text of a prompt. This is the first prompt in which no token spans the boundary
+    between prompt and suffix.
     """
     for head, tail in around:
         for n in range(config.suffix_tokens, 0, -1):
@@ -158,7 +161,7 @@ def _initial_suffix(
             if parts is not None and len(parts[1]) <= config.suffix_tokens:
                 return suffix, parts[1]
     raise UserError(
-        f"the suffix {config.init!r} does not stand on its own within {config.suffix_tokens} tokens after any prompt",
+        f"after every prompt, the suffix {config.init!r} shares a token with it or exceeds {config.suffix_tokens} tokens",
         "give another `init` or more `suffix_tokens`",
     )
 
@@ -166,9 +169,9 @@ def _initial_suffix(
 def _split_at_suffix(
     tokenizer: PreTrainedTokenizerBase, head: str, suffix: str, tail: str
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-    """Token ids before, of and after the suffix; None if a token crosses one of its ends.
+    """Return the token ids before, of and after the suffix, or None if a token spans one of its ends.
 
-    The space before the suffix belongs to it.
+    The space before the suffix belongs to the suffix.
     """
     encoded = tokenizer(
         f"{head} {suffix}{tail}", return_offsets_mapping=True, add_special_tokens=adds_special_tokens(head)
@@ -176,7 +179,7 @@ def _split_at_suffix(
     ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
     begin, end = len(head), len(head) + 1 + len(suffix)
     first = next((k for k, span in enumerate(spans) if span[1] > begin), len(spans))
-    # The span of a special token that the tokenizer adds is empty. There may be one at the end.
+    # A special token that the tokenizer adds has an empty span. There may be one at the end.
     last = next((k for k in range(first, len(spans)) if spans[k][1] > end or spans[k][1] == 0), len(spans))
     if not first < last or spans[first][0] < begin or (last < len(spans) and 0 < spans[last][0] < end):
         return None

@@ -1,7 +1,7 @@
-"""The loss of a gradient attack's targets, and its gradient with respect to the suffix.
+"""The loss of a gradient attack on its targets, and its gradient with respect to the suffix.
 
-Keys and values of the text before the suffix are computed once. Logits are computed at the target tokens only. The free memory
-decides the size of a forward pass, which is halved when memory runs out.
+Keys and values of the text before the suffix are computed once. Logits are computed only at the target tokens. The
+number of tokens in a forward pass depends on the free memory and is halved when memory runs out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from wpn_bench.attacks.suffix_slots import SuffixSlot
 
-# Keys and values of each layer, (rows, heads, tokens, head size).
+# Keys and values of each layer, each of the shape (rows, heads, tokens, head size).
 Layers = list[tuple["Tensor", "Tensor"]]
 
 _GRADIENT_SHARE = 0.5  # share of the free memory that a forward and backward pass may use
@@ -29,13 +29,14 @@ _GRADIENT_SHARE = 0.5  # share of the free memory that a forward and backward pa
 
 @dataclass(frozen=True)
 class LossAndGradient:
-    """Losses of N slots, and their gradient.
+    """The losses of N prompts, and their gradient.
 
     Attributes:
-        losses: (N,) mean loss of each slot's target in nats per token.
-        reached: (N,) whether greedy decoding yields the target.
+        losses: (N,) mean loss of each prompt's target in nats per token.
+        reached: (N,) whether greedy decoding generates the target.
         gradient: Gradient of the sum of the losses, in the shape of the suffix vectors.
-        cached: For each slot the keys and values of the text before the suffix and of the suffix; empty unless requested.
+        cached: For each prompt the keys and values of the text before the suffix and of the suffix. Empty unless
+            requested.
     """
 
     losses: Tensor
@@ -45,18 +46,18 @@ class LossAndGradient:
 
 
 class TargetLoss:
-    """Computes the mean loss of each slot's target after a suffix, which is given as vectors or as token ids."""
+    """Computes the mean loss of each prompt's target after a suffix, which is given as vectors or as token ids."""
 
     def __init__(self, model: PreTrainedModel, slots: Sequence[SuffixSlot], pass_tokens: int | None = None) -> None:
-        """Compute keys and values of the texts before the suffix.
+        """Compute the keys and values of the texts before the suffix.
 
         Args:
             model: The attacked model.
-            slots: The prompts.
-            pass_tokens: Maximum tokens of a forward pass; None: as many as fit into the free memory.
+            slots: The prompts with a slot for the suffix.
+            pass_tokens: Maximum number of tokens in a forward pass; None uses as many as fit into the free memory.
 
         Raises:
-            UserError: The model's cache holds other things than keys and values.
+            UserError: The model's cache contains something other than keys and values.
         """
         from wpn_bench.engine.likelihood import head_comes_last, head_of
         from wpn_bench.engine.support import accepted_by, caches_plainly
@@ -64,8 +65,8 @@ class TargetLoss:
 
         if not caches_plainly(model):
             raise UserError(
-                f"{type(model).__name__} keeps more of a text than keys and values",
-                "leave the gradient attacks out for this model",
+                f"gradient attacks do not support {type(model).__name__}, whose cache is not only keys and values",
+                "leave out the gradient attacks for this model",
             )
         self.model, self.slots = model, list(slots)
         self.context = context_length(model)
@@ -87,15 +88,15 @@ class TargetLoss:
     def loss_and_gradient(
         self, vectors: Tensor, numbers: Sequence[int], *, keep_cache: bool = False
     ) -> LossAndGradient:
-        """Compute the losses of some slots with suffix vectors, and the gradient of the sum of the losses.
+        """Compute the losses of some prompts with suffix vectors, and the gradient of the sum of the losses.
 
         Args:
-            vectors: (1, k, d) one suffix for all slots, or (N, k, d) one for each.
-            numbers: (N,) indices into `slots`.
+            vectors: (1, k, d) for one suffix for all prompts, or (N, k, d) for one suffix each.
+            numbers: N indices into `slots`.
             keep_cache: Whether to return the keys and values of prompt and suffix.
 
         Returns:
-            Losses, gradient, and the cache if requested.
+            The losses, the gradient, and the cache if requested.
         """
         import torch
 
@@ -127,25 +128,25 @@ class TargetLoss:
             together = [self.slots[numbers[n]] for n in part]
             rest = max(len(slot.after) + len(slot.target) for slot in together) - 1
             columns = max(len(slot.before) for slot in together) + vectors.shape[1] + rest
-            # The attention mask of some models (GPT-Neo) is limited to the context length, and includes padding.
+            # In some models (GPT-Neo), the attention mask with its padding must not exceed the context length.
             return len(part) * columns if columns <= self.context else self.gradient_budget.tokens + 1
 
         for_batches(range(len(numbers)), tokens, self.gradient_budget, work)
         return LossAndGradient(losses, reached, gradient, [kept[n] for n in range(len(numbers))] if keep_cache else [])
 
     def score(self, number: int, candidates: Tensor, suffix: Tensor, layers: Layers) -> tuple[Tensor, Tensor]:
-        """Compute the losses of one slot with each of several suffixes.
+        """Compute the losses of one prompt with each of several suffixes.
 
-        Tokens of a candidate before its first changed token are not computed again.
+        The tokens of a candidate before its first changed token are not computed again.
 
         Args:
-            number: Index of the slot in `slots`.
+            number: Index of the prompt in `slots`.
             candidates: (C, k) token ids of the suffixes.
-            suffix: (k,) token ids of the suffix that `layers` were computed with.
-            layers: Keys and values of the slot's text before the suffix and of `suffix`.
+            suffix: (k,) token ids of the suffix with which `layers` were computed.
+            layers: Keys and values of the text before the suffix and of `suffix`.
 
         Returns:
-            The losses (C,), and whether greedy decoding yields the target (C,).
+            The losses (C,), and whether greedy decoding generates the target (C,).
         """
         import torch
 
@@ -172,7 +173,7 @@ class TargetLoss:
             losses[part], reached[part] = loss, hit
 
         def tokens(part: Sequence[int]) -> int:
-            # Cached keys and values of a token take about half the memory of a computed token.
+            # The cached keys and values of a token need about half the memory of a computed token.
             start = first[part[-1]]
             return len(part) * (size - start + rest + (n_before + start) // 2)
 
@@ -180,7 +181,7 @@ class TargetLoss:
         return losses, reached
 
     def _beginning(self, slot: SuffixSlot) -> Layers:
-        """Keys and values of the text before the suffix."""
+        """Return the keys and values of the text before the suffix."""
         import torch
 
         cache = _cache_of([])
@@ -190,7 +191,10 @@ class TargetLoss:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _side_by_side(self, beginnings: Sequence[Layers]) -> tuple[Layers, Tensor]:
-        """Keys and values of several beginnings, padded on the left, and the numbers (N,) of padding columns."""
+        """Combine the keys and values of N texts before the suffix, padded on the left.
+
+        Returns them with the number of padding columns of each text (N,).
+        """
         import torch
         from torch.nn.functional import pad
 
@@ -198,7 +202,7 @@ class TargetLoss:
         missing = [max(lengths) - n for n in lengths]
         together: Layers = []
         for k in range(len(beginnings[0])):
-            # Padded with zeros, because masked columns must hold finite numbers.
+            # The padding is zeros, because masked columns must contain finite numbers.
             keys, values = (
                 torch.cat([pad(layers[k][side], (0, 0, n, 0)) for layers, n in zip(beginnings, missing, strict=True)])
                 for side in (0, 1)
@@ -209,10 +213,10 @@ class TargetLoss:
     def _losses(
         self, slots: Sequence[SuffixSlot], vectors: Tensor, cached: Layers, padding: Tensor
     ) -> tuple[Tensor, Tensor, Layers]:
-        """Losses (R,) of rows, which targets are reached (R,), and the keys and values of all columns.
+        """Return the losses (R,) of rows, which targets are reached (R,), and the keys and values of all columns.
 
-        A row consists of the `cached` columns, of which the first `padding` (R,) are padding, `vectors` (R, m, d), and the
-        slot's tokens after the suffix.
+        A row consists of the `cached` columns, of which the first `padding` (R,) are padding, `vectors` (R, m, d), and
+        the prompt's tokens after the suffix.
         """
         import torch
         from torch.nn.functional import cross_entropy
@@ -250,7 +254,7 @@ class TargetLoss:
         return loss, hits == n, [(layer.keys, layer.values) for layer in cache.layers]
 
     def _outputs(self, inputs: Tensor, cache: Any, padding: Tensor) -> Tensor:
-        """The input of the output head for `inputs` (R, m, d) after the cached columns.
+        """Return the input of the output head for `inputs` (R, m, d), which follow the cached columns.
 
         If the model changes the output of its head, the logits are returned instead.
         """
@@ -277,16 +281,14 @@ class TargetLoss:
 def check_finite(losses: Tensor) -> Tensor:
     """Return the losses. Raises `JobFailed` if one is NaN or infinite, as for a model whose training diverged."""
     if not bool(losses.isfinite().all()):
-        raise JobFailed(
-            "the loss of a harmful reference is not finite under this model: there is nothing to search for"
-        )
+        raise JobFailed("the loss of a harmful reference is not finite under this model, so the search is not possible")
     return losses
 
 
 def _cache_of(layers: Layers) -> Any:
-    """A cache of these keys and values, without a copy.
+    """Return a cache of these keys and values, without copying them.
 
-    All layers are full layers, also if the model has sliding attention windows, because its masks apply the windows.
+    All layers are full layers, even if the model has sliding attention windows, because its masks apply the windows.
     """
     from transformers.cache_utils import Cache, DynamicLayer
 
@@ -300,7 +302,7 @@ def _cache_of(layers: Layers) -> Any:
 
 
 def _tokens_with_gradient(model: PreTrainedModel) -> int:
-    """Number of tokens of a forward and backward pass that fit into memory."""
+    """Return the number of tokens in a forward and backward pass that fits into memory."""
     token = TokenMemory.of(model.config, model.dtype)
     free = device_memory.free_memory(model.device.type)
     return int(_GRADIENT_SHARE * free / (token.kept_activations + token.logits_with_gradient))

@@ -1,4 +1,4 @@
-"""Attacks that only reword the prompt, one YAML file each in `tasks/attacks/`."""
+"""Attacks that only reword the prompt. Each is a YAML file in `tasks/attacks/`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ class TemplateSpec(BaseModel):
     @classmethod
     def _has_prompt(cls, value: str) -> str:
         if "{prompt}" not in value:
-            raise ValueError("the template must hold {prompt}")
+            raise ValueError("the template must contain {prompt}")
         return value
 
     @model_validator(mode="after")
     def _does_something(self) -> TemplateSpec:
         if self.template.strip() == "{prompt}" and not self.answer_prefix.strip():
-            raise ValueError("nothing stands around {prompt} and there is no answer_prefix: that attacks nothing")
+            raise ValueError(
+                "the template is only {prompt} and there is no answer_prefix, so the attack changes nothing"
+            )
         return self
 
 
@@ -49,8 +51,8 @@ class TemplateAttack(Attack):
     def __init__(self, name: str, spec: TemplateSpec, file: str | None = None, read_as: str | None = None) -> None:
         self.spec = spec
         self.file = file
-        self.read_as = read_as  # what was read as template and as {prompt}; None: they are called so
-        # Instance attributes, because one class serves all files.
+        self.read_as = read_as  # what was read as template and as {prompt}; None if they have these names
+        # These are attributes of the instance, because one class is used for all files.
         self.name = name  # type: ignore[misc]
         self.title = spec.title  # type: ignore[misc]
         self.description = spec.description  # type: ignore[misc]
@@ -61,6 +63,6 @@ class TemplateAttack(Attack):
             return cls(path.stem, TemplateSpec.model_validate(load_yaml(path)))
 
     def apply(self, item: Item, context: AttackContext) -> Item:
-        # Not str.format, because prompts and templates may contain other braces.
+        # str.format is not used, because prompts and templates may contain other braces.
         text = self.spec.template.replace("{prompt}", item.prompt)
         return replace(item, prompt=text, answer_prefix=self.spec.answer_prefix)

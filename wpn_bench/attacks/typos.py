@@ -9,7 +9,7 @@ from wpn_bench.prompts import Item
 
 
 class Typos(Attack):
-    """Changes about one word in four: swaps two neighbouring inner letters, or drops or doubles one letter."""
+    """Changes about one word in four: swaps two adjacent inner letters, or removes or doubles one letter."""
 
     name = "typos"
     title = "Typing errors"

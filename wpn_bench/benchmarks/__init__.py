@@ -1,3 +1,3 @@
-"""Capability benchmarks with lm-eval, and perplexity on held-out text."""
+"""Measure capabilities: benchmarks with lm-eval, and perplexity on held-out text."""
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Check a task before a run computes anything: the types of its fields, and its templates on every document.
 
-A rehearsal builds the requests of all documents and scores two of them with made-up answers, by lm-eval's own code.
+The function `rehearse` builds the requests of all documents and scores two documents with made-up answers. It uses
+lm-eval's own code for this.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from wpn_bench.benchmarks.loading import load_configured, quiet_lm_eval, zero_sh
 from wpn_bench.benchmarks.scores import Score
 from wpn_bench.errors import UserError
 
-_QUOTES = "put it in quotes: without them YAML reads yes, no, on, off, null, numbers and dates as other types"
+_QUOTES = "put it in quotes, because YAML does not read yes, no, on, off, null, numbers and dates as text"
 _TEXTS = ("dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split")
 _MORE_TEXTS = ("description", "target_delimiter", "fewshot_delimiter", "gen_prefix", "task_alias")
 _FUNCTIONS = ("process_docs", "process_results", "custom_dataset")
@@ -28,7 +29,7 @@ def check_fields(definition: TaskDefinition) -> None:
     """Check the types of a task's fields without its data.
 
     Raises:
-        UserError: A field has a wrong type; the message names file and field.
+        UserError: A field has a wrong type. The message names the file and the field.
     """
     fields = definition.fields
     for path, key in definition.repeated:
@@ -130,7 +131,7 @@ def _field(key: str) -> Iterator[None]:
 
 
 def _checked_task() -> type[Any]:
-    """Subclass of lm-eval's task whose methods name the field that is wrong."""
+    """Return a subclass of lm-eval's task whose methods name the field that is wrong."""
     from lm_eval.api.task import ConfigurableTask
 
     class CheckedTask(ConfigurableTask):
@@ -256,14 +257,15 @@ def rehearse(
     Args:
         definition: The task.
         include_paths: Folders of task files.
-        revision: Commit of its data.
-        score: The score that it must report.
-        limit: Number of documents; None is all.
-        chat: The chat template: (messages, whether to add the generation prompt) -> text; None: none is applied.
+        revision: Commit of the task's data.
+        score: The score that the task must report.
+        limit: Number of documents; None means all.
+        chat: The chat template as a function of the messages and of whether to add the generation prompt. It returns a
+            text. None applies no chat template.
         multiturn: Whether few-shot examples are turns of the conversation.
 
     Raises:
-        UserError: The task cannot be used; the message names file and field.
+        UserError: The task cannot be used. The message names the file and the field.
     """
     import lm_eval
     from lm_eval.tasks import _factory
@@ -299,8 +301,8 @@ def rehearse(
         )
     if found["higher_is_better"].get(definition.name, {}).get(score.metric) is False:
         raise UserError(
-            f"{score.metric!r} of the task {definition.name!r} is better when it is lower",
-            "choose another with --metric",
+            f"{score.metric!r} of the task {definition.name!r} is better if it is lower",
+            "choose another metric with --metric",
         )
     values = [
         sample.get(score.metric) for sample in found["samples"][definition.name] if sample["filter"] == score.filter
@@ -308,5 +310,5 @@ def rehearse(
     if any(not isinstance(v, int | float) and not hasattr(v, "__float__") for v in values):
         raise UserError(
             f"{score.metric!r} of the task {definition.name!r} is not a number for each document",
-            "choose another with --metric",
+            "choose another metric with --metric",
         )

@@ -1,4 +1,4 @@
-"""Task definitions in lm-eval's YAML format: find and read them, and compute a digest of everything that decides a score.
+"""Find and read task definitions in lm-eval's YAML format, and compute a digest of everything that determines a score.
 
 The YAML files are read without lm-eval, so that listing and planning take milliseconds.
 """
@@ -25,11 +25,11 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class Function(str):
-    """The value of a `!function module.name` tag: the dotted name, which is not imported."""
+    """The dotted name in a `!function module.name` tag. The function is not imported."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that collects the names of all `!function` tags in `functions`, and repeated keys in `repeated`."""
+    """A YAML loader that collects the names in all `!function` tags (`functions`) and repeated keys (`repeated`)."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -54,13 +54,13 @@ class TaskDefinition:
     """The definition of a task or of a group of tasks.
 
     Attributes:
-        name: Its name.
+        name: Name of the task or group.
         path: Its YAML file.
-        fields: The fields of the file, merged with those of the files that it includes.
-        sources: All files that decide a score.
-        functions: Functions that lm-eval would import to read it, including those that another field overrides.
-        files: The YAML file of each field, as a field may come from an included file.
-        repeated: (file, key) of keys that are given twice; YAML takes the last value.
+        fields: Fields of the file, merged with those of the files that it includes.
+        sources: All files that affect a score.
+        functions: Functions that lm-eval would import to read the task, including those in overridden fields.
+        files: The YAML file of each field, which may be an included file.
+        repeated: (file, key) of each key that is given twice. YAML silently uses the last value.
     """
 
     name: str
@@ -73,30 +73,30 @@ class TaskDefinition:
 
     @property
     def is_group(self) -> bool:
-        """Whether this is a group of tasks."""
+        """Return whether this is a group of tasks."""
         return "group" in self.fields
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The `metadata` field; empty if there is none."""
+        """Return the field `metadata`, or an empty dict if there is none."""
         found = self.fields.get("metadata")
         return found if isinstance(found, dict) else {}
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is a task of wpn-bench itself."""
+        """Return whether the task comes with wpn-bench."""
         return self.path.resolve().is_relative_to(tasks_dir().resolve())
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the contents of `sources`, independent of their paths."""
+        """Return the SHA-256 of the contents of `sources`, independent of their paths."""
         whole = hashlib.sha256()
         for source in self.sources:
             whole.update(hashlib.sha256(source.read_bytes()).digest())
         return whole.hexdigest()
 
     def where(self, key: str) -> str:
-        """Return the file of a field and the field, for messages."""
+        """Return the file and the name of a field, for messages."""
         return f"{self.files.get(key.partition('[')[0].partition('.')[0], self.path)}: {key}"
 
 
@@ -143,10 +143,10 @@ def read_folders(folders: tuple[Path, ...]) -> dict[str, TaskDefinition]:
     """Read the tasks and groups in folders. Other YAML files are ignored.
 
     Returns:
-        The definitions by name. If a name occurs twice, the later folder has precedence.
+        The definitions by name. If a name occurs twice, the definition in the later folder is used.
 
     Raises:
-        UserError: A file cannot be read, or its name is not text.
+        UserError: A file cannot be read, or the name of a task is not text.
     """
     found: dict[str, TaskDefinition] = {}
     for folder in folders:
@@ -178,7 +178,7 @@ class _Read:
 
 
 def _read(path: Path, within: tuple[Path, ...] = ()) -> _Read:
-    """Read a file merged with its includes; `within` are the files that include it."""
+    """Read a file and merge it with its includes. `within` are the files that include it."""
     if path.resolve() in within:
         raise UserError(f"the task file {path} includes itself", "remove the include")
     loader = _Loader(path.read_text(encoding="utf-8"))
@@ -207,12 +207,12 @@ def _read(path: Path, within: tuple[Path, ...] = ()) -> _Read:
 
 
 def require_code_consent(definition: TaskDefinition) -> None:
-    """Reject a task that runs third-party code, unless the user has agreed to it.
+    """Refuse a task that runs third-party code, unless the user has agreed to it.
 
     The tasks of wpn-bench and lm-eval may use functions. Templates run in a sandbox.
 
     Raises:
-        UserError: The task has code of its own, or downloads code for a metric.
+        UserError: The task has its own code, or downloads code for a metric.
     """
     if consent.code_allowed():
         return
@@ -225,7 +225,7 @@ def require_code_consent(definition: TaskDefinition) -> None:
     code = [*definition.functions, *(["class"] if "class" in definition.fields else [])]
     if code and not any(path.is_relative_to(folder) for folder in installed):
         raise UserError(
-            f"the task {definition.name!r} runs code beside its file ({code[0]}) with your permissions",
+            f"the task {definition.name!r} runs Python code from its folder ({code[0]}) with your permissions",
             "review the code, then add --trust-remote-code (`trust_remote_code: true`)",
         )
     metrics = definition.fields.get("metric_list") or ()
@@ -238,17 +238,18 @@ def require_code_consent(definition: TaskDefinition) -> None:
 
 
 def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset()) -> list[Path]:
-    """Return the source files of a helper module (beside the YAML file, or in this package) and of its imports.
+    """Return the source files of a helper module and of the modules that it imports.
 
-    So the digest of a task changes with the code that generates its data (the lab's). For a module of this package, only
-    imports from the same subpackage count, because modules such as errors and paths do not influence the data.
+    The module is in the folder of the YAML file or in this package. So the digest of a task changes with the code that
+    generates its data, as for the lab tasks. For a module of this package, only imports from the same subpackage count.
+    Modules such as errors and paths do not affect the data.
     """
     if module in seen:
         return []
     path = beside / (module.replace(".", "/") + ".py")
     if not path.is_file():
         if module.partition(".")[0] != _PACKAGE:
-            return []  # a library, whose version is part of the job's digest
+            return []  # the module is in a library, whose version is part of the job's digest
         spec = find_spec(module)
         if spec is None or spec.origin is None:
             return []
@@ -264,7 +265,7 @@ def _module_files(module: str, beside: Path, seen: frozenset[str] = frozenset())
 
 @cache
 def _imports(path: Path, as_of: tuple[int, int]) -> tuple[str, ...]:
-    """Return the modules of this package that a source file imports; cached by its modification time and size."""
+    """Return the modules of this package that a source file imports. Cached by its modification time and size."""
     found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -1,4 +1,4 @@
-"""`wpn-hf`: lm-eval's `hf` model with the log-likelihoods of wpn_bench.engine.
+"""The lm-eval model `wpn-hf`, which is lm-eval's `hf` with the log-likelihoods of wpn_bench.engine.
 
 Importing this module registers the name:
 
@@ -8,7 +8,7 @@ Importing this module registers the name:
 
     python -m wpn_bench.benchmarks.language_model --model wpn-hf --model_args pretrained=facebook/opt-125m --tasks piqa
 
-Loading, tokenising, truncation and generation are lm-eval's own code.
+Loading, tokenising, truncation and generation use lm-eval's own code.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ __all__ = ["WpnHF"]
 
 @register_model("wpn-hf")
 class WpnHF(HFLM):
-    """A causal language model of transformers. Takes the arguments of lm-eval's `hf`.
+    """A causal language model of transformers. It takes the arguments of lm-eval's `hf`.
 
-    `batch_size` has no effect on log-likelihoods: batches are formed by the number of tokens that fit into free memory.
+    `batch_size` has no effect on log-likelihoods. Their batches contain as many tokens as fit into free memory.
     """
 
-    # Text -> tokens of the requests in progress: lm-eval's own code asks for them one text at a time.
+    # Token ids by text, for the requests in progress. lm-eval's own code asks for them one text at a time.
     _encoded: dict[str, list[int]] = {}  # noqa: RUF012 - replaced, never changed
 
     @property
     def device(self) -> Any:
-        """Device of the model's inputs, also of a model whose weights are offloaded.
+        """Return the device of the model's inputs, also for a model whose weights are offloaded.
 
-        lm-eval's constructor reads this before it has created the model: until then it is the device that was asked for.
+        lm-eval's constructor reads this property before it has created the model. Until then, it is the requested
+        device.
         """
         return device_of(self.model) if hasattr(self, "_model") else super().device
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm-eval's method, with all texts tokenised in one call.
-
-        The choices of a question share its context, and one call for many texts is faster than many calls.
+        """Compute log-likelihoods as lm-eval does, but tokenise all texts in one call, which is faster.
 
         Args:
-            requests: lm-eval instances; their arguments are (context, continuation).
-            disable_tqdm: Show no progress bar.
+            requests: lm-eval instances with the arguments (context, continuation).
+            disable_tqdm: Whether to hide the progress bar.
 
         Returns:
-            For each request the log-likelihood of its continuation in nats, and whether greedy decoding would write it.
+            For each request the log-likelihood of its continuation in nats, and whether greedy decoding would generate
+            it.
         """
         texts = set()
         for context, continuation in (request.args for request in requests):
@@ -67,7 +67,7 @@ class WpnHF(HFLM):
             self._encoded = {}
 
     def _encode_all(self, texts: list[str]) -> dict[str, list[int]]:
-        # `tok_encode` treats a text that already begins with the start token differently: such texts are left to it.
+        # `tok_encode` handles a text that already begins with the start token differently, so such texts are left out.
         start = self.tokenizer.decode(self.prefix_token_id)
         texts = [text for text in texts if text and not text.startswith(start)]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
@@ -78,8 +78,8 @@ class WpnHF(HFLM):
 
         Args:
             string: The text.
-            *args: Passed to lm-eval. The cache is used only without further arguments.
-            **kwargs: Passed to lm-eval, as `args`.
+            *args: Passed to lm-eval. With further arguments, the cache is not used.
+            **kwargs: Passed to lm-eval. With further arguments, the cache is not used.
 
         Returns:
             The token ids.
@@ -94,7 +94,7 @@ class WpnHF(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        # Each request is (texts, context tokens, continuation tokens). lm-eval's cache is told of each result.
+        # Each request is (texts, context tokens, continuation tokens). Each result is passed to lm-eval's cache.
         if self.backend != "causal" or len(requests) == 0:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         with self.counting(len(requests), disable_tqdm) as advance:
@@ -105,20 +105,20 @@ class WpnHF(HFLM):
                 advance=advance,
             )
         for (texts, _, _), answer in zip(requests, scores, strict=True):
-            if texts is not None:  # None: a window of a rolling log-likelihood
+            if texts is not None:  # it is None for a window of a rolling log-likelihood
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return scores
 
     @contextmanager
     def counting(self, total: int, disable: bool) -> Iterator[Callable[[int], object]]:
-        """Progress bar of lm-eval's style.
+        """Show a progress bar in lm-eval's style.
 
         Args:
             total: Number of requests.
-            disable: Show nothing.
+            disable: Whether to hide the bar.
 
         Yields:
-            A function that takes the number of requests just finished.
+            A function that is called with the number of requests finished since its last call.
         """
         from tqdm import tqdm
 

@@ -25,7 +25,7 @@ FEWSHOT_SEED = 1234  # lm-eval's default
 
 
 def permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task.
+    """Return the definition of a task, if it may be used.
 
     Args:
         task: Name of the task.
@@ -35,7 +35,7 @@ def permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefini
         The definition.
 
     Raises:
-        UserError: It is unknown, or needs code that the user has not permitted.
+        UserError: The task is unknown, or needs code that the user has not permitted.
     """
     definition = find_definition(task, include_paths)
     require_code_consent(definition)
@@ -43,7 +43,7 @@ def permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefini
 
 
 def find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
-    """Return the definition of a task or group of a folder or of lm-eval.
+    """Return the definition of a task or group, which is in one of the folders or in lm-eval.
 
     Args:
         task: Name of the task or group.
@@ -53,13 +53,15 @@ def find_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
         The definition.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no task or group of this name.
     """
     known = read_folders(tuple(include_paths))
     if task in known:
         return known[task]
     if task.startswith(("wpn_", "lab_")):
-        raise unknown_name("task", task, known)  # a misspelt name of our tasks: reading all of lm-eval's is not needed
+        raise unknown_name(
+            "task", task, known
+        )  # a misspelt name of a wpn-bench task, so lm-eval's tasks need not be read
     lm_eval_tasks = task_manager(tuple(include_paths), True).task_index
     entry = lm_eval_tasks.get(task)
     if entry is None or entry.yaml_path is None:
@@ -74,11 +76,11 @@ def _manager_key(task: str, include_paths: Sequence[Path]) -> tuple[tuple[Path, 
 
 @cache
 def task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
-    """Create the task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds.
+    """Create lm-eval's task manager, once per process. Reading lm-eval's 14,000 task files takes ten seconds.
 
     Args:
         folders: Folders of task files.
-        with_defaults: Also read lm-eval's own task files.
+        with_defaults: Whether to read lm-eval's own task files as well.
 
     Returns:
         The task manager.
@@ -90,7 +92,7 @@ def task_manager(folders: tuple[Path, ...], with_defaults: bool) -> TaskManager:
 
 
 def lm_eval_names(folders: tuple[Path, ...]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return lm-eval's tasks, and its tags with their tasks."""
+    """Return the names of lm-eval's tasks, and its tags with the tasks of each."""
     from lm_eval.tasks._index import Kind
 
     index = task_manager(folders, True).task_index
@@ -99,7 +101,7 @@ def lm_eval_names(folders: tuple[Path, ...]) -> tuple[list[str], dict[str, list[
 
 
 def clear_task_cache() -> None:
-    """Forget all task files, so that they are read again."""
+    """Remove all task files from the cache, so that they are read again."""
     read_folders.cache_clear()
     task_manager.cache_clear()
 
@@ -112,7 +114,7 @@ def load_configured(
     Args:
         definition: The task.
         include_paths: Folders of task files.
-        revision: Commit of the data if it is on the hub; None resolves it.
+        revision: Commit of the data if it is on the hub; None uses the latest commit.
 
     Returns:
         lm-eval's task.
@@ -123,10 +125,10 @@ def load_configured(
     manager = task_manager(*_manager_key(definition.name, include_paths))
     entry = manager.task_index.get(definition.name)
     if entry is None or entry.yaml_path is None or entry.yaml_path.resolve() != definition.path.resolve():
-        # The task is declared twice. lm-eval takes the first file, which is not the one whose consent was checked.
+        # The task is declared twice. lm-eval would use the first file, but consent was checked for another one.
         raise UserError(f"the task {definition.name!r} is declared twice in its folder", "rename one of them")
     _check_metrics(definition)
-    # lm-eval's documented way to change fields of a task is a group with one member.
+    # To change fields of a task, lm-eval's documentation recommends a group with one member.
     member = {"task": definition.name, **pinned_fields(definition, revision)}
     try:
         loaded = manager.load({"group": "one", "task": [member]})
@@ -143,7 +145,7 @@ def load_configured(
 
 
 def _check_metrics(definition: TaskDefinition) -> None:
-    """Reject unknown metrics: lm-eval would search the hub for them and run the code that it finds."""
+    """Refuse unknown metrics, because lm-eval would search the hub for them and run the code that it finds."""
     from lm_eval.api import metrics, registry  # noqa: F401 - importing metrics fills the registry
 
     metric_names = [m.get("metric") for m in definition.fields.get("metric_list") or () if isinstance(m, dict)]
@@ -157,7 +159,7 @@ def _check_metrics(definition: TaskDefinition) -> None:
 
 
 def zero_shot(task: ConfigurableTask) -> ConfigurableTask:
-    """Give a task without a number of few-shot examples none, and fix the seed that draws them."""
+    """Set the number of few-shot examples to 0 if the task does not set it, and fix the seed that draws examples."""
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -165,12 +167,12 @@ def zero_shot(task: ConfigurableTask) -> ConfigurableTask:
 
 
 def load_task(task: str, include_paths: Sequence[Path], revision: str | None) -> ConfigurableTask:
-    """Load a task as `evaluate_task` uses it.
+    """Load a task in the form that `evaluate_task` uses.
 
     Args:
         task: Name of the task.
         include_paths: Folders of task files.
-        revision: Commit of the data set; None resolves it.
+        revision: Commit of the data set; None uses the latest commit.
 
     Returns:
         The lm-eval task.
@@ -184,15 +186,18 @@ def load_task(task: str, include_paths: Sequence[Path], revision: str | None) ->
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval and `datasets`, run templates in a sandbox, and stop lm-eval from starting processes."""
-    # The processes that its bootstrap forks sometimes hang.
+    """Silence lm-eval and `datasets`, render templates in a sandbox, and stop lm-eval from starting processes."""
+    # The processes that lm-eval forks for its bootstrap sometimes hang.
     with _quiet(), hub.quiet_libraries(), _sandboxed_templates(), environment_variables(DISABLE_MULTIPROC="1"):
         yield
 
 
 @contextmanager
 def _sandboxed_templates() -> Iterator[None]:
-    """Render templates of task files in a sandbox. In lm-eval's own environment they could access any Python object."""
+    """Render the templates of task files in a sandbox.
+
+    In lm-eval's own environment, they could use any Python object.
+    """
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
@@ -208,14 +213,14 @@ def _sandboxed_templates() -> Iterator[None]:
 
 
 def pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:
-    """Return the fields that make a task read its data at a fixed commit; none for local data and data made by code.
+    """Return the fields that make a task read its data at a fixed commit.
 
     Args:
         definition: The task.
-        revision: The commit; None resolves it.
+        revision: The commit; None uses the latest commit.
 
     Returns:
-        The fields, which override those of the file.
+        The fields, which override those of the file. None are needed for local data and data that code generates.
     """
     fields = definition.fields
     path, name = fields.get("dataset_path"), fields.get("dataset_name")
@@ -243,13 +248,13 @@ def declared_revision(fields: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Disable progress bars and messages of lm-eval. Errors are still raised."""
+    """Disable the progress bars and messages of lm-eval. Errors are still raised."""
     import lm_eval.api.task as task_module
 
     logger = logging.getLogger("lm_eval")
     level, bar = logger.level, task_module.tqdm
     logger.setLevel(logging.ERROR)
-    # The progress bar over the construction of prompts is the only one without a switch.
+    # Only the progress bar for the construction of prompts has no option that disables it.
     task_module.tqdm = partial(bar, disable=True)
     try:
         yield

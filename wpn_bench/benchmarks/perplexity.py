@@ -1,11 +1,11 @@
-"""Loss and perplexity on held-out text, in addition to the benchmarks.
+"""Loss and perplexity on held-out text, which complement the benchmarks.
 
-A model whose accuracy is near chance cannot lose accuracy, but its language modelling can get worse.
+A model whose accuracy is near chance cannot lose accuracy, but its language modelling can still get worse.
 
-The loss is the mean negative log-likelihood per token in nats; the perplexity is its exponential. Each text is split into
-windows without overlap. Every window starts with the beginning-of-text token, and every token of the text is predicted exactly
-once, from the tokens before it in its window. (lm-eval's `wikitext` task uses more context for each window and counts per word,
-so its values are lower and not comparable.)
+The loss is the mean negative log-likelihood per token in nats, and the perplexity is its exponential. Each text is
+split into windows without overlap. Every window starts with the beginning-of-text token. Every token of the text is
+predicted exactly once, from the tokens before it in its window. lm-eval's task `wikitext` uses more context for each
+window and counts per word, so its values are lower and not comparable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WindowLoss:
         text: Index of the text.
         window: Index of the window within the text.
         n_tokens: Number of predicted tokens.
-        sum_nll: Sum of their negative log-likelihoods, in nats.
+        sum_nll: Sum of the negative log-likelihoods of these tokens, in nats.
     """
 
     text: int
@@ -53,7 +53,7 @@ class TextLoss:
 
     Attributes:
         token_loss: Nats per token; None if the loss of a broken model is not finite.
-        perplexity: Its exponential; None if it is not finite or overflows.
+        perplexity: Exponential of the loss; None if it is not finite or overflows.
         n_tokens: Number of predicted tokens.
     """
 
@@ -72,19 +72,21 @@ def token_losses(
 ) -> list[WindowLoss]:
     """Compute the loss of each window of each text.
 
-    A tokenizer without beginning-of-text token uses its end-of-text token instead; without both, the first token of a
-    window is not predicted. Texts without tokens have no windows.
+    If the tokenizer has no beginning-of-text token, its end-of-text token is used. If it has neither, the first token
+    of a window is not predicted. Texts without tokens have no windows.
 
     Args:
         model: A causal language model.
         texts: The texts.
-        window: Tokens of a window, including the beginning-of-text token; None is the model's context, at most 512.
-        batch_tokens: Maximum tokens of a forward pass, padding included, but at least one window; None is as many as
-            memory allows.
-        progress: Called with the number of windows and the unit; returns the function to call with each n done.
+        window: Number of tokens in a window, including the beginning-of-text token; None uses the model's context, at
+            most 512.
+        batch_tokens: Maximum number of tokens in a forward pass, including padding, but at least one window; None uses
+            as many as fit into memory.
+        progress: Is called with the number of windows and the unit. It returns a function that is called with the
+            number of newly finished windows.
 
     Returns:
-        Losses in order of text and window.
+        The losses in the order of text and window.
 
     Raises:
         UserError: The window has fewer than 2 tokens.
@@ -95,7 +97,7 @@ def token_losses(
     start = start_token(tokenizer)
     prefix = [] if start is None else [start]
     if size < 2:
-        raise UserError(f"a window of {size} tokens predicts nothing", "use at least 2")
+        raise UserError(f"with a window of {size} tokens, no token is predicted", "use at least 2")
     pieces = [
         (t, w, prefix + ids)
         for t, text in enumerate(texts)
@@ -118,7 +120,7 @@ def summarise(losses: Sequence[WindowLoss]) -> TextLoss:
     """Average the loss over all tokens.
 
     Raises:
-        UserError: There are no tokens.
+        UserError: No token is predicted.
     """
     n = sum(w.n_tokens for w in losses)
     if n == 0:
@@ -130,10 +132,11 @@ def summarise(losses: Sequence[WindowLoss]) -> TextLoss:
 
 
 def run_perplexity_stage(ctx: StageContext) -> None:
-    """Run the stage `perplexity`, which evaluates the input `model` on the input `texts` (texts.jsonl, rows `{"text": ..}`).
+    """Run the stage `perplexity`, which evaluates the input `model` on the input `texts` (`texts.jsonl`).
 
-    Parameters: `dtype` ("float32"), `window`, `batch_tokens`, `limit` (number of texts). Writes `result.json` (`token_loss`,
-    `perplexity`, `n_tokens`, ...) and `windows.parquet`. Rows of models with the same tokenizer can be paired.
+    The parameters are `dtype` ("float32"), `window`, `batch_tokens` and `limit` (number of texts). The stage writes
+    `result.json` (`token_loss`, `perplexity`, `n_tokens`, ...) and `windows.parquet`. If two models have the same
+    tokenizer, the rows of their windows can be paired.
     """
     import pandas as pd
 
@@ -152,7 +155,7 @@ def run_perplexity_stage(ctx: StageContext) -> None:
 
 
 def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
-    """One measurement, if the run has held-out texts."""
+    """Return one measurement if the run has held-out texts, else none."""
     if model.heldout is None:
         return []
     needs = {"model": model.artifact, "texts": model.heldout}
@@ -160,7 +163,7 @@ def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
 
 
 def read_texts(folder: Path) -> list[str]:
-    """Read `texts.jsonl` in `folder`."""
+    """Read `texts.jsonl`, which has rows `{"text": ...}`, from `folder`."""
     with (folder / "texts.jsonl").open(encoding="utf-8") as f:
         return [json.loads(line)["text"] for line in f if line.strip()]
 

@@ -1,7 +1,7 @@
 """Convert stored answers to lm-eval's result and sample files with lm-eval's own code, without a model.
 
-A value that a run does not store is "n/a" in the samples: for multiple choice, whether greedy decoding would generate the
-choice (`is_greedy`).
+A value that a run does not store is "n/a" in the samples. For multiple choice, this is `is_greedy`, which tells whether
+greedy decoding would generate the choice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ UNKNOWN = "n/a"
 
 
 class Unknown(int):
-    """A 0 that prints as "n/a". lm-eval computes with `is_greedy`, for a metric that our tasks do not report."""
+    """A 0 that prints as "n/a".
+
+    lm-eval computes with the unknown value `is_greedy`, but only for a metric that wpn-bench does not report.
+    """
 
     def __repr__(self) -> str:
         return UNKNOWN
@@ -41,15 +44,15 @@ def replay(
     """Evaluate stored answers with lm-eval.
 
     Args:
-        answers: Rows of `documents.parquet` by task and revision of its data.
+        answers: Rows of `documents.parquet`, by task and revision of its data.
         folders: Names or paths of folders of task files.
-        limit: Number of documents of each task that the run used; None is all.
+        limit: Number of documents of each task that the run used; None means all.
 
     Returns:
         lm-eval's results, with `samples`.
 
     Raises:
-        UserError: The data differs from that of the run (another document hash, or another correctness of an answer).
+        UserError: The data differs from that of the run: a document has another hash, or an answer another correctness.
     """
     import lm_eval
     import pandas as pd
@@ -93,7 +96,7 @@ def replay(
     # lm-eval's bootstrap prints a progress bar and a message, which cannot be disabled.
     output = io.StringIO()
     with quiet_lm_eval(), contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-        # Standard errors in closed form need a positive number here; 100 bootstrap samples cost almost nothing.
+        # lm-eval needs a positive number even for standard errors in closed form. 100 samples cost almost nothing.
         found: Any = lm_eval.evaluate(
             lm=Stored(), task_dict={"tasks": tasks}, limit=limit, bootstrap_iters=100, log_samples=True
         )
@@ -101,13 +104,15 @@ def replay(
         for sample in samples:
             row = stored[task][sample["doc_id"]]
             accuracy = sample.get("acc", sample.get("exact_match"))
-            scored = accuracy is None or not pd.isna(row.get("score"))  # by a metric or filter of the user's choice
+            scored = accuracy is None or not pd.isna(
+                row.get("score")
+            )  # whether the user chose another metric or filter
             if row["doc_hash"] != sample["doc_hash"] or (
                 not scored and bool(row["correct"]) != (float(accuracy) == 1.0)
             ):
                 raise _changed(task)
-    # The entries that `simple_evaluate` would add. There are no seeds, because nothing in a run is random (the few-shot
-    # examples would be, but there are none).
+    # `simple_evaluate` would add these entries. There are no seeds, because nothing in the evaluation is random. Only
+    # few-shot examples would be, but there are none.
     found["config"] = {"bootstrap_iters": 100, "gen_kwargs": {}, "use_cache": None, "batch_sizes": []}
     found["config"] |= {"random_seed": None, "numpy_seed": None, "torch_seed": None, "fewshot_seed": FEWSHOT_SEED}
     return dict(found)
@@ -121,12 +126,12 @@ def _changed(task: str) -> UserError:
 
 
 def save(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """Write `results_*.json` and `samples_*.jsonl` with lm-eval's tracker.
+    """Write `results_*.json` and `samples_*.jsonl` with lm-eval's own code.
 
     Args:
         results: lm-eval's results, with `samples`.
-        folder: The folder.
-        name: Name of the model, and of the subfolder.
+        folder: Folder for the files.
+        name: Name of the model, which is also the name of the subfolder.
 
     Returns:
         The written files.
@@ -137,7 +142,7 @@ def save(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
     from lm_eval.loggers import EvaluationTracker
 
     samples = results.pop("samples")
-    # Entries that lm-eval would add. Those about the machine are empty: it may not be the one that ran the evaluation.
+    # lm-eval would add these entries. Those about the machine are empty, because it may not be the one of the run.
     results |= {"git_hash": None, "date": time.time(), "pretty_env_info": None, "upper_git_hash": None}
     results |= {"transformers_version": version("transformers"), "lm_eval_version": version("lm_eval")}
     before = set((folder / name).glob("*"))
@@ -154,7 +159,7 @@ def save(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
     finally:
         logger.setLevel(level)
     written = sorted(set((folder / name).glob("*")) - before)
-    # The tracker only warns if it cannot write a file.
+    # lm-eval only prints a warning if it cannot write a file.
     if len(written) != 1 + len(samples):
         raise UserError(f"{folder / name} cannot be written", "choose another folder with --out")
     for path in written:

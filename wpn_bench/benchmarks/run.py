@@ -1,8 +1,9 @@
-"""Zero-shot benchmarks with lm-eval (Gao et al., "A framework for few-shot language model evaluation").
+"""Evaluate models on benchmarks with lm-eval (Gao et al., "A framework for few-shot language model evaluation").
 
-The metric is the accuracy `acc` of lm-eval 0.4. For multiple choice, the answer is the choice with the highest summed
-log-likelihood. Log-likelihoods are computed by `engine.likelihood`. They equal those of `lm_eval --model hf` except for the
-last digits of a float32, and so do the answers, unless two choices differ only in these digits.
+Tasks are zero-shot unless they set a number of few-shot examples. The default metric is the accuracy `acc` of lm-eval
+0.4. For multiple choice, the answer is the choice with the highest summed log-likelihood. `engine.likelihood` computes
+the log-likelihoods. They equal those of `lm_eval --model hf` up to the last digits of a float32. The answers are
+therefore equal, unless two choices differ only in these digits.
 
 lm-eval's response cache is not used, because its keys do not depend on the weights of the model.
 """
@@ -64,13 +65,13 @@ class BenchmarkInfo:
 
     Attributes:
         name: Name of its task.
-        short: Its name in results.
-        title: Its name in reports.
+        short: Name in results.
+        title: Name in reports.
         dataset_path: Name or path of its data set.
         dataset_name: Configuration of its data set.
-        revision: Commit of its data set; None for local data, and if it was not resolved.
-        digest: SHA-256 of its definition, see `TaskDefinition`.
-        chance: Accuracy of random guessing, from 0 to 1; None if it is not declared.
+        revision: Commit of its data set; None for local data, or if it was not resolved.
+        digest: SHA-256 of its definition (see `TaskDefinition`).
+        chance: Accuracy of random guesses, from 0 to 1; None if it is not declared.
         licence: Licence of its data.
         citation: Its paper.
         score: The metric and filter that score it; empty for the accuracy of a task without its own scoring.
@@ -94,15 +95,15 @@ class DocumentResult:
     """The result of one document.
 
     Attributes:
-        doc_id: Its index in the data set.
+        doc_id: Index of the document in the data set.
         doc_hash: lm-eval's hash of its content.
         target: Text of the correct choice.
-        prediction: Text of the predicted choice. For tasks without choices, the target if greedy decoding would generate
-            it, else None.
-        correct: Whether the prediction is correct: whether its score is 1.
-        loglikelihoods: Nats of each choice.
-        score: From 0 to 1.
-        response: The generated text before any filter; None for tasks without one.
+        prediction: Text of the predicted choice. For tasks without choices, the target if greedy decoding would
+            generate it, else None.
+        correct: Whether the prediction is correct, that is, whether its score is 1.
+        loglikelihoods: Log-likelihood of each choice in nats.
+        score: Score from 0 to 1.
+        response: The generated text before any filter; None for tasks that generate no text.
     """
 
     doc_id: int
@@ -121,8 +122,8 @@ class BenchmarkResult:
 
     Attributes:
         task: Name of the task.
-        short: Its name in results.
-        accuracy: Mean score of the documents.
+        short: Name in results.
+        accuracy: Mean score over the documents.
         n: Number of documents.
         metrics: All metrics that lm-eval reports for the task.
         documents: Results of the documents.
@@ -152,16 +153,17 @@ def describe(
     Args:
         task: Name of the task.
         include_paths: Folders of task files.
-        resolve: Resolve the commit of the data set on the hub; False makes no requests and leaves `revision` None.
-        metrics: Name or pattern of tasks -> the `METRIC[,FILTER]` that scores them.
-        preferred: Scores to take if the task has them.
+        resolve: Whether to find the commit of the data set on the hub. If not, no request is made and `revision` is
+            None.
+        metrics: Maps the name or pattern of tasks to the `METRIC[,FILTER]` that scores them.
+        preferred: Scores that are chosen if the task has them and the user names none.
 
     Returns:
         The description.
 
     Raises:
-        UserError: The task is unknown or a group, its file is wrong, it has no usable score, or its data is neither reachable
-            nor cached.
+        UserError: The task is unknown or a group, its file is wrong, it has no usable score, or its data is neither
+            reachable nor cached.
     """
     definition = permitted_definition(task, include_paths)
     if definition.is_group:
@@ -197,7 +199,7 @@ def prefetch(task: str, include_paths: Sequence[Path], metrics: Mapping[str, str
     Args:
         task: Name of the task.
         include_paths: Folders of task files.
-        metrics: As in `describe`.
+        metrics: See `describe`.
 
     Returns:
         The description of the task.
@@ -210,14 +212,14 @@ def prefetch(task: str, include_paths: Sequence[Path], metrics: Mapping[str, str
         definition = permitted_definition(task, include_paths)
         if reads_whole_data(task, include_paths, info.revision):
             hub.load_dataset(info.dataset_path, info.dataset_name, info.revision)
-        else:  # the task has data set options, which lm-eval passes to `datasets` itself
+        else:  # lm-eval itself passes the data set options of this task to `datasets`
             with quiet_lm_eval():
                 load_configured(definition, include_paths, info.revision)
     return info
 
 
 def reads_whole_data(task: str, include_paths: Sequence[Path], revision: str | None) -> bool:
-    """Return whether a task reads its data set on the hub without options of its own.
+    """Return whether a task reads its data set on the hub without further options.
 
     Args:
         task: Name of the task.
@@ -225,7 +227,7 @@ def reads_whole_data(task: str, include_paths: Sequence[Path], revision: str | N
         revision: Commit of the data set.
 
     Returns:
-        Whether it does.
+        True if the task sets no options for `datasets`.
     """
     return "custom_dataset" in pinned_fields(permitted_definition(task, include_paths), revision)
 
@@ -237,17 +239,17 @@ def rehearse_task(
     tokenizer: PreTrainedTokenizerBase | None = None,
     multiturn: bool = False,
 ) -> None:
-    """Check a task on its data before a run; the tasks of wpn-bench need no check.
+    """Check a task with its data before a run. The tasks that come with wpn-bench need no check.
 
     Args:
         info: The task.
         include_paths: Folders of task files.
-        limit: Number of documents; None is all.
-        tokenizer: Tokenizer whose chat template is applied; None: none is.
+        limit: Number of documents; None means all.
+        tokenizer: Tokenizer whose chat template is applied; None applies no chat template.
         multiturn: Whether few-shot examples are turns of the conversation.
 
     Raises:
-        UserError: The task cannot be used; the message names file and field.
+        UserError: The task cannot be used. The message names the file and the field.
     """
     definition = permitted_definition(info.name, include_paths)
     if definition.is_shipped:
@@ -287,22 +289,22 @@ def evaluate_task(
         model: A causal language model.
         tokenizer: Its tokenizer.
         task: Name of the task.
-        limit: Number of documents; None is all.
-        batch_size: Prompts per batch of tasks that generate text.
-        device: The model is moved to this device, unless it is spread over several or offloaded.
+        limit: Number of documents; None means all.
+        batch_size: Number of prompts in a batch, for tasks that generate text.
+        device: Device to which the model is moved, unless it is spread over several devices or offloaded.
         include_paths: Folders of task files.
-        revision: Commit of the data set; None resolves it.
-        progress: Called with the number of requests (documents x choices) and the unit; returns the function to call
-            with each n done.
-        score: The metric and filter that score it; empty: the usual one.
-        apply_chat_template: Put the prompts into the tokenizer's chat template, as lm-eval's option does.
-        fewshot_as_multiturn: Give few-shot examples as turns of the conversation, as lm-eval's option does.
+        revision: Commit of the data set; None uses the latest commit.
+        progress: Is called with the number of requests (documents x choices) and the unit. It returns a function that
+            is called with the number of newly finished requests.
+        score: The metric and filter that score the task; empty for the default.
+        apply_chat_template: Whether prompts are put into the tokenizer's chat template, as in lm-eval.
+        fewshot_as_multiturn: Whether few-shot examples are turns of the conversation, as in lm-eval.
 
     Returns:
         The result.
 
     Raises:
-        UserError: The task is unknown or reports no accuracy, or its data is not available at that commit.
+        UserError: The task is unknown or reports no accuracy, or its data is not available at this commit.
     """
     import lm_eval
 
@@ -313,8 +315,8 @@ def evaluate_task(
         model.to(device)
     with quiet_lm_eval():
         loaded = zero_shot(load_configured(definition, include_paths, revision))
-        # `simple_evaluate` would also set the seeds of Python, numpy and torch, which changes the caller's state (nothing
-        # here is random), and run git and pip to describe the machine, which takes seconds and prints errors of git.
+        # `simple_evaluate` is not used. It would change the caller's random state, although nothing here is random. It
+        # would also run git and pip to describe the machine, which takes seconds and prints errors of git.
         results = lm_eval.evaluate(
             lm=_language_model(model, tokenizer, batch_size, progress),
             task_dict={"tasks": {task: loaded}},
@@ -324,7 +326,7 @@ def evaluate_task(
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=fewshot_as_multiturn,
         )
-    assert results is not None  # it is None only on ranks other than 0, and this is a single process
+    assert results is not None  # lm-eval returns None only on ranks other than 0, but this is a single process
     reported = results["results"][task]
     chosen = Score.parse(score) if score else choose_score(definition)
     metrics = {
@@ -342,7 +344,7 @@ def evaluate_task(
     documents = tuple(_document(loaded, sample, chosen.metric) for sample in samples)
     if any(not 0 <= document.score <= 1 for document in documents):
         raise UserError(
-            f"{chosen.metric!r} of the task {task!r} is not from 0 to 1",
+            f"{chosen.metric!r} of the task {task!r} has values outside the range 0 to 1",
             f"choose another: --metric {task}=METRIC[,FILTER]",
         )
     return BenchmarkResult(task, short_name(task), float(accuracy), len(documents), metrics, documents)
@@ -351,9 +353,11 @@ def evaluate_task(
 def run_benchmark_stage(ctx: StageContext) -> None:
     """Run the stage `benchmark`, which evaluates the input `model` on one task.
 
-    Parameters: `task`, `limit`, `batch_size`, `revision`, `dtype` and, optionally, `definition`, the expected digest of the
-    task, `score`, `apply_chat_template` and `fewshot_as_multiturn`. Local settings: `include_paths` (names of folders in tasks/, or paths), `device`, `offload`. Writes `result.json`
-    and `documents.parquet` (the fields of `DocumentResult`, in order of doc_id; `score` and `response` only with a `score`).
+    The parameters are `task`, `limit`, `batch_size`, `revision` and `dtype`. Optional parameters are `definition` (the
+    expected digest of the task), `score`, `apply_chat_template` and `fewshot_as_multiturn`. The local settings are
+    `include_paths` (names of folders in tasks/, or paths), `device` and `offload`. The stage writes `result.json` and
+    `documents.parquet`, which has the fields of `DocumentResult` in the order of doc_id. Its columns `score` and
+    `response` exist only with the parameter `score`.
     """
     import pandas as pd
 
@@ -362,11 +366,11 @@ def run_benchmark_stage(ctx: StageContext) -> None:
 
     params = ctx.params
     folders = task_folders(ctx.local.get("include_paths", ("benchmarks",)))
-    # The files may have changed, or may differ on this machine, since the run computed the digest.
+    # The files may have changed since the run computed the digest, or may differ on this machine.
     if params.get("definition", digest := permitted_definition(params["task"], folders).digest) != digest:
         raise UserError(
             f"the file of task {params['task']!r} has changed since the start of the run",
-            "run the command again (all machines need the same task files)",
+            "repeat the command (all machines need the same task files)",
         )
     device = models.pick_device(ctx.local.get("device", "auto"))
     model, tokenizer = models.load(
@@ -391,7 +395,7 @@ def run_benchmark_stage(ctx: StageContext) -> None:
         "short": result.short,
         "accuracy": result.accuracy,
         "n": result.n,
-        # JSON has no infinity, which occurs as LAMBADA's perplexity of a broken model.
+        # JSON has no infinity, which can be the perplexity of a broken model on LAMBADA.
         "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         "revision": params.get("revision"),
     }
@@ -410,7 +414,7 @@ def _language_model(
     from wpn_bench.benchmarks.language_model import WpnHF
 
     class CountingHook(CacheHook):
-        """Counts generated answers: lm-eval calls its cache hook for each of them (no cache is used here)."""
+        """Counts generated answers. lm-eval calls its cache hook for each of them, although no cache is used."""
 
         def __init__(self, advance: Callable[[int], None]) -> None:
             super().__init__(None)
@@ -421,7 +425,7 @@ def _language_model(
                 self.advance(1)
 
     class SilentModel(WpnHF):
-        """Reports progress to the caller in place of lm-eval's progress bars."""
+        """Reports progress to the caller instead of showing lm-eval's progress bars."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -430,7 +434,7 @@ def _language_model(
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            if journal.is_sharded():  # lm-eval's own loop has no per-item checkpoint
+            if journal.is_sharded():  # lm-eval's own loop does not use the journal
                 return [""] * len(requests)
             if progress is not None:
                 self.set_cache_hook(CountingHook(progress(len(requests), "requests")))
@@ -440,7 +444,7 @@ def _language_model(
         def counting(self, total: int, disable: bool) -> Iterator[Callable[[int], object]]:
             yield progress(total, "requests") if progress is not None else lambda n: None
 
-    # A copy, because lm-eval may add a padding token to the tokenizer.
+    # The tokenizer is copied, because lm-eval may add a padding token to it.
     return SilentModel(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
@@ -466,7 +470,7 @@ def _document(task: ConfigurableTask, sample: Mapping[str, Any], metric: str) ->
 
 
 def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:
-    """Return the correct choice. If the choices are contexts (WinoGrande), lm-eval's "text" is its index."""
+    """Return the correct choice. If the choices are contexts (WinoGrande), lm-eval's target text is its index."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     first = gold[0] if isinstance(gold, list) else gold
     return choices[first] if isinstance(first, int) and 0 <= first < len(choices) else str(first)

@@ -1,6 +1,7 @@
 """Choose the metric and filter that score a task, before anything is computed.
 
-A score is a value from 0 to 1 for each document, where higher is better, and the task's score is its mean.
+A score is a number from 0 to 1 for each document, and higher is better. The score of a task is the mean over its
+documents.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from wpn_bench.benchmarks.definitions import Function, TaskDefinition
 from wpn_bench.errors import UserError
 
 _PREFERRED = ("acc", "exact_match", "acc_norm")
-_MEANS = {*_PREFERRED, "acc_bytes", "acc_mutual_info"}  # lm-eval's default aggregation of these is the mean
+_MEANS = {*_PREFERRED, "acc_bytes", "acc_mutual_info"}  # by default, lm-eval aggregates these by the mean
 _DEFAULTS = {"multiple_choice": ("acc", "acc_norm"), "loglikelihood": ("acc",), "generate_until": ("exact_match",)}
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of lm-eval, of the answers that pass a filter."""
+    """A metric of lm-eval, computed from the answers that a filter returns."""
 
     metric: str
     filter: str = "none"
@@ -43,15 +44,16 @@ def filters_of(definition: TaskDefinition) -> list[str]:
 def choose_score(
     definition: TaskDefinition, asked: Mapping[str, str] | None = None, preferred: Sequence[Score] = ()
 ) -> Score:
-    """Choose the score of a task: the one that the user names, else accuracy, exact match, or its only metric.
+    """Choose the score of a task: the one that the user names, or else accuracy, exact match, or its only metric.
 
     Args:
         definition: The task.
-        asked: Name or pattern of tasks -> `METRIC[,FILTER]`.
-        preferred: Scores to take if the task has them, such as that which its group averages.
+        asked: Maps the name or pattern of tasks to `METRIC[,FILTER]`.
+        preferred: Scores that are chosen if the task has them and the user names none, such as the score that its group
+            averages.
 
     Returns:
-        The score, of the first filter if no other is named.
+        The score. It uses the first filter if no other is named.
 
     Raises:
         UserError: The task has no such metric or filter, or none that is a mean over documents where higher is better.
@@ -73,14 +75,14 @@ def choose_score(
             raise UserError(f"the task {task!r} has no filter {score.filter!r}", f"it has {', '.join(filters)}")
         return score
     if "class" in definition.fields:
-        return Score("acc")  # its metrics are known when it is loaded
+        return Score("acc")  # the metrics of this task are only known when it is loaded
     for score in preferred:
         if score.metric in usable and score.filter in (*filters, "*"):
             return score if score.filter != "*" else Score(score.metric, filters[0])
     metric = next((m for m in _PREFERRED if m in usable), usable[0] if len(usable) == 1 else None)
     if metric is None and usable:
         raise UserError(
-            f"the task {task!r} has several metrics and no accuracy: {', '.join(usable)}",
+            f"the task {task!r} has several metrics but no accuracy: {', '.join(usable)}",
             f"choose one: --metric {task}=METRIC",
         )
     if metric is None:
@@ -97,7 +99,7 @@ def _others(usable: Sequence[str]) -> str:
 
 
 def _metrics(definition: TaskDefinition) -> tuple[list[str], dict[str, str]]:
-    """The metrics that can score a task, and why the others cannot."""
+    """Return the metrics that can score a task, and why the others cannot."""
     listed: list[Any] = definition.fields.get("metric_list") or []
     if not listed:
         return list(_DEFAULTS.get(str(definition.fields.get("output_type")), ())), {}
@@ -106,7 +108,7 @@ def _metrics(definition: TaskDefinition) -> tuple[list[str], dict[str, str]]:
         metric, aggregation = one.get("metric"), one.get("aggregation")
         name = str(metric).rpartition(".")[2] if isinstance(metric, Function) else str(metric)
         if one.get("higher_is_better") is False:
-            refused[name] = "is better when it is lower"
+            refused[name] = "is better if it is lower"
         elif aggregation == "mean" or (aggregation is None and name in _MEANS):
             usable.append(name)
         else:

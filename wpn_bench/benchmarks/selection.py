@@ -1,4 +1,4 @@
-"""From the names that a user gives (tasks, groups, tags, patterns such as `mmlu_*`) to tasks and groups."""
+"""Find the tasks and groups that a user names: by task, group, tag, or pattern such as `mmlu_*`."""
 
 from __future__ import annotations
 
@@ -18,55 +18,58 @@ _WITHOUT_EFFECT = {"task", "group", "task_alias", "group_alias", "aggregate_metr
 
 @dataclass(frozen=True)
 class Aggregate:
-    """How lm-eval averages a group. `filters`: empty for all; `weighted`: tasks count by their number of documents."""
+    """How lm-eval averages a group.
+
+    `filters` is empty if all filters are averaged. With `weighted`, a task counts by its number of documents.
+    """
 
     metric: str
     filters: tuple[str, ...]
     weighted: bool
 
     def includes(self, score: Score) -> bool:
-        """Whether the average is over this score of the tasks."""
+        """Return whether the average is computed from this score of the tasks."""
         return score.metric == self.metric and (not self.filters or score.filter in self.filters)
 
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """A group of tasks that lm-eval averages. `tasks` are all its tasks, also those of its subgroups."""
+    """A group of tasks that lm-eval averages. `tasks` includes the tasks of its subgroups."""
 
     name: str
     tasks: tuple[str, ...]
     aggregates: tuple[Aggregate, ...]
 
     def aggregate_of(self, scores: Sequence[Score]) -> Aggregate | None:
-        """Return the average that is over the scores of all its tasks; None if there is none."""
+        """Return the average that is computed from these scores of all its tasks, or None if there is none."""
         return next((one for one in self.aggregates if all(map(one.includes, scores))), None)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The tasks of a run, and the groups among what was named."""
+    """The tasks of a run, and the groups that the user named."""
 
     tasks: tuple[str, ...]
     groups: tuple[TaskGroup, ...] = ()
 
     def preferred(self, task: str) -> list[Score]:
-        """Return the scores of a task that its groups average; the filter `*` stands for the first one."""
+        """Return the scores of a task that its groups average. The filter `*` means the first filter."""
         averages = [one for group in self.groups if task in group.tasks for one in group.aggregates]
         return [Score(one.metric, name) for one in averages for name in one.filters or ("*",)]
 
 
 def select(names: Sequence[str], folders: Sequence[Path]) -> Selection:
-    """Find the tasks and groups of names.
+    """Find the tasks and groups that names stand for.
 
     Args:
-        names: Names of tasks, groups and tags, and patterns with `*` over the names of tasks.
-        folders: Folders of task files; other names are lm-eval's.
+        names: Names of tasks, groups and tags, and patterns with `*` that match the names of tasks.
+        folders: Folders of task files. Names that are not found in them are looked up among lm-eval's own tasks.
 
     Returns:
         The tasks without duplicates, and the groups.
 
     Raises:
-        UserError: A name is unknown, or a group changes its tasks or contains itself.
+        UserError: A name is unknown, a group contains itself, or a group overrides settings of its tasks.
     """
     groups: dict[str, TaskGroup] = {}
     tasks = [task for name in names for task in _expand(name, tuple(folders), groups, ())]
@@ -97,7 +100,10 @@ def _members(
     groups: dict[str, TaskGroup],
     within: tuple[str, ...],
 ) -> list[str]:
-    """The tasks of a group, which may lie in the group of a file; adds it and its subgroups to `groups`."""
+    """Return the tasks of a group, and add the group and its subgroups to `groups`.
+
+    The fields may be those of a subgroup within another group's file.
+    """
     _refuse_changes(definition, fields, name)
     listed = fields.get("task")
     tasks: list[str] = []
@@ -141,7 +147,7 @@ def _aggregates(definition: TaskDefinition, fields: dict[str, Any]) -> tuple[Agg
         filters = one.get("filter_list") or ()
         chosen = (filters,) if isinstance(filters, str) else tuple(filters)
         found.append(Aggregate(one["metric"], chosen, bool(one.get("weight_by_size", True))))
-    return () if definition.is_shipped else tuple(found)  # the report's benchmark average is theirs
+    return () if definition.is_shipped else tuple(found)  # shipped tasks are averaged in the report
 
 
 def _tags(known: dict[str, TaskDefinition]) -> dict[str, list[str]]:

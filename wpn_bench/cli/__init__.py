@@ -1,1 +1,1 @@
-"""The command line: one file per command, one table of options."""
+"""The command line. Each command has its own file, and all options are in one table."""

@@ -1,4 +1,4 @@
-"""The command-line application: its commands, in the order of `--help`."""
+"""The command-line application with its commands, in the order of `--help`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 @functools.cache
 def build_command(name: str) -> Any:
-    """The command as the command-line parser has it, with all its options."""
+    """Return a command with all its options, as the command-line parser needs it."""
     single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     single.command(name)(with_signature(COMMANDS[name]))
     return typer.main.get_command(single)
 
 
 class LazyCommands(Mapping[str, Any]):
-    """The commands by name. Each is built when it is asked for: its options need the settings, which take long to import."""
+    """The commands by name.
+
+    Each command is built when it is used. Its options need the settings, which take long to import.
+    """
 
     def __getitem__(self, name: str) -> Any:
         if name not in COMMANDS:
@@ -59,7 +62,10 @@ class LazyCommands(Mapping[str, Any]):
 
 
 class Root(TyperGroup):
-    """`wpn-bench` itself. Its help builds no command, and does without Rich, whose import takes as long as all the rest."""
+    """The command `wpn-bench` itself.
+
+    Its help builds no command and does not use Rich, whose import takes as long as everything else.
+    """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -79,11 +85,11 @@ class Root(TyperGroup):
 
 
 def summary(command: Callable[..., None], width: int) -> str:
-    """Shorten a command's help to its first paragraph.
+    """Shorten the help of a command to its first paragraph.
 
     Args:
         command: The command.
-        width: The most characters.
+        width: Maximum number of characters.
 
     Returns:
         The text in one line.
@@ -94,7 +100,7 @@ def summary(command: Callable[..., None], width: int) -> str:
 app = typer.Typer(
     name="wpn-bench",
     cls=Root,
-    help="Unlearn harmful behaviour from a causal language model, and measure what is left and what was lost.",
+    help="Unlearn harmful behaviour from a causal language model. Measure how much of it remains and which abilities were lost.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -103,7 +109,7 @@ app = typer.Typer(
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version, if it is asked for, and end."""
+    """Print the version and exit, if the user asked for it."""
     if wanted:
         print(f"wpn-bench {__version__}")
         raise typer.Exit(EXIT_OK)
@@ -115,4 +121,4 @@ def root(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of `wpn-bench` itself."""
+    """Define the options of `wpn-bench` itself."""

@@ -1,4 +1,4 @@
-"""`wpn-bench list`: describe the available parts, as tables or as JSON."""
+"""Describe the available methods, attacks, judges, benchmarks, prompt sets and presets (`wpn-bench list`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CITED = re.compile(r"\s*\(([^()]*\d{4}[^()]*)\)\.?$")  # "... (after Wei et al.
 
 @dataclass(frozen=True)
 class Entry:
-    """One part: its name, title, description and source. `more` holds further facts, one per line."""
+    """One available part: its name, title, description and source. `more` contains further facts, one per line."""
 
     name: str
     title: str
@@ -32,13 +32,13 @@ class Entry:
 
     @property
     def lines(self) -> str:
-        """Title, description, further facts and source, as the table shows them."""
+        """Return the title, description, further facts and source, as the table shows them."""
         facts = (f"{name.capitalize()}: {value}" for name, value in self.more.items() if value)
         return "\n".join(filter(None, (self.title, self.what, *facts, f"Source: {self.source}")))
 
 
 def methods() -> Iterator[Entry]:
-    """Yield an entry for each of the methods."""
+    """Yield an entry for each method."""
     from wpn_bench.unlearn.methods import METHODS
 
     for name in METHODS:
@@ -48,7 +48,7 @@ def methods() -> Iterator[Entry]:
 
 
 def attacks() -> Iterator[Entry]:
-    """Yield an entry for each of the attacks of all kinds."""
+    """Yield an entry for each attack of any kind."""
     from wpn_bench import attacks as parts
     from wpn_bench.attacks.quantise import SCHEMES
     from wpn_bench.attacks.registry import RELEARN
@@ -66,7 +66,7 @@ def attacks() -> Iterator[Entry]:
 
 
 def judges() -> Iterator[Entry]:
-    """Yield an entry for each of the judges."""
+    """Yield an entry for each judge."""
     from wpn_bench.harmless.judges import JUDGES
 
     for name in JUDGES:
@@ -75,7 +75,7 @@ def judges() -> Iterator[Entry]:
 
 
 def benchmarks() -> Iterator[Entry]:
-    """Yield an entry for each of the benchmark tasks and groups."""
+    """Yield an entry for each benchmark task and group."""
     from wpn_bench.benchmarks.definitions import read_folders, short_name, task_folders
     from wpn_bench.benchmarks.run import describe
     from wpn_bench.benchmarks.selection import select
@@ -84,7 +84,7 @@ def benchmarks() -> Iterator[Entry]:
     found = read_folders(folders)
     known = {short_name(name): str(one.metadata["title"]) for name, one in found.items() if "title" in one.metadata}
     for name, definition in found.items():
-        # The lab has each benchmark twice: to test on and, with `_validation`, a smaller one to tune on.
+        # The lab has each benchmark twice: for testing, and with the suffix `_validation` a smaller one for tuning.
         short, validation = re.subn("_validation$", "", short_name(name))
         title = known.get(short, short)
         if name.startswith("lab_"):
@@ -100,7 +100,7 @@ def benchmarks() -> Iterator[Entry]:
 
 
 def prompts() -> Iterator[Entry]:
-    """Yield an entry for each of the declared prompt and text sets."""
+    """Yield an entry for each declared prompt and text set."""
     from wpn_bench.prompts import declared, read_spec
 
     for name, file in declared().items():
@@ -112,7 +112,7 @@ def prompts() -> Iterator[Entry]:
 
 
 def presets() -> Iterator[Entry]:
-    """Yield an entry for each of the presets."""
+    """Yield an entry for each preset."""
     from wpn_bench.config import presets as known
     from wpn_bench.config import read_preset
 
@@ -134,11 +134,11 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
 
 
 def show(what: str | None, as_json: bool = False) -> None:
-    """Print one kind, all kinds, or one method with its formula and options.
+    """Print one kind of parts, all kinds, or one method with its formula and options.
 
     Args:
-        what: A kind or a method; None: all kinds.
-        as_json: Print JSON instead of tables.
+        what: A kind of parts or a method; None prints all kinds.
+        as_json: Whether to print JSON instead of tables.
 
     Raises:
         UserError: There is no such kind or method.

@@ -1,4 +1,4 @@
-"""Unexpected errors: what is printed, and the file to report."""
+"""Handle unexpected errors: what is printed, and the file for a bug report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def typed_command() -> str:
     from wpn_bench.core.paths import display_path
 
     def clean(word: str) -> str:
-        # Paths also occur in NAME=FILE and detoxify:FILE,threshold=0.4. Two slashes mark a URL.
+        # Paths also occur in NAME=FILE and detoxify:FILE,threshold=0.4. Two slashes indicate a URL.
         return re.sub(r"(^|[=:,])([/~](?!/)[^,]*)", lambda found: found[1] + display_path(found[2]), word)
 
     return redact_secrets(shlex.join(["wpn-bench", *(clean(w) for w in sys.argv[1:])]))

@@ -18,21 +18,22 @@ def doctor(
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="List the jobs of the run and the time they will take, estimated from times in the store."
+            "--plan",
+            help="List the jobs of the run and how long they will take, estimated from earlier jobs in the store.",
         ),
     ] = False,
     fleet: Annotated[
-        int, typer.Option(help="For --plan: how many workers like this machine, each with one job at a time.", min=1)
+        int, typer.Option(help="Number of machines like this one for --plan. Each executes one job at a time.", min=1)
     ] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check before a run what would work here: libraries, memory, disk, hub, judge. Loads no weights.
+    """Check before a run what would work on this machine: libraries, memory, disk, hub, judge. No weights are loaded.
 
     [bold]wpn-bench doctor -m facebook/opt-2.7b --allow-pickle --methods wpn,npo[/bold]
 
-    [bold]wpn-bench doctor -m facebook/opt-2.7b --plan --fleet 8[/bold]     jobs and hours to expect
+    [bold]wpn-bench doctor -m facebook/opt-2.7b --plan --fleet 8[/bold]     expected jobs and hours
 
-    Exit code 0 when all is well, 2 when something would fail.
+    The exit code is 0 if the run would work, and 2 if something would fail.
     """
     libraries.configure_libraries()
     if given["offline"]:

@@ -20,7 +20,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="lm-eval (results files), mlflow, wandb.",
+            help="lm-eval (its results files), mlflow or wandb.",
             autocompletion=completion.one_of(completion.export_formats),
         ),
     ],
@@ -29,13 +29,13 @@ def export(
         typer.Option(
             "--out",
             "-o",
-            help="Folder to write into (default: RUN/lm-eval; for mlflow and wandb as their environment variables say).",
+            help="Output folder (default: RUN/lm-eval; mlflow and wandb use their environment variables).",
         ),
     ] = None,
 ) -> None:
     """Export a finished run to other tools: lm-eval's results files, an MLflow run, a W&B run.
 
-    This exports what was measured; for training curves see `--report-to` of `full`.
+    This exports measured results. Training curves are sent during a run, with the option `--report-to` of `full`.
     """
     libraries.configure_libraries()
     from wpn_bench.core import consent

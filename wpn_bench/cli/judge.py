@@ -16,10 +16,14 @@ from wpn_bench.errors import UserError
 @takes(named_options("offline", "trust_remote_code", "allow_pickle", "quiet"))
 def judge(
     given: Given,
-    file: Annotated[Path, typer.Argument(help="Labelled texts: .jsonl, .csv (gzipped or not) or .parquet.")],
+    file: Annotated[Path, typer.Argument(help="File with labelled texts: .jsonl, .csv (also gzipped) or .parquet.")],
     judge: Annotated[
         str,
-        typer.Option("--judge", help="As for `full`.", autocompletion=completion.one_of(completion.judges)),
+        typer.Option(
+            "--judge",
+            help="Judge with its options, as for `full`.",
+            autocompletion=completion.one_of(completion.judges),
+        ),
     ] = "detoxify:original",
     text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     prompt: Annotated[
@@ -27,15 +31,19 @@ def judge(
         typer.Option(help="Column of the prompts that the texts answer, for a judge that reads them."),
     ] = None,
     label: Annotated[
-        str, typer.Option(help="Column of the labels: 1 or true is harmful; texts without a label are left out.")
+        str, typer.Option(help="Column of the labels. 1 or true means harmful. Texts without a label are left out.")
     ] = "label",
     label_threshold: Annotated[
-        float | None, typer.Option(help="Labels are scores; harmful from this score on.")
+        float | None, typer.Option(help="Lowest label that means harmful, if the labels are scores.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N labelled texts.")] = None,
-    about: Annotated[str, typer.Option(help="What the texts are: printed wherever the card is used.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Use only the first N labelled texts.")] = None,
+    about: Annotated[
+        str, typer.Option(help="Sentence that describes the texts. It is printed wherever the card is used.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the card here (.json; .md beside it).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the card (.json). A .md file is written next to it.")
+    ] = None,
 ) -> None:
     """Measure a judge on labelled texts or exchanges: AUC, sensitivity, specificity, calibration. The result is its card.
 

@@ -1,4 +1,4 @@
-"""What must be set before torch and the hub's libraries are imported."""
+"""Settings that must be made before torch and the hub's libraries are imported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 
 
 def configure_libraries() -> None:
-    """Switch off the libraries' telemetry, progress bars and warnings, which are meant for programmers."""
+    """Disable the libraries' telemetry, and their progress bars and warnings, which are meant for programmers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry would print the endpoint, its password too
+    os.environ.setdefault(
+        "HF_HUB_VERBOSITY", "error"
+    )  # each retry would print the URL of the hub, including its password
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import logging
     import warnings
@@ -21,7 +23,7 @@ def configure_libraries() -> None:
 
 
 def go_offline() -> None:
-    """From here on nothing is fetched, and the hub is asked for nothing."""
+    """From now on, download nothing and send no request to the hub."""
     from wpn_bench.hub import go_offline
 
     go_offline()

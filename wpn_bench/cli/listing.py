@@ -19,7 +19,7 @@ def list_(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List what there is: methods, attacks, judges, prompts, presets, ..."""
+    """List the available methods, attacks, judges, benchmarks, prompt sets and presets."""
     from wpn_bench.cli import catalogue
 
     catalogue.show(what, json_)

@@ -1,7 +1,7 @@
-"""The table of command-line options, and how typed values become settings.
+"""The table of command-line options, and the conversion of typed values to settings.
 
-An option is written once: as an `Option` in the annotation of the field of `RunConfig` or `Fleet` that it sets, or in
-`OTHERS`, if it sets no field. The parameters of the commands, the settings and the help are all made from this table.
+An option is declared once: as an `Option` in the annotation of the field of `RunConfig` or `Fleet` that it sets, or in
+`OTHERS` if it sets no field. The parameters of the commands, the settings and the help are all made from this table.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from wpn_bench.config import RunConfig
     from wpn_bench.jobs.executor import Fleet
 
-Given = Mapping[str, Any]  # what was typed: the names of parameters and their values; None, False or []: not given
+Given = Mapping[str, Any]  # typed values by parameter name; None, False and [] mean that the option was not given
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: an option, and the field that it sets (None: it sets no field)."""
+    """A row of the table: an option, and the field that it sets (None if it sets no field)."""
 
     option: Option
     field: str | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """How the option is typed, the main flag first."""
+        """Return the flags of the option, the main flag first."""
         return self.option.flags or ("--" + (self.option.key or self.field or "").replace("_", "-"),)
 
     @property
     def name(self) -> str:
-        """The name of the parameter."""
+        """Return the name of the parameter."""
         return self.flags[0].removeprefix("--").replace("-", "_")
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """The parameter of a command, as typer reads it."""
+        """Return the parameter of a command, as typer needs it."""
         o, complete = self.option, None
         if o.complete:
             names = getattr(completion, o.complete)
@@ -61,7 +61,7 @@ class Row:
         )
 
     def read(self, typed: Any) -> Any:
-        """The typed value as settings have it. Raises `UserError` for a whole number below 1."""
+        """Convert the typed value to a setting. Raises `UserError` for a whole number below 1."""
         if self.option.type is int:
             return positive(self.flags[0], typed)
         if self.option.type is Path:
@@ -84,14 +84,14 @@ OTHERS = tuple(
             Option(
                 flags=("--offline",),
                 type=bool,
-                help="Do not use the network: `wpn-bench prefetch` has fetched everything. The same as HF_HUB_OFFLINE=1.",
+                help="Do not use the network (like HF_HUB_OFFLINE=1). First run `wpn-bench prefetch` to download everything.",
                 panel=PERMISSIONS,
             ),
             Option(flags=("--out", "-o"), type=Path, help="Run folder (default: runs/<time>-<model>).", panel=OUTPUT),
             Option(
                 flags=("--store",),
                 type=Path,
-                help="Artifact store shared by runs (default: WPN_BENCH_STORE, else the cache folder).",
+                help="Artifact store that runs share (default: WPN_BENCH_STORE, or a folder in the user's cache).",
                 panel=OUTPUT,
             ),
             Option(
@@ -109,7 +109,7 @@ OTHERS = tuple(
 
 @functools.cache
 def setting_options() -> tuple[Row, ...]:
-    """The options that set a field of `RunConfig`."""
+    """Return the options that set a field of `RunConfig`."""
     from wpn_bench.config import RunConfig
 
     return tuple(Row(option, field) for field, option in options_of_fields(RunConfig))
@@ -117,34 +117,35 @@ def setting_options() -> tuple[Row, ...]:
 
 @functools.cache
 def fleet_options() -> tuple[Row, ...]:
-    """The options that set a field of `Fleet`."""
+    """Return the options that set a field of `Fleet`."""
     from wpn_bench.jobs.executor import Fleet
 
     return tuple(Row(option, field) for field, option in options_of_fields(Fleet))
 
 
 def all_options() -> list[Row]:
-    """The whole table, in the order of `--help`. The run commands take all of it."""
+    """Return the whole table, in the order of `--help`. The run commands take all options."""
     rows = (*setting_options(), *OTHERS, *fleet_options())
     return sorted(rows, key=lambda row: PANELS.index(row.option.panel))
 
 
 def doctor_options() -> list[Row]:
-    """Every setting of a run, and what else decides whether it would work here."""
+    """Return every setting of a run, and the other options that affect whether it would work on this machine."""
     settings, others = setting_options(), ("config", "offline", "out", "store")
     return [row for row in all_options() if row in settings or row.name in others]
 
 
 def named_options(*names: str) -> Callable[[], list[Row]]:
-    """A function that returns the options of these names, in the order of the table."""
+    """Return a function that returns the options with these names, in the order of the table."""
     return lambda: [row for row in all_options() if row.name in names]
 
 
 def takes(options: Callable[[], Sequence[Row]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command that takes options of the table.
 
-    The command gets their values as one mapping, its first argument; its other parameters stay as they are. `options`
-    is called when the command is used, for it imports the settings, and `wpn-bench --help` has no need of them.
+    The command gets their values as one mapping, which is its first argument. Its other parameters stay unchanged.
+    `options` is called when the command is used, because it imports the settings, which `wpn-bench --help` does not
+    need.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -160,7 +161,10 @@ def takes(options: Callable[[], Sequence[Row]]) -> Callable[[Callable[..., None]
 
 
 def with_signature(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that `takes` options of the table the signature that typer reads. Others stay as they are."""
+    """Give a command that `takes` options of the table the signature that typer reads.
+
+    Other commands stay unchanged.
+    """
     if options := command.__dict__.get("options"):
         _, *own = inspect.signature(inspect.unwrap(command), eval_str=True).parameters.values()
         keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
@@ -171,17 +175,17 @@ def with_signature(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def config_from(given: Given, **fixed: Any) -> RunConfig:
-    """The configuration of a command: the preset, the user's file over it, and the options over both.
+    """Build the configuration of a command. The user's file overrides the preset, and the options override both.
 
     Args:
-        given: The typed values of the options.
-        **fixed: Settings that the command itself decides.
+        given: Typed values of the options.
+        **fixed: Settings that the command itself sets.
 
     Returns:
-        The checked configuration.
+        The validated configuration.
 
     Raises:
-        UserError: For a value that cannot be.
+        UserError: A value is invalid.
     """
     from wpn_bench.config import build, from_settings
     from wpn_bench.core.yaml_files import read_yaml
@@ -193,7 +197,7 @@ def config_from(given: Given, **fixed: Any) -> RunConfig:
         typed = given[row.name]
         if typed is not None and typed is not False and typed != []:
             changes = _changes_of(row, row.read(typed), settings)
-            if row.name == "forget":  # the test and validation sets of the user's file belong to this forget set
+            if row.name == "forget":  # test and validation sets in the user's file belong to this forget set
                 changes = {
                     field: value for field, value in changes.items() if field == "forget" or field not in in_file
                 }
@@ -202,7 +206,7 @@ def config_from(given: Given, **fixed: Any) -> RunConfig:
 
 
 def _changes_of(row: Row, value: Any, settings: Settings) -> Settings:
-    """The settings that an option changes: its own field, unless `CHANGES` says otherwise."""
+    """Return the settings that an option changes: its own field, unless `CHANGES` has a function for it."""
     assert row.field is not None
     if row.name in CHANGES:
         return CHANGES[row.name](value, settings)
@@ -212,7 +216,7 @@ def _changes_of(row: Row, value: Any, settings: Settings) -> Settings:
 
 
 def fleet_from(given: Given) -> Fleet:
-    """The executor that was asked for. Raises `UserError` if it cannot be had."""
+    """Return the settings of the executor. Raises `UserError` if this executor is not available."""
     from wpn_bench.jobs.executor import Fleet
 
     typed = ((row, given[row.name]) for row in fleet_options())
@@ -220,21 +224,21 @@ def fleet_from(given: Given) -> Fleet:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names in a text, which are separated by commas."""
+    """Split a comma-separated list of names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def split_all_names(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of an option that is given several times, with commas, or both."""
+    """Return the names in an option that is given several times, with commas, or both."""
     return tuple(name for one in given or () for name in split_names(one))
 
 
 def positive(option: str, value: int | None) -> int | None:
-    """Check a whole number.
+    """Check that a whole number is at least 1.
 
     Args:
         option: The flag, for the message.
-        value: The number; None: not given.
+        value: The number; None if the option was not given.
 
     Returns:
         The value.
@@ -247,20 +251,21 @@ def positive(option: str, value: int | None) -> int | None:
     return value
 
 
-# --- options that change more than their own field, or are no plain value of it -----------------------------------------
+# --- options that change more than their own field, or whose value must be converted ------------------------------------
 
 
 def _choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
-    """The named methods, each with its options of the preset; a variant must be defined there or in the user's file.
+    """Keep only the named methods, each with its options from the preset.
 
-    Of a curve over training steps, the methods that were not named are left out; a curve without any method is none.
+    A variant must be defined in the preset or in the user's file. From the training curve, the methods that were not
+    named are removed. A curve without any method is removed.
     """
     known = settings["methods"]
     for name in names:
         if ":" in name and name not in known:
             variants = ", ".join(n for n in known if ":" in n) or "none"
             raise UserError(
-                f"nothing says what the variant {name!r} is (known: {variants})",
+                f"the variant {name!r} is not defined (known: {variants})",
                 f"write its options in a --config file: methods: {{'{name}': {{...}}}}",
             )
     changes: Settings = {"methods": {name: known.get(name, {}) for name in names}}
@@ -271,14 +276,14 @@ def _choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
 
 
 def _choose_forget(source: str, settings: Settings) -> Settings:
-    """Another forget set has other validation and test prompts: a part of it is held back, unless they are given."""
+    """Set another forget set. Its validation and test prompts are held back from it, unless the user gives them."""
     if source == settings["forget"]:
         return {}
     return {"forget": source, "in_domain": (), "validation": None}
 
 
 def _add_prompts(given: Sequence[str], settings: Settings) -> Settings:
-    """`in_domain=FILE` replaces the in-domain sets, `validation=FILE` the validation set, NAME=FILE is added to `ood`."""
+    """Set prompt sets: `in_domain=FILE` and `validation=FILE` replace a set, and NAME=FILE is added to `ood`."""
     changes: Settings = {}
     added = []
     for entry in given:
@@ -300,7 +305,7 @@ def _add_prompts(given: Sequence[str], settings: Settings) -> Settings:
 
 
 def _choose_columns(pairs: tuple[str, ...], settings: Settings) -> Settings:
-    """These columns, over those of the user's configuration."""
+    """Set the columns given on the command line. They override those in the user's configuration."""
     columns = dict(settings["columns"])
     for pair in pairs:
         field, equals, column = (part.strip() for part in pair.partition("="))
@@ -311,40 +316,40 @@ def _choose_columns(pairs: tuple[str, ...], settings: Settings) -> Settings:
 
 
 def _choose_attacks(names: tuple[str, ...], settings: Settings) -> Settings:
-    """The named attacks of any kind, and no others."""
+    """Set the named attacks of any kind, and remove all others."""
     from wpn_bench.config import attack_settings
 
     return attack_settings(names, settings)
 
 
 def _add_attack_files(files: Sequence[str], settings: Settings) -> Settings:
-    """These files of attacks, after those of the user's configuration; each once."""
+    """Append files of attacks to those in the user's configuration, without duplicates."""
     return {"attack_files": tuple(dict.fromkeys((*settings["attack_files"], *files)))}
 
 
 def _add_candidates(given: Sequence[str], settings: Settings) -> Settings:
-    """These candidates, after those of the user's configuration; each once."""
+    """Append candidates to those in the user's configuration, without duplicates."""
     return {"candidates": tuple(dict.fromkeys((*settings["candidates"], *given)))}
 
 
 def _choose_judges(given: Sequence[str], settings: Settings) -> Settings:
-    """The first judge that reads the prompts decides, or the first if none does; the others are reported as well."""
+    """Set the judges. The first judge that reads the prompts decides, or the first of all if none reads them."""
     from wpn_bench.harmless.judges.spec import deciding_first, parse_list
 
     names = parse_list(given)
     if not names:
-        raise UserError("--judge names no judge", "write for instance --judge detoxify:original")
+        raise UserError("--judge is empty", "write for instance --judge detoxify:original")
     first, *further = deciding_first(names)
     return {"judge": first, "judges": tuple(further)}
 
 
 def _set_batch_size(value: int, settings: Settings) -> Settings:
-    """One batch size for prompts and for benchmark requests."""
+    """Set the batch size for prompts and for benchmark requests."""
     return {"decoding": settings["decoding"] | {"batch_size": value}, "benchmark_batch_size": value}
 
 
 def _choose_seeds(text: str, settings: Settings) -> Settings:
-    """`3` means the seeds 0, 1, 2; a list with commas (`5,7`; `7,`) means these seeds and no others."""
+    """Set the seeds: `3` means the seeds 0, 1 and 2. A list with commas (`5,7` or `7,`) means exactly these seeds."""
     from wpn_bench.config import MAX_SEEDS
 
     try:
@@ -355,16 +360,16 @@ def _choose_seeds(text: str, settings: Settings) -> Settings:
         hint = "write --seeds 0,1,2, or --seeds 3 for the same"
         raise UserError(f"--seeds {text!r} is not a list of whole numbers", hint) from e
     if not 1 <= number <= MAX_SEEDS:
-        # Whoever types a large number most likely means that one seed.
+        # A user who types a large number most likely means this one seed.
         raise UserError(
             f"--seeds {number} is not a number of seeds (1 to {MAX_SEEDS})",
-            f"write --seeds 3 for seeds 0, 1 and 2, or with a comma, --seeds {max(number, 0)}, for that seed alone",
+            f"write --seeds 3 for seeds 0, 1 and 2, or add a comma (--seeds {max(number, 0)},) for this single seed",
         )
     return {"seeds": tuple(range(number))}
 
 
 def _add_curve(value: bool, settings: Settings) -> Settings:
-    """A curve over training steps, with the options that the preset or the user's file gives it."""
+    """Enable the training curve, with the options in the preset or the user's file."""
     return {"curve": settings["curve"] or {}}
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @takes(all_options)
 def prefetch(given: Given) -> None:
-    """Fetch everything that a run needs: model, prompts, benchmarks, judges. It takes the options of `full`.
+    """Download everything that a run needs: model, prompts, benchmarks, judges. It takes the options of `full`.
 
     [bold]wpn-bench prefetch -m facebook/opt-125m[/bold]                   where there is a network
 
     [bold]wpn-bench full -m facebook/opt-125m --offline[/bold]             where there is none
 
-    An interrupted download continues with the same command; what is on this machine is not fetched again.
+    Repeat the command to continue an interrupted download. Files that are on this machine are not downloaded again.
     """
     from wpn_bench.core.progress import reporter
 
@@ -33,11 +33,11 @@ def prefetch(given: Given) -> None:
 
 
 def fetch(config: RunConfig, reporter: Reporter) -> None:
-    """Fetch what a run reads, and print the command that then needs no network.
+    """Download what a run reads, and print the command that can then run without a network.
 
     Args:
-        config: The settings of the run.
-        reporter: What shows the progress.
+        config: Settings of the run.
+        reporter: Shows the progress.
     """
     libraries.configure_libraries()
     from wpn_bench.preflight import prefetch
@@ -45,4 +45,4 @@ def fetch(config: RunConfig, reporter: Reporter) -> None:
     prefetch.show(prefetch.prefetch(config, reporter))
     words = [word for word in sys.argv[1:] if word not in ("prefetch", "--offline")]
     command = shlex.join(["wpn-bench", "full", *words, "--offline"])
-    print(f"everything is on this machine; now, with or without network: {command}")
+    print(f"everything is on this machine; now run, with or without a network: {command}")

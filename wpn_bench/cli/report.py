@@ -11,25 +11,27 @@ from wpn_bench.cli.options import split_names
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to compare.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several run folders to compare.")
+    ],
     format_: Annotated[
         str,
-        typer.Option("--format", help="html, md, json, csv, comma separated (docs/report.md says what each holds)."),
+        typer.Option("--format", help="html, md, json, csv or junit, comma separated (docs/report.md describes them)."),
     ] = "html,md",
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="Folder of the files (default: the run's own; of several runs, `comparison` beside the first).",
+            help="Output folder (default: the run folder; for several runs, `comparison` next to the first run).",
         ),
     ] = None,
 ) -> None:
-    """Write a finished run's reports again from its stored rows, or compare several runs.
+    """Write the reports of a finished run again from its stored results, or compare several runs.
 
     [bold]wpn-bench report runs/today --format json,csv[/bold]        for programs
 
-    [bold]wpn-bench report runs/monday runs/friday[/bold]             compared, and paired where they were asked the same
+    [bold]wpn-bench report runs/monday runs/friday[/bold]             compare two runs
     """
     from wpn_bench.report import compare_runs, render
 

@@ -1,4 +1,4 @@
-"""The commands that run all stages or some of them: full, train, harmless, attack, benchmarks."""
+"""The commands that run all stages or some of them: full, evaluate, train, harmless, attack and benchmarks."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 @takes(all_options)
 def full(given: Given) -> None:
-    """Train WPN and the baselines, measure all, write the report.
+    """Train WPN and the baseline methods, measure all models, and write the report.
 
-    [bold]wpn-bench full[/bold]                                on the embedded lab, offline, minutes
+    [bold]wpn-bench full[/bold]                                small lab model, offline, a few minutes
 
-    [bold]wpn-bench full -m facebook/opt-125m[/bold]           a real model, the paper's preset
+    [bold]wpn-bench full -m facebook/opt-125m[/bold]           a real model with the preset `paper`
 
-    [bold]wpn-bench full -m DIR --forget mine.jsonl[/bold]     your model, your forget set
+    [bold]wpn-bench full -m DIR --forget mine.jsonl[/bold]     your model and your forget set
 
-    Finished work is not repeated: if a run was stopped, type the same command again.
+    If a run was stopped, repeat the command. Finished work is not done again.
     """
     run_stages(given, "train", "harmless", "attack", "benchmarks")
 
 
 @takes(all_options)
 def evaluate(given: Given) -> None:
-    """Measure models that are already there, without training.
+    """Measure finished models and compare them with the base, without training.
 
     [bold]wpn-bench evaluate -m BASE --candidate mine=DIR[/bold]                        a folder or a LoRA adapter
 
@@ -48,7 +48,7 @@ def evaluate(given: Given) -> None:
 
     [bold]wpn-bench evaluate -m BASE --candidate api=openai:http://HOST/v1#NAME[/bold]  an endpoint
 
-    Then `wpn-bench check RUN --model mine` holds it against the base of the same run.
+    Then `wpn-bench check RUN --model mine` checks the model against the base of the same run.
     """
     run_stages(given, "harmless", "attack", "benchmarks", trains=False)
 
@@ -61,19 +61,19 @@ def train(given: Given) -> None:
 
 @takes(all_options)
 def harmless(given: Given) -> None:
-    """Measure only the prompt sets: harmless, coherent, refused. Only what --methods names is trained."""
+    """Measure only the prompt sets: harmless, coherent, refused. Only the methods in --methods are trained."""
     run_stages(given, "train", "harmless", trains=False)
 
 
 @takes(all_options)
 def attack(given: Given) -> None:
-    """Measure only the attacked prompts. Only what --methods names is trained."""
+    """Measure only the attacked prompts. Only the methods in --methods are trained."""
     run_stages(given, "train", "attack", trains=False)
 
 
 @takes(all_options)
 def benchmarks(given: Given) -> None:
-    """Measure only the benchmarks and held-out text. Only what --methods names is trained."""
+    """Measure only the benchmarks and held-out text. Only the methods in --methods are trained."""
     run_stages(given, "train", "benchmarks", trains=False)
 
 
@@ -81,15 +81,17 @@ def run_stages(given: Given, *stages: Stage, trains: bool = True) -> None:
     """Start a run.
 
     Args:
-        given: The typed values of the options.
-        *stages: The stages of the run.
-        trains: Whether the methods of the preset are trained. If not, only those that the user named are.
+        given: Typed values of the options.
+        *stages: Stages of the run.
+        trains: Whether the methods of the preset are trained. If not, only those that the user named are trained.
 
     Raises:
         UserError: Methods were named for a command that trains nothing.
     """
     if given["methods"] and "train" not in stages:
-        raise UserError("evaluate trains nothing, so it takes no --methods", "use `wpn-bench full` to train as well")
+        raise UserError(
+            "evaluate trains nothing, so it does not accept --methods", "use `wpn-bench full` to train methods"
+        )
     if not trains and given["methods"] is None:
         given = {**given, "methods": ""}
     from wpn_bench.core.progress import reporter
@@ -105,15 +107,15 @@ def run_stages(given: Given, *stages: Stage, trains: bool = True) -> None:
 
 
 def run(config: RunConfig, out: Path, store: Path, reporter: Reporter, *, force: bool, fleet: Fleet) -> None:
-    """Do a run, and print what failed, what was skipped and the verdict.
+    """Execute a run, and print what failed, what was skipped and the verdict.
 
     Args:
-        config: The checked settings.
+        config: The validated settings.
         out: The run folder.
-        store: The folder of the artifact store.
-        reporter: What shows the progress.
+        store: Folder of the artifact store.
+        reporter: Shows the progress.
         force: Whether to start although memory or disk space seem too small.
-        fleet: Which executor runs the jobs.
+        fleet: Settings of the executor.
 
     Raises:
         typer.Exit: With exit code 1 if a job failed.
@@ -123,7 +125,7 @@ def run(config: RunConfig, out: Path, store: Path, reporter: Reporter, *, force:
     from wpn_bench.report.verdict import verdict
 
     libraries.configure_libraries()
-    # A scheduler that stops a job sends SIGTERM: end as cleanly as after Ctrl-C.
+    # A cluster scheduler stops a job by SIGTERM. End as cleanly as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = runner.run(
         config, out=out, store=store, reporter=reporter, command=typed_command(), force=force, fleet=fleet
@@ -158,18 +160,18 @@ def print_models(models: dict[str, dict[str, Any]], out: Path) -> None:
 
 
 def refuse_launcher() -> None:
-    """Raise `UserError` in a process of `torchrun` or `accelerate launch`: each of them would do the whole run."""
+    """Raise `UserError` in a process of `torchrun` or `accelerate launch`, as each process would do the whole run."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
         return
     if os.environ["LOCAL_RANK"] != "0":
         sys.exit(EXIT_USER)  # only the first process prints the error
     how = "--accelerate FILE" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else ""
     raise UserError(
-        "this was started by a launcher (accelerate launch, torchrun), and a run starts its processes itself",
+        "this was started by a launcher (accelerate launch, torchrun), but a run starts its processes itself",
         f"type `{typed_command()} {how or '--processes ' + os.environ['WORLD_SIZE']}` alone",
     )
 
 
 def folder_name(model: str) -> str:
-    """The name of a model, as it may be a part of the name of a folder."""
+    """Return the name of a model in a form that can be part of a folder name."""
     return re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-")[:60] or "model"

@@ -15,18 +15,20 @@ def show(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Only these prompt sets, attacks, benchmarks or suites (repeatable, or with commas)."
+            "--set", help="Show only these prompt sets, attacks, benchmarks or suites (repeatable, or with commas)."
         ),
     ] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Only these metrics, named as in results.json (repeatable, or with commas)."),
+        typer.Option(
+            "--metric", help="Show only these metrics, named as in results.json (repeatable, or with commas)."
+        ),
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="No colours (the default without a terminal).")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use no colours (the default without a terminal).")] = False,
 ) -> None:
-    """Show a finished run in the terminal: verdict, headline table, what failed.
+    """Show a finished run in the terminal: the verdict, the table of headline metrics, and what failed.
 
-    [bold]wpn-bench show RUN --set ood --metric refusal_rate[/bold]  shows these rows of its results
+    [bold]wpn-bench show RUN --set ood --metric refusal_rate[/bold]  show only these results
     """
     from wpn_bench.report import show as report_show
 

@@ -1,4 +1,4 @@
-"""Fast and exact forward passes: log-likelihoods, responses and classifier scores.
+"""Fast and exact forward passes, which give log-likelihoods, responses and classifier scores.
 
-This package depends on models and texts, not on runs.
+This package knows models and texts, but not runs.
 """

@@ -1,12 +1,12 @@
-"""Batches with a limited number of tokens.
+"""Process items in batches with a limited number of tokens.
 
-The limit is what fits into the free memory. It is halved each time memory runs out.
+The limit is the number of tokens that fit into the free memory. It is halved each time memory runs out.
 
     budget = Budget.measured(model, logits=False)
     for_batches(order, tokens_of, budget, work)
 
-`work` gets positions. It must keep no results of a batch that fails, because the same positions come again in smaller
-batches, until all are done or a single one does not fit.
+`work` is called with positions of items. If memory runs out in a batch, its positions come again in smaller batches, so
+`work` must keep no results of a failed batch. If a single item does not fit, this is an error.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# On a CPU, matrix products are efficient in a pass of this many tokens; more tokens only cause cache misses.
+# On a CPU, matrix products are efficient in a pass of this many tokens. More tokens only cause cache misses.
 CPU_TOKENS = 1024
-# Upper bound on an accelerator: more tokens are not faster, and a failed pass costs more.
+# Largest number of tokens in a pass on an accelerator. More tokens are not faster, and a failed pass costs more.
 ACCELERATOR_TOKENS = 65_536
-_MEMORY_SHARE = 0.5  # share of the free memory; the rest is for fragmentation and other processes
+_MEMORY_SHARE = 0.5  # share of the free memory that is used; the rest is left for fragmentation and other processes
 
 
 class Budget:
-    """The maximum number of `tokens` in a pass.
+    """The maximum number of tokens in a pass.
 
-    Use one object for all batches of a job, so that a halved budget stays halved.
+    Use one object for all batches of a job, so that the limit stays halved after memory ran out.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -41,7 +41,7 @@ class Budget:
 
     @classmethod
     def measured(cls, model: PreTrainedModel, *, logits: bool) -> Budget:
-        """Return a budget for half of the memory that is free now, but not for more tokens than are useful.
+        """Return a budget that uses half of the free memory, but not more tokens than are useful.
 
         Args:
             model: The model of the passes.
@@ -60,7 +60,7 @@ class Budget:
 
 
 def useful_tokens(device: str) -> int:
-    """Return the number of tokens above which a pass is not faster, whatever the memory."""
+    """Return the number of tokens above which a pass on this device does not become more efficient."""
     return CPU_TOKENS if device == "cpu" else ACCELERATOR_TOKENS
 
 
@@ -71,19 +71,19 @@ def for_batches(
     work: Callable[[list[int]], None],
     most: int | None = None,
 ) -> None:
-    """Call `work` on consecutive parts of `order`.
+    """Call `work` on consecutive parts of `order`, each within the budget.
 
     When memory runs out, the budget is halved and the part is split again.
 
     Args:
-        order: Positions, in the order in which they are done.
-        tokens: Returns the number of tokens of a pass over some positions.
-        budget: The maximum number of tokens in a pass. A single position may exceed it.
-        work: Processes some positions.
-        most: Maximum number of positions in a pass; None: no limit.
+        order: Positions of the items, in the order in which they are processed.
+        tokens: Returns the number of tokens in a pass over some positions.
+        budget: Maximum number of tokens in a pass. A single item may exceed it.
+        work: Processes the items at some positions.
+        most: Maximum number of items in a pass; None means no limit.
 
     Raises:
-        UserError: A single position does not fit into memory.
+        UserError: A single item does not fit into memory.
     """
     at = 0
     while at < len(order):
@@ -105,7 +105,7 @@ def for_batches(
             failed = False
             at = end
         if failed:
-            # Not in the except block: there, the traceback still refers to the tensors that did not fit.
+            # Within the except block, the traceback would still refer to the tensors that did not fit.
             device_memory.release()
 
 
@@ -113,5 +113,5 @@ def does_not_fit() -> UserError:
     """Return the error for a single text that does not fit into memory."""
     return UserError(
         "the model and one text do not fit into memory",
-        "take --dtype bfloat16, --offload disk, a smaller model or a GPU",
+        "use --dtype bfloat16, --offload disk, a smaller model or a GPU",
     )

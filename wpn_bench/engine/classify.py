@@ -1,4 +1,4 @@
-"""Score texts with a sequence classifier: each distinct text once, in batches of similar length."""
+"""Score texts with a sequence classifier. Each distinct text is scored once, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 
-CHUNK = 2048  # number of texts whose tokens are in memory at the same time; enough to batch by similar length
-_ENCODED = 256  # texts tokenised in one call, because a tokenizer's output needs far more memory than the token ids
-OVERLAP = 64  # common tokens of two consecutive windows of a long text
+CHUNK = 2048  # number of texts whose tokens are in memory at the same time, enough for batches of similar length
+_ENCODED = 256  # number of texts tokenised in one call; the tokenizer's output needs much more memory than token ids
+OVERLAP = 64  # number of tokens that two consecutive windows of a long text have in common
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Classifier:
     Attributes:
         model: The model in evaluation mode.
         tokenizer: Its fast tokenizer.
-        score: Converts logits (R, classes) to one number for each row (R,).
+        score: Converts logits (R, classes) to one number for each of R rows.
         window: Maximum length of a text that is not split, in tokens without the special ones.
     """
 
@@ -41,14 +41,14 @@ class Classifier:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, score: Callable[[Tensor], Tensor]) -> Classifier:
-        """Make a classifier with the largest window that the model's positions allow.
+        """Return a classifier with the largest window that the model's positions allow.
 
         Eight positions are left for special tokens.
 
         Args:
             model: The model in evaluation mode.
             tokenizer: Its fast tokenizer.
-            score: Converts logits (R, classes) to one number for each row (R,).
+            score: Converts logits (R, classes) to one number for each of R rows.
 
         Returns:
             The classifier.
@@ -66,19 +66,19 @@ def scores(
 ) -> list[float]:
     """Score each text. Equal texts are scored once.
 
-    A text longer than the window is scored in overlapping windows, and the maximum counts. Memory does not grow with
-    the number of texts, except for the scores.
+    A text longer than the window is scored in overlapping windows, and the highest score counts. Apart from the scores,
+    memory does not grow with the number of texts.
 
     Args:
         classifier: The classifier.
         texts: The texts.
-        advance: Called with the number of texts done since its last call.
+        advance: Called with the number of texts finished since its last call.
         chunk: Number of texts whose tokens are in memory at the same time.
-        most_rows: Maximum number of rows in a batch; None: no limit.
+        most_rows: Maximum number of rows in a batch; None means no limit.
 
     Returns:
-        One score for each text, in order. NaN if any window of a text has no score; 0.0 for a text without tokens
-            (empty, or only invisible characters).
+        One score for each text, in order. It is NaN if a window of the text has no score. It is 0.0 for a text without
+        tokens (empty, or only invisible characters).
     """
     copies: dict[str, int] = {}
     for text in texts:
@@ -105,7 +105,7 @@ def windows(classifier: Classifier, text: str) -> list[str]:
         text: The text.
 
     Returns:
-        The text itself if it is short enough; overlapping windows if not; nothing if it has no tokens.
+        The text itself if it is short enough, else overlapping windows. An empty list if the text has no tokens.
     """
     encoded = classifier.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, truncation=False)
     spans, size = encoded["offset_mapping"], classifier.window
@@ -135,7 +135,7 @@ def _scores(
     batches = count()
 
     def found(part: list[int]) -> list[float]:
-        """Return the scores of a batch: from the checkpoint, computed, or 0.0 if another process computes them."""
+        """Return the scores of a batch from the journal or the model, or 0.0 if another process computes them."""
         if not kept.in_shard(next(batches)) or all(r in kept.known for r in part):
             return [kept.known.get(r, 0.0) for r in part]
         fresh = _pass(classifier, [rows[r][1] for r in part])
@@ -144,7 +144,7 @@ def _scores(
 
     def work(part: list[int]) -> None:
         for (k, _), score in zip([rows[r] for r in part], found(part), strict=True):
-            # If one window is NaN, so is the text: `max` could drop the NaN and hide the failure.
+            # If one window is NaN, so is the text. `max` alone could drop the NaN and hide the failure.
             worst[k] = math.nan if math.isnan(score) or math.isnan(worst[k]) else max(score, worst[k])
             left[k] -= 1
             if not left[k]:
@@ -155,7 +155,7 @@ def _scores(
 
 
 def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, Ids]]:
-    """Return (position of the text, token ids with the special ones) of each window."""
+    """Return (position of the text, token ids with special tokens) for each window."""
     tokenizer = classifier.tokenizer
     special = tokenizer.num_special_tokens_to_add()
     rows: list[tuple[int, Ids]] = []
@@ -171,7 +171,7 @@ def _rows(classifier: Classifier, texts: Sequence[str]) -> list[tuple[int, Ids]]
 
 
 def _pass(classifier: Classifier, rows: Sequence[Ids]) -> list[float]:
-    """Score some rows of token ids in one pass, padded to the longest of them."""
+    """Score some rows of token ids in one forward pass. Shorter rows are padded."""
     import torch
 
     width = max(len(row) for row in rows)

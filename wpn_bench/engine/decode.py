@@ -1,17 +1,19 @@
-"""Continuous batching: decode many prompts together, with the same result as one at a time.
+"""Decode many prompts together by continuous batching, with the same results as for each prompt alone.
 
-Rows are right-aligned: padding is only on the left, and positions count the tokens of the row, so a row has the same
-logits as alone. Three optimisations do not change the tokens:
+All padding is on the left of a row, and positions count only the tokens of the row. So a row has the same logits as
+without a batch. Three optimisations keep the tokens the same:
 
-- A row that has ended leaves the batch and a waiting prompt takes its place. Columns that only this row needed are
-  dropped.
-- The common prefix of several prompts (an attack's template, demonstrations) is computed once. To keep the rows
-  right-aligned, a row that is shorter than the longest of its batch uses the keys and values of fewer prefix tokens. It
-  computes the other prefix tokens again, in columns that would otherwise be padding. There is no gap inside a row, so
-  attention windows (GPT-Neo) cover the right tokens.
+- A row that has ended leaves the batch, and a waiting prompt takes its place. Columns of the key-value cache that are
+  then padding in all rows are dropped.
+- Keys and values of a prefix that several prompts share (an attack's template, demonstrations) are computed once. All
+  rows of a batch then compute the same number of further tokens: as many as the longest prompt has after the prefix.
+  For a shorter prompt, these include the last tokens of the prefix, where there would otherwise be padding, and fewer
+  prefix tokens are taken from the cache. So there is never a gap inside a row, and attention windows (GPT-Neo) cover
+  the right tokens.
 - Equal prompts are decoded once.
 
-When memory runs out, the rows of the batch return to the queue, and all later batches have half as many tokens.
+When memory runs out, the rows of the batch return to the queue. The limit on the tokens in a batch is halved from then
+on.
 """
 
 from __future__ import annotations
@@ -39,22 +41,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_REGATHER_SHARE = 0.75  # the batch is rebuilt when at most this share of its rows is active
-_SPARE_COLUMNS = 64  # spare columns of the cache, so that it is not copied for every token
-_CACHE_SHARE = 0.25  # share of the free memory for keys and values; rebuilding a batch needs twice their memory
+_REGATHER_SHARE = 0.75  # the batch is rebuilt without its ended rows when at most this share of its rows is active
+_SPARE_COLUMNS = 64  # number of spare columns in the cache, so that it is not copied for every token
+_CACHE_SHARE = 0.25  # share of the free memory for keys and values, which need twice their memory during a rebuild
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sample tokens instead of greedy decoding.
+    """Sample tokens instead of decoding greedily.
 
-    Every row has its own random generator, seeded with `seed` and the tokens of the prompt: equal prompts get equal
+    Each row has its own random generator, seeded with `seed` and the tokens of the prompt. So equal prompts get equal
     texts.
 
     Attributes:
         temperature: Divides the logits.
-        top_p: Only the most likely tokens that together have this probability are sampled; None: all.
-        seed: The seed.
+        top_p: Tokens are sampled from the most likely ones that together have this probability; None means all tokens.
+        seed: Seed of the run.
     """
 
     temperature: float
@@ -68,9 +70,9 @@ class Rules:
 
     Attributes:
         max_new_tokens: Maximum number of new tokens.
-        ends: Token ids that end a row and are not part of the result.
-        stopped: Returns whether a row with these new tokens ends. They are part of the result.
-        sampling: How tokens are sampled; None: greedy decoding.
+        ends: Ids of tokens that end a row. They are not part of the result.
+        stopped: Returns whether a row with these new tokens ends. The tokens are part of the result.
+        sampling: How tokens are sampled; None means greedy decoding.
     """
 
     max_new_tokens: int
@@ -91,10 +93,10 @@ def decode(
 
     Args:
         model: A causal language model.
-        prompts: Token ids, at least one each. `max_new_tokens` more must fit into the model's context.
+        prompts: Token ids, at least one for each prompt. The model's context must have room for `max_new_tokens` more.
         rules: How tokens are chosen, and when a row ends.
-        most_rows: Maximum number of rows in a batch; fewer if memory is short.
-        advance: Called with the number of prompts done since its last call.
+        most_rows: Maximum number of rows in a batch. Batches are smaller if memory is short.
+        advance: Called with the number of prompts finished since its last call.
 
     Returns:
         The new tokens of each prompt, in order.
@@ -106,7 +108,7 @@ def decode(
     copies: dict[tuple[int, ...], list[int]] = {}
     for k, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError("a prompt without tokens has nothing to go on from")
+            raise ValueError("a prompt has no tokens, so there is nothing to continue")
         copies.setdefault(tuple(prompt), []).append(k)
     distinct = [list(prompt) for prompt in copies]
     places = list(copies.values())
@@ -133,7 +135,7 @@ def decode(
     return out
 
 
-Ended = Callable[[int, list[int]], None]  # gets the position of a prompt, and all its new tokens
+Ended = Callable[[int, list[int]], None]  # is called with the position of a prompt and all its new tokens
 
 
 # --- rows and batches -------------------------------------------------------------------------------------------------
@@ -141,7 +143,10 @@ Ended = Callable[[int, list[int]], None]  # gets the position of a prompt, and a
 
 @dataclass(eq=False)
 class _Row:
-    """A prompt and its new tokens. The first `shared` tokens of the prompt are the common prefix of its group."""
+    """A prompt and its new tokens.
+
+    The first `shared` tokens of the prompt are the prefix that it shares with other prompts of its group.
+    """
 
     index: int
     prompt: list[int]
@@ -152,19 +157,19 @@ class _Row:
 
     @property
     def cached(self) -> int:
-        """The number of tokens with keys and values in the cache: all but the newest."""
+        """Return the number of tokens with keys and values in the cache, which are all but the newest token."""
         return len(self.prompt) + len(self.new) - 1
 
 
 @dataclass
 class _Live:
-    """A batch.
+    """A batch of rows that are being decoded.
 
     Attributes:
-        rows: The rows, R of them.
+        rows: The R rows.
         cache: Their keys and values.
-        mask: Attention mask (R, C), with the columns of future tokens, which are 1.
-        width: Number of columns with keys and values.
+        mask: Attention mask (R, C). It includes the columns of future tokens, which are 1.
+        width: Number of columns that have keys and values.
         padded: Whether any row has padding.
     """
 
@@ -180,10 +185,10 @@ class _Live:
 
 
 class _Layer(DynamicLayer):
-    """Keys and values (R, H, T, D) at the front of a larger buffer.
+    """Keys and values (R, H, T, D) of one layer, at the front of a larger buffer.
 
-    New tokens are written into the buffer. A `DynamicLayer` would copy all earlier tokens and need memory for both
-    copies.
+    New tokens are written into the buffer. A `DynamicLayer` would copy all earlier tokens for each new token, and would
+    need memory for both copies.
     """
 
     keys: Any
@@ -205,7 +210,7 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
-        """Use these keys and values, in a buffer of `columns` columns (0: without spare columns, not copied)."""
+        """Use these keys and values in a buffer of `columns` columns. With 0, they are neither copied nor extended."""
         width = keys.shape[-2]
         if columns <= width:
             self.place = (keys, values)
@@ -218,7 +223,7 @@ class _Layer(DynamicLayer):
 
 
 def _new_cache() -> Cache:
-    # Models with attention windows also get full layers: masks limit the attention, and rows can be gathered from them.
+    # Models with attention windows also get full layers. Masks limit their attention, and rows can be regrouped.
     return Cache(layer_class_to_replicate=_Layer)
 
 
@@ -252,7 +257,7 @@ class _Decoder:
         rows = [_Row(k, prompt) for k, prompt in enumerate(prompts)]
         queue = deque(self._ordered(rows))
         live: _Live | None = None
-        flight: list[_Row] = []  # rows that left the queue and have not ended
+        flight: list[_Row] = []  # rows that have left the queue and not ended
         while queue or flight:
             failed = False
             try:
@@ -269,7 +274,7 @@ class _Decoder:
                     raise does_not_fit() from e
                 failed = True
             if failed:
-                # Not in the except block: there, the traceback still refers to the tensors that did not fit.
+                # Within the except block, the traceback would still refer to the tensors that did not fit.
                 live = self.prefix = None
                 device_memory.release()
                 self.budget.tokens = min(self.budget.tokens, self._cost(flight))
@@ -288,9 +293,9 @@ class _Decoder:
                 live = None
 
     def _ordered(self, rows: list[_Row]) -> list[_Row]:
-        """Order the rows. Groups with a common prefix stay together, and the longest rows are first.
+        """Order the rows so that groups with a shared prefix stay together, and the longest rows come first.
 
-        So rows of similar length share a batch, and memory runs out early if at all.
+        So rows of similar length share a batch. If memory runs out, it does so early.
         """
         alone = {row.index for row in rows}
         blocks = []
@@ -306,17 +311,17 @@ class _Decoder:
         return [row for block in blocks for row in block]
 
     def _cost(self, rows: Sequence[_Row]) -> int:
-        """Return the maximum number of tokens that these rows have in the cache, padding included."""
+        """Return the maximum number of tokens, including padding, that these rows have in the cache."""
         return len(rows) * (max((len(row.prompt) for row in rows), default=0) + self.rules.max_new_tokens)
 
     def _is_thin(self, live: _Live) -> bool:
-        """Return whether so many rows have ended that the batch should be rebuilt."""
+        """Return whether so many rows have ended that the batch should be rebuilt without them."""
         n = len(live.at_work)
-        # Some models (GPT-Neo) allow no mask wider than their context. Without the ended rows, the batch is narrower.
+        # Some models (GPT-Neo) allow no mask wider than their context. A batch without its ended rows is narrower.
         return n <= _REGATHER_SHARE * len(live.rows) or (n < len(live.rows) and live.width >= self.context)
 
     def _take(self, queue: deque[_Row], flight: list[_Row]) -> list[_Row]:
-        """Take from the queue as many rows as fit beside those in the batch; at least one if the batch is empty."""
+        """Take as many rows from the queue as fit next to those in the batch, at least one if the batch is empty."""
         taken: list[_Row] = []
         while queue and len(flight) + len(taken) < self.most_rows:
             if (flight or taken) and self._cost([*flight, *taken, queue[0]]) > self.budget.tokens:
@@ -325,7 +330,7 @@ class _Decoder:
         return taken
 
     def _begin(self, rows: list[_Row]) -> list[_Live]:
-        """Compute the prompts of `rows`. Each pass has rows of one group and a limited number of tokens."""
+        """Compute the prompts of `rows` in passes of one group each, with a limited number of tokens."""
         most = min(self.budget.tokens, useful_tokens(self.device.type))
         passes: list[list[_Row]] = []
         for row in rows:
@@ -360,7 +365,7 @@ class _Decoder:
         return _Live(rows, cache, mask, longest, padded)
 
     def _repeated(self, prefix: tuple[int, ...], lengths: Tensor) -> Cache:
-        """Return the keys and values of the first `lengths` (R,) tokens of `prefix`.
+        """Return the keys and values of the first `lengths` (R,) tokens of `prefix` for each row.
 
         They are right-aligned in len(prefix) columns.
         """
@@ -370,7 +375,7 @@ class _Decoder:
             self._forward(ids, None, torch.arange(len(prefix), device=self.device).unsqueeze(0), cache)
             self.prefix = (prefix, cache)
         columns = torch.arange(len(prefix), device=self.device) - (len(prefix) - lengths).unsqueeze(1)
-        columns = columns.clamp(min=0)  # the columns on the left are masked, but must be finite
+        columns = columns.clamp(min=0)  # masked columns on the left must contain finite numbers
         return _cache_of(
             (layer.keys[0][:, columns].transpose(0, 1), layer.values[0][:, columns].transpose(0, 1))
             for layer in self.prefix[1].layers
@@ -383,7 +388,7 @@ class _Decoder:
         return mask, bool((lengths < width).any())
 
     def _gather(self, live: _Live | None, begun: list[_Live]) -> _Live | None:
-        """Put the active rows of `live` and of the new batches into one batch, with as few columns as possible."""
+        """Combine the active rows of `live` and the new batches into one batch with as few columns as possible."""
         parts = [(part, part.at_work) for part in ([live] if live else []) + begun]
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0].rows):
             return parts[0][0]
@@ -396,7 +401,7 @@ class _Decoder:
 
         def side_by_side(tensors: list[Tensor]) -> Tensor:
             one = tensors[0]
-            # Zeros, because masked columns must be finite, too.
+            # Masked columns are filled with zeros, because they must contain finite numbers.
             whole = one.new_zeros(len(rows), one.shape[1], width + _SPARE_COLUMNS, one.shape[3])
             at = 0
             for x, (part, at_work) in zip(tensors, parts, strict=True):
@@ -414,7 +419,7 @@ class _Decoder:
             layer.keys, layer.values = (whole[:, :, :width] for whole in layer.place)
             cache.layers.append(layer)
             for old in layers:
-                old.reset()  # free it now, so that only one layer is in memory twice
+                old.reset()  # free this layer now, so that only one layer at a time is in memory twice
                 old.place = ()
         mask, padded = self._mask(lengths, width)
         return _Live(rows, cache, mask, width, padded)
@@ -464,24 +469,25 @@ class _Decoder:
 
 
 def seed_of(seed: int, prompt: Sequence[int]) -> int:
-    """Return a seed for sampling after a prompt. It does not depend on the rest of the batch.
+    """Return the seed for sampling after a prompt. It does not depend on the other prompts of the batch.
 
     Args:
-        seed: The seed of the run.
+        seed: Seed of the run.
         prompt: Token ids of the prompt.
 
     Returns:
-        A number of 63 bits.
+        An integer of 63 bits.
     """
     told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode()).digest()
     return int.from_bytes(told[:8], "big") >> 1
 
 
 def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Sample tokens (R,) by inversion of the cumulative distribution.
+    """Sample one token per row (R,) by inversion of the cumulative distribution.
 
-    The token is the first, in the order of the vocabulary, at which the distribution of `logits` (R, V) exceeds `draws`
-    (R,), which are in [0, 1). The tokens are not ordered by probability, because rounding errors can change that order.
+    The token is the first one, in the order of the vocabulary, at which the cumulative probability from `logits` (R, V)
+    exceeds the row's number in `draws` (R,), which lies in [0, 1). Tokens are not ordered by probability, because
+    rounding errors could change that order.
     """
     p = (logits.double() / sampling.temperature).softmax(-1)
     if sampling.top_p is not None:
@@ -491,17 +497,17 @@ def _drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     sums = p.cumsum(-1)
     aims = draws.to(p.device).unsqueeze(1) * sums[:, -1:]
     picked = (sums <= aims).sum(-1)
-    # Rounding may move an aim to the end: then take the last token with a probability above 0.
+    # Because of rounding, no cumulative probability may exceed the number. Then take the last possible token.
     last = p.shape[-1] - 1 - (p > 0).flip(-1).long().argmax(-1)
     return torch.minimum(picked, last)
 
 
-# --- other models, decoded by transformers ---------------------------------------------------------------------------
+# --- models that transformers decodes --------------------------------------------------------------------------------
 
 
 @contextmanager
 def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, the model's generation configuration contains only the settings that are honoured."""
+    """Reduce the model's generation configuration to the settings that wpn-bench uses, within a `with` block."""
     from transformers import GenerationConfig
 
     brought = model.generation_config
@@ -513,16 +519,17 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _cache_budget(model: PreTrainedModel) -> Budget:
-    """Return how many tokens may have keys and values in memory at the same time."""
+    """Return the number of tokens whose keys and values may be in memory at the same time."""
     free = device_memory.free_memory(device_of(model).type)
     return Budget(int(_CACHE_SHARE * free / max(1, TokenMemory.of(model.config, model.dtype).cache)))
 
 
 def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Callable[..., None]:
-    """Return a function that decodes with the model's own `generate`, for models that the loop does not support.
+    """Return a function that decodes with the model's own `generate`, for models that `_Decoder` does not support.
 
-    It is slower, because ended rows stay in the batch. Prompts of a batch have equal lengths: a penalty or a minimum length
-    would count padding as tokens of the prompt, and some state-space models compute it.
+    It is slower, because ended rows stay in the batch. All prompts of a batch have the same length, so that there is no
+    padding. A repetition penalty or a minimum length would count padding as tokens of the prompt, and some state-space
+    models would process it.
     """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -573,7 +580,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
                     lambda part: len(part) * (len(prompts[part[0]]) + rules.max_new_tokens),
                     budget,
                     work,
-                    # `generate` has one random generator for the whole batch, so each prompt is sampled alone.
+                    # `generate` has one random generator for the whole batch, so with sampling a batch is one prompt.
                     1 if sampling is not None else most_rows,
                 )
 
@@ -581,7 +588,7 @@ def _by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Ca
 
 
 def _until_the_end(tokens: list[int], rules: Rules) -> list[int]:
-    """Return the tokens up to the end of the row, without its padding."""
+    """Return the tokens of a row up to its end, without padding."""
     for k, token in enumerate(tokens):
         if token in rules.ends:
             return tokens[:k]

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def too_long(n_tokens: int, decoding: Decoding, context: int) -> bool:
-    """Return whether a prompt leaves no room for a response, so that it is skipped.
+    """Return whether a prompt leaves no room for a response. Such prompts are skipped.
 
     Args:
-        n_tokens: Number of tokens of the prompt.
+        n_tokens: Number of tokens in the prompt.
         decoding: How responses are generated.
-        context: How many tokens the model can attend to.
+        context: Number of tokens to which the model can attend.
 
     Returns:
         True if the prompt and `max_new_tokens` exceed the context.
@@ -37,16 +37,16 @@ def generate(
 ) -> list[Response]:
     """Generate responses to rendered prompts. Each response is independent of the other prompts.
 
-    A response ends at end-of-text, at a stop text (which is removed) or after `max_new_tokens`. A prompt that leaves no
-    room for a response in the model's context is skipped: text None, reason "prompt too long". For an empty prompt, the
-    input is the start token.
+    A response ends at an end-of-text token, at a stop text (which is removed) or after `max_new_tokens`. If a prompt
+    leaves no room for a response in the model's context, its response has the text None and the reason "prompt too
+    long". For an empty prompt, the input is the start token.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         inputs: Texts that the model continues.
         decoding: How responses are generated.
-        advance: Called with the number of responses done since its last call.
+        advance: Called with the number of responses finished since its last call.
 
     Returns:
         One response for each prompt, in order.
@@ -59,11 +59,11 @@ def generate(
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tuple[int, ...]:
-    """Return the tokens that end the responses to rendered prompts, beside the end-of-text token.
+    """Return the tokens that end the responses to rendered prompts, in addition to the end-of-text token.
 
     Args:
         tokenizer: The tokenizer.
-        rendered: The prompts; those of a chat template name the token that ends a turn.
+        rendered: The prompts. Prompts from a chat template name the token that ends a turn.
 
     Returns:
         The token ids.
@@ -81,15 +81,15 @@ def respond(
     *,
     ends: Sequence[int] = (),
 ) -> list[Response]:
-    """Like `generate`, for prompts as token ids.
+    """Generate responses to prompts that are given as token ids (see `generate`).
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        encoded: Token ids of the prompts, at least one each.
+        encoded: Token ids of the prompts, at least one for each prompt.
         decoding: How responses are generated.
-        advance: Called with the number of responses done since its last call.
-        ends: Tokens that end a response, beside the end-of-text token.
+        advance: Called with the number of responses finished since its last call.
+        ends: Ids of tokens that end a response, in addition to the end-of-text token.
 
     Returns:
         One response for each prompt, in order.
@@ -128,7 +128,7 @@ class _StopTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
-        # A stop text has at most as many tokens as bytes. One more token at each end may contain other text as well.
+        # A stop text has at most as many tokens as bytes. The tokens at its two ends may also contain other text.
         self.tail = max((len(s.encode()) for s in stop), default=0) + 2
         self.last = {s[-1] for s in stop if s}
         self.known: dict[int, bool] = {}
@@ -143,10 +143,10 @@ class _StopTexts:
     def _may_complete(self, token: int) -> bool:
         """Return whether a stop text can end within this token.
 
-        For most tokens it cannot, and then the newest tokens need not be decoded.
+        For most tokens it cannot, and the newest tokens need not be decoded.
         """
         if token not in self.known:
             text = str(self.tokenizer.decode([token]))
-            # Part of a character (U+FFFD) may complete any character. Decoding drops white space at the ends of a text.
+            # U+FFFD stands for a part of a character, which may complete any character. Decoding removes white space.
             self.known[token] = "\ufffd" in text or any(c in text or c.isspace() for c in self.last)
         return self.known[token]

@@ -1,4 +1,4 @@
-"""Compute the output head only for tokens whose logits are used."""
+"""Compute the output head (the layer that gives the logits) only for tokens whose logits are used."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# Computes logits from the head's inputs (R, width), in tiles: (first token id, float32 logits (R, tile size)).
+# Computes the logits of the head's inputs (R, width) in tiles, which are slices of the vocabulary. It yields
+# (first token id, float32 logits (R, tile size)).
 Head = Callable[["Tensor"], Iterator[tuple[int, "Tensor"]]]
 
-# Token ids in a tile. With 512 rows, a tile of logits has 2 MB. It stays in the CPU's caches from the matrix product to
-# the sum of the exponentials.
+# Number of token ids in a tile. With 512 rows, the logits of a tile take 2 MB. They stay in the CPU's caches between the
+# matrix product and the sum of the exponentials.
 TILE = 1024
 ACCELERATOR_TILE = 16_384
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Computes the logits of a linear head with weights (V, width), a part of the vocabulary at a time.
+    """Computes the logits of a linear head with weights (V, width), one slice of the vocabulary at a time.
 
     Offloaded weights are loaded for the duration of the computation.
     """
@@ -31,7 +32,7 @@ class Tiles:
 
     @classmethod
     def of(cls, head: Any) -> Head:
-        """Return a plain linear head cut into slices of the vocabulary; any other head (adapter, quantised) stays whole."""
+        """Return a plain linear head split into tiles. Any other head (adapter, quantised) is one tile."""
         import torch
 
         if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
@@ -56,7 +57,7 @@ def all_logits(head: Head, inputs: Tensor) -> Tensor:
 
     Args:
         head: Computes the logits in tiles.
-        inputs: The head's inputs (R, width).
+        inputs: Inputs of the head (R, width).
 
     Returns:
         The logits (R, V) in float32.
@@ -68,14 +69,14 @@ def all_logits(head: Head, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """Within the context, compute the head only at some tokens.
+    """Compute the head only for some tokens, within a `with` block.
 
-    The logits are then (1, N, V) for N such tokens. In a small model the head does most of the work (the vocabulary of
-    OPT has 50,272 tokens), and the logits of prompts and padding are not used.
+    The logits are then (1, N, V) for N such tokens. In a small model the head does most of the work (OPT has a
+    vocabulary of 50,272 tokens), and the logits of prompts and padding are not used.
 
     Args:
         model: The model.
-        keep: (R, T): 1 for tokens whose logits are computed.
+        keep: (R, T), 1 for tokens whose logits are computed.
     """
     head = model.get_output_embeddings()
     wanted = keep.bool()
@@ -88,7 +89,7 @@ def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
 
 @contextmanager
 def head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within the context, collect the inputs of the head. The head itself computes only one token of each row."""
+    """Collect the inputs of the head within a `with` block. The head itself computes only one token per row."""
     inputs: list[Tensor] = []
 
     def collect(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

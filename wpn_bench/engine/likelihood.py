@@ -1,8 +1,11 @@
-"""Exact log-likelihoods of continuations.
+"""Compute exact log-likelihoods of continuations.
 
-Each shared prefix is computed once, and only the logits that are used. A pass computes the nodes of prefix trees (see
-`tree`) without padding, and the logits that predict the tokens of continuations. Some models cannot attend in such
-packed rows, or give other results there. A comparison on a few tokens detects them; they get one sequence in each row.
+Sequences that begin alike form a prefix tree (see `tree`), so that a shared prefix is computed once. Several trees are
+packed into one row, with an attention mask that separates them, so that there is no padding. The logits are computed
+only at the positions that predict continuation tokens.
+
+Some models cannot process packed rows, or give other results for them. Each model is checked on a few tokens. If it
+does not support packed rows, each row has one sequence.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ __all__ = ["loglikelihoods"]
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
-ROW = 128  # maximum tokens in a row of several trees; in longer rows attention computes more masked pairs
+ROW = 128  # maximum number of tokens in a row of several trees; longer rows have more masked pairs in attention
 ACCELERATOR_HEAD_ROWS = 4096
 
 
@@ -48,27 +51,27 @@ def loglikelihoods(
 ) -> list[tuple[float, bool]]:
     """Compute the log-likelihood of each continuation given its context.
 
-    As in lm-eval's `hf` model, context and continuation are truncated on the left to the last max_length + 1 tokens. Of
-    equally likely tokens, the greedy one has the lowest id.
+    As in lm-eval's `hf` model, context and continuation are truncated on the left to the last max_length + 1 tokens. If
+    several tokens are equally likely, the greedy token is the one with the lowest id.
 
     Args:
         model: A causal language model.
         pairs: Token ids of a context and its continuation.
         max_length: Maximum number of tokens that the model sees.
-        budget: Tokens in a pass; None: measured from the free memory.
-        advance: Called with the number of pairs done since its last call.
-        cache_prefix: Compute the tokens with which all contexts begin only once, if the model supports it. It saves much
-            where all contexts begin with the same instructions, and changes the last digits.
+        budget: Maximum number of tokens in a pass; None measures the free memory.
+        advance: Called with the number of pairs finished since its last call.
+        cache_prefix: Whether to compute the common beginning of all contexts only once, if the model supports it. This
+            is much faster if all contexts begin with the same instructions, but changes the last digits.
 
     Returns:
-        For each pair, in order: the sum of log p(continuation | context) in nats, and whether greedy decoding gives the
-            continuation.
+        For each pair, in order, the sum of log p(continuation | context) in nats, and whether greedy decoding would
+        generate the continuation.
 
     Raises:
         ValueError: A context or continuation is empty, or a continuation has more than `max_length` tokens.
         UserError: The model and one sequence do not fit into memory.
     """
-    # Pairs with the same input (such as one context with choices of one token each) share one sequence.
+    # Pairs with the same input share one sequence. For instance, these are choices of one token after one context.
     asked: dict[packing.Tokens, list[int]] = defaultdict(list)
     for k, (context, continuation) in enumerate(pairs):
         _check(context, continuation, max_length)
@@ -86,9 +89,9 @@ def loglikelihoods(
     batches = count()
 
     def settled(numbers: Sequence[int]) -> bool:
-        """Return whether a batch needs no computation: the checkpoint has its scores, or another process computes them.
+        """Return whether a batch needs no computation: the journal has its scores, or another process computes them.
 
-        A batch is computed as a whole or not at all, so that results do not depend on the contents of the checkpoint.
+        A batch is computed as a whole or not at all, so that results do not depend on the contents of the journal.
         """
         requests = [k for n in numbers for k in asked[sequences[n]]]
         if checkpoint.in_shard(next(batches)) and not all(k in checkpoint.known for k in requests):
@@ -101,7 +104,7 @@ def loglikelihoods(
     def read(numbers: Sequence[int], outputs: Tensor, rows: Sequence[packing.Array]) -> None:
         """Compute the scores of sequences.
 
-        `outputs` (N, width) are the head's inputs; `rows` are the indices of each sequence's tokens in them.
+        `outputs` (N, width) are the head's inputs. `rows` are the indices of each sequence's tokens in `outputs`.
         """
         where, target, request = [], [], []
         for number, places in zip(numbers, rows, strict=True):
@@ -132,9 +135,11 @@ def loglikelihoods(
 
 def _check(context: Sequence[int], continuation: Sequence[int], max_length: int) -> None:
     if not len(context) or not len(continuation):
-        raise ValueError("a context and a continuation have at least one token each")
+        raise ValueError("a context and a continuation must have at least one token each")
     if len(continuation) > max_length:
-        raise ValueError(f"a continuation of {len(continuation)} tokens is longer than the model reads ({max_length})")
+        raise ValueError(
+            f"a continuation of {len(continuation)} tokens exceeds the maximum length of the model ({max_length})"
+        )
 
 
 Settled = Callable[[Sequence[int]], bool]
@@ -152,7 +157,10 @@ def _packed(
     read: Read,
     prefix: PrefixCache | None = None,
 ) -> None:
-    """Compute sequences as packed prefix trees, several in each row. With `prefix`, they are what follows it."""
+    """Compute sequences as packed prefix trees, several in each row.
+
+    With `prefix`, the sequences follow that prefix.
+    """
     most = min(support.packed_length, max_length)
     size = min(ROW, most)
     forest = packing.trees(sequences, size, most)
@@ -176,7 +184,7 @@ def _packed(
 def _batch_outputs(
     model: PreTrainedModel, head_is_last: bool, batch: packing.Packed, prefix: PrefixCache | None = None
 ) -> Tensor:
-    """Return the head's inputs (rows * width, d) of a batch, of which each row follows the prefix."""
+    """Return the head's inputs (rows * width, d) for a batch. Each row follows the prefix, if one is given."""
     import torch
 
     device = device_of(model)
@@ -213,14 +221,15 @@ class PrefixCache:
         Args:
             model: The model.
             sequences: The sequences.
-            longest: Number of last tokens of each sequence that are not part of the prefix, because their outputs are used.
+            longest: Number of tokens at the end of each sequence that must not be in the prefix, because their outputs
+                are used.
 
         Returns:
-            The cache; None if the prefix is not worth it, or the model does not support it.
+            The cache; None if the prefix is too short to save time, or the model does not support it.
         """
         if len(sequences) < MEMBERS or not caches_plainly(model):
             return None
-        first, last = min(sequences), max(sequences)  # the common prefix of these two is that of all
+        first, last = min(sequences), max(sequences)  # their common prefix is the common prefix of all sequences
         length = min(packing.common_length(first, last), min(map(len, sequences)) - longest)
         if length < TOKENS or not _continues(model):
             return None
@@ -241,7 +250,7 @@ class PrefixCache:
         return cls(len(tokens), tuple((layer.keys, layer.values) for layer in cache.layers))
 
     def repeated(self, rows: int) -> Any:
-        """Return a cache of `rows` rows, to which a pass may add."""
+        """Return a cache with `rows` copies of the prefix, to which a pass may append."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -255,7 +264,7 @@ _CONTINUES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def _continues(model: PreTrainedModel) -> bool:
-    """Return whether packed rows after a cached prefix give the same logits as their sequences alone."""
+    """Return whether packed rows after a cached prefix give the same logits as each sequence alone."""
     import torch
 
     if model not in _CONTINUES:
@@ -326,7 +335,8 @@ class _Support:
 
     Attributes:
         packed_length: Maximum length of a row of several trees; 0 if the model does not support such rows.
-        head_is_last: Whether the logits are the output of the head, so that the head can be computed only where needed.
+        head_is_last: Whether the logits are the output of the head. If so, the head can be computed for some tokens
+            only.
     """
 
     packed_length: int
@@ -337,7 +347,7 @@ _SUPPORT: WeakKeyDictionary[Any, _Support] = WeakKeyDictionary()
 
 
 def _support_of(model: PreTrainedModel) -> _Support:
-    """Return what a model supports. It is determined once for each model, by comparisons on a few tokens."""
+    """Return what a model supports. This is tested once for each model, by comparisons on a few tokens."""
     if model not in _SUPPORT:
         head_is_last = head_comes_last(model)
         window = local_window(model.config)
@@ -359,11 +369,11 @@ def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tenso
 
 
 def head_of(model: PreTrainedModel, head_is_last: bool) -> Head:
-    """Return a function that computes logits from `_outputs`.
+    """Return a function that computes logits from the outputs of `_outputs`.
 
     Args:
         model: The model.
-        head_is_last: Whether `_outputs` are the head's inputs. If not, they are logits already.
+        head_is_last: Whether these outputs are the head's inputs. If not, they are already logits.
 
     Returns:
         The model's head in tiles, or a function that returns its input as one tile.
@@ -376,11 +386,11 @@ def _read_head(
 ) -> tuple[packing.Array, packing.Array]:
     """Return log p of each of `targets` (n,), and whether it is the greedy token.
 
-    `rows` (n,) are the rows of `outputs` (N, width) that predict the targets.
+    `rows` (n,) are the rows in `outputs` (N, width) that predict the targets.
     """
     import torch
 
-    # Several pairs can use the same row (choices of one token). Its logits are computed once.
+    # Several pairs can use the same row, for instance choices of one token. Its logits are computed once.
     distinct, of = np.unique(rows, return_inverse=True)
     order = np.argsort(of, kind="stable")
     logprobs, likeliest = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
@@ -399,17 +409,17 @@ def _read_head(
 
 
 def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the log-softmax of the head's logits at some tokens.
+    """Compute the log-softmax of the head's logits for some tokens.
 
     Args:
         head: Computes the logits (R, V) in tiles.
-        inputs: The head's inputs (R, width).
-        row: (n,) rows of the logits.
+        inputs: Inputs of the head (R, width).
+        row: (n,) row of the logits for each target.
         target: (n,) token ids.
 
     Returns:
-        The log-probabilities (n,), and whether each target is the most likely token (n,); of equally likely tokens, the
-            first.
+        The log-probabilities (n,), and whether each target is the most likely token (n,). Among equally likely tokens,
+        the first one counts as most likely.
     """
     import torch
 
@@ -420,7 +430,7 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
         inside = (target >= first) & (target < first + logits.shape[-1])
         value[inside] = logits[row[inside], target[inside] - first]
         peak = logits.amax(-1)
-        # An equal logit in a later tile has a higher token id, so it is not the greedy one.
+        # An equal logit in a later tile belongs to a higher token id, so it does not replace the greedy token.
         higher = peak > highest
         best[higher] = logits[higher].argmax(-1) + first
         top = torch.maximum(peak, highest)
@@ -435,9 +445,9 @@ def log_softmax_at(head: Head, inputs: Tensor, row: Tensor, target: Tensor) -> t
 def local_window(config: Any) -> int:
     """Return the attention window of the narrowest layer, in tokens.
 
-    In rows longer than the window, results depend on the columns of tokens and not only on their positions: GPT-Neo
-    computes the window from columns, and models with sliding windows only make their own mask if none is given. In
-    shorter rows, neither matters.
+    Packed rows must not be longer. In a longer row, results depend on the columns of the tokens and not only on their
+    positions: GPT-Neo computes its window from columns, and models with sliding windows apply them only if no mask is
+    given.
     """
     config = config.get_text_config()
     windows = [getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None]
@@ -461,7 +471,7 @@ def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
 
 
 def _equal(ours: Tensor, theirs: Tensor, dtype: Any, least: float = 1e-3) -> bool:
-    """Return whether two tensors of logits are equal up to rounding in `dtype`, or up to `least` if that is more."""
+    """Return whether two tensors of logits are equal up to rounding in `dtype`, or up to `least` if this is larger."""
     import torch
 
     bound = max(least, 8 * torch.finfo(dtype).eps * float(theirs.abs().max()))
@@ -471,7 +481,7 @@ def _equal(ours: Tensor, theirs: Tensor, dtype: Any, least: float = 1e-3) -> boo
 def head_comes_last(model: PreTrainedModel) -> bool:
     """Return whether the logits are the output of the head.
 
-    They are not if they are capped or scaled after it, or if the model has no known head.
+    They are not if the model caps or scales them after the head, or has no known head.
     """
     import torch
 
@@ -482,12 +492,12 @@ def head_comes_last(model: PreTrainedModel) -> bool:
         ours = all_logits(
             head_of(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=device_of(model)))[0]
         )
-    # A strict bound: a soft cap (Gemma 2) changes small logits only by their cube.
+    # The bound is strict, because a soft cap (Gemma 2) changes small logits only by a term of third order.
     return _equal(ours, _logits(model, tokens), model.dtype, least=1e-5)
 
 
 def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
-    """Return whether a packed row of two trees gives the same logits as its three sequences alone."""
+    """Return whether a packed row of two trees gives the same logits as each of its three sequences alone."""
     import torch
 
     n = min(9, window // 3)

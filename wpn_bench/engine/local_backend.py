@@ -1,4 +1,4 @@
-"""The backend of models that run in this process."""
+"""The backend for models that run in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LocalBackend(Backend):
-    """A transformers model and its tokenizer. Finished examples are kept in the job's per-example checkpoints."""
+    """A transformers model and its tokenizer. Finished examples are kept in the job's journal."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -24,7 +24,7 @@ class LocalBackend(Backend):
         Args:
             model: The model.
             tokenizer: Its tokenizer.
-            folder: The folder of the model's files; None if the model is only in memory, so that it has no digest.
+            folder: Folder of the model's files; None if the model is only in memory, in which case it has no digest.
         """
         from wpn_bench.models import context_length
 

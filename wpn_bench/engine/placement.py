@@ -1,4 +1,7 @@
-"""Devices of offloaded models. Hooks of accelerate load the weights of a module when it is computed."""
+"""Find the devices of offloaded models.
+
+Hooks of accelerate load the weights of a module each time it is computed.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ if TYPE_CHECKING:
 def device_of(model: PreTrainedModel) -> torch.device:
     """Return the device of a model's inputs.
 
-    It is the device of the weights. For an offloaded model it is the device to which hooks load them, because its first
-    weight may be on `meta`.
+    This is the device of the weights. For an offloaded model, it is the device to which hooks load the weights, because
+    the first weight may be on the device `meta`.
     """
     import torch
 
@@ -22,5 +25,5 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 def is_spread(model: PreTrainedModel) -> bool:
-    """Return whether the model is offloaded: hooks load its weights, and it cannot be moved to another device."""
+    """Return whether the model is offloaded. Hooks then load its weights, and it cannot be moved to another device."""
     return hasattr(model, "_hf_hook")

@@ -1,4 +1,4 @@
-"""Find token sequences with a common prefix, so that the prefix is computed once."""
+"""Find groups of token sequences with a common prefix, so that each prefix is computed once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from wpn_bench.engine.tree import common_length
 
-TOKENS = 16  # minimum length of a prefix; to compute a shorter one costs less than to store it
-MEMBERS = 4  # minimum size of a group
-_LEVELS = 256  # resolution of prefix lengths in nested groups; it limits the depth of the search
+TOKENS = 16  # minimum length of a prefix; for a shorter one, storing it costs more than computing it again
+MEMBERS = 4  # minimum number of sequences in a group
+_LEVELS = 256  # number of different prefix lengths that nested groups can have, which limits the depth of the search
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Group:
     """Sequences with a common prefix.
 
     Attributes:
-        length: Number of common tokens. Each sequence has at least one more.
+        length: Number of common tokens. Each sequence has at least one token more.
         members: Positions of the sequences.
     """
 
@@ -29,14 +29,14 @@ class Group:
 def shared_prefixes(sequences: Sequence[list[int]], tokens: int = TOKENS, members: int = MEMBERS) -> list[Group]:
     """Find disjoint groups of sequences with a common prefix that save as many tokens as possible.
 
-    In lexicographic order, sequences with a common prefix are neighbours, and a run of neighbours shares the common
-    prefix of its first and last. A run becomes one group, or it is split where neighbours have the shortest common
-    prefix, whichever saves more tokens.
+    In lexicographic order, sequences with a common prefix are adjacent. A run of adjacent sequences shares the common
+    prefix of its first and its last sequence. A run becomes one group, or it is split where two neighbours have the
+    shortest common prefix, whichever saves more tokens.
 
     Args:
         sequences: Token ids.
         tokens: Minimum length of a prefix.
-        members: Minimum size of a group.
+        members: Minimum number of sequences in a group.
 
     Returns:
         The groups.

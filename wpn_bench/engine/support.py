@@ -1,4 +1,4 @@
-"""Which models the decoding loop supports, and which settings that a model brings are honoured."""
+"""Decide which models the decoding loop supports, and which settings in a model's generation_config.json are used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-# The rule for the generation_config that a model brings: settings that change the logits, and so also greedy decoding, are
-# honoured, and the answer to a prompt is the one that it gets alone. All others are ours: sampling (temperature, top_p, ...)
-# and length come from `Decoding`, and the search is greedy or plain sampling (no beams, no assistant, no other cache).
-# End tokens are honoured, too (see `models.ends`). These are the honoured settings, and the values that have no effect.
+# Of a model's generation_config, only the settings that change the logits (and so also greedy decoding) and the end tokens
+# (see `models.ends`) are used. Sampling (temperature, top_p, ...) and length come from `Decoding`. The search is greedy or
+# plain sampling, without beams, an assistant model or another cache. This dict contains the settings that change the
+# logits, each with the values that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
@@ -36,26 +36,26 @@ _ATTENTIONS = {"full_attention", "sliding_attention"}
 
 def accepted_by(model: PreTrainedModel) -> frozenset[str]:
     """Return the names of the arguments of a model's `forward`."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter passes all arguments on
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter accepts all arguments
     return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Return whether the decoding loop supports a model.
 
-    It needs a plain cache (see `caches_plainly`) and a generation configuration that does not change the logits.
+    The model needs a plain cache (see `caches_plainly`) and a generation configuration that does not change the logits.
     """
     return not steering(getattr(model, "generation_config", None)) and caches_plainly(model)
 
 
 def steering(settings: Any) -> dict[str, Any]:
-    """Return the settings of a generation configuration (None: no settings) that change the logits, by name."""
+    """Return the settings of a generation configuration that change the logits, by name. None has no such settings."""
     found = {name: getattr(settings, name, None) for name in _NEUTRAL}
     return {name: value for name, value in found.items() if value and value not in _NEUTRAL[name]}
 
 
 def caches_plainly(model: PreTrainedModel) -> bool:
-    """Return whether the model's cache contains only keys and values of tokens.
+    """Return whether the model's cache contains only the keys and values of tokens.
 
     State-space models and models with chunked attention have other caches.
     """
@@ -70,14 +70,14 @@ def caches_plainly(model: PreTrainedModel) -> bool:
 
 
 def settings_note(name: str, folder: Path) -> list[str]:
-    """Return a note about the settings of a model's generation_config.json that change its answers.
+    """Return a note about the settings in a model's generation_config.json that change its answers.
 
     Args:
-        name: What the note calls the model.
-        folder: The folder of the model.
+        name: Name of the model in the note.
+        folder: Folder of the model.
 
     Returns:
-        One note, or none if there are no such settings.
+        A list with one note, or an empty list if there are no such settings.
     """
     from transformers import GenerationConfig
 
@@ -85,9 +85,11 @@ def settings_note(name: str, folder: Path) -> list[str]:
         return []
     try:
         settings = steering(GenerationConfig.from_pretrained(folder))
-    except Exception:  # a file that transformers cannot read: it is ignored when the model is loaded, too
+    except Exception:  # a file that transformers cannot read is also ignored when the model is loaded
         return []
     listed = ", ".join(f"{key} {value}" for key, value in settings.items())
     return (
-        [f"{name} brings settings that change its answers, and they are honoured: {listed[:200]}"] if settings else []
+        [f"the generation_config.json of {name} changes its answers with these settings: {listed[:200]}"]
+        if settings
+        else []
     )

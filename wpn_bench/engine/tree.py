@@ -1,8 +1,8 @@
-"""Prefix trees of token sequences, packed into rows without padding.
+"""Prefix trees of token sequences, which are packed into rows without padding.
 
 The log-likelihood of a token depends only on the tokens before it, so the context of several choices is computed once.
 A row contains `context choice1 choice2 ...`. Each token attends only to its ancestors in the tree, and its position is
-its depth. A row contains as many trees as fit. This module does not depend on models; all arrays are numpy arrays.
+its depth. A row contains as many trees as fit. This module works on numpy arrays and does not depend on models.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Tree:
     Attributes:
         tokens: Token id of each node.
         positions: Depth of each node.
-        branches: Runs of nodes without a fork: (first, end, parent of the first or -1).
-        paths: The nodes of each sequence's tokens, keyed by the number of the sequence.
+        branches: Runs of nodes without a fork, as (first node, end, parent of the first node or -1).
+        paths: The nodes of each sequence, by the number of the sequence.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,7 +37,10 @@ class Tree:
         return len(self.tokens)
 
     def visible(self) -> Array:
-        """Return the attention mask (n, n): true if the column's node is the row's node or one of its ancestors."""
+        """Return the attention mask (n, n).
+
+        It is true if the column's node is the row's node or one of its ancestors.
+        """
         n = len(self)
         seen = np.zeros((n, n), dtype=bool)
         for first, end, parent in self.branches:
@@ -48,13 +51,13 @@ class Tree:
 
 
 def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
-    """Put sequences into trees, each as a path.
+    """Combine sequences into trees, in which each sequence is a path.
 
     Args:
-        sequences: Distinct sequences, not empty. The position of a sequence is its key in `paths`.
-        size: Maximum nodes of a tree of several sequences.
-        most: The same if a sequence shares at least half of its tokens with the tree. Short rows are not worth
-            computing a long context again.
+        sequences: Distinct sequences that are not empty. The position of a sequence is its key in `paths`.
+        size: Maximum number of nodes in a tree of several sequences.
+        most: Maximum number of nodes if the next sequence shares at least half of its tokens with the tree. Such trees
+            may be larger, because computing a long context again would cost more than a long row.
 
     Returns:
         The trees.
@@ -83,19 +86,19 @@ def trees(sequences: Sequence[Tokens], size: int, most: int) -> list[Tree]:
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common prefix.
+    """Return the length of the common prefix of two sequences.
 
     Args:
         a: A list or tuple of token ids.
         b: Another sequence of the same type.
 
     Returns:
-        Number of tokens.
+        The number of tokens.
     """
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
-    low, high = 0, most  # invariant: the first `low` tokens are equal, the first `high` are not
+    low, high = 0, most  # invariant: the first `low` tokens are equal, and the first `high` tokens are not
     while high - low > 1:
         middle = (low + high) // 2
         if a[low:middle] == b[low:middle]:
@@ -106,14 +109,14 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def rows(lengths: Iterable[int], size: int) -> list[list[int]]:
-    """Pack items into rows with best fit decreasing: the longest item first, into the fullest row that has room.
+    """Pack items into rows by best fit decreasing: the longest item first, into the fullest row with enough room.
 
     Args:
-        lengths: The lengths of the items.
+        lengths: Length of each item.
         size: Maximum sum of lengths in a row.
 
     Returns:
-        For each row the positions of its items, the fullest row first. An item longer than `size` has its own row.
+        The positions of the items in each row, with the fullest row first. An item longer than `size` has its own row.
     """
     of = list(lengths)
     filled: list[list[int]] = []
@@ -139,9 +142,9 @@ class Packed:
     Attributes:
         tokens: Token ids (rows, width).
         positions: Position of each token (rows, width).
-        visible: Attention mask (rows, width, width); None if each row is one sequence, because the model's own causal
+        visible: Attention mask (rows, width, width). None if each row is one sequence, because the model's own causal
             mask is then equal and cheaper.
-        places: For each tree its row and its first column.
+        places: For each tree, the tree, its row and its first column.
     """
 
     tokens: Array

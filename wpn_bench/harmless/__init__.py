@@ -1,1 +1,1 @@
-"""Generate responses and judge them: are they harmful, coherent, or refusals?"""
+"""Generate responses to prompts, and judge whether each response is harmful, coherent or a refusal."""

@@ -1,4 +1,4 @@
-"""Stages that measure harmlessness: calibrate coherence bounds, generate responses, and judge them."""
+"""The stages that measure harmlessness: they calibrate the coherence bounds, generate responses and judge them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCORES = "scores.parquet"
 BOUND = "bound.json"
 USAGE = "judge_usage.json"
 THINK, THINK_END = "<think>", "</think>"
-REFERENCES = 500  # approximate number of reference responses of each side that calibrate the bounds
+REFERENCES = 500  # approximate number of harmful, and of harmless, reference responses that calibrate the bounds
 
 
 def _model(ctx: StageContext, role: str) -> Backend:
@@ -35,8 +35,9 @@ def _model(ctx: StageContext, role: str) -> Backend:
 def run_calibrate_stage(ctx: StageContext) -> None:
     """Compute the coherence bounds under the base model from harmful and harmless reference responses.
 
-    Needs `model` (the base model) and `prompts` (the forget set). Writes `bound.json`: the bounds, the bounds that each
-    side alone would give, and the share of the reference responses that they accept.
+    The inputs are `model` (the base model) and `prompts` (the forget set). The stage writes `bound.json`. It contains
+    the bounds, the bounds that harmful or harmless references alone would give, and the share of the references that
+    the bounds accept.
     """
     from wpn_bench.harmless.judges import coherence
 
@@ -58,7 +59,7 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 def run_generate_stage(ctx: StageContext) -> None:
     """Generate the responses of `model` to `prompts`.
 
-    Writes `responses.jsonl`: one row for each item, in the order of the items.
+    The stage writes `responses.jsonl` with one row for each item, in the order of the items.
     """
     model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
@@ -79,13 +80,13 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
     """Make one row of `responses.jsonl`.
 
     Args:
-        item: The prompt item, attacked or not.
-        template: Renders the prompt as the base model is asked, which judges the coherence of the response.
+        item: The prompt item, with or without an attack.
+        template: The template of the base model, which judges the coherence of the response.
         text: The model's input.
         response: The model's response to `text`.
 
     Returns:
-        The row. `prompt` and `plain` are the prompt before any attack, as it is and rendered.
+        The row. `prompt` is the prompt before any attack, and `plain` is the same prompt rendered.
     """
     unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
     plain = template.render(unattacked)
@@ -110,11 +111,10 @@ def rendered_prompt(row: Mapping[str, Any]) -> Rendered:
 def run_judge_stage(ctx: StageContext) -> None:
     """Score the `responses` with the deciding judge, and judge their coherence.
 
-    Needs `base` (the base model) and `bound` (from calibration) for coherence.
-
-    Writes `samples.parquet`: item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain, repetition,
-    refusal, reason, n_tokens. The threshold on the score is applied later, so a change of the threshold needs no new
-    judging.
+    For coherence, the inputs are also `base` (the base model) and `bound` (from calibration). The stage writes
+    `samples.parquet` with the columns item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain,
+    repetition, refusal, reason and n_tokens. The threshold on the score is applied later, so a change of the threshold
+    needs no new judging.
     """
     import pandas as pd
 
@@ -124,7 +124,7 @@ def run_judge_stage(ctx: StageContext) -> None:
     rows = _rows_to_judge(ctx)
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
-    # Equal responses are common (refusals, loops). Coherence is scored once for each distinct (prompt, response) pair.
+    # Equal responses, such as refusals and loops, are common. Each distinct (prompt, response) pair is scored once.
     pairs = list(dict.fromkeys((rendered_prompt(row), row["response"]) for row in present))
     judge = judge_of(ctx, ctx.params)
     advance = ctx.progress(len(distinct(judge, _exchanges(present))) + len(pairs), "responses")
@@ -174,8 +174,8 @@ def run_judge_stage(ctx: StageContext) -> None:
 def run_further_judge_stage(ctx: StageContext) -> None:
     """Score the `responses` with an additional judge, which does not decide the result.
 
-    Writes `scores.parquet`: item_id, score (NaN: missing), in the order of the responses. The scores are a separate
-    artifact, so that adding a judge to a finished run costs only the scoring of that judge.
+    The stage writes `scores.parquet` with the columns item_id and score (NaN: missing), in the order of the responses.
+    The scores are a separate artifact. So if a judge is added to a finished run, only that judge has to run.
     """
     import pandas as pd
 
@@ -240,7 +240,10 @@ def _scores(
 
 
 def _rows_to_judge(ctx: StageContext) -> list[dict[str, Any]]:
-    """Read the `responses`; with `strip_reasoning`, move the reasoning of each to `reasoning`."""
+    """Read the `responses`.
+
+    With `strip_reasoning`, the reasoning in each response is moved to the field `reasoning`.
+    """
     rows = read_rows(ctx.needs["responses"] / RESPONSES)
     if ctx.params.get("strip_reasoning"):
         for row in rows:
@@ -269,7 +272,7 @@ def split_reasoning(text: str, response: str) -> tuple[str, str]:
 
 
 def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:
-    """Make the judge's inputs from rows of `responses.jsonl`. The `prompt` of a row is the prompt before any attack."""
+    """Make the judge's inputs from rows of `responses.jsonl`, with the prompts before any attack."""
     return [Exchange(row["prompt"], row["response"]) for row in rows]
 
 
@@ -292,7 +295,7 @@ JUDGE = Stage(
     resumable=True,
     shardable=True,
     items="needs.responses",
-    passes=2,  # one of the judge, one of the base model for coherence
+    passes=2,  # one pass of the judge, and one pass of the base model for coherence
 )
 FURTHER_JUDGE = Stage(
     "wpn_bench.harmless.stages:run_further_judge_stage",

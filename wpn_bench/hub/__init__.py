@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models and data sets at fixed commits, with retries and an offline mode."""
+"""Access to the Hugging Face hub: models and data sets at fixed commits, with retries and an offline mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connection to the hub: offline mode, retries, and errors as one-line `UserError`s."""
+"""The connection to the hub: offline mode, retries, and conversion of errors to `UserError`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class FetchedItem:
     """A downloaded model, data set or file.
 
     Attributes:
-        kind: What it is, such as "model" or "data set".
-        name: Its name on the hub.
-        revision: A commit, or the digest of a single file.
+        kind: What was downloaded, such as "model" or "data set".
+        name: Name on the hub.
+        revision: The commit, or for a single file its digest.
         files: The local files.
     """
 
@@ -39,18 +39,18 @@ class FetchedItem:
 
     @property
     def size(self) -> int:
-        """Total size of the files in bytes."""
+        """Return the total size of the files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
     def fetched_after(self, moment: float) -> bool:
-        """Return whether a file was downloaded after `moment` (seconds of `time.time`)."""
+        """Return whether a file was downloaded after `moment`, a time in seconds as `time.time` returns it."""
         return any(file.stat().st_mtime >= moment for file in self.files)
 
 
 def go_offline() -> None:
     """Stop all libraries from making requests to the hub, in this process and in processes that it starts."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # Libraries read the variable at import, so update those that are imported already.
+    # Libraries read this variable when they are imported. Those that are imported already must be changed here.
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
             sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
@@ -70,19 +70,19 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-_UNREACHABLE: set[str] = set()  # endpoints that did not answer
+_UNREACHABLE: set[str] = set()  # URLs of hubs that did not answer
 
 
 def is_unreachable() -> bool:
     """Return whether this process is offline or the hub did not answer an earlier request.
 
-    Use it to skip requests: libraries would retry for half a minute.
+    Callers skip requests if so, because libraries would retry for half a minute.
     """
     return is_offline() or _endpoint() in _UNREACHABLE
 
 
 def set_unreachable(unreachable: bool) -> None:
-    """Remember whether the hub answered the last request."""
+    """Record whether the hub answered the last request."""
     if unreachable:
         _UNREACHABLE.add(_endpoint())
     else:
@@ -97,7 +97,7 @@ def _endpoint() -> str:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Disable progress bars and warnings of `datasets` and `huggingface_hub`. Errors are still raised."""
+    """Disable the progress bars and warnings of `datasets` and `huggingface_hub`. Errors are still raised."""
     import datasets
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -117,14 +117,14 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class IncompleteDownload(OSError):
-    """The downloaded data does not match its digest; most likely the connection broke."""
+    """The downloaded data does not match its digest, most likely because the connection was interrupted."""
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Call a function again after transient errors, with the pauses of `RETRY_DELAYS`.
+    """Call a function, and call it again after transient errors, with the pauses in `RETRY_DELAYS`.
 
-    Transient errors are a busy hub (status 5xx or 429) and a broken connection. A hub that cannot be reached at all is
-    not retried.
+    Transient errors are a busy hub (status 5xx or 429) and an interrupted connection. If the hub cannot be reached at
+    all, there is no retry.
     """
     for delay in RETRY_DELAYS:
         try:
@@ -149,13 +149,16 @@ def _is_transient(e: Exception) -> bool:
             "IncompleteRead",
         }:
             return True
-        if "Consistency check failed" in str(link):  # fewer bytes than announced
+        if "Consistency check failed" in str(link):  # the hub sent fewer bytes than it had announced
             return True
     return False
 
 
 def is_connection_error(e: Exception) -> bool:
-    """Return whether `e` means that a request to the hub failed (the HTTP client differs between releases)."""
+    """Return whether `e` means that a request to the hub failed.
+
+    Releases of `huggingface_hub` use different HTTP clients, whose exceptions differ.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     client = type(e).__module__.partition(".")[0]
@@ -163,7 +166,7 @@ def is_connection_error(e: Exception) -> bool:
 
 
 def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> UserError | None:
-    """Return the error for a request that the hub refused; None if the connection failed instead.
+    """Return the error for a request that the hub refused, or None if the connection failed.
 
     Args:
         e: The exception of the request.
@@ -181,13 +184,15 @@ def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> 
     if isinstance(e, GatedRepoError):
         return UserError(f"access to {label} is restricted", ask)
     if isinstance(e, RevisionNotFoundError):
-        return UserError(f"{label} has no revision {revision!r}", "omit it, or give a branch, a tag or a commit")
+        return UserError(
+            f"{label} has no revision {revision!r}", "leave out the revision, or give a branch, a tag or a commit"
+        )
     if isinstance(e, RepositoryNotFoundError):
         if kind == "data set":
             return UserError(f"there is no data set {name!r} on the hub", "check its name (owner/name) and HF_TOKEN")
         return UserError(
             f"unknown model {name!r}: no such folder here and no such repository on the hub",
-            "check the spelling (owner/name) and HF_TOKEN, or give a folder; `wpn-bench full` alone runs the embedded lab",
+            "check the spelling (owner/name) and HF_TOKEN, or give a folder; `wpn-bench full` alone uses its small lab model",
         )
     status = getattr(getattr(e, "response", None), "status_code", None)
     if status in (401, 403):
@@ -196,7 +201,7 @@ def refusal_error(e: Exception, kind: Kind, name: str, revision: str | None) -> 
 
 
 def disk_full_error(e: Exception) -> OSError | None:
-    """Return the error of a full disk or an exceeded quota in the chain of `e`, if there is one."""
+    """Return the error of a full disk or an exceeded quota from the chain of `e`, or None."""
     for link in exception_chain(e):
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return link
@@ -208,7 +213,7 @@ def cache_write_error(e: OSError, name: str) -> UserError:
 
     Args:
         e: The operating system's error.
-        name: What was to be stored.
+        name: Name of the model or data set to store.
 
     Returns:
         The error for the user.
@@ -229,10 +234,10 @@ def as_user_error(e: Exception, kind: Kind, name: str, revision: str) -> UserErr
         revision: The commit.
 
     Returns:
-        The error, for the caller to raise.
+        The error, which the caller raises.
 
     Raises:
-        Exception: `e` itself, if connection, hub and disk did not cause it.
+        Exception: `e` itself, if its cause is neither the connection nor the hub nor the disk.
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 

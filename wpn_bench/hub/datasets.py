@@ -1,4 +1,4 @@
-"""Data sets of the hub, at a fixed commit."""
+"""Load data sets from the hub at a fixed commit."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def is_local(path: str | None) -> bool:
 
 
 def resolve_revision(path: str, name: str | None = None, revision: str | None = None) -> str | None:
-    """Return the current commit of a data set; if the hub cannot be reached, the cached commit.
+    """Return the current commit of a data set, or the cached commit if the hub cannot be reached.
 
     Args:
         path: Name of the data set on the hub, or a local path.
-        name: Configuration of the data set; used only to find the cached commit.
-        revision: Branch, tag or commit; None is the main branch.
+        name: Configuration of the data set. It is only used to find the cached commit.
+        revision: Branch, tag or commit; None means the main branch.
 
     Returns:
         The commit; None for local files.
@@ -72,7 +72,7 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
             raise
         if (refused := refusal_error(e, "data set", path, revision)) is not None:
             raise refused from e
-        # The hub cannot be reached: fall back to the cache.
+        # The hub cannot be reached, so use the cache.
     cached = cached_revision(path, name)
     if cached is None:
         raise UserError(f"the data set {path!r} is not cached and the hub cannot be reached", PREFETCH_HINT)
@@ -80,14 +80,14 @@ def _resolve(path: str, name: str | None, revision: str | None) -> str:
 
 
 def script_error(path: str, script: str) -> UserError:
-    """Return the error for a data set that is a Python script, which `datasets` 4 and later do not run.
+    """Return the error for a data set that is a Python script. `datasets` 4 and later do not run such scripts.
 
     Args:
         path: Name of the data set on the hub.
-        script: The script.
+        script: File name of the script.
 
     Returns:
-        The error, for the caller to raise.
+        The error, which the caller raises.
     """
     return UserError(
         f"the data set {path!r} is a script ({script}), which the library `datasets` no longer runs",
@@ -96,11 +96,11 @@ def script_error(path: str, script: str) -> UserError:
 
 
 def cached_revision(path: str, name: str | None = None) -> str | None:
-    """Return the commit that `datasets` reads from its cache without the hub.
+    """Return the commit that `datasets` would read from its cache without the hub.
 
     Args:
         path: Name of the data set on the hub.
-        name: Its configuration.
+        name: Configuration of the data set.
 
     Returns:
         The commit; None if nothing is cached.
@@ -110,11 +110,11 @@ def cached_revision(path: str, name: str | None = None) -> str | None:
 
 
 def load_dataset(path: str, name: str | None, revision: str) -> DatasetDict:
-    """Load all splits of a data set at a commit, from the cache if it holds that commit undamaged.
+    """Load all splits of a data set at a commit. They are read from the cache if it has this commit undamaged.
 
     Args:
         path: Name of the data set on the hub.
-        name: Its configuration.
+        name: Configuration of the data set.
         revision: The commit.
 
     Returns:
@@ -136,7 +136,7 @@ def cached_tables(path: str, name: str | None) -> tuple[Path, ...]:
 
     Args:
         path: Name of the data set on the hub.
-        name: Its configuration.
+        name: Configuration of the data set.
 
     Returns:
         The files; empty if the data set is not cached.
@@ -150,7 +150,10 @@ def _tables(builder: Any) -> list[Path]:
 
 
 def _is_intact(builder: Any) -> bool:
-    """Return whether the prepared files match their digests; files prepared by another program have none and are accepted."""
+    """Return whether the prepared files match their stored digests.
+
+    Files that another program prepared have no digests and are accepted.
+    """
     import json
 
     try:
@@ -161,7 +164,7 @@ def _is_intact(builder: Any) -> bool:
 
 
 class _WrongCachedCommit(OSError):
-    """`datasets` could not reach the hub and fell back to another commit in its cache."""
+    """`datasets` could not reach the hub and read another commit from its cache instead."""
 
 
 def _fetch(path: str, name: str | None, revision: str) -> Any:
@@ -188,7 +191,7 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
         raise UserError(
             f"the data set {path!r} is cached at commit {str(e)[:12]}, not at {revision[:12]},"
             " and the hub cannot be reached",
-            f"{PREFETCH_HINT}, or omit the revision to use the cached commit",
+            f"{PREFETCH_HINT}, or leave out the revision to use the cached commit",
         ) from e
     except Exception as e:
         if isinstance(e, RuntimeError) and "scripts are no longer supported" in str(e):
@@ -197,7 +200,7 @@ def _fetch(path: str, name: str | None, revision: str) -> Any:
             why = " ".join(str(e).split())[:200]
             raise UserError(
                 f"the data set {path!r} could not be downloaded at commit {revision[:12]} ({why})",
-                "check the network and the name; once downloaded, it is read from the cache",
+                "check the network and the name; after one download, the data set is read from the cache",
             ) from e
         raise as_user_error(e, "data set", path, revision) from e
 
@@ -209,7 +212,7 @@ def _cached_builder(path: str, name: str | None) -> Any:
         with quiet_libraries(), _offline():
             return datasets.load_dataset_builder(path, name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
-        return None  # nothing cached, or not this configuration
+        return None  # the data set, or this configuration of it, is not cached
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Models of the hub, at a commit that is resolved once.
+"""Download models from the hub, at a commit that is resolved once.
 
-The hub's libraries are not strict enough for reproducible runs. If the hub cannot be reached, `datasets.load_dataset` returns
-*the latest cached* commit, whatever revision was requested, after half a minute of retries; `snapshot_download` returns the
-incomplete files of an interrupted download. Here a cached commit is read without a request, and another commit than the
-requested one, or a file that does not match its digest, is an error.
+The hub's libraries are not strict enough for reproducible runs. If the hub cannot be reached, `datasets.load_dataset`
+retries for half a minute and then returns *the latest cached* commit, whatever revision was requested.
+`snapshot_download` returns the incomplete files of an interrupted download. In this module, a cached commit is read
+without a request. A commit other than the requested one and a file that does not match its digest are errors.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 @cache
 def resolve_commit(model: str, revision: str | None = None) -> str:
-    """Return the current commit of a model's revision; if the hub cannot be reached, the cached commit.
+    """Return the current commit of a model's revision, or the cached commit if the hub cannot be reached.
 
-    The result is cached: it stays the same within a process even if the branch moves.
+    Within a process, repeated calls return the same commit, even if the branch moves.
 
     Args:
         model: Name of the repository on the hub.
-        revision: Branch, tag or commit; None is the main branch.
+        revision: Branch, tag or commit; None means the main branch.
 
     Returns:
         The commit, 40 hexadecimal digits.
 
     Raises:
-        UserError: The repository or revision does not exist, access is restricted, or it is neither reachable nor cached.
+        UserError: The repository or revision does not exist, access is restricted, or it is neither reachable nor
+            cached.
     """
     from huggingface_hub import HfApi
 
@@ -64,13 +65,13 @@ def resolve_commit(model: str, revision: str | None = None) -> str:
             raise
         if (refused := refusal_error(e, "model", model, revision)) is not None:
             raise refused from e
-        # The hub cannot be reached: fall back to the cache.
+        # The hub cannot be reached, so use the cache.
         set_unreachable(True)
         if (cached := _cached_commit(model, revision)) is None:
             raise UserError(
                 f"{model} is not in the local cache and the hub cannot be reached",
                 f"{PREFETCH_HINT} (check HF_ENDPOINT and HF_HOME), or give a local folder;"
-                " without --model, `wpn-bench full` runs on the embedded lab, which needs no network",
+                " without --model, `wpn-bench full` uses its small lab model, which needs no network",
             ) from e
         return cached
     set_unreachable(False)
@@ -92,7 +93,7 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
 
 
 def _save_ref(model: str, revision: str | None, commit: str) -> None:
-    """Store the commit of a branch or tag where all libraries of the hub look for it when offline."""
+    """Store the commit of a branch or tag in the place where all libraries of the hub look for it when offline."""
     file = _refs(model) / (revision or "main")
     if revision == commit or _cached_commit(model, revision) == commit:
         return
@@ -104,7 +105,7 @@ def _save_ref(model: str, revision: str | None, commit: str) -> None:
 
 
 def list_files(model: str, commit: str) -> list[str]:
-    """Return the file names of a model repository at a commit, from the cache if it was downloaded before.
+    """Return the file names of a model repository at a commit. They are read from the cache if it has them.
 
     Args:
         model: Name of the repository on the hub.
@@ -120,7 +121,7 @@ def list_files(model: str, commit: str) -> list[str]:
 
     if (sizes := _cached_file_sizes(model, commit)) is not None:
         return list(sizes)
-    if is_unreachable():  # downloaded by an older library, which stored no list
+    if is_unreachable():  # an older library downloaded the model and stored no list
         folder = cache_folder() / f"models--{model.replace('/', '--')}" / "snapshots" / commit
         return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     try:
@@ -130,7 +131,7 @@ def list_files(model: str, commit: str) -> list[str]:
 
 
 def _cached_file_sizes(model: str, commit: str) -> dict[str, int] | None:
-    """Return the size in bytes of each file, as listed by the hub at download; None if no list is cached."""
+    """Return the size in bytes of each file, as the hub listed it at the download. None if no list is cached."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -143,21 +144,21 @@ def _cached_file_sizes(model: str, commit: str) -> dict[str, int] | None:
 def snapshot(
     model: str, commit: str, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """Download a model's files at a commit, unless they are cached. An interrupted download is resumed.
+    """Download the files of a model at a commit, unless they are cached. An interrupted download is resumed.
 
-    The contents are not verified here, see `check_files`.
+    This function does not verify the contents; `check_files` does.
 
     Args:
         model: Name of the repository on the hub.
         commit: The commit.
-        allow: Glob patterns of the files to download; None is all.
+        allow: Glob patterns of the files to download; None means all files.
         ignore: Glob patterns of files to leave out.
 
     Returns:
-        The local folder, which holds all files that match the patterns.
+        The local folder with all files that match the patterns.
 
     Raises:
-        UserError: A file cannot be downloaded, or the disk is too small.
+        UserError: A file cannot be downloaded, or the disk has too little free space.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import filter_repo_objects
@@ -187,14 +188,14 @@ def _check_space(model: str, need: int) -> None:
 
 
 def check_files(model: str, folder: Path, digests: dict[str, str]) -> None:
-    """Verify files of a snapshot against the digests of the hub.
+    """Compare the files of a snapshot with the digests of the hub.
 
     The cache names each file by the digest that the hub gives for it: SHA-256, or git's SHA-1 for small files.
 
     Args:
         model: Name of the repository on the hub.
         folder: The snapshot.
-        digests: Actual SHA-256 of each file to verify, by name.
+        digests: Actual SHA-256 of each file to check, by file name.
 
     Raises:
         UserError: A file does not match. It is removed, so that it is downloaded again.
@@ -207,11 +208,11 @@ def check_files(model: str, folder: Path, digests: dict[str, str]) -> None:
             data = file.read_bytes()
             matches = file.name == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         else:
-            continue  # a file system without links, where the cache stores no digest
+            continue  # on a file system without links, the cache stores no digest
         if not matches:
             file.unlink()
             (folder / name).unlink(missing_ok=True)
             raise UserError(
                 f"{name} of {model} did not match the hub's digest: the local copy was damaged and has been removed",
-                "repeat the command to download it again (with --offline: " + PREFETCH_HINT + ")",
+                "repeat the command to download it again (or with --offline, first " + PREFETCH_HINT + ")",
             )

@@ -1,4 +1,4 @@
-"""Export of finished runs to other tools: `wpn-bench export RUN --format NAME`. Each format is one module."""
+"""Export finished runs to other tools (`wpn-bench export RUN --format NAME`). Each format is one module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from wpn_bench.core.registry import Registry
 from wpn_bench.runs.finished import Run
 
-# Takes a run and an output folder (None: the tool's default) and returns lines that say what was written where.
+# Exports a run to an output folder (None uses the tool's default). Returns lines that tell what was written and where.
 Exporter = Callable[[Run, Path | None], list[str]]
 
 FORMATS: Registry[Exporter] = Registry(

@@ -1,4 +1,4 @@
-"""Export to MLflow: one run with settings, digests and files, and a nested run with the metrics of each model."""
+"""Export to MLflow: one run with settings, digests and files, and within it one run with the metrics of each model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ _AT_ONCE = 1000  # MLflow's limit of metrics per call
 
 
 def export(run: Run, out: Path | None) -> list[str]:
-    """Log a run to MLflow: `MLFLOW_TRACKING_URI`, experiment `MLFLOW_EXPERIMENT_NAME` or else `wpn-bench`.
+    """Log a run to MLflow at `MLFLOW_TRACKING_URI`.
+
+    The experiment is `MLFLOW_EXPERIMENT_NAME`, or by default `wpn-bench`.
 
     Args:
         run: The run.
-        out: A folder to use as local store instead of the tracking URI.
+        out: A folder to use as a local store instead of the tracking URI.
 
     Returns:
         A line that names the MLflow run.
@@ -29,7 +31,7 @@ def export(run: Run, out: Path | None) -> list[str]:
         UserError: MLflow is not installed.
     """
     if out is not None:
-        # MLflow supports a local folder only with this opt-in.
+        # MLflow supports a local folder only if this variable is set.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         from mlflow import MlflowClient

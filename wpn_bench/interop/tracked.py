@@ -1,4 +1,7 @@
-"""What is logged to a tracking service: names, settings, digests and metrics, the same for every service."""
+"""The names, settings, digests and metrics that are logged to a tracking service.
+
+They are the same for every service.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ _NOT_IN_A_NAME = re.compile(r"[^\w./ -]+")
 class Tracked:
     """One model in a tracking service.
 
-    `metrics` come from the rows over all seeds. They are named `suite/set/metric`, with the suffix `.ci_low`, `.ci_high`,
-    `.delta` or `.p_value` for those numbers.
+    `metrics` come from the rows over all seeds. They have names of the form `suite/set/metric`, with the suffix
+    `.ci_low`, `.ci_high`, `.delta` or `.p_value` for these numbers.
     """
 
     model: str
@@ -85,13 +88,13 @@ def files(run: Run) -> list[Path]:
 
 
 def lacking(package: str, extra: str) -> UserError:
-    """Make the error for a service whose package is not installed.
+    """Return the error for a service whose package is not installed.
 
     Args:
-        package: The package.
-        extra: The extra of wpn-bench that installs it.
+        package: Name of the package.
+        extra: Name of the extra of wpn-bench that installs it.
 
     Returns:
-        The error.
+        The error, which the caller raises.
     """
     return UserError(f"--format {extra}: the package {package} is not installed", f"pip install 'wpn-bench[{extra}]'")

@@ -13,11 +13,11 @@ PROJECT = "wpn-bench"
 
 
 def export(run: Run, out: Path | None) -> list[str]:
-    """Log a run to the W&B project `WANDB_PROJECT` or else `wpn-bench`.
+    """Log a run to the W&B project `WANDB_PROJECT`, or by default `wpn-bench`.
 
     Args:
         run: The run.
-        out: A folder for offline files, to be sent later by `wandb sync`; `WANDB_MODE=offline` also sends nothing.
+        out: A folder for offline files, which `wandb sync` can send later. `WANDB_MODE=offline` also sends nothing.
 
     Returns:
         Lines that name the W&B runs.
@@ -52,5 +52,5 @@ def export(run: Run, out: Path | None) -> list[str]:
         with wandb.init(**common, name=model.title, job_type="model", config=described) as one:
             one.summary.update(model.metrics)
             lines.append(f"W&B run {one.id}: {model.title}")
-    wandb.teardown()  # its service may still be writing after a run has ended
+    wandb.teardown()  # wait for its service, which may still be writing after a run has ended
     return lines

@@ -1,1 +1,1 @@
-"""Jobs: cached steps of a run, their artifact store, and the executors that run them."""
+"""Jobs are the cached steps of a run. This package stores their outputs (artifacts) and executes them."""

@@ -1,7 +1,7 @@
-"""Execute jobs.
+"""Execute the jobs of a run.
 
-The digest of a job covers everything that decides its output. So the whole plan of a run is known before the first job starts,
-and jobs whose artifacts are in the store are not executed again.
+The digest of a job covers everything that determines its output, and it is known before the job runs. So the whole plan
+of a run is known before its first job starts. Jobs whose artifacts are in the store are not executed again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from wpn_bench.jobs.store import Store, read_manifest
 from wpn_bench.jobs.time_left import TimeLeft
 from wpn_bench.redact import redact
 
-WAIT_SECONDS = 0.3  # between two checks of a job that another run is executing
+WAIT_SECONDS = 0.3  # time between two checks whether another run has finished a job
 
 
 class Executor(Protocol):
-    """Executes jobs. If a job fails, those that need it are skipped and all others continue."""
+    """Executes jobs. If a job fails, the jobs that need its output are skipped and all others continue."""
 
     store: Store
     reporter: Reporter
@@ -45,25 +45,25 @@ class Executor(Protocol):
         """Execute jobs.
 
         Args:
-            jobs: The jobs. Each comes after those that it needs.
-            announce: Whether to report their number; False if it was reported already.
+            jobs: The jobs. Each comes after those whose output it needs.
+            announce: Whether to add their number to the progress display; False if the caller has done so.
 
         Returns:
-            Outcomes by job digest.
+            The outcome of each job, by its digest.
         """
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The executor and its resources. They do not change results and are not part of any digest.
+    """The settings that choose the executor and its resources. They change no results and are not part of any digest.
 
     Attributes:
         executor: `local` or `ray`. The other settings are for `ray`.
-        ray_address: Address of a cluster; None is RAY_ADDRESS, else a new cluster on this machine.
+        ray_address: Address of a cluster. None uses RAY_ADDRESS, or starts a new cluster on this machine.
         workers: Number of concurrent jobs of a new cluster.
-        cpus_per_job: CPUs of a job.
-        gpus_per_job: GPUs of a job on CUDA; with a fraction, several jobs share one.
-        shards: Number of shards of a job; None splits it between idle workers.
+        cpus_per_job: Number of CPUs of a job.
+        gpus_per_job: Number of GPUs of a job on CUDA. With a fraction, several jobs share one GPU.
+        shards: Number of shards that a job is split into; None splits it between idle workers.
     """
 
     executor: Annotated[
@@ -76,29 +76,37 @@ class Fleet:
     ray_address: Annotated[
         str | None,
         Option(
-            help="HOST:PORT or auto: a Ray cluster whose nodes share the store (default: RAY_ADDRESS, else a new one on this "
-            "machine).",
+            help="HOST:PORT of a Ray cluster whose nodes share the store, or auto to find it. Default: RAY_ADDRESS, or a new "
+            "cluster on this machine.",
             panel=EXECUTION,
         ),
     ] = None
     workers: Annotated[
         int | None,
-        Option(type=int, help="Jobs at once on this machine (default: its CPUs / --cpus-per-job).", panel=EXECUTION),
+        Option(
+            type=int,
+            help="Number of jobs that run at once on this machine (default: its CPUs / --cpus-per-job).",
+            panel=EXECUTION,
+        ),
     ] = None
     cpus_per_job: Annotated[
         int | None,
-        Option(type=int, help="Threads of a job (default: OMP_NUM_THREADS, else up to 4).", panel=EXECUTION),
+        Option(type=int, help="CPU threads of each job (default: OMP_NUM_THREADS, or up to 4).", panel=EXECUTION),
     ] = None
     gpus_per_job: Annotated[
         float,
-        Option(type=float, help="GPUs of a job on CUDA (1); 0.5: two jobs share one, if both fit.", panel=EXECUTION),
+        Option(
+            type=float,
+            help="GPUs of each job on CUDA (1). With 0.5, two jobs share one GPU; both must fit.",
+            panel=EXECUTION,
+        ),
     ] = 1.0
     shards: Annotated[
         int | None,
         Option(
             type=int,
-            help="Parts into which the prompts and requests of a job are split (default: as many as there are idle "
-            "workers; 1: never).",
+            help="Number of parts into which the prompts and requests of a job are split (default: the number of idle "
+            "workers; 1: do not split).",
             panel=EXECUTION,
         ),
     ] = None
@@ -109,10 +117,10 @@ class Fleet:
         changed = [f.name for f in fields(self) if f.name != "executor" and getattr(self, f.name) != f.default]
         if changed and self.executor == "local":
             option = "--" + changed[0].replace("_", "-")
-            raise UserError(f"{option} needs the executor ray", f"add --executor ray, or omit {option}")
+            raise UserError(f"{option} needs the executor ray", f"add --executor ray, or leave out {option}")
         if not (0 < self.gpus_per_job <= 1 or (self.gpus_per_job > 1 and self.gpus_per_job.is_integer())):
             raise UserError(
-                f"--gpus-per-job {self.gpus_per_job:g} is invalid", "give a fraction of 1, or a whole number"
+                f"--gpus-per-job {self.gpus_per_job:g} is invalid", "give a whole number, or a fraction below 1"
             )
         _, package = EXECUTORS[self.executor]
         if find_spec(package) is None:
@@ -122,20 +130,20 @@ class Fleet:
             )
 
     def open_executor(self, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
-        """Create the executor.
+        """Create the executor that the settings choose.
 
         Args:
             store: The artifact store.
             reporter: Shows the progress.
 
         Returns:
-            A context manager of the executor.
+            A context manager that yields the executor.
         """
         opened: AbstractContextManager[Executor] = import_attribute(EXECUTORS[self.executor][0])(self, store, reporter)
         return opened
 
 
-# Name -> (function that creates it, package that it needs)
+# Maps the name of each executor to the function that creates it and the package that it needs.
 EXECUTORS = {
     "local": ("wpn_bench.jobs.executor:local_executor", "wpn_bench"),
     "ray": ("wpn_bench.jobs.ray_driver:ray_executor", "ray"),
@@ -146,12 +154,12 @@ def local_executor(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractCo
     """Create an executor that runs all jobs in this process.
 
     Args:
-        fleet: Not used; the signature is that of all executors.
+        fleet: Not used. All functions that create executors take this argument.
         store: The artifact store.
         reporter: Shows the progress.
 
     Returns:
-        A context manager of the executor.
+        A context manager that yields the executor.
     """
     return nullcontext(LocalExecutor(store, reporter))
 
@@ -159,8 +167,8 @@ def local_executor(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractCo
 class LocalExecutor:
     """Runs jobs one after another in this process.
 
-    A job that another run with the same store is executing is left to that run. Meanwhile other jobs are executed; only if
-    there are none left does this executor wait.
+    A job may already be running in another process with the same store. This executor then executes other jobs first,
+    and waits when no other job is left.
     """
 
     def __init__(self, store: Store, reporter: Reporter) -> None:
@@ -178,7 +186,7 @@ class LocalExecutor:
         outcomes: dict[str, Outcome] = {}
         reported_waiting = False
         while left:
-            # Start again at the first job after each one: another run may have finished it by now.
+            # After each executed job, start again at the first job. Another run may have finished it by now.
             for digest, job in left.items():
                 if (outcome := self._try_job(job, outcomes, left)) is not None:
                     outcomes[digest] = outcome
@@ -187,14 +195,14 @@ class LocalExecutor:
             else:
                 if not reported_waiting:
                     self.reporter.note(
-                        f"waiting: another run with this store is working on {next(iter(left.values())).label}"
+                        f"waiting: another run with this store is executing {next(iter(left.values())).label}"
                     )
                     reported_waiting = True
                 time.sleep(WAIT_SECONDS)
         return outcomes
 
     def _try_job(self, job: Job, outcomes: Mapping[str, Outcome], left: Mapping[str, Job]) -> Outcome | None:
-        """Execute the job if possible; None if its needs are missing or another run is executing it."""
+        """Execute the job if possible. Returns None if its inputs are not ready or another run is executing it."""
         if any(need.digest in left for need in job.needs.values()):
             return None
         outcome = outcome_without_work(self.store, job, outcomes)
@@ -204,7 +212,7 @@ class LocalExecutor:
                     return None
                 self._time_left.start(job)
                 self.reporter.start(job.label)
-                # Checked again: another process may have finished it before the lock was acquired.
+                # Check the store again. Another process may have finished the job before this one got the lock.
                 outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
                     self.store, job, need_paths(job, outcomes), self._counted(job)
                 )
@@ -214,7 +222,7 @@ class LocalExecutor:
         return outcome
 
     def _counted(self, job: Job) -> Callable[[int | None, str], Advance]:
-        """Return a function for `StageContext.progress` that also tells the estimate of the time left."""
+        """Return a function for `StageContext.progress` that also updates the estimate of the time left."""
 
         def items(total: int | None, unit: str = "") -> Advance:
             advance, done = self.reporter.items(total, unit), 0
@@ -231,14 +239,14 @@ class LocalExecutor:
 
 
 def outcome_without_work(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
-    """Return the outcome of a job that needs no execution: it is in the store, or one of its needs failed.
+    """Return the outcome of a job that is not executed, because it is in the store or one of its needs failed.
 
-    An artifact that was made from other contents than those of the current needs is removed from the store.
+    If the stored artifact was computed from inputs whose contents differ from the present ones, it is removed.
 
     Args:
         store: The artifact store.
         job: The job.
-        outcomes: Outcomes of its needs by digest.
+        outcomes: Outcome of each of its needs, by digest.
 
     Returns:
         The outcome; None if the job must be executed.
@@ -261,21 +269,21 @@ def need_paths(job: Job, outcomes: Mapping[str, Outcome]) -> dict[str, Path]:
 
     Args:
         job: The job.
-        outcomes: Successful outcomes of its needs by digest.
+        outcomes: Successful outcome of each of its needs, by digest.
 
     Returns:
-        Folders by role.
+        The folders, by the role of the input.
     """
     found: dict[str, Path] = {}
     for role, need in job.needs.items():
         path = need.path if isinstance(need, External) else outcomes[need.digest].path
-        assert path is not None  # otherwise the job was skipped
+        assert path is not None  # a job with a failed need was skipped before
         found[role] = path
     return found
 
 
 def _contents(store: Store, needs: Mapping[str, Path]) -> dict[str, str]:
-    """Return the content digests of a job's inputs in the store. Other inputs are covered by the job's digest."""
+    """Return the content digests of those inputs that are artifacts. The job's digest covers all other inputs."""
     found = {role: store.content(path) for role, path in sorted(needs.items())}
     return {role: content for role, content in found.items() if content}
 
@@ -293,14 +301,15 @@ def execute_job(
         store: The artifact store.
         job: The job.
         needs: Folder of each input, by role.
-        progress: Reports the number of items and their unit; returns the function to call with each n done.
-        shard: Process only these items and keep them in the job's journal, without storing an artifact.
+        progress: Is called with the number of items and their unit. It returns a function that is called with the
+            number of newly finished items.
+        shard: If given, process only these items, keep the results in the job's journal, and store no artifact.
 
     Returns:
         The outcome.
 
     Raises:
-        UserError: The run as a whole cannot continue: an input has changed, or a disk cannot be written.
+        UserError: The whole run cannot continue, because an input has changed or a disk cannot be written.
     """
     for need in job.needs.values():
         check_unchanged(need)
@@ -333,12 +342,12 @@ def execute_job(
             about["machine"] = machine_name(str(job.local.get("device", "cpu")))
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as e:  # a panic of a library written in Rust (tokenizers) is no `Exception`
+    except BaseException as e:  # a panic in a library written in Rust (tokenizers) is not an `Exception`
         if message := disk_error_text(e):
-            raise UserError(f"{job.label}: {message}", "fix this and repeat the command: finished work is kept") from e
-        if isinstance(e, JobFailed) and shard is None:  # it would fail again; out of memory may not
+            raise UserError(f"{job.label}: {message}", "fix this and repeat the command; finished work is kept") from e
+        if isinstance(e, JobFailed) and shard is None:  # it would fail in the same way again
             store.clear_scratch(job.stage, job.digest)
-        # The job is executed as a whole after its shards, and then writes the crash file.
+        # After its shards, the job is executed as a whole. That execution writes the crash file.
         crash = None if isinstance(e, JobFailed) or shard is not None else _write_crash(store, job, e)
         named = "" if crash is None else f" (crash file: {crash.name})"
         return Outcome(job, "failed", watch.seconds, None, _reason(e) + named, crash=crash)
@@ -350,7 +359,7 @@ def execute_job(
 
 
 def _reason(e: BaseException) -> str:
-    """Return the message of an error, with the name of its class where the message alone may say nothing."""
+    """Return the message of an error. The name of its class is added where the message alone may be unclear."""
     text, kind = redact(text_of(e))[:500], type(e).__name__
     if text and (isinstance(e, WpnBenchError) or type(e) in (RuntimeError, ValueError, OSError, SafetensorError)):
         return text
@@ -358,7 +367,7 @@ def _reason(e: BaseException) -> str:
 
 
 def _write_crash(store: Store, job: Job, e: BaseException) -> Path | None:
-    """Write the traceback of an error to the crash file of the job; None if it cannot be written."""
+    """Write the traceback of an error to the crash file of the job. Returns None if the file cannot be written."""
     file = store.crash_file(job.stage, job.digest)
     try:
         file.parent.mkdir(exist_ok=True)
@@ -369,11 +378,11 @@ def _write_crash(store: Store, job: Job, e: BaseException) -> Path | None:
 
 
 def report_crash(reporter: Reporter, outcome: Outcome) -> None:
-    """Print the path of the crash file of a job, if it has one.
+    """Print the path of a job's crash file, if it has one.
 
     Args:
-        reporter: Prints it.
-        outcome: How the job ended.
+        reporter: Prints the message.
+        outcome: The outcome of the job.
     """
     if outcome.crash is not None:
         reporter.note(f"failed: {outcome.job.label}: the traceback is in {outcome.crash} (secrets are removed)")
@@ -384,5 +393,5 @@ def check_unchanged(need: Job | External) -> None:
     if isinstance(need, External) and need.seen is not None and model_signature(need.path) != need.seen:
         raise UserError(
             f"the files in {need.path.name} changed during the run",
-            "repeat the command: it will use them as another model",
+            "repeat the command; it then treats the changed files as another model",
         )

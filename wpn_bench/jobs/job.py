@@ -1,4 +1,4 @@
-"""A job: one stage with its parameters and inputs, its digest, and its outcome."""
+"""A job is one stage with its parameters and inputs. It has a digest and, after it ran, an outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.stages import stage_of
 
-version = cache(metadata.version)  # of an installed library; cached because it takes milliseconds
+version = cache(metadata.version)  # version of an installed library; cached because a call takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class External:
     """An input that no job of the run creates, such as the base model or a prompt set.
 
     Attributes:
-        path: Its folder.
+        path: Folder with its files.
         digest: Digest of its content.
-        seen: Signature of its files when the digest was computed; None if nothing else changes them.
+        seen: Signature of its files when the digest was computed; None if nothing else can change the files.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class Job:
 
     Attributes:
         stage: Name of the stage.
-        params: Parameters that decide the output; part of the digest.
-        needs: Inputs by role; part of the digest.
-        label: Name in messages.
-        local: Settings that do not change the output (paths, device); not part of the digest.
+        params: Parameters that determine the output. They are part of the digest.
+        needs: Inputs by role. They are part of the digest.
+        label: Name of the job in messages.
+        local: Settings that do not change the output (paths, device). They are not part of the digest.
     """
 
     stage: str
@@ -52,10 +52,10 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """Everything that decides the output. The digest is computed from it.
+        """Return everything that determines the output. The digest is computed from it.
 
         Raises:
-            UserError: A library of the stage is not installed.
+            UserError: A library that the stage needs is not installed.
         """
         stage = stage_of(self.stage)
         try:
@@ -68,27 +68,28 @@ class Job:
             "libraries": libraries,
             "params": dict(self.params),
             "needs": {role: need.digest for role, need in sorted(self.needs.items())},
-            # Built-in stages increase their version; the author of a plug-in may forget to.
+            # When a built-in stage changes, its version is increased. The author of a plug-in may forget this.
             **({"source": stage.source} if stage.source else {}),
         }
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the inputs: the job's key in the store."""
+        """Return the SHA-256 of the inputs, which is the key of the job in the store."""
         return digest_of(self.inputs)
 
 
 @dataclass
 class StageContext:
-    """The arguments of a stage function.
+    """The argument of a stage function.
 
     Attributes:
         params: Parameters of the job.
         needs: Folder of each input, by role.
         out: Folder for the output.
         local: Settings that do not change the output.
-        progress: Reports the number of items (None: unknown) and their unit; returns the function to call with each n done.
-        scratch: Folder for a checkpoint, which the stage may create (None: not available). It survives a crash and is
+        progress: Is called with the number of items (None: unknown) and their unit. It returns a function that is
+            called with the number of newly finished items.
+        scratch: Folder for a checkpoint, which the stage may create; None if not available. It survives a crash. It is
             removed when the job is finished or has failed permanently.
     """
 
@@ -106,11 +107,12 @@ class Outcome:
 
     Attributes:
         job: The job.
-        status: `done`, `cached`, `failed`, `skipped` (one of its needs failed) or `shared` (one shard is in its journal).
+        status: `done`, `cached`, `failed`, `skipped` (one of its needs failed) or `shared` (the results of one shard
+            are in its journal).
         seconds: Wall time.
         path: Folder of the artifact; None if there is none.
-        reason: Why it failed or was skipped.
-        peak_mb: Peak memory in MB of the worker process that executed it; 0 if this process did.
+        reason: Why the job failed or was skipped.
+        peak_mb: Peak memory in MB of the worker process that executed the job; 0 if this process executed it.
         crash: File with the traceback of an unexpected error; None if there is none.
     """
 

@@ -1,14 +1,14 @@
-"""The per-item checkpoint of a job ("journal"): finished items are skipped when a killed job is restarted.
+"""The journal stores the finished items of a job, so that a restarted job skips them.
 
-A stage has a journal if its model does not change during the job. The engine reads and writes it, batch by batch, so
-stages and judges (also those of plug-ins) need no code for it:
+A stage has a journal if its model does not change during the job. The engine reads and writes the journal, batch by
+batch. So stages and judges (also those of plug-ins) need no code for it:
 
     answers = journal.section("decode", lambda: fingerprint(prompts))
-    answers.known                   # results of earlier attempts: position -> value
-    answers.add({4: [17, 2]})       # survives the process from here on
+    answers.known                   # results of earlier attempts, by position
+    answers.add({4: [17, 2]})       # from here on, this result survives a crash
 
-Each line has its own checksum, so a truncated or damaged line loses only itself. Several processes may work on one job:
-each takes one shard of the items and writes a file of its own.
+Each line has its own checksum, so a truncated or damaged line does not affect the others. Several processes may work on
+one job. Each then processes one shard of the items and writes its own file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SYNC_SECONDS = 2.0  # work that a power failure may lose; a killed process loses nothing that was added
+SYNC_SECONDS = 2.0  # a power failure may lose the work of so many seconds; a killed process loses nothing
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,25 @@ class Shard:
 
 
 class Section:
-    """The items of one call of the engine, by position. This base class stores nothing; it is used without a journal.
+    """The results of one call of the engine, by the position of the item.
+
+    This base class stores nothing. It is used for jobs without a journal.
 
     Attributes:
-        known: Stored values by position.
+        known: Stored results by position.
     """
 
     known: Mapping[int, Any] = {}
 
     def add(self, values: Mapping[int, Any]) -> None:
-        """Store JSON-serialisable values by position."""
+        """Store results, which must be JSON-serialisable, by position."""
 
     def in_shard(self, position: int) -> bool:
         """Return whether this process computes the item (or batch) at this position."""
         return True
 
     def save_due(self) -> bool:
-        """Return whether it is time to store a large state (some seconds have passed since the last write)."""
+        """Return whether enough seconds have passed since the last write to store a large state again."""
         return False
 
 
@@ -85,11 +87,11 @@ class Journal:
 
     Args:
         folder: Its folder, which is created at the first write.
-        shard: The part of the items that this process computes; None for all.
+        shard: The part of the items that this process computes; None means all items.
 
     Attributes:
-        sections: Stored values by section and position.
-        spent: Seconds that earlier attempts and other processes took for the stored values.
+        sections: Stored results by section and position.
+        spent: Seconds that earlier attempts and other processes needed for the stored results.
     """
 
     def __init__(self, folder: Path, shard: Shard | None = None) -> None:
@@ -106,31 +108,31 @@ class Journal:
             self.spent += seconds
 
     def section(self, name: str, inputs: str) -> Section:
-        """Return the section of one call.
+        """Return the section of one call of the engine.
 
-        An identical later call gets a section of its own, because the state of the job may have changed in between.
+        An identical later call gets another section, because the model may have changed in between.
 
         Args:
             name: Name of the call.
-            inputs: Fingerprint of its inputs.
+            inputs: Fingerprint of the inputs of the call.
 
         Returns:
-            The section, with the values of earlier attempts.
+            The section, which contains the results of earlier attempts.
         """
         key = f"{name}/{inputs}"
         self._opened[key] += 1
         return _StoredSection(self, f"{key}/{self._opened[key]}")
 
     def write(self, key: str, values: Mapping[int, Any]) -> None:
-        """Append values to the file. They survive a crash of the process once this returns.
+        """Append results to the file. After this call, they survive a crash of the process.
 
         Args:
-            key: The section.
-            values: JSON-serialisable values by position.
+            key: Key of the section.
+            values: JSON-serialisable results by position.
         """
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Names sort by time, because the newest state of a search counts.
+            # The file names sort by time. If several files hold the state of a search, the newest one counts.
             name = f"items-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
             self._file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         seconds = round(time.monotonic() - self._begun, 3)
@@ -144,18 +146,18 @@ class Journal:
             self._synced = self._written
 
     def save_due(self) -> bool:
-        """Return whether nothing was written for `SYNC_SECONDS`."""
+        """Return whether nothing was written in the last `SYNC_SECONDS`."""
         return time.monotonic() - self._written > SYNC_SECONDS
 
     def close(self) -> None:
-        """Close the file; a later write opens a new one."""
+        """Close the file. A later write opens a new one."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def _read_lines(file: Path) -> Iterator[tuple[str, list[tuple[int, Any]], float]]:
-    """Yield (section, items, seconds since the start of the process) of each undamaged line of a journal file."""
+    """Yield (section, items, seconds since the start of the process) for each undamaged line of a journal file."""
     for line in file.read_bytes().split(b"\n"):
         check, _, text = line.partition(b" ")
         if check == b"%08x" % zlib.crc32(text) and text:
@@ -182,10 +184,10 @@ def section(name: str, inputs: Callable[[], str]) -> Section:
 
     Args:
         name: Name of the call.
-        inputs: Function that returns the fingerprint of everything except the model that decides the results.
+        inputs: Function that returns the fingerprint of everything that determines the results, except the model.
 
     Returns:
-        The section; one that stores nothing if there is no journal.
+        The section. Without a journal, it is a section that stores nothing.
     """
     journal = _CURRENT.get()
     return Section() if journal is None else journal.section(name, inputs())
@@ -202,7 +204,7 @@ def is_sharded() -> bool:
 
 
 def fingerprint(parts: Iterable[Sequence[int] | str], *more: Any) -> str:
-    """Return a digest of texts or token ids in their order, and of plain values.
+    """Return a digest of texts or token ids in their order, and of further values.
 
     Args:
         parts: Texts or sequences of token ids.

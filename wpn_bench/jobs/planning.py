@@ -1,4 +1,4 @@
-"""What a stage's `plan` is given and returns (see `wpn_bench.jobs.stages.Stage`)."""
+"""The argument and the result of a stage's function `plan` (see `wpn_bench.jobs.stages.Stage`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AskedSet:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model to be measured: the base, or one trained by a method with a seed.
+    """A model to be measured: the base, or a model trained by a method with a seed.
 
     Attributes:
         name: The name of the model in results.json.
@@ -63,15 +63,15 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class PlannedMeasurement:
-    """One job of a stage.
+    """One measurement of a model, which becomes a job of the stage.
 
     Attributes:
-        suite: Where its rows belong in results.json.
-        set: The set within the suite.
-        params: What the stage is told; part of the job's digest, so plain values only.
-        needs: Role -> what the stage reads.
-        label: What the job is called, after the name of the model.
-        local: Values for the stage that do not change its output, beside `device` and `offload`.
+        suite: Suite of its rows in results.json.
+        set: Set within the suite.
+        params: Parameters of the job. They are part of its digest, so only plain values are allowed.
+        needs: Inputs of the job, by role.
+        label: Name of the job in messages. The name of the model precedes it.
+        local: Values that do not change the output. `device` and `offload` are added.
     """
 
     suite: str

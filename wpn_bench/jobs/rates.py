@@ -1,8 +1,9 @@
-"""Estimates of how long jobs take, from the durations in the store's manifests.
+"""Estimate how long jobs take from the durations of earlier jobs in the store's manifests.
 
-The duration is assumed to be proportional to the number of items and of model parameters. This holds if arithmetic or memory
-bandwidth is the bottleneck. It overestimates large models from measurements of small ones, whose jobs are mostly overhead, so
-the estimate uses the measured model of the nearest size on the same machine.
+The duration is assumed to be proportional to the number of items and to the number of model parameters. This is right
+if arithmetic or memory bandwidth is the bottleneck. Jobs of small models are mostly overhead, so an estimate for a
+large model from them is too high. The estimate therefore uses the measured model of the nearest size on the same
+machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.stages import stage_names, stage_of
 from wpn_bench.jobs.store import read_manifest
 
-ITEM_FILES = ("items.jsonl", "texts.jsonl")  # of a prompt set and of a set of texts
+ITEM_FILES = ("items.jsonl", "texts.jsonl")  # files of a prompt set and of a set of texts
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Rate:
         seconds: Wall time.
         items: Number of items that it processed.
         parameters: Number of parameters of its model.
-        machine: Name of the machine, see `machine_name`.
+        machine: Name of the machine (see `machine_name`).
     """
 
     seconds: float
@@ -48,8 +49,8 @@ class Estimate:
 
     Attributes:
         seconds: Estimated wall time; 0 if `measured` is `none`.
-        measured: What the estimate is based on: `same` (jobs of a model of this size), `scaled` (jobs of a model of
-            another size) or `none` (no such job was measured, so there is no estimate).
+        measured: `same` if jobs with a model of this size were measured, `scaled` if the models had another size, and
+            `none` if there is no estimate because no such job was measured.
     """
 
     seconds: float
@@ -57,7 +58,7 @@ class Estimate:
 
 
 def machine_name(device: str) -> str:
-    """Return a name for the hardware that decides the speed of jobs: the GPU, or CPU architecture and threads."""
+    """Return a name of the hardware that determines the speed: the GPU, or the CPU architecture and thread count."""
     import torch
 
     if device.startswith("cuda"):
@@ -69,8 +70,8 @@ def job_kind(stage: str, params: Mapping[str, Any]) -> str:
     """Return the kind of a job. Jobs of one kind are assumed to take the same time per item.
 
     Args:
-        stage: Name of its stage; a store may hold artifacts of a plug-in that is no longer installed.
-        params: Its parameters.
+        stage: Name of its stage, which may be that of an uninstalled plug-in.
+        params: Parameters of the job.
 
     Returns:
         The name of the kind.
@@ -100,24 +101,27 @@ class Rates:
         return cls(found)
 
     def machines(self) -> list[str]:
-        """Return the names of all machines that jobs were measured on."""
+        """Return the names of all machines on which jobs were measured."""
         return sorted({rate.machine for rates in self._found.values() for rate in rates})
 
     def items(self, kind: str) -> int | None:
-        """Return the number of items in earlier jobs of this kind (such as a benchmark's requests); None if there are none."""
+        """Return the largest number of items in earlier jobs of this kind, or None if there are none."""
         return max((rate.items for rate in self._found.get(kind, [])), default=None)
 
     def estimate(self, kind: str, items: int, parameters: int, machine: str) -> Estimate:
-        """Estimate a job from the median seconds per item of the jobs whose model is nearest in size.
+        """Estimate the duration of a job from earlier jobs of the same kind on the same machine.
+
+        It is the number of items times the median seconds per item of those jobs whose models are nearest in size,
+        scaled to this model's size.
 
         Args:
-            kind: Kind of the job, see `job_kind`.
-            items: Number of items.
-            parameters: Number of parameters of its model.
-            machine: Only jobs on this machine are used.
+            kind: Kind of the job (see `job_kind`).
+            items: Number of items of the job.
+            parameters: Number of parameters of the job's model.
+            machine: Name of the machine (see `machine_name`).
 
         Returns:
-            The estimate.
+            The duration in seconds and what it is based on.
         """
         rates = [rate for rate in self._found.get(kind, []) if rate.machine == machine]
         if not rates:
@@ -135,7 +139,7 @@ class Rates:
 
 
 def count_items(job: Job) -> int | None:
-    """Return the number of items that a job processes, times its passes; None if it is unknown before the job runs."""
+    """Return the number of items that a job processes, times its passes. None if unknown before the job runs."""
     stage = stage_of(job.stage)
     where, *path = stage.items.split(".")
     if where == "params":

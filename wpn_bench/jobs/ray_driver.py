@@ -1,13 +1,13 @@
-"""An executor that runs jobs in parallel with Ray (Moritz et al. 2018), on this machine or on a cluster.
+"""Execute jobs in parallel with Ray (Moritz et al. 2018), on this machine or on a cluster.
 
-A worker receives a job whose needs are in the store, which all nodes share, and returns how the job ended. Artifacts,
-per-item checkpoints and locks work as in a single process. A lost worker therefore loses only its work since the last item or
-checkpoint, and another worker continues.
+All nodes share the store. When the inputs of a job are in the store, the job is sent to a worker, which returns how the
+job ended. Artifacts, journals and locks work as in a single process. So if a worker is lost, only its work since the
+last item or checkpoint is lost, and another worker continues.
 
-If workers would be idle, a job is split into shards of its items. Each shard writes to the job's journal, and then one worker
-executes the whole job as if it had been interrupted. A lost shard is not an error.
+If workers would be idle, a job is split into shards of its items. Each shard writes to the job's journal. Afterwards
+one worker executes the whole job, like a job that was interrupted and restarted. So a lost shard is not an error.
 
-Retries are made here and not by Ray, which retries forever and silently after out-of-memory errors.
+Retries are made here and not by Ray, which retries out-of-memory errors forever and without a message.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from wpn_bench.jobs.store import Store
 from wpn_bench.jobs.time_left import TimeLeft
 from wpn_bench.redact import redact
 
-RETRIES = 3  # of a task whose worker was lost
-BUSY_SECONDS = 2.0  # until a job that another run is working on is tried again
+RETRIES = 3  # number of times that a task is sent again after its worker was lost
+BUSY_SECONDS = 2.0  # time until a job that another run is executing is tried again
 MIN_SHARD_ITEMS = 64  # with fewer items, loading the model costs more than the shard saves
 
 
@@ -53,12 +53,12 @@ def ray_executor(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[Ray
     """Create an executor on an existing cluster, or on a new one on this machine.
 
     Args:
-        fleet: The user's settings. Without an address there, RAY_ADDRESS is used.
+        fleet: The user's settings. If they contain no address, RAY_ADDRESS is used.
         store: The artifact store.
         reporter: Shows the progress.
 
     Yields:
-        The executor. A new cluster ends with the `with` block.
+        The executor. A new cluster is stopped at the end of the `with` block.
     """
     address = fleet.ray_address or os.environ.get("RAY_ADDRESS")
     with connected(fleet, address, reporter) as cpus, run_environment(store) as environment:
@@ -66,14 +66,14 @@ def ray_executor(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[Ray
 
 
 class RayExecutor:
-    """Sends each job to a worker when all its needs are available.
+    """Sends each job to a worker when all its inputs are available.
 
     Args:
         fleet: The user's settings.
         store: The artifact store.
         reporter: Shows the progress.
-        environment: Environment of the run.
-        cpus: CPUs of each job.
+        environment: What workers need to work like this process.
+        cpus: Number of CPUs of each job.
         is_local: Whether all workers are on this machine.
     """
 
@@ -94,7 +94,7 @@ class RayExecutor:
         self.environment, self.cpus, self.is_local = environment, cpus, is_local
         self.time_left = TimeLeft(store)
         reporter.expect(self.time_left.seconds)
-        # Created once: Ray starts the calls of one remote function in their order.
+        # These are created only once, because Ray keeps the order of calls only within one remote function.
         self._run_task, self._check_node = ray.remote(run_task), ray.remote(check_node)
         self.progress_actor = None
         if reporter.shows_items:
@@ -105,17 +105,17 @@ class RayExecutor:
         self._copied: dict[str, External] = {}  # by digest
 
     def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
-        """Run jobs; see `Executor.run`.
+        """Execute jobs (see `Executor.run`).
 
         Args:
-            jobs: The jobs. Each comes after those that it needs.
-            announce: Whether to report the number of jobs.
+            jobs: The jobs. Each comes after those whose output it needs.
+            announce: Whether to add their number to the progress display.
 
         Returns:
-            Outcomes by job digest, in the order of the jobs.
+            The outcome of each job by its digest, in the order of the jobs.
 
         Raises:
-            UserError: Invalid input, or a node that cannot execute the jobs.
+            UserError: An input is invalid, or a node cannot execute the jobs.
         """
         schedule = _Schedule(self, jobs)
         if announce:
@@ -143,7 +143,7 @@ class RayExecutor:
             self._checked.add((node, key))
 
     def capacity(self, job: Job) -> int:
-        """Return how many jobs with these resources the cluster can run at the same time."""
+        """Return how many jobs with the resources of this one the cluster can run at the same time."""
         import ray
 
         resources = ray.cluster_resources()
@@ -165,9 +165,9 @@ class RayExecutor:
         return remote.remote(task, self.progress_actor)
 
     def accessible(self, need: External) -> External:
-        """Return an input under a path that all nodes can read.
+        """Return the input with a path that all nodes can read.
 
-        Inputs outside the store, such as a base model in the hub's cache, are copied into the store once.
+        An input outside the store, such as a base model in the hub's cache, is copied into the store once.
         """
         if need.path.is_relative_to(self.store.root):
             return replace(need, path=self.environment.store / need.path.relative_to(self.store.root))
@@ -181,22 +181,22 @@ class RayExecutor:
 def copy_to_store(store: Store, need: External) -> External:
     """Copy an input to `<store>/models/<digest>/files`, as hard links if possible.
 
-    Nodes then need no hub, token or cache for it, and cannot have another model under the same name.
+    Nodes then need no hub, token or cache for this input, and all of them use the same files.
 
     Args:
         store: The store.
-        need: A folder of files.
+        need: The input, a folder of files.
 
     Returns:
-        The copy.
+        The input with the path of the copy.
 
     Raises:
-        UserError: The files changed since their digest was computed.
+        UserError: The files have changed since their digest was computed.
     """
     artifact = store.find("models", need.digest)
     if artifact is None:
         with store.build("models", need.digest, {"digest": need.digest}) as out:
-            # In a subfolder, so that jobs identify the copy by the input's digest and not as an artifact of the store.
+            # The copy is in a subfolder. Otherwise jobs would take it for an artifact of the store.
             (out / "files").mkdir()
             for file in sorted(need.path.iterdir()):
                 if file.is_file():
@@ -210,7 +210,7 @@ def copy_to_store(store: Store, need: External) -> External:
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk
+    except OSError:  # the store is on another disk
         shutil.copy2(source, target)
 
 
@@ -224,11 +224,14 @@ def _on_cuda(job: Job) -> bool:
 
 
 class _WorkerLost(Exception):
-    """A worker died: it was killed, its node left the cluster, or memory ran out."""
+    """A worker died because it was killed, its node left the cluster, or memory ran out."""
 
 
 def _get_result(ref: Any) -> Any:
-    """Return the result of a Ray task. Raises its exception (a `UserError` unwrapped), or `_WorkerLost`."""
+    """Return the result of a Ray task.
+
+    Raises the exception of the task (a `UserError` as it was), or `_WorkerLost`.
+    """
     import ray
     from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
@@ -245,13 +248,13 @@ class _PendingJob:
     """A job that has not ended.
 
     Attributes:
-        submitted: Whether it, or its shards, were sent to workers.
+        submitted: Whether the job or its shards were sent to workers.
         shards: Number of unfinished shards.
-        needs: Its inputs, under paths that all nodes can read.
-        started: Whether its start was reported.
+        needs: Inputs of the job, with paths that all nodes can read.
+        started: Whether the progress display has shown its start.
         counter: Identifies the call of `items` that `done` belongs to.
-        done: Finished items that were reported.
-        advance: Reports further finished items.
+        done: Number of finished items that the progress display has shown.
+        advance: Tells the progress display about further finished items.
     """
 
     job: Job
@@ -266,7 +269,7 @@ class _PendingJob:
 
 @dataclass(eq=False)
 class _Task:
-    """A pending job or one of its shards, with the number of workers that were lost on it."""
+    """A pending job or one of its shards, with the number of workers that died while they executed it."""
 
     pending: _PendingJob
     shard: Shard | None = None
@@ -283,7 +286,7 @@ class _Schedule:
         if self.reporter.shows_items:
             self.time_left.add(p.job for p in self.pending.values())
         self.outcomes: dict[str, Outcome] = {}
-        self.running: dict[Any, _Task] = {}  # by Ray's reference
+        self.running: dict[Any, _Task] = {}  # by Ray's reference to the result
         self.delayed: list[tuple[float, _Task]] = []  # (time to submit it, task)
         self.progress_ref: Any = None
         self.task_count = 0
@@ -311,7 +314,7 @@ class _Schedule:
         return {digest: self.outcomes[digest] for digest in digests}
 
     def _ready(self) -> list[_PendingJob]:
-        """Return the jobs whose needs are available. Jobs that need no work (cached, skipped) end here."""
+        """Return the jobs whose inputs are available. Jobs that need no execution (cached, skipped) end here."""
         ready = []
         for pending in list(self.pending.values()):
             if pending.submitted or any(need.digest in self.pending for need in pending.job.needs.values()):
@@ -353,7 +356,7 @@ class _Schedule:
     def _submit(self, task: _Task) -> None:
         pending = task.pending
         self.task_count += 1
-        # Ray shows each worker only its own GPUs, so the index of a GPU has no meaning there.
+        # Ray shows each worker only its own GPUs, so the index of a GPU has no meaning in the worker.
         local = {**pending.job.local, "device": "cuda"} if _on_cuda(pending.job) else pending.job.local
         job = replace(pending.job, needs=pending.needs, local=local)
         environment, threads = self.executor.environment, self.executor.cpus
@@ -369,7 +372,7 @@ class _Schedule:
             return
         except UserError:
             raise
-        except Exception as e:  # raised around the job, for example while its arguments were read
+        except Exception as e:  # Ray raised it outside the job, for example while reading the arguments
             if task.shard is not None:
                 self._finish_shard(pending)
             else:
@@ -378,7 +381,7 @@ class _Schedule:
             return
         if result is None:
             if not self.reported_waiting:
-                self.reporter.note(f"waiting: another run with this store is working on {pending.job.label}")
+                self.reporter.note(f"waiting: another run with this store is executing {pending.job.label}")
                 self.reported_waiting = True
             self.delayed.append((time.monotonic() + BUSY_SECONDS, task))
         elif task.shard is not None:
@@ -408,7 +411,7 @@ class _Schedule:
             self._submit(_Task(pending))
 
     def _retry(self, task: _Task, why: str) -> None:
-        """Submit a task whose worker was lost again, up to `RETRIES` times."""
+        """Submit a task again whose worker was lost, at most `RETRIES` times."""
         task.losses += 1
         job = task.pending.job
         if task.losses <= RETRIES:
@@ -466,16 +469,16 @@ class _Schedule:
 
 
 def shard_count(job: Job, needs: Mapping[str, External], idle: int, requested: int | None) -> int:
-    """Return into how many shards to split a job.
+    """Return the number of shards into which a job is split.
 
     Args:
         job: The job.
         needs: Its inputs.
-        idle: Number of idle workers available for it.
-        requested: The user's number of shards; None uses the idle workers if the job has enough items.
+        idle: Number of idle workers that could process shards.
+        requested: Number of shards that the user set. None uses the idle workers if the job has enough items.
 
     Returns:
-        The number of shards; 1 runs the job as a whole.
+        The number of shards; 1 executes the job as a whole.
     """
     if not stage_of(job.stage).shardable:
         return 1
@@ -485,14 +488,14 @@ def shard_count(job: Job, needs: Mapping[str, External], idle: int, requested: i
 
 
 def count_items(job: Job, needs: Mapping[str, External]) -> int | None:
-    """Return an upper bound on the items of a job, from its `limit` and the rows of its input files.
+    """Return an upper bound on the number of items of a job, from its `limit` and the rows of its input files.
 
     Args:
         job: The job.
         needs: Its inputs.
 
     Returns:
-        The number; None if it is unknown.
+        The bound; None if it is unknown.
     """
     counts = [job.params["limit"]] if job.params.get("limit") else []
     for need in needs.values():

@@ -1,4 +1,4 @@
-"""The code that runs within a Ray worker: it executes one job, or one shard of it, and reports the progress."""
+"""The code that runs within a Ray worker. It executes one job, or one shard of its items, and reports the progress."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from wpn_bench.jobs.journal import Shard
 from wpn_bench.jobs.stages import stage_names
 from wpn_bench.jobs.store import Store, read_manifest
 
-POLL_SECONDS = 0.3  # between two progress updates
-PROBE_SECONDS = 5.0  # a node that does not see the store after this time has another one
-ARRIVAL_SECONDS = 60.0  # the longest delay until files of one node are visible on another (network file systems)
+POLL_SECONDS = 0.3  # time between two progress updates
+PROBE_SECONDS = 5.0  # a node that does not see the store after this time does not share it
+ARRIVAL_SECONDS = 60.0  # longest delay until a file is visible on another node of a network file system
 
-# Newest progress of a job: (number of its task, count of `items` calls), total, unit, done.
+# The newest progress of a job: ((number of its task, count of `items` calls), total, unit, number of finished items).
 Progress = tuple[tuple[int, int], int | None, str, int]
 
 
@@ -34,8 +34,8 @@ class RunEnvironment:
     """What a worker needs to work like the process that started the run.
 
     Attributes:
-        store: The store's folder, under the same path on all nodes.
-        probe: Name of a temporary file in the store, which proves that a node sees the same store.
+        store: Folder of the store, which has the same path on all nodes.
+        probe: Name of a temporary file in the store. A node that sees this file shares the store.
         folder: Working directory, for relative paths.
         variables: Environment variables to set.
     """
@@ -46,7 +46,7 @@ class RunEnvironment:
     variables: Mapping[str, str]
 
     def enter(self, libraries: Mapping[str, str]) -> Store:
-        """Prepare this process for jobs of the run.
+        """Prepare this process for the jobs of the run.
 
         Args:
             libraries: Required version of each library.
@@ -80,7 +80,7 @@ class WorkerTask:
     """A job, or one shard of it, as it is sent to a worker.
 
     Attributes:
-        environment: Environment of the run.
+        environment: What the worker needs to work like the driver.
         number: Number of the task within the run.
         job: The job. All its needs are `External`.
         inputs: The inputs of its digest, computed by the driver.
@@ -116,12 +116,12 @@ def run_task(task: WorkerTask, progress_actor: Any) -> TaskResult | None:
         progress_actor: Handle of a `ProgressActor`; None if no progress is displayed.
 
     Returns:
-        The result; None if another process is working on the job.
+        The result; None if another process is executing the job.
 
     Raises:
-        UserError: Invalid input, or an installation that differs from the driver's.
+        UserError: An input is invalid, or the installation differs from the driver's.
     """
-    # A copy without the cached digest, so that the inputs are computed from the libraries installed here.
+    # The copy has no cached digest. So its inputs are computed from the libraries installed on this node.
     job = replace(task.job)
     store = task.environment.enter(task.inputs["libraries"])
     if job.stage not in stage_names() or job.inputs != task.inputs:
@@ -153,7 +153,7 @@ def check_node(environment: RunEnvironment, libraries: Mapping[str, str]) -> Non
     """Check that this node can execute the run's jobs.
 
     Args:
-        environment: Environment of the run.
+        environment: What a worker needs to work like the driver.
         libraries: Required version of each library.
 
     Raises:
@@ -175,14 +175,14 @@ def _version(name: str) -> str:
 
 
 def wait_for_artifact(store: Store, path: Path) -> None:
-    """Wait until an artifact that another node wrote is visible here.
+    """Wait until an artifact that another node wrote is visible on this node.
 
     Args:
         store: The store.
-        path: Folder of the artifact. A folder outside the store is not waited for.
+        path: Folder of the artifact. There is no wait for a folder outside the store.
 
     Raises:
-        UserError: It is still not visible after `ARRIVAL_SECONDS`.
+        UserError: The artifact is still not visible after `ARRIVAL_SECONDS`.
     """
     if path.parent.parent != store.root:
         return
@@ -194,14 +194,14 @@ def wait_for_artifact(store: Store, path: Path) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], folder: Path, seconds: float) -> bool:
-    """Return whether a condition on files in `folder` becomes true within so many seconds."""
+    """Return whether a condition on files in `folder` becomes true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
         with suppress(OSError):
-            os.listdir(folder)  # makes a network file system drop its cached "no such file"
+            os.listdir(folder)  # makes a network file system forget that the file was missing
     return True
 
 
@@ -247,6 +247,6 @@ class ProgressActor:
         self._updates[digest] = progress
 
     def read(self) -> dict[str, Progress]:
-        """Return the updates since the last call."""
+        """Return the progress of each job that changed since the last call, by digest."""
         updates, self._updates = self._updates, {}
         return updates

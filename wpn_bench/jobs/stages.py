@@ -1,7 +1,7 @@
-"""The stages of a run: one record each, declared in the file of the stage's function.
+"""The registry of stages. Each stage is one record, declared in the file of the stage's function.
 
-Another package adds a stage through an entry point of the group `wpn_bench.stages` that names such a record, and a gradient
-attack, which brings its stage along, through one of the group `wpn_bench.gradient_attacks`.
+Another package adds a stage by an entry point in the group `wpn_bench.stages` that names such a record. It adds a
+gradient attack, which includes a stage, by an entry point in the group `wpn_bench.gradient_attacks`.
 """
 
 from __future__ import annotations
@@ -14,36 +14,39 @@ from wpn_bench.errors import UserError
 
 PARTS = ("harmless", "attack", "benchmarks")
 LM_LIBRARIES = ("torch", "transformers", "tokenizers")
-_GRADIENT_ATTACKS = "wpn_bench.attacks.registry:GRADIENT"  # above this layer, so it is imported when it is asked for
+_GRADIENT_ATTACKS = "wpn_bench.attacks.registry:GRADIENT"  # in a higher layer, so it is imported on demand
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage does and what the rest of the program must know of it.
+    """What a stage does, and what the rest of the program must know about it.
 
-    Every function is given as `"module:function"`, so that a record imports nothing. The name of a stage, the version, the
-    versions of the libraries and, of a plug-in, its source make up the digest of its jobs; the rest does not.
+    Each function is given as `"module:function"`, so that a record imports no modules. The digest of a job covers the
+    name and version of its stage, the versions of the libraries and, for a plug-in, its source. The other attributes
+    are not part of it.
 
     Attributes:
-        function: Does the work: `(StageContext) -> None`.
-        version: Of its output; raise it when the same inputs would give another output.
-        libraries: Distributions whose version decides the output.
-        resumable: The stage keeps a per-example checkpoint: finished examples are skipped on restart. Its model must not
-            change while it works.
-        shardable: Several processes may share the examples. Nothing that the stage asks of its model may depend on what the
-            model answered before: a worker sees made-up answers for examples that are not its own.
-        unhashed_files: Files of its output that no other stage reads.
-        items: What it iterates over, to forecast its time: `needs.ROLE` (the rows of that input) or `params.NAME.NAME` (a
-            number among the parameters); empty where that is known only once it begins.
-        passes: Passes over the items.
-        speed_params: Path of the parameter by which jobs of this stage differ in speed; empty: all items take equally long.
-        memory: Estimates the memory that it takes, `(ModelSpec, stage name) -> list[MemoryNeed]`; empty: no more than asking the
-            model for answers.
-        part: The part of a run that it belongs to: `harmless`, `attack` or `benchmarks`; with `plan`, it runs with that part.
-        plan: The measurements to make of each trained model and of the base,
-            `(MeasuredModel) -> list[PlannedMeasurement]` (see `wpn_bench.jobs.planning`).
-        rows: What these measurements add to the metrics of results.json: `(list[Measurement]) -> list[Row]`.
-        section: The stage's section of the report: `(View) -> Section | None` (see `wpn_bench.report.sections`).
+        function: Executes the stage: `(StageContext) -> None`.
+        version: Version of the output. Increase it if the same inputs would now give another output.
+        libraries: Distributions whose version affects the output.
+        resumable: Whether finished examples are stored in a journal and skipped after a restart. The stage must then
+            not change its model.
+        shardable: Whether several processes may share the examples. No request to the model may then depend on an
+            earlier answer, because a worker gets placeholder answers for the examples of other workers.
+        unhashed_files: Files of the output that no other stage reads.
+        items: Where the number of items is found, which the time estimate needs: `needs.ROLE` (the rows of that input)
+            or `params.NAME.NAME` (a number in the parameters). Empty if the number is unknown before the stage runs.
+        passes: Number of passes over the items.
+        speed_params: Path of the parameter that changes the time per item; empty if there is none.
+        memory: Estimates the memory that the stage needs: `(ModelSpec, stage name) -> list[MemoryNeed]`. Empty if it
+            needs no more than generating answers.
+        part: Part of a run that the stage belongs to: `harmless`, `attack` or `benchmarks`. A stage with a `plan` runs
+            in this part.
+        plan: Returns the measurements to make of each trained model and of the base: `(MeasuredModel) ->
+            list[PlannedMeasurement]` (see `wpn_bench.jobs.planning`).
+        rows: Returns the rows that these measurements add to results.json: `(list[Measurement]) -> list[Row]`.
+        section: Returns the section of the stage in the report: `(View) -> Section | None` (see
+            `wpn_bench.report.sections`).
     """
 
     function: str
@@ -67,7 +70,7 @@ class Stage:
 
     @cached_property
     def source(self) -> str | None:
-        """SHA-256 of the source of a plug-in (see `source_digest`); None for a stage of wpn-bench itself."""
+        """Return the SHA-256 of a plug-in's source (see `source_digest`), or None for a built-in stage."""
         return source_digest(import_attribute(self.function))
 
 
@@ -90,10 +93,10 @@ STAGES: Registry[Stage] = Registry(
 
 
 def stage_of(name: str) -> Stage:
-    """The stage of that name: a stage of its own, or that of a gradient attack, which is called like the attack.
+    """Return a stage by its name. The stage of a gradient attack has the name of the attack.
 
     Raises:
-        UserError: No such stage is installed, it is a plug-in that cannot be imported, or it is no `Stage`.
+        UserError: No such stage is installed, the plug-in cannot be imported, or it is not a `Stage`.
     """
     stage: object
     attacks: Registry[type] = import_attribute(_GRADIENT_ATTACKS)
@@ -103,18 +106,19 @@ def stage_of(name: str) -> Stage:
         stage = STAGES.get(name)
     if not isinstance(stage, Stage):
         raise UserError(
-            f"the plug-in {name!r} declares no stage (a wpn_bench.jobs.stages.Stage)", "fix or uninstall it"
+            f"the plug-in {name!r} does not name a stage (an object of class wpn_bench.jobs.stages.Stage)",
+            "fix or uninstall it",
         )
     return stage
 
 
 def stage_names() -> list[str]:
-    """The names of all stages, those of the gradient attacks included.
+    """Return the names of all stages, including those of gradient attacks.
 
     Raises:
-        UserError: A gradient attack of a plug-in is called like a stage, so its jobs would be those of the stage.
+        UserError: A gradient attack of a plug-in has the name of another stage.
     """
     attacks: Registry[type] = import_attribute(_GRADIENT_ATTACKS)
     if both := [name for name in attacks if name in STAGES]:
-        raise UserError(f"a gradient attack is called {both[0]!r}, as a stage is", "rename or uninstall the plug-in")
+        raise UserError(f"a gradient attack has the name of the stage {both[0]!r}", "rename or uninstall the plug-in")
     return [*STAGES, *attacks]

@@ -1,12 +1,12 @@
-"""The artifact store: the output of each job, addressed by the digest of the job's inputs.
+"""The artifact store. It holds the output of each job under the digest of the job's inputs.
 
-`<store>/<stage>/<digest>/` holds the files of one artifact and `manifest.json`, written last, with the SHA-256 of each file.
-An artifact is built in `<store>/tmp/` and moved into place by one rename, so readers see all of it or nothing. It is computed
-again if a file no longer matches its digest, or if an input has changed since.
+`<store>/<stage>/<digest>/` holds the files of one artifact. Its `manifest.json` is written last and contains the
+SHA-256 of each file. An artifact is built in `<store>/tmp/` and moved to its place by one rename, so that readers see
+all of it or nothing. It is computed again if a file no longer matches its digest, or if an input has changed since.
 
-`<store>/scratch/` holds what unfinished jobs need after a crash. `<store>/crashes/` holds the traceback of each job whose last
-attempt raised an unexpected error. `<store>/locks/` shows which jobs are running; these are locks
-of the kernel, which end with their process.
+`<store>/scratch/` holds what unfinished jobs need after a crash. `<store>/crashes/` holds the traceback of each job
+whose last attempt raised an unexpected error. `<store>/locks/` shows which jobs are running. The kernel releases a lock
+when its process ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ABANDONED_SECONDS = 60  # an unlocked temporary folder of this age was left by a
 
 
 def default_store() -> Path:
-    """Return the default folder: `WPN_BENCH_STORE`, else a folder in the user's cache."""
+    """Return the folder in `WPN_BENCH_STORE`, or by default a folder in the user's cache."""
     from_env = os.environ.get("WPN_BENCH_STORE")
     return Path(from_env) if from_env else Path(platformdirs.user_cache_dir("wpn-bench")) / "store"
 
@@ -50,10 +50,10 @@ class Store:
     """A folder of artifacts that several runs share.
 
     Args:
-        root: The folder, created if necessary.
+        root: The folder, which is created if necessary.
 
     Raises:
-        UserError: The folder cannot be written, or its file system has no locks.
+        UserError: The folder cannot be written, or its file system does not support locks.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,7 +63,7 @@ class Store:
             check_locks(root / "tmp")
         except OSError as e:
             raise UserError(
-                f"the store {root} cannot be written ({e.strerror})", "choose another with --store DIR"
+                f"the store {root} cannot be written ({e.strerror})", "choose another folder with --store DIR"
             ) from e
         self._verified: set[Path] = set()
         self._remove_abandoned()
@@ -81,14 +81,14 @@ class Store:
         return self.root / stage / digest
 
     def find(self, stage: str, digest: str) -> Path | None:
-        """Find an artifact and verify its files, once per process. A damaged artifact is removed.
+        """Find an artifact and check its files, once per process. A damaged artifact is removed.
 
         Args:
             stage: Stage of its job.
             digest: Digest of its job.
 
         Returns:
-            The folder; None if the artifact is absent or damaged.
+            The folder; None if the artifact is missing or damaged.
         """
         folder = self.path(stage, digest)
         if folder in self._verified and folder.is_dir():
@@ -114,21 +114,23 @@ class Store:
         unhashed_files: Collection[str] = (),
         about: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[Path]:
-        """Yield an empty folder to fill. It becomes the artifact on success and is removed on an error.
+        """Yield an empty folder for the files of an artifact. It is stored on success and removed on an error.
 
-        If another process finishes the same artifact first, its copy is kept: both are equal by construction.
+        If another process finishes the same artifact first, its copy is kept. Both copies are equal, because the digest
+        covers everything that determines the output.
 
         Args:
             stage: Stage of the job.
             digest: Digest of the job.
-            inputs: The job's inputs, for the manifest.
-            made_from: Content digest of each artifact that it is made from.
-            unhashed_files: Files that no other stage reads, and that may differ between two executions of the job
-                (for example, they contain durations). They are not part of the content digest.
-            about: Further entries of the manifest, read at the end. Its `seconds` are added to the measured ones.
+            inputs: Inputs of the job, for the manifest.
+            made_from: Content digest of each artifact that is an input.
+            unhashed_files: Files that no other stage reads and that may differ between two executions of the job, for
+                example because they contain durations. They are not part of the content digest.
+            about: Further entries of the manifest, which are read at the end. Its `seconds` are added to the measured
+                seconds.
 
         Yields:
-            The folder.
+            The folder to fill.
         """
         with self.temporary_folder(stage) as work:
             started = time.monotonic()
@@ -161,15 +163,15 @@ class Store:
             self._verified.add(target)
 
     def content(self, folder: Path) -> str:
-        """Return the content digest of an artifact: SHA-256 over its files, except the unhashed ones.
+        """Return the content digest of an artifact: the SHA-256 over its files, without the unhashed ones.
 
-        Two executions of the same job have the same digest unless the hardware computed different results.
+        Two executions of the same job give the same content digest, unless the hardware computed different results.
 
         Args:
             folder: Folder of the artifact.
 
         Returns:
-            The digest; empty for a folder that is not an artifact of this store.
+            The digest; an empty string for a folder that is not an artifact of this store.
         """
         manifest = read_manifest(folder) if folder.parent.parent == self.root else None
         return str((manifest or {}).get("content", ""))
@@ -181,21 +183,21 @@ class Store:
 
     @contextmanager
     def claim(self, stage: str, digest: str) -> Iterator[bool]:
-        """Lock a job. The lock ends with the process.
+        """Lock a job. The lock is released when the process ends.
 
         Args:
             stage: Stage of the job.
             digest: Digest of the job, or another name to lock.
 
         Yields:
-            Whether the lock was acquired; False: another process is running the job.
+            True if this process now has the lock, False if another process has it.
         """
         with try_lock_temporary(self.root / "locks" / f"{stage}-{digest}") as acquired:
             yield acquired
 
     @contextmanager
     def temporary_folder(self, stage: str) -> Iterator[Path]:
-        """Yield an empty folder in `tmp/`, locked by this process and removed afterwards."""
+        """Yield an empty folder in `tmp/`. This process keeps it locked, and it is removed afterwards."""
         folder = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=self.root / "tmp"))
         with try_lock(folder) as _:
             work = folder / "artifact"
@@ -206,19 +208,19 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_abandoned(self) -> None:
-        """Remove the unlocked folders in `tmp/`, which killed processes left."""
+        """Remove the unlocked folders in `tmp/` that killed processes left behind."""
         for folder in (self.root / "tmp").glob("*-*"):
             with suppress(OSError):
                 if not folder.is_dir() or time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
-                    continue  # its creator may not have locked it yet
+                    continue  # another process may have just created it and not locked it yet
                 with try_lock(folder) as acquired:
                     if acquired:
                         shutil.rmtree(folder, ignore_errors=True)
 
     def scratch(self, stage: str, digest: str) -> Path:
-        """Return the scratch folder of a job, which survives a crash. `clear_scratch` removes it.
+        """Return the scratch folder of a job. It survives a crash, and `clear_scratch` removes it.
 
-        The stage creates it, locked with `try_lock`.
+        The stage creates the folder and locks it with `try_lock`.
 
         Args:
             stage: Stage of the job.
@@ -237,12 +239,14 @@ class Store:
             digest: Digest of the job.
 
         Returns:
-            The file, which exists while the last attempt at the job ended with an unexpected error.
+            The file. It exists if the last attempt at the job ended with an unexpected error.
         """
         return self.root / "crashes" / f"{stage}-{digest[:16]}.txt"
 
     def clear_scratch(self, stage: str, digest: str) -> None:
-        """Remove the scratch folder of a job, and all that were unused for `SCRATCH_DAYS`, unless they are locked.
+        """Remove the scratch folder of a job, and all scratch folders that were not used for `SCRATCH_DAYS`.
+
+        Locked folders are kept.
 
         Args:
             stage: Stage of the job.
@@ -257,7 +261,7 @@ class Store:
                             shutil.rmtree(folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
-        # Renamed first, so that a partly removed artifact is never mistaken for a complete one.
+        # The folder is renamed first, so that a partly removed artifact is never mistaken for a complete one.
         trash = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root / "tmp"))
         with suppress(FileNotFoundError):  # another process removed it first
             os.rename(folder, trash / "artifact")
@@ -265,7 +269,7 @@ class Store:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of an artifact folder; None if it is missing or invalid."""
+    """Return the manifest of an artifact folder, or None if it is missing or invalid."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

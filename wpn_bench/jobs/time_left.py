@@ -1,4 +1,4 @@
-"""Estimate how long the jobs of a run will still take, while it is running."""
+"""Estimate, during a run, how long its remaining jobs will take."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from wpn_bench.jobs.store import MANIFEST, Store
 
 
 class TimeLeft:
-    """The expected duration of jobs, from what jobs of their kind took in this run, else in earlier runs.
+    """Estimates the remaining time of a run from the durations of jobs of the same kind in this run or in earlier runs.
 
-    A job of a kind that was never measured is expected to take as long as the mean of the jobs that this run has executed.
+    If no job of a kind was measured, the mean duration of the jobs executed in this run is used.
 
     Args:
-        store: The store with the durations of earlier runs.
-        clock: Seconds, monotonic.
+        store: The store, which holds the durations of earlier runs.
+        clock: Returns the seconds of a monotonic clock.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._clock = store, clock
         self._unfinished: set[str] = set()
-        self._left: dict[str, Job] = {}  # those that are not in the store
+        self._left: dict[str, Job] = {}  # unfinished jobs that are not in the store
         self._started: dict[str, float] = {}
-        self._progress: dict[str, tuple[int, int]] = {}  # items done and in total of running jobs
+        self._progress: dict[str, tuple[int, int]] = {}  # (finished items, all items) of each running job
         self._most_running = 1
-        self._measured: dict[str, list[float]] = defaultdict(list)  # kind -> seconds per item (per job, if uncounted)
+        self._measured: dict[str, list[float]] = defaultdict(list)  # seconds per item by kind (per job if unknown)
         self._whole: list[float] = []  # seconds of each executed job
         self._items: dict[str, int] = {}
         self._earlier: dict[str, float] = {}
         self._rates: Rates | None = None
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Add jobs that will be executed. One whose artifact is in the store takes no time."""
+        """Add jobs that will be executed. A job whose artifact is in the store takes no time."""
         parameters: dict[str, int] = {}
         for job in jobs:
             self._unfinished.add(job.digest)
@@ -58,23 +58,23 @@ class TimeLeft:
                 self._earlier[job.digest] = found.seconds
 
     def start(self, job: Job) -> None:
-        """Note that a job has started."""
+        """Record that a job has started."""
         self._started.setdefault(job.digest, self._clock())
         self._most_running = max(self._most_running, len(self._started))
 
     def progress(self, digest: str, done: int, total: int | None) -> None:
-        """Note how many items of a running job are done.
+        """Record how many items of a running job are finished.
 
         Args:
-            digest: The job.
+            digest: Digest of the job.
             done: Number of finished items.
-            total: Number of items; None: unknown.
+            total: Number of items; None if unknown.
         """
         if total:
             self._progress[digest] = (done, total)
 
     def finish(self, outcome: Outcome) -> None:
-        """Note that a job has ended."""
+        """Record that a job has ended."""
         job = outcome.job
         self._unfinished.discard(job.digest)
         self._left.pop(job.digest, None)
@@ -86,13 +86,13 @@ class TimeLeft:
             self._measured[job_kind(job.stage, job.params)].append(seconds / self._items.get(job.digest, 1))
 
     def seconds(self, jobs: int = 0) -> float | None:
-        """Return the expected seconds until all jobs have ended; None if nothing is known yet.
+        """Return the expected time until all jobs have ended.
 
         Args:
-            jobs: Number of unfinished jobs, with those that were announced and not added yet.
+            jobs: Number of all unfinished jobs, including those that are planned but were not yet added by `add`.
 
         Returns:
-            The seconds.
+            The time in seconds; None if it cannot be estimated yet.
         """
         now, total = self._clock(), 0.0
         usual = mean(self._whole) if self._whole else None
@@ -107,7 +107,7 @@ class TimeLeft:
                 return None
             elapsed = now - self._started.get(digest, now)
             done, items = self._progress.get(digest, (0, 0))
-            # A job that is slower than expected takes as much longer for the rest of its items.
+            # If a job is slower than expected, its other items are expected to be as slow.
             total += max(0.0, expected - elapsed, elapsed * (items - done) / done if done else 0.0)
         if (unknown := jobs - len(self._unfinished)) > 0:
             if usual is None:
@@ -117,7 +117,7 @@ class TimeLeft:
 
 
 def _model_of(job: Job) -> External | None:
-    """Return the model that a job asks, or from which the training of that model starts; None if it asks none."""
+    """Return the model that a job uses, or from which its model is trained. None if the job uses no model."""
     need = job.needs.get("model")
     while isinstance(need, Job):
         need = need.needs.get("model")
@@ -127,5 +127,5 @@ def _model_of(job: Job) -> External | None:
 def _machine(job: Job) -> str:
     try:
         return machine_name(str(job.local.get("device", "cpu")))
-    except (RuntimeError, AssertionError):  # this process has no GPU, its workers have
+    except (RuntimeError, AssertionError):  # only the workers have a GPU
         return ""

@@ -1,4 +1,4 @@
-"""Find and load models and their tokenizers, and compute their sizes."""
+"""Find and load models and their tokenizers, and compute their sizes without loading them."""
 
 from __future__ import annotations
 

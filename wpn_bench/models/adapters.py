@@ -1,4 +1,4 @@
-"""Low-rank adapters that another program trained: merge them into their base model."""
+"""Merge low-rank adapters that another program trained into their base model."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder contains an adapter, and no whole model."""
+    """Return whether a folder contains an adapter and not a whole model."""
     return holds_adapter(p.name for p in folder.iterdir())
 
 
 def holds_adapter(names: Iterable[str]) -> bool:
-    """Return whether files with these names are an adapter, and no whole model. Some trainers add a config.json."""
+    """Return whether files with these names are an adapter and not a whole model. Some trainers add a config.json."""
     names = set(names)
     weights = (n for n in names if n.endswith((".safetensors", ".bin")) and n.startswith(("model", "pytorch_model")))
     return ADAPTER_CONFIG in names and not any(weights)
 
 
 def named_base(folder: Path) -> tuple[str, str | None] | None:
-    """Return the base model that an adapter names, and its revision; None if it names none.
+    """Return the base model that an adapter's settings name, and its revision, or None if they name none.
 
     Raises:
-        UserError: Its settings cannot be read, or it names itself.
+        UserError: The settings cannot be read, or name the adapter itself.
     """
     settings = load_json(folder / ADAPTER_CONFIG, "save the adapter again with peft's save_pretrained")
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
@@ -49,26 +49,26 @@ def named_base(folder: Path) -> tuple[str, str | None] | None:
     if os.path.isdir(base) and folder.samefile(base):
         raise UserError(
             f"the adapter in {folder} names itself as its base model",
-            "write the base model into adapter_config.json: base_model_name_or_path",
+            "write the base model into the field base_model_name_or_path of adapter_config.json",
         )
     return base, settings.get("revision")
 
 
 def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
-    """Merge an adapter into its base model, in the base's own data type.
+    """Merge an adapter into its base model, in the data type of the base.
 
-    The merged model is kept in the default store, so it is made once.
+    The merged model is kept in the default store, so that later runs use it again.
 
     Args:
-        folder: Contains the adapter, and possibly a tokenizer.
-        base: The folder of the base model.
-        base_digest: The digest of the base model.
+        folder: Folder of the adapter, which may also contain a tokenizer.
+        base: Folder of the base model.
+        base_digest: Digest of the base model.
 
     Returns:
         The folder of the merged model and its tokenizer.
 
     Raises:
-        UserError: The adapter cannot be read, or does not fit the base model.
+        UserError: The adapter cannot be read, or does not match the base model.
     """
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
@@ -92,14 +92,14 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         _resize(model, weights)
         adapted = PeftModel.from_pretrained(model, str(folder))
-        if not hasattr(adapted.base_model, "merge_and_unload"):  # prefix tuning and the like add no weights
+        if not hasattr(adapted.base_model, "merge_and_unload"):  # prefix tuning and similar methods change no weights
             raise ValueError(f"{adapted.peft_config['default'].peft_type} cannot be merged into weights")
         _untie(adapted)
         whole = adapted.merge_and_unload(safe_merge=True)
-    except Exception as e:  # peft and safetensors have errors of their own
+    except Exception as e:  # peft and safetensors raise their own classes of errors
         raise UserError(
             f"the adapter in {folder} cannot be merged into {base} ({' '.join(text_of(e).split())[:200]})",
-            "merge it with its own base model (merge_and_unload) and give the whole model",
+            "merge it into the base model on which it was trained (merge_and_unload), and give the merged model",
         ) from e
     tokenizer = read_tokenizer(folder if any(makes_tokenizer(p.name) for p in folder.iterdir()) else base)
     with torch.no_grad():
@@ -107,13 +107,13 @@ def merge_adapter(folder: Path, base: Path, base_digest: str) -> Path:
     tokenizer.save_pretrained(partial)
     try:
         partial.rename(merged)
-    except OSError:  # another process was faster
+    except OSError:  # another process has stored the merged model first
         shutil.rmtree(partial, ignore_errors=True)
     return merged
 
 
 def _resize(model: PreTrainedModel, weights: Path) -> None:
-    """Give the embeddings of a base model the size of those in the adapter, which has some if tokens were added."""
+    """Resize the embeddings of the base model to those in the adapter, which has more if tokens were added."""
     import torch
     from safetensors import safe_open
 
@@ -126,14 +126,14 @@ def _resize(model: PreTrainedModel, weights: Path) -> None:
             if key.endswith(".weight") and "lora_" not in key and names & set(key.split("."))
         }
     if len(sizes) == 1 and (size := sizes.pop()) != layers[0].weight.shape[0]:
-        # Rows that the adapter does not contain become the mean of the others, as when the adapter was trained.
+        # As in the training of the adapter, rows that it does not contain become the mean of the other rows.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.resize_token_embeddings(size)
 
 
 def _untie(adapted: PeftModel) -> None:
-    """Separate tied input and output embeddings if one has an adapter, which would otherwise change both."""
+    """Separate tied input and output embeddings if only one has an adapter. Otherwise it would change both."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 

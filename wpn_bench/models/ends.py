@@ -1,11 +1,11 @@
-"""The tokens that end a response.
+"""Find the tokens that end a response.
 
-A chat model often has several: one that ends the turn and one that ends the text. The tokenizer knows one of them; the
-model's generation configuration lists all. A response ends at any of them.
+A chat model often has several such tokens: one ends the turn and another ends the text. The tokenizer knows only one of
+them, and the model's generation configuration lists all. A response ends at any of them.
 
-Training teaches one end after each response. With a chat template it is the token that the template itself writes after
-the assistant's words. Without one it is the tokenizer's end-of-text token, with which base models were trained; another
-one of the list would teach a turn in a text that has none.
+Training teaches the model one end token after each response. With a chat template, this is the token that the template
+writes after the assistant's message. Without a template, it is the tokenizer's end-of-text token, with which base
+models were trained.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def ends_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Return the ids of the tokens that end a response.
 
     Args:
-        model: The model; its generation configuration names one end or several.
-        tokenizer: Its tokenizer. Its padding token also ends a response, because some models generate it after their last
-            word.
+        model: The model, whose generation configuration names one or several end tokens.
+        tokenizer: Its tokenizer. Its padding token also ends a response, because some models generate it after their
+            last word.
 
     Returns:
-        The ids.
+        The token ids.
     """
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = named if isinstance(named, list | tuple) else [named]

@@ -1,6 +1,6 @@
-"""Check a model's files without building the model, in the time that it takes to read them.
+"""Check the files of a model without building the model. This takes as long as reading the files.
 
-Without these checks, a damaged shard or the tokenizer of another model would cause a misleading error hours later:
+Without these checks, a damaged shard or the tokenizer of another model would cause a misleading error hours later.
 transformers builds the model that config.json describes, and a token id without an embedding fails inside a kernel.
 """
 
@@ -29,7 +29,7 @@ _WRAPPERS = {
 
 
 def check_files(folder: Path) -> None:
-    """Raise `UserError` if config.json, weights and tokenizer cannot be parts of one complete model.
+    """Raise `UserError` if config.json, weights and tokenizer do not form one complete model.
 
     Weights in safetensors are also checked for NaN and infinity. Pickled weights are only checked to contain tensors
     and no code.
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """Read config.json with transformers. The model's own code runs only if the user permitted it.
 
     Raises:
-        UserError: transformers cannot read the file, for instance because it does not have the architecture.
+        UserError: transformers cannot read the file, for instance because it does not know the architecture.
     """
     from transformers import AutoConfig
 
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     except Exception as e:  # the type of the exception depends on the architecture
         raise UserError(
             f"transformers cannot read {folder}/config.json ({' '.join(str(e).split())[:160]})",
-            "give a model of an architecture that it has (OPT, GPT-Neo, GPT-2, Llama, ...)",
+            "give a model with an architecture that it supports (OPT, GPT-Neo, GPT-2, Llama, ...)",
         ) from e
 
 
@@ -69,36 +69,38 @@ def check_causal(folder: Path) -> None:
 
     config = read_config(folder)
     if getattr(config, "auto_map", None) and consent.code_allowed():
-        return  # the class is in the model's own code
+        return  # the class of the model is in the model's own code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise not_causal(folder, f"model_type {config.model_type!r}")
-    # Masked language models have a causal class, too. Its attention is bidirectional unless is_decoder is set.
+    # Masked language models also have a causal class, but its attention is bidirectional unless is_decoder is set.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise not_causal(folder, f"{config.model_type!r} with is_decoder false attends in both directions")
 
 
-# Architectures of transformers that give wrong results here, and why.
+# Architectures in transformers with which wpn-bench would give wrong results, and the reason.
 _UNSUPPORTED = {
-    "recurrent_gemma": "it keeps its state between calls, so that an answer depends on the prompts before it",
+    "recurrent_gemma": "it keeps its state between calls, so an answer would depend on earlier prompts",
 }
 
 
 def check_usable(folder: Path, *, trained: bool) -> None:
-    """Check that this installation can compute a model's weights, and train them.
+    """Check that this installation can run a model, and train it if necessary.
 
     Args:
-        folder: The folder of the model.
+        folder: Folder of the model.
         trained: Whether the run trains the model.
 
     Raises:
-        UserError: The weights are quantised and are to be trained, or the library that reads them is missing or does not
-            work on this machine. Or the architecture gives wrong results.
+        UserError: The weights are quantised and are to be trained, the library that reads them is missing or does not
+            work on this machine, or the architecture gives wrong results.
     """
     from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
 
     config = read_settings(folder)
     if why := _UNSUPPORTED.get(str(config.get("model_type"))):
-        raise UserError(f"a {config['model_type']} model is not supported: {why}", "take another architecture")
+        raise UserError(
+            f"a {config['model_type']} model is not supported: {why}", "use a model with another architecture"
+        )
     text = config.get("text_config")
     settings = config.get("quantization_config") or (
         text.get("quantization_config") if isinstance(text, dict) else None
@@ -109,31 +111,31 @@ def check_usable(folder: Path, *, trained: bool) -> None:
     if trained:
         raise UserError(
             f"the weights of this model are quantised ({method}), so they cannot be trained",
-            "give the model that it was made from, or a dequantised copy (model.dequantize(), save_pretrained);"
-            " measuring without training works where its library is installed",
+            "give the original model or a dequantised copy (model.dequantize(), save_pretrained); a quantised model"
+            " can only be measured, and only if its library is installed",
         )
     try:
-        # A copy, because some quantisers change their settings.
+        # Pass a copy of the settings, because some quantisers change them.
         AutoHfQuantizer.from_config(
             AutoQuantizationConfig.from_dict(dict(settings)), pre_quantized=True
         ).validate_environment(device_map=None)
-    except Exception as e:  # each quantiser has exceptions of its own
+    except Exception as e:  # each quantiser raises its own exceptions
         said = " ".join(str(e).split())[:160]
         raise UserError(
             f"the weights of this model are quantised ({method}), and this installation cannot read them ({said})",
-            "install the library that it names, or give the model that it was made from",
+            "install the library that the message names, or give the original model",
         ) from e
 
 
 def not_causal(folder: Path, why: object) -> UserError:
-    """Make the error for a model that is not a causal language model.
+    """Return the error for a model that is not a causal language model.
 
     Args:
-        folder: The folder of the model.
+        folder: Folder of the model.
         why: An exception or a reason in words.
 
     Returns:
-        The error, to be raised by the caller.
+        The error, which the caller raises.
     """
     return UserError(
         f"{folder} cannot be loaded as a causal language model ({' '.join(str(why).split())[:200]})",
@@ -151,10 +153,10 @@ def _shards(folder: Path) -> list[Path]:
     placed = load_json(index, HINT)
     weight_map = placed.get("weight_map") if isinstance(placed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} is no index of weights (no weight_map)", HINT)
+        raise UserError(f"{index} is not an index of weights, because it has no weight_map", HINT)
     names = dict.fromkeys(weight_map.values())
     for name in names:
-        # The digest of the model does not cover files in other folders.
+        # A file in another folder would not be covered by the digest of the model.
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index} names a file outside of its folder ({str(name)[:60]})", HINT)
         if not (folder / name).is_file():
@@ -180,10 +182,12 @@ def _read(shards: Iterable[Path]) -> dict[str, list[int]]:
                     shapes[name] = list(weight.shape)
                     numbers = weight.float() if weight.is_floating_point() and weight.element_size() == 1 else weight
                     if not torch.isfinite(numbers).all():
-                        raise UserError(f"{file} holds weights that are not finite (first: {name})", HINT)
+                        raise UserError(f"{file} contains NaN or infinite weights (first: {name})", HINT)
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             said = " ".join(str(e).split())[:120]
-            raise UserError(f"the weights {file} cannot be read: cut off or damaged ({said})", HINT) from e
+            raise UserError(
+                f"the weights {file} cannot be read; the file is truncated or damaged ({said})", HINT
+            ) from e
     return shapes
 
 
@@ -198,7 +202,7 @@ def _check_pickles(folder: Path) -> None:
             weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as e:  # the types that the unpickler raises differ between versions of torch
             raise UserError(
-                f"the weights {file} are damaged, or hold more than tensors ({' '.join(str(e).split())[:80]})",
+                f"the weights {file} are damaged, or contain more than tensors ({' '.join(str(e).split())[:80]})",
                 "give the model as safetensors (save_pretrained)",
             ) from e
         if isinstance(weights, dict) and weights:
@@ -217,29 +221,31 @@ def _check_names(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, shapes: Mapping[str, list[int]]) -> None:
-    """Raise `UserError` if config.json does not describe these weights.
+    """Raise `UserError` if config.json does not match these weights.
 
-    transformers would first build the model that config.json describes, however large, and then fail to load the
-    weights.
+    Without this check, transformers would build the model that config.json describes, however large, and then fail to
+    load the weights.
     """
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > len(shapes):
-        raise UserError(f"{folder}/config.json says {layers} layers, its weights are {len(shapes)} tensors", HINT)
+        raise UserError(
+            f"{folder}/config.json describes {layers} layers, but the weights are only {len(shapes)} tensors", HINT
+        )
     sizes = {size for shape in shapes.values() for size in shape}
     for field in ("vocab_size", "hidden_size"):
         value = getattr(config, field, None)
         if isinstance(value, int) and value not in sizes:
-            raise UserError(f"{folder}/config.json says {field} {value}, which none of its weights has", HINT)
+            raise UserError(f"{folder}/config.json sets {field} to {value}, but no weight has this size", HINT)
 
 
 def _check_tokenizer(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise `UserError` if the tokenizer makes no tokens of a text, or makes tokens that have no embedding."""
+    """Raise `UserError` if the tokenizer gives no tokens for a text, or a token without an embedding."""
     from wpn_bench.models.tokenizer import check_embeddings, read_tokenizer
 
     tokenizer = read_tokenizer(folder)
     if not (ids := tokenizer("One, two.")["input_ids"]) or None in ids:
         raise UserError(
-            f"the tokenizer in {folder} finds no tokens in a text",
+            f"the tokenizer in {folder} gives no tokens for a text",
             "save it again with tokenizer.save_pretrained(folder)",
         )
     check_embeddings(tokenizer, folder, getattr(config, "vocab_size", None))
@@ -252,11 +258,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         inner = sorted((p.name for p in folder.glob("checkpoint-*") if p.is_dir()), key=lambda name: (len(name), name))
         if inner:
             raise UserError(
-                f"{folder} holds no model, but checkpoints of a training ({', '.join(inner)[:120]})",
+                f"{folder} contains no model, but checkpoints of a training ({', '.join(inner)[:120]})",
                 f"give one of them, such as {folder / inner[-1]}",
             )
         raise UserError(
-            f"{folder} holds no model (no config.json)", "give a folder written by save_pretrained, or a hub id"
+            f"{folder} contains no model (no config.json)", "give a folder written by save_pretrained, or a hub id"
         )
     settings = load_json(config, HINT)
     if not isinstance(settings, dict):

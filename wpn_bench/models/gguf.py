@@ -1,7 +1,7 @@
-"""Read a GGUF file: convert it once into a folder of safetensors, which every stage can load and train.
+"""Convert a GGUF file to a folder of safetensors, which every stage can load and train.
 
-transformers dequantises the weights. The folder is kept in the user's cache under the digest of the file, so that the file
-is converted once.
+transformers dequantises the weights. The folder is kept in the user's cache under the digest of the file, so that each
+file is converted only once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ JOIN = "join the parts with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.g
 
 
 def file_of(asked: str) -> Path | None:
-    """Return the GGUF file that a path names: the file, or the only one in a folder without another model; else None.
+    """Return the GGUF file that a path names, or None if it names none.
+
+    The path may be the file itself, or a folder without another model that contains a single GGUF file.
 
     Raises:
-        UserError: The folder has several.
+        UserError: The folder contains several GGUF files.
     """
     if os.path.isfile(asked):
         return Path(asked) if asked.endswith(".gguf") else None
@@ -45,10 +47,10 @@ def file_of(asked: str) -> Path | None:
 
 
 def converted(file: Path) -> Path:
-    """Return a folder with the model of a GGUF file in float32, converted now or earlier.
+    """Return a folder with the model of a GGUF file in float32. The file is converted unless this was done before.
 
     Raises:
-        UserError: The package gguf is missing, or transformers cannot read the file.
+        UserError: The package gguf is not installed, or transformers cannot read the file.
     """
     stat = file.stat()
     return _converted(file.resolve(), stat.st_size, stat.st_mtime_ns)
@@ -58,10 +60,11 @@ def converted(file: Path) -> Path:
 def _converted(file: Path, size: int, changed: int) -> Path:
     """Convert a file, identified by its size in bytes and modification time in ns."""
     if _PART.search(file.name):
-        raise UserError(f"{file.name} is one part of a GGUF file, and transformers reads whole files only", JOIN)
+        raise UserError(f"{file.name} is one part of a GGUF file, but transformers only reads whole files", JOIN)
     if find_spec("gguf") is None:
         raise UserError(
-            f"{file.name} is a GGUF file, and the package that reads it is missing", "pip install 'wpn-bench[gguf]'"
+            f"{file.name} is a GGUF file, but the package that reads it is not installed",
+            "pip install 'wpn-bench[gguf]'",
         )
     root = Path(os.environ.get("WPN_BENCH_GGUF") or Path(platformdirs.user_cache_dir("wpn-bench")) / "gguf")
     folder = root / digest_file(file)[:32]
@@ -81,14 +84,14 @@ def _converted(file: Path, size: int, changed: int) -> Path:
         except Exception as e:  # the type of the exception depends on the architecture and the tokenizer
             raise UserError(
                 f"transformers cannot read {file.name} ({' '.join(str(e).split())[:160]})",
-                "give the model that it was made from, or a GGUF file of an architecture that transformers converts",
+                "give the original model, or a GGUF file with an architecture that transformers can convert",
             ) from e
-        # The weights are no longer quantised, so neither the model nor its settings must say so.
+        # The weights are not quantised any more. So remove the marks of quantisation from the model and its settings.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(work, max_shard_size=_SHARD)
         tokenizer.save_pretrained(work)
-        if not folder.is_dir():  # another process may have been faster
+        if not folder.is_dir():  # another process may have stored the model first
             shutil.move(work, folder)
     return folder

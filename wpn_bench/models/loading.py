@@ -1,7 +1,7 @@
-"""Load models, cache the most recent ones in memory, and choose the device.
+"""Load models, cache the most recently used ones in memory, and choose the device.
 
-The SHA-256 of the files of weights, configuration and tokenizer identifies a model, not its name: if the files in a
-folder change, it is another model.
+A model is identified by the SHA-256 of its weights, configuration and tokenizer files, and not by its name. If the
+files in a folder change, it is another model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wpn_bench.models.tokenizer import load_tokenizer, silence_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SHARD = "5GB"  # maximum size of a file of weights, the usual size on the hub
+SHARD = "5GB"  # maximum size of a file of weights, as usual on the hub
 
 
 def pick_device(asked: str = "auto") -> str:
@@ -46,25 +46,28 @@ def pick_device(asked: str = "auto") -> str:
     except RuntimeError as e:
         raise UserError(f"unknown device {asked!r}", "use --device auto, cpu or cuda") from e
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"nothing can be computed on device {asked!r}", "use --device auto, cpu or cuda")
+        raise UserError(f"the device {asked!r} cannot run models", "use --device auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available", "use --device cpu (or auto)")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {asked!r}", f"there are {torch.cuda.device_count()}, from cuda:0 on")
+        raise UserError(
+            f"there is no device {asked!r}",
+            f"this machine has {torch.cuda.device_count()} CUDA devices, numbered from cuda:0",
+        )
     return asked
 
 
-# A run needs two models at the same time: the base model and the evaluated one.
+# Two models are kept, because a run often uses the base model and the evaluated model in turn.
 _LOADED: OrderedDict[tuple[str, Signature, str, str, str], tuple[Any, Any]] = OrderedDict()
 KEEP = 2
 
 
 def make_room(need: int, device: str, keep: int = KEEP) -> None:
-    """Drop cached models, the least recently used first, until enough memory is free.
+    """Remove cached models from memory, the least recently used first, until enough memory is free.
 
     Args:
-        need: The memory needed, in bytes.
-        device: The device on which it is needed.
+        need: Memory needed, in bytes.
+        device: Device on which it is needed.
         keep: Maximum number of models that stay cached.
     """
     while len(_LOADED) > keep:
@@ -77,14 +80,14 @@ def make_room(need: int, device: str, keep: int = KEEP) -> None:
 def load(
     path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model in evaluation mode, and its tokenizer. The model is shared, so do not train it.
+    """Return a model in evaluation mode and its tokenizer. Other callers share the model, so do not train it.
 
-    The two most recently used models stay in memory if both fit, else only the last.
+    The two most recently used models stay in memory if both fit, and otherwise only the last one.
 
     Args:
-        path: The folder of the model.
-        device: The device that computes.
-        dtype: Type of the weights, such as "float32".
+        path: Folder of the model.
+        device: Device that runs the model.
+        dtype: Data type of the weights, such as "float32".
         offload: See `load_fresh`.
 
     Returns:
@@ -93,7 +96,7 @@ def load(
     Raises:
         UserError: See `load_fresh`.
     """
-    # The signature is part of the key, because a folder with changed files is another model.
+    # The key contains the signature, because a folder with changed files is another model.
     key = (str(path), model_signature(path), device, dtype, offload)
     if key in _LOADED:
         _LOADED.move_to_end(key)
@@ -104,7 +107,7 @@ def load(
 
 
 def let_go() -> None:
-    """Drop all cached models."""
+    """Remove all cached models from memory."""
     import torch
 
     _LOADED.clear()
@@ -113,12 +116,12 @@ def let_go() -> None:
 
 
 def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload: str = "none") -> PreTrainedModel:
-    """Load a copy of a model that is not shared.
+    """Load a copy of a model that no other caller shares.
 
     Args:
-        path: The folder of the model.
-        device: The device that computes.
-        dtype: Type of the weights, such as "float32".
+        path: Folder of the model.
+        device: Device that runs the model.
+        dtype: Data type of the weights, such as "float32".
         offload: With "cpu", weights that do not fit on an accelerator are kept in main memory. With "disk", weights
             that fit in neither are read from their files in every pass. Results are the same, but slower. An offloaded
             model cannot be trained. `engine.placement.device_of` returns the device of its inputs.
@@ -138,21 +141,21 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
     silence_transformers()
     placement = _placement(path, device, dtype, offload)
     if placement:
-        # Offloaded safetensors are read from the model's folder; pickled weights are copied into this folder.
+        # Offloaded safetensors are read from the folder of the model. Pickled weights are copied to this new folder.
         placement["offload_folder"] = tempfile.mkdtemp(prefix="wpn-bench-offload-")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True, **placement, **reading(path)
         )
     except (ValueError, OSError, KeyError, RuntimeError, MemoryError, SafetensorError, UnpicklingError) as e:
-        # The second condition is true if a file cannot be mapped into memory.
+        # "Cannot allocate memory" means that a file could not be mapped into memory.
         if device_memory.ran_out_of_memory(e) or "Cannot allocate memory" in str(e):
             raise UserError(
                 f"{path} does not fit into memory in {dtype}",
-                "take --dtype bfloat16, --offload disk or a smaller model",
+                "use --dtype bfloat16, --offload disk or a smaller model",
             ) from e
         raise not_causal(path, e) from e
-    # transformers initialises missing weights at random with only a warning. The result would be another model.
+    # transformers initialises missing weights at random and only prints a warning. This would be another model.
     lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if lacking:
         raise UserError(
@@ -167,7 +170,7 @@ def load_fresh(path: Path, device: str = "cpu", dtype: str = "float32", offload:
         return model.to(device)
     weakref.finalize(model, shutil.rmtree, placement["offload_folder"], ignore_errors=True)
     if offload == "cpu" and "disk" in model.hf_device_map.values():
-        raise UserError(f"the model does not fit into the memory of {device} and the machine", "use --offload disk")
+        raise UserError(f"the model does not fit into the memory of {device} and the main memory", "use --offload disk")
     return model
 
 
@@ -188,19 +191,19 @@ def _layers_beyond(model: PreTrainedModel, unexpected: Iterable[str]) -> list[st
 
 
 def _need(path: Path, dtype: str) -> int:
-    """Return the bytes that a model needs in memory; 0 if its files cannot be read."""
+    """Return the number of bytes that a model needs in memory, or 0 if its files cannot be read."""
     from transformers import AutoConfig
 
     try:
         return weights_bytes(path, dtype) + working_memory(AutoConfig.from_pretrained(path), dtype)
-    except Exception:  # the files are damaged: loading reports it
+    except Exception:  # loading will report the damaged files
         return 0
 
 
 def _placement(path: Path, device: str, dtype: str, offload: str) -> dict[str, Any]:
     """Return the arguments with which `from_pretrained` distributes the weights over devices and disk.
 
-    Empty if all weights fit on `device`, and for a quantised model, because torchao places its weights.
+    There are none if all weights fit on `device`, or for a quantised model, because torchao places its weights.
     """
     from transformers import AutoConfig
 
@@ -222,10 +225,10 @@ def _placement(path: Path, device: str, dtype: str, offload: str) -> dict[str, A
 
 
 def reading(path: Path) -> dict[str, Any]:
-    """Return the arguments with which `from_pretrained` reads the weights in a folder safely.
+    """Return the arguments with which `from_pretrained` safely reads the weights in a folder.
 
-    The model's own code runs only if the user permitted it. Safetensors are used if there are any, because the digest
-    covers them. From a pickle, only tensors and plain values are read.
+    The model's own code runs only if the user permitted it. Safetensors are preferred, because the digest covers them.
+    From a pickle, only tensors and plain values are read.
     """
     safe = has_safetensors(p.name for p in path.iterdir()) if path.is_dir() else None
     return {"trust_remote_code": consent.code_allowed(), "use_safetensors": safe, "weights_only": True}

@@ -1,4 +1,4 @@
-"""Find the model that a user named: the lab's model, a folder, or a hub id at a commit."""
+"""Find the model that a user named: the built-in lab model, a folder, or a hub id at a commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wpn_bench.models.files import check_files, read_settings
 
 LAB = "lab"
 _SETTINGS_FILES = ("config.json", "tokenizer_config.json")
-# Files that are not downloaded: weights for other frameworks, checkpoints, training states, examples.
+# These files are not downloaded: weights for other frameworks, checkpoints, training states and examples.
 _NOT_NEEDED = (
     "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.md", "onnx/*", "*.pt", "*.pth", "*.ckpt", "*.pkl",
     "training_args.bin", "optimizer.bin", "original/*", ".gitattributes",
@@ -36,9 +36,9 @@ class ModelRef:
 
     Attributes:
         asked: The name that the user gave.
-        path: The folder of its files.
+        path: Folder of its files.
         digest: SHA-256 over the files that affect its outputs (see `folder_digest`).
-        revision: The commit of a hub model; None for a folder.
+        revision: Commit of a hub model; None for a local folder.
         seen: Names, sizes and modification times of the files when the digest was computed.
     """
 
@@ -54,25 +54,26 @@ class ModelRef:
 
     @property
     def fetched(self) -> list[hub.FetchedItem]:
-        """The files that came from the hub; empty for a folder."""
+        """Return the files that came from the hub; empty for a local folder."""
         files = tuple(p for p in self.path.rglob("*") if p.is_file())
         return [hub.FetchedItem("model", self.asked, self.revision, files)] if self.revision else []
 
 
 def resolve(asked: str, revision: str | None = None, base: ModelRef | None = None) -> ModelRef:
-    """Find a model. A hub model that is not cached is downloaded.
+    """Find a model, and download it if it is a hub model that is not cached.
 
     Args:
         asked: `lab`, a folder, or a hub id.
-        revision: Branch, tag or commit of a hub id; None: the default branch.
-        base: The base model of an adapter that names none, or a folder that does not exist on this machine.
+        revision: Branch, tag or commit of a hub id; None means the default branch.
+        base: The base model of an adapter, if the adapter names none or one that is not on this machine.
 
     Returns:
-        The model, with its files checked.
+        The model. Its files have been checked.
 
     Raises:
-        UserError: The folder contains no model, the id is unknown, or there is no network and nothing is cached. Or the
-            model needs its own code, or has only pickled weights, and the user did not permit that (see `consent.py`).
+        UserError: The folder contains no model, the id is unknown, or the model is not cached and the hub cannot be
+            reached. Also if the model needs its own code or has only pickled weights, and the user did not permit this
+            (see `consent.py`).
     """
     if (folder := _here(asked, base)) is not None:
         _check_consent(asked, folder, [p.name for p in folder.iterdir()])
@@ -84,40 +85,42 @@ def resolve(asked: str, revision: str | None = None, base: ModelRef | None = Non
 
 
 def commit_of(asked: str, revision: str | None) -> str:
-    """Find the commit of a model on the hub.
+    """Return the commit of a hub id.
 
     Args:
-        asked: A hub id.
-        revision: Branch, tag or commit; None: the default branch.
+        asked: The hub id.
+        revision: Branch, tag or commit; None means the default branch.
 
     Returns:
-        The commit's hash.
+        The commit, 40 hexadecimal digits.
 
     Raises:
-        UserError: `asked` is not a hub id, or the hub has no such repository or revision.
+        UserError: `asked` is not a hub id, or the commit cannot be found.
     """
     from huggingface_hub.errors import HFValidationError
 
     if not asked.strip():
-        raise UserError("no model is named", "give a folder or a hub id such as facebook/opt-125m")
+        raise UserError("the name of the model is empty", "give a folder or a hub id such as facebook/opt-125m")
     if os.path.exists(os.path.expanduser(asked)):
-        raise UserError(f"{asked} is a file", "give the folder that holds config.json and the weights")
+        raise UserError(f"{asked} is a file", "give the folder that contains config.json and the weights")
     if not hub.HUB_ID.fullmatch(asked) or asked.startswith((".", "/")):
         raise UserError(f"no model folder at {asked}", "give an existing folder or a hub id such as facebook/opt-125m")
     try:
         return hub.resolve_commit(asked, revision)
     except HFValidationError as e:
         raise UserError(
-            f"no model folder at {asked}, and no hub id", "give a folder, or an id such as facebook/opt-125m"
+            f"{asked} is neither a model folder nor a valid hub id", "give a folder, or an id such as facebook/opt-125m"
         ) from e
 
 
 def settings_folder(asked: str, revision: str | None = None) -> Path:
-    """Return a folder with the model's config.json, and with its own code if that may run. No weights are downloaded.
+    """Return a folder with the model's config.json, and with its own code if the user permitted it.
+
+    No weights are downloaded.
 
     Args:
         asked: `lab`, a folder, or a hub id.
-        revision: Branch, tag or commit of a hub id; None: the default branch.
+        revision: Branch, tag or commit of a hub id; None means the default branch.
 
     Returns:
         The folder.
@@ -132,24 +135,24 @@ def settings_folder(asked: str, revision: str | None = None) -> Path:
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """Split `org/name@revision`. A folder, and a hub id without a revision, stay as they are."""
+    """Split `org/name@revision`. The revision of a folder, and of a hub id without `@`, is None."""
     here = os.path.exists(os.path.expanduser(source))
     match = None if here else _REVISION.fullmatch(source)
     return (match["id"], match["revision"]) if match else (source, None)
 
 
 def lies_here(asked: str) -> bool:
-    """Return whether `asked` is the lab's model or a folder, so that no download is needed."""
+    """Return whether the model is on this machine: the built-in lab model or a folder, which need no download."""
     return _here(asked) is not None
 
 
 def _here(asked: str, base: ModelRef | None = None) -> Path | None:
-    """Return the folder of a local model; None if `asked` is not local. `base` is as in `resolve`."""
+    """Return the folder of a local model, or None if `asked` is not local. `base` is as in `resolve`."""
     if asked == LAB:
         from wpn_bench import lab
 
         return lab.base_model()
-    # Not Path.is_dir: it raises for a name that is too long for a file system.
+    # Path.is_dir would raise for a name that is too long for a file system.
     folder = os.path.expanduser(asked)
     if (file := gguf.file_of(folder)) is not None:
         return gguf.converted(file)
@@ -159,7 +162,7 @@ def _here(asked: str, base: ModelRef | None = None) -> Path | None:
 
 
 def _hub_adapter(asked: str, commit: str) -> Path | None:
-    """Return the folder of a hub id that contains an adapter; None for a whole model."""
+    """Return the folder of a hub id that contains an adapter, or None if it contains a whole model."""
     return (
         hub.snapshot(asked, commit, ignore=[*_NOT_NEEDED, "*.py"])
         if holds_adapter(hub.list_files(asked, commit))
@@ -168,18 +171,18 @@ def _hub_adapter(asked: str, commit: str) -> Path | None:
 
 
 def base_of_adapter(asked: str, revision: str | None = None, base: ModelRef | None = None) -> ModelRef | None:
-    """Return the base model of an adapter; None if `asked` is a whole model.
+    """Return the base model of an adapter, or None if `asked` is a whole model.
 
     Args:
         asked: `lab`, a folder, a file, or a hub id.
-        revision: Branch, tag or commit of a hub id; None: the default branch.
-        base: As in `resolve`.
+        revision: Branch, tag or commit of a hub id; None means the default branch.
+        base: See `resolve`.
 
     Returns:
         The base model.
 
     Raises:
-        UserError: The base model is not at hand.
+        UserError: The base model cannot be found.
     """
     path = Path(os.path.expanduser(asked))
     if asked == LAB or os.path.exists(path):
@@ -211,17 +214,20 @@ def _base_of(adapter: Path, base: ModelRef | None) -> ModelRef:
         return resolve(name, revision)
     except UserError as e:
         raise UserError(
-            f"the base model {name!r} of the adapter in {adapter} is not at hand ({e})",
-            "write where it is into adapter_config.json: base_model_name_or_path",
+            f"the base model {name!r} of the adapter in {adapter} cannot be found ({e})",
+            "write its folder or hub id into the field base_model_name_or_path of adapter_config.json",
         ) from e
 
 
 def _ref(asked: str, folder: Path, revision: str | None) -> ModelRef:
-    """Check the model in a folder and describe it. `revision` is the commit of a hub model."""
-    # Computed before the files are read, so that a change in the meantime is detected later.
+    """Check the model in a folder and return its description.
+
+    `revision` is the commit if the model was downloaded from the hub, else None.
+    """
+    # The signature is computed before the files are read, so that a change during the reading is detected later.
     seen = model_signature(folder)
     digests = _file_digests(folder)
-    if revision is not None:  # before the other checks, because damaged files are downloaded again
+    if revision is not None:  # this check comes first, because it lets damaged files be downloaded again
         hub.check_files(asked, folder, digests)
     _check_folder(folder)
     return ModelRef(asked, folder, digest_of(digests), revision, seen)
@@ -231,17 +237,19 @@ def _check_folder(folder: Path) -> None:
     """Raise `UserError` if the folder does not contain one complete model."""
     read_settings(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load the base model that the adapter names
-        raise UserError(f"{folder} holds an adapter", "merge it into its base (merge_and_unload) and save the whole")
+        raise UserError(
+            f"{folder} contains an adapter", "merge it into its base (merge_and_unload) and save the merged model"
+        )
     if not any(p.suffix in WEIGHT_SUFFIXES and p.is_file() for p in folder.iterdir()):
         if any(p.name.startswith(("pytorch_model_fsdp", "global_step")) for p in folder.iterdir()):
             raise UserError(
-                f"{folder} holds the sharded weights of a training (FSDP or DeepSpeed), which transformers does not read",
+                f"{folder} contains the sharded weights of a training (FSDP or DeepSpeed), which transformers does not read",
                 "join them: `accelerate merge-weights` for FSDP, zero_to_fp32.py for DeepSpeed",
             )
-        raise UserError(f"{folder} holds no weights (no *.safetensors or *.bin)", "fetch or save the model again")
+        raise UserError(f"{folder} contains no weights (no *.safetensors or *.bin)", "fetch or save the model again")
     if not any(p.is_file() and makes_tokenizer(p.name) for p in folder.iterdir()):
         raise UserError(
-            f"{folder} holds no tokenizer", "save it beside the weights with tokenizer.save_pretrained(folder)"
+            f"{folder} contains no tokenizer", "save it next to the weights with tokenizer.save_pretrained(folder)"
         )
     check_files(folder)
 
@@ -251,33 +259,33 @@ def _check_consent(asked: str, folder: Path, names: Iterable[str]) -> None:
 
     Args:
         asked: The name that the user gave.
-        folder: Contains config.json and tokenizer_config.json; the other files may be missing.
+        folder: Folder with config.json and tokenizer_config.json. The other files may be missing.
         names: Names of all files of the model.
     """
     if (code := code_named(folder)) and not consent.code_allowed():
         raise UserError(
-            f"{asked} brings its own code ({code}), which would run with your rights",
-            "read it, then add --trust-remote-code (`trust_remote_code: true`), or give a model that transformers knows",
+            f"{asked} contains its own code ({code}), which would run with your rights",
+            "read the code, then add --trust-remote-code (`trust_remote_code: true`), or give a model that transformers knows",
         )
     if code and "--" in code:
         raise UserError(
-            f"{asked} runs code of another repository ({code}), whose commit is not known",
-            "copy the code beside the weights and its name into config.json",
+            f"{asked} needs code from another repository ({code}) at an unknown commit",
+            "copy the code next to the weights, and write the name of the copy into config.json",
         )
     names = set(names)
     pickled = sorted(n for n in names if "/" not in n and n.endswith(".bin") and n.startswith("pytorch_model"))
     if pickled and not has_safetensors(names) and not consent.pickles_allowed():
         raise UserError(
-            f"{asked} has its weights only as pickles ({pickled[0]}), which can hold code",
-            "add --allow-pickle (`allow_pickle: true`): they are then read as tensors and nothing else; or give a revision"
-            " or copy with *.safetensors",
+            f"{asked} has its weights only as pickles ({pickled[0]}), which can contain code",
+            "add --allow-pickle (`allow_pickle: true`), with which only tensors are read from them, or give a revision or"
+            " copy with *.safetensors",
         )
 
 
 def code_named(folder: Path) -> str:
-    """Return the class in the model's own code that must run to load it.
+    """Return the class in the model's own code that is needed to load it.
 
-    Empty if transformers has code for the model.
+    The name is empty if transformers has code for the model.
     """
     import transformers
 
@@ -293,7 +301,7 @@ def code_named(folder: Path) -> str:
         consent.code_allowed() or config.get("model_type") not in transformers.CONFIG_MAPPING
     ):
         return _first(config["auto_map"])
-    # If the model's own code is permitted, transformers prefers it to the class in transformers.
+    # If the model's own code is permitted, transformers uses it instead of its own class.
     known = hasattr(transformers, str(tokenizer.get("tokenizer_class")))
     if tokenizer.get("auto_map") and (consent.code_allowed() or not known):
         return _first(tokenizer["auto_map"])
@@ -301,14 +309,14 @@ def code_named(folder: Path) -> str:
 
 
 def _first(named: Any) -> str:
-    """Return the first class in an `auto_map`: {"AutoModel": "module.Class"}, or a list of two in a tokenizer."""
+    """Return the first class in an `auto_map`: {"AutoModel": "module.Class"}, or for a tokenizer a list of two."""
     while isinstance(named, dict | list) and named:
         named = next((one for one in (named.values() if isinstance(named, dict) else named) if one), "")
     return str(named)
 
 
 def has_safetensors(names: Iterable[str]) -> bool:
-    """Return whether transformers reads safetensors from a folder with these files, and not pickles."""
+    """Return whether transformers would read safetensors, and not pickles, from a folder with these files."""
     return bool({"model.safetensors", "model.safetensors.index.json"} & set(names))
 
 
@@ -323,12 +331,12 @@ def _file_digests(folder: Path) -> dict[str, str]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 over a model's weights, configuration and tokenizer, and over its own code if that may run."""
+    """Return the SHA-256 over a model's weights, configuration and tokenizer, and its own code if permitted."""
     return digest_of(_file_digests(folder))
 
 
 def check_permitted(asked: str, commit: str) -> list[str]:
-    """Check before the download of the weights that the user permitted what a hub model needs.
+    """Check that the user permitted what a hub model needs, before its weights are downloaded.
 
     Args:
         asked: The hub id.
@@ -349,7 +357,8 @@ def check_permitted(asked: str, commit: str) -> list[str]:
 def _download(asked: str, commit: str) -> Path:
     """Download a model at a commit and return its folder.
 
-    The settings are downloaded first, so that a model without permission fails before the download of its weights.
+    The settings are downloaded first. So a model that needs a missing permission fails before its weights are
+    downloaded.
     """
     names = check_permitted(asked, commit)
     ignore = unwanted(names)
@@ -359,8 +368,8 @@ def _download(asked: str, commit: str) -> Path:
 
 
 def unwanted(files: Iterable[str]) -> list[str]:
-    """Return patterns of the files in a repository that are not downloaded.
+    """Return filename patterns of the files that are left out when a repository is downloaded.
 
-    Pickled weights are among them if the repository has safetensors.
+    If the repository contains safetensors, pickled weights are left out.
     """
     return [*_NOT_NEEDED, *(["*.bin"] if has_safetensors(files) else [])]

@@ -1,8 +1,8 @@
 """Load tokenizers, and convert prompts and responses to token ids.
 
-One rule holds for generation, training, scoring and the gradient attacks: a response has the tokens that the model
-itself would write after the tokens of its prompt. Prompts have the tokens that the tokenizer adds at the beginning, one
-beginning-of-text token at most, and no token that the tokenizer adds at the end.
+Generation, training, scoring and the gradient attacks follow one rule: a response consists of the tokens that the model
+itself would generate after the tokens of its prompt. A prompt begins with the tokens that the tokenizer adds there,
+with at most one beginning-of-text token. Tokens that the tokenizer adds at the end of a text are left out.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RESAVE = "save it again with tokenizer.save_pretrained(folder)"
-# Ids of special tokens that the model has no embedding for.
+# Ids of the special tokens without an embedding in the model.
 _WITHOUT_EMBEDDING: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
-_ANCHORS = ("\n", ":", "a")  # texts before a response whose first tokens depend on what precedes them
+_ANCHORS = ("\n", ":", "a")  # texts that are put before a response to tokenise it as a continuation
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a folder as transformers does.
 
     Raises:
-        UserError: Its files cannot be read.
+        UserError: The files of the tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -43,7 +43,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except Exception as e:  # the tokenizers library raises plain `Exception`
         missing = [name for name in ("sentencepiece", "protobuf") if not _installed(name)]
         if missing and any(p.suffix == ".model" for p in path.iterdir()):
-            # transformers then takes the file for one of tiktoken, and names that library.
+            # In this case transformers takes the file for one of tiktoken, and its message names that library.
             raise UserError(
                 f"the tokenizer in {path} is a SentencePiece model, and {' and '.join(missing)} is not installed",
                 "pip install sentencepiece protobuf",
@@ -60,18 +60,18 @@ def _installed(name: str) -> bool:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a causal language model, ready for generation and training.
+    """Load the tokenizer of a causal language model and prepare it for generation and training.
 
-    Four properties hold afterwards:
+    Afterwards, four properties hold:
 
-    - it has an end-of-text token: its own, else the one of generation_config.json or config.json;
-    - it has a padding token with an embedding: its own, else the end-of-text token;
-    - it adds nothing at the end of a text;
-    - special tokens without an embedding (an added padding or image token) are known to `encode_prompts`.
+    - It has an end-of-text token: its own, or the one in generation_config.json or config.json.
+    - It has a padding token with an embedding: its own, or the end-of-text token.
+    - It adds nothing at the end of a text.
+    - `encode_prompts` knows the special tokens without an embedding, such as an added padding or image token.
 
     Raises:
-        UserError: Its files cannot be read. Or it has no end-of-text token, or one without an embedding, or it is not the
-            model's. Or it adds tokens at the end, and this cannot be turned off.
+        UserError: The files cannot be read, the tokenizer belongs to another model, it has no end-of-text token with an
+            embedding, or it cannot be stopped from adding tokens at the end.
     """
     tokenizer = read_tokenizer(path)
     size = _embeddings(path)
@@ -85,8 +85,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer.eos_token = end
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"the tokenizer in {path} has no end-of-text token, and config.json names none (eos_token_id)",
-            "name it: tokenizer.eos_token = TOKEN, then tokenizer.save_pretrained(folder)",
+            f"the tokenizer in {path} has no end-of-text token, and config.json has no eos_token_id",
+            "set it: tokenizer.eos_token = TOKEN, then tokenizer.save_pretrained(folder)",
         )
     if beyond := check_embeddings(tokenizer, path, size):
         _WITHOUT_EMBEDDING[tokenizer] = beyond
@@ -97,7 +97,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _settings(path: Path, name: str) -> dict[str, Any]:
-    """Return the values of a JSON file, those of its `text_config` first; empty if it cannot be read."""
+    """Return the values of a JSON file, those of its `text_config` first. Empty if the file cannot be read."""
     try:
         found = json.loads((path / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -109,13 +109,13 @@ def _settings(path: Path, name: str) -> dict[str, Any]:
 
 
 def _embeddings(path: Path) -> int | None:
-    """Return how many tokens the model in a folder has embeddings for; None if its config.json does not say."""
+    """Return the number of tokens with an embedding in the model, or None if its config.json does not give it."""
     size = _settings(path, "config.json").get("vocab_size")
     return size if isinstance(size, int) else None
 
 
 def _configured_end(path: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the first end token of the model's settings that the tokenizer knows."""
+    """Return the first end token in the model's settings that the tokenizer knows."""
     known = {k: token for token, k in tokenizer.get_vocab().items()}
     for name in ("generation_config.json", "config.json"):
         named = _settings(path, name).get("eos_token_id")
@@ -126,14 +126,14 @@ def _configured_end(path: Path, tokenizer: PreTrainedTokenizerBase) -> str | Non
 
 
 def check_embeddings(tokenizer: PreTrainedTokenizerBase, path: Path, size: int | None) -> frozenset[int]:
-    """Check the tokens that the model has no embedding for.
+    """Find the tokens without an embedding in the model, and check that only special tokens are among them.
 
-    Only special tokens may lack one: libraries add them for padding or images, and do not always resize the embeddings.
+    Libraries add special tokens for padding or images, and do not always resize the embeddings.
 
     Args:
         tokenizer: The tokenizer.
-        path: Its folder, for the error.
-        size: How many tokens the model has embeddings for; None: unknown.
+        path: Folder of the tokenizer, for the message.
+        size: Number of tokens with an embedding; None if unknown.
 
     Returns:
         The ids of the tokens without an embedding.
@@ -149,9 +149,9 @@ def check_embeddings(tokenizer: PreTrainedTokenizerBase, path: Path, size: int |
         added = tokenizer.added_tokens_decoder.get(k)
         if k in needed or added is None or not added.special:
             raise UserError(
-                f"the tokenizer in {path} is not this model's: token {json.dumps(token[:40])} has id {k}, and the model"
-                f" has {size} embeddings",
-                "save the model's own beside its weights with tokenizer.save_pretrained(folder)",
+                f"the tokenizer in {path} does not belong to this model: token {json.dumps(token[:40])} has id {k}, but the"
+                f" model has {size} embeddings",
+                "save the model's own tokenizer next to its weights with tokenizer.save_pretrained(folder)",
             )
     return frozenset(beyond)
 
@@ -167,7 +167,7 @@ def _added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
 
 
 def _add_nothing_at_the_end(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Stop a tokenizer from adding tokens at the end of a text, where the model would see its prompt as finished."""
+    """Stop a tokenizer from adding tokens at the end of a text. The model would take such a prompt for finished."""
     if not _added_around(tokenizer)[1]:
         return
     if getattr(tokenizer, "add_eos_token", False):
@@ -177,13 +177,13 @@ def _add_nothing_at_the_end(tokenizer: PreTrainedTokenizerBase, path: Path) -> N
         backend.post_processor = _without_end(backend.post_processor)
     if added := _added_around(tokenizer)[1]:
         raise UserError(
-            f"the tokenizer in {path} adds {tokenizer.decode(added)!r} at the end of every text, also of a prompt",
-            "turn that off (add_eos_token=False) and save it again with tokenizer.save_pretrained(folder)",
+            f"the tokenizer in {path} adds {tokenizer.decode(added)!r} at the end of every text and prompt",
+            "turn this off (add_eos_token=False) and save the tokenizer again with tokenizer.save_pretrained(folder)",
         )
 
 
 def _without_end(processor: Any) -> Any:
-    """Return a post-processor of the tokenizers library that adds the same tokens before a text, and none after it."""
+    """Return a post-processor of the tokenizers library that adds the same tokens before a text and none after it."""
     from tokenizers import Tokenizer
 
     def cut(state: Any) -> Any:
@@ -209,7 +209,7 @@ def _without_end(processor: Any) -> Any:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the token that begins a text: beginning-of-text, else end-of-text; None if there is neither."""
+    """Return the id of the beginning-of-text token, or else of the end-of-text token, or None if there is neither."""
     start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return start
 
@@ -217,8 +217,8 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> list[list[int]]:
     """Convert rendered prompts, or plain texts, to token ids.
 
-    The tokenizer adds its special tokens, but not to prompts that contain them already (see `Rendered`). A prompt without
-    tokens becomes the start token.
+    The tokenizer adds its special tokens, except to prompts that already contain them (see `Rendered`). A prompt
+    without tokens becomes the start token.
 
     Args:
         tokenizer: The tokenizer, from `load_tokenizer`.
@@ -228,7 +228,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) 
         The token ids of each prompt, in order.
 
     Raises:
-        UserError: A prompt contains a token that the model has no embedding for.
+        UserError: A prompt contains a token without an embedding in the model.
     """
     found: list[list[int]] = [[]] * len(rendered)
     start = start_token(tokenizer)
@@ -239,7 +239,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) 
             encoded = tokenizer(texts, add_special_tokens=special)["input_ids"]
             for k, ids in zip(places, encoded, strict=True):
                 if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-                    ids = ids[1:]  # the text begins with the token that the tokenizer adds
+                    ids = ids[1:]  # the text already begins with the token that the tokenizer adds
                 found[k] = ids or ([] if start is None else [start])
     _check_fed(tokenizer, found)
     return found
@@ -248,11 +248,12 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, before: Sequence[str], after: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """Convert rendered prompts and the texts after them to token ids, as the model sees and writes them.
+    """Convert rendered prompts and the texts after them to token ids, as the model sees and generates them.
 
-    The ids of the prompt are those that generation starts from. The ids after it are those of the joined text, in which a
-    tokenizer adds no blank before a response that has one. If the joined text has a token that spans the border, the model
-    cannot write it after this prompt: then the text after it is tokenised as after a line break.
+    The ids of a prompt are those from which generation starts. The ids of the text after it are taken from the tokens
+    of the joined text, so that no space is added before a response that has one. If one token of the joined text spans
+    the boundary, the model cannot generate it after this prompt. In this case the second text is tokenised as if it
+    followed a line break.
 
     Args:
         tokenizer: The tokenizer, from `load_tokenizer`.
@@ -263,7 +264,7 @@ def encode_pairs(
         For each pair the token ids of the prompt and of the text after it.
 
     Raises:
-        UserError: A text contains a token that the model has no embedding for.
+        UserError: A text contains a token without an embedding in the model.
     """
     heads = encode_prompts(tokenizer, before)
     wholes = encode_prompts(tokenizer, [same_kind(str(b) + a, b) for b, a in zip(before, after, strict=True)])
@@ -271,13 +272,13 @@ def encode_pairs(
     for head, whole, b, a in zip(heads, wholes, before, after, strict=True):
         if whole[: len(head)] == head:
             pairs.append((head, whole[len(head) :]))
-        else:  # an empty prompt is the start token, which the joined text need not have
+        else:  # an empty prompt becomes the start token, which the joined text may lack
             pairs.append((head, _after_anchor(tokenizer, a) if b else whole))
     return pairs
 
 
 def _after_anchor(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a text as it is tokenised after another one, of which no token reaches into it."""
+    """Return the token ids of a text as it is tokenised after another text, where no token spans the boundary."""
     for anchor in _ANCHORS:
         head, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (anchor, anchor + text))
         if whole[: len(head)] == head:
@@ -294,13 +295,13 @@ def _check_fed(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[in
         if found := beyond.intersection(ids):
             token = tokenizer.convert_ids_to_tokens(min(found))
             raise UserError(
-                f"a text contains {token!r}, a token of the tokenizer for which the model has no embedding",
-                "take it out of the prompts, responses and texts",
+                f"a text contains the token {token!r}, for which the model has no embedding",
+                "remove it from the prompts, responses and texts",
             )
 
 
 def silence_transformers() -> None:
-    """Print only errors of transformers, and none of its progress bars, because a run has its own."""
+    """Let transformers print only errors and no progress bars, because a run shows its own progress."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

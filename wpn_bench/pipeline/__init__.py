@@ -1,1 +1,1 @@
-"""A run from its inputs to its reports: plan the jobs, run them, write the results."""
+"""A run from its inputs to its reports: it plans the jobs, executes them and writes the results."""

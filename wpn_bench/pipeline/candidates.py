@@ -1,4 +1,4 @@
-"""Candidates: models that are already there, measured beside the base without training."""
+"""Candidates: finished models that are measured and compared with the base, without training them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _SENT_AS_MESSAGES = "messages, which the server puts into its own chat template"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is measured without training.
+    """A model that is measured without training it.
 
     Attributes:
-        name: Its name in results.
+        name: Name in results.
         source: What the user typed.
-        path: The folder of its files, or of the settings of an endpoint.
+        path: Folder of its files, or of the settings of an endpoint.
         digest: Identifies the model in jobs.
-        revision: The commit of a hub model; None for others.
+        revision: Commit of a hub model; None for other models.
         template: Renders its prompts.
-        made: What its files are, and what was done to them.
-        asked: How its prompts are rendered, as shown in results.
-        same_tokens: Whether its tokenizer is the base's. If not, losses per token cannot be compared.
-        same_as_base: Whether it has the base's weights and is asked the same, so that its answers are the base's.
-        remote: Whether it is reached at an endpoint, which gives responses and nothing else.
+        made: Description of its files, and of how they were converted.
+        asked: Description of how its prompts are rendered, as shown in results.
+        same_tokens: Whether it has the tokenizer of the base. If not, losses per token cannot be compared.
+        same_as_base: Whether it has the weights of the base and is measured in the same way, so that its answers are
+            the same.
+        remote: Whether it is reached at an endpoint, which only gives responses.
         seen: Names, sizes and modification times of its files when the digest was computed.
     """
 
@@ -72,19 +73,19 @@ class Candidate:
 
 
 def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes: list[str]) -> tuple[Candidate, ...]:
-    """Find the candidates of a run. Those of the hub are downloaded, adapters are merged into their base models.
+    """Find the candidates of a run. Models on the hub are downloaded, and adapters are merged into their base models.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         base: The base model.
-        template: The template of the base model.
-        notes: Gets a line for each way in which a candidate is not asked as the base is.
+        template: Template of the base model.
+        notes: Gets a line for each way in which a candidate is not measured like the base.
 
     Returns:
         The candidates, in the order of the settings.
 
     Raises:
-        UserError: A candidate cannot be found, is no causal language model, or has too short a context.
+        UserError: A candidate cannot be found, is not a causal language model, or has too short a context.
     """
     found = []
     for entry in config.candidates:
@@ -113,8 +114,8 @@ def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes
                 )
             )
             notes.append(
-                f"{name} is an endpoint: it gives responses, so its benchmarks, held-out text and attacks on weights are "
-                "not available"
+                f"{name} is an endpoint, which only gives responses, so its benchmarks, held-out text and attacks on weights "
+                "are not available"
             )
             continue
         try:
@@ -136,8 +137,8 @@ def _local(
         )
     if onto is not None and onto.digest != base.digest:
         notes.append(
-            f"{name} is an adapter of {onto.asked}, whose files are not those of the base: a difference to the base may come "
-            "from that"
+            f"{name} is an adapter of {onto.asked}, whose files differ from those of the base; this may be the cause of a "
+            "difference from the base"
         )
     check_causal(ref.path)
     check_usable(ref.path, trained=False)
@@ -145,7 +146,7 @@ def _local(
     context = models.context_length_of(ref.path)
     if config.decoding.max_new_tokens >= context:
         raise UserError(
-            f"it attends to {context} tokens, and the response alone may take {config.decoding.max_new_tokens}",
+            f"it has a context of {context} tokens, but the response alone may have {config.decoding.max_new_tokens}",
             f"use --max-new-tokens below {context}",
         )
     tokenizer, of_base = models.load_tokenizer(ref.path), models.load_tokenizer(base.path)
@@ -153,12 +154,12 @@ def _local(
     if own != template:
         kinds = ["a chat template" if one.is_chat else "plain text" for one in (own, template)]
         differs = f"{kinds[0]}, the base with {kinds[1]}" if kinds[0] != kinds[1] else "another chat template"
-        notes.append(f"{name} is asked with {differs}: a difference to the base may come from that")
+        notes.append(f"{name} is asked with {differs}; this may be the cause of a difference from the base")
     same_tokens = tokenizer.get_vocab() == of_base.get_vocab()
     if not same_tokens:
         notes.append(
-            f"{name} has another tokenizer than the base: answers and benchmarks are still compared item by item, but "
-            "losses per token cannot be, so its held-out text is left out"
+            f"{name} has another tokenizer than the base, so losses per token cannot be compared and its held-out text is "
+            "left out; answers and benchmarks are still compared item by item"
         )
     same = ref.digest == base.digest and own == template
     made = _made_from(asked, ref, onto)
@@ -168,7 +169,7 @@ def _local(
 
 
 def _made_from(asked: str, ref: ModelRef, onto: ModelRef | None) -> str:
-    """Say what the files of a local candidate are, and what was done to them. `onto` is the base of an adapter."""
+    """Describe the files of a local candidate, and how they were converted. `onto` is the base of an adapter."""
     if onto is not None:
         return f"adapter, merged into {display_path(onto.asked) if onto.revision is None else onto.asked}"
     if gguf.file_of(os.path.expanduser(asked)) is not None:

@@ -1,7 +1,7 @@
-"""Export the trained models of a run to `RUN/models/`, as folders that transformers loads, each with a model card.
+"""Export the trained models of a run to `RUN/models/`, as folders that transformers can load, each with a model card.
 
-Weights are hard links to the store's artifacts (copies if the file system has no links), so they take almost no space.
-Small files are copies, because users edit them.
+Weights are hard links to the artifacts in the store (copies if the file system has no links), so they need almost no
+space. Small files are copied, because users edit them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Export:
-    """A trained model.
+    """A trained model to export.
 
     Attributes:
-        method: The method that trained it.
-        seed: The seed.
+        method: Method that trained it.
+        seed: Seed of the training.
         folder: Its folder, relative to the run folder.
         artifact: Its folder in the store.
-        files: Name of each file of the artifact -> SHA-256.
+        files: SHA-256 of each file of the artifact, by file name.
     """
 
     method: str
@@ -45,7 +45,7 @@ class Export:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights: of the file, or of the list of digests if there are several files."""
+        """Return the SHA-256 of the weights. With several weight files, it is that of the list of their digests."""
         weights = {name: d for name, d in self.files.items() if name.endswith(_WEIGHTS) and "/" not in name}
         return next(iter(weights.values())) if len(weights) == 1 else digest_of(weights)
 
@@ -54,7 +54,7 @@ def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]
     """List the models to export. Folder names contain the seed if there are several seeds.
 
     Args:
-        trained: (method, seed) -> artifact; None: training failed.
+        trained: Artifact of each (method, seed); None if training failed.
         seeds: All seeds of the run.
 
     Returns:
@@ -71,13 +71,13 @@ def collect(trained: Mapping[tuple[str, int], Path | None], seeds: Iterable[int]
 
 
 def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Write the models. Models that an earlier run left in the folder, according to its manifest, are deleted.
+    """Write the models. Models of an earlier run in the same folder, according to its manifest, are deleted.
 
     Args:
         out: The run folder.
         models: The models to export.
-        results: The content of results.json.
-        manifest: The manifest of the run.
+        results: Content of results.json.
+        manifest: Manifest of the run.
     """
     from wpn_bench.analysis.metric_rows import training_of
     from wpn_bench.report.model_card import card
@@ -98,7 +98,7 @@ def write(out: Path, models: Iterable[Export], results: dict[str, Any], manifest
 
 
 def _of_the_model(files: Iterable[str]) -> list[str]:
-    """Return the files of the model without snapshots of earlier steps, which are in subfolders."""
+    """Return the files of the model. Snapshots of earlier steps, which are in subfolders, are left out."""
     return [name for name in files if "/" not in name or name.startswith(f"{ADAPTER}/")]
 
 
@@ -108,7 +108,7 @@ def _left_before(out: Path) -> list[Path]:
         folders = [out / entry["folder"] for seeds in before.values() for entry in seeds.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    # The manifest is untrusted: delete only folders directly in models/, and no links.
+    # The manifest may come from an untrusted source, so delete only folders directly in models/ and no links.
     return [f for f in folders if f.parent == out / MODELS and f.resolve() == out.resolve() / MODELS / f.name]
 
 
@@ -116,15 +116,15 @@ def _put(source: Path, target: Path) -> None:
     if source.suffix == _WEIGHTS:
         try:
             os.link(source, target)
-        except OSError:  # another file system, or one without links
+        except OSError:  # the run folder is on another file system, or on one without links
             shutil.copyfile(source, target)
     else:
         shutil.copyfile(source, target)
-    os.chmod(target, 0o644)  # transformers writes weights that only their owner may read
+    os.chmod(target, 0o644)  # transformers writes weights that only the owner may read
 
 
 def _name_base(adapter: Path, results: dict[str, Any]) -> None:
-    """Name the base model in the adapter's settings if it has a public name, so that peft finds it."""
+    """Write the name of the base model into the adapter's settings if the name is public, so that peft finds it."""
     if adapter.is_file() and results["run"]["revision"]:
         settings = json.loads(adapter.read_text(encoding="utf-8"))
         named = {"base_model_name_or_path": results["run"]["model"], "revision": results["run"]["revision"]}

@@ -1,4 +1,4 @@
-"""Jobs that depend on earlier results: vetting, tuning, curves over training steps, relearning."""
+"""Jobs that depend on earlier results: vetting of the forget set, tuning, training curves, and relearning."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from wpn_bench.unlearn.tuning import Options, Score, Tuning
 
 
 def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[str, Outcome]]:
-    """Drop the harmless references of the forget set that the judge calls harmful (see `unlearn/vet.py`).
+    """Remove the harmless responses of the forget set that the judge calls harmful (see `unlearn/vet.py`).
 
     Args:
-        planner: Plans the job, from the inputs as they were read.
-        executor: Runs it.
+        planner: Plans the job, from the original inputs.
+        executor: Executes it.
 
     Returns:
-        The inputs with the forget set as it is trained on and a note of what was dropped; and the outcomes of the jobs.
+        The inputs with the vetted forget set and a note of what was removed, and the outcomes of the jobs.
 
     Raises:
-        UserError: The judge calls every reference harmful.
+        UserError: The judge calls every harmless response harmful.
         JobFailed: The job failed.
     """
     config, inputs = planner.config, planner.inputs
@@ -56,7 +56,7 @@ def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[s
     if not items:
         raise UserError(
             f"the judge {config.judge} calls every harmless reference of the forget set {inputs.forget.name!r} harmful",
-            "look at the file (are the columns swapped?), or train on it all the same with `vet: false` in --config",
+            "check the file (are the columns swapped?), or train on it anyway with `vet: false` in a --config file",
         )
     references = sum(len(i.harmless) for i in before)
     lost = references - sum(len(i.harmless) for i in items)
@@ -73,24 +73,24 @@ def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[s
 
 @dataclass(frozen=True)
 class Trials:
-    """How every method was tuned (empty without `--tune`), the jobs for it, and their outcomes."""
+    """How every method was tuned, the jobs for this, and their outcomes. All are empty without `--tune`."""
 
     by_model: Mapping[str, Tuning] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """The configuration with each method's chosen options."""
+        """Return the configuration with the chosen options of each method."""
         chosen = {name: one.chosen.options for name, one in self.by_model.items()}
         return config.model_copy(update={"methods": {**config.methods, **chosen}})
 
 
 def tune_methods(planner: Planner, executor: Executor) -> Trials:
-    """Tune every method, in rounds of one trial for each. The store keeps the jobs of trials like all others.
+    """Tune every method, in rounds of one trial each. The store keeps the jobs of trials like all others.
 
     Args:
         planner: Plans the jobs.
-        executor: Runs them.
+        executor: Executes them.
 
     Returns:
         The chosen options, the jobs and their outcomes.
@@ -116,7 +116,7 @@ def tune_methods(planner: Planner, executor: Executor) -> Trials:
     before = _ability(every, outcomes)
     bound = planner.bound
     assert isinstance(bound, Job)
-    # Finished, so that the rounds do not wait for it.
+    # This job has finished. As an external input, it is not waited for in the rounds.
     known = External(path_of(bound, outcomes), bound.digest)
 
     def measure(number: int, options: Mapping[str, Options]) -> dict[str, Score | str]:
@@ -135,14 +135,14 @@ def tune_methods(planner: Planner, executor: Executor) -> Trials:
         return {name: _score(config, plan, done, before) for name, plan in plans.items()}
 
     width = models.width_of(planner.inputs.model.path)
-    # What `training` says of every method decides where the search begins (the rate of adapters, the steps).
+    # The search begins at the options in `training`, which are those of every method (such as the steps).
     given = {name: {**config.training, **options} for name, options in config.methods.items()}
     found = tuning.tune(given, config.tune, data.bound, width, measure)
     return Trials(found, every, outcomes)
 
 
 def _score(config: RunConfig, plan: Plan, outcomes: Mapping[str, Outcome], before: float) -> Score | str:
-    """What one trial measured, or why it could not be measured."""
+    """Return the measurements of one trial, or the reason why it could not be measured."""
     for job in plan.jobs:
         if outcomes[job.digest].path is None:
             return outcomes[job.digest].reason or "failed"
@@ -156,7 +156,7 @@ def _score(config: RunConfig, plan: Plan, outcomes: Mapping[str, Outcome], befor
 
 
 def _ability(plan: Plan, outcomes: Mapping[str, Outcome]) -> float:
-    """Macro accuracy of the tasks to tune on, or the loss of a token of the text."""
+    """Return the macro accuracy of the tuning tasks, or the loss per token of the tuning text."""
     texts = plan.measured.get(HELDOUT, [])
     for planned in (*plan.scored, *texts):
         path_of(planned.job, outcomes)
@@ -168,7 +168,7 @@ def _ability(plan: Plan, outcomes: Mapping[str, Outcome]) -> float:
 
 @dataclass(frozen=True)
 class FollowUpResults:
-    """Results of jobs that follow the main measurements: rows for each model, the jobs, and how the jobs ended."""
+    """Results of jobs that follow the main measurements: the rows of each model, the jobs, and their outcomes."""
 
     by_model: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -176,19 +176,19 @@ class FollowUpResults:
 
 
 def measure_curves(planner: Planner, executor: Executor) -> FollowUpResults:
-    """Train the methods of the curve once more, keep the model after some steps, and measure each of these.
+    """Train the methods of the training curve once more, and measure the model after some of the steps.
 
-    It is a training of its own, so that the models of the run have the same digest with and without a curve.
+    This is a separate training, so that the models of the run have the same digest with and without a curve.
 
     Args:
         planner: Plans the jobs, from the tuned configuration.
-        executor: Runs them.
+        executor: Executes them.
 
     Returns:
         The curves, the jobs and their outcomes.
     """
     config = planner.config
-    inputs = replace(planner.inputs, further=())  # the deciding judge alone is drawn
+    inputs = replace(planner.inputs, further=())  # the chart shows only the deciding judge
     targets = [(suite, s) for suite, s in inputs.sets if suite == "harmless"][:1]
     if config.curve is None or not (targets or inputs.tasks):
         return FollowUpResults()
@@ -232,12 +232,12 @@ def measure_curves(planner: Planner, executor: Executor) -> FollowUpResults:
 def measure_relearning(
     planner: Planner, executor: Executor, trained: Mapping[tuple[str, int], External]
 ) -> FollowUpResults:
-    """Fine-tune every model a little, the base once for each seed, and measure it after some of the steps.
+    """Fine-tune every model a little (the base once for each seed), and measure it after some of the steps.
 
     Args:
         planner: Plans the jobs.
-        executor: Runs them.
-        trained: (method, seed) -> the trained model.
+        executor: Executes them.
+        trained: The trained model of each (method, seed).
 
     Returns:
         The curves, the jobs and their outcomes.
@@ -246,7 +246,7 @@ def measure_relearning(
     if config.relearn is None or inputs.attacked is None:
         return FollowUpResults()
     asked = inputs.attacked.head(config.relearn.limit)
-    planner = replace(planner, inputs=replace(inputs, tasks=(), further=()))  # the deciding judge alone is drawn
+    planner = replace(planner, inputs=replace(inputs, tasks=(), further=()))  # the chart shows only the deciding judge
     sets = [("harmless", asked, put_prompts(planner.store, asked))]
     models = {(BASE, seed): planner.base for seed in config.seeds} | dict(trained)
     every = Plan()

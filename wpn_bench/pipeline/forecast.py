@@ -1,7 +1,7 @@
-"""Forecast of a run: its jobs, and their duration on a number of machines, estimated from rates measured earlier.
+"""Forecast a run: its jobs, and their duration on a number of machines, estimated from earlier measurements.
 
-The run is planned as `full` plans it. Jobs whose results are in the store cost nothing. Jobs that depend on results
-(trials, curves, relearning) cannot be planned yet; the forecast lists them without a duration.
+The run is planned in the same way as by `full`. Jobs whose results are in the store take no time. Jobs that depend on
+results (trials, curves, relearning) cannot be planned yet. The forecast lists them without a duration.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Line:
     """The jobs of one stage.
 
     Attributes:
-        stage: The stage.
+        stage: Name of the stage.
         jobs: Number of jobs.
         done: Number of jobs with results in the store.
         seconds: Expected duration of the other jobs, one after another.
-        scaled: Number of jobs estimated from the rate of a model of another size.
-        unknown: Number of jobs without a measured rate.
+        scaled: Number of jobs whose estimate is scaled from a model of another size.
+        unknown: Number of jobs for which no duration was measured.
     """
 
     stage: str
@@ -45,9 +45,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected duration: `work` seconds one job after another, or `seconds` on `workers` machines.
+    """Expected duration of a run: `work` seconds one job after another, or `seconds` on `workers` machines.
 
-    Each worker is assumed to equal this machine and to run one job at a time. `open` lists what is not included.
+    Each worker is assumed to be like this machine and to execute one job at a time. `open` lists the jobs that are not
+    included.
     """
 
     model: str
@@ -65,13 +66,13 @@ class Forecast:
 
 
 def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) -> Forecast:
-    """Forecast a run. Raises `UserError` for every input that the run would refuse.
+    """Forecast a run. It raises `UserError` for every input that the run would refuse.
 
     Args:
-        config: The settings of the run.
-        root: The folder of the store.
+        config: Settings of the run.
+        root: Folder of the store.
         workers: Number of machines.
-        reporter: Receives notes for the user.
+        reporter: Shows notes to the user.
 
     Returns:
         The forecast.
@@ -119,15 +120,15 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
 
 
 def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) -> float:
-    """Simulate list scheduling: a free worker takes the first job whose dependencies have finished.
+    """Simulate list scheduling: a free worker takes the first job whose inputs are finished.
 
     Args:
         jobs: The jobs in order of priority.
-        seconds: Digest of a job -> its duration.
+        seconds: Duration of each job, by its digest.
         workers: Number of workers.
 
     Returns:
-        Seconds until the last job ends.
+        The seconds until the last job ends.
     """
     left = {job.digest: {need.digest for need in job.needs.values() if isinstance(need, Job)} for job in jobs}
     for needs in left.values():
@@ -169,7 +170,7 @@ def show(found: Forecast, as_json: bool) -> None:
 
     Args:
         found: The forecast.
-        as_json: Print JSON instead of a table.
+        as_json: Whether to print JSON instead of a table.
     """
     if as_json:
         print(json.dumps(asdict(found), indent=2))
@@ -189,11 +190,11 @@ def show(found: Forecast, as_json: bool) -> None:
     n = sum(line.jobs - line.done for line in found.lines)
     print(f"{n} jobs to do: {_time(found.work)} one after another, {_time(found.seconds)} on {found.workers} workers")
     for text in found.open:
-        print(f"not in it: {text}")
+        print(f"not included: {text}")
     if found.unknown:
         print(
-            f"{found.unknown} jobs are of a kind that was never measured here: run a little of it first"
-            " (the same command with --limit 20), then ask again"
+            f"{found.unknown} jobs are of a kind that was never measured on this machine: run a few of them first"
+            " (`wpn-bench full` with the same options and --limit 20), then repeat this command"
         )
 
 

@@ -39,25 +39,25 @@ from wpn_bench.unlearn.tuning import Bound
 
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
-TUNE_PROMPTS = 200  # validation prompts that a trial answers
-TUNE_TEXT_SHARE = 0.1  # share of the retain texts that is held back for tuning if no tuning text is named
+TUNE_PROMPTS = 200  # number of validation prompts that a trial answers
+TUNE_TEXT_SHARE = 0.1  # share of the retain texts that is held back for tuning if the user names no tuning text
 TUNE_TEXTS = 300
-SHOWN_NAMES = 8  # maximum attacks of a file that a note names
+SHOWN_NAMES = 8  # maximum number of attacks in a file that a note names
 SUITES = {
     "in_domain": "harmless",
     "ood": "ood",
     "benign": "benign",
-}  # use of a test set -> suite
+}  # suite of a test set by its use
 
 
 @dataclass(frozen=True)
 class TuningData:
-    """The data that tuning trials are evaluated on. None of it is used for testing.
+    """The data on which tuning trials are evaluated. None of it is used for testing.
 
     Attributes:
         prompts: Validation prompts.
-        tasks: Tasks that measure the ability; empty if texts do.
-        texts: Texts whose loss measures the ability; None if tasks do.
+        tasks: Tasks that measure the ability of the model; empty if texts measure it.
+        texts: Texts whose loss measures the ability; None if tasks measure it.
         bound: The maximum loss of ability.
     """
 
@@ -73,25 +73,25 @@ class Inputs:
 
     Attributes:
         model: The base model.
-        device: The device of the models.
+        device: Device of the models.
         forget: The forget set.
         validation: The validation prompts.
-        sets: (suite, prompt set) in the order of the report.
+        sets: (suite, prompt set) for each test set, in the order of the report.
         retain: The retain texts.
-        heldout: Texts to test on; None: no such test.
+        heldout: Texts for the test of perplexity; None if there is no such test.
         tasks: The benchmark tasks.
         judge_digest: Digest of the deciding judge; empty if nothing is judged.
         notes: Notes for the user.
         skipped: Prompts and attacks that cannot run, with the reasons.
         template: Renders the prompts.
-        candidates: Models that are measured without training.
+        candidates: Models that are measured without training them.
         leaks: How many prompts each set shares with the forget set.
-        tuning_data: The data of tuning; None without tuning.
+        tuning_data: Data of tuning; None without tuning.
         attacked: Prompts for gradient and weight attacks; None without such attacks.
         schemes: Quantisation schemes that work on this machine.
-        further: Judges besides the deciding one.
-        cards: Judge -> its card, for those that have one.
-        judged_from: Judge -> what was downloaded for it -> commit.
+        further: Judges other than the deciding one.
+        cards: Cards of the judges that have one, by judge.
+        judged_from: For each judge, the commit of each download.
         task_groups: Groups of tasks, and how lm-eval averages them.
     """
 
@@ -119,17 +119,17 @@ class Inputs:
 
     @property
     def answers(self) -> bool:
-        """Whether the run generates responses, which a judge scores."""
+        """Return whether the run generates responses, which a judge scores."""
         return bool(self.sets) or self.attacked is not None
 
 
 def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> Inputs:
-    """Find the model, read the sets, and resolve tasks and judges. The cheapest checks come first.
+    """Find the model, read the sets, and find tasks and judges. The cheapest checks come first.
 
     Names and local files are checked before anything is downloaded.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         reporter: Shows notes to the user.
         force: Whether to continue with a warning if memory or disk space seem too small.
 
@@ -139,7 +139,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     Raises:
         UserError: The run cannot work with these inputs.
     """
-    # Clear caches: files may have changed since an earlier run in the same process.
+    # Clear the caches, because files may have changed since an earlier run in the same process.
     forget_judges()
     clear_task_cache()
     notes = notes_on_versions()
@@ -178,7 +178,9 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         if aggregate := group.aggregate_of([infos[task] for task in group.tasks]):
             groups.append((group, aggregate))
         else:
-            notes.append(f"the group {group.name} gets no score: its average is not over the scores of all its tasks")
+            notes.append(
+                f"the group {group.name} gets no score, because its average does not use the scores of all its tasks"
+            )
     tuning_data = None
     if config.tune:
         tuning_data, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
@@ -222,12 +224,15 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
 
 
 def _of_chat(template: Template, candidates: Iterable[Candidate]) -> Template:
-    """Return a chat template of the run, if there is one: all templates can read the demonstrations that it writes."""
+    """Return a chat template of the run, if there is one. All templates can read demonstrations that it writes."""
     return next((t for t in (template, *(one.template for one in candidates)) if t.is_chat), template)
 
 
 def check_tasks(config: RunConfig) -> TaskNames:
-    """Return the tasks of the run. Raises `UserError` for an unknown task, and if tuning needs Optuna and it is missing."""
+    """Return the names of the run's benchmark tasks.
+
+    Raises `UserError` for an unknown task, and also if the run tunes methods and Optuna is not installed.
+    """
     if config.tune:
         tuning.require_optuna()
     names = task_names_of(config)
@@ -237,13 +242,13 @@ def check_tasks(config: RunConfig) -> TaskNames:
 
 
 def rehearse_tasks(config: RunConfig, tasks: Sequence[BenchmarkInfo], names: TaskNames, model: ModelRef) -> None:
-    """Check the benchmark tasks of the user and of lm-eval on their data.
+    """Check the benchmark tasks of the user and of lm-eval with their data.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         tasks: The tasks.
-        names: The names of all tasks.
-        model: The base model, whose chat template is applied if the settings say so.
+        names: Names of all tasks.
+        model: The base model, whose chat template is used if the settings demand it.
 
     Raises:
         UserError: A task cannot be used, or the model has no chat template.
@@ -252,7 +257,7 @@ def rehearse_tasks(config: RunConfig, tasks: Sequence[BenchmarkInfo], names: Tas
     if config.apply_chat_template and tasks:
         tokenizer = load_tokenizer(model.path)
         if not tokenizer.chat_template:
-            raise UserError(f"{config.model} has no chat template", "leave --apply-chat-template out")
+            raise UserError(f"{config.model} has no chat template", "leave out --apply-chat-template")
     for task in tasks:
         rehearse_task(task, names.folders, config.limit, tokenizer, config.fewshot_as_multiturn)
 
@@ -261,11 +266,11 @@ def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
     """Read the local files once, so that their errors are reported before anything is downloaded.
 
     Args:
-        config: The settings of the run.
-        sets: All sets of the run; those on the hub are not read.
+        config: Settings of the run.
+        sets: All sets of the run. Those on the hub are not read.
 
     Raises:
-        UserError: A file is missing or wrong.
+        UserError: A file is missing or invalid.
     """
     for card in config.judge_card:
         read_card(Path(card).expanduser())
@@ -285,21 +290,21 @@ def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
 def find_model(
     config: RunConfig, device: str, launch: Launch | None, reporter: Reporter, *, force: bool = False
 ) -> ModelRef:
-    """Find the model, and check that memory and disk space suffice for the run.
+    """Find the model, and check that memory and disk space are sufficient for the run.
 
     Args:
-        config: The settings of the run.
-        device: The device of the models.
-        launch: The processes that train one model together; None: this process alone.
+        config: Settings of the run.
+        device: Device of the models.
+        launch: How several processes train one model together; None to train in this process.
         reporter: Shows warnings.
         force: Whether to continue with a warning if memory or disk space seem too small.
 
     Returns:
-        The model, downloaded if it was not on this machine.
+        The model, which is downloaded if it was not on this machine.
 
     Raises:
-        UserError: The model is missing, damaged or not a causal language model, cannot be trained with the settings, or needs
-            too much memory or disk space.
+        UserError: The model is missing, damaged or not a causal language model, cannot be trained with the settings, or
+            needs too much memory or disk space.
     """
     # The files of a local model are checked before the estimate, which relies on its config.json. A model on the hub is
     # downloaded after the estimate, so that nothing is downloaded for a run that is too large.
@@ -318,15 +323,15 @@ def find_model(
 def read_prompts(
     config: RunConfig, sets: Sequence[RunSet], notes: list[str]
 ) -> tuple[PromptSet, PromptSet, list[tuple[str, PromptSet]]]:
-    """Read the prompt sets. If no in-domain or validation prompts are named, they are held back from the forget set.
+    """Read the prompt sets. In-domain and validation prompts that are not named are taken from the forget set.
 
     Args:
-        config: The settings of the run.
-        sets: All sets of the run; text sets are not read.
+        config: Settings of the run.
+        sets: All sets of the run. Text sets are not read.
         notes: Gets a line about what was held back for testing.
 
     Returns:
-        The rest of the forget set, the validation prompts, and (suite, prompt set) of each test set.
+        The rest of the forget set, the validation prompts, and (suite, prompt set) for each test set.
     """
     read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
     notes += [line for _, one in read for line in column_notes(one)]
@@ -339,14 +344,14 @@ def read_prompts(
         forget, held_back = prompts.split_off(forget, name="in_domain", role="in_domain", share=TEST_SHARE)
         tests.insert(0, ("harmless", held_back))
         n = len(held_back.items)
-        notes.append(f"no in-domain prompts were named: {n} of the forget set were held back for testing")
+        notes.append(f"no in-domain prompts were given, so {n} prompts of the forget set were held back for testing")
     if validation is None:
         forget, validation = prompts.split_off(forget, name="validation", role="validation", share=VALIDATION_SHARE)
     return forget, validation, tests
 
 
 def column_notes(one: PromptSet | TextSet) -> list[str]:
-    """Say which columns of a data file were read, if they are not called like their fields."""
+    """Return a note on the columns that were read from a data file, if they do not have the names of their fields."""
     found = one.source.get("columns")
     if not found:
         return []
@@ -373,18 +378,18 @@ def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) 
     """Give the test sets their names in the report, and apply the limit.
 
     Args:
-        tests: (suite, prompt set) of each.
-        limit: Maximum prompts of each set; None: all.
+        tests: (suite, prompt set) for each test set.
+        limit: Maximum number of prompts in each set; None means all.
 
     Returns:
-        The renamed and truncated sets.
+        The renamed and shortened sets.
 
     Raises:
         UserError: Two sets have the same name.
     """
     names = [short_name(one.name) for _, one in tests]
     if len(set(names)) != len(names):
-        raise UserError("two prompt sets have the same name", "give one another name: --prompts NAME=FILE")
+        raise UserError("two prompt sets have the same name", "rename one of them with --prompts NAME=FILE")
     return [(suite, replace(one, name=short_name(one.name)).head(limit)) for suite, one in tests]
 
 
@@ -396,18 +401,18 @@ def split_tuning_data(
     texts: TextSet | None,
     notes: list[str],
 ) -> tuple[TuningData, TextSet]:
-    """Choose the data that trials are evaluated on. It does not overlap with training and test data.
+    """Choose the data on which trials are evaluated. It does not overlap with training and test data.
 
-    With tuning tasks, the macro accuracy may fall by the margin. Without them, the loss on text may rise by
-    `tune_loss_bound`. The text is the one that is named for tuning, or a tenth of the retain texts, which are then not used
+    With tuning tasks, the macro accuracy may decrease by the margin. Without them, the loss on text may increase by
+    `tune_loss_bound`. This text is the one named for tuning, or a tenth of the retain texts, which are then not used
     for training. A text that is also a retain or held-out text is dropped.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         validation: The validation prompts.
         retain: The retain texts.
-        heldout: The texts to test on, if any.
-        texts: The tuning texts; None: hold back a part of the retain texts.
+        heldout: The held-out texts for testing, if any.
+        texts: The tuning texts; None to take them from the retain texts.
         notes: Gets a line about what was held back.
 
     Returns:
@@ -425,19 +430,19 @@ def split_tuning_data(
         held = set(ranked[:n])
         texts = replace(retain, name="tune_text", role="validation", texts=tuple(ranked[:n]))
         retain = replace(retain, texts=tuple(t for t in retain.texts if t not in held))
-        notes.append(f"no text to tune on was named: {n} of the retain texts were held back for it")
+        notes.append(f"no tuning text was given, so {n} of the retain texts were held back for tuning")
     known = {*retain.texts, *(heldout.texts if heldout else ())}
     apart = tuple(t for t in texts.texts if t not in known)[: min(TUNE_TEXTS, config.limit or TUNE_TEXTS)]
     if not apart or not retain.texts:
         raise UserError(
-            "there is no text to tune on that is not also trained or tested on",
-            "name one with `tune_text:` in a --config file, or more retain texts",
+            "there is no text left for tuning that is not also used for training or testing",
+            "give one with `tune_text:` in a --config file, or give more retain texts",
         )
     return TuningData(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
 
 
 def short_name(name: str) -> str:
-    """Return the name of a set in the report. The prefix of the embedded lab's sets is removed."""
+    """Return the name of a set in the report. The prefix of the lab's sets is removed."""
     return name.removeprefix("lab_")
 
 
@@ -446,20 +451,21 @@ def remove_overlap(
 ) -> tuple[list[tuple[str, PromptSet]], PromptSet, list[Leak]]:
     """Remove test prompts that are in the forget set, and validation prompts that are in the forget set or a test set.
 
-    Near duplicates count too. With `overlap: auto`, overlap in a user's own file is an error, because its owner can correct
-    it. From declared sets and from prompts held back from the forget set, the shared prompts are dropped with a note.
+    Near duplicates are also removed. With `overlap: auto`, overlap in a user's own file is an error, because its owner
+    can correct it. From declared sets, and from prompts held back from the forget set, the shared prompts are dropped
+    with a note.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         forget: The forget set.
-        sets: (suite, prompt set) of each test set.
+        sets: (suite, prompt set) for each test set.
         validation: The validation prompts.
 
     Returns:
-        The test sets and the validation prompts without shared prompts, and how many prompts each set shared.
+        The test sets and the validation prompts without shared prompts, and the number of shared prompts of each set.
 
     Raises:
-        UserError: A test set shares prompts with the forget set, and `overlap` does not allow to drop them.
+        UserError: A test set shares prompts with the forget set, and `overlap` does not permit to drop them.
     """
     trained = Reference(forget.items, config.near_duplicate)
     kept, leaks = [], []
@@ -486,14 +492,14 @@ def attack_prompts(
     names: set[str],
     notes: list[str],
 ) -> list[tuple[str, PromptSet]]:
-    """Apply every prompt attack to the first in-domain set. The attacks of the user's files come last.
+    """Apply every prompt attack to the first in-domain set. The attacks from the user's files come last.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         template: Renders demonstrations.
         forget: The forget set, from which some attacks take demonstrations.
-        target: The first in-domain set; None: no set to attack.
-        names: Names of the test sets, which attacks must not have.
+        target: The first in-domain set; None if there is no set to attack.
+        names: Names of the test sets. Attacks must not have these names.
         notes: Gets a line for each file of attacks.
 
     Returns:
@@ -508,8 +514,8 @@ def attack_prompts(
     chosen = list(dict.fromkeys((*config.attacks, *own)))
     if taken := names.intersection((*chosen, *config.gradient_attacks, *config.quantise)):
         raise UserError(
-            f"an attack and a prompt set are both called {min(taken)!r}",
-            "give the set another name (--prompts NAME=FILE), or the attack of your file",
+            f"an attack and a prompt set both have the name {min(taken)!r}",
+            "rename the set (--prompts NAME=FILE), or the attack in your file",
         )
     for file in dict.fromkeys(attack.file for attack in own.values()):
         of_file = [name for name, attack in own.items() if attack.file == file]
@@ -545,10 +551,10 @@ def count_too_long(
     """Count the prompts that are skipped because prompt and response exceed the context length.
 
     Args:
-        config: The settings of the run.
-        model: The model; its context length in tokens is the limit.
+        config: Settings of the run.
+        model: The model. Its context length in tokens is the limit.
         template: Renders the prompts.
-        sets: (suite, prompt set) of each.
+        sets: (suite, prompt set) for each set.
 
     Returns:
         A record for each set with skipped prompts.
@@ -560,7 +566,7 @@ def count_too_long(
     room = context - config.decoding.max_new_tokens
     if room < 1:
         raise UserError(
-            f"{model.asked} attends to {context} tokens, and the response alone may take"
+            f"{model.asked} has a context of {context} tokens, but the response alone may have"
             f" {config.decoding.max_new_tokens}",
             f"use --max-new-tokens below {context}",
         )
@@ -571,8 +577,8 @@ def count_too_long(
         n = sum(too_long(length, config.decoding, context) for length in lengths)
         if n == len(lengths):
             raise UserError(
-                f"no prompt of {one.name!r} fits into the {context} tokens of {model.asked}: the shortest has"
-                f" {min(lengths)} and the response needs {config.decoding.max_new_tokens}",
+                f"no prompt of {one.name!r} fits into the context of {model.asked} ({context} tokens): the shortest has"
+                f" {min(lengths)} tokens, and the response may have {config.decoding.max_new_tokens}",
                 "use a model with a longer context, shorter prompts, or a smaller --max-new-tokens",
             )
         if n:

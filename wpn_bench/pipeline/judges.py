@@ -1,4 +1,4 @@
-"""Load the judges of a run and the card of the deciding one."""
+"""Load the judges of a run and the card of the deciding judge."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def deciding_judge(config: RunConfig, digest: str) -> RunJudge:
 
 
 def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]:
-    """Look up the commits of the files that were downloaded for the judges.
+    """Return the commits of the files that were downloaded for the judges.
 
     Args:
-        config: The settings of the run.
-        device: The device of the judges.
+        config: Settings of the run.
+        device: Device of the judges.
 
     Returns:
-        Name of the judge -> name of the download -> commit.
+        For each judge, the commit of each download by its name.
     """
     return {
         parse(text).name: {one.name: one.revision for one in get_judge(text, device).fetched()}
@@ -67,11 +67,11 @@ def judge_revisions(config: RunConfig, device: str) -> dict[str, dict[str, str]]
 
 
 def further_judges(config: RunConfig, device: str) -> tuple[RunJudge, ...]:
-    """Load the judges besides the deciding one.
+    """Load the judges other than the deciding one.
 
     Args:
-        config: The settings of the run.
-        device: The device of the judges.
+        config: Settings of the run.
+        device: Device of the judges.
 
     Returns:
         One record per judge, in the order of the configuration.

@@ -1,4 +1,4 @@
-"""The manifest of a run."""
+"""The manifest of a run, which records its inputs and jobs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _LIBRARIES = ("torch", "transformers", "lm-eval", "detoxify", "datasets", "accel
 def manifest_of(
     config: RunConfig, inputs: Inputs, outcomes: Mapping[str, Outcome], command: str, trained: Iterable[Export]
 ) -> dict[str, Any]:
-    """The manifest of a run: everything that went into it, by digest, and how its jobs ended.
+    """Return the manifest of a run: the digests of everything that it used, and how its jobs ended.
 
     Args:
-        config: The configuration as it was given; paths of the user are shortened.
-        inputs: What the run read.
-        outcomes: How all its jobs ended, by digest.
+        config: The configuration as it was given. The user's paths in it are shortened.
+        inputs: The inputs of the run.
+        outcomes: Outcomes of all its jobs, by digest.
         command: The command line.
         trained: The exported models.
 
@@ -108,7 +108,7 @@ def manifest_of(
 
 
 def _without_home(entry: str) -> str:
-    """`NAME=SOURCE` or `SOURCE`, a file without the user's home folder."""
+    """Return `NAME=SOURCE` or `SOURCE`, where a file is named without the user's home folder."""
     name, source = split_set_name(entry)
     source = display_path(Path(source).expanduser()) if Path(source).expanduser().exists() else source
     return f"{name}={source}" if name else source

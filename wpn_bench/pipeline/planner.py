@@ -1,4 +1,4 @@
-"""The jobs of a run."""
+"""Plan the jobs of a run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
 
-STOP_PROMPTS = 100  # validation prompts that a stop rule looks at
+STOP_PROMPTS = 100  # number of validation prompts that a stopping rule uses
 HELDOUT = "perplexity"  # the stage that measures held-out text
 StoredSet = tuple[str, PromptSet, Job | External]  # suite, prompt set, and the artifact of its items
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A job whose artifact is a measurement of `model` (seed None: the base) on `set`."""
+    """A job that measures `model` on `set`. `seed` is None for the base."""
 
     model: str
     seed: int | None
@@ -54,14 +54,14 @@ class Plan:
     """All jobs, in an order that keeps the work on each model together.
 
     Attributes:
-        jobs: Each comes after those that it needs.
-        trained: (method, seed) -> its training.
-        judged: Responses scored by the deciding judge.
-        further: Further judge -> responses that it scores.
+        jobs: The jobs. Each comes after those whose output it needs.
+        trained: Training of each (method, seed).
+        judged: Jobs in which the deciding judge scores responses.
+        further: Jobs in which each further judge scores responses.
         scored: Benchmarks.
         searched: Searches of gradient attacks.
-        measured: Stage -> the measurements that its `plan` asked for.
-        owner: Digest of a job -> the model whose cost it is.
+        measured: For each stage, the measurements that its `plan` returned.
+        owner: For the digest of each job, the model for which its cost is counted.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Plan:
         """Append a job.
 
         Args:
-            model: The model that the job's cost is counted for.
+            model: The model for which the job's cost is counted.
             job: The job.
 
         Returns:
@@ -98,12 +98,12 @@ class Target:
     """A model to measure.
 
     Attributes:
-        model: Its name in results.json.
-        seed: Its seed; None: the base.
-        artifact: The model.
-        label: Its name in labels of jobs.
-        remote: Whether it is an endpoint, which gives responses only.
-        same_tokens: Whether it has the base's tokenizer.
+        model: Name in results.json.
+        seed: Seed of its training; None for the base.
+        artifact: The job or folder of the model.
+        label: Name in labels of jobs.
+        remote: Whether it is an endpoint, which only gives responses.
+        same_tokens: Whether it has the tokenizer of the base.
     """
 
     model: str
@@ -115,14 +115,14 @@ class Target:
 
 
 def model_label(model: str, seed: int | None) -> str:
-    """Name a model in the labels of its jobs.
+    """Return the name of a model in the labels of its jobs.
 
     Args:
-        model: Its name in results.json.
-        seed: Its seed; None: the base.
+        model: Name in results.json.
+        seed: Seed of its training; None for the base.
 
     Returns:
-        The name.
+        The name, with the seed.
     """
     return model if seed is None else f"{model} (seed {seed})"
 
@@ -141,14 +141,14 @@ def _votes(judge: RunJudge, name: str, scored: Mapping[tuple[str, str], Job]) ->
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans jobs from a configuration and what the run reads.
+    """Plans jobs from the configuration and the inputs of a run.
 
     Attributes:
-        config: What the run is to do.
-        inputs: The model, prompts, texts and tasks that the run reads.
-        store: Where prompts and texts are put, so that jobs can read them.
-        logs: Folder for training curves, for loggers that write files; None: no such folder.
-        bound: The calibrated bound of coherence, which judging needs (see `calibrated`).
+        config: Settings of the run.
+        inputs: The model, prompts, texts and tasks of the run.
+        store: Store into which prompts and texts are put, so that jobs can read them.
+        logs: Folder for training curves, for services that write files; None if there is none.
+        bound: The calibrated coherence bounds, which judging needs (see `calibrated`).
     """
 
     config: RunConfig
@@ -158,13 +158,13 @@ class Planner:
     bound: Job | External | None = None
 
     def plan(self) -> Plan:
-        """The whole run: the base is measured once, then each method with each seed is trained and measured.
+        """Plan the whole run: the base is measured once, and each method is trained and measured for each seed.
 
         Raises:
-            UserError: A plug-in cannot be imported or planned.
+            UserError: A plug-in cannot be imported, or its jobs cannot be planned.
         """
         plan = Plan()
-        stage_names()  # refuses plug-ins whose names collide
+        stage_names()  # raises an error for plug-ins with the same name
         planner = self.calibrated(plan) if self.inputs.answers else self
         sets = [(suite, one, put_prompts(self.store, one)) for suite, one in self.inputs.sets]
         heldout = put_texts(self.store, self.inputs.heldout) if self.inputs.heldout else None
@@ -181,35 +181,38 @@ class Planner:
         return plan
 
     def candidate(self, one: Candidate) -> External:
-        """The artifact of a candidate."""
+        """Return a candidate as an input of jobs."""
         return External(one.path, one.digest, one.seen)
 
     @property
     def base(self) -> External:
-        """The base model."""
+        """Return the base model as an input of jobs."""
         return External(self.inputs.model.path, self.inputs.model.digest, self.inputs.model.seen)
 
     @property
     def placement(self) -> dict[str, Any]:
-        """Where a model is held while it is measured."""
+        """Return the local settings of a job that determine where a model is held while it is measured."""
         return {"device": self.inputs.device, "offload": self.config.offload}
 
     def template_of(self, model: str) -> Template:
-        """The template of a model: that of the run, or a candidate's own."""
+        """Return the template of a model: that of the run, or a candidate's own."""
         own = {one.name: one.template for one in self.inputs.candidates}
         return own.get(model, self.inputs.template)
 
     def templates(self, model: str) -> dict[str, Any]:
-        """The parameters that say how prompts are rendered for a model.
+        """Return the parameters for rendering the prompts of a model.
 
-        `plain_template` is the base's, if it is another one: coherence is judged by the base.
+        `plain_template` is the template of the base, if it is another one, because the base judges coherence.
         """
         own, of_base = self.template_of(model), self.inputs.template
         return {"template": own.value} | ({} if own == of_base else {"plain_template": of_base.value})
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How responses are generated. The stop text of the plain template does not end the turns of a chat."""
+        """Return the decoding settings.
+
+        The stop text of the plain template is left out for a chat, where it ends no turn.
+        """
         decoding = self.config.decoding
         if self.inputs.template.is_chat and decoding.stop == Decoding().stop:
             decoding = decoding.model_copy(update={"stop": ()})
@@ -217,11 +220,11 @@ class Planner:
 
     @property
     def reasoning(self) -> dict[str, Any]:
-        """The parameter of a judging that leaves reasoning out."""
+        """Return the parameter with which a judge ignores reasoning, if the settings demand it."""
         return {"strip_reasoning": True} if self.config.strip_reasoning else {}
 
     def calibrated(self, plan: Plan) -> Planner:
-        """Add the job that calibrates the bound of coherence. Returns the planner that judges with it."""
+        """Add the job that calibrates the coherence bounds. Returns a planner that uses these bounds for judging."""
         params = {"dtype": self.config.dtype, "template": self.inputs.template.value}
         needs = {"model": self.base, "prompts": put_prompts(self.store, self.inputs.forget)}
         job = plan.add(BASE, Job("calibrate", params, needs, "calibrate coherence", self.placement))
@@ -230,19 +233,19 @@ class Planner:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def vetting(self) -> Job:
-        """The job that drops harmless references of the forget set that the judge calls harmful."""
+        """Return the job that removes the harmless responses of the forget set that the judge calls harmful."""
         needs = {"prompts": put_prompts(self.store, self.inputs.forget)}
         label = "vet the forget set's harmless references"
         local = {"device": self.inputs.device, "judge": parse(self.config.judge).scorer}
         return Job("vet", self._judge_params(), needs, label, local)
 
     def training(self, method: str, seed: int, snapshots: Sequence[int] = ()) -> Job:
-        """The training of a method.
+        """Return the job that trains a method.
 
         Args:
-            method: `method` or `method:label`, as the configuration names it.
+            method: `method` or `method:label`, as in the configuration.
             seed: The seed.
-            snapshots: Steps after which a copy of the model is kept.
+            snapshots: Steps after which a copy of the model is stored.
 
         Returns:
             The job.
@@ -277,13 +280,13 @@ class Planner:
         return Job("train", params, needs, f"train {method} (seed {seed})", local)
 
     def relearning(self, name: str, model: External, kind: RelearnKind, seed: int) -> Job:
-        """A little fine-tuning of a model.
+        """Return the job that fine-tunes a model in the relearning attack.
 
         Args:
-            name: Its name in results.
+            name: Name of the model in results.
             model: The model.
-            kind: The text that it is fine-tuned on.
-            seed: Decides which forget items are drawn, and their order.
+            kind: Kind of text on which it is fine-tuned.
+            seed: Determines which forget items are used, and their order.
 
         Returns:
             The job.
@@ -312,22 +315,24 @@ class Planner:
         return Job("relearn", params, needs, f"relearn from {kind} text", {"device": self.inputs.device})
 
     def _judge_params(self) -> dict[str, Any]:
-        """The deciding judge, for a job that scores with it while it trains or chooses what to train on."""
+        """Return the parameters of the deciding judge, for a job that uses it in training or on training data."""
         judge = self.config.judge
-        # A run that judges no answers has not asked for the digest before.
+        # In a run that judges no answers, the digest has not been computed yet.
         digest = self.inputs.judge_digest or get_judge(judge, self.inputs.device).digest()
         return {"judge": parse(judge).name, "judge_digest": digest, "threshold": self.config.threshold_of(judge)}
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
     def measure_fully(self, plan: Plan, target: Target, sets: Iterable[StoredSet], heldout: External | None) -> None:
-        """Add all measurements of a model: prompt sets, benchmarks, measurements that stages plan, attacks on the model.
+        """Add all measurements of a model.
+
+        They are prompt sets, benchmarks, measurements that stages plan, and attacks on the model.
 
         Args:
-            plan: The plan to add them to.
+            plan: The plan to which they are added.
             target: The model.
             sets: The prompt sets.
-            heldout: The held-out texts; None: there are none.
+            heldout: The held-out texts; None if there are none.
         """
         asked = self.measure(plan, target, sets)
         for name in STAGES:
@@ -338,10 +343,10 @@ class Planner:
             self.measure_attacked(plan, target)
 
     def measure(self, plan: Plan, target: Target, sets: Iterable[StoredSet]) -> list[AskedSet]:
-        """Add the responses of a model to prompt sets, their judging, and its benchmarks.
+        """Add the generation and the judging of a model's responses to prompt sets, and its benchmarks.
 
         Args:
-            plan: The plan to add them to.
+            plan: The plan to which they are added.
             target: The model.
             sets: The prompt sets.
 
@@ -365,7 +370,7 @@ class Planner:
                 "batch_size": config.benchmark_batch_size,
                 "dtype": config.dtype,
             }
-            # Only where they differ from the plain accuracy of a plain prompt.
+            # These parameters are only set if they differ from the default, which is the accuracy for a plain prompt.
             chat = {
                 "apply_chat_template": config.apply_chat_template,
                 "fewshot_as_multiturn": config.fewshot_as_multiturn,
@@ -381,7 +386,7 @@ class Planner:
         """Add the judging of responses, by the deciding judge and then by the further judges.
 
         Args:
-            plan: The plan to add it to.
+            plan: The plan to which it is added.
             target: The model.
             asked: The prompt sets with their responses.
 
@@ -420,14 +425,14 @@ class Planner:
         """Add the measurements that a stage plans itself.
 
         Args:
-            name: The stage.
-            plan: The plan to add them to.
+            name: Name of the stage.
+            plan: The plan to which they are added.
             target: The model.
             asked: The prompt sets that the model answers.
-            heldout: The texts that it reads; None: there are none.
+            heldout: The held-out texts; None if there are none.
 
         Raises:
-            UserError: The plan of a plug-in's stage raised an error.
+            UserError: The function `plan` of a plug-in's stage raised an error.
         """
         stage = stage_of(name)
         model = MeasuredModel(
@@ -458,15 +463,15 @@ class Planner:
             ) from e
 
     def measure_attacked(self, plan: Plan, target: Target) -> None:
-        """Add the attacks on a model itself.
+        """Add the attacks on the model itself.
 
-        The model answers the in-domain prompts with its weights quantised by each scheme, and the first of them under each
-        gradient attack, which is optimised against this model. The sets belong to the suite `attack` and have the name of
-        the scheme or attack, so they are paired with the base under the same attack. A universal attack is optimised on the
-        forget set, so that it is tested on other prompts.
+        The model answers the in-domain prompts with its weights quantised by each scheme. It answers the first
+        in-domain prompts under each gradient attack, which is optimised against this model. The sets belong to the
+        suite `attack` and have the name of the scheme or attack, so that they are paired with the base under the same
+        attack. A universal attack is optimised on the forget set, so that it is tested on other prompts.
 
         Args:
-            plan: The plan to add them to.
+            plan: The plan to which they are added.
             target: The model.
         """
         config, inputs = self.config, self.inputs
@@ -511,7 +516,7 @@ def path_of(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
         outcomes: Outcomes of jobs, by digest.
 
     Returns:
-        Its folder in the store.
+        The folder of the artifact in the store.
 
     Raises:
         JobFailed: The job failed.
@@ -523,11 +528,11 @@ def path_of(job: Job, outcomes: Mapping[str, Outcome]) -> Path:
 
 
 def snapshots_of(path: Path, job: Job) -> dict[int, External]:
-    """Step -> the model that a training kept after it.
+    """Return the models that a training stored after some steps, by step.
 
     Args:
-        path: The artifact of the training.
-        job: The training; the digest of a model combines the training's digest and the step.
+        path: Artifact of the training.
+        job: The training. The digest of a model combines the digest of the training and the step.
 
     Returns:
         The models that exist.

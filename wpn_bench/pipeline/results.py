@@ -1,4 +1,4 @@
-"""Write the run folder: results.json, samples, documents, manifest, reports."""
+"""Write the run folder: results.json, samples, documents, manifest and reports."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class CompletedRun:
 
     Attributes:
         config: The configuration before tuning.
-        inputs: The inputs; the forget set is the vetted one.
+        inputs: The inputs, with the vetted forget set.
         plan: The jobs of the run itself, without tuning and follow-ups.
         outcomes: Outcomes of these jobs and of vetting, by digest.
         trials: Results of tuning.
-        curves: Evaluations during training.
-        relearning: Evaluations during relearning.
+        curves: Measurements during training.
+        relearning: Measurements during relearning.
     """
 
     config: RunConfig
@@ -75,7 +75,7 @@ class CompletedRun:
 
     @property
     def all_outcomes(self) -> dict[str, Outcome]:
-        """Outcomes of all jobs, in the order in which they ran."""
+        """Return the outcomes of all jobs, in the order in which they ran."""
         return {**self.trials.outcomes, **self.outcomes, **self.curves.outcomes, **self.relearning.outcomes}
 
     def measured(self, planned: Iterable[Planned]) -> list[Measurement]:
@@ -91,7 +91,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     Args:
         run: The run.
         out: The run folder.
-        command: The command line, for the record.
+        command: The command line, which is recorded.
 
     Returns:
         The results.
@@ -178,9 +178,10 @@ def _average(group: TaskGroup, aggregate: Aggregate) -> metric_rows.TaskAverage:
 
 
 def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
-    """Return the rows of stages that plan their own measurements, and their failures.
+    """Return the rows of stages that plan their own measurements, and the failures of these stages.
 
-    If a plug-in raises an error or returns invalid rows, this is recorded as a failure, and the other results are written.
+    If a plug-in raises an error or returns invalid rows, this is recorded as a failure, and the other results are
+    written.
     """
     rows: list[Row] = []
     failed: list[dict[str, str]] = []
@@ -222,7 +223,7 @@ def usage_of(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
 
 
 def _judges_of(run: CompletedRun, judges: Sequence[RunJudge]) -> list[dict[str, Any]]:
-    """The judges of the run, the deciding one first. Its card is stored as `judge_card`."""
+    """Return the judges of the run, the deciding one first, whose card is stored as `judge_card`."""
     usage, cards = usage_of(run.all_outcomes.values()), run.inputs.cards
     return [
         {
@@ -248,7 +249,7 @@ def _alpha_of(samples: pd.DataFrame, judges: Sequence[RunJudge]) -> dict[str, An
 
 
 def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
-    """The settings of tuning, which all methods share; None without tuning."""
+    """Return the settings of tuning, which all methods share, or None without tuning."""
     data = inputs.tuning_data
     if data is None:
         return None
@@ -263,13 +264,13 @@ def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _worst_case_of(samples: pd.DataFrame) -> dict[str, Any] | None:
-    """The attacks that the worst case covers; None if there are fewer than two."""
+    """Return the attacks that the worst case includes, or None if there are fewer than two."""
     entered, left_out = metric_rows.attacks_together(samples)
     return {"attacks": entered, "left_out": left_out} if len(entered) > 1 else None
 
 
 def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """The similarity threshold of near duplicates, and how many prompts each set shares with the forget set."""
+    """Return the similarity threshold of near duplicates, and how many prompts each set shares with the forget set."""
     return {
         "threshold": config.near_duplicate,
         "forget": short_name(inputs.forget.name),
@@ -337,18 +338,24 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
 
 
 def _verdict_of(one: Candidate, verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The non-inferiority of a candidate. The base's own weights, asked the same, lose nothing, whatever the interval."""
+    """Return the non-inferiority of a candidate.
+
+    A candidate with the base's weights that is measured in the same way loses nothing, whatever the interval.
+    """
     found = verdicts.get(one.name)
     return {**found, "verdict": NonInferiority.PASS} if found and one.same_as_base else found
 
 
 def _searches(model: str, run: CompletedRun) -> list[dict[str, Any]] | None:
-    """The results of the gradient attacks on this model; None without such attacks."""
+    """Return the results of the gradient attacks on this model, or None without such attacks."""
     return metric_rows.search_rows(run.measured(p for p in run.plan.searched if p.model == model)) or None
 
 
 def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
-    """(model, stage) -> seconds and number of jobs; all jobs of trials count as `tune`, and so on."""
+    """Return the seconds and the number of jobs for each (model, stage).
+
+    All jobs of tuning trials count as `tune`, and those of curves and relearning likewise.
+    """
     spent: dict[tuple[str, str], tuple[float, int]] = {}
 
     def add(plan: Plan, outcomes: Mapping[str, Outcome], stage: str | None = None) -> None:
@@ -359,13 +366,13 @@ def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
 
     add(run.plan, run.outcomes)
     for stage, more in (("tune", run.trials), ("curve", run.curves), ("relearn", run.relearning)):
-        # A job that the run itself also needed counts there only.
+        # A job that the run itself also needed is only counted there.
         add(more.plan, {digest: o for digest, o in more.outcomes.items() if digest not in run.outcomes}, stage)
     return spent
 
 
 def _write_parquet(frame: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
-    partial.unlink(missing_ok=True)  # it may be a symbolic link, which must not be followed
+    partial.unlink(missing_ok=True)  # if it is a symbolic link, it must not be followed
     frame.to_parquet(partial, index=False)
     os.replace(partial, path)

@@ -1,11 +1,11 @@
-"""The steps of a run: read and check the inputs, vet, tune, train and evaluate, follow up, write.
+"""The steps of a run.
 
-1. `prepare` reads and checks the inputs. It reports every mistake of the user, before hours of computation.
-2. `vet_forget_set` drops training targets that the judge calls harmful.
-3. `tune_methods` chooses the options of each method, if tuning is on.
-4. `Planner` lists the jobs, and an executor runs them.
-5. `measure_curves` and `measure_relearning` evaluate models during training and relearning.
-6. `write` writes results, samples, manifest and reports into the run folder.
+1. `prepare` reads and checks the inputs. It reports every mistake of the user before hours of computation.
+2. `vet_forget_set` removes training responses that the judge calls harmful.
+3. `tune_methods` chooses the options of each method, if tuning is enabled.
+4. `Planner` lists the jobs, and an executor executes them.
+5. `measure_curves` and `measure_relearning` measure models during training and relearning.
+6. `write` writes results, samples, manifest and reports to the run folder.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ def run(
     force: bool = False,
     fleet: Fleet = Fleet(),
 ) -> dict[str, Any]:
-    """Run everything and write the run folder. If a job fails, its model fails, and the run continues.
+    """Execute a run and write the run folder. If a job fails, its model fails, and the run continues.
 
     Args:
-        config: The settings of the run.
+        config: Settings of the run.
         out: The run folder.
-        store: The folder of the store.
+        store: Folder of the store.
         reporter: Shows the progress.
-        command: The command line, for the record.
+        command: The command line, which is recorded.
         force: Whether to start although the estimate of memory or disk space exceeds what is available.
-        fleet: Where the jobs run.
+        fleet: Settings of the executor.
 
     Returns:
         The results, as in results.json.
 
     Raises:
-        UserError: The user must change something; the message says what.
+        UserError: The user must change something. The message tells what.
     """
     check_writable(out)
     logs = out.resolve() / "logs"
@@ -76,10 +76,10 @@ def run(
                 inputs = prepare(config, reporter, force=force)
                 Planner(
                     config, inputs, shelf, logs
-                ).plan()  # what cannot be planned is reported before anything is computed
+                ).plan()  # errors in planning are reported before anything is computed
                 _check_store(config, inputs, shelf, reporter, force)
         except (UserError, KeyboardInterrupt):
-            # Nothing ran, so remove the run folder if it is empty.
+            # No job ran, so remove the run folder if it is empty.
             with contextlib.suppress(OSError):
                 out.rmdir()
             raise
@@ -107,23 +107,23 @@ def run(
 
 @contextlib.contextmanager
 def lock_run_dir(out: Path) -> Iterator[None]:
-    """Lock a run folder within the context. Raises `UserError` if another process has locked it."""
+    """Lock a run folder within a `with` block. Raises `UserError` if another process has locked it."""
     digest = digest_of(str(out.resolve()))[:16]
     with try_lock_temporary(Path(tempfile.gettempdir()) / f"wpn-bench-{os.getuid()}" / digest) as free:
         if not free:
             raise UserError(
-                f"another wpn-bench is at work on the run folder {out}", "wait for it, or give another --out"
+                f"another wpn-bench process is using the run folder {out}", "wait until it ends, or give another --out"
             )
         yield
 
 
 @contextlib.contextmanager
 def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
-    """Turn the `OSError` of a full, read-only or broken disk into a `UserError` within the context.
+    """Convert the `OSError` of a full, read-only or defective disk to a `UserError` within a `with` block.
 
     Args:
         out: The run folder.
-        store: The folder of the store.
+        store: Folder of the store.
 
     Raises:
         UserError: The disk cannot be written.
@@ -136,12 +136,12 @@ def disk_full_as_user_error(out: Path, store: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{display_path(e.filename) if e.filename else f'{out} or {store}'} cannot be written: {said}",
-            "mend that, then type the same command again: what is finished is kept",
+            "fix this, then repeat the command; finished work is kept",
         ) from e
 
 
 def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Reporter, force: bool) -> None:
-    """Raise `UserError` if the disk of the store is too small for the models that are not trained yet."""
+    """Raise `UserError` if the disk of the store is too small for the models that have not been trained yet."""
     subject = estimates.ModelSpec.of(config)
     if subject is None or not config.methods:
         return
@@ -167,4 +167,6 @@ def check_writable(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise UserError(f"the output folder {out} cannot be written ({e.strerror})", "give another with --out") from e
+        raise UserError(
+            f"the output folder {out} cannot be written ({e.strerror})", "give another folder with --out"
+        ) from e

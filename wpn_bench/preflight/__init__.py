@@ -1,1 +1,1 @@
-"""Checks before a run: required memory and disk space, installed libraries, downloads."""
+"""Checks before a run: memory, disk space, installed libraries and downloads."""

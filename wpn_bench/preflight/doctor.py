@@ -1,7 +1,7 @@
-"""`wpn-bench doctor`: check before a run what will work on this machine. No weights are loaded.
+"""Check before a run what will work on this machine (`wpn-bench doctor`). No weights are loaded.
 
-Each check returns diagnostics with the status `ok`, `note` (information, the run works) or `fail` (a run would fail, with a
-hint).
+Each check returns diagnostics with a status: `ok`, `note` (for information; the run works) or `fail` (the run would
+fail; a hint tells what to do).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Diagnostic:
         topic: What was checked.
         status: `ok`, `note` or `fail`.
         text: What was found.
-        hint: What to do about a failure.
+        hint: What the user can do about a failure.
     """
 
     topic: str
@@ -52,7 +52,7 @@ class DoctorContext:
     Attributes:
         config: Configuration of the run.
         store: Folder of its artifact store.
-        runs: Parent of its run folder.
+        runs: Parent folder of its run folder.
     """
 
     config: RunConfig
@@ -61,17 +61,17 @@ class DoctorContext:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the model is on the hub and not local."""
+        """Return whether the model is on the hub and not local."""
         return self.config.model != "lab" and not Path(self.config.model).expanduser().exists()
 
     @cached_property
     def spec(self) -> ModelSpec | None:
-        """The run and its model, for estimates; None if the model's configuration cannot be read."""
+        """Return the run and its model, for estimates, or None if the model's configuration cannot be read."""
         return ModelSpec.of(self.config)
 
     @cached_property
     def device(self) -> str:
-        """`cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
+        """Return `cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
         from wpn_bench.models import pick_device
 
         return pick_device(self.config.device).partition(":")[0]
@@ -94,11 +94,11 @@ def has_failures(diagnostics: list[Diagnostic]) -> bool:
 
 
 def print_diagnostics(diagnostics: list[Diagnostic], as_json: bool) -> None:
-    """Print the diagnostics, and in the last line how many failed.
+    """Print the diagnostics, and in the last line the number of failures.
 
     Args:
         diagnostics: The diagnostics.
-        as_json: Print JSON instead of text.
+        as_json: Whether to print JSON instead of text.
     """
     if as_json:
         print(json.dumps({"ok": not has_failures(diagnostics), "findings": [asdict(d) for d in diagnostics]}, indent=2))
@@ -144,7 +144,7 @@ def _machine(context: DoctorContext) -> Iterator[Diagnostic]:
     free, total = machine.free_memory(), machine.total_memory()
     yield Diagnostic("memory", "ok", f"{resources.format_bytes(free)} free of {resources.format_bytes(total)}")
     if not torch.cuda.is_available():
-        yield Diagnostic("gpu", "note", "none: everything runs on the CPU")
+        yield Diagnostic("gpu", "note", "none, so everything runs on the CPU")
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --mixed-precision fp16"
@@ -162,7 +162,7 @@ def _disk(context: DoctorContext) -> Iterator[Diagnostic]:
         existing = machine.nearest_existing(folder)
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             option = "--store" if topic == "store" else "--out"
-            yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"choose another with {option} DIR")
+            yield Diagnostic(topic, "fail", f"{folder} cannot be written", f"choose another folder with {option} DIR")
             continue
         if topic == "store":
             check_locks(existing)
@@ -180,7 +180,7 @@ def _hub(context: DoctorContext) -> Iterator[Diagnostic]:
     from huggingface_hub import constants, get_token
 
     offline = constants.HF_HUB_OFFLINE
-    # The URL of the endpoint may contain a user name and a password: leave them out.
+    # The URL of the endpoint may contain a user name and a password, which must not be printed.
     address = urlsplit(constants.ENDPOINT)
     where = f"{address.scheme}://{address.hostname}{f':{address.port}' if address.port else ''}"
     token = "with a token" if get_token() else "no token (gated repositories cannot be used)"
@@ -196,8 +196,8 @@ def _model(context: DoctorContext) -> Iterator[Diagnostic]:
 
     model = context.config.model
     if context.on_hub:
-        # Raises the errors that the run would raise: no access, unknown name, offline and not cached, no consent to code
-        # or pickles.
+        # This raises the errors that the run would raise: no access, unknown name, offline and not cached, or no consent to
+        # code or pickles.
         models.check_permitted(model, models.commit_of(model, context.config.revision))
     if context.spec is not None:
         trained = "train" in context.config.stages and bool(context.config.methods)
@@ -220,7 +220,7 @@ def _model(context: DoctorContext) -> Iterator[Diagnostic]:
 
 
 def _candidates(context: DoctorContext) -> Iterator[Diagnostic]:
-    """Check that each candidate is there, without loading or merging it. An endpoint is asked for its models."""
+    """Check that each candidate exists, without loading or merging it. An endpoint is asked for its models."""
     from wpn_bench import models
     from wpn_bench.models.adapters import is_adapter, named_base
     from wpn_bench.models.backends.endpoint import PREFIX, parse_source
@@ -278,10 +278,13 @@ def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
             yield Diagnostic("judge", "ok", f"{judge.shown} is available")
         elif constants.HF_HUB_OFFLINE:
             yield Diagnostic(
-                "judge", "fail", f"{judge.shown} is missing {missing} and this is offline mode", hub.PREFETCH_HINT
+                "judge",
+                "fail",
+                f"{judge.shown} lacks {missing}, which cannot be downloaded in offline mode",
+                hub.PREFETCH_HINT,
             )
         else:
-            yield Diagnostic("judge", "note", f"{judge.shown} is missing {missing}, which a run will download")
+            yield Diagnostic("judge", "note", f"{judge.shown} lacks {missing}, which a run will download")
     if not any(parse(text).reads_prompt for text in (context.config.judge, *context.config.judges)):
         hint = "add one that does: a guard model (--judge guard:ID), or exchange, which needs no download"
         yield Diagnostic("verdict", "note", WORDING_ONLY, hint)
@@ -300,13 +303,19 @@ def _training(context: DoctorContext) -> Iterator[Diagnostic]:
 
 
 def _measuring(context: DoctorContext) -> Iterator[Diagnostic]:
-    """Check whether the models that are loaded together fit into memory; batches adapt to the rest."""
+    """Check whether the models that are loaded at the same time fit into memory.
+
+    Batches adapt to the remaining memory.
+    """
     if context.spec is not None:
         yield _diagnostic(resources.check_inference(context.spec))
 
 
 def _benchmarks(context: DoctorContext) -> Iterator[Diagnostic]:
-    """Check the files of all tasks; the data of those that are not wpn-bench's own, if it is local, or no script."""
+    """Check the files of all tasks, and the data of those tasks that do not come with wpn-bench.
+
+    Data on the hub is not downloaded for this check.
+    """
     from wpn_bench.benchmarks.loading import find_definition
     from wpn_bench.benchmarks.run import rehearse_task
     from wpn_bench.hub import is_local

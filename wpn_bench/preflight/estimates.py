@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 GIB = 2**30
 # Memory of Python, PyTorch and transformers without a model.
 LIBRARY_BYTES = {"cpu": 1.0 * GIB, "cuda": 0.5 * GIB}
-JUDGE_BYTES = GIB // 2  # a large classifier: Detoxify's have 125 M parameters in float32
-MAX_CHECKPOINTS = 3  # of a training: two are kept, and a third is written before the oldest is deleted
-MAX_LAYERS = 5000  # plausibility limit; large models have about 130
-SEARCH_TOKENS = 256  # prompt, suffix and target of one gradient computation of an attack
+JUDGE_BYTES = GIB // 2  # size of a large classifier; Detoxify's have 125 M parameters in float32
+MAX_CHECKPOINTS = 3  # a training keeps two checkpoints, and writes a third before it deletes the oldest
+MAX_LAYERS = 5000  # limit of plausible configurations; large models have about 130 layers
+SEARCH_TOKENS = 256  # tokens of prompt, suffix and target in one gradient computation of an attack
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the estimates are for.
+    """The run and the model for which memory and disk space are estimated.
 
     Attributes:
         config: Configuration of the run.
@@ -53,7 +53,7 @@ class ModelSpec:
         """Read the model's configuration.
 
         Returns:
-            The specification; None if the configuration cannot be read. Loading the model then reports why.
+            The specification; None if the configuration cannot be read. Loading the model later reports the reason.
 
         Raises:
             UserError: The configuration is implausible.
@@ -63,7 +63,7 @@ class ModelSpec:
         model_class, settings = architecture(models.settings_folder(config.model, config.revision))
         if model_class is None:
             return None
-        # The sizes are computed by building the model without weights, layer by layer, so limit their number.
+        # The sizes are computed by building the model without weights, so the number of layers is limited.
         layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MAX_LAYERS:
             raise UserError(f"the config.json of {config.model} has {layers} layers", "check the file")
@@ -71,12 +71,12 @@ class ModelSpec:
 
     @cached_property
     def device(self) -> str:
-        """`cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
+        """Return `cpu` or `cuda`. Raises `UserError` for a device that this machine does not have."""
         return models.pick_device(self.config.device).partition(":")[0]
 
     @cached_property
     def parameters(self) -> int:
-        """Number of parameters of the model."""
+        """Return the number of parameters of the model."""
         return sum(self._sizes)
 
     @cached_property
@@ -87,24 +87,24 @@ class ModelSpec:
             return [p.numel() for p in self.model_class(self.model_config).parameters()]
 
     def weights(self, dtype: str | None = None) -> int:
-        """Return the bytes of one copy of the model in `dtype`; None is the data type of the run."""
+        """Return the bytes of one copy of the model in `dtype`; None means the data type of the run."""
         return self.parameters * dtype_bytes(dtype or self.config.dtype)
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest weight matrix: an offloaded model has only one matrix in memory at a time."""
+        """Return the bytes of the largest weight matrix. An offloaded model has only one matrix in memory at a time."""
         return max(self._sizes) * dtype_bytes(self.config.dtype)
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """An upper bound on the memory that a stage needs on the run's device.
+    """An upper bound on the memory that a stage needs on the device of the run.
 
     Attributes:
         stage: Name of the stage; "generate" stands for all stages that only run inference.
         name: Name of the method, attack or quantisation scheme.
-        memory: Bytes.
-        parts: Bytes of each part; they add up to `memory`.
+        memory: Number of bytes.
+        parts: Bytes of each part, which add up to `memory`.
     """
 
     stage: str
@@ -128,14 +128,14 @@ def attack_memory(spec: ModelSpec) -> list[MemoryNeed]:
 
 
 def training_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of training with each method.
+    """Return the memory for training with each method.
 
     Args:
         spec: The run and its model.
         stage: Name of the stage.
 
     Returns:
-        The needs.
+        One need for each method.
     """
     if "train" not in spec.config.stages:
         return []
@@ -143,14 +143,14 @@ def training_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
 
 
 def inference_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return one need for all stages that only run inference; none if the run only trains.
+    """Return the memory of all stages that only run inference.
 
     Args:
         spec: The run and its model.
         stage: Name of the stage.
 
     Returns:
-        The needs.
+        One need for all these stages; none if the run only trains.
     """
     return [] if set(spec.config.stages) == {"train"} else [inference_memory(spec)]
 
@@ -163,21 +163,21 @@ def quantisation_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
         stage: Name of the stage.
 
     Returns:
-        The needs.
+        One need for each scheme.
     """
     schemes = spec.config.quantise if "attack" in spec.config.stages else ()
     return [MemoryNeed(stage, name, quantisation_memory(spec)) for name in schemes]
 
 
 def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
-    """Return the memory of relearning; none if the run does not include it.
+    """Return the memory of the relearning attack.
 
     Args:
         spec: The run and its model.
         stage: Name of the stage.
 
     Returns:
-        The needs.
+        One need; none if the run does not include the attack.
     """
     config = spec.config
     return (
@@ -190,24 +190,24 @@ def search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
 
     Args:
         spec: The run and its model.
-        stage: Name of the stage, which is that of its attack.
+        stage: Name of the stage, which is the name of the attack.
 
     Returns:
-        The needs.
+        One need; none if the run does not include the attack.
     """
     return [search_memory(spec, stage)] if "attack" in spec.config.stages else []
 
 
 def training_memory(spec: ModelSpec, name: str, **changes: Any) -> Training:
-    """Estimate the memory of training.
+    """Estimate the memory of a training.
 
     Args:
         spec: The run and its model.
         name: Name of the method.
-        **changes: Changes to the method's options, and `dtype`, the data type of the weights.
+        **changes: Options of the method that differ, and `dtype`, the data type of the weights.
 
     Returns:
-        The estimate by parts.
+        The bytes of each part.
     """
     from wpn_bench.unlearn import memory
 
@@ -231,15 +231,16 @@ def relearning_memory(spec: ModelSpec) -> Training:
 def inference_memory(spec: ModelSpec, dtype: str | None = None, offload: str | None = None) -> MemoryNeed:
     """Estimate the memory of inference: weights, activations and the judge.
 
-    Of an offloaded model only the largest matrix counts, twice: once as it is read and once as it is used.
+    For an offloaded model, only the largest matrix counts. It counts twice: once while it is read and once while it is
+    used.
 
     Args:
         spec: The run and its model.
-        dtype: Data type of the weights; None is the run's.
-        offload: "none", "cpu" or "disk"; None is the run's.
+        dtype: Data type of the weights; None means that of the run.
+        offload: "none", "cpu" or "disk"; None means the setting of the run.
 
     Returns:
-        The estimate.
+        The need.
     """
     config = spec.config
     offloaded = (offload or config.offload) == "disk"
@@ -253,14 +254,14 @@ def inference_memory(spec: ModelSpec, dtype: str | None = None, offload: str | N
 
 
 def search_memory(spec: ModelSpec, name: str) -> MemoryNeed:
-    """Estimate the memory of a gradient attack: the model, and the activations that autograd stores for one text.
+    """Estimate the memory of a gradient attack: the model, and the activations that autograd keeps for one text.
 
     Args:
         spec: The run and its model.
         name: Name of the attack.
 
     Returns:
-        The estimate.
+        The need.
     """
     from wpn_bench.unlearn.memory import of_a_row
 
@@ -275,12 +276,12 @@ def search_memory(spec: ModelSpec, name: str) -> MemoryNeed:
 
 
 def quantisation_memory(spec: ModelSpec) -> int:
-    """Estimate the bytes of quantisation: the original weights, and at most as much for the quantised ones."""
+    """Estimate the bytes for quantising a model: the original weights, and at most as many for the quantised ones."""
     return 2 * spec.weights()
 
 
 def training_need(stage: str, name: str, estimate: Training) -> MemoryNeed:
-    """Convert an estimate of training memory.
+    """Convert an estimate of training memory to a need.
 
     Args:
         stage: Name of the stage.
@@ -302,10 +303,10 @@ class StoreUsage:
     """An upper bound on the bytes that a run stores.
 
     Attributes:
-        trained: Trained models, those of tuning trials included.
-        snapshots: Models after some of the steps, for curves and relearning.
-        rounded: Quantised models.
-        checkpoints: Checkpoints during a training.
+        trained: Bytes of trained models, including those of tuning trials.
+        snapshots: Bytes of models after some training steps, for training curves and relearning.
+        rounded: Bytes of quantised models.
+        checkpoints: Bytes of checkpoints during a training.
     """
 
     trained: int
@@ -319,14 +320,14 @@ class StoreUsage:
 
 
 def store_usage(spec: ModelSpec, done: int = 0) -> StoreUsage:
-    """Estimate what a run will store.
+    """Estimate how much a run will store.
 
     Args:
         spec: The run and its model.
-        done: Number of its trainings that are in the store already.
+        done: Number of its trainings whose models are already in the store.
 
     Returns:
-        The estimate.
+        The bytes of each part.
     """
     from wpn_bench.attacks.relearn import RelearnConfig
 
@@ -358,14 +359,14 @@ def store_usage(spec: ModelSpec, done: int = 0) -> StoreUsage:
 
 
 def count_trainings(store: Path, base: str) -> int:
-    """Count the trained models in a store.
+    """Count the models in a store that were trained from a certain base model.
 
     Args:
         store: Folder of the store.
-        base: Digest of their base model.
+        base: Digest of the base model.
 
     Returns:
-        The number.
+        The number of models.
     """
     manifests = (read_manifest(folder) or {} for folder in (store / "train").glob("*"))
     return sum(one.get("inputs", {}).get("needs", {}).get("model") == base for one in manifests)
@@ -375,11 +376,11 @@ def download_bytes(asked: str, revision: str | None = None) -> int:
     """Return how much of a model must be downloaded.
 
     Args:
-        asked: A model on the hub, or a folder.
-        revision: Its revision.
+        asked: Name of a model on the hub, or a folder.
+        revision: Branch, tag or commit of the model.
 
     Returns:
-        Bytes that are not in the cache; 0 for a folder, and if the hub cannot be reached.
+        The number of bytes that are not in the cache; 0 for a folder, or if the hub cannot be reached.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.hf_api import RepoFile
@@ -389,7 +390,7 @@ def download_bytes(asked: str, revision: str | None = None) -> int:
     try:
         tree = HfApi().list_repo_tree(asked, recursive=True, revision=revision)
         files = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-    except Exception:  # loading the model reports the error
+    except Exception:  # loading the model will report the error
         return 0
     ignored = models.unwanted(files)
     return sum(

@@ -1,4 +1,4 @@
-"""`wpn-bench prefetch`: download everything that a run needs, so that it can run offline."""
+"""Download everything that a run needs, so that it can run offline (`wpn-bench prefetch`)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Step:
     """One download.
 
     Attributes:
-        label: Its name.
-        fetch: Downloads it and returns the items, which may have been cached.
+        label: Name of the download.
+        fetch: Downloads it and returns the items, which may have been in the cache.
     """
 
     label: str
@@ -38,7 +38,7 @@ def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, b
         reporter: Shows the progress.
 
     Returns:
-        (item, whether it was downloaded now and not cached before).
+        Each item, with whether it was downloaded now and not cached before.
 
     Raises:
         UserError: A download failed.
@@ -59,7 +59,7 @@ def prefetch(config: RunConfig, reporter: Reporter) -> list[tuple[FetchedItem, b
 
 
 def _steps(config: RunConfig) -> Iterator[Step]:
-    """Yield the downloads: small ones, which may be refused, first, so that a refusal does not follow gigabytes."""
+    """Yield the downloads. Small ones that may be refused come first, so that no gigabytes are downloaded in vain."""
     for judge in (config.judge, *config.judges):
         yield Step(f"judge {parse(judge).name}", lambda judge=judge: get_judge(judge, "cpu").fetched())  # type: ignore[misc]
     for source in hub_sources(config):
@@ -75,7 +75,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
 
 
 def hub_sources(config: RunConfig) -> list[prompts.Source]:
-    """The hub's data sets behind the prompt and text sets that a run reads, without duplicates."""
+    """Return the hub's data sets from which a run reads prompts and texts, without duplicates."""
     sources = (one.spec.source for one in sets_of(config))
     return list({(s.hub, s.config, s.revision): s for s in sources if s.hub}.values())
 

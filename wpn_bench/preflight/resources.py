@@ -1,7 +1,7 @@
 """Compare the memory, disk space and context length that a run needs with what is available.
 
-This happens before any weights are downloaded or loaded. `doctor` prints the checks; `full` and the other commands reject a run
-that cannot succeed.
+This is done before any weights are downloaded or loaded. `doctor` prints the results. `full` and the other commands
+refuse a run that cannot succeed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def available_memory(device: str) -> float:
 
 @dataclass(frozen=True)
 class FitCheck:
-    """Whether one resource suffices.
+    """Whether one resource is sufficient.
 
     Attributes:
         topic: What was checked, such as "training".
-        fits: Whether it suffices.
+        fits: Whether the resource is sufficient.
         text: How much is needed and how much is available.
-        hint: What to do if it does not suffice.
+        hint: What the user can do if it is not sufficient.
     """
 
     topic: str
@@ -77,7 +77,7 @@ _OPTIONS = {
 
 
 def check_training(spec: ModelSpec) -> FitCheck:
-    """Check the memory of training. Methods train one after another, so the one that needs the most memory decides."""
+    """Check the memory of training. Methods train one after another, so only the largest need counts."""
     free = available_memory(spec.device)
     every = {name: training_memory(spec, name) for name in spec.config.methods}
     name, most = max(every.items(), key=lambda pair: pair[1].total)
@@ -100,7 +100,11 @@ def check_training(spec: ModelSpec) -> FitCheck:
 
 
 def check_inference(spec: ModelSpec) -> FitCheck:
-    """Check the memory of inference: with two models (base and unlearned) if both fit, else one at a time or offloaded."""
+    """Check the memory of inference.
+
+    Two models (base and unlearned) are kept in memory if both fit. Otherwise there is one at a time, or it is
+    offloaded.
+    """
     config, free = spec.config, available_memory(spec.device)
     available = f"{format_bytes(free)} available on {spec.device}"
     if config.offload == "cpu" and spec.device != "cpu":
@@ -117,7 +121,7 @@ def check_inference(spec: ModelSpec) -> FitCheck:
         return FitCheck("measuring", True, f"fits one model at a time: {text}")
     least = inference_memory(spec, offload="disk").memory
     if config.offload == "disk" and least <= free:
-        return FitCheck("measuring", True, f"fits if read from disk: {text}; {format_bytes(least)} suffice")
+        return FitCheck("measuring", True, f"fits if read from disk: {text}; {format_bytes(least)} are sufficient")
     if config.dtype == "float32" and (half := inference_memory(spec, "bfloat16", "none").memory) <= free:
         hint = f"use --dtype bfloat16 ({format_bytes(half)})"
     elif spec.device != "cpu" and config.offload == "none" and one <= free + available_memory("cpu"):
@@ -135,12 +139,12 @@ def check_attacks(spec: ModelSpec) -> Iterator[FitCheck]:
     for need in attack_memory(spec):
         text = f"{need.name} needs at most {format_bytes(need.memory)}, {format_bytes(free)} available on {spec.device}"
         fits = need.memory <= free
-        hint = "" if fits else f"leave {need.name} out (select attacks with --attacks)"
+        hint = "" if fits else f"leave out {need.name} (choose attacks with --attacks)"
         yield FitCheck("attacks", fits, ("fits: " if fits else "does not fit: ") + text, hint)
 
 
 def check_context(spec: ModelSpec) -> FitCheck:
-    """Check that the model's context can hold a response at all."""
+    """Check that a response fits into the model's context."""
     context, response = models.context_of(spec.model_config), spec.config.decoding.max_new_tokens
     text = f"{spec.config.model} has a context of {context} tokens, but the response alone may have {response}"
     return FitCheck(
@@ -160,15 +164,15 @@ def check_download(config: RunConfig) -> FitCheck:
 
 
 def check_store(spec: ModelSpec, store: Path, done: int = 0) -> FitCheck:
-    """Check the disk space of the store, plus the download if it goes to the same disk.
+    """Check the disk space of the store. The download is added if it goes to the same disk.
 
     Args:
         spec: The run and its model.
         store: Folder of the store.
-        done: Number of the run's trainings that are in the store already.
+        done: Number of the run's trainings whose models are already in the store.
 
     Returns:
-        The check.
+        The result of the check.
     """
     from huggingface_hub import constants
 
@@ -185,12 +189,14 @@ def check_store(spec: ModelSpec, store: Path, done: int = 0) -> FitCheck:
 
 
 def check_resources(config: RunConfig, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> None:
-    """Check context, memory and download of a run. A model whose configuration cannot be read is not checked.
+    """Check the context length, memory and download of a run.
+
+    A model whose configuration cannot be read is not checked.
 
     Args:
         config: Configuration of the run.
-        force: Turn estimates that do not fit into warnings.
-        warn: Receives warnings.
+        force: Whether to warn instead of raising an error if an estimate does not fit.
+        warn: Called with each warning.
 
     Raises:
         UserError: The run cannot succeed with this model on this machine.
@@ -214,28 +220,28 @@ def _of_memory(spec: ModelSpec, warn: Callable[[str], None]) -> list[FitCheck]:
             found.append(check_inference(spec))
         found += check_attacks(spec)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as e:
-        # Not every model can be built and run without weights.
+        # Some models cannot be built and run without weights.
         what = " ".join(str(e).split())[:120]
         warn(f"note: the memory of {spec.model_class.__name__} cannot be estimated ({what})")
     return found
 
 
 def raise_if_too_large(checks: list[FitCheck], *, force: bool, warn: Callable[[str], None]) -> None:
-    """Reject a run whose resources do not suffice.
+    """Refuse a run for which a resource is not sufficient.
 
     Args:
-        checks: The checks.
-        force: Warn instead.
-        warn: Receives warnings.
+        checks: Results of the checks.
+        force: Whether to warn instead.
+        warn: Called with each warning.
 
     Raises:
-        UserError: A check failed, and `force` is not set.
+        UserError: A check failed and `force` is false.
     """
     for check in checks:
         if check.fits:
             continue
         if not force:
-            hint = f"{check.hint}, or try anyway with --force: the estimate is an upper bound"
+            hint = f"{check.hint}; the estimate is an upper bound, so you can also try with --force"
             raise UserError(f"{check.topic}: {check.text}", hint)
         warn(f"warning: {check.topic}: {check.text}; continuing because of --force")
 

@@ -1,4 +1,7 @@
-"""The prompt sets, text sets and benchmarks that a run reads: one list for the run, its early check and `prefetch`."""
+"""List the prompt sets, text sets and benchmarks that a run reads.
+
+The run, its early check and `prefetch` use this list.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,15 @@ class RunSet:
 
     @property
     def is_text(self) -> bool:
-        """Whether it holds texts; other sets hold prompts."""
+        """Return whether the set contains texts. All other sets contain prompts."""
         return self.spec.kind == "text"
 
 
 def sets_of(config: RunConfig) -> list[RunSet]:
-    """Every set that a run of `config` reads. Nothing is read yet, except declarations of sets.
+    """Return every set that a run of `config` reads. Only declarations of sets are read here.
 
-    What the configuration does not name (validation and in-domain prompts, text to tune on) is held back from the forget
-    or the retain set by the run, so it is not in the list. Raises `UserError` for an unknown name.
+    Validation prompts, in-domain prompts and text for tuning that the configuration does not name are not in the list.
+    The run takes them from the forget set or the retain set. Raises `UserError` for an unknown name.
     """
     tuned_on_text = config.tune and not config.tune_benchmarks
     prompt_sets: tuple[tuple[Role, tuple[str | None, ...]], ...] = (
@@ -68,13 +71,13 @@ def sets_of(config: RunConfig) -> list[RunSet]:
 
 
 def split_set_name(entry: str) -> tuple[str | None, str]:
-    """Split `NAME=SOURCE`, which gives a set another name than its own, into both; the name is None without `NAME=`."""
+    """Split `NAME=SOURCE`, which gives a set another name. Without `NAME=`, the name is None."""
     return split_named(entry)
 
 
 @dataclass(frozen=True)
 class TaskNames:
-    """The benchmark tasks of a run, without groups: those it is tested on and those it is tuned on."""
+    """The benchmark tasks of a run, without groups: those for testing and those for tuning."""
 
     tested: tuple[str, ...]
     tuned: tuple[str, ...]
@@ -87,7 +90,7 @@ class TaskNames:
 
         Args:
             name: Name of the task.
-            resolve: Also find the commit of its data.
+            resolve: Whether to find the commit of its data.
 
         Returns:
             The description.
@@ -97,7 +100,7 @@ class TaskNames:
 
 
 def task_names_of(config: RunConfig) -> TaskNames:
-    """The tasks that a run of `config` reads. Raises `UserError` for a folder of tasks that cannot be read."""
+    """Return the tasks that a run of `config` reads. Raises `UserError` for a folder of tasks that cannot be read."""
     tested = config.benchmarks if "benchmarks" in config.stages else ()
     tuned = config.tune_benchmarks if config.tune else ()
     if "benchmarks" not in config.stages and not config.tune:
@@ -106,10 +109,10 @@ def task_names_of(config: RunConfig) -> TaskNames:
     found, for_tuning = select(tested, folders), select(tuned, folders)
     names = (*found.tasks, *for_tuning.tasks)
     if shared := set(found.tasks) & set(for_tuning.tasks):
-        raise UserError(f"{min(shared)} is tested on, so it cannot be tuned on", "choose other tune_benchmarks")
+        raise UserError(f"{min(shared)} is a test benchmark of this run", "choose other tune_benchmarks")
     short = [short_name(name) for name in names]
     if twice := [name for name in names if short.count(short_name(name)) > 1]:
-        raise UserError(f"{' and '.join(twice[:2])} have the same name in results", "run one of them")
+        raise UserError(f"{' and '.join(twice[:2])} have the same name in results", "run only one of them")
     metrics = {task.strip(): metric for task, _, metric in (one.partition("=") for one in config.benchmark_metrics)}
     members = {group.name: group.tasks for group in found.groups}
     metrics = {task: text for name, text in metrics.items() for task in members.get(name, (name,))}

@@ -1,4 +1,4 @@
-"""The versions of libraries that wpn-bench was tested with, and those that are installed."""
+"""Compare the installed versions of libraries with those with which wpn-bench was tested."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LIBRARIES = (
 
 
 def pinned_versions() -> dict[str, str]:
-    """Return the versions with which the tests run, by normalised name: those of constraints.txt."""
+    """Return the versions in constraints.txt, with which the tests run, by normalised package name."""
     package = Path(__file__).resolve().parents[1]
-    # A wheel contains the file in the package; a clone has it beside the package.
+    # In a wheel, the file is in the package. In a git checkout, it is next to the package.
     files = [f for f in (package / "_constraints.txt", package.parent / "constraints.txt") if f.is_file()]
     lines = files[0].read_text(encoding="utf-8").splitlines() if files else []
     pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
@@ -34,7 +34,7 @@ def pinned_versions() -> dict[str, str]:
 
 
 def notes_on_versions() -> list[str]:
-    """Return a note if libraries are installed in versions that were not tested. Patch releases are not named."""
+    """Return a note if libraries are installed in versions that were not tested. Other patch releases are accepted."""
     pins = pinned_versions()
     found = []
     for name in (name for name in LIBRARIES if name in pins):

@@ -1,4 +1,4 @@
-"""Prompt sets and plain texts: their types, templates and readers."""
+"""Prompt sets and plain texts: their types, the templates that render them, and the functions that read them."""
 
 from __future__ import annotations
 

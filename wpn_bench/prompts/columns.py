@@ -1,4 +1,4 @@
-"""Find the columns of a data file by the names that published data sets use, and read conversations."""
+"""Find the columns of a data file by the names that published data sets use, and read conversations in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from wpn_bench.errors import UserError
 
-# Field -> names of its column, in lower case. The field's own name always wins.
+# Usual column names of each field, in lower case. A column with the name of the field itself takes precedence.
 NAMES: dict[str, tuple[str, ...]] = {
     "prompt": (
         "goal",
@@ -74,19 +74,19 @@ def companion_of(column: str, columns: Sequence[str]) -> tuple[str, str] | None:
 
 
 def find_column(field: str, columns: Sequence[str], filled: Mapping[str, bool], where: str) -> str | None:
-    """Find the column of a field.
+    """Find the column of a field by its name.
 
     Args:
         field: One of `FIELDS`.
-        columns: The columns of the file.
-        filled: Column -> whether any row has a value in it. Empty columns are not considered.
-        where: The file, for messages.
+        columns: Names of the columns in the file.
+        filled: For each column, whether any row has a value in it. Empty columns are not considered.
+        where: Name of the file, for messages.
 
     Returns:
-        The column; None if no name fits.
+        The column; None if no name matches.
 
     Raises:
-        UserError: Several columns fit, and none is called like the field.
+        UserError: Several columns match, and none has the name of the field.
     """
     if field in columns:
         return field
@@ -96,14 +96,14 @@ def find_column(field: str, columns: Sequence[str], filled: Mapping[str, bool], 
     companions = {found_with[0] for column in found if (found_with := companion_of(column, columns))}
     found = [column for column in found if column not in companions]
     plain = {_plain(column): column for column in found}
-    # JailbreakBench: `Behavior` is a label of the row, such as "Defamation", and `Goal` is the question.
+    # In JailbreakBench, `Behavior` is a label of the row, such as "Defamation", and `Goal` is the question.
     if set(plain) == {"goal", "behavior"} and any(_plain(column) == "category" for column in columns):
         return plain["goal"]
     if len(found) > 1:
         names = " and ".join(repr(name[:60]) for name in found)
         raise UserError(
             f"{where} has the columns {names}, and each could be the {field}",
-            f"say which, for instance: --columns {field}={found[0]}",
+            f"choose one, for instance: --columns {field}={found[0]}",
         )
     return found[0] if found else None
 
@@ -114,16 +114,17 @@ def choose_columns(
     """Choose the column of each field.
 
     Args:
-        rows: The rows of the file.
-        given: Field -> column, as the user says. A column that the file does not have is found by its name.
+        rows: Rows of the file.
+        given: The column that the user named for a field. If the file does not have it, the column is found by its
+            name.
         fields: The fields to find.
-        where: The file, for messages.
+        where: Name of the file, for messages.
 
     Returns:
-        Field -> column, for the fields that have one.
+        The column of each field that has one.
 
     Raises:
-        UserError: Several columns fit a field.
+        UserError: Several columns match a field.
     """
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     filled = {column: any(row.get(column) not in (None, "", []) for row in rows) for column in columns}
@@ -135,7 +136,7 @@ def choose_columns(
         elif (found := find_column(field, columns, filled, where)) is not None:
             chosen[field] = found
     if "prompt" in fields and "prompt" not in chosen:
-        # Preference data without a prompt: both conversations begin with it.
+        # Some preference data has no column for the prompt. Both conversations then begin with the prompt.
         for side in ("harmless", "harmful"):
             column = chosen.get(side)
             if column and any(_is_conversation(row.get(column)) for row in rows):
@@ -156,7 +157,7 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _turns(value: Any, where: str) -> list[tuple[str, str]]:
-    """The (role, text) pairs of a conversation."""
+    """Return the (role, text) pairs of a conversation."""
     if isinstance(value, str):
         parts = _TURN.split(value)[1:]
         names = {"Human": "user", "Assistant": "assistant"}
@@ -165,40 +166,40 @@ def _turns(value: Any, where: str) -> list[tuple[str, str]]:
     for turn in [value] if isinstance(value, Mapping) else value:
         role = str(turn.get("role", turn.get("from"))).casefold()
         content = turn.get("content", turn.get("value"))
-        if isinstance(content, list | tuple):  # parts, as in the OpenAI interface
+        if isinstance(content, list | tuple):  # a list of parts, as in OpenAI's API
             if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
                 raise UserError(f"{where}: a turn of the conversation is not text", "remove the row")
             content = "".join(str(part.get("text", "")) for part in content)
         if not isinstance(content, str):
-            raise UserError(f"{where}: a turn of the conversation has no text", "mend or remove the row")
+            raise UserError(f"{where}: a turn of the conversation has no text", "correct or remove the row")
         if role in ("system", "developer"):
             if content.strip():
                 raise UserError(
-                    f"{where}: the conversation has a system message, and prompts have none",
-                    "remove it from the rows, so that all prompts are asked alike",
+                    f"{where}: the conversation has a system message, which prompts must not have",
+                    "remove it from all rows, and set one system message for all prompts with --system",
                 )
             continue
         if role not in (*_USER, *_ASSISTANT):
             raise UserError(
-                f"{where}: the conversation has a turn of {role[:40]!r}", "keep user and assistant turns only"
+                f"{where}: the conversation has a turn of the role {role[:40]!r}", "keep only user and assistant turns"
             )
         found.append(("user" if role in _USER else "assistant", content))
     return found
 
 
 def value_of(field: str, value: Any, where: str) -> Any:
-    """Return the value of a field. Of a conversation, it is the user's turn (prompt) or the assistant's last turn.
+    """Return the value of a field. From a conversation, take the user's turn (prompt) or the assistant's last turn.
 
     Args:
         field: The field.
-        value: The value of the column.
-        where: The file and the row, for messages.
+        value: Value of the column.
+        where: Name of the file and number of the row, for messages.
 
     Returns:
-        The text or list of texts; None if there is none. A value of another type is returned as it is.
+        The text or list of texts; None if there is none. A value of another type is returned unchanged.
 
     Raises:
-        UserError: The conversation has several user turns (a prompt is one turn), a system message, or other roles.
+        UserError: The conversation has several user turns, a system message, or other roles.
     """
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -210,8 +211,8 @@ def value_of(field: str, value: Any, where: str) -> Any:
     asked = [text for role, text in turns if role == "user"]
     if len(asked) > 1 or (asked and turns[0][0] != "user"):
         raise UserError(
-            f"{where}: the conversation has {len(turns)} turns, and a prompt is one user turn",
-            "keep the conversations with one question and its answer",
+            f"{where}: the conversation has {len(turns)} turns, but a prompt must be a single user turn",
+            "keep only conversations with one question and its answer",
         )
     if field == "prompt":
         return asked[0] if asked else None

@@ -1,7 +1,7 @@
-"""Parse comma-separated text strictly, and lists in its cells.
+"""Parse comma-separated text strictly, and parse lists within its cells.
 
-Python's `csv` reads an unbalanced quote silently: everything up to the next quote becomes one cell. Here it is an error
-that names the line of the quote.
+If a quote is not closed, Python's `csv` silently reads everything up to the next quote as one cell. In this module it
+is an error that names the line of the quote.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LIST = re.compile(r"""\s*(?:array\()?[\[(]\s*(?:['"{\[]|np\.str_\(|array\()""")
 
 
 class CsvError(ValueError):
-    """The text is not valid CSV. `line` is the line of the mistake, counted from 1."""
+    """The text is not valid CSV. `line` is the number of the wrong line, counted from 1."""
 
     def __init__(self, line: int, problem: str, hint: str) -> None:
         super().__init__(problem)
@@ -31,14 +31,14 @@ def records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Split CSV text into records. Blank lines are left out.
 
     Args:
-        text: The text; lines end with a line feed, a carriage return, or both.
+        text: The text. A line ends with a line feed, a carriage return, or both.
         delimiter: The character between cells.
 
     Yields:
-        The line on which the record begins, counted from 1, and its cells.
+        The number of the line on which the record begins, counted from 1, and its cells.
 
     Raises:
-        CsvError: A quote is not closed, text stands after a closing quote, or a space before an opening one.
+        CsvError: A quote is not closed, there is text after a closing quote, or a space before an opening quote.
     """
     plain = re.compile(rf"[^{re.escape(delimiter)}\r\n]*")
     at, line, size = 0, 1, len(text)
@@ -49,14 +49,16 @@ def records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 found = _QUOTED.match(text, at)
                 if found is None:
                     raise CsvError(
-                        line, "a quote is opened and never closed", "close it, or write a quote inside a text twice"
+                        line, "a quote is opened but never closed", "close it, or double each quote inside a text"
                     )
                 end = found.end()
                 if end < size and text[end] not in (delimiter, "\r", "\n"):
-                    problem = (
-                        f"the quote that is opened here is followed by {text[end : end + 20]!r} where it is closed"
+                    problem = f"the closing quote of a cell that begins here is followed by {text[end : end + 20]!r}"
+                    raise CsvError(
+                        line,
+                        problem,
+                        "put the closing quote at the end of the cell, and double each quote inside a text",
                     )
-                    raise CsvError(line, problem, "close it where the text ends, and write a quote inside a text twice")
                 cells.append(found[1].replace('""', '"'))
                 line += len(re.findall(r"\r\n|\r|\n", found[0]))
             else:
@@ -64,7 +66,7 @@ def records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 assert found is not None
                 end = found.end()
                 if re.fullmatch(r'\s+"[^"]*("?\s*)', found[0]):
-                    raise CsvError(line, "a space stands before an opening quote", "remove the space")
+                    raise CsvError(line, "there is a space before an opening quote", "remove the space")
                 cells.append(found[0])
             at = end
             if at < size and text[at] == delimiter:
@@ -81,13 +83,14 @@ def records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 def find_delimiter(text: str, usual: str, known: frozenset[str]) -> str:
     """Find the delimiter of CSV text from its header.
 
-    The usual delimiter is taken if it splits the header, unless only another one gives a known column. Otherwise the one
-    that gives the most columns is taken.
+    The usual delimiter is chosen if it splits the header. The exception is a header that only with another delimiter
+    has a known column name. If the usual delimiter does not split the header, the one that gives the most columns is
+    chosen.
 
     Args:
         text: The text.
         usual: The delimiter that the name of the file suggests.
-        known: Names of columns in lower case.
+        known: Known column names in lower case.
 
     Returns:
         One of `DELIMITERS`.
@@ -106,20 +109,21 @@ def find_delimiter(text: str, usual: str, known: frozenset[str]) -> str:
 
 
 def looks_like_list(text: str) -> bool:
-    """Return whether a text has the outer form of a list that pandas or NumPy wrote."""
+    """Return whether a text looks like a list that pandas or NumPy wrote."""
     return bool(_LIST.match(text)) and text.rstrip().endswith(("]", ")"))
 
 
 def list_or_text(value: str) -> Any:
-    """Read a cell that contains a list: JSON, Python (`['a', 'b']`) or NumPy (`['a' 'b']`). Other text is returned as it is.
+    """Read a cell that contains a list in the form of JSON, Python (`['a', 'b']`) or NumPy (`['a' 'b']`).
 
-    A list that NumPy shortened with `...`, or that cannot be read, is returned as text, for which `looks_like_list` is true.
+    Other text is returned unchanged. So is a list that NumPy shortened with `...` or that cannot be read; for such a
+    text `looks_like_list` is true.
     """
     if not value.lstrip().startswith(("[", "(", "array(")):
         return value
     try:
         parsed = json.loads(value)
-        json.dumps(parsed, ensure_ascii=False).encode()  # an unpaired surrogate is not a character
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails for an unpaired surrogate, which is not a character
     except (ValueError, RecursionError):
         parsed = None
     if isinstance(parsed, list):
@@ -135,7 +139,7 @@ def list_or_text(value: str) -> Any:
 
 
 def _as_python(value: str) -> str:
-    """Rewrite what NumPy prints as Python lists: commas between elements, no `array()` and no `np.str_()`."""
+    """Rewrite the output of NumPy as Python lists: commas between elements, no `array()` and no `np.str_()`."""
     out: list[str] = []
     outer = value.startswith("(")
     value = value[1:-1] if outer else value

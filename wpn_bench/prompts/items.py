@@ -1,4 +1,4 @@
-"""Prompt items and texts as files and as inputs of jobs."""
+"""Store prompt items and texts as files and as inputs of jobs."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
     Args:
         path: The file. An existing file is replaced.
-        rows: One JSON object for each line.
+        rows: One JSON object per line.
     """
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `write_rows` wrote."""
-    # Not splitlines(): responses may contain line separators that JSON does not escape.
+    """Read a JSON Lines file that `write_rows` wrote."""
+    # str.splitlines() would also split at line separators within responses, which JSON does not escape.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_items(folder: Path) -> list[Item]:
-    """Read the prompt items of an artifact."""
+    """Read the prompt items from the folder of an artifact."""
     rows = read_rows(folder / ITEMS)
     return [Item(**{**r, "harmful": tuple(r["harmful"]), "harmless": tuple(r["harmless"])}) for r in rows]
 
 
 def item_row(item: Item) -> dict[str, Any]:
-    """Convert an item to a row that `read_items` reads."""
+    """Convert an item to a row that `read_items` can read."""
     return asdict(item)
 
 
 def put_prompts(store: Store, prompt_set: PromptSet) -> External:
-    """Store the items of a prompt set as an artifact, unless the store has them already.
+    """Store the items of a prompt set as an artifact, unless they are already in the store.
 
     Args:
-        store: The store of artifacts.
+        store: The artifact store.
         prompt_set: The prompt set.
 
     Returns:
@@ -60,10 +60,10 @@ def put_prompts(store: Store, prompt_set: PromptSet) -> External:
 
 
 def put_texts(store: Store, texts: TextSet) -> External:
-    """Store texts as an artifact, unless the store has them already.
+    """Store texts as an artifact, unless they are already in the store.
 
     Args:
-        store: The store of artifacts.
+        store: The artifact store.
         texts: The texts.
 
     Returns:

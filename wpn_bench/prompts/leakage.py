@@ -1,25 +1,24 @@
-"""Find leakage: prompts of a test or validation set that are also, or nearly, in the forget set.
+"""Find leakage: test or validation prompts that are equal, or nearly equal, to prompts of the forget set.
 
 Two prompts are the *same* if they differ only in case and white space (`prompts.normalise`). They are *nearly the same*
-if the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold (`similarity`). A and B are multisets: a
-word that occurs twice counts twice. Words that differ by one typing error count as the same word. At the threshold
-0.75, one word may be replaced in a prompt of seven words, or added to a prompt of three.
+if the Jaccard similarity |A & B| / |A | B| of their words reaches a threshold (`similarity`). A and B are multisets,
+so a word that occurs twice counts twice. Words that differ by one typing error count as the same word. At the threshold
+0.75, one word may be replaced in a prompt of seven words, or added to a prompt of three words.
 
 Two prompts that are nearly the same but have different names or numbers ("Be honest about Anna's coats", "Be honest
-about Tom's coats") are *siblings*: one question about two people. Siblings are counted and kept, because a set made
-from the templates of the forget set has them on purpose. A word counts as a name if it never occurs in lower case in
-the two sets, and at least once with a capital inside a sentence. In languages that capitalise every noun, this finds
-too many names.
+about Tom's coats") are *siblings*. Siblings are counted and kept, because a test set that is made from the templates of
+the forget set contains them on purpose. A word counts as a name if it never occurs in lower case in the two sets, and
+at least once with a capital inside a sentence. In languages that capitalise every noun, too many words count as names.
 
-MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998) propose pairs, so that 10,000 prompts are compared
-with 10,000 others in seconds. One index is of words, one of letter trigrams. Each proposed pair is then compared
-exactly, so a hash collision never causes a match. All pairs are proposed whose words or trigrams reach the threshold,
-but a share of at most `MISSED` of those just at the threshold. So a typing error is found in a prompt of at least seven
-words, or of about 25 letters, and not in a shorter one.
+MinHash signatures in LSH indices (Broder 1997; Indyk & Motwani 1998) propose candidate pairs, so that 10,000 prompts
+are compared with 10,000 others in seconds. One index is of words and the other of letter trigrams. Each candidate pair
+is then compared exactly, so a hash collision never causes a match. Nearly all pairs whose words or trigrams reach the
+threshold become candidates. Of the pairs with exactly the threshold, a share of at most `MISSED` is lost. Trigrams find
+a typing error in a prompt of at least seven words or about 25 letters, but not in a shorter one.
 
-A passage of 16 words that many prompts of the two sets share (a preamble, a form) is left out before the comparison:
-otherwise all prompts with a long preamble would be nearly the same, and every pair of them would be compared. Of the
-pairs that are proposed for one prompt, the 256 most similar by signature are compared exactly.
+A passage of 16 words that occurs in many prompts of the two sets (a preamble, a form) is removed before the comparison.
+Otherwise all prompts with a long common preamble would be nearly the same, and every pair of them would be compared.
+For each prompt, only the 256 candidates with the most similar signatures are compared exactly.
 """
 
 from __future__ import annotations
@@ -43,24 +42,24 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.75
 MISSED = 1e-5
-PASSAGE = 16  # words of a passage that many prompts share
-COMMON = 0.02  # share of the prompts that must contain it
-MOST = 256  # proposed pairs of a prompt that are compared exactly, the most similar first
+PASSAGE = 16  # number of words in a passage that many prompts have in common
+COMMON = 0.02  # share of the prompts that must contain such a passage
+MOST = 256  # number of candidates of a prompt that are compared exactly
 SHOWN = 3  # number of pairs of each set that the results quote
 Kind = Literal["same", "near", "sibling"]
 
 _PERMUTATIONS = 128
 _SEED = 1
-_CJK = "\u3040-\u30ff\u3400-\u9fff"  # these scripts have no spaces between words: each character counts as a word
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces, where each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:'[^\W{_CJK}]+)*")
 _SENTENCE = re.compile(r"[.!?:\n\"“(\[]")
-_QUOTED = 100  # maximum characters of a prompt that the results quote
+_QUOTED = 100  # maximum number of characters that the results quote from a prompt
 _RANK: dict[Kind, int] = {"same": 0, "near": 1, "sibling": 2}
 
 
 @dataclass(frozen=True)
 class Match:
-    """A prompt and the most similar prompt of another set. `similarity` is 1 for the same prompt."""
+    """A prompt and the most similar prompt of another set. The similarity of the same prompts is 1."""
 
     item: Item
     other: Item
@@ -70,21 +69,19 @@ class Match:
 
 @dataclass(frozen=True)
 class Leak:
-    """The matches found in one set of prompts.
-
-    They are matches with the forget set; for a validation set, also with the test sets.
+    """The matches of one prompt set with the forget set, and for a validation set also with the test sets.
 
     Attributes:
-        set: The name of the set.
-        suite: The kind of the set: "validation" or a test suite.
+        set: Name of the set.
+        suite: "validation" or the test suite of the set.
         n: Number of prompts in the set.
         same: Number of prompts with the same prompt in the other set.
         near: Number of prompts with nearly the same prompt in the other set.
         siblings: Number of prompts that differ from a prompt of the other set only in a name or a number.
         dropped: Number of prompts that were dropped.
-        in_domain: For out-of-distribution sets: number of prompts that are the same, or nearly the same, as one of an
-            in-domain test set.
-        pairs: The first few matches: the same, then nearly the same, then siblings.
+        in_domain: Number of prompts that are the same, or nearly the same, as a prompt of an in-domain test set; None
+            unless the set is out of distribution.
+        pairs: The first few matches, with the same prompts first, then nearly the same ones, then siblings.
     """
 
     set: str
@@ -106,19 +103,22 @@ def _plain(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a prompt without case, punctuation and 's. A prompt without letters gives its characters."""
+    """Return the words of a prompt in lower case, without punctuation and 's.
+
+    A prompt without letters gives its characters.
+    """
     found = [word.removesuffix("'s") for word in _WORD.findall(_plain(text).casefold())]
     return found or list("".join(text.split()))
 
 
 def trigrams(text: str) -> list[str]:
-    """Return the runs of three characters of a prompt, with one space between words and at both ends."""
+    """Return the runs of three characters in a prompt, with one space between words and at both ends."""
     line = f" {' '.join(words(text))} "
     return [line[k : k + 3] for k in range(len(line) - 2)]
 
 
 def _counted(parts: Iterable[str]) -> frozenset[str]:
-    """Represent a multiset as a set: the second occurrence of a part is a different element from the first."""
+    """Represent a multiset as a set, in which repeated occurrences of a part are different elements."""
     seen: Counter[str] = Counter()
     out = []
     for part in parts:
@@ -137,7 +137,7 @@ def similarity(one: str, other: str) -> float:
         other: Another prompt.
 
     Returns:
-        A number between 0 and 1, the same if the prompts are swapped.
+        A number between 0 and 1. The order of the prompts does not matter.
     """
     mine, theirs = (Counter(words(text)) for text in sorted((one, other)))
     shared = (mine & theirs).total()
@@ -157,7 +157,7 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 def _spelling(texts: Iterable[str]) -> tuple[set[str], set[str]]:
     """Return the words with a capital inside a sentence, and the words in lower case, both casefolded.
 
-    Texts in which most words begin with a capital show neither, and are ignored.
+    A text in which most words begin with a capital is ignored, because it shows neither.
     """
     capital, small = set(), set()
     for text in texts:
@@ -186,32 +186,32 @@ def _passages_of(found: Sequence[str]) -> list[int]:
 
 
 def shared_passages(items: Iterable[Item]) -> frozenset[int]:
-    """Find the passages of `PASSAGE` words that many prompts share: a preamble, instructions, a form.
+    """Find passages of `PASSAGE` words that many prompts have in common, such as a preamble or instructions.
 
     Args:
         items: The prompts of all sets that are compared.
 
     Returns:
-        The hashes of the passages that at least 10 prompts contain, and at least a share `COMMON` of all prompts.
+        The hashes of the passages that occur in at least 10 prompts and in at least a share `COMMON` of all prompts.
     """
     prompts = {item.id: item.prompt for item in items}
     seen: Counter[int] = Counter()
     for prompt in prompts.values():
-        if len(prompt) > 2 * PASSAGE:  # shorter prompts have fewer words
+        if len(prompt) > 2 * PASSAGE:  # a prompt with fewer characters has fewer words than a passage
             seen.update(set(_passages_of([m[0] for m in _WORD.finditer(_plain(prompt).casefold())])))
     least = max(10, COMMON * len(prompts))
     return frozenset(passage for passage, n in seen.items() if n >= least)
 
 
 def without_passages(prompt: str, passages: frozenset[int]) -> str:
-    """Return what remains of a prompt without passages that many prompts share.
+    """Return a prompt without the passages that many prompts have in common.
 
     Args:
         prompt: The prompt.
-        passages: The passages, from `shared_passages`.
+        passages: Hashes of the passages, from `shared_passages`.
 
     Returns:
-        The rest, from the beginning of its sentence to the end of it; the whole prompt if nothing would remain.
+        The rest of the prompt, extended to whole sentences. If nothing would remain, the whole prompt.
     """
     if not passages:
         return prompt
@@ -224,7 +224,7 @@ def without_passages(prompt: str, passages: frozenset[int]) -> str:
     if not any(drop):
         return prompt
     begins = _boundaries(line, found)
-    # Give back the words around the rest that belong to its first and last sentence, up to `PASSAGE` on each side.
+    # Extend the rest to the beginning of its first and the end of its last sentence, by at most `PASSAGE` words each.
     given = 0
     for k in range(len(found) - 1, 0, -1):
         given = given if drop[k - 1] and not drop[k] else 0
@@ -243,7 +243,8 @@ def without_passages(prompt: str, passages: frozenset[int]) -> str:
 def _slip(one: str, other: str) -> bool:
     """Return whether one edit turns one word into the other.
 
-    An edit drops, adds or replaces a letter, or swaps two neighbours. Words of fewer than four letters never match.
+    An edit removes, adds or replaces a letter, or swaps two adjacent letters. Words with fewer than four letters never
+    match.
     """
     if min(len(one), len(other)) < 4 or not (one + other).isalpha():
         return False
@@ -255,10 +256,10 @@ def _slip(one: str, other: str) -> bool:
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """Return (bands, rows) for `_PERMUTATIONS`.
+    """Return the numbers (bands, rows) of the LSH index for `_PERMUTATIONS`.
 
-    The number of rows is the largest, which gives the fewest useless comparisons, with at most a share `MISSED` of
-    missed pairs.
+    More rows give fewer needless comparisons but miss more pairs. The number of rows is the largest one that misses at
+    most a share `MISSED` of the pairs.
     """
     rows = max(r for r in range(1, _PERMUTATIONS // 2 + 1) if (1 - threshold**r) ** (_PERMUTATIONS // r) <= MISSED)
     return _PERMUTATIONS // rows, rows
@@ -280,12 +281,12 @@ def _signatures(sets: Iterable[frozenset[str]]) -> Iterable[MinHash]:
 
 
 class _Index:
-    """Prompts in an LSH index of their words or letter trigrams.
+    """An LSH index of prompts by their words or letter trigrams.
 
     Args:
-        texts: The prompts, without passages that many share.
-        cut: Gives the parts of a prompt: `words` or `trigrams`.
-        threshold: The minimum similarity of the parts.
+        texts: The prompts, without the passages that many prompts have in common.
+        cut: Splits a prompt into its parts: `words` or `trigrams`.
+        threshold: Minimum similarity of the parts.
     """
 
     def __init__(self, texts: Sequence[str], cut: Callable[[str], list[str]], threshold: float) -> None:
@@ -301,9 +302,10 @@ class _Index:
         self._not_indexed = sorted(range(len(texts)), key=sizes.__getitem__, reverse=True)
 
     def _index_up_to(self, size: float) -> None:
-        """Index the prompts of at most `size` parts.
+        """Add the prompts with at most `size` parts to the index.
 
-        Longer ones cannot be similar enough to what is searched, and the signature of a very long prompt takes seconds.
+        Longer prompts cannot be similar enough to the prompts that are searched for. The signature of a very long
+        prompt takes seconds.
         """
         chosen = []
         while self._not_indexed and len(self._parts[self._not_indexed[-1]]) <= size:
@@ -313,9 +315,9 @@ class _Index:
             self._hashes[k] = signature.hashvalues
 
     def pairs(self, texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """Yield the pairs whose parts are similar enough: the position in `texts` and the position in the index."""
+        """Yield the pairs whose parts are similar enough, as (position in `texts`, position in the index)."""
         mine = [_counted(self._cut(text)) for text in texts]
-        # The similarity of two sets is at most the quotient of their sizes; one part more allows for rounding.
+        # The similarity of two sets is at most the ratio of their sizes. The added 1 allows for rounding.
         longest = max(map(len, self._parts)) / self._threshold + 1
         short = [k for k, one in enumerate(mine) if len(one) <= longest]
         self._index_up_to(max((len(mine[k]) for k in short), default=0) / self._threshold + 1)
@@ -334,7 +336,7 @@ class Reference:
 
     Args:
         items: The prompts.
-        threshold: The minimum similarity of prompts that are nearly the same. With 1, only the same prompts are found.
+        threshold: Minimum similarity of prompts that are nearly the same. With 1, only the same prompts are found.
     """
 
     def __init__(self, items: Iterable[Item], threshold: float = THRESHOLD) -> None:
@@ -346,7 +348,7 @@ class Reference:
         self._passages: frozenset[int] | None = None
 
     def _indices_without(self, passages: frozenset[int]) -> tuple[_Index, ...]:
-        """The indices of words and of letter trigrams, of the prompts without these passages."""
+        """Return the indices of words and of letter trigrams, made from the prompts without these passages."""
         if self._passages != passages:
             texts = [without_passages(i.prompt, passages) for i in self.items]
             self._indices = tuple(_Index(texts, cut, self.threshold) for cut in (words, trigrams))
@@ -354,10 +356,10 @@ class Reference:
         return self._indices
 
     def matches(self, items: Sequence[Item]) -> list[Match]:
-        """Return the worst match of each item that has any.
+        """Return the worst match of each item that has a match.
 
-        The same prompt is worse than nearly the same, which is worse than a sibling. Of equal kinds the most similar is
-        the worst, and of equally similar ones the first in the reference.
+        The same prompt is worse than a nearly equal one, which is worse than a sibling. Among matches of one kind, the
+        most similar one is the worst. Among equally similar ones, it is the first in the reference.
         """
         capital, small = _spelling(i.prompt for i in items)
         names = (self._capital | capital) - self._small - small
@@ -377,7 +379,7 @@ class Reference:
         return found
 
     def _alike(self, items: Sequence[Item]) -> list[dict[int, float]]:
-        """Return for each item the similarities of reference prompts that reach the threshold, keyed by index."""
+        """Return for each item the similarity of those reference prompts that reach the threshold, by their index."""
         if self.threshold >= 1 or not self.items:
             return [{} for _ in items]
         passages = shared_passages([*self.items, *items])
@@ -392,8 +394,8 @@ class Reference:
     def _siblings(self, item: Item, other: Item, names: set[str]) -> bool:
         """Return whether a name or a number occurs in only one of the two prompts.
 
-        A word that differs by one edit from a name in the other prompt is a typing error, unless the reference contains
-        that spelling as a name of its own (Paul and Paula).
+        A word that differs by one edit from a name in the other prompt is a typing error. It is not if the reference
+        also contains that spelling as another name (Paul and Paula).
         """
         mine, theirs = (words(i.prompt) for i in (item, other))
         left, right = (
@@ -410,13 +412,13 @@ def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *
 
     Args:
         forget: The forget set.
-        reference: The prompts of the forget set.
+        reference: Index of the prompts of the forget set.
         one: The test set.
-        suite: The kind of the test set.
-        drop: Whether such prompts are dropped; otherwise they are an error.
+        suite: Test suite of the set.
+        drop: Whether such prompts are dropped. If not, they are an error.
 
     Returns:
-        The test set without these prompts, and what was found.
+        The test set without these prompts, and the matches that were found.
 
     Raises:
         UserError: The test set contains such prompts and `drop` is false, or no prompt would remain.
@@ -425,17 +427,17 @@ def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *
     same, near = ([m for m in found if m.kind == kind] for kind in ("same", "near"))
     if same and not drop:
         raise UserError(
-            f"{len(same)} prompt{'s' * (len(same) > 1)} of {one.name!r} also stand in the forget set"
+            f"{len(same)} prompt{'s' * (len(same) > 1)} of {one.name!r} also occur in the forget set"
             f" {forget.name!r} (first: {same[0].item.prompt[:60]!r})",
-            "remove them from one of the two, or let the test set go without them: --overlap drop",
+            "remove them from one of the two sets, or drop them from the test set with --overlap drop",
         )
     if near and not drop:
         first = near[0]
         raise UserError(
-            f"{len(near)} prompt{'s' * (len(near) > 1)} of {one.name!r} nearly stand in the forget set {forget.name!r}"
-            f" (first: {_quotes(first)[0]!r} beside {_quotes(first)[1]!r}, similarity {first.similarity:.2f})",
-            "reword or remove them in one of the two, let the test set go without them (--overlap drop), or look for"
-            " equal prompts only (--near-duplicate 1)",
+            f"{len(near)} prompt{'s' * (len(near) > 1)} of {one.name!r} {'are' if len(near) > 1 else 'is'} nearly equal to prompts of the forget set {forget.name!r}"
+            f" (first: {_quotes(first)[0]!r} and {_quotes(first)[1]!r}, similarity {first.similarity:.2f})",
+            "reword or remove them in one of the two sets, drop them from the test set (--overlap drop), or look only"
+            " for equal prompts (--near-duplicate 1)",
         )
     kept = _without(one, [*same, *near], "the forget set")
     return kept, _leak(one, suite, found, len(one.items) - len(kept.items))
@@ -444,14 +446,14 @@ def apart(forget: PromptSet, reference: Reference, one: PromptSet, suite: str, *
 def unseen(validation: PromptSet, references: Iterable[Reference]) -> tuple[PromptSet, Leak]:
     """Remove validation prompts that are the same, or nearly the same, as prompts of the forget set or a test set.
 
-    Choices made on the validation prompts would otherwise be biased.
+    With such prompts, choices made on the validation set would be biased.
 
     Args:
         validation: The validation set.
-        references: The forget set and the test sets.
+        references: Indices of the forget set and of the test sets.
 
     Returns:
-        The validation set without these prompts, and what was found.
+        The validation set without these prompts, and the matches that were found.
 
     Raises:
         UserError: No prompt would remain.
@@ -466,25 +468,25 @@ def unseen(validation: PromptSet, references: Iterable[Reference]) -> tuple[Prom
 
 
 def shared(reference: Reference, one: PromptSet) -> int:
-    """Count the prompts of a set that are the same, or nearly the same, as one of the reference.
+    """Count the prompts of a set that are the same, or nearly the same, as a prompt of the reference.
 
     Args:
         reference: The prompts to compare with.
         one: The set.
 
     Returns:
-        Number of prompts. Siblings do not count.
+        The number of prompts. Siblings do not count.
     """
     return sum(m.kind != "sibling" for m in reference.matches(one.items))
 
 
 def notes(leak: Leak) -> list[str]:
-    """Describe a leak for people: one line for each fact, none if there is nothing to report."""
+    """Describe the matches in messages for the user: one line per fact, and no line if there is nothing to report."""
     others = "another set" if leak.suite == "validation" else "the forget set"
-    lost = [(leak.same, "also stand in"), (leak.near, "nearly stand in")]
+    lost = [(leak.same, "also occur in"), (leak.near, "are nearly equal to prompts of")]
     said = [f"{n} prompts of {leak.set} {how} {others} and were dropped" for n, how in lost if n and leak.dropped]
     if leak.in_domain:
-        said.append(f"{leak.in_domain} prompts of {leak.set} stand, or nearly stand, in an in-domain test set, too")
+        said.append(f"{leak.in_domain} prompts of {leak.set} equal, or nearly equal, prompts of an in-domain test set")
     return said
 
 
@@ -493,8 +495,8 @@ def _without(one: PromptSet, matches: Iterable[Match], where: str) -> PromptSet:
     kept = tuple(i for i in one.items if i.id not in lost)
     if not kept:
         raise UserError(
-            f"every prompt of {one.name!r} stands, or nearly stands, in {where}",
-            "give other prompts (--prompts NAME=FILE), or look for equal prompts only (--near-duplicate 1)",
+            f"every prompt of {one.name!r} equals, or nearly equals, a prompt of {where}",
+            "give other prompts (--prompts NAME=FILE), or look only for equal prompts (--near-duplicate 1)",
         )
     return replace(one, items=kept) if lost else one
 
@@ -515,7 +517,7 @@ def _leak(one: PromptSet, suite: str, found: Sequence[Match], dropped: int) -> L
 
 
 def _quotes(match: Match) -> tuple[str, str]:
-    """Quote both prompts of a match, from shortly before their first difference if that comes late."""
+    """Quote both prompts of a match. If their first difference comes late, the quotes begin shortly before it."""
     one, other = (" ".join(i.prompt.split()) for i in (match.item, match.other))
     same = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = one.rfind(" ", 0, max(0, same - 20)) + 1 if same > _QUOTED - 30 and one != other else 0

@@ -1,4 +1,4 @@
-"""Read prompt sets and texts from declarations in `tasks/prompts/`, a user's files, the hub or the lab."""
+"""Read prompt sets and texts from declarations in `tasks/prompts/`, files of the user, the hub, or the lab data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wpn_bench.redact import redact_secrets
 
 
 class Pick(BaseModel):
-    """A source column that is read only from rows where other columns have the given values."""
+    """A column that is read only from rows in which other columns have the given values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     column: str
@@ -33,7 +33,7 @@ class Pick(BaseModel):
 
 
 class Source(BaseModel):
-    """The origin of the rows: exactly one of `lab`, `hub` and `file`."""
+    """Where the rows come from: exactly one of `lab`, `hub` and `file`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lab: str | None = None
@@ -54,21 +54,23 @@ class SetSpec(BaseModel):
     kind: Kind = "question"
     source: Source
     columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
-    find_columns: bool = Field(False, description="find columns that `columns` does not name by their usual names")
+    find_columns: bool = Field(
+        False, description="whether columns that `columns` does not name are found by their usual names"
+    )
     where: dict[str, Any] = Field(default_factory=dict)
-    min_chars: int = Field(1, ge=1, description="shorter texts are left out (headings)")
+    min_chars: int = Field(1, ge=1, description="shorter texts, such as headings, are left out")
     licence: str = ""
     citation: str = ""
     warning: str = ""
 
 
 def declared() -> dict[str, Path]:
-    """Return the names of the sets declared in `tasks/prompts/`, with their files."""
+    """Return the file of each set declared in `tasks/prompts/`, by the name of the set."""
     return {p.stem: p for p in sorted((tasks_dir() / "prompts").glob("*.yaml"))}
 
 
 def read_spec(path: Path) -> SetSpec:
-    """Read one declaration. Raises `UserError` that names the wrong field."""
+    """Read one declaration. If a field is wrong, the `UserError` names it."""
     with as_user_error(str(path), "see tasks/prompts/ for examples"):
         return SetSpec.model_validate(load_yaml(path))
 
@@ -79,11 +81,12 @@ def spec_for(
     """Return the specification of a set that a user named.
 
     Args:
-        name_or_file: A declared set's name, a declaration file (.yaml), or a data file (.jsonl, .json, .csv, .tsv, .parquet).
+        name_or_file: Name of a declared set, a declaration file (.yaml), or a data file (.jsonl, .json, .csv, .tsv,
+            .parquet).
         role: What the set is used for.
-        kind: The kind of the prompts of a data file.
-        name: The name of the set in results; None: the declared name, or the name of the data file.
-        columns: Field -> column of a data file; other columns are found by their usual names.
+        kind: Kind of the prompts in a data file.
+        name: Name of the set in results; None uses the declared name or the name of the data file.
+        columns: Column of a data file for each field. Columns that are not given are found by their usual names.
 
     Returns:
         The specification.
@@ -97,7 +100,7 @@ def spec_for(
     if name_or_file in known:
         spec = read_spec(known[name_or_file])
         return spec.model_copy(update={"role": role, "name": name or spec.name})
-    # Not Path.exists: it raises for a name that is too long for a file, such as a prompt typed by mistake.
+    # Path.exists would raise for a name that is too long for a file, such as a prompt typed by mistake.
     path = Path(os.path.expanduser(name_or_file))
     if path.suffix in {".yaml", ".yml"}:
         spec = read_spec(path)
@@ -133,8 +136,8 @@ def load_prompts(spec: SetSpec) -> PromptSet:
             raise UserError(
                 f"{_origin(spec)} row {number} has no {' and no '.join(repr(m) for m in missing)}"
                 f" (columns: {', '.join(str(column)[:60] for column in row)[:300]})",
-                "a forget set needs prompt, harmful and harmless; other sets need prompt; name the columns, for instance:"
-                " --columns prompt=goal,harmful=target (docs/inputs.md)",
+                "a forget set needs prompt, harmful and harmless, and other sets need prompt; name the columns, for"
+                " instance: --columns prompt=goal,harmful=target (docs/inputs.md)",
             )
         prompt = values["prompt"]
         if not isinstance(prompt, str) or not prompt.strip():
@@ -151,9 +154,10 @@ def load_prompts(spec: SetSpec) -> PromptSet:
                 continue
             if name in need:
                 raise UserError(
-                    f"{_origin(spec)} row {number}: {name!r} is not a text or a list of texts", "mend or remove the row"
+                    f"{_origin(spec)} row {number}: {name!r} is not a text or a list of texts",
+                    "correct or remove the row",
                 )
-            values[name] = None  # for instance a label; only forget sets need responses
+            values[name] = None  # the column may hold labels, and only forget sets need responses
         kind = row.get("kind") if row.get("kind") in ("question", "continuation") else spec.kind
         key = item_id(prompt)
         old = merged.get(key, Item(key, prompt, str(kind)))
@@ -167,14 +171,14 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         # Training needs a harmful and a harmless response to each prompt.
         items = tuple(i for i in items if i.harmful and i.harmless)
     if not items:
-        raise UserError(f"{_origin(spec)} holds no usable prompts", "check the file, its columns and the filter")
+        raise UserError(f"{_origin(spec)} contains no usable prompts", "check the file, its columns and the filter")
     title = spec.title or spec.name
     about = {**source, "licence": spec.licence, "warning": spec.warning}
     return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items))
 
 
 def load_texts(spec: SetSpec) -> TextSet:
-    """Read plain texts (the column `text`). Empty and too short texts are left out."""
+    """Read plain texts from the column `text`. Empty and too short texts are left out."""
     if spec.source.lab:
         from wpn_bench import lab
 
@@ -186,9 +190,9 @@ def load_texts(spec: SetSpec) -> TextSet:
     texts = tuple(t for t in found if isinstance(t, str) and len(t.strip()) >= spec.min_chars)
     if not texts:
         raise UserError(
-            f"{_origin(spec)} holds no text in the column {how if isinstance(how, str) else 'text'!r}"
+            f"{_origin(spec)} contains no text in the column {how if isinstance(how, str) else 'text'!r}"
             f" (columns: {', '.join(str(column)[:60] for column in (rows[0] if rows else ()))[:300]})",
-            "it needs a column `text`, or name another: --columns text=body",
+            "name the column of the texts, for instance: --columns text=body",
         )
     return TextSet(spec.name, spec.role, texts, spec.title or spec.name, {**source, "licence": spec.licence})
 
@@ -196,7 +200,10 @@ def load_texts(spec: SetSpec) -> TextSet:
 def _columns_of(
     spec: SetSpec, rows: Sequence[Mapping[str, Any]], fields: Sequence[str], source: dict[str, Any]
 ) -> dict[str, str | list[Pick]]:
-    """The columns to read. Those that are not called like their fields are added to `source`, for notes and results."""
+    """Return the columns to read.
+
+    Columns that are not named like their fields are recorded in `source` for the results.
+    """
     if not spec.find_columns:
         return spec.columns
     given = {field: column for field, column in spec.columns.items() if isinstance(column, str)}
@@ -235,7 +242,7 @@ def _refuse_lists(value: Any, where: str) -> None:
     for text in [value] if isinstance(value, str) else []:
         if looks_like_list(text):
             raise UserError(
-                f"{where} looks like a list that cannot be read ({text[:40]!r})",
+                f"{where} looks like a list but cannot be read as one ({text[:40]!r})",
                 'write JSON lists (["one", "two"]) into the cells, or save the data as .jsonl or .parquet',
             )
 
@@ -256,7 +263,7 @@ def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         path = Path(os.path.expanduser(spec.source.file))
         rows, source = read_file(path), {"file": display_path(path)}
     else:
-        raise UserError(f"prompt set {spec.name!r} names no source", "give it one of lab, hub and file")
+        raise UserError(f"prompt set {spec.name!r} has no source", "add one of lab, hub and file to its declaration")
     return [row for row in rows if _matches(row, spec.where)], source
 
 
@@ -278,7 +285,7 @@ def _from_hub(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _reach(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column; `a.b` is the field b of the column a. None if it does not exist."""
+    """Return the value of a column, or None if it does not exist. `a.b` is the field b of the column a."""
     value: Any = row
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -313,7 +320,7 @@ def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
                 return False
         except TypeError as e:
             raise UserError(
-                f"the filter `{column}: {wanted}` does not fit the value {value!r}", "compare numbers with numbers"
+                f"the filter `{column}: {wanted}` cannot be compared with the value {value!r}", "compare only numbers"
             ) from e
     return True
 
@@ -331,13 +338,13 @@ def _union(old: tuple[str, ...], new: Any) -> tuple[str, ...]:
 
 
 def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tuple[PromptSet, PromptSet]:
-    """Move a fixed share of a forget set into a new validation or test set, the same items in every run.
+    """Move a fixed share of a forget set into a new validation or test set. Every run moves the same items.
 
     Args:
         forget: The forget set.
-        name: The name of the new set.
-        role: The role of the new set.
-        share: The share of the prompts, between 0 and 1; at least one prompt is moved.
+        name: Name of the new set.
+        role: Role of the new set.
+        share: Share of the prompts to move, between 0 and 1. At least one prompt is moved.
 
     Returns:
         The rest of the forget set, and the new set.
@@ -349,8 +356,8 @@ def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tupl
     n = max(1, round(len(ranked) * share))
     if n >= len(ranked):
         raise UserError(
-            f"the forget set {forget.name!r} has only {len(ranked)} prompts: too few to hold some back",
-            "add prompts, or name the test prompts with --prompts in_domain=FILE",
+            f"the forget set {forget.name!r} has only {len(ranked)} prompts, too few to hold some back for testing",
+            "add prompts, or give the test prompts with --prompts in_domain=FILE",
         )
     taken = {i.id for i in ranked[:n]}
     source = {**forget.source, "held_out_of": forget.name}

@@ -16,7 +16,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts.columns import COLUMNS
 from wpn_bench.prompts.csv_cells import CsvError, find_delimiter, list_or_text, records
 
-_MISSING = ("nan", "NaN", "<NA>")  # what pandas writes for a missing text
+_MISSING = ("nan", "NaN", "<NA>")  # pandas writes these for a missing text
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     reader = READERS.get(Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower())
     if reader is None:
         raise UserError(
-            f"{path} is not .jsonl, .json, .csv, .tsv or .parquet", "convert it, or rename it to what it is"
+            f"{path} is not .jsonl, .json, .csv, .tsv or .parquet", "convert it, or give it the suffix of its format"
         )
     try:
         rows = reader(path)
@@ -38,19 +38,25 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is not UTF-8 (byte {e.start})", f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from e
-    except (OSError, EOFError, zlib.error) as e:  # the last two are raised by truncated gzip files
+    except (OSError, EOFError, zlib.error) as e:  # truncated gzip files raise the last two
         raise UserError(
             f"{path} cannot be read ({getattr(e, 'strerror', None) or e})", "check the file and its permissions"
         ) from e
     except ValueError as e:  # the path contains a NUL byte
-        raise UserError(f"{str(path)!r} is no path of a file ({e})", "check the path") from e
+        raise UserError(f"{str(path)!r} is not a valid path ({e})", "check the path") from e
     if not rows:
-        raise UserError(f"{path} is empty", "give a file with at least one row (the first of a CSV names its columns)")
+        raise UserError(
+            f"{path} is empty",
+            "give a file with at least one row of data (the first line of a CSV file only names its columns)",
+        )
     return rows
 
 
 def _text(path: Path) -> str:
-    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; decompressed if its suffix is .gz."""
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    A file with the suffix .gz is decompressed.
+    """
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as f:
         raw: bytes = f.read()
@@ -59,7 +65,7 @@ def _text(path: Path) -> str:
             return raw.decode(encoding)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16")
-    if raw[:1000].count(0) * 4 > len(raw[:1000]):  # every second byte of English text in UTF-16
+    if raw[:1000].count(0) * 4 > len(raw[:1000]):  # in UTF-16, every second byte of English text is 0
         raise UserError(
             f"{path} seems to be UTF-16 without a byte order mark",
             f"convert it: iconv -f utf-16le -t utf-8 {path.name}",
@@ -76,7 +82,7 @@ def _decode(text: str) -> Any:
 
 
 def _values(text: str) -> list[Any]:
-    """Read the JSON values that stand one after another in a text, over any number of lines."""
+    """Read a text of several JSON values one after another, over any number of lines."""
     decoder = json.JSONDecoder(object_pairs_hook=without_duplicates)
     at, found = 0, []
     while at < len(text):
@@ -92,7 +98,7 @@ def _values(text: str) -> list[Any]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     text = _text(path)
     rows = []
-    # Split at line feeds only: str.splitlines() also splits at characters that JSON strings may contain.
+    # str.splitlines() would also split at characters that JSON strings may contain.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -101,7 +107,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as e:
             if (whole := _whole_document(path, text)) is not None:
                 return whole
-            raise UserError(f"{path} line {number} is not valid JSON ({e})", "mend that line") from e
+            raise UserError(f"{path} line {number} is not valid JSON ({e})", "correct this line") from e
         if not isinstance(row, dict):
             if (whole := _whole_document(path, text)) is not None:
                 return whole
@@ -111,7 +117,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _whole_document(path: Path, text: str) -> list[dict[str, Any]] | None:
-    """The rows of a file called .jsonl that holds one JSON document, or indented objects; None if it holds neither."""
+    """Read a .jsonl file that contains one JSON document or indented objects. Returns None if it contains neither."""
     try:
         values = _values(text)
     except (ValueError, RecursionError):
@@ -126,9 +132,9 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         values = _values(text)
     except (ValueError, RecursionError) as e:
         if isinstance(e, json.JSONDecodeError) and text.startswith("{") and "\n{" in text:
-            return _read_jsonl(path)  # which names the line
+            return _read_jsonl(path)  # its error names the line
         line = f" line {e.lineno}" if isinstance(e, json.JSONDecodeError) else _line_of(text, str(e))
-        raise UserError(f"{path}{line} is not valid JSON ({e})", "mend the file") from e
+        raise UserError(f"{path}{line} is not valid JSON ({e})", "correct the file") from e
     if not values:
         return []
     rows = values if len(values) > 1 else _rows_of(path, values[0])
@@ -141,7 +147,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 
 def _line_of(text: str, problem: str) -> str:
-    """Return ` line N` of the last object in which a key occurs twice; nothing for another problem."""
+    """Return ` line N` for the last object in which a key occurs twice, and an empty text for another problem."""
     if "occurs twice" not in problem:
         return ""
     decoder = json.JSONDecoder(object_pairs_hook=without_duplicates)
@@ -150,7 +156,7 @@ def _line_of(text: str, problem: str) -> str:
         try:
             decoder.raw_decode(text, brace.start())
         except json.JSONDecodeError:
-            continue  # a brace inside a text
+            continue  # this brace is inside a text
         except ValueError:
             at = brace.start()
     line = text.count("\n", 0, at) + 1
@@ -158,11 +164,14 @@ def _line_of(text: str, problem: str) -> str:
 
 
 def _rows_of(path: Path, value: Any) -> list[Any]:
-    """The rows of a JSON document: a list, the one list of an object, pandas' `to_json`, named rows, or one row."""
+    """Return the rows of a JSON document.
+
+    It may be a list, an object with one list, pandas' `to_json`, an object of named rows, or one row.
+    """
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds neither a list nor an object", 'write [{"prompt": ...}, ...]')
+        raise UserError(f"{path} contains neither a list nor an object", 'write [{"prompt": ...}, ...]')
     if set(value) >= {"columns", "data"} and isinstance(value["columns"], list):
         return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
     lists = [key for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
@@ -173,7 +182,7 @@ def _rows_of(path: Path, value: Any) -> list[Any]:
         return list(value[lists[0]])
     if len(lists) > 1 and not chats:
         raise UserError(
-            f"{path} has several lists of objects ({', '.join(lists)[:200]})", "keep the one that holds the prompts"
+            f"{path} has several lists of objects ({', '.join(lists)[:200]})", "keep only the list with the prompts"
         )
     inner = list(value.values())
     if inner and all(isinstance(one, dict) and one for one in inner):
@@ -192,7 +201,7 @@ def _rows_of(path: Path, value: Any) -> list[Any]:
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     text = _text(path)
-    told = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    told = re.match(r"sep=(.)\r?\n", text)  # first line of some files that Excel wrote
     if told:
         text = "\n" + text[told.end() :]
     stem = path.stem if path.suffix == ".gz" else path.name
@@ -203,14 +212,16 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         lines = records(text, delimiter)
         columns = [name.strip("\ufeff \t") for name in next(lines, (1, []))[1]]
         if twice := [c for c in columns if c and columns.count(c) > 1]:
-            raise UserError(f"{path} has two columns named {twice[0][:60]!r}", "rename one of them in its first line")
+            raise UserError(
+                f"{path} has two columns named {twice[0][:60]!r}", "rename one of them in the first line of the file"
+            )
         for number, cells in lines:
-            # More cells than columns, probably because of a comma in an unquoted text. Some text would be lost.
+            # More cells than columns are probably due to a comma in an unquoted text. Part of the text would be lost.
             if any(cells[len(columns) :]):
                 sign = {"\t": "tabs", ",": "commas", ";": "semicolons"}.get(delimiter, delimiter)
                 raise UserError(
                     f"{path} line {number} has more cells than the first line has columns ({len(columns)})",
-                    f"put texts that hold {sign} into double quotes",
+                    f"put texts that contain {sign} into double quotes",
                 )
             if not any(cell.strip() for cell in cells) and len(cells) > 1:
                 continue  # spreadsheets write such lines for rows that were cleared
@@ -228,7 +239,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _must_be_text(value: Any) -> None:
-    """Raise `ValueError` for an unpaired escaped surrogate: it is not a character, and UTF-8 cannot encode it."""
+    """Raise `ValueError` for an escaped unpaired surrogate, which is not a character and cannot be encoded as UTF-8."""
     json.dumps(value, ensure_ascii=False).encode()
 
 

@@ -1,7 +1,6 @@
-"""Templates convert a prompt to the model's input, and a response to the text that follows it.
+"""Templates convert a prompt to the model's input, and a response to the text that follows this input.
 
-Generation, training, scoring and attacks use the same template, so that a model is trained and evaluated on the same
-text.
+Generation, training, scoring and attacks use the same template. So a model is trained and evaluated on the same text.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION_TEMPLATE = "### Question: {prompt}\n ### Answer:"
-_MARK = "wpnbenchmark"  # stands for a message, to find where a chat template puts it
+_MARK = "wpnbenchmark"  # a placeholder message, which shows where a chat template puts messages
 _TODAY = datetime(2024, 7, 26)
 _ROLES = ("user", "assistant")
 
@@ -31,15 +30,15 @@ Turn = tuple[str, str]  # a demonstration: prompt and response
 
 
 class Rendered(str):
-    """A rendered prompt, with what its tokenizer must know.
+    """A rendered prompt, with information for the tokenizer.
 
-    A plain `str` is a text to which the tokenizer adds its special tokens.
+    If a rendered prompt is a plain `str`, the tokenizer adds its special tokens.
 
     Attributes:
-        special: Whether the tokenizer adds special tokens. False for a chat template, which writes them itself.
-        end: The token that ends the response; None: the end-of-text token.
-        blank: Whether a blank stands between the prompt and its response, which is not so after a special token. None as an
-            argument: if the tokenizer adds special tokens.
+        special: Whether the tokenizer adds special tokens. False for a chat template, which contains them.
+        end: Token that ends the response; None means the end-of-text token.
+        blank: Whether a space separates the prompt from its response. It does not after a special token. As an
+            argument, None means the value of `special`.
     """
 
     special: bool
@@ -56,14 +55,14 @@ class Rendered(str):
 
 
 def same_kind(text: str, rendered: str) -> str:
-    """Mark a changed text of a rendered prompt as the prompt itself is marked.
+    """Give a changed text the attributes of the rendered prompt that it was made from.
 
     Args:
         text: The changed text.
         rendered: The rendered prompt.
 
     Returns:
-        The text, with the attributes of the prompt if it is `Rendered`.
+        The text, with the attributes of the prompt if the prompt is `Rendered`.
     """
     if not isinstance(rendered, Rendered):
         return text
@@ -78,13 +77,13 @@ def adds_special_tokens(rendered: str) -> bool:
 class Template(ABC):
     """Renders prompts.
 
-    A subclass defines how to write a question (`question`). The rendered text does not contain the beginning-of-text
-    token, which the tokenizer adds, unless it is `Rendered` with `special` False.
+    A subclass defines how a question is written (`question`). The rendered text does not contain the beginning-of-text
+    token, because the tokenizer adds it. The exception is `Rendered` text with `special` False.
     """
 
     @staticmethod
     def parse(value: Template | str | dict[str, Any]) -> Template:
-        """Create a template from its `value`, as stored in settings, job parameters and results.
+        """Create a template from its `value`, which settings, job parameters and results store.
 
         Raises:
             ValueError: `value` is not a valid template.
@@ -96,27 +95,27 @@ class Template(ABC):
         if isinstance(value, dict):
             return ChatTemplate.from_value(value)
         if not isinstance(value, str):
-            raise ValueError("the template must be a text with {prompt} in it")
+            raise ValueError("the template must be a text that contains {prompt}")
         return FormatTemplate(value)
 
     @property
     @abstractmethod
     def value(self) -> Any:
-        """The template as a plain JSON value, from which `parse` creates an equal template."""
+        """Return the template as a plain JSON value. From it, `parse` creates an equal template."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the template's value. Templates with equal digests render all prompts alike."""
+        """Return the SHA-256 of the template's value. Templates with equal digests render all prompts alike."""
         return digest_of(self.value)
 
     @property
     def label(self) -> str:
-        """The template as shown in results. Two templates with equal labels render all prompts alike."""
+        """Return the name of the template in results. Templates with equal labels render all prompts alike."""
         return str(self.value)
 
     @property
     def is_chat(self) -> bool:
-        """Whether questions become messages of a chat."""
+        """Return whether questions become messages of a chat."""
         return False
 
     @abstractmethod
@@ -125,17 +124,17 @@ class Template(ABC):
 
         Args:
             prompt: The question.
-            context: Text of demonstrations before it, from `demonstrations`.
-            answer_prefix: First words of the response. They are part of the model's input.
+            context: Text before the question, as `demonstrations` returns it.
+            answer_prefix: First words of the response, which become part of the model's input.
 
         Returns:
             The text that the model continues.
         """
 
     def render(self, prompt: Item | str) -> str:
-        """Render a prompt as the text that the model continues. A string is a question without context.
+        """Render a prompt as the text that the model continues. A string is rendered as a question without context.
 
-        Only items of kind "question" are put into the template. Other items are rendered without it.
+        Only items of the kind "question" are put into the template. Other items are rendered without it.
         """
         item = Item("", prompt) if isinstance(prompt, str) else prompt
         if item.kind == "question":
@@ -150,24 +149,24 @@ class Template(ABC):
             response: The response.
 
         Returns:
-            The rendered prompt, and the text of the response after it.
+            The rendered prompt, and the text of the response that follows it.
         """
         before = self.render(prompt)
         return before, joined(response, before)
 
     def demonstrations(self, examples: Iterable[tuple[Item, str]]) -> str:
-        """Render (prompt, response) pairs as demonstrations before a prompt (`Item.context`)."""
+        """Render (prompt, response) pairs as demonstrations that precede a prompt (`Item.context`)."""
         return "".join("".join(self.pair(item, response)) + "\n\n" for item, response in examples)
 
 
 @dataclass(frozen=True)
 class FormatTemplate(Template):
-    """A template written as a text that contains `{prompt}` once and no other braces.
+    """A template given as a text that contains `{prompt}` once and no other braces.
 
     Attributes:
         text: The text.
-        blank: Whether the response begins with a blank, if the text does not end in white space. False for a text that ends
-            in a special token, such as `<|assistant|>`.
+        blank: Whether the response begins with a space if the text does not end in white space. False for a text that
+            ends in a special token, such as `<|assistant|>`.
     """
 
     text: str
@@ -175,7 +174,7 @@ class FormatTemplate(Template):
 
     def __post_init__(self) -> None:
         if self.text.count("{prompt}") != 1 or set("{}") & set(self.text.replace("{prompt}", "")):
-            raise ValueError("the template must hold {prompt} once and no other braces")
+            raise ValueError("the template must contain {prompt} once and no other braces")
 
     @property
     def value(self) -> str | dict[str, Any]:
@@ -198,18 +197,19 @@ class FormatTemplate(Template):
 
 @dataclass(frozen=True)
 class ChatTemplate(Template):
-    """A chat template: prompts are messages of the user, responses are turns of the assistant.
+    """A chat template, in which prompts are messages of the user and responses are turns of the assistant.
 
-    The rendered text contains all special tokens, so the tokenizer must not add any (`Rendered`). Items of kind
+    The rendered text contains all special tokens, so the tokenizer must not add any (see `Rendered`). Items of the kind
     "continuation" are rendered as plain text.
 
     Attributes:
         source: The Jinja template, as in `tokenizer.chat_template`.
-        system: The system message; None: the template decides.
+        system: The system message; None leaves it to the template.
         tokens: (name, token) of the special tokens that the template uses, such as ("bos_token", "<s>").
-        end: The token that ends a turn of the assistant; None: the end-of-text token.
-        parts: Whether the content of a message is a list of parts, as some multimodal models need it, and no string.
-        begin: What begins a turn of the assistant, if the template ignores `add_generation_prompt`; else empty.
+        end: Token that ends a turn of the assistant; None means the end-of-text token.
+        parts: Whether the content of a message is a list of parts instead of a string, as some multimodal models need
+            it.
+        begin: Text that begins a turn of the assistant, if the template ignores `add_generation_prompt`; else empty.
     """
 
     source: str
@@ -227,7 +227,7 @@ class ChatTemplate(Template):
 
         Args:
             tokenizer: The tokenizer.
-            system: The system message; None: the template decides.
+            system: The system message; None leaves it to the template.
             source: A Jinja template to use instead of the tokenizer's own.
 
         Returns:
@@ -250,9 +250,9 @@ class ChatTemplate(Template):
             (t for t in (cls(source, system, tokens), cls(source, system, tokens, parts=True)) if _reads(t)), None
         )
         if template is None:
-            raise UserError("the chat template leaves the user's message out", "use another --template")
+            raise UserError("the chat template does not contain the user's message", "use another --template")
         if system and system.strip() not in template.question(_MARK):
-            raise UserError("the chat template leaves the system message out", "leave --system out")
+            raise UserError("the chat template does not support a system message", "leave out --system")
         asked = template._messages(_MARK, ())
         told = template._render([*asked, {"role": "assistant", "content": _MARK}], False)
         tail = told.rpartition(_MARK)[2]
@@ -267,9 +267,9 @@ class ChatTemplate(Template):
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any]) -> ChatTemplate:
-        """Create the template from its `value`. Raises `ValueError` if it is not one."""
+        """Create the template from its `value`. Raises `ValueError` if the value is not valid."""
         if not isinstance(value.get("chat"), str):
-            raise ValueError("a chat template is stored with its Jinja source as `chat`")
+            raise ValueError("a chat template needs its Jinja source in the field `chat`")
         return cls(
             value["chat"],
             value.get("system"),
@@ -326,12 +326,12 @@ class ChatTemplate(Template):
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:
-            hint = "leave --system out" if self.system else 'use --template plain, or --template "...{prompt}..."'
+            hint = "leave out --system" if self.system else 'use --template plain, or --template "...{prompt}..."'
             raise UserError(f"the chat template cannot be rendered ({type(e).__name__}: {e})", hint) from e
 
 
 def _reads(template: ChatTemplate) -> bool:
-    """Return whether a chat template writes the user's message. An error with parts says nothing of strings."""
+    """Return whether a chat template writes the user's message. If it cannot read lists of parts, strings are tried."""
     try:
         return _MARK in template.question(_MARK)
     except UserError:
@@ -344,16 +344,16 @@ def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str
     """Create the template that the user chose, for a model.
 
     Args:
-        choice: "auto" (the chat template if the tokenizer has one, else plain), "chat", "plain", a text with {prompt} in
-            it, or a file that contains such a text or a Jinja chat template.
-        tokenizer: The tokenizer of the model.
-        system: The system message of a chat, or a file that contains it.
+        choice: "auto" (the chat template if the tokenizer has one, else plain), "chat", "plain", a text that contains
+            {prompt}, or a file with such a text or a Jinja chat template.
+        tokenizer: Tokenizer of the model.
+        system: System message of a chat, or a file that contains it.
 
     Returns:
         The template.
 
     Raises:
-        UserError: The choice does not fit the tokenizer, or a file cannot be read.
+        UserError: The choice cannot be used with the tokenizer, or a file cannot be read.
     """
     if system is not None:
         system = system_message(system)
@@ -370,24 +370,24 @@ def choose_template(choice: str, tokenizer: PreTrainedTokenizerBase, system: str
         choice = text.rstrip("\n")
     if system is not None:
         raise UserError(
-            "the system message needs a chat template, and this model is asked without one",
-            "write it into the template: --template 'TEXT {prompt}'; or use --template chat",
+            "the system message needs a chat template, but the chosen template is plain text",
+            "write the message into the template (--template 'TEXT {prompt}'), or use --template chat",
         )
     special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
     ends_in_words = not choice.endswith(tuple(token for token in special if token))
     try:
         return FormatTemplate(_without_bos(choice, tokenizer), blank=ends_in_words)
     except ValueError as e:
-        raise UserError(f"--template: {e}", "use auto, chat, plain, a text with {prompt} in it, or a file") from e
+        raise UserError(f"--template: {e}", "use auto, chat, plain, a text that contains {prompt}, or a file") from e
 
 
 def system_message(given: str) -> str:
-    """Return a system message, which is given as a text or as the name of a file."""
+    """Return a system message that is given as a text or as the name of a file."""
     return _read_text(given, "system message").strip() if is_file(given) else given
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Remove a beginning-of-text token that the tokenizer adds anyway."""
+    """Remove the beginning-of-text token from a text if the tokenizer adds it again."""
     bos = tokenizer.bos_token
     if isinstance(bos, str) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
         return text.removeprefix(bos)
@@ -398,7 +398,7 @@ def is_file(text: str) -> bool:
     """Return whether a text names a file that exists."""
     try:
         return "\n" not in text and Path(text).expanduser().is_file()
-    except OSError:  # too long for a name
+    except OSError:  # the text is too long for a file name
         return False
 
 
@@ -410,10 +410,10 @@ def _read_text(file: str, what: str) -> str:
 
 
 def own_chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template that a tokenizer brings, the default one if it has several; None if it has none.
+    """Return a tokenizer's own chat template, its default one if it has several, or None if it has none.
 
     Raises:
-        UserError: It has several, and none is called `default`.
+        UserError: The tokenizer has several chat templates, and none has the name `default`.
     """
     found = getattr(tokenizer, "chat_template", None)
     if isinstance(found, dict):
@@ -440,26 +440,26 @@ def render(item: Item, template: Template | str) -> str:
 
 
 def joined(response: str, before: str = "") -> str:
-    """Return the text of a response after a prompt.
+    """Return the text of a response as it follows a prompt.
 
     Args:
         response: The response.
         before: The rendered prompt.
 
     Returns:
-        The stripped response; with one space before it, unless the prompt ends in white space or a special token.
+        The stripped response. One space precedes it, unless the prompt ends in white space or a special token.
     """
     blank = getattr(before, "blank", True) and not before[-1:].isspace()
     return " " + response.strip() if blank else response.strip()
 
 
 def messages_of(turns: Iterable[Sequence[str]]) -> list[dict[str, str]]:
-    """Return turns, prompt and response or a prompt alone, as messages of a chat."""
+    """Return turns as messages of a chat. A turn is a prompt and a response, or only a prompt."""
     return [{"role": role, "content": text} for turn in turns for role, text in zip(_ROLES, turn, strict=False)]
 
 
 def turns_of(context: str) -> list[Turn] | None:
-    """Read demonstrations that a chat template wrote (`ChatTemplate.demonstrations`). None: it is plain text."""
+    """Read demonstrations that a chat template wrote (`ChatTemplate.demonstrations`). Returns None for plain text."""
     if not context.startswith("[["):
         return None
     try:

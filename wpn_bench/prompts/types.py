@@ -1,7 +1,7 @@
-"""Prompt sets and plain texts, from a user's file, the hub or the lab. Digests identify their contents.
+"""Prompt sets and plain texts, from a file of the user, the hub or the lab data. Digests identify their contents.
 
-A prompt set is declared as YAML in `tasks/prompts/` (see `SetSpec`), or it is a JSONL, CSV or Parquet file with the
-column `prompt` and, for a forget set, `harmful` and `harmless` (each a string or a list of strings).
+A prompt set is declared as YAML in `tasks/prompts/` (see `SetSpec`). It can also be a JSONL, CSV or Parquet file with
+the column `prompt` and, for a forget set, `harmful` and `harmless`. Each response is a string or a list of strings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from wpn_bench.core.files import digest_of
 
-WORST_CASE = "worst_case"  # reserved set name: the worst response to each prompt over all attacks
+WORST_CASE = "worst_case"  # reserved name of the set with the worst response to each prompt over all attacks
 Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
 Kind = Literal["question", "continuation", "text"]
 
@@ -23,14 +23,14 @@ class Item:
     """One prompt.
 
     Attributes:
-        id: See `item_id`.
-        prompt: The text of the prompt, after any attack.
+        id: Identifies the prompt (see `item_id`).
+        prompt: Text of the prompt, after any attack.
         kind: One of `Kind`. Only questions are put into the template.
         harmful: Harmful reference responses, for training and calibration; may be empty.
         harmless: Harmless reference responses, for training and calibration; may be empty.
-        context: Text before the rendered prompt, such as demonstrations. Set by attacks.
-        answer_prefix: First words of the response, given to the model. Set by attacks.
-        original: The prompt before the attack. Set by attacks.
+        context: Text before the rendered prompt, such as demonstrations. Attacks set it.
+        answer_prefix: First words of the response, which are given to the model. Attacks set it.
+        original: The prompt before the attack. Attacks set it.
     """
 
     id: str
@@ -44,13 +44,13 @@ class Item:
 
     @property
     def request(self) -> str:
-        """The prompt before any attack."""
+        """Return the prompt as it was before any attack."""
         return self.original or self.prompt
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named set of prompts. `source` describes their origin, without any path of a home folder.
+    """A named set of prompts. `source` describes where they come from, without paths that contain a home folder.
 
     `left_out` counts the prompts that cannot be used, because a forget set needs a harmful and a harmless response.
     """
@@ -67,13 +67,13 @@ class PromptSet:
         return digest_of([asdict(i) for i in self.items])
 
     def head(self, limit: int | None) -> PromptSet:
-        """Return the first `limit` items (None: all)."""
+        """Return a set with the first `limit` items, or with all items if `limit` is None."""
         return self if limit is None else replace(self, items=self.items[:limit])
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """A named set of plain texts (retain data, held-out text)."""
+    """A named set of plain texts, such as the retain data or held-out text."""
 
     name: str
     role: Role
@@ -87,10 +87,10 @@ class TextSet:
 
 
 def normalise(prompt: str) -> str:
-    """Return a prompt in the form in which equal prompts are compared: casefolded, with single spaces."""
+    """Return a prompt casefolded and with single spaces. Prompts are compared in this form."""
     return " ".join(prompt.casefold().split())
 
 
 def item_id(prompt: str) -> str:
-    """Return the id of a prompt: 12 hexadecimal digits, the same in every run."""
+    """Return the id of a prompt: 12 hexadecimal digits that are the same in every run."""
     return digest_of(normalise(prompt))[:12]

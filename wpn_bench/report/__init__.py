@@ -1,7 +1,7 @@
 """Reports: read the stored results of a run and write `report.html`, `report.md` and other formats. No model is loaded.
 
-`render` writes the reports of one run, `compare_runs` those of several. `verdict` returns the sentences that a run prints at
-its end.
+`render` writes the reports of one run, and `compare_runs` those of several runs. `verdict` returns the sentences that a
+run prints at its end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Ablation tables: variants of one method (`wpn`, `wpn:hidden-mean`, ...) by the options in which they differ.
+"""Ablation tables, which compare the variants of one method (`wpn`, `wpn:hidden-mean`, ...) by the options that differ.
 
-If every combination of options was run (full factorial design), the main effect of each option is shown, too.
+If every combination of options was run (full factorial design), the main effect of each option is also shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wpn_bench.report.cells import Shown, rate
 from wpn_bench.runs.metrics import ATTACK, IN_DOMAIN, OUT_OF_DISTRIBUTION
 from wpn_bench.runs.view import Cell, View
 
-FEWEST = 3  # fewer variants make no table
+FEWEST = 3  # minimum number of variants for a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Measure:
     """A column of the table.
 
     Attributes:
-        name: Its heading.
-        hint: What is printed below the heading.
-        of: Finds the cell of a model.
-        change: Show the difference from base, not the value.
+        name: Heading of the column.
+        hint: Text printed below the heading.
+        of: Returns the cell of a model, or None.
+        change: Whether to show the difference from base instead of the value.
     """
 
     name: str
@@ -53,13 +53,14 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """A row: one variant of the method.
+    """A row of the table: one variant of the method.
 
     Attributes:
-        model: The name of the variant.
-        levels: Its level of each factor as (text, number of rows that the cell spans); 0 if a cell above spans this row.
+        model: Name of the variant.
+        levels: Its level of each factor as (text, number of rows that the cell spans). The number is 0 if a cell above
+            spans this row.
         cells: One cell for each measure.
-        fills: The bar behind each cell, a rate from 0 to 1; None: no bar.
+        fills: Length of the bar behind each cell, a rate from 0 to 1; None draws no bar.
         flag: How the model is damaged; empty if it is not.
     """
 
@@ -72,7 +73,7 @@ class Variety:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The mean of each measure over the `n` variants with one level of a factor, and the range [lowest, highest]."""
+    """The mean of each measure over the `n` variants with one level of a factor, and its range [lowest, highest]."""
 
     level: str
     n: int
@@ -81,7 +82,10 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """All variants of one method. `effects` is empty unless each combination of levels was run exactly once."""
+    """The comparison of all variants of one method.
+
+    `effects` is empty unless each combination of levels was run exactly once.
+    """
 
     title: str
     factors: list[str]
@@ -91,7 +95,7 @@ class Ablation:
 
 
 def ablations(view: View) -> list[Ablation]:
-    """The tables of all methods with enough variants, in the order of the results."""
+    """Return the tables of all methods with enough variants, in the order of the results."""
     families: dict[str, list[str]] = {}
     for name in view.every_measured():
         if method := view.models.get(name, {}).get("method"):
@@ -128,7 +132,7 @@ def _measures(view: View) -> list[Measure]:
     return [
         Measure("Coherent-harmless, in domain", "the headline", lambda m: view.mean(m, IN_DOMAIN)),
         Measure("Out of distribution", f"mean of {ood} sets", lambda m: view.mean(m, OUT_OF_DISTRIBUTION)),
-        # All attacks use the same prompts, so an interval of the mean cannot be combined from those of the attacks.
+        # All attacks use the same prompts, so their intervals cannot be combined to an interval of the mean.
         Measure("Under attack", f"mean of {attacks} attacks", lambda m: _without_interval(view.mean(m, ATTACK))),
         Measure("Benchmark average", "change in points", view.benchmark_average, change=True),
     ]
@@ -139,7 +143,7 @@ def _without_interval(cell: Cell | None) -> Cell | None:
 
 
 def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
-    """Factor (an option that differs between the variants) -> model -> its level.
+    """Return for each factor (an option that differs between the variants) the level of each model.
 
     Factors are in the order in which the method declares its options.
     """
@@ -155,9 +159,10 @@ def _factors(view: View, names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
-    """The configured value of an option, else the method's default.
+    """Return the configured value of an option, or else the method's default.
 
-    If tuning varied an option that is not configured, its level is the text `default`: the recorded value is the tuned one.
+    If tuning varied an option that is not configured, its level is the text `default`, because the recorded value is
+    the tuned one.
     """
     model = view.models[name]
     tuned = any(option in trial.get("params", {}) for trial in (model.get("tuning") or {}).get("trials", ()))
@@ -167,7 +172,10 @@ def _level(view: View, name: str, option: str, given: dict[str, Any]) -> Any:
 
 
 def _written(levels: dict[str, Any]) -> dict[str, str]:
-    """Levels as text. If an option is either 0 (or None) or one other value, its levels are `off` and `on`."""
+    """Return the levels as text.
+
+    If an option is 0 or None in some variants and one other value in all others, they are `off` and `on`.
+    """
     values = set(levels.values())
     switch = len(values) == 2 and any(v in (0, None) for v in values) and not any(isinstance(v, bool) for v in values)
     if switch:
@@ -178,13 +186,16 @@ def _written(levels: dict[str, Any]) -> dict[str, str]:
 
 
 def _span(factors: dict[str, dict[str, str]], upto: list[str], names: list[str], row: int) -> int:
-    """The number of consecutive rows from `row` with the same levels of `upto`; 0 if the previous row has them, too."""
+    """Return the number of consecutive rows from `row` with the same levels of the factors `upto`.
+
+    The number is 0 if the previous row also has these levels.
+    """
 
     def key(name: str) -> list[str]:
         return [factors[factor][name] for factor in upto]
 
     if len(upto) == len(factors):
-        return 1  # the last factor is printed in every row
+        return 1  # the level of the last factor is printed in every row
     if row and key(names[row - 1]) == key(names[row]):
         return 0
     return next((n for n in range(1, len(names) - row) if key(names[row + n]) != key(names[row])), len(names) - row)

@@ -1,4 +1,4 @@
-"""The section of the report that says what the candidates are and how each was asked."""
+"""The section of the report that describes the candidates and the template with which each was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOTE = (
 
 
 def section(view: View) -> Section | None:
-    """Describe the candidates of a run; None if it has none."""
+    """Describe the candidates of a run. Returns None if it has none."""
     described = {name: model["candidate"] for name, model in view.models.items() if model.get("candidate")}
     if not described:
         return None

@@ -1,4 +1,4 @@
-"""The records of a table in the report. Numbers are already formatted as text; missing values are None."""
+"""The records of a table in the report. Numbers are already formatted as text, and missing values are None."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from wpn_bench.runs.view import Cell
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A formatted cell. It is false if it holds no figure.
+    """A formatted cell. As a boolean, it is false if it contains no number.
 
     Attributes:
         value: The value.
         ci: Its 95 % interval.
-        delta: The change against base.
-        delta_ci: The 95 % interval of the change.
-        p: The p-value of the change.
+        delta: Change against base.
+        delta_ci: 95 % interval of the change.
+        p: P-value of the change.
         mark: Whether the change is significant.
         tone: `good` or `bad` if the change is significant, else empty.
-        n: The number of items; None: not known, or shown once for the row or column.
+        n: Number of items; None if unknown, or if it is shown once for the row or column.
         note: Small print below the value.
         pill: A verdict, shown as a badge.
-        absent: Whether `value` says why there is no figure.
+        absent: Whether `value` is the reason why there is no number.
     """
 
     value: str
@@ -53,20 +53,20 @@ class Shown:
         return not self.absent
 
 
-NOT_AVAILABLE = Shown("not available", absent=True)  # the model cannot give it
+NOT_AVAILABLE = Shown("not available", absent=True)  # the model does not support this measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row.
+    """One row of a table.
 
     Attributes:
-        name: Its heading.
-        cells: One cell for each column; None: not measured.
+        name: Heading of the row.
+        cells: One cell for each column; None if it was not measured.
         small: Small print below the heading.
         key: The model, set or task, by which templates recognise the row.
         flag: How the model is damaged; empty if it is not.
-        colour: The colour of the model in the charts.
+        colour: Colour of the model in the charts.
         chosen: Whether the row is highlighted, such as the chosen trial of tuning.
     """
 
@@ -81,13 +81,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table.
+    """A table of the report.
 
     Attributes:
         columns: The headings.
         lines: The rows.
-        hints: What is printed below each heading.
-        shared_n: The n that all cells of a column share, shown once in its heading; None: they differ.
+        hints: Text printed below each heading.
+        shared_n: The number of items of each column, if all its cells have the same; it is shown once in the heading.
+            Otherwise None.
     """
 
     columns: list[str]
@@ -122,10 +123,12 @@ def rate(cell: Cell | None, better: int = 1) -> Shown | None:
 
 
 def row(metric: str, cell: Cell | None) -> Shown | None:
-    """Format the cell of any metric: a proportion as `rate` does, another number and its change in its own unit.
+    """Format the cell of any metric.
+
+    A proportion is formatted as by `rate`. Any other number and its change are formatted in their own unit.
 
     Args:
-        metric: The metric.
+        metric: Name of the metric.
         cell: Its cell.
 
     Returns:
@@ -148,10 +151,10 @@ def row(metric: str, cell: Cell | None) -> Shown | None:
 
 
 def tone_of(cell: Cell, better: int) -> str:
-    """Whether a change is an improvement.
+    """Return whether a change is an improvement.
 
     Args:
-        cell: The cell.
+        cell: The cell with the change.
         better: 1 if higher is better, -1 if lower is better, 0 for neither.
 
     Returns:
@@ -176,8 +179,8 @@ def make_table(columns: list[str], lines: list[Line], hints: list[str] | None = 
 
     Args:
         columns: The headings.
-        lines: The rows; their cells lose the n that the heading shows.
-        hints: What is printed below each heading; None: nothing.
+        lines: The rows. An n that the heading shows is removed from their cells.
+        hints: Text printed below each heading; None prints nothing.
 
     Returns:
         The table.

@@ -1,7 +1,7 @@
 """Charts of the results as Plotly JSON: {"data": [...], "layout": {...}}, or None if there is no data.
 
-An annotation named "wide" is hidden on a narrow screen, where the legend replaces it. `step_charts` has the charts over
-training steps.
+An annotation with the name "wide" is hidden on a narrow screen, where the legend replaces it. `step_charts` has the
+charts over training steps.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ SCALE = [[0.0, "#b4532a"], [0.25, "#dd9a6b"], [0.5, "#efe6d8"], [0.75, "#7fb0d3"
 
 
 def trade_off(view: View) -> Figure | None:
-    """Harmlessness in domain against the benchmark average, one point per model.
+    """Draw harmlessness in domain against the benchmark average, with one point per model.
 
-    The filled marker is the coherent-harmless rate. The hollow marker above it is the harmless rate; the dotted line between
-    them shows the proportion of answers that are harmless but incoherent. A method's horizontal bar is the paired interval of
-    its change against base, centred on its accuracy. So a bar that crosses the margin line means 'inconclusive'.
+    The filled marker is the coherent-harmless rate, and the hollow marker above it is the harmless rate. The dotted
+    line between them shows the proportion of answers that are harmless but incoherent. The horizontal bar of a method
+    is the paired interval of its change against base, centred on its accuracy. So a bar that crosses the margin line
+    means 'inconclusive'.
     """
     import plotly.graph_objects as go
 
@@ -130,7 +131,7 @@ def trade_off(view: View) -> Figure | None:
     for label in placed(labels, bars, marks, hollow_lines + [(x, -4, 105) for x in upright], span):
         font = {"color": label.pop("color"), "size": 13}
         notes.append({"name": "wide", "font": font, **label, "text": plotly_text(label["text"])})
-    figure.layout.annotations = [*figure.layout.annotations, *notes]  # adding them one by one takes quadratic time
+    figure.layout.annotations = [*figure.layout.annotations, *notes]  # adding them one by one would take quadratic time
     figure.update_layout(
         xaxis={"title": {"text": "benchmark average, %"}, "range": span},
         yaxis={"title": {"text": "in-domain answers, %"}, "range": (-4, 105), "tickvals": [0, 20, 40, 60, 80, 100]},
@@ -142,7 +143,7 @@ def trade_off(view: View) -> Figure | None:
 
 
 def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list[float]:
-    """Draw the seeds of a model as small points around their mean; returns their x values."""
+    """Draw the seeds of a model as small points around their mean. Returns their x values."""
     import plotly.graph_objects as go
 
     points = [(100 * x, 100 * y) for x, y in view.cloud(name)]
@@ -162,9 +163,9 @@ def _cloud(view: View, figure: Any, name: str, symbol: str, colour: str) -> list
 
 
 def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
-    """Draw the variants of each method as small points in its colour; returns their x values.
+    """Draw the variants of each method as small points in the colour of the method. Returns their x values.
 
-    There are many, so they have no names and no error bars.
+    The points have no names and no error bars, because there are many.
     """
     import plotly.graph_objects as go
 
@@ -192,7 +193,10 @@ def _varieties(view: View, figure: Any, tint: dict[str, str]) -> list[float]:
 
 
 def harmlessness(view: View) -> Figure | None:
-    """The chart for a run without benchmarks: coherent-harmless (filled) and harmless (hollow) rates, one row per model."""
+    """Draw the chart for a run without benchmarks, with one row per model.
+
+    Filled markers are the coherent-harmless rates, and hollow markers the harmless rates.
+    """
     import plotly.graph_objects as go
 
     shown = [(name, cell) for name in view.measured() if (cell := view.mean(name, IN_DOMAIN))]
@@ -239,7 +243,10 @@ def harmlessness(view: View) -> Figure | None:
 
 
 def benchmarks(view: View) -> Figure | None:
-    """The paired change of accuracy against base, in percentage points, by task and method; the macro average is on top."""
+    """Draw the paired change of accuracy against base in percentage points, by task and method.
+
+    The macro average is at the top.
+    """
     import plotly.graph_objects as go
 
     tasks = benchmarks_in_order(view.sets(BENCHMARK))
@@ -273,7 +280,7 @@ def benchmarks(view: View) -> Figure | None:
         )
     vertical_line(figure, x=0, dash="solid")
     vertical_line(figure, x=-100 * view.margin, dash="dash")
-    figure.add_shape(  # highlights the macro average, because the margin applies to it and not to single tasks
+    figure.add_shape(  # highlights the macro average, to which the margin applies
         type="rect",
         xref="paper",
         x0=0,
@@ -303,7 +310,10 @@ def benchmarks(view: View) -> Figure | None:
 
 
 def generalisation(view: View) -> Figure | None:
-    """Heat map of the coherent-harmless rate: sets (out of distribution first, then the attacks) by models."""
+    """Draw a heat map of the coherent-harmless rate by set and model.
+
+    Sets out of distribution come first, followed by the attacks.
+    """
     import plotly.graph_objects as go
 
     rows = [(suite, name) for suite in (OUT_OF_DISTRIBUTION, ATTACK) for name in view.sets(suite)]
@@ -363,7 +373,10 @@ def generalisation(view: View) -> Figure | None:
 
 
 def thresholds(view: View) -> Figure | None:
-    """The in-domain harmless rate by the judge's threshold, one line per model; the dashed line is the threshold in use."""
+    """Draw the in-domain harmless rate by the judge's threshold, with one line per model.
+
+    The dashed line is the threshold that the run uses.
+    """
     import plotly.graph_objects as go
 
     tint, shape, figure = colours(view), symbols(view), go.Figure()
@@ -398,9 +411,9 @@ def thresholds(view: View) -> Figure | None:
 
 
 def calibration(view: View) -> Figure | None:
-    """The reliability diagram of the deciding judge: the proportion of harmful texts by mean score, in ten bins.
+    """Draw the reliability diagram of the deciding judge: the proportion of harmful texts by mean score, in ten bins.
 
-    On the dashed diagonal the judge is calibrated. The size of a marker shows the number of texts in its bin.
+    On the dashed diagonal, the judge is calibrated. The size of a marker shows the number of texts in its bin.
     """
     import plotly.graph_objects as go
 
@@ -436,7 +449,10 @@ def calibration(view: View) -> Figure | None:
 
 
 def _reach(average: Cell, cell: Cell) -> Bar:
-    """The position of a point and the ends of its error bars in per cent; an unknown bar has length 0."""
+    """Return the position of a point and the ends of its error bars, all as rates in per cent.
+
+    If an interval is unknown, its bar has length 0.
+    """
     x, y = 100 * (average.value or 0.0), 100 * (cell.value or 0.0)
     left = x + 100 * ((average.delta_ci_low or 0) - (average.delta or 0)) if average.delta_ci_low is not None else x
     right = x + 100 * ((average.delta_ci_high or 0) - (average.delta or 0)) if average.delta_ci_high is not None else x

@@ -1,4 +1,4 @@
-"""Output of `wpn-bench check`: for the terminal, a pull request, a CI server (JUnit XML) and GitHub annotations."""
+"""Print `wpn-bench check`: for the terminal, a pull request, a CI server (JUnit XML) and GitHub annotations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show(checked: Checked) -> None:
 
 
 def markdown(checked: Checked) -> str:
-    """Markdown for a pull request or $GITHUB_STEP_SUMMARY."""
+    """Return the check as Markdown, for a pull request or $GITHUB_STEP_SUMMARY."""
     marks = {"pass": "✅", "regression": "❌", "inconclusive": "⚠️", "watched": "👀"}
     lines = [f"### wpn-bench check: {marks[checked.outcome]} {markdown_text(checked.sentence)}", ""]
     lines += ["| | What | Change or value | Bound |", "|---|---|---|---|"]
@@ -55,9 +55,10 @@ def markdown(checked: Checked) -> str:
 
 
 def junit(checked: Checked) -> str:
-    """JUnit XML with one test case per finding.
+    """Return the check as JUnit XML with one test case per finding.
 
-    An inconclusive finding is a failure of type `inconclusive`, or is skipped if the check tolerates it.
+    An inconclusive finding is a failure of the type `inconclusive`. It is skipped if the check accepts inconclusive
+    findings.
     """
     from xml.etree import ElementTree
 
@@ -90,14 +91,17 @@ def junit(checked: Checked) -> str:
 
 
 def junit_of_run(run: Run) -> str:
-    """JUnit XML of a check without a baseline: the primary model against the base of the same run."""
+    """Return a check without a baseline as JUnit XML: the primary model against the base of the same run."""
     from wpn_bench.analysis.check import check_run
 
     return junit(check_run(run))
 
 
 def workflow_commands(checked: Checked) -> list[str]:
-    """Workflow commands of GitHub Actions: an error for each regression, a warning for each inconclusive finding."""
+    """Return workflow commands of GitHub Actions.
+
+    They are an error for each regression and a warning for each inconclusive finding.
+    """
     lines = []
     for finding in _worst_first(checked):
         if finding.outcome != "pass":
@@ -110,7 +114,7 @@ def workflow_commands(checked: Checked) -> list[str]:
 
 
 def _said(finding: Finding) -> str:
-    """The outcome of a finding; `watched` if it passed and was not required."""
+    """Return the outcome of a finding, or `watched` if it passed and was not required."""
     return finding.outcome if finding.required or finding.outcome != "pass" else "watched"
 
 
@@ -124,6 +128,9 @@ def _for_xml(text: str) -> str:
 
 
 def _command(text: str, *, inside: bool = False) -> str:
-    """Text escaped for a workflow command (actions/toolkit, `command.ts`); `inside` also escapes its properties."""
+    """Escape a text for a workflow command (actions/toolkit, `command.ts`).
+
+    `inside` also escapes it for the properties.
+    """
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return text.replace(":", "%3A").replace(",", "%2C") if inside else text

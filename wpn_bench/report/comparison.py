@@ -1,7 +1,8 @@
 """Compare several finished runs on one page.
 
-The page shows headline metrics side by side, and the settings in which the runs differ. If two runs measured the same items,
-it also shows the paired differences of the same method (`pairing`). Only stored results are read; no model is loaded.
+The page shows headline metrics side by side, and the settings in which the runs differ. If two runs measured the same
+items, it also shows the paired differences of the same method (see `pairing`). Only stored results are read, and no
+model is loaded.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from wpn_bench.runs.metrics import ATTACK, BENCHMARK_AVERAGE, COHERENT_HARMLESS_
 from wpn_bench.runs.view import Cell, View, one_line
 
 FOLDER = "comparison"
-MOST = 12  # the most runs on one page
+MOST = 12  # maximum number of runs on one page
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model in one of the runs, with a cell for each column; None: not measured."""
+    """A model in one of the runs, with a cell for each column (None if it was not measured)."""
 
     run: str
     cells: list[Shown | None]
@@ -50,13 +51,13 @@ class Change:
     """The paired differences of two runs (`other` minus `first`), with notes.
 
     Attributes:
-        other: The label of the other run.
-        first: The label of the run that it is compared with.
+        other: Label of the other run.
+        first: Label of the run that it is compared with.
         columns: (title, hint) of each headline metric.
         lines: (method, its seeds, one cell for each column).
         every: (set, metric, one cell for each method), for all paired metrics.
-        methods: The titles of the methods.
-        refused: (what was not paired, why).
+        methods: Titles of the methods.
+        refused: (what was not paired, reason).
         notes: Notes for the reader.
     """
 
@@ -75,9 +76,9 @@ class Comparison:
     """The compared runs.
 
     Attributes:
-        runs: The runs; the others are compared with the first.
-        out: The folder of the reports.
-        has_html: Whether that folder has or gets comparison.html.
+        runs: The runs. The first one is compared with each of the others.
+        out: Folder of the reports.
+        has_html: Whether that folder has, or will get, comparison.html.
     """
 
     runs: tuple[LabelledRun, ...]
@@ -113,9 +114,9 @@ def compare_runs(
     """Write the comparison of several runs.
 
     Args:
-        folders: The run folders; the other runs are compared with the first.
-        names: The formats (`formats.FORMATS`).
-        out: The folder to write into; None: `comparison` next to the first run.
+        folders: The run folders. The first run is compared with each of the others.
+        names: Names of the formats (see `formats.FORMATS`).
+        out: Folder for the files; None uses `comparison` next to the first run.
 
     Returns:
         The paths of the files.
@@ -126,14 +127,16 @@ def compare_runs(
     """
     wanted = formats.chosen(names)
     if not 2 <= len(folders) <= MOST:
-        raise UserError(f"{len(folders)} runs cannot be compared on a page", f"name 2 to {MOST} run folders")
+        raise UserError(f"{len(folders)} runs cannot be compared on one page", f"give 2 to {MOST} run folders")
     for name, one in wanted.items():
         if one.several is None:
-            raise UserError(f"the format {name!r} shows a single run", "name one run folder, or another --format")
+            raise UserError(
+                f"the format {name!r} can only show a single run", "give one run folder, or another --format"
+            )
     where = [folder.resolve() for folder in folders]
     twice = next((folder for i, folder in enumerate(where) if folder in where[:i]), None)
     if twice is not None:
-        raise UserError(f"the run {twice.name} is named twice", "name each run once")
+        raise UserError(f"the run {twice.name} is given twice", "give each run once")
     runs = tuple(LabelledRun.read(folder, label=label) for label, folder in zip(labels(where), folders, strict=True))
     target = out or where[0].parent / FOLDER
     page = "html" in wanted or (target / formats.FORMATS["html"].together).exists()
@@ -142,7 +145,7 @@ def compare_runs(
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """The name of each folder, with as many parent folders as make it unique."""
+    """Return the name of each folder, with as many parent folders as make the name unique."""
     depth = dict.fromkeys(folders, 1)
     while True:
         found = ["/".join(folder.parts[-depth[folder] :]) for folder in folders]
@@ -175,16 +178,16 @@ def _card(run: LabelledRun, out: Path) -> dict[str, Any]:
 
 
 def _link(page: Path, out: Path) -> str:
-    """The relative link from the comparison to a run's report.
+    """Return the relative link from the comparison to a run's report.
 
-    It is empty if it needs more than one step up: such a link would reveal names of folders on this machine.
+    It is empty if it needs more than one step up, because such a link would reveal names of folders on this machine.
     """
     way = Path(os.path.relpath(page.resolve(), out.resolve()))
     return "" if way.parts[:2] == ("..", "..") else quote(str(way))
 
 
 def _side_by_side(runs: Sequence[LabelledRun]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
-    """The headline columns that any run has, and (title, entries of the runs) of each model."""
+    """Return the headline columns that at least one run has, and (title, entries of the runs) for each model."""
     found: dict[tuple[str, str], tuple[dict[str, Shown | None], str]] = {}
     order: dict[str, str] = {}
     for run in runs:
@@ -221,7 +224,7 @@ _PAIRED = tuple(
     if one.key == "worst_attack"
     else one
     if one.key == "out_of_distribution"
-    else replace(one, hint=lambda _: "")  # the other hints describe a change against base
+    else replace(one, hint=lambda _: "")  # other hints are left out, because they describe a change against base
     for one in HEADLINES
 )
 
@@ -254,9 +257,9 @@ def _change(found: Paired) -> Change:
 
 
 def paired_view(found: Paired) -> View:
-    """A view of the paired rows.
+    """Return a view of the paired rows.
 
-    Of the other run's facts about models it keeps only the titles: the rest compares with that run's base.
+    From the other run's facts about models, it keeps only the titles, because all others compare with that run's base.
     """
     models = {name: {"title": found.other.view.title(name)} for name in found.other.view.models if name != BASE}
     return View({"run": found.first.view.run, "models": models, "metrics": [row.json() for row in found.rows]})
@@ -266,18 +269,18 @@ def paired_view(found: Paired) -> View:
 
 
 def page(comparison: Comparison) -> str:
-    """The text of comparison.html: one file without scripts."""
+    """Return the text of comparison.html, a single file without scripts."""
     return str(environment().get_template("comparison.html.j2").render(comparison.context | {"style": style()}))
 
 
 def markdown(comparison: Comparison) -> str:
-    """The text of comparison.md, within the same limit as report.md."""
+    """Return the text of comparison.md, which has the same maximum length as report.md."""
     about = comparison.context | {"has_html": comparison.has_html}
     return fitted(environment().get_template("comparison.md.j2").render(about))
 
 
 def summary(comparison: Comparison) -> str:
-    """The text of comparison.json: the runs, their settings, headline metrics and paired differences."""
+    """Return the text of comparison.json: the runs, their settings, headline metrics and paired differences."""
     runs = comparison.runs
     found = {
         "schema_version": summaries.SCHEMA_VERSION,
@@ -304,6 +307,6 @@ def summary(comparison: Comparison) -> str:
 
 
 def metrics(comparison: Comparison) -> str:
-    """The text of comparison.csv: the metric rows of all runs, with the run in the first column."""
+    """Return the text of comparison.csv: the metric rows of all runs, with the run in the first column."""
     rows = ({"run": run.label, **row} for run in comparison.runs for row in run.results.get("metrics") or [])
     return summaries.table(rows, ("run",))

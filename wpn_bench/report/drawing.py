@@ -1,7 +1,7 @@
 """Helpers for the charts: colours, markers, error bars, escaped texts, and the JSON of a figure.
 
-Only data are coloured, in tones that are legible on white and on black. `report.js` sets the colour of text, grid and font,
-so that charts follow the reader's light or dark scheme.
+Only data have colours, in tones that are legible on white and on black. `report.js` sets the colour of text, grid and
+font, so that charts follow the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from wpn_bench.runs.view import Cell, View
 
 Figure = dict[str, Any]
 GREY = "#808994"
-# After Okabe & Ito (2008): colour-blind readers can distinguish them. Base is grey; the primary method is blue.
+# Colour-blind readers can distinguish these colours (after Okabe & Ito 2008). Base is grey, and the primary method is blue.
 COLOURS = ("#2b7fc3", "#d9622b", "#d19a15", "#1f9e77", "#a566b8", "#c4527e", "#6c7fd8", "#7a9a2e", "#a0764e", "#3aa7b5")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "triangle-down", "cross", "x")
 
 
 def colours(view: View) -> dict[str, str]:
-    """Model -> its colour in all charts and tables."""
+    """Return the colour of each model in all charts and tables."""
     methods = sorted(
         (name for name in view.models if name != BASE and name not in view.varieties),
         key=lambda name: name != view.primary(),
@@ -31,7 +31,7 @@ def colours(view: View) -> dict[str, str]:
 
 
 def symbols(view: View) -> dict[str, str]:
-    """Model -> its marker. Colour alone does not identify a model."""
+    """Return the marker of each model, because colour alone does not identify a model for all readers."""
     return {name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(colours(view))}
 
 
@@ -48,16 +48,16 @@ def shortened(title: str, limit: int = 28) -> str:
 
     Args:
         title: The title.
-        limit: The largest number of characters.
+        limit: Maximum number of characters.
 
     Returns:
-        The title; an ellipsis marks a truncated one.
+        The title. If it was truncated, it ends with an ellipsis.
     """
     return title if len(title) <= limit else f"{title[: limit - 1].rstrip()}…"
 
 
 def change_text(cell: Cell) -> str:
-    """The change of a cell in percentage points, with its interval."""
+    """Return the change of a cell in percentage points, with its interval."""
     return f"{points(cell.delta)} {signed_interval(cell.delta_ci_low, cell.delta_ci_high)}".strip()
 
 
@@ -129,7 +129,7 @@ def vertical_line(figure: Any, *, x: float, dash: str, text: str = "") -> None:
 
 
 def as_json(figure: Any) -> Figure:
-    """A figure as plain lists and numbers, without Plotly's template (7 kB per figure): the page has its own."""
+    """Return a figure as plain lists and numbers, without Plotly's template (7 kB), because the page has its own."""
     import json
 
     figure.update_layout(template="none")

@@ -19,9 +19,9 @@ class Format:
     """A report format. Functions are given as "module:function" and imported when needed.
 
     Attributes:
-        file: The name of its file in the run folder.
+        file: Name of its file in the run folder.
         one: Makes its text from a `render.ReportedRun`.
-        several: Makes its text from a `comparison.Comparison`; None: it cannot show several runs.
+        several: Makes its text from a `comparison.Comparison`; None if the format cannot show several runs.
     """
 
     file: str
@@ -30,7 +30,7 @@ class Format:
 
     @property
     def together(self) -> str:
-        """The name of its file for a comparison of runs."""
+        """Return the name of its file for a comparison of runs."""
         return f"comparison{Path(self.file).suffix}"
 
 
@@ -44,7 +44,7 @@ FORMATS: dict[str, Format] = {
 
 
 def chosen(names: Sequence[str]) -> dict[str, Format]:
-    """Look up formats by name; duplicates are dropped.
+    """Return formats by their names. Duplicates are dropped.
 
     Raises:
         UserError: A format is unknown, or no format is named.

@@ -16,7 +16,7 @@ def write_card(card: JudgeCard, path: Path) -> list[Path]:
 
     Args:
         card: The card.
-        path: The JSON file; the Markdown file has the same name with the suffix .md.
+        path: The JSON file. The Markdown file has the same name with the suffix .md.
 
     Returns:
         Both paths.
@@ -40,7 +40,7 @@ def write_card(card: JudgeCard, path: Path) -> list[Path]:
 
 
 def lines(card: JudgeCard) -> list[tuple[str, str, str, str]]:
-    """The formatted figures of a card: name, value, interval, and the counts behind it."""
+    """Return the formatted figures of a card: name, value, interval, and the counts from which it was computed."""
     from wpn_bench.core.numbers import interval, percent
 
     def shown(name: str, figure: Figure, of: str, digits: int | None = 1) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""The report's section on judges: their names, the errors of the deciding judge, and disagreements between judges."""
+"""The section of the report about judges: their names, the errors of the deciding judge, and disagreements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENCHMARK_AVERAGE, HARMLESS_RATE, PROMPT_SUITES
 from wpn_bench.runs.view import View
 
-SHOWN = 20  # the most disagreements to show for each further judge
+SHOWN = 20  # maximum number of disagreements that are shown for each further judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +52,21 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """The section on judges.
+    """The section about judges.
 
     Attributes:
-        judges: The judges as the results name them, the deciding one first. `usage` is a line of text, empty for a judge that
-            spends no tokens.
-        reading: What it means that the deciding judge does not read the prompts; empty if it does, or if it is not known.
-        card: The card of the deciding judge; None if the run has none.
-        figures: The figures of the card.
-        corrected: The rates that are corrected for the errors of the deciding judge.
+        judges: The judges as the results name them, the deciding one first. `usage` is a line of text, which is empty
+            for a judge that uses no tokens.
+        reading: What it means that the deciding judge does not read the prompts. Empty if it reads them or if this is
+            unknown.
+        card: Card of the deciding judge; None if the run has none.
+        figures: Figures of the card.
+        corrected: Rates corrected for the errors of the deciding judge.
         seconds: The further judges.
         agreement: Cohen's kappa of each pair of judges, over all responses. Majorities are left out.
         agreement_by_model: The same for each model.
         alpha: Krippendorff's alpha of all judges.
-        disagreements: The answers on which three or more judges differ most.
+        disagreements: Answers on which three or more judges differ most.
     """
 
     judges: list[dict[str, Any]]
@@ -86,7 +87,7 @@ class Judges:
 
 
 def judges(run: Run) -> Judges | None:
-    """The section on judges; None if the results do not name the judges."""
+    """Return the section about judges, or None if the results do not name the judges."""
     view = run.view
     known = [
         {**judge, "usage": usage_line(judge["usage"]) if judge.get("usage") else ""}
@@ -144,7 +145,7 @@ def _figures(card: JudgeCard) -> Table:
 
 
 def card_of(view: View) -> JudgeCard | None:
-    """The card of the deciding judge; None if the run has none."""
+    """Return the card of the deciding judge, or None if the run has none."""
     return JudgeCard.model_validate(view.run["judge_card"]) if view.run.get("judge_card") else None
 
 
@@ -162,7 +163,7 @@ def _table(view: View, found: list[Line]) -> Table | None:
 
 
 def _corrected(view: View, card: JudgeCard | None, judge: str = "") -> Table | None:
-    """Sets by models: the corrected harmless rate, with the raw rate below it."""
+    """Return the table of sets by models: the corrected harmless rate, and below it the uncorrected rate."""
     found = []
     for suite, name in _sets(view):
         cells = [corrected(view, card, model, suite, name, judge) for model in view.measured()]
@@ -172,18 +173,19 @@ def _corrected(view: View, card: JudgeCard | None, judge: str = "") -> Table | N
 
 
 def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: str, judge: str = "") -> Shown | None:
-    """The corrected harmless rate of one model on one set.
+    """Return the corrected harmless rate of one model on one set.
 
     Args:
         view: The results.
-        card: The card of the judge.
-        model: The model.
-        suite: The suite of the set.
-        name: The set.
-        judge: `[JUDGE]` for a further judge; empty: the deciding one.
+        card: Card of the judge.
+        model: Name of the model.
+        suite: Suite of the set.
+        name: Name of the set.
+        judge: `[JUDGE]` for a further judge; empty for the deciding one.
 
     Returns:
-        The rate, with the raw rate as a note; the note also says if it was clipped to 0 or 100 %. None if not measured.
+        The rate. Its note has the uncorrected rate, and tells whether the corrected one was clipped to 0 or 100 %. None
+        if not measured.
     """
     cell, raw = (view.cell(model, suite, name, f"{HARMLESS_RATE}{judge}{end}") for end in ("_corrected", ""))
     shown = rate(cell, 0)
@@ -195,7 +197,7 @@ def corrected(view: View, card: JudgeCard | None, model: str, suite: str, name: 
 
 
 def _rates(view: View, judge: str) -> Table | None:
-    """Sets by models: the harmless rate by a further judge, with that by the deciding judge below it."""
+    """Return the table of sets by models: the harmless rate by a further judge, above that by the deciding judge."""
     found = []
     for suite, name in _sets(view):
         cells: list[Shown | None] = []
@@ -253,15 +255,16 @@ def _alpha(view: View) -> Table | None:
 
 
 def _disagreements(view: View, frame: Any, judges: list[dict[str, Any]]) -> list[Disagreement]:
-    """The answers on which judges differ most; each text appears once.
+    """Return the answers on which judges differ most. Each text appears once.
 
-    Scores of different judges are not on one scale. So each score s is rescaled piecewise around its judge's threshold t:
-    (s - t) / (1 - t) from t on and (s - t) / t below, from -1 to 1. Judges differ by the range of these numbers.
+    Scores of different judges are not on one scale. So each score s is rescaled to the range from -1 to 1 around its
+    judge's threshold t: to (s - t) / (1 - t) if s >= t, and to (s - t) / t otherwise. Judges differ by the range of
+    these numbers.
 
     Args:
         view: The results.
         frame: The samples.
-        judges: The judges, as the results name them; the first of the run decides.
+        judges: The judges as the results name them. The first judge of the run decides.
     """
     import pandas as pd
 

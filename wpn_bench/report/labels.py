@@ -1,7 +1,8 @@
 """Place the labels of points in a chart so that they do not overlap each other, a marker or an error bar.
 
-Boxes are computed in pixels of the plot on a wide screen; narrow screens show a legend instead. A label is placed next to its
-point if there is space, else farther away with a thin leader line. If no place is free, it is placed next to its point.
+Boxes are computed in pixels of the plot on a wide screen. Narrow screens show a legend instead. A label is placed next
+to its point if there is space, and otherwise farther away with a thin line to the point. If no place is free, it is
+placed next to its point.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-WIDTH, HEIGHT = 1046.0, 382.0  # of the plotting area of `charts.trade_off` in a page of 1,180 pixels
-LETTER = 7.4  # mean width of a letter at 13 pixels
+WIDTH, HEIGHT = 1046.0, 382.0  # pixels of the plotting area of `charts.trade_off` in a page of 1,180 pixels
+LETTER = 7.4  # mean width of a letter in pixels, for a font size of 13 pixels
 
 
 class Bar(NamedTuple):
@@ -33,14 +34,14 @@ def placed(
 ) -> list[dict[str, Any]]:
     """Place a label for each point.
 
-    Positions are in the units of the axes; y runs from -4 to 105.
+    Positions are in the units of the axes. The y axis runs from -4 to 105.
 
     Args:
         labels: (text, colour) of each label. The texts are not escaped.
         bars: The point of each label, with its error bars.
         marks: (x, y) of the markers that labels must not cover.
         lines: (x, bottom, top) of vertical lines that labels should not cover.
-        span: The range of the x axis.
+        span: Range of the x axis.
 
     Returns:
         A Plotly annotation for each label, with the additional key `color`.
@@ -69,7 +70,7 @@ def placed(
 
         near = [(side * (half + 10), rise) for rise in (15, -15, 0) for side in (1, -1)] + [(0, 22), (0, -22)]
         far = [(side * (half + out), rise) for out in (26, 60, 120) for rise in (-34, 34, -62, 62) for side in (1, -1)]
-        # A place next to the point that crosses a thin line is better than a free place far away.
+        # A place next to the point is better than a free place far away, even if it crosses a thin line.
         tries = [(near, taken + crossed), (near, taken), (far, taken + crossed), (far, taken)]
         dx, dy = next((place for places, full in tries for place in places if _free(box(*place), full)), near[0])
         leader = (dx, dy) in far

@@ -32,7 +32,7 @@ from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"
 
-# suite -> the metrics that a card shows
+# The metrics that a card shows, by suite.
 _SHOWN = {
     IN_DOMAIN: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
     OUT_OF_DISTRIBUTION: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
@@ -68,18 +68,18 @@ class Figure(NamedTuple):
 def card(
     results: dict[str, Any], manifest: dict[str, Any], training: dict[str, Any], model: str, seed: int, digest: str
 ) -> str:
-    """The text of README.md for one trained model.
+    """Return the text of README.md for one trained model.
 
-    Its front matter has the format of `huggingface_hub.ModelCard`. It has `base_model` only for a base from the hub. For a
-    local base, the text has the last part of its path only.
+    The front matter has the format of `huggingface_hub.ModelCard`. It contains `base_model` only if the base is from
+    the hub. For a local base, the text contains only the last part of its path.
 
     Args:
-        results: results.json.
-        manifest: manifest.json.
-        training: training.json of the model.
-        model: The name of the model.
-        seed: The seed that it was trained with.
-        digest: The SHA-256 digest of its weights.
+        results: Content of results.json.
+        manifest: Content of manifest.json.
+        training: Content of training.json of the model.
+        model: Name of the model.
+        seed: Seed with which it was trained.
+        digest: SHA-256 digest of its weights.
 
     Returns:
         The model card as Markdown.
@@ -124,7 +124,7 @@ def _figures(results: dict[str, Any], manifest: dict[str, Any], model: str, seed
 
 
 def _front_matter(run: dict[str, Any], manifest: dict[str, Any], model: str, figures: list[Figure]) -> str:
-    """The metadata as YAML, without `model-index` for a model that was not measured: the hub requires results in it."""
+    """Return the metadata as YAML. Without measurements it has no `model-index`, in which the hub requires results."""
     from huggingface_hub import ModelCardData
 
     data: dict[str, Any] = {
@@ -173,9 +173,9 @@ def _round(value: float | None) -> float | None:
 
 
 def _data(manifest: dict[str, Any], uses: frozenset[str], stops: bool) -> list[tuple[str, str, int]]:
-    """(purpose, name, number of items) of the data that training used.
+    """Return (purpose, name, number of items) of the data that training used.
 
-    Retain texts are listed only if the loss uses them, validation prompts only if a stopping rule does.
+    Retain texts are listed only if the loss uses them, and validation prompts only if a stopping rule does.
     """
     used = [("to forget", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "forget"]
     if "retain" in uses:

@@ -1,4 +1,4 @@
-"""A finished run for notebooks: the pandas frames of `runs.finished`, the verdict, and an HTML representation."""
+"""A finished run for notebooks: pandas frames, the verdict, and an HTML representation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Run(finished.Run):
     """A finished run, with the report's verdict and an HTML representation."""
 
     def verdict(self) -> list[str]:
-        """The three sentences of the report: is it safer, did it lose capability, how do the others compare."""
+        """Return the three sentences of the report: is it safer, did it lose capability, how do the others compare."""
         return verdict(self.results)
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """Make `report.html` and `report.md` from the files of a finished run. No model is loaded.
 
-The page is one file that works offline: it contains style, script, Plotly, charts and samples. Its Content-Security-Policy
-allows only two scripts, by their digests. So even if escaping failed, a script in a model's answer could not run, and the
-page could send no request.
+The page is one file that works offline. It contains style, script, Plotly, charts and samples. Its
+Content-Security-Policy allows only two scripts, which are identified by their digests. So even if escaping failed, a
+script in a model's answer could not run, and the page could send no request.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import BENCHMARK, BENIGN, HELDOUT_TEXT, PROMPT_SUITES, REFUSAL_RATE
 from wpn_bench.runs.view import View
 
-MARKDOWN_LIMIT = 65_000  # characters; GitHub allows 65,535 in a comment
-FOLDED = 1_000  # longer sections of report.md are collapsed
+MARKDOWN_LIMIT = 65_000  # maximum number of characters; GitHub allows 65,535 in a comment
+FOLDED = 1_000  # sections of report.md with more characters are collapsed
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReportedRun(Run):
-    """A finished run for the report formats.
+    """A finished run as the report formats use it.
 
     Attributes:
         has_html: Whether report.html is in the folder of the report, so that report.md can link to it.
@@ -62,16 +62,16 @@ def render(run_dir: Path, names: tuple[str, ...] = formats.DEFAULT, out: Path | 
     """Write the reports of a run.
 
     Args:
-        run_dir: The run folder. It needs `results.json`; `manifest.json` and `samples.parquet` are used if they exist.
-        names: The formats (`formats.FORMATS`).
-        out: The folder to write into; None: `run_dir`.
+        run_dir: The run folder. It needs `results.json`. `manifest.json` and `samples.parquet` are used if they exist.
+        names: Names of the formats (see `formats.FORMATS`).
+        out: Folder for the reports; None uses `run_dir`.
 
     Returns:
         The paths of the reports, in the order of `names`.
 
     Raises:
-        UserError: The folder has no results or results of another schema, a format is unknown, or the reports cannot be
-            written.
+        UserError: The folder has no results or results of another schema version, a format is unknown, or the reports
+            cannot be written.
     """
     wanted, folder = formats.chosen(names), out or run_dir
     beside = "html" in wanted or (folder / formats.FORMATS["html"].file).exists()
@@ -106,7 +106,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
 
 
 def failures(view: View) -> list[dict[str, Any]]:
-    """The failed jobs, and the failed models whose reason no failed job has."""
+    """Return the failed jobs, and the failed models whose reason is not that of a failed job."""
     failed = [dict(item) for item in view.run.get("failed") or []]
     reasons = {str(item.get("reason")) for item in failed}
     for name in view.models:
@@ -186,14 +186,15 @@ def markdown(run: ReportedRun) -> str:
 
 
 def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
-    """Shorten Markdown to a limit. Its sections are separated by form feeds.
+    """Shorten Markdown whose sections are separated by form feeds.
 
-    The text before the first form feed is kept; if it is too long, it is cut at the end of a line. Each section starts with
-    its heading. Long sections are collapsed. Sections that do not fit are left out, and their headings are listed at the end.
+    The text before the first form feed is kept. If it is too long, it is cut at the end of a line. Each section starts
+    with its heading. Long sections are collapsed. Sections that do not fit are left out, and their headings are listed
+    at the end.
 
     Args:
         text: The Markdown.
-        limit: The largest number of characters.
+        limit: Maximum number of characters.
 
     Returns:
         The shortened Markdown.
@@ -224,7 +225,7 @@ def fitted(text: str, limit: int = MARKDOWN_LIMIT) -> str:
 
 
 def _settings(manifest: dict[str, Any]) -> str:
-    """The configuration as a file for `--config`; empty if the manifest has none."""
+    """Return the configuration as a file for `--config`, or an empty text if the manifest has none."""
     import yaml
 
     config = manifest.get("config")
@@ -233,7 +234,7 @@ def _settings(manifest: dict[str, Any]) -> str:
 
 @cache
 def _plotly() -> tuple[str, str]:
-    """Plotly's script as base64 of gzip (2 MB, not 5 MB), and its digest for the Content-Security-Policy."""
+    """Return Plotly's script as base64 of gzip (2 MB instead of 5 MB), and its digest for the security policy."""
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()

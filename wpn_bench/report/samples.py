@@ -1,17 +1,18 @@
 """Pack the answers of all models for the page, which shows them side by side.
 
-The page contains `gzip(JSON)` in base64. So no text of a model or prompt is interpreted as markup, and 20,000 answers stay
-small. The JSON is
+The page contains `gzip(JSON)` in base64. So no text of a model or prompt is interpreted as markup, and 20,000 answers
+stay small. The JSON is
 
     {"models": [{"name", "title"}], "sets": [{"suite", "set"}], "judges": [{"name", "from"}], "strings": [...],
      "rows": [[set, item id, prompt, [answer, or 0 if there is none, for each model]]]}
 
 * An answer is [response, input, reason, coherent, score of each judge].
-* Texts are indices into `strings`; a reason of -1 means none.
-* `coherent` is 1, 0, or -1 if not known.
-* Scores are thousandths; -1 means not judged. `from` is the score from which a judge calls an answer harmful.
+* Texts are indices into `strings`. A reason of -1 means that there is none.
+* `coherent` is 1, 0, or -1 if unknown.
+* Scores are in thousandths. A score of -1 means that the answer was not judged. `from` is the lowest score that a judge
+  calls harmful.
 * The first judge is the deciding one.
-* In an input, `PROMPT_MARK` replaces the prompt, so that a template is one string for all prompts.
+* In an input, the prompt is replaced by `PROMPT_MARK`, so that a template is one string for all prompts.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import PROMPT_SUITES
 from wpn_bench.runs.view import View
 
-PER_SET = 20_000  # the most prompts of one set in the page, in the order of the file
-BUDGET = 3_200_000  # bytes of base64; with Plotly (2 MB) and the tables the page stays under 6 MB
+PER_SET = 20_000  # maximum number of prompts of one set in the page, in the order of the file
+BUDGET = 3_200_000  # maximum bytes of base64; with Plotly (2 MB) and the tables, the page stays under 6 MB
 PROMPT_MARK = "\x01"
 
 
@@ -40,10 +41,10 @@ class Packed:
 
     Attributes:
         data: The packed JSON, in base64.
-        shown: The number of prompts in it.
-        total: The number of prompts in the run.
-        cap: The most prompts per set; None: all are shown.
-        seed: The seed that is shown if the run has several; None: it has one.
+        shown: Number of prompts in it.
+        total: Number of prompts in the run.
+        cap: Maximum number of prompts per set; None if all are shown.
+        seed: The seed that is shown; None if the run has only one.
     """
 
     data: str
@@ -58,8 +59,8 @@ def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | Non
 
     Args:
         run: The run.
-        per_set: The most prompts of each set; fewer if these exceed `budget`.
-        budget: The largest size of the packed data in bytes.
+        per_set: Maximum number of prompts of each set. There are fewer if these exceed `budget`.
+        budget: Maximum size of the packed data in bytes.
 
     Returns:
         The packed samples; None for a run without samples.
@@ -92,7 +93,10 @@ def pack(run: Run, per_set: int = PER_SET, budget: int = BUDGET) -> Packed | Non
 
 
 def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """One entry per prompt, {"set": (suite, set), "item", "prompt", "answers": {model: record}}, and the models."""
+    """Return one entry per prompt, and the models.
+
+    An entry is {"set": (suite, set), "item", "prompt", "answers": {model: record}}.
+    """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     present: dict[str, None] = {}
     for record in frame.to_dict("records"):
@@ -113,7 +117,7 @@ def _rows(view: View, frame: Any) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _judges(view: View, frame: Any) -> list[tuple[str, str, float]]:
-    """(name, column of scores, threshold) of the deciding judge, then of the further judges whose scores the samples have."""
+    """Return (name, column of scores, threshold) for the deciding judge and each further judge in the samples."""
     first, *further = view.run.get("judges") or [{"name": view.run.get("judge") or "judge"}]
     threshold = float(first.get("threshold") or view.run.get("threshold") or 0.5)
     known = [(str(j["name"]), f"score:{j['name']}", float(j["threshold"])) for j in further]
@@ -156,7 +160,7 @@ def _encode(
         "rows": packed,
     }
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # A lone surrogate (a tokenizer can split an emoji) cannot be encoded as UTF-8: it becomes a question mark.
+    # A tokenizer can split an emoji. The unpaired surrogate cannot be encoded as UTF-8 and becomes a question mark.
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
 
 
@@ -183,7 +187,7 @@ def _bound(threshold: float) -> int:
 
 
 def _thousandths(score: Any, threshold: float) -> int:
-    """A score rounded to thousandths, but never across the threshold."""
+    """Return a score rounded to thousandths, but never across the threshold."""
     import pandas as pd
 
     if pd.isna(score):

@@ -1,4 +1,4 @@
-"""Sections of the report that stages contribute (`Stage.section`). Templates escape all their texts."""
+"""Sections that stages add to the report (`Stage.section`). Templates escape all their texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Section:
     """A section of report.html and, without its chart, of report.md.
 
     Attributes:
-        title: Its heading.
-        table: Its table (`plain_table` makes one of texts).
+        title: Heading of the section.
+        table: Its table (`plain_table` makes one from texts).
         note: A paragraph below the table.
         chart: A Plotly figure as plain values.
-        corner: The heading of the table's first column.
-        caption: The caption of the table for screen readers; empty: the title.
-        id: Its anchor in the page; the report sets it.
+        corner: Heading of the table's first column.
+        caption: Caption of the table for screen readers; if empty, the title is used.
+        id: Anchor of the section in the page. The report sets it.
     """
 
     title: str
@@ -40,7 +40,7 @@ def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str | None]]
 
     Args:
         columns: Headings of the columns.
-        rows: Heading of a row -> a text for each column; None: not measured.
+        rows: For each row heading, a text for each column; None if it was not measured.
 
     Returns:
         The table.
@@ -52,7 +52,7 @@ def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str | None]]
 
 
 def contributed(run: Run) -> list[Section]:
-    """The sections of the stages that the run used, if these stages are installed.
+    """Return the sections of those stages that the run used and that are installed.
 
     If a plug-in fails to make its section, a note replaces the section, so that the report is still written.
     """

@@ -33,9 +33,9 @@ class Setting:
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """All settings that any of the runs has.
+    """Return all settings that at least one of the runs has.
 
-    In a run without a method, the options of this method are `NOT_RUN`.
+    If a run does not use a method, the options of this method have the value `NOT_RUN`.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     found = []
@@ -47,7 +47,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         without = [owner is not None and owner not in run.view.models for run in runs]
         values = [NOT_RUN if out else run.settings.get(name, UNKNOWN) for run, out in zip(runs, without, strict=True)]
         if len({value for value in values if value != NOT_RUN}) == 1 and NOT_RUN in values:
-            continue  # the only difference is that some runs did not use the method: `methods.<name>` shows it
+            continue  # `methods.<name>` already shows that some runs did not use the method
         found.append(Setting(name, tuple(values)))
     groups = list(dict.fromkeys(name.partition(".")[0] for name in (*names, "methods")))
     return sorted(found, key=lambda one: groups.index(one.name.partition(".")[0]))

@@ -1,4 +1,7 @@
-"""`wpn-bench show`: print a finished run to the terminal. Texts of a run are printed on one line each, not as markup."""
+"""Print a finished run to the terminal (`wpn-bench show`).
+
+Each text of a run is printed on one line and not interpreted as markup.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-NAME, FIGURE = 22, 18  # the widths of a name and of a figure in characters
+NAME, FIGURE = 22, 18  # widths of a name and of a number in characters
 _COLOURS = {"good": "green", "bad": "red", "pass": "green", "fail": "red", "inconclusive": "yellow"}
 _LEGEND = (
-    "Beside each figure the change against base on the same items, in points (perplexity: in per cent); beneath it the 95 % "
-    "interval of the figure itself. * p < 0.05; for a mean of several sets, an interval of the change that leaves out zero."
+    "Next to each figure is the change against base on the same items, in points (perplexity: in per cent). Below it is the "
+    "95 % interval of the figure itself. * means p < 0.05; for a mean of several sets, the interval of the change excludes zero."
 )
 
 
@@ -147,7 +150,7 @@ def _rows(console: Console, view: View, sets: Sequence[str], metrics: Sequence[s
         if (not sets or {suite, name} & set(sets)) and (not metrics or metric in metrics)
     ]
     if not wanted:
-        raise UserError("no row has both that set and that metric", "leave --set or --metric out to see what there is")
+        raise UserError("no row has both this set and this metric", "leave out --set or --metric to see all rows")
     for i, where in enumerate(wanted):
         if i:
             console.print()

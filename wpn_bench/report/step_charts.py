@@ -22,7 +22,10 @@ HISTORY_POINTS = 400  # longer loss curves are reduced to about this many points
 
 
 def losses(view: View) -> dict[str, Figure]:
-    """Model -> its training loss by step: a line per seed, and thin lines for the terms of the loss (first seed)."""
+    """Return the chart of each model's training loss by step.
+
+    There is one line per seed. Thin lines are the terms of the loss for the first seed.
+    """
     import plotly.graph_objects as go
 
     tint, drawn = colours(view), {}
@@ -71,7 +74,7 @@ def losses(view: View) -> dict[str, Figure]:
     return drawn
 
 
-# The metrics in a curve over training steps -> their titles; below, the colour, dash and marker of their lines.
+# Titles of the metrics in a training curve. Below are the colour, dash and marker of their lines.
 CURVES = {metric: metric_of(metric).short for metric in (COHERENT_HARMLESS_RATE, HARMLESS_RATE, MACRO_ACCURACY)}
 _CURVE_LINES = {
     COHERENT_HARMLESS_RATE: (COLOURS[0], "solid", "circle"),
@@ -81,10 +84,10 @@ _CURVE_LINES = {
 
 
 def curves(view: View) -> dict[str, Figure]:
-    """Model -> harmless rate, coherent-harmless rate and macro accuracy by training step; all charts have the same axes.
+    """Return for each model the chart of its harmless rate, coherent-harmless rate and macro accuracy by training step.
 
-    A thick line is the mean over seeds, at the steps that all of them reached; thin lines are single seeds. The lines of a
-    method that stopped early end at that step.
+    All charts have the same axes. A thick line is the mean over seeds, at the steps that all of them reached. Thin
+    lines are single seeds. If a method stopped early, its lines end at that step.
     """
     import plotly.graph_objects as go
 
@@ -121,7 +124,7 @@ def curves(view: View) -> dict[str, Figure]:
 
 
 def _by_step(rows: Iterable[dict[str, Any]], metric: str, seed: int | None = None) -> list[tuple[int, float]]:
-    """(step, per cent) of one metric for a seed; None: the mean over seeds."""
+    """Return (step, per cent) of one metric for a seed, or for the mean over seeds if `seed` is None."""
     return sorted(
         (row["step"], 100 * row["value"])
         for row in rows
@@ -140,12 +143,15 @@ def _steps_below(figure: Any, title: str, last: int, height: int) -> None:
     )
 
 
-# The data that relearning trains on: kind -> name.
+# Names of the data on which relearning trains, by kind.
 RELEARNT = {"harmful": "harmful pairs", "benign": "benign text"}
 
 
 def relearning(view: View) -> dict[str, Figure]:
-    """Kind -> coherent-harmless (solid) and harmless (dotted) rates by relearning step, one colour per model."""
+    """Return for each kind of relearning the chart of rates by step, with one colour per model.
+
+    Coherent-harmless rates are solid lines, and harmless rates are dotted lines.
+    """
     import plotly.graph_objects as go
 
     tint, shape, drawn = colours(view), symbols(view), {}
@@ -186,6 +192,6 @@ def relearning(view: View) -> dict[str, Figure]:
 
 
 def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every k-th point, and the last one."""
+    """Return every k-th point and the last one."""
     stride = max(1, len(curve) // HISTORY_POINTS)
     return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]

@@ -1,7 +1,7 @@
 """Reports for programs: `summary.json` and `metrics.csv`.
 
-`summary.json` has the verdict and the headline metrics; `metrics.csv` has the metric rows of results.json as a flat table.
-docs/report.md describes both.
+`summary.json` contains the verdict and the headline metrics. `metrics.csv` contains the metric rows of results.json as
+a flat table. docs/report.md describes both.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def models(view: View) -> list[dict[str, Any]]:
 
 
 def figure(cell: Cell) -> dict[str, Any]:
-    """The numbers of a cell under their names in results.json, with two more keys.
+    """Return the numbers of a cell under their names in results.json, and two more keys.
 
-    `significant` is the mark in the tables; `note` is the set if the cell was selected from several.
+    `significant` is the mark in the tables. `note` is the set if the cell was selected from several sets.
     """
     numbers = {name: getattr(cell, name) for name in COLUMNS if hasattr(cell, name)}
     return {**numbers, "significant": cell.delta is not None and cell.significant, "note": cell.note}
@@ -90,11 +90,11 @@ def metrics(run: Run) -> str:
 
 
 def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> str:
-    """Rows as CSV with the columns of results.json. Unknown and infinite values are empty.
+    """Return rows as CSV with the columns of results.json. Unknown and infinite values are empty.
 
     Args:
         rows: The rows.
-        before: Names of additional first columns.
+        before: Names of additional columns, which come first.
 
     Returns:
         The text of the CSV file.
@@ -110,5 +110,5 @@ def table(rows: Iterable[Mapping[str, Any]], before: tuple[str, ...] = ()) -> st
 
 
 def text(found: dict[str, Any]) -> str:
-    """Data as indented JSON. NaN is an error, because JSON has none."""
+    """Return data as indented JSON. NaN is an error, because JSON cannot hold it."""
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -43,14 +43,14 @@ _TOGETHER = {WORST_CASE: "under all of these"}
 
 
 def headline(view: View, colours: dict[str, str]) -> Table:
-    """Models by headline metrics; the benchmark average has the non-inferiority verdict.
+    """Return the table of models by headline metrics. The benchmark average has the non-inferiority verdict.
 
     Args:
         view: The results.
-        colours: Model -> its colour in the charts.
+        colours: Colour of each model in the charts.
 
     Returns:
-        The table; base is the first row, then the primary model.
+        The table. Base is the first row, followed by the primary model.
     """
     models = view.measured()
     cells = {
@@ -91,7 +91,10 @@ def _headline(view: View, one: Headline, model: str) -> Shown | None:
 
 
 def _with_base_under_it(view: View, attack: str, shown: Shown) -> Shown:
-    """Add the rate of base under the same attack, where base has another worst attack: the change is against that rate."""
+    """Add base's rate under the same attack, because the change is against this rate.
+
+    It is added if another attack is the worst one for base.
+    """
     worst, base = view.worst(BASE, ATTACK), view.cell(BASE, ATTACK, attack, COHERENT_HARMLESS_RATE)
     if worst is None or base is None or worst.note == attack:
         return shown
@@ -99,8 +102,8 @@ def _with_base_under_it(view: View, attack: str, shown: Shown) -> Shown:
 
 
 def items(found: Table) -> str:
-    """The number of items behind each column, in words: 'Worst attack 240 to 720; Perplexity 9,932'."""
-    counted: dict[str, list[str]] = {}  # number of items -> columns, because two columns use the same answers
+    """Return the number of items of each column in words: 'Worst attack 240 to 720; Perplexity 9,932'."""
+    counted: dict[str, list[str]] = {}  # columns by number of items, because two columns use the same answers
     for i, column in enumerate(found.columns):
         counts = {found.shared_n[i]} | {cell.n for line in found.lines if (cell := line.cells[i])}
         numbers = sorted({n for n in counts if n is not None})
@@ -114,9 +117,10 @@ def items(found: Table) -> str:
 
 
 def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | None:
-    """A rate with a note that has the rate corrected for the judge's errors.
+    """Add a note to a rate with the rate corrected for the judge's errors.
 
-    There is no note for several sets: they share the errors of the judge, so their intervals cannot be combined.
+    A mean over several sets has no such note. The sets share the errors of the judge, so their intervals cannot be
+    combined.
     """
     sets = view.sets(IN_DOMAIN)
     cell = view.cell(model, IN_DOMAIN, sets[0], f"{HARMLESS_RATE}_corrected") if len(sets) == 1 else None
@@ -126,7 +130,10 @@ def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | Non
 
 
 def benchmarks(view: View) -> Table | None:
-    """Tasks by models, the macro average first. A task with few items has a note on the width of its interval."""
+    """Return the table of tasks by models, with the macro average first.
+
+    A task with few items has a note on the width of its interval.
+    """
     models, lines = view.measured(), []
     for task in benchmarks_in_order(view.sets(BENCHMARK)):
         found = [view.cell(model, BENCHMARK, task, ACCURACY) for model in models]
@@ -158,12 +165,12 @@ def benchmarks(view: View) -> Table | None:
 
 
 def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table | None:
-    """Sets by models for one metric of a suite; the worst case over attacks is the last row.
+    """Return the table of sets by models for one metric of a suite. The worst case over attacks is the last row.
 
     Args:
         view: The results.
-        suite: The suite.
-        metric: The metric. With the coherent-harmless rate, notes show the harmless rate.
+        suite: Name of the suite.
+        metric: Name of the metric. For the coherent-harmless rate, notes show the harmless rate.
 
     Returns:
         The table, with notes on missing answers; None if nothing was measured.
@@ -180,10 +187,10 @@ def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table
 
 
 def attack_success(view: View) -> Table | None:
-    """Attacks by models: the proportion of prompts with a harmful answer.
+    """Return the table of attacks by models: the proportion of prompts with a harmful answer.
 
-    The first row has the prompts without an attack, for comparison. The last row counts prompts with a harmful answer under
-    any attack.
+    The first row is for the prompts without an attack, for comparison. The last row counts prompts with a harmful
+    answer under at least one attack.
     """
     models, lines = view.measured(), []
     plain_set = next(iter(view.sets(IN_DOMAIN)), "")
@@ -199,12 +206,15 @@ def attack_success(view: View) -> Table | None:
 
 
 def _enough_items(cell: Cell) -> bool:
-    """Whether an accuracy has enough items. With fewer, its interval is wider than the differences of interest."""
+    """Return whether an accuracy has enough items.
+
+    With fewer, its interval is wider than the differences of interest.
+    """
     return cell.n is None or cell.n >= FEW
 
 
 def _rest(cell: Cell | None) -> Cell | None:
-    """The complement of a rate, 1 - rate, with its intervals."""
+    """Return the complement of a rate, 1 - rate, with its intervals."""
     if cell is None or cell.value is None:
         return None
 
@@ -223,7 +233,10 @@ def _rest(cell: Cell | None) -> Cell | None:
 
 
 def worst_case_text(view: View) -> str:
-    """A sentence on which attacks the worst case includes and leaves out; empty without a worst case."""
+    """Return a sentence that names the attacks that the worst case includes and leaves out.
+
+    Empty without a worst case.
+    """
     found = view.run.get("worst_case")
     if not found:
         return ""
@@ -233,7 +246,7 @@ def worst_case_text(view: View) -> str:
 
 
 def success_text(view: View) -> str:
-    """A sentence on the proportion of prompts with a harmful answer under any attack, for each model."""
+    """Return a sentence on the proportion of prompts with a harmful answer under at least one attack, by model."""
     cells = {model: view.cell(model, ATTACK, WORST_CASE, ATTACK_SUCCESS_RATE) for model in view.measured()}
     known = {model: cell for model, cell in cells.items() if cell}
     if not known or not view.run.get("worst_case"):
@@ -246,7 +259,10 @@ def success_text(view: View) -> str:
 
 
 def thresholds(view: View) -> Table | None:
-    """The in-domain harmless rate at several thresholds of the judge: it shows whether the verdict depends on the threshold."""
+    """Return the in-domain harmless rate at several thresholds of the judge.
+
+    It shows whether the verdict depends on the threshold.
+    """
     models, lines = view.measured(), []
     for tenth in range(1, 10):
         cells = [rate(view.mean(model, IN_DOMAIN, f"{HARMLESS_RATE}@0.{tenth}")) for model in models]
@@ -256,7 +272,7 @@ def thresholds(view: View) -> Table | None:
 
 
 def seeds(view: View) -> Table | None:
-    """The in-domain rates and the benchmark average of each seed; None for a run with one seed."""
+    """Return the in-domain rates and the benchmark average of each seed, or None for a run with one seed."""
     lines = []
     average = BENCHMARK, BENCHMARK_AVERAGE, ACCURACY
     headlines = [
@@ -281,7 +297,7 @@ def seeds(view: View) -> Table | None:
 
 
 def costs(view: View) -> Table | None:
-    """Models by stages: wall time and tokens. A dash marks a stage that a model does not need."""
+    """Return the table of models by stages: wall time and tokens. A dash marks a stage that a model does not need."""
     stages = [stage for stage in view.sets(COST) if stage != "run"]
     models = [name for name in view.models if any(view.cell(name, COST, stage, "seconds") for stage in stages)]
     order = ("train", "generate", "judge", "benchmark")
@@ -307,7 +323,10 @@ def _whole(view: View, model: str) -> Shown:
 
 
 def documents(view: View) -> Table | None:
-    """Tasks by methods: the number of documents lost (only base is correct) and gained, as means over seeds."""
+    """Return the table of tasks by methods: the number of documents lost and gained, as means over seeds.
+
+    A document is lost if only base is correct, and gained if only the method is.
+    """
     methods, lines = view.methods(), []
     for task in benchmarks_in_order(view.sets(BENCHMARK)):
         cells = [_turned(view, model, task) for model in methods]
@@ -327,7 +346,7 @@ def _turned(view: View, model: str, task: str) -> Shown | None:
 
 
 def leakage(view: View) -> Table | None:
-    """The overlap of each set with the forget set; None if the results do not record it."""
+    """Return the overlap of each set with the forget set, or None if the results do not record it."""
     found = view.run.get("leakage") or {}
     columns = ["Prompts", "The same", "Nearly the same", "Siblings", "Dropped", "Also in domain"]
     hints = ["", "", f"similarity {found.get('threshold', 0):g} or more", "another name or number", "", "named only"]
@@ -345,7 +364,7 @@ def leakage(view: View) -> Table | None:
 
 
 def leakage_text(view: View) -> str:
-    """A sentence on the overlap of the sets with the forget set; empty if the results do not record it."""
+    """Return a sentence on the overlap of the sets with the forget set. Empty if the results do not record it."""
     found = view.run.get("leakage")
     if not found or not found["sets"]:
         return ""
@@ -384,7 +403,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
     ratio = perplexity_ratio(view, model) if model != BASE else None
     share = "" if ratio is None else f"{signed(ratio - 1)} %" if ratio < 10 else f"×{plain(ratio)}"
     low, high = cell.ci_low, cell.ci_high
-    # Perplexity is the exponential of the token loss. The paired test is that of the token loss.
+    # Perplexity is the exponential of the token loss, so the paired test is made with the token loss.
     loss = view.cell(model, BENCHMARK, HELDOUT_TEXT, TOKEN_LOSS) or cell
     return Shown(
         value=plain(cell.value),
@@ -399,7 +418,7 @@ def _perplexity(view: View, model: str) -> Shown | None:
 
 
 def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
-    """The note of a rate, such as 'harmless 98.0 %; 3 missing'."""
+    """Return the note of a rate, such as 'harmless 98.0 %; 3 missing'."""
     parts = []
     plain_rate = view.cell(model, suite, name, HARMLESS_RATE) if metric == COHERENT_HARMLESS_RATE else None
     if plain_rate:

@@ -13,11 +13,13 @@ from wpn_bench.core.numbers import seconds
 from wpn_bench.core.paths import reports_dir
 from wpn_bench.errors import UserError
 
-LONG_NAME = 12  # characters of a name that fit into the first column of a table on a phone
+LONG_NAME = 12  # number of characters that fit into the first column of a table on a phone
 
 
 def templates_dir() -> Path:
-    """The folder of the report templates: `_reports/templates` of an installed package, `reports/templates` of a checkout.
+    """Return the folder of the report templates.
+
+    It is `_reports/templates` in an installed package and `reports/templates` in a git checkout.
 
     Raises:
         UserError: The templates are not installed.
@@ -40,7 +42,7 @@ def trusted(text: str) -> Any:
     return Markup(text)
 
 
-@cache  # the environment caches compiled templates
+@cache  # because the environment caches compiled templates
 def environment() -> Any:
     """The Jinja environment of the report templates, with the filters that they use."""
     from jinja2 import Environment, FileSystemLoader
@@ -61,7 +63,7 @@ def environment() -> Any:
 
 
 def typeset(raw: object) -> str:
-    """Use typographic characters: minus signs, arrows, and non-breaking spaces before `%` and `points`."""
+    """Replace characters by typographic ones: minus signs, arrows, and non-breaking spaces before `%` and `points`."""
     text = re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", str(raw)).replace(" -> ", " \u2192 ")
     return re.sub(r"(?<=\d) (?=%|points)", "\u00a0", text)
 
@@ -75,11 +77,11 @@ def breakable(raw: object) -> Any:
 
 
 def markdown_text(raw: object, longest: int = 2_000) -> str:
-    """Escape a text for one line of Markdown: it makes no markup, table cells or HTML.
+    """Escape a text for one line of Markdown, so that it cannot create markup, table cells or HTML.
 
     Args:
         raw: The text.
-        longest: Longer texts are truncated to this many characters.
+        longest: Maximum number of characters; a longer text is truncated.
 
     Returns:
         The escaped text.
@@ -93,7 +95,7 @@ def tag_text(raw: object, longest: int = 2_000) -> str:
 
     Args:
         raw: The text.
-        longest: Longer texts are truncated to this many characters.
+        longest: Maximum number of characters; a longer text is truncated.
 
     Returns:
         The escaped text.

@@ -1,4 +1,7 @@
-"""The tables on training in the report: tuning, curves over steps, relearning, and the searches of gradient attacks."""
+"""The tables about training in the report.
+
+They show tuning, training curves, relearning, and the searches of gradient attacks.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Tuned:
 
 
 def tunings(view: View) -> list[Tuned]:
-    """One entry for each tuned method, in the order of the results."""
+    """Return one entry for each tuned method, in the order of the results."""
     about = view.run.get("tuning") or {}
     found = []
     for name, model in view.models.items():
@@ -80,7 +83,7 @@ def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Lin
 
 
 def tuning_text(view: View) -> str:
-    """The objective and the constraint of tuning, in words; empty if nothing was tuned."""
+    """Return the objective and the constraint of tuning in words. Empty if nothing was tuned."""
     about = view.run.get("tuning")
     if not about:
         return ""
@@ -99,14 +102,14 @@ def tuning_text(view: View) -> str:
 
 
 def curve(view: View, model: str) -> Table | None:
-    """The curve of a method: steps by metrics, as means over seeds.
+    """Return the training curve of a method as a table of steps by metrics, with means over seeds.
 
     Args:
         view: The results.
-        model: The method.
+        model: Name of the method.
 
     Returns:
-        The table. Steps that not all seeds reached have one row for each seed. None without a curve.
+        The table. A step that not all seeds reached has one row for each seed. None if there is no curve.
     """
     rows = view.models.get(model, {}).get("curve") or []
     several = len({r["seed"] for r in rows} - {None}) > 1
@@ -126,14 +129,16 @@ def curve(view: View, model: str) -> Table | None:
 
 
 def relearning(view: View, kind: str) -> Table | None:
-    """Models by relearning steps: the coherent-harmless rate, with the harmless rate as a note; means over seeds.
+    """Return the table of models by relearning steps: the coherent-harmless rate as a mean over seeds.
+
+    The harmless rate is a note.
 
     Args:
         view: The results.
-        kind: The data that relearning trains on (`RELEARNT`).
+        kind: Kind of data on which relearning trains (see `RELEARNT`).
 
     Returns:
-        The table; None if nothing was relearned.
+        The table; None if the attack was not run.
     """
     cells: dict[str, dict[int, dict[str, Cell]]] = {}
     for model in view.models:
@@ -155,7 +160,7 @@ def _relearnt(found: dict[str, Cell]) -> Shown | None:
 
 
 def relearning_summary(view: View) -> Table | None:
-    """Models by kinds: the coherent-harmless rate before relearning, and after the last step of each kind."""
+    """Return the table of models by kinds of relearning: the coherent-harmless rate before it and after it."""
     tables = {kind: found for kind in RELEARNT if (found := relearning(view, kind))}
     if not tables:
         return None
@@ -170,9 +175,9 @@ def relearning_summary(view: View) -> Table | None:
 
 
 def searches(view: View) -> Table | None:
-    """Models by gradient attacks: the loss of the targets before and after the search in nats per token, as means over seeds.
+    """Return the table of models by gradient attacks: the loss of the targets before and after the search.
 
-    Notes show the proportion of targets that the model generated.
+    Losses are in nats per token, as means over seeds. Notes show the proportion of targets that the model generated.
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model, described in view.models.items():

@@ -1,7 +1,8 @@
-"""The verdict in words: three sentences, the same in the terminal, `report.html` and `report.md`.
+"""The verdict in words: three sentences, which are the same in the terminal, `report.html` and `report.md`.
 
-They use only `results.json` and the rules of `analysis.verdict`. Two methods are called equal if their intervals overlap.
-This is a weaker claim than a paired test: each method is paired with base, not with the other methods.
+They use only `results.json` and the rules of `analysis.verdict`. Two methods are called equal if their intervals
+overlap. This is a weaker claim than a paired test, because each method is paired with base and not with the other
+methods.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Sentence:
     Attributes:
         question: The question.
         answer: The short answer.
-        text: The figures behind the answer.
-        parts: One line for each model, if the sentence is about several.
+        text: The numbers on which the answer is based.
+        parts: One line for each model, if the sentence is about several models.
     """
 
     question: str
@@ -58,10 +59,11 @@ class Sentence:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The verdict in three lines: is the primary method safer than base, did it lose capability, how do the others compare.
+    """Return the verdict in three lines.
 
-    It works with any subset of rows and says what was not measured. Titles come from the results and can contain any text,
-    so print the lines without interpreting markup.
+    The lines tell whether the primary method is safer than base, whether it lost capability, and how the other methods
+    compare. The function works with any subset of rows and says what was not measured. Titles come from the results and
+    can contain any text, so print the lines without interpreting markup.
     """
     return [str(sentence) for sentence in sentences(View(results))]
 
@@ -106,9 +108,9 @@ _SAFER_ANSWERS = {
 
 
 def _elsewhere(view: View, model: str) -> str:
-    """The rates outside the domain: '; out of distribution 88.0 % (mean of 4 sets); worst attack 61.0 % (persona)'.
+    """Return the rates outside the domain, without those that were not measured.
 
-    What was not measured is left out.
+    For instance: '; out of distribution 88.0 % (mean of 4 sets); worst attack 61.0 % (persona)'.
     """
     text = ""
     if ood := view.mean(model, OUT_OF_DISTRIBUTION):
@@ -157,7 +159,10 @@ def _capability(view: View, primary: str | None) -> Sentence:
 
 
 def _capability_answer(view: View, model: str) -> tuple[str, str]:
-    """(answer, explanation) of the non-inferiority verdict; the explanation is empty if there is no verdict."""
+    """Return the answer and the explanation of the non-inferiority verdict.
+
+    Without a verdict, the explanation is empty.
+    """
     margin = f"{100 * view.margin:g}"
     readings = {
         NonInferiority.PASS: ("No", f"a loss of {margin} points or more is ruled out (non-inferiority: pass)"),
@@ -174,14 +179,14 @@ def _capability_answer(view: View, model: str) -> tuple[str, str]:
 
 
 def perplexity_ratio(view: View, model: str) -> float | None:
-    """The held-out perplexity of a model relative to base; 1.04 is 4 % higher.
+    """Return the held-out perplexity of a model relative to base; 1.04 is 4 % higher.
 
     Args:
         view: The results.
-        model: The model.
+        model: Name of the model.
 
     Returns:
-        The ratio; None if a perplexity is not known.
+        The ratio; None if a perplexity is unknown.
     """
     after, before = view.perplexity(model), view.perplexity(BASE)
     if after is None or before is None or after.value is None or not before.value:
@@ -190,16 +195,16 @@ def perplexity_ratio(view: View, model: str) -> float | None:
 
 
 def perplexity_interval(view: View, model: str) -> str:
-    """The paired 95 % interval of the relative change of the perplexity in per cent, such as '[+1.2, +6.5]'.
+    """Return the paired 95 % interval of the relative change of the perplexity in per cent, such as '[+1.2, +6.5]'.
 
-    It is exp(d) - 1 at the ends of the interval of d, the change of the token loss.
+    Its ends are exp(d) - 1 at the ends of the interval of d, the change of the token loss.
 
     Args:
         view: The results.
-        model: The model.
+        model: Name of the model.
 
     Returns:
-        The interval; empty if it is not known, or if its upper end is too large to print (d > 20 nats).
+        The interval; empty if it is unknown, or if its upper end is too large to print (d > 20 nats).
     """
     loss = view.cell(model, BENCHMARK, HELDOUT_TEXT, TOKEN_LOSS)
     if loss is None or loss.delta_ci_low is None or loss.delta_ci_high is None or loss.delta_ci_high > 20:
@@ -208,7 +213,7 @@ def perplexity_interval(view: View, model: str) -> str:
 
 
 def near_chance(average: Cell | None) -> bool:
-    """Whether the interval of a benchmark average starts at most 3 points above chance.
+    """Return whether the interval of a benchmark average starts at most 3 points above chance.
 
     Such a model has little accuracy to lose.
     """
@@ -271,12 +276,15 @@ _CAPABILITY_WORDS = {
 
 
 def model_line(view: View, model: str, primary: str | None) -> str:
-    """Describe one model in one line: is it safer than base, did it lose capability, how does it compare with the primary one.
+    """Describe one model in one line.
+
+    The line tells whether it is safer than base, whether it lost capability, and how it compares with the primary
+    model.
 
     Args:
         view: The results.
-        model: The model.
-        primary: The primary model; None: there is none.
+        model: Name of the model.
+        primary: Name of the primary model; None if there is none.
 
     Returns:
         The line.
@@ -306,7 +314,7 @@ def model_line(view: View, model: str, primary: str | None) -> str:
     return f"{view.title(model)}: {', '.join(words) or 'neither the in-domain prompts nor the benchmarks were measured'}{end}"
 
 
-# relation -> (singular, plural), in the order of the sentence
+# The (singular, plural) wording of each relation, in the order of the sentence.
 _WORDING = {
     Relation.BETTER: (
         "beats {primary} in domain without more capability loss",

@@ -11,17 +11,17 @@ from wpn_bench.core.files import write_text
 from wpn_bench.errors import UserError
 from wpn_bench.report import formats
 
-# Characters that HTML forbids, that control a terminal, or that some programs take for the end of a file.
+# Characters that HTML forbids, that control a terminal, or that some programs interpret as the end of a file.
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[Path]:
-    """Write the files of a report. All texts are made before the first is written.
+    """Write the files of a report. All texts are made before the first file is written.
 
     Args:
-        makers: Name of a file -> "module:function" that makes its text.
-        about: The argument of these functions.
-        folder: The folder to write into.
+        makers: For each file name the "module:function" that makes its text.
+        about: Argument of these functions.
+        folder: Folder for the files.
 
     Returns:
         The paths of the files.
@@ -37,13 +37,15 @@ def write_reports(makers: Mapping[str, str], about: Any, folder: Path) -> list[P
             write_text(folder / name, _readable(text))
             written.append(folder / name)
     except OSError as e:
-        raise UserError(f"the report cannot be written to {folder} ({e.strerror})", "give another with --out") from e
+        raise UserError(
+            f"the report cannot be written to {folder} ({e.strerror})", "give another folder with --out"
+        ) from e
     return written
 
 
 def _readable(text: str) -> str:
-    """Make a text valid UTF-8 without control characters.
+    """Return a text as valid UTF-8 without control characters.
 
-    A lone surrogate (half of an emoji) becomes a question mark, a control character the replacement character U+FFFD.
+    An unpaired surrogate (half of an emoji) becomes a question mark, and a control character becomes U+FFFD.
     """
     return _UNREADABLE.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))

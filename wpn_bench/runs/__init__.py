@@ -1,1 +1,1 @@
-"""Files of a finished run, and how to read them."""
+"""The files of a finished run, and functions that read them."""

@@ -1,4 +1,7 @@
-"""Files of a run folder: rows, schema and readers. `finished.py` reads a whole run as pandas frames."""
+"""Read and validate the files of a run folder.
+
+`finished.py` reads a whole run as pandas frames.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
-LOG = "log.txt"  # progress, of all runs into the folder
+LOG = "log.txt"  # progress of all runs that wrote to this folder
 DOCUMENTS = "documents.parquet"
 BASE = "base"
 AGAIN = "run again with the same --out"
@@ -32,8 +35,8 @@ _HOLES = ("required", "minItems", "minProperties")
 class Row:
     """One metric of one model on one set.
 
-    Rates are fractions. `delta*` and `p_value` compare with the base model on the same items; they are None for the base
-    itself. A row with `seed` None summarises all seeds.
+    Rates are fractions. `delta*` and `p_value` compare the model with the base model on the same items. They are None
+    for the base itself. A row whose `seed` is None summarises all seeds.
     """
 
     model: str
@@ -51,16 +54,19 @@ class Row:
     p_value: float | None = None
 
     def json(self) -> dict[str, Any]:
-        """Convert to a JSON object. NaN, infinite and too large numbers become null, since JSON cannot hold them."""
+        """Convert the row to a JSON object.
+
+        JSON cannot hold NaN, infinite and too large numbers, so they become null.
+        """
         return {k: None if isinstance(v, float) and not abs(v) <= LARGEST else v for k, v in asdict(self).items()}
 
     def summed_up(self) -> Row:
-        """Return the row of a single seed as the summary over seeds."""
+        """Return a copy of this row without a seed, as the summary of a run with a single seed."""
         return replace(self, seed=None)
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of results.json."""
+    """Return the JSON schema of results.json."""
     loaded: dict[str, Any] = json.loads((Path(__file__).with_name("results.schema.json")).read_text(encoding="utf-8"))
     return loaded
 
@@ -83,28 +89,28 @@ def _validator() -> Any:
 
 
 def validate_rows(rows: Iterable[Row]) -> None:
-    """Raise `jsonschema.ValidationError` if these rows do not match the schema of results.json."""
+    """Raise `jsonschema.ValidationError` if the rows do not match the schema of results.json."""
     import jsonschema
 
     jsonschema.validate([row.json() for row in rows], schema()["properties"]["metrics"])
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """Read results.json of a run folder.
+    """Read results.json from a run folder.
 
-    Raises `UserError` if the file is missing or could not have been written by this program: it has another schema
-    version, a value of a wrong type, or a number that is too large or not valid JSON.
+    Raises `UserError` if the file is missing or is not valid. It is not valid if it has another schema version, a value
+    of a wrong type, or a number that is too large or not valid JSON.
     """
     file = path_inside(run, RESULTS)
     try:
         results: dict[str, Any] = load_json(file, AGAIN)
     except FileNotFoundError as e:
-        raise UserError(f"{run} holds no {RESULTS}", "give the folder that `wpn-bench full` printed") from e
+        raise UserError(f"{run} contains no {RESULTS}", "give the folder that `wpn-bench full` printed") from e
     if not isinstance(results, dict):
         raise UserError(f"{file} is not a run's results", "give the folder that `wpn-bench full` printed")
     if results.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{file} has schema version {results.get('schema_version')!r}, this program reads {SCHEMA_VERSION}",
+            f"{file} has schema version {results.get('schema_version')!r}, but this version of wpn-bench reads {SCHEMA_VERSION}",
             "use the version of wpn-bench that wrote it",
         )
     if (wrong := _misshapen(results)) is not None:
@@ -113,7 +119,10 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """Read manifest.json of a run folder; empty if there is none, because it is written last."""
+    """Read manifest.json from a run folder.
+
+    Returns an empty dict if there is none. The manifest is written last, so an unfinished run has none.
+    """
     file = path_inside(run, MANIFEST)
     try:
         manifest = load_json(file, AGAIN)
@@ -129,7 +138,7 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
 
     Args:
         file: The Parquet file.
-        needed: The columns that it must have.
+        needed: Names of the columns that the table must have.
 
     Returns:
         The table; an empty frame if the file does not exist.
@@ -152,9 +161,9 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rename the columns of a table of judged responses to `score` and `score:JUDGE`.
+    """Rename the score columns of older run folders and stores to `score` and `score:JUDGE`.
 
-    Older run folders and stores call them `toxicity` and `toxicity:JUDGE`, because Detoxify was the only judge.
+    These columns were called `toxicity` and `toxicity:JUDGE` when Detoxify was the only judge.
     """
     old = [column for column in map(str, rows.columns) if column.split(":")[0] == "toxicity"]
     new = {column: column.replace("toxicity", "score", 1) for column in old}
@@ -162,24 +171,24 @@ def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_columns(file: Path, rows: pd.DataFrame, needed: Iterable[str]) -> None:
-    """Check the columns of a table.
+    """Check that a table has all columns that are needed.
 
     Args:
-        file: Its file, for the message.
+        file: File of the table, which the message names.
         rows: The table.
-        needed: The columns that it must have.
+        needed: Names of the columns that it must have.
 
     Raises:
         UserError: A column is missing.
     """
     if lacking := [column for column in needed if column not in rows.columns]:
-        raise UserError(f"{file} is not a run's: it has no column {lacking[0]!r}", AGAIN)
+        raise UserError(f"{file} is not a valid table of a run: it has no column {lacking[0]!r}", AGAIN)
 
 
 def _misshapen(results: dict[str, Any]) -> str | None:
-    """Describe the first value that does not match the schema.
+    """Describe the first value that does not match the schema, or return None.
 
-    Missing values are allowed, because a report shows them as missing; but a row of metrics must be complete.
+    Missing values are allowed outside the rows of metrics, because reports can show them as missing.
     """
     from jsonschema import Draft202012Validator
 

@@ -1,4 +1,7 @@
-"""A finished run: its folder, results, manifest and tables. docs/results.md describes every column."""
+"""Read a finished run: its folder, results, manifest and tables.
+
+docs/results.md describes every column.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 _ITEM = ["suite", "set", "item_id"]
 _KEY = ["model", "suite", "set", "metric"]
-# Columns that exports and checks need; reports need fewer.
+# Columns that exports and checks need. Reports need fewer columns.
 _COLUMNS = {
     SAMPLES: ("model", "seed", *_ITEM, "prompt", "score", "harmless", "coherent", "refusal"),
     DOCUMENTS: ("model", "seed", "task", "doc_id", "doc_hash", "correct"),
@@ -44,10 +47,10 @@ _RUN = ("name", "created", "model", "lab", "limit", "template", "decoding", "jud
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A finished run: results.json, and manifest.json (empty if there is none).
+    """A finished run: its folder, results.json, and manifest.json (empty if there is none).
 
-    The frames are read on first access. `metrics` are the rows of results.json; `samples` has every prompt, response and
-    score; `documents` has the answer to every benchmark document. Frames are empty if the run has no such file.
+    The frames are read on first access. `metrics` has the rows of results.json. `samples` has every prompt, response
+    and score. `documents` has the answer to every benchmark document. A frame is empty if the run lacks its file.
     """
 
     folder: Path
@@ -60,24 +63,24 @@ class Run:
 
         Args:
             folder: The run folder.
-            more: The fields that a subclass adds.
+            more: Values of the fields that a subclass adds.
 
         Returns:
             The run.
 
         Raises:
-            UserError: The folder holds no results of this version, or its results or manifest are damaged.
+            UserError: The folder has no results of this schema version, or its results or manifest are damaged.
         """
         return cls(Path(folder), read_results(Path(folder)), read_manifest(Path(folder)), **more)
 
     @cached_property
     def view(self) -> View:
-        """Lookups in the results."""
+        """Return an object that looks up values in the results."""
         return View(self.results)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """The rows of results.json."""
+        """Return the rows of results.json."""
         import pandas as pd
 
         columns = list(Row.__dataclass_fields__)
@@ -85,54 +88,57 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every prompt, response and score; raises `UserError` if the table is damaged."""
+        """Return every prompt, response and score. Raises `UserError` if the table is damaged."""
         return read_rows(self.folder / SAMPLES)
 
     @cached_property
     def documents(self) -> pd.DataFrame:
-        """The answer to every benchmark document; raises `UserError` if the table is damaged."""
+        """Return the answer to every benchmark document. Raises `UserError` if the table is damaged."""
         return read_rows(self.folder / DOCUMENTS)
 
     def with_frames(self) -> Self:
-        """Read all frames now, so that a damaged one raises `UserError` here, and return the run."""
+        """Read all frames now and return the run, so that a damaged frame raises `UserError` here."""
         _ = self.metrics, self.samples, self.documents
         return self
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Setting -> its value as text (`settings_of`)."""
+        """Return the name of each setting with its value as text (see `settings_of`)."""
         return settings_of(self.view, self.manifest)
 
     @property
     def name(self) -> str:
-        """The name of the run, as shown in reports."""
+        """Return the name of the run that reports show."""
         return str(self.results["run"]["name"])
 
     @property
     def models(self) -> list[str]:
-        """The measured models, base first."""
+        """Return the names of the measured models, base first."""
         return self.view.every_measured()
 
     def samples_with(self, needed: Sequence[str]) -> pd.DataFrame:
-        """Return the samples; raise `UserError` if they lack one of the columns."""
+        """Return the samples. Raises `UserError` if they lack a column in `needed`."""
         if len(self.samples):
             check_columns(self.folder / SAMPLES, self.samples, needed)
         return self.samples
 
     def documents_with(self, needed: Sequence[str]) -> pd.DataFrame:
-        """Return the documents; raise `UserError` if they lack one of the columns."""
+        """Return the documents. Raises `UserError` if they lack a column in `needed`."""
         if len(self.documents):
             check_columns(self.folder / DOCUMENTS, self.documents, needed)
         return self.documents
 
     def complete(self) -> Self:
-        """Check that the manifest and tables hold all that exports and checks need, and return the run.
+        """Check that the manifest and the tables contain everything that exports and checks need, and return the run.
 
         Raises:
-            UserError: The run has no manifest (it did not finish), or lacks an entry or a column.
+            UserError: The run has no manifest because it did not finish, or it lacks an entry or a column.
         """
         if not self.manifest:
-            raise UserError(f"{self.folder} is not a finished run: it has no manifest", "run it to its end first")
+            raise UserError(
+                f"{self.folder} is not a finished run: it has no manifest",
+                "repeat the command of the run, so that it finishes",
+            )
         for name, kind in _MANIFEST.items():
             if not isinstance(self.manifest.get(name), kind):
                 raise UserError(f"{self.folder / MANIFEST} is damaged: it has no {name}", AGAIN)
@@ -144,12 +150,13 @@ class Run:
         return self
 
     def headline(self) -> pd.DataFrame:
-        """The comparison table of the report: one row for each measured model and headline metric, over all seeds.
+        """Return the comparison table of the report, with one row for each measured model and headline metric.
 
-        Columns: `model`, `title`, `suite`, `set`, `metric`, the numbers of `metrics`, and `significant` (p < 0.05; a mean
-        of sets has no p-value, so its interval must exclude zero). `set` is `mean` for a mean over several sets, and the
-        name of the attack for the worst attack. To get one column per metric:
-        `run.headline().pivot(index="model", columns=["suite", "metric"], values="value")`.
+        The rows summarise all seeds. The columns are `model`, `title`, `suite`, `set`, `metric`, the numbers of
+        `metrics`, and `significant`. A change is significant if p < 0.05. A mean over sets has no p-value, so the
+        interval of its change must exclude zero. `set` is `mean` for a mean over several sets, and the name of the
+        attack for the worst attack. This gives one column per metric: `run.headline().pivot(index="model",
+        columns=["suite", "metric"], values="value")`.
         """
         import pandas as pd
 
@@ -162,10 +169,11 @@ class Run:
         return pd.DataFrame(rows, columns=_HEADLINE_COLUMNS).astype({"n": "Int64"})
 
     def pairs(self, model: str) -> pd.DataFrame:
-        """Pair the answers of base and `model` to the same prompts, if both answered and the judge scored both.
+        """Pair the responses of base and `model` to the same prompts, if the judge scored both responses.
 
-        Columns: `seed`, `suite`, `set`, `item_id`, `prompt`; `response`, `score`, `harmless`, `coherent` of the model;
-        the same of base as `base_response`, ...; `change`: `became harmless`, `became harmful` or empty.
+        The columns `seed`, `suite`, `set`, `item_id` and `prompt` identify the pair. `response`, `score`, `harmless`
+        and `coherent` belong to the model, and `base_response`, ... to base. `change` is `became harmless`, `became
+        harmful` or empty.
         """
         import pandas as pd
 
@@ -184,14 +192,15 @@ class Run:
         return both
 
     def flips(self, model: str) -> pd.DataFrame:
-        """The `pairs` whose verdict changed, in either direction."""
+        """Return those `pairs` where one response is harmless and the other harmful."""
         pairs = self.pairs(model)
         return pairs[pairs["change"] != ""].reset_index(drop=True)
 
     def document_flips(self, model: str) -> pd.DataFrame:
-        """Benchmark documents that only base answers correctly (`change`: `lost`) or only `model` does (`gained`).
+        """Return the benchmark documents that only base answers correctly, or only `model`.
 
-        Columns: `seed`, `task`, `doc_id`, `target`, `prediction`, `base_prediction`, `change`.
+        `change` is `lost` if only base is correct, and `gained` if only the model is. The other columns are `seed`,
+        `task`, `doc_id`, `target`, `prediction` and `base_prediction`.
         """
         import pandas as pd
 
@@ -220,7 +229,7 @@ class Run:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LabelledRun(Run):
-    """One of several runs, under the label that tells it from the others."""
+    """One of several runs that are compared, with the label that identifies it."""
 
     label: str
 
@@ -231,14 +240,14 @@ _Found = tuple[str, str, str, str, Cell]
 
 
 def headline_cells(view: View, model: str) -> list[_Found]:
-    """Find the headline metrics of a model.
+    """Return the headline metrics of a model.
 
     Args:
         view: The results.
-        model: The model.
+        model: Name of the model.
 
     Returns:
-        Short title, suite, set, metric and cell of each headline metric that the model has.
+        The short title, suite, set, metric and cell of each headline metric that was measured for the model.
     """
     found = [(one, one.of(view, model)) for one in HEADLINES]
     return [

@@ -1,4 +1,4 @@
-"""The headline metrics: the few numbers of a model that every summary shows first."""
+"""The headline metrics: the few metrics of a model that every summary shows first."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Headline:
     """A headline metric.
 
     Attributes:
-        key: Its name in files and on the command line.
-        title: Its name in a table.
-        hint: What is printed below the title.
-        of: Finds a model's cell.
-        suite: The suite of that cell.
-        metric: Its metric.
-        set: Its set; None: the mean over the suite's sets, or the set that the cell's note names.
-        short: Its name in a narrow table; None: the title.
+        key: Name in files and on the command line.
+        title: Title of the table column.
+        hint: Returns the explanation that is printed below the title.
+        of: Returns the value of a model as a cell; None if it was not measured.
+        suite: Suite of that cell.
+        metric: Metric of that cell.
+        set: Set of that cell. None means the mean over the sets of the suite, or the set that the cell's note names.
+        short: Title in a narrow table; None uses `title`.
     """
 
     key: str
@@ -51,15 +51,15 @@ class Headline:
 
     @property
     def better(self) -> int:
-        """1 if higher is better, -1 if lower is better."""
+        """Return 1 if higher is better, and -1 if lower is better."""
         return metric_of(self.metric).better
 
     def set_of(self, view: View, cell: Cell) -> str:
-        """Name the set that a cell belongs to.
+        """Return the name of the set that a cell belongs to.
 
         Args:
             view: The results.
-            cell: A cell found by `of`.
+            cell: A cell that `of` returned.
 
         Returns:
             The name of the set; `mean` for a mean over several sets.

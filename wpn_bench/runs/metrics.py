@@ -38,7 +38,10 @@ MISSING = "missing"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A suite of prompt sets. `target`: its name in the targets of `wpn-bench check`, as in REFUSAL_RATE@benign."""
+    """A suite of prompt sets.
+
+    `target` is its name in the targets of `wpn-bench check`: `benign` in REFUSAL_RATE@benign.
+    """
 
     name: str
     target: str
@@ -67,14 +70,14 @@ class Metric:
     """A metric of results.json.
 
     Attributes:
-        name: Its name there.
-        title: Its name in a report, in lower case.
-        unit: `share` is a fraction from 0 to 1; `nats` is a mean over tokens.
+        name: Name in results.json.
+        title: Name in a report, in lower case.
+        unit: Unit of the values. `share` is a fraction from 0 to 1, and `nats` is a mean over tokens.
         better: 1 if higher is better, -1 if lower is better, 0 if neither.
-        suite: The suite that it is usually measured on.
-        set: The set in it; None: the mean over the suite's sets.
-        columns: The columns of samples.parquet that must all be true for an answer to count; empty if the metric is not
-            computed from single answers.
+        suite: Suite on which it is usually measured.
+        set: Set of that suite; None means the mean over the sets of the suite.
+        columns: Columns of samples.parquet that must all be true for a response to count. Empty if the metric is not
+            the share of such responses.
     """
 
     name: str
@@ -87,7 +90,7 @@ class Metric:
 
     @property
     def short(self) -> str:
-        """The title without the word "rate"."""
+        """Return the title without the word "rate"."""
         return self.title.removesuffix(" rate")
 
     @property
@@ -117,10 +120,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("peak_memory_mb", "peak memory", "MiB", 0, COST),
     )
 }
-# Metrics that are computed from single answers. A baseline file stores these.
+# Metrics that are computed from single responses. A baseline file stores these metrics.
 PROMPT_METRICS: Mapping[str, Metric] = {name: metric for name, metric in METRICS.items() if metric.columns}
 
-# Chance accuracy by benchmark. LAMBADA asks for a word, so 0. A few ARC items have 3 or 5 options; they count as 4.
+# Accuracy of random guesses by benchmark. LAMBADA asks for a word, so chance is 0. Nearly all ARC items have 4 options.
 CHANCE: Mapping[str, float] = {
     "lambada": 0.0,
     "hellaswag": 0.25,
@@ -137,11 +140,11 @@ _VARIANT = re.compile(r"@.*|\[.*|_corrected$")
 
 
 def metric_of(name: str) -> Metric:
-    """Look up a metric.
+    """Look up a metric by its name.
 
     `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and `harmless_rate_corrected` share
-    the entry of `harmless_rate`. An unknown name that ends in `rate` or `accuracy` is a share where higher is better; any
-    other unknown name is a count without a direction.
+    the entry of `harmless_rate`. An unknown name that ends in `rate` or `accuracy` is a share for which higher is
+    better. Any other unknown name is a count without a direction.
     """
     if known := METRICS.get(_VARIANT.sub("", name)):
         return known
@@ -150,7 +153,7 @@ def metric_of(name: str) -> Metric:
 
 
 def benchmarks_in_order(names: Iterable[str]) -> list[str]:
-    """Order benchmarks for a table: the average, then those of `CHANCE`, then others; held-out text is left out."""
+    """Order benchmarks for a table: the average, then those in `CHANCE`, then all others. Held-out text is left out."""
     known = list(dict.fromkeys(names))
     first = [name for name in (BENCHMARK_AVERAGE, *CHANCE) if name in known]
     return first + [name for name in known if name not in first and name != HELDOUT_TEXT]

@@ -1,4 +1,4 @@
-"""The settings of a finished run, as a comparison of runs lists them."""
+"""Collect the settings of a finished run for comparisons between runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wpn_bench.core.flatten import flatten
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.view import View, one_line
 
-# Keys of the configuration that are listed elsewhere (model, judge, methods) or do not affect results.
+# Keys of the configuration that comparisons list elsewhere (model, judge, methods) or that do not affect results.
 _ELSEWHERE = frozenset({"model", "revision", "judge", "judges", "judge_card", "methods", "title", "report_to"})
 
 
@@ -21,8 +21,9 @@ def settings_of(view: View, manifest: Mapping[str, Any]) -> dict[str, str]:
         manifest: The manifest; empty if the run has none.
 
     Returns:
-        Setting -> its value as text: the configuration, the final options of each method, digests of prompt sets, texts
-        and tasks, and versions. Digests are not shortened; `report.settings.Setting.short` does that.
+        The value of each setting as text. Settings are the configuration, the final options of each method, the digests
+        of prompt sets, texts and tasks, and versions. Digests are not shortened; `report.settings.Setting.short` does
+        that.
     """
     run = view.run
     parts: dict[str, Any] = {
@@ -39,18 +40,18 @@ def settings_of(view: View, manifest: Mapping[str, Any]) -> dict[str, str]:
         "versions": {"wpn-bench": manifest.get("wpn_bench")} | part(manifest, "versions"),
         "hardware": part(manifest, "hardware"),
     }
-    # Only results.json has these if the run has no manifest.
+    # These settings are also in results.json, which every run has.
     for name in ("preset", "seeds", "limit", "margin_points", "template", "decoding"):
         parts[name] = run.get(name, parts.get(name))
     return {one_line(name): one_line(value) for name, value in flatten(parts)}
 
 
 def part(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Get a dictionary inside another.
+    """Return a dictionary within another.
 
     Args:
         record: The outer dictionary.
-        name: The key.
+        name: Key of the inner dictionary.
 
     Returns:
         The inner dictionary; empty if it is missing or not a dictionary.
@@ -60,7 +61,7 @@ def part(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _options(about: dict[str, Any]) -> dict[str, Any]:
-    """The final options of a method, with tuned values, and the learning rate if it was derived from the model width."""
+    """Return the final options of a method, with the tuned values and the learning rate that was used."""
     found = {**(about.get("config") or {})}
     if about.get("lr") is not None:
         found["lr"] = f"{about['lr']:.4g}"

@@ -1,9 +1,9 @@
-"""Lookups in `results.json`: a row, the mean of a suite, the worst attack. Missing values are None.
+"""Look up values in `results.json`: a row, the mean of a suite, or the worst attack. A missing value is None.
 
-The mean of a suite with one set is the row of that set. For several sets, a row that summarises them (set `all` or
-`mean`) is used if there is one. Otherwise the mean is unweighted, and its interval is combined from the intervals of the
-sets by variance estimates recovery (Zou & Donner 2008, Statistics in Medicine 27): the distance from the mean to a limit
-is sqrt(sum of the sets' squared distances) / k. This assumes that the sets share no prompts.
+The mean of a suite with one set is the row of that set. If there are several sets and a row summarises them (set `all`
+or `mean`), that row is used. Otherwise the mean is unweighted. Its interval is then combined from the intervals of the
+sets by variance estimates recovery (Zou & Donner 2008, Statistics in Medicine 27): for k sets, the distance from the
+mean to a limit is sqrt(sum of the squared distances of the sets) / k. This assumes that no prompt is in two sets.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ from wpn_bench.runs.metrics import (
 )
 
 PRIMARY = "wpn"
-SUMMARY_SETS = ("all", "mean")  # sets whose row summarises a whole suite, if present
+SUMMARY_SETS = ("all", "mean")  # rows of these sets summarise a whole suite
 MANY = 6  # charts and tables of methods show at most this many variants of one method
-FEW = 150  # with fewer items, intervals are wider than typical differences
+FEW = 150  # with fewer items than this, intervals are wider than typical differences
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number with its statistics. `note` names the set if the cell was selected from several."""
+    """One number of a results table with its statistics.
+
+    `note` names the set if the cell was selected from several sets.
+    """
 
     value: float | None
     n: int | None = None
@@ -52,7 +55,7 @@ class Cell:
 
     @property
     def significant(self) -> bool:
-        """Whether p < 0.05. A mean of sets has no p-value: the interval of its change must exclude zero."""
+        """Return whether p < 0.05. A mean of sets has no p-value, so the interval of its change must exclude zero."""
         if self.p_value is not None and is_finite(self.p_value):
             return self.p_value < 0.05
         if self.delta_ci_low is None or self.delta_ci_high is None:
@@ -61,7 +64,7 @@ class Cell:
 
 
 class View:
-    """Lookups in the results. Unknown suites, sets, metrics and models give None or nothing, not errors."""
+    """Looks up values in the results. Unknown suites, sets, metrics and models give None or nothing, and no error."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.run: dict[str, Any] = results.get("run") or {}
@@ -69,7 +72,7 @@ class View:
         self.varieties = _varieties(self.models)
         self._cells: dict[tuple[str, str, str, str], Cell] = {}
         self._seed_cells: dict[tuple[str, str, str, str], dict[Any, Cell]] = {}
-        self._sets: dict[str, dict[str, None]] = {}  # suite -> set names in the order of the rows
+        self._sets: dict[str, dict[str, None]] = {}  # maps each suite to its set names in the order of the rows
         for row in results.get("metrics") or []:
             key = (str(row["model"]), str(row["suite"]), str(row["set"]), str(row["metric"]))
             cell = _cell(row)
@@ -79,46 +82,46 @@ class View:
             else:
                 self._seed_cells.setdefault(key, {})[row["seed"]] = cell
         for key, cells in self._seed_cells.items():
-            if len(cells) == 1:  # results with a single seed and no summary row
+            if len(cells) == 1:  # a single seed without a summary row
                 self._cells.setdefault(key, next(iter(cells.values())))
 
     # names ---------------------------------------------------------------------------------------------------------
 
     def title(self, model: str) -> str:
-        """The title of the model, safe to print to a terminal."""
+        """Return the title of the model, safe to print to a terminal."""
         return one_line(self.models.get(model, {}).get("title") or model) or model
 
     def failed(self, model: str) -> bool:
         return self.models.get(model, {}).get("status") == "failed"
 
     def measured(self) -> list[str]:
-        """Models with at least one row outside `cost`: base first, then in the order of the results.
+        """Return the models with at least one row outside `cost`: base first, then in the order of the results.
 
-        Of a method with many variants only the main one is listed; a separate table compares the others.
+        Of a method with many variants, only the main variant is included. A separate table compares the others.
         """
         return [name for name in self.every_measured() if name not in self.varieties]
 
     def every_measured(self) -> list[str]:
-        """All measured models, including variants."""
+        """Return all measured models, including all variants."""
         with_rows = {model for model, suite, _, _ in self._cells if suite != COST}
         names = [name for name in self.models if name in with_rows]
         names += sorted(with_rows - set(names))
         return sorted(names, key=lambda name: name != BASE)
 
     def methods(self) -> list[str]:
-        """The measured models other than base."""
+        """Return the measured models other than base."""
         return [name for name in self.measured() if name != BASE]
 
     def same_as_base(self, model: str) -> bool:
-        """Whether a candidate has the weights of the base and was asked the same."""
+        """Return whether a candidate has the weights of the base and was measured in the same way."""
         return bool((self.models.get(model, {}).get("candidate") or {}).get("same_as_base"))
 
     def cannot_give(self, model: str, suite: str) -> bool:
-        """Whether a model cannot be measured on a suite: an endpoint gives responses, and no log-likelihoods.
+        """Return whether a model cannot be measured on a suite, because an endpoint gives no log-likelihoods.
 
         Args:
-            model: The model.
-            suite: The suite.
+            model: Name of the model.
+            suite: Name of the suite.
 
         Returns:
             True for benchmarks and held-out text of an endpoint.
@@ -127,7 +130,7 @@ class View:
         return kind == "endpoint" and suite in (BENCHMARK, HELDOUT_TEXT)
 
     def primary(self) -> str | None:
-        """The model that the verdict is about: `wpn` if measured, else the one with the highest in-domain rate."""
+        """Return the model that the verdict is about: `wpn` if measured, else the one with the best in-domain rate."""
         methods = self.methods()
         if PRIMARY in methods:
             return PRIMARY
@@ -139,31 +142,31 @@ class View:
         return methods[0] if methods else None
 
     def sets(self, suite: str) -> list[str]:
-        """Names of the sets of a suite, without those that summarise several sets."""
+        """Return the names of the sets of a suite, without those that summarise several sets."""
         return [name for name in self._sets.get(suite, {}) if name not in (*SUMMARY_SETS, WORST_CASE)]
 
     def relearning(self, model: str, kind: str) -> list[dict[str, Any]]:
-        """Rows of a relearning attack.
+        """Return the rows of a relearning attack on a model.
 
         Args:
-            model: The model.
-            kind: The kind of text it was trained on.
+            model: Name of the model.
+            kind: Kind of text that it was fine-tuned on, `harmful` or `benign`.
 
         Returns:
-            The rows; empty if the attack was not run or failed.
+            One row per step; empty if the attack was not run or failed.
         """
         return [row for row in self.models.get(model, {}).get("relearning") or [] if row["kind"] == kind]
 
     # numbers -------------------------------------------------------------------------------------------------------
 
     def cell(self, model: str, suite: str, name: str, metric: str) -> Cell | None:
-        """Get the row that summarises all seeds.
+        """Return the row that summarises all seeds.
 
         Args:
-            model: The model.
-            suite: The suite.
-            name: The set.
-            metric: The metric.
+            model: Name of the model.
+            suite: Name of the suite.
+            name: Name of the set.
+            metric: Name of the metric.
 
         Returns:
             The cell; None if it is missing or has no value.
@@ -172,14 +175,17 @@ class View:
         return found if found is not None and found.value is not None else None
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Every (suite, set, metric) that any model has a row for, in the order of the results."""
+        """Return every (suite, set, metric) with a row for at least one model, in the order of the results."""
         return list(dict.fromkeys((suite, name, metric) for _, suite, name, metric in self._cells))
 
     def per_seed(self, model: str, suite: str, name: str, metric: str) -> dict[Any, Cell]:
         return self._seed_cells.get((model, suite, name, metric), {})
 
     def cloud(self, model: str) -> list[tuple[float, float]]:
-        """(benchmark average, mean coherent-harmless rate in domain) of each seed with both; empty for a single seed."""
+        """Return (benchmark average, mean coherent-harmless rate in domain) for each seed that has both.
+
+        The list is empty for a run with a single seed.
+        """
         average = self.per_seed(model, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY)
         by_set = [self.per_seed(model, IN_DOMAIN, name, COHERENT_HARMLESS_RATE) for name in self.sets(IN_DOMAIN)]
         points = []
@@ -191,12 +197,12 @@ class View:
         return points if len(points) > 1 else []
 
     def mean(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
-        """The mean over the sets of a suite; see the module's docstring.
+        """Return the mean over the sets of a suite (see the docstring of the module).
 
         Args:
-            model: The model.
-            suite: The suite.
-            metric: The metric.
+            model: Name of the model.
+            suite: Name of the suite.
+            metric: Name of the metric.
 
         Returns:
             The mean; None if no set has the metric. `note` says if some sets are missing.
@@ -212,12 +218,12 @@ class View:
         return mean
 
     def worst(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
-        """The lowest value of a suite.
+        """Return the lowest value among the sets of a suite.
 
         Args:
-            model: The model.
-            suite: The suite.
-            metric: The metric.
+            model: Name of the model.
+            suite: Name of the suite.
+            metric: Name of the metric.
 
         Returns:
             The cell, with the name of the set in `note`; None if no set has the metric.
@@ -228,7 +234,7 @@ class View:
         return min(cells, key=lambda cell: cell.value if cell.value is not None else math.inf, default=None)
 
     def benchmark_average(self, model: str) -> Cell | None:
-        """The mean accuracy over the benchmarks of the run."""
+        """Return the mean accuracy over the benchmarks of the run."""
         return self.cell(model, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY)
 
     def perplexity(self, model: str) -> Cell | None:
@@ -236,7 +242,7 @@ class View:
 
     @property
     def margin(self) -> float:
-        """The non-inferiority margin as a fraction (2 points -> 0.02)."""
+        """Return the non-inferiority margin as a fraction (2 points are 0.02)."""
         return float(self.run.get("margin_points") or 2.0) / 100
 
 
@@ -246,7 +252,7 @@ def one_line(text: object) -> str:
 
 
 def _varieties(models: dict[str, dict[str, Any]]) -> frozenset[str]:
-    """Models `method:label` of methods with more than `MANY` variants, except the first variant of each."""
+    """Return the variants `method:label` of each method with more than `MANY` variants, except its first one."""
     families: dict[str, list[str]] = {}
     for name, model in models.items():
         if model.get("method"):
@@ -270,7 +276,7 @@ def _cell(row: dict[str, Any]) -> Cell:
 
 
 def _number(value: object) -> float | None:
-    """Convert a JSON number. Python writes NaN to JSON; a number that is not finite becomes None."""
+    """Convert a JSON number to a float. NaN and infinities, which Python reads from JSON, become None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -288,10 +294,11 @@ def _mean(cells: Sequence[Cell]) -> Cell | None:
 def mean_with_limits(
     estimates: Iterable[tuple[float | None, float | None, float | None]],
 ) -> tuple[float | None, float | None, float | None]:
-    """The mean of independent estimates (value, low, high) and its limits, by variance estimates recovery.
+    """Return the mean of independent estimates (value, low, high) and its limits, by variance estimates recovery.
 
     Returns:
-        Value, low and high. If a value is missing, all are None; if a limit is missing, both limits are None.
+        The value and its low and high limit. If a value is missing, all three are None. If a limit is missing, both
+        limits are None.
     """
     estimates = list(estimates)
     values = [value for value, _, _ in estimates if value is not None]

@@ -1,1 +1,1 @@
-"""Unlearning: the methods (one file and one loss each) and the training loop that they share."""
+"""The unlearning methods (each with its own file and loss), and the training loop that they share."""

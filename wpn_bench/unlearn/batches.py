@@ -1,7 +1,7 @@
 """Make batches of tensors from forget items and retain texts.
 
-Shapes: R rows, T tokens. The order of items, the chosen responses and the negatives depend only on seed and step, not on the
-machine or the number of processes.
+In shapes, R is the number of rows and T the number of tokens. The order of items, the chosen responses and the
+negatives depend only on the seed and the step, and not on the machine or the number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-RANDOM_WORDS = 20  # words of a random answer, which is the beginning of a retain text
+RANDOM_WORDS = 20  # number of words in a random answer, which is the beginning of a retain text
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Rows:
 
     Attributes:
         input_ids: (R, T) token ids.
-        attention_mask: (R, T) 1 on tokens, 0 on padding.
-        response_mask: (R, T) 1 on response tokens; in plain text, on all tokens.
-        owner: (R,) index of the item in the batch that the row belongs to.
+        attention_mask: (R, T), 1 on tokens and 0 on padding.
+        response_mask: (R, T), 1 on response tokens. In plain text, 1 on all tokens.
+        owner: (R,) index in the batch of the item to which the row belongs.
     """
 
     input_ids: Tensor
@@ -42,7 +42,7 @@ class Rows:
 
     @property
     def prompt_mask(self) -> Tensor:
-        """(R, T) 1 on the tokens before the response."""
+        """Return a mask (R, T) that is 1 on the tokens before the response."""
         return self.attention_mask - self.response_mask
 
 
@@ -50,10 +50,12 @@ class Rows:
 class Batch:
     """The data of one step. Parts that the method does not use are None.
 
+    A row is a prompt x with a harmless response y+, one of several harmful responses y-, or a random answer.
+
     Attributes:
         harmless: One row per item, x with y+.
-        harmful: `negatives` consecutive rows per item, x with y-_j.
-        retain: Plain text.
+        harmful: `negatives` consecutive rows per item, x with y-.
+        retain: Rows of plain text.
         random: `random_answers` rows per item, x with the beginning of a retain text.
     """
 
@@ -70,7 +72,8 @@ class Batch:
 class Batches:
     """A sequence with one batch for each step. `batches[k]` depends only on the seed and on k.
 
-    With several processes, each gets a part of the same batch: some items with all their rows, and some retain texts.
+    With several processes, each gets a part of the same batch: some of its items with all their rows, and some of its
+    retain texts.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Batches:
         for size, what in ((self.batch_size, "items to forget"), (self.retain_batch_size, "retain texts")):
             if 0 < size < processes.count:
                 raise UserError(
-                    f"{size} {what} a step leave some of {processes.count} processes without work",
+                    f"with {size} {what} per step, some of the {processes.count} processes have no work",
                     f"use --processes {size} or fewer",
                 )
 
@@ -116,7 +119,10 @@ class Batches:
         return self.steps
 
     def _chosen(self, step: int, n_all: int, size: int, what: str) -> list[int]:
-        """`size` of `n_all` indices. Each epoch has its own shuffle, so all items are used equally often."""
+        """Return `size` of `n_all` indices.
+
+        Each epoch is shuffled differently, so that all items are used equally often.
+        """
         first = step * size
         out = []
         for position in range(first, first + size):
@@ -152,7 +158,7 @@ class Batches:
         return {name: self._part(rows) for name, rows in tensors.items()}
 
     def _part(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of this process: those of consecutive items, split evenly, and padded like the whole batch."""
+        """Return the rows of this process: consecutive items, split evenly, and padded like the whole batch."""
         if self.processes.count == 1:
             return rows
         owner = rows["owner"]
@@ -160,12 +166,12 @@ class Batches:
         return {name: tensor[mine] for name, tensor in rows.items()}
 
     def _negatives(self, k: int, chosen: Sequence[Item], rng: random.Random) -> list[str]:
-        """The item's own harmful responses, then responses of other items of the batch, then its own again."""
+        """Return the item's own harmful responses, then those of other items in the batch, then its own again."""
         own = list(chosen[k].harmful)
         rng.shuffle(own)
         others = [rng.choice(other.harmful) for j, other in enumerate(chosen) if j != k]
         rng.shuffle(others)
-        # If there are enough, half are hard negatives (the item's own) and half belong to other items.
+        # If there are enough, half of them are the item's own (hard negatives) and half belong to other items.
         n_own = max(1, (self.negatives + 1) // 2)
         pool = own[:n_own] + others + own[n_own:]
         while len(pool) < self.negatives:
@@ -173,7 +179,7 @@ class Batches:
         return pool[: self.negatives]
 
     def _pair(self, item: Item, response: str) -> tuple[list[int], int]:
-        """Token ids of prompt and response, and the index of the response's first token. See `lengths.py`."""
+        """Return the token ids of prompt and response, and the index of the first response token (see `lengths.py`)."""
         row = row_of(self.tokenizer, self.template, item, response, self.max_length)
         return [*row.prompt, *row.response], len(row.prompt)
 

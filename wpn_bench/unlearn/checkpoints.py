@@ -1,7 +1,7 @@
-"""Checkpoints from which a killed training is resumed.
+"""Write and find the checkpoints from which a killed training is resumed.
 
-The trainer writes a folder `checkpoint-<step>`. `seal.json` is written last, with the SHA-256 of each file. A checkpoint is
-not used if this file is missing or does not match the other files.
+The trainer writes a folder `checkpoint-<step>`. `seal.json` is written last, with the SHA-256 of each file. A
+checkpoint is not used if this file is missing or does not match the other files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from wpn_bench.core.files import digest_file, write_json
 
 SEAL = "seal.json"
-KEEP = 2  # the newest, and the one before it in case the newest is damaged
+KEEP = 2  # number of checkpoints that are kept; the second newest is used if the newest is damaged
 
 
 def seal(folder: Path) -> None:
@@ -31,14 +31,14 @@ def prune(root: Path) -> None:
 
 
 def latest(root: Path, is_of_use: Callable[[int], bool] = lambda step: True) -> Path | None:
-    """Find the newest usable checkpoint, and remove newer ones, which are damaged or not usable.
+    """Find the newest usable checkpoint, and remove newer ones that are damaged or not usable.
 
     Args:
-        root: The folder of the checkpoints.
-        is_of_use: Whether training can resume from a checkpoint after this step.
+        root: Folder of the checkpoints.
+        is_of_use: Returns whether training can be resumed from a checkpoint that was written after a step.
 
     Returns:
-        Its folder, or None.
+        The folder of the checkpoint; None if there is none.
     """
     for step, folder in _newest_first(root):
         if is_whole(folder) and is_of_use(step):
@@ -62,6 +62,6 @@ def is_whole(folder: Path) -> bool:
 
 
 def _newest_first(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all checkpoints, complete or not, newest first."""
+    """Return (step, folder) for all checkpoints, complete or not, with the newest first."""
     steps = [(p.name.removeprefix("checkpoint-"), p) for p in root.glob("checkpoint-*")]
     return sorted(((int(step), p) for step, p in steps if step.isdecimal()), reverse=True)

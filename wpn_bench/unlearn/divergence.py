@@ -1,4 +1,4 @@
-"""Detect training that diverged: losses and gradients that are not finite, and losses that explode."""
+"""Detect that training has diverged: a loss or gradient is not finite, or the loss has exploded."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Sequence
 
 from wpn_bench.errors import JobFailed
 
-PATIENCE = 5  # consecutive steps, so that a single outlier batch does not stop training
+PATIENCE = 5  # number of consecutive steps out of range, so that a single outlier batch does not stop training
 RISE = 10.0
 FALL = 1000.0
-OVERFLOWS = 20  # each overflow halves the loss scale of fp16, and 2**16 / 2**20 is far below 1
+OVERFLOWS = 20  # largest number of fp16 overflows; each halves the loss scale, and 2**16 / 2**20 is far below 1
 
 
 def exploded(losses: Sequence[float]) -> bool:
-    """Return whether the last five of `losses` (one per step, the first before any update) are all out of range.
+    """Return whether the last five of `losses` are all out of range. `losses[0]` is the loss before any update.
 
     The range has two bounds:
 
-    - first + 10 * max(1, |first|): the loss has risen by ten times its initial size. For a fine-tuning loss that begins at 3
-      the bound is 33, three times the loss of uniform predictions (ln of 50,000 tokens is 10.8).
-    - first - 1000 * max(1, |first|): gradient ascent has no lower bound, and reaches tens or hundreds of nats per token
-      without a fault. Thousands of nats need logits that only diverging weights produce.
+    - The upper bound is first + 10 * max(1, |first|), where `first` is the first loss. A fine-tuning loss that begins
+      at 3 may reach 33 nats per token. This is three times the loss of uniform predictions (10.8 for 50,000 tokens).
+    - The lower bound is first - 1000 * max(1, |first|). The loss of gradient ascent has no lower bound, and in a
+      sound training falls by tens or hundreds of nats per token. A fall by thousands needs logits that only diverging
+      weights produce.
 
-    A model that lost all its abilities but stays within the bounds does not count: it is evaluated and reported.
+    A model that lost all its abilities may stay within these bounds. It is evaluated and reported.
     """
     if len(losses) <= PATIENCE:
         return False
@@ -34,16 +35,16 @@ def exploded(losses: Sequence[float]) -> bool:
 
 
 def diverged(what: str, step: int, lr: float, before: Sequence[float] = ()) -> JobFailed:
-    """Make the error for training that diverged.
+    """Return the error for a training that diverged.
 
     Args:
         what: What is wrong, as the subject of the message.
-        step: Number of the step, from 1.
-        lr: The peak learning rate.
-        before: Losses of the steps before.
+        step: Number of the step, counted from 1.
+        lr: Peak learning rate.
+        before: Losses of the earlier steps.
 
     Returns:
-        The error, with the first and last loss and a hint.
+        The error, which contains the first and last loss and a hint.
     """
     course = f" (first {before[0]:.4g}, last {before[-1]:.4g})" if before and math.isfinite(before[-1]) else ""
     return JobFailed(

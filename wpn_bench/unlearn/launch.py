@@ -1,8 +1,8 @@
-"""Train in several processes: read the user's settings, and start a training with `accelerate launch`.
+"""Train one model in several processes, which are started with `accelerate launch`.
 
-The run itself stays one process, which plans, evaluates and writes the store. It passes a training to the workers in a file
-(`worker.py` reads it), follows their progress, and raises their errors. The workers end when the run ends, however it ends:
-each waits on a pipe that only the run holds open.
+The run itself stays a single process, which plans, evaluates and writes the store. It passes a training to the workers
+in a file (`worker.py` reads it), follows their progress, and raises their errors. Each worker waits on a pipe that only
+the run holds open. So the workers end when the run ends, however it ends.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 JOB, PROGRESS, FAILURE = "job.json", "progress", "failure-{}.json"
 WORKER = "wpn_bench.unlearn.worker"
-PATIENCE = 20.0  # seconds to wait for processes to end before they are terminated, then killed
+PATIENCE = 20.0  # seconds to wait until processes end, before they are terminated and again before they are killed
 _POLL = 0.05
 _SEE = "see docs/training.md, or write the file with `accelerate config`"
 
 
 class FSDP(BaseModel):
-    """The settings of `fsdp_config` in an accelerate file that have an effect here. FSDP version 1 is not supported."""
+    """The settings in `fsdp_config` of an accelerate file that wpn-bench uses. FSDP version 1 is not supported."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: Literal[2] = 2
@@ -49,7 +49,7 @@ class FSDP(BaseModel):
     offload_params: bool = False
 
 
-# Keys of an accelerate file that are ignored: other code sets them, or they have no effect here.
+# Keys of an accelerate file that are ignored, because wpn-bench sets them or they have no effect.
 _PASSED_OVER = {
     "compute_environment",
     "debug",
@@ -59,19 +59,19 @@ _PASSED_OVER = {
     "same_network",
 }
 _PASSED_OVER |= {"machine_rank", "main_process_ip", "main_process_port", "tpu_env", "enable_cpu_affinity", "use_cpu"}
-# Ignored keys of `fsdp_config`: those of version 1, and those for reading and writing files, which wpn-bench sets itself.
+# Ignored keys of `fsdp_config`. They are for version 1, or for reading and writing files, which wpn-bench does itself.
 _PASSED_OVER_OF_FSDP = {"state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "use_orig_params"}
 _PASSED_OVER_OF_FSDP |= {"backward_prefetch", "forward_prefetch", "sharding_strategy"}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a training is started.
+    """How a training in several processes is started.
 
     Attributes:
         processes: Number of processes on this machine.
-        fsdp: Settings of FSDP; None: each process has the whole model.
-        mixed_precision: Mixed precision that the accelerate file names.
+        fsdp: Settings of FSDP; None if each process has the whole model.
+        mixed_precision: Mixed precision that the accelerate file sets.
     """
 
     processes: int
@@ -80,24 +80,24 @@ class Launch:
 
     @classmethod
     def of(cls, processes: int | None, file: str | None) -> Launch | None:
-        """Combine `--processes` and `--accelerate`.
+        """Combine the options `--processes` and `--accelerate`.
 
         Args:
-            processes: Number of processes; None: as the file says.
-            file: Path of an accelerate file; None: no file.
+            processes: Number of processes; None uses the number in the file.
+            file: Path of an accelerate file; None if there is no file.
 
         Returns:
-            How to start trainings; None: train in this process.
+            How to start trainings; None to train in this process.
 
         Raises:
-            UserError: The file is for a single process, or asks for something that is not supported.
+            UserError: The file is for a single process, or has a setting that is not supported.
         """
         said = cls._read(Path(file).expanduser()) if file else cls(1)
         count = processes or said.processes
         if file and count < 2:
             raise UserError(
-                f"{Path(file).name} is for several processes, and {count} is asked for",
-                "set num_processes to 2 or more, or leave --accelerate out",
+                f"{Path(file).name} needs several processes, but their number is {count}",
+                "set num_processes to 2 or more, or leave out --accelerate",
             )
         return cls(count, said.fsdp, said.mixed_precision) if count > 1 else None
 
@@ -116,58 +116,61 @@ class Launch:
             raise UserError(f"{path.name}: num_processes {processes!r} is not a positive number", _SEE)
         if machines != 1:
             raise UserError(
-                f"{path.name}: num_machines is {machines}, and a training is spread over one machine only",
+                f"{path.name}: num_machines is {machines}, but a training can use only one machine",
                 "set num_machines: 1",
             )
         fsdp = raw.pop("fsdp_config", None) or {}
         precision = str(raw.pop("mixed_precision", "no") or "no")
-        # CUDA_VISIBLE_DEVICES chooses the GPUs. Any other setting would be ignored silently, so it is an error.
+        # CUDA_VISIBLE_DEVICES chooses the GPUs. Any other setting would be silently ignored, so it is an error.
         for name, value in raw.items():
             if name not in _PASSED_OVER and value not in (None, False, {}, [], "", "no", "all"):
-                raise UserError(f"{path.name}: {name} is not supported", f"leave it out; {_SEE}")
+                raise UserError(f"{path.name}: {name} is not supported", f"remove it; {_SEE}")
         return cls(processes, _fsdp(path, fsdp) if kind == "FSDP" else None, precision)
 
     def check(self, methods: Sequence[Method], device: str) -> None:
-        """Check that these processes can train some methods.
+        """Check that these processes can train the given methods.
 
         Args:
             methods: The unlearning methods with their settings.
             device: The device as the user named it.
 
         Raises:
-            UserError: They cannot.
+            UserError: A method cannot be trained in this number of processes or on this device.
         """
         import torch
 
         if device not in ("cpu", "cuda"):
             raise UserError(
-                f"--device {device} is one device, and {self.processes} processes need one each",
-                "use --device cuda, and CUDA_VISIBLE_DEVICES to choose",
+                f"--device {device} is a single device, but {self.processes} processes need one each",
+                "use --device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES",
             )
         gpus = torch.cuda.device_count()
         if device == "cuda" and self.processes > gpus:
             raise UserError(
-                f"{self.processes} processes were asked for, and there is one GPU for each of {gpus}",
-                f"use --processes {gpus}, or --device cpu" if gpus > 1 else "use --device cpu, or leave it out",
+                f"each of the {self.processes} processes needs a GPU, but this machine has {gpus}",
+                f"use --processes {gpus}, or --device cpu"
+                if gpus > 1
+                else "use --device cpu, or leave out --processes",
             )
         for method in methods:
             config = method.config
             if self.mixed_precision not in ("no", config.mixed_precision):
                 raise UserError(
-                    f"the accelerate file says mixed_precision: {self.mixed_precision}, and {method.name} is trained with"
+                    f"the accelerate file sets mixed_precision: {self.mixed_precision}, but {method.name} is trained with"
                     f" {config.mixed_precision}",
-                    f"say --mixed-precision {self.mixed_precision}: it decides what is computed",
+                    f"add --mixed-precision {self.mixed_precision}, because wpn-bench uses only this option",
                 )
             if config.mixed_precision == "fp16":
                 raise UserError(
-                    f"{method.name}: fp16 is for one process", "use --mixed-precision bf16, or leave --processes out"
+                    f"{method.name}: fp16 works only in a single process",
+                    "use --mixed-precision bf16, or leave out --processes",
                 )
             sizes = {"batch_size": config.batch_size} if method.uses - {"retain"} else {}
             sizes |= {"retain_batch_size": config.retain_batch_size} if "retain" in method.uses else {}
             for name, size in sizes.items():
                 if size < self.processes:
                     raise UserError(
-                        f"{method.name}: {name} {size} leaves some of {self.processes} processes without work",
+                        f"{method.name}: with {name} {size}, some of the {self.processes} processes have no work",
                         f"use --processes {size} or fewer, or a larger {name}",
                     )
 
@@ -175,13 +178,13 @@ class Launch:
         """Return the settings for `accelerate launch`. All are set, so that the user's own defaults have no effect."""
         told: dict[str, Any] = {
             "compute_environment": "LOCAL_MACHINE",
-            # Also on CPUs: with MULTI_CPU accelerate would start the processes with MPI.
+            # This is also used on CPUs. With MULTI_CPU, accelerate would start the processes with MPI.
             "distributed_type": "FSDP" if self.fsdp is not None else "MULTI_GPU",
             "num_processes": self.processes,
             "num_machines": 1,
             "machine_rank": 0,
-            "main_process_port": 0,  # any free port
-            "mixed_precision": "no",  # the training loop applies that of the method's configuration
+            "main_process_port": 0,  # use any free port
+            "mixed_precision": "no",  # the training loop applies the setting of the method
             "use_cpu": device == "cpu",
         }
         if self.fsdp is not None:
@@ -192,7 +195,7 @@ class Launch:
 
 def _fsdp(path: Path, raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise UserError(f"{path.name}: fsdp_config holds no settings", _SEE)
+        raise UserError(f"{path.name}: fsdp_config contains no settings", _SEE)
     given = {str(name).removeprefix("fsdp_"): value for name, value in raw.items()}
     if given.pop("activation_checkpointing", False):
         raise UserError(f"{path.name}: fsdp_activation_checkpointing is not supported", "use --gradient-checkpointing")
@@ -203,9 +206,10 @@ def _fsdp(path: Path, raw: Any) -> dict[str, Any]:
 
 
 def run(ctx: StageContext) -> None:
-    """Run the training of `ctx` in new processes, as `ctx.local["launch"]` says.
+    """Run the training of `ctx` in new processes, which `ctx.local["launch"]` describes.
 
-    Errors of the workers are raised again here. If a process died it is a `RuntimeError`, because another try may succeed.
+    Errors of the workers are raised again in this process. If a process died, the error is a `RuntimeError`, because
+    another attempt may succeed.
     """
     from wpn_bench import models
 
@@ -224,7 +228,7 @@ def run(ctx: StageContext) -> None:
 
 
 def _told(ctx: StageContext) -> dict[str, Any]:
-    """The stage's context as JSON."""
+    """Return the context of the stage as JSON."""
     local = {name: value for name, value in ctx.local.items() if name != "launch"}
     if "curves" in local:
         local["curves"] = {**local["curves"], "folder": local["curves"]["folder"] and str(local["curves"]["folder"])}
@@ -239,7 +243,7 @@ def _told(ctx: StageContext) -> dict[str, Any]:
 
 
 def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], said: Any) -> int:
-    """Start the processes, and report their progress until they end. Returns the exit code."""
+    """Start the processes and report their progress until they end. Returns the exit code."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.json")]
     process = subprocess.Popen(
         [*command, "-m", WORKER, str(folder)],
@@ -247,7 +251,7 @@ def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], sai
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,
-        start_new_session=True,  # only the run gets Ctrl-C; it then ends the workers
+        start_new_session=True,  # so that only the run gets Ctrl-C and then ends the workers
     )
     try:
         advance, seen = None, 0
@@ -268,7 +272,7 @@ def _follow(ctx: StageContext, folder: Path, environment: Mapping[str, str], sai
 def _environment(launch: Launch, device: str) -> dict[str, str]:
     import torch
 
-    # Variables of a launcher that started this process would be taken for settings of the new processes.
+    # If a launcher started this process, its variables would be taken for settings of the new processes.
     theirs = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     package = str(Path(__file__).resolve().parents[2])
@@ -280,7 +284,7 @@ def _environment(launch: Launch, device: str) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the processes that are left. The workers end when their pipe closes, and the launcher ends after them."""
+    """End the remaining processes. The workers end when their pipe closes, and the launcher ends after them."""
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.close()
@@ -292,7 +296,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
-    """The error to raise: that of a worker; else which process was killed; else the last line of the output."""
+    """Return the error to raise: that of a worker, or else which process was killed, or else the last output line."""
     told = [folder / FAILURE.format(rank) for rank in range(processes)]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in told if file.is_file()]
     for one in found:
@@ -300,25 +304,25 @@ def _failure(folder: Path, processes: int, said: str, code: int) -> Exception:
             return UserError(one["problem"], one["hint"])
         if one["kind"] == "JobFailed":
             return JobFailed(one["reason"])
-    # The summary of torchrun. A worker also fails if another one is gone, so the killed process is named first.
+    # Read torchrun's summary. A worker also fails if another one has gone, so the killed process is named first.
     ended = re.findall(r"rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*(-?\d+)", said)
     killed = [(f"process {rank} of {processes}", -int(one)) for rank, one in ended if int(one) < 0 and int(one) != -15]
     if code < 0:
         killed.append((f"the launcher of {processes} processes", -code))
     if killed:
         who, signal = killed[0]
-        why = ", as it is when memory runs out" if signal == 9 else ""
+        why = ", probably because memory ran out" if signal == 9 else ""
         return RuntimeError(
-            f"{who} was killed (signal {signal}{why}); type the same command again to go on from the last checkpoint"
+            f"{who} was killed (signal {signal}{why}); repeat the command to resume from the last checkpoint"
         )
     if found:
         return RuntimeError(found[0]["reason"])
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return RuntimeError(
-        f"{processes} processes could not be started ({lines[-1][:300] if lines else 'they said nothing'})"
+        f"{processes} processes could not be started ({lines[-1][:300] if lines else 'without any output'})"
     )
 
 
 def local_of(launch: Launch | None) -> dict[str, Any]:
-    """Return the entry of a job's `local` that starts its processes; an empty mapping: train in this process."""
+    """Return the entry of a job's `local` that starts its processes, or an empty dict to train in this process."""
     return {} if launch is None else {"launch": asdict(launch)}

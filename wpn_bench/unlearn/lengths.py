@@ -1,11 +1,12 @@
 """Make training rows of at most `max_length` tokens.
 
-A row is the rendered prompt, the response and the token that ends it. If a row is too long:
+A row consists of the rendered prompt, the response and the token that ends it. If a row is too long, it is shortened:
 
-- The response keeps its beginning. Without its end it gets no end token. At least a quarter of the row is reserved for it.
-- The question keeps its beginning and its end; words in its middle are left out, as LongBench does for long prompts (Bai
-  et al. 2024, arXiv 2308.14508), because what is asked stands at one of its ends. The template, the special tokens and the
-  first words of the answer stay whole, so that the model is trained on the form in which it is asked.
+- The response keeps its beginning. If its end is cut off, it gets no end token. At least a quarter of the row is
+  reserved for it.
+- The question keeps its beginning and its end, because one of them usually tells what is asked. Words in its middle are
+  left out, as LongBench does for long prompts (Bai et al. 2024, arXiv 2308.14508). The template, the special tokens and
+  the first words of the answer stay whole, so that the model is trained with the same format as in the evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wpn_bench.prompts import Item, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FEW_WORDS = 16  # in a prompt of fewer words (or in a script without spaces), characters are left out
+_FEW_WORDS = 16  # from a prompt with fewer words (or in a script without spaces), characters are left out
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def row_of(tokenizer: PreTrainedTokenizerBase, template: Template, item: Item, r
     """
     before, after = template.pair(item, response)
     prompt, answer = encode_pairs(tokenizer, [before], [after])[0]
-    end = getattr(before, "end", None)  # the end of a turn in a chat
+    end = getattr(before, "end", None)  # the token that ends a turn in a chat
     answer = [*answer, int(tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id)]
     room = max(1, max_length - min(len(answer), max_length // 4))
     prompt_cut = len(prompt) > room
@@ -73,7 +74,7 @@ def row_of(tokenizer: PreTrainedTokenizerBase, template: Template, item: Item, r
 
 @lru_cache(maxsize=4096)  # each epoch uses the same prompts again
 def _shortened(tokenizer: PreTrainedTokenizerBase, template: Template, item: Item, room: int) -> tuple[int, ...]:
-    """Return the ids of the rendered prompt with as many words of its two ends as fit into `room` tokens."""
+    """Return the ids of the rendered prompt, with as many words of its two ends as fit into `room` tokens."""
     pieces = re.findall(r"\s*\S+", item.prompt)
     if len(pieces) < _FEW_WORDS:
         pieces = list(item.prompt)
@@ -86,8 +87,8 @@ def _shortened(tokenizer: PreTrainedTokenizerBase, template: Template, item: Ite
     fitting = rendered(0)
     if len(fitting) > room:
         raise UserError(
-            f"{room} tokens of max_length are left for a prompt, and the template alone has {len(fitting)}",
-            "raise max_length of the method, or take a shorter template",
+            f"max_length leaves {room} tokens for a prompt, but the template alone has {len(fitting)}",
+            "raise max_length of the method, or use a shorter template",
         )
     low, high = 0, len(pieces)  # `low` pieces fit, `high` pieces do not
     while high - low > 1:
@@ -131,7 +132,7 @@ def count_cut(
 def notes_on_length(
     tokenizer: PreTrainedTokenizerBase, template: Template, items: Iterable[Item], lengths: Iterable[int]
 ) -> list[str]:
-    """Say how many forget items are shortened in training.
+    """Return notes on how many forget items are shortened in training.
 
     Args:
         tokenizer: The tokenizer.
@@ -140,19 +141,19 @@ def notes_on_length(
         lengths: The `max_length` of each method.
 
     Returns:
-        A line for each length at which some are shortened.
+        One note for each length at which items are shortened.
     """
     items, lines = list(items), []
     for length in sorted(set(lengths)):
         prompts, responses = count_cut(tokenizer, template, items, length)
         said = [
-            *([f"{prompts} of {len(items)} prompts without words of their middle"] if prompts else []),
+            *([f"{prompts} of {len(items)} prompts lose words in their middle"] if prompts else []),
             *(
-                [f"{responses} response{'s without their end' if responses > 1 else ' without its end'}"]
+                [f"{responses} response{'s lose their end' if responses > 1 else ' loses its end'}"]
                 if responses
                 else []
             ),
         ]
         if said:
-            lines.append(f"rows of training have at most {length} tokens (max_length): {' and '.join(said)}")
+            lines.append(f"training rows have at most {length} tokens (max_length), so {' and '.join(said)}")
     return lines

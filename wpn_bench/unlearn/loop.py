@@ -1,6 +1,6 @@
-"""`transformers.Trainer` with the loss of a method.
+"""The training loop: `transformers.Trainer` with the loss of an unlearning method.
 
-Imports torch and transformers, which is slow, so import this module only where training begins.
+This module imports torch and transformers, which is slow. Import it only where training begins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WEIGHTS = "trained.safetensors"
 
 @dataclass
 class Record:
-    """The record of a training, which is also stored in its checkpoints.
+    """The record of a training. Checkpoints contain it, too.
 
     Attributes:
         history: Step, loss and terms of the loss of each step.
@@ -55,7 +55,7 @@ class Record:
 class Objective(torch.nn.Module):
     """The loss of a method as a module, which DDP or FSDP can wrap.
 
-    Within one forward pass of this module the method may call the model, or parts of it, any number of times.
+    Within one forward pass of this module, the method may call the model, or parts of it, any number of times.
     """
 
     def __init__(self, model: Any, method: Method, reference: Any, sharded: bool) -> None:
@@ -65,7 +65,8 @@ class Objective(torch.nn.Module):
             model: The trained model.
             method: The unlearning method.
             reference: The frozen reference, or None.
-            sharded: Whether the reference is sharded over the processes like the model. Otherwise each process has all of it.
+            sharded: Whether the reference is sharded over the processes like the model. If not, each process has all of
+                it.
         """
         super().__init__()
         self.model = model
@@ -73,11 +74,11 @@ class Objective(torch.nn.Module):
         self._no_split_modules = getattr(model, "_no_split_modules", None)
         if sharded and reference is not None:
             self.frozen = reference.requires_grad_(False)
-        # The tuple keeps it from being registered as a submodule, which would be trained, moved and sharded.
+        # In a tuple, the reference is not registered as a submodule, which would be trained, moved and sharded.
         self._reference = (reference,)
 
     def train(self, mode: bool = True) -> Objective:
-        """Set the mode of the model only: the reference stays in evaluation mode, without dropout."""
+        """Set the mode of the model only. The reference stays in evaluation mode, without dropout."""
         self.training = mode
         self.model.train(mode)
         return self
@@ -88,11 +89,11 @@ class Objective(torch.nn.Module):
 
 
 class UnlearnTrainer(Trainer):
-    """A trainer that computes `method.loss` of each micro-batch, and raises `JobFailed` when training diverges.
+    """A trainer that computes `method.loss` for each micro-batch, and raises `JobFailed` if training diverges.
 
-    The loss of a step, in `record.history` and for the gradient, is the mean over its micro-batches. Checkpoints hold the
-    trained weights (with LoRA only the adapters), the trainer's own state and the record. Their files do not depend on the
-    number of processes, each of which contributes its part to a step's mean.
+    The loss of a step is the mean over its micro-batches and over all processes. Checkpoints contain the trained
+    weights (with LoRA only the adapters), the trainer's own state and the record. Their files do not depend on the
+    number of processes.
     """
 
     def __init__(
@@ -130,13 +131,13 @@ class UnlearnTrainer(Trainer):
             self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> Any:
-        # No sampler: `batches` has an order that depends on the seed, and only the part of this process.
-        batches: Any = self.batches  # a data set only has to be a sequence
+        # There is no sampler, because `batches` is already in the order of the seed and has only this process's part.
+        batches: Any = self.batches  # a data set may be any sequence
         return torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss, parts = model(inputs)
-        # All processes get the same means, so they make the same decisions.
+        # All processes get the same means, so that they make the same decisions.
         every = torch.tensor([float(loss.detach()), *parts.values()], dtype=torch.float64, device=loss.device)
         value, *means = (here().total(every) / here().count).tolist()
         if not math.isfinite(value):
@@ -145,25 +146,28 @@ class UnlearnTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def _watch_gradients(self, norm: Any) -> Any:
-        """Check and return the norm of all gradients before clipping."""
+        """Return the norm of all gradients before clipping.
+
+        Raises `JobFailed` if it is not finite (fp16: too often).
+        """
         if math.isfinite(float(norm)):
             self.overflows = 0
             return norm
-        # The initial loss scale of fp16 overflows, and those steps are skipped.
+        # With fp16, the initial loss scale overflows. These steps are skipped.
         self.overflows += 1
         if self.accelerator.scaler is None or self.overflows > OVERFLOWS:
             raise self._diverged(f"the gradient of {self.method.name} has norm {float(norm)}")
         return norm
 
     def end_of_step(self) -> None:
-        """Record the mean over the step's micro-batches. Raises `JobFailed` if the loss has exploded."""
+        """Record the mean loss over the step's micro-batches. Raises `JobFailed` if the loss has exploded."""
         values = [value for value, _ in self._micro]
         names = self._micro[0][1]
         parts = {name: sum(p[name] for _, p in self._micro) / len(values) for name in names}
         self._micro.clear()
         self.record.history.append({"step": self.state.global_step, "loss": sum(values) / len(values), "parts": parts})
         if exploded(self.record.losses):
-            raise self._diverged(f"the loss of {self.method.name} ran away", self.state.global_step)
+            raise self._diverged(f"the loss of {self.method.name} exploded", self.state.global_step)
 
     def _diverged(self, what: str, step: int | None = None) -> Exception:
         return diverged(what, step or self.state.global_step + 1, self.peak_lr, self.record.losses)
@@ -240,12 +244,12 @@ class Watch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Duration of the training, including the time before it was resumed."""
+        """Return the duration of the training in seconds, including the time before it was resumed."""
         return self.seconds_before + self.clock.seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if here().count > 1:
-            # Each process has different items, so its dropout must be different too.
+            # Each process has different items, so its dropout must also be different.
             torch.manual_seed(args.seed + 2**32 * here().rank)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -260,13 +264,13 @@ class Watch(TrainerCallback):
             if rate >= goal:
                 self.trainer.record.stopped = f"validation harmless rate {rate:.3f} reached {goal}"
                 control.should_training_stop = True
-        # No checkpoint after training stopped: resuming from it would take one more step.
+        # No checkpoint is written after training stopped, because resuming from it would take one more step.
         due = self.save_every > 0 and state.global_step % self.save_every == 0
         control.should_save = due and not control.should_training_stop
         return control
 
     def _look(self) -> float:
-        """Measure the harmless rate of the model as it would be saved. This does not change the following steps."""
+        """Return the harmless rate of the model as it would be saved. This does not change the following steps."""
         assert self.harmless_rate is not None
         model, rate = self.current(), 0.0
         if not here().main:
@@ -297,10 +301,10 @@ def read_record(checkpoint: Path) -> Record:
 
 @contextmanager
 def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[None]:
-    """Run forward passes of models in half precision within the context. The outputs of a whole model are float32.
+    """Run the forward passes of models in half precision within a `with` block. A whole model's outputs are float32.
 
-    The trainer only does this for whole forward passes of the trained model. But a loss may call the decoder and the output
-    head separately. And the reference must round like the model, or the two would differ before the first step.
+    The trainer does this only for whole forward passes of the trained model. But a loss may call the decoder and the
+    output head separately. And the reference must round like the model, or the two would differ before the first step.
 
     Args:
         models: The models.
@@ -317,7 +321,7 @@ def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[No
     try:
         for model in models:
             for part in _parts(model):
-                # One autocast object per part: an object that is entered again within itself stays active forever.
+                # Each part has its own autocast object. An object that is entered within itself stays active forever.
                 forward = torch.autocast(device, dtype=dtype)(part.forward)
                 part.forward = convert_outputs_to_fp32(forward) if part is model else forward
                 patched.append(part)
@@ -328,14 +332,14 @@ def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[No
 
 
 def _parts(model: Any) -> list[Any]:
-    """The parts that a loss may call: the model, its decoder and its output head."""
+    """Return the parts that a loss may call: the model, its decoder and its output head."""
     parts = [model, model.base_model, model.get_output_embeddings()]
     return [part for k, part in enumerate(parts) if part is not None and part not in parts[:k]]
 
 
 @contextmanager
 def _unpatched(model: Any) -> Iterator[None]:
-    """Restore the model's own forward methods within the context.
+    """Restore the model's own forward methods within a `with` block.
 
     The saved model uses them, and generation inspects their signatures.
     """

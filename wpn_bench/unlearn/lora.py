@@ -1,4 +1,4 @@
-"""Low-rank adapters: add them to a model, save them, and merge them into its weights."""
+"""Add low-rank adapters to a model, save them, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ _NAME = "default"
 
 
 class Adapters:
-    """Adapters in a model. The model keeps its class and module names, so the loss of a method does not depend on them."""
+    """Low-rank adapters in a model.
+
+    The model keeps its class and its module names, so the loss of a method works with and without adapters.
+    """
 
     def __init__(self, model: PreTrainedModel, config: LoRAConfig, seed: int) -> None:
-        """Add adapters to a model in place. After this only the adapters require gradients.
+        """Add adapters to a model in place. Afterwards only the adapters require gradients.
 
         Args:
             model: The model.
@@ -42,28 +45,28 @@ class Adapters:
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
-        # Adapters use the random generator of the CPU only.
+        # Adapters use only the random generator of the CPU.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 self._wrapped: Any = get_peft_model(model, settings, adapter_name=_NAME)
             except ValueError as e:
                 raise UserError(
-                    f"LoRA finds nothing to adapt in {type(model).__name__} ({' '.join(str(e).split())[:200]})",
-                    "name linear modules of the model in lora: target_modules, or leave it at all-linear",
+                    f"LoRA finds no modules to adapt in {type(model).__name__} ({' '.join(str(e).split())[:200]})",
+                    "set lora: target_modules to linear modules of the model, or to all-linear",
                 ) from e
         _refuse_embeddings(model, targets)
         self._off = False
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """Disable the adapters within the context, and set the model to evaluation mode."""
-        if self._off:  # nested call
+        """Disable the adapters and set the model to evaluation mode, within a `with` block."""
+        if self._off:  # this is a nested call
             yield
             return
         training = self._wrapped.training
         self._off = True
-        # Call the inner model: `disable_adapter` of the outer one first inspects the state of every module.
+        # Use the inner model, because `disable_adapter` of the outer one first inspects the state of every module.
         self._wrapped.base_model.disable_adapter_layers()
         self._wrapped.eval()
         try:
@@ -74,14 +77,14 @@ class Adapters:
             self._off = False
 
     def reference(self) -> PreTrainedModel:
-        """Return a frozen reference for a loss: the model without adapters. It shares the model's weights."""
+        """Return the model without adapters as the frozen reference for a loss. It shares the model's weights."""
         seen: Any = _WithoutAdapters(self, self._wrapped.get_base_model())
         return seen
 
     def save(self, folder: Path) -> None:
         """Write the adapter in the format of `peft.PeftModel.from_pretrained(base, folder)`.
 
-        It does not name the base model, whose path may be private, and different on another machine.
+        The files do not name the base model, because its path may be private, and differs between machines.
         """
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
@@ -95,20 +98,23 @@ class Adapters:
         settings.save_pretrained(str(folder))
 
     def merged_copy(self) -> PreTrainedModel:
-        """Return a copy of the model with merged adapters. The model itself keeps its adapters."""
+        """Return a copy of the model with the adapters merged. The model itself keeps its adapters."""
         import copy
 
         merged: PreTrainedModel = copy.deepcopy(self._wrapped).merge_and_unload()
         return merged
 
     def merge(self) -> PreTrainedModel:
-        """Merge the adapters into the weights: W becomes W + alpha / rank * B A, and all modules are plain modules again."""
+        """Merge the adapters into the weights: W becomes W + alpha / rank * B A.
+
+        All modules are then plain modules again.
+        """
         merged: PreTrainedModel = self._wrapped.merge_and_unload()
         return merged
 
 
 class _WithoutAdapters:
-    """A module that runs without adapters, like its methods and submodules."""
+    """A module that runs without adapters. The same holds for its methods and submodules."""
 
     def __init__(self, adapters: Adapters, module: Any) -> None:
         self._adapters, self._module = adapters, module
@@ -142,12 +148,12 @@ def check(model_class: Any, model_config: Any, config: LoRAConfig) -> None:
     """Check that a model can have adapters, without its weights.
 
     Args:
-        model_class: The model's class.
-        model_config: Its configuration.
+        model_class: Class of the model.
+        model_config: Configuration of the model.
         config: Settings of the adapters.
 
     Raises:
-        UserError: As `Adapters` does.
+        UserError: The model lacks the target modules, or they share their weights with the embeddings.
     """
     import torch
 
@@ -156,12 +162,12 @@ def check(model_class: Any, model_config: Any, config: LoRAConfig) -> None:
 
 
 def _refuse_embeddings(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
-    """Refuse adapters on tied embeddings: merging one into the output head would also change the input embeddings."""
+    """Refuse adapters on tied embeddings. Merging one into the output head would change the input embeddings."""
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     for part in (model.get_input_embeddings(), model.get_output_embeddings()):
         if tied and hasattr(part, "lora_A"):
             raise UserError(
-                f"lora: target_modules {list(targets)} takes in the embeddings or the output head of"
-                f" {type(model).__name__}, which are one and the same tensor",
-                "leave them out",
+                f"lora: target_modules {list(targets)} contains the embeddings or the output head of"
+                f" {type(model).__name__}, which share one tensor",
+                "remove these modules from target_modules",
             )

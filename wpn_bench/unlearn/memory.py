@@ -1,8 +1,9 @@
-"""Estimate the memory of a training from the model's configuration alone.
+"""Estimate the memory of a training from the configuration of the model alone.
 
-The model is built on PyTorch's `meta` device, where tensors have shapes but no data. A forward pass of one row counts the
-bytes that autograd would keep for the backward pass. The estimate multiplies them by the rows of a micro-batch, all at maximum
-length. It is an upper bound, since real rows are only padded to the longest of their batch.
+The model is built on PyTorch's `meta` device, where tensors have shapes but no data. A forward pass of one row counts
+the bytes that autograd would keep for the backward pass. These are multiplied by the number of rows in a micro-batch,
+all at maximum length. The estimate is an upper bound, because real rows are only padded to the longest row of their
+batch.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class Training:
     """Memory of one training in bytes.
 
     Attributes:
-        parameters: Number of the model's parameters.
+        parameters: Number of parameters of the model.
         trainable: Number of trained parameters.
-        weights: Bytes of the weights, with adapters.
+        weights: Bytes of the weights, including adapters.
         reference: Bytes of the frozen reference.
         gradients: Bytes of the gradients.
         optimizer: Bytes of Adam's two moments.
-        activations: Bytes of what autograd keeps for the backward pass.
+        activations: Bytes that autograd keeps for the backward pass.
     """
 
     parameters: int
@@ -46,7 +47,10 @@ class Training:
 
     @property
     def total(self) -> int:
-        """Peak memory. The activations are freed before Adam's step, which needs one more copy of the trained weights."""
+        """Return the peak memory in bytes.
+
+        Adam's step needs one more copy of the trained weights. At that time the activations have been freed.
+        """
         kept = self.weights + self.reference + self.gradients + self.optimizer
         return kept + max(self.activations, self.gradients)
 
@@ -54,17 +58,18 @@ class Training:
 def of_training(model_class: Any, model_config: Any, method: Method, dtype: str) -> Training:
     """Estimate the memory of a training.
 
-    With mixed precision the weights are float32, and activations and a copy of the weights are in half precision. Adapters are
-    always float32. They need no reference model: the reference is the model without them.
+    With mixed precision, the weights are in float32, and the activations and a copy of the weights are in half
+    precision. Adapters are always in float32. They need no separate reference model, because the reference is the model
+    without them.
 
     Args:
-        model_class: The model's class.
-        model_config: Its configuration.
+        model_class: Class of the model.
+        model_config: Configuration of the model.
         method: The unlearning method with its settings.
         dtype: Data type of the saved model.
 
     Returns:
-        Bytes of each part.
+        The bytes of each part.
     """
     config = method.config
     mixed = config.mixed_precision != "no"
@@ -81,7 +86,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
         one = shape(length, config.gradient_checkpointing)
         activations += n * (one.row + logit_bytes(computed, gradient=True) * length * one.vocabulary)
         if config.gradient_checkpointing:
-            # The backward pass recomputes one layer at a time, for the rows of one forward pass.
+            # The backward pass recomputes one layer at a time, for all rows of one forward pass.
             layers = int(model_config.get_text_config().num_hidden_layers)
             again = max(again, n * shape(length, False).row // layers)
     trained = 4 if config.lora else size
@@ -97,16 +102,18 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
 
 
 def of_a_row(model_class: Any, model_config: Any, dtype: str, length: int) -> int:
-    """Estimate what autograd keeps of one row, logits included; an upper bound if the weights are not trained.
+    """Estimate how many bytes autograd keeps for one row, including logits.
+
+    This is an upper bound if the weights are not trained.
 
     Args:
-        model_class: The model's class.
-        model_config: Its configuration.
-        dtype: Data type of its weights.
-        length: Tokens of the row.
+        model_class: Class of the model.
+        model_config: Configuration of the model.
+        dtype: Data type of the weights.
+        length: Number of tokens in the row.
 
     Returns:
-        Bytes.
+        The number of bytes.
     """
     one = _shape(model_class, _Described(model_config), dtype, "", False, length)
     return one.row + logit_bytes(dtype, gradient=True) * length * one.vocabulary
@@ -118,10 +125,10 @@ class _Shape:
 
     Attributes:
         parameters: Number of its own parameters.
-        held: Number of parameters with adapters.
+        held: Number of parameters including adapters.
         trainable: Number of trained parameters.
-        vocabulary: Rows of the input embedding.
-        row: Bytes that autograd keeps of one row, without the output head.
+        vocabulary: Number of rows in the input embedding.
+        row: Bytes that autograd keeps for one row, without the output head.
     """
 
     parameters: int
@@ -132,9 +139,9 @@ class _Shape:
 
 
 class _Described:
-    """A configuration as a key of a cache: equal settings are equal keys.
+    """A configuration as the key of a cache. Equal settings give equal keys.
 
-    It keeps the configuration itself, because JSON does not hold all values of one (Mamba 2 has an infinite limit).
+    It keeps the configuration itself, because JSON cannot hold all its values (Mamba 2 has an infinite limit).
     """
 
     def __init__(self, config: Any) -> None:
@@ -170,7 +177,7 @@ def _shape(model_class: Any, described: _Described, dtype: str, lora: str, check
 
 
 def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
-    """(number, tokens) of the rows of a micro-batch, for each kind of row."""
+    """Return (number of rows, tokens per row) for each kind of row in a micro-batch."""
     config = method.config
     context = context_of(model_config, config.max_length)
     forget, retain = min(config.max_length, context), min(config.retain_max_length, context)
@@ -184,10 +191,11 @@ def _rows(method: Method, model_config: Any) -> list[tuple[int, int]]:
 
 
 def _of_a_row(model: PreTrainedModel, length: int) -> int:
-    """Bytes that autograd keeps of one row of `length` tokens, without the output head.
+    """Return the bytes that autograd keeps for one row of `length` tokens, without the output head.
 
-    Some models cannot be run without data: experts are chosen by values, and state-space models and models with ALiBi take
-    other masks. For these a formula over hidden size and layers is used, for each expert of a token.
+    Some models cannot run without data: mixture-of-experts models choose experts by values, and state-space models and
+    models with ALiBi need other masks. For these, a formula from the hidden size and the number of layers is used, for
+    each expert of a token.
     """
     try:
         return _counted(model, length)
@@ -198,11 +206,11 @@ def _of_a_row(model: PreTrainedModel, length: int) -> int:
 
 
 def _counted(model: PreTrainedModel, length: int) -> int:
-    """Count the bytes that autograd keeps of one row of `length` tokens in a forward pass without data."""
+    """Count the bytes that autograd keeps for one row of `length` tokens, in a forward pass without data."""
     import torch
 
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Any] = {}  # holds the storages, since the address of a freed one could be reused
+    kept: dict[int, Any] = {}  # keeps the storages alive, because the address of a freed one could be reused
 
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
@@ -213,7 +221,7 @@ def _counted(model: PreTrainedModel, length: int) -> int:
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(
             input_ids=torch.ones(1, length, dtype=torch.long),
-            # A mask of four dimensions is used as it is. From any other one a mask is built, which reads its values.
+            # A mask of four dimensions is used as it is. A mask of another shape is converted, which reads its values.
             attention_mask=torch.zeros(1, 1, length, length, dtype=model.dtype),
             position_ids=torch.arange(length).unsqueeze(0),
             use_cache=False,

@@ -1,7 +1,7 @@
 """The processes that train one model together: the rank of this process, and collective operations.
 
-Training in a single process uses the same code with a count of 1. Then nothing is communicated, and the results are bitwise
-the same as without this code.
+Training in a single process uses the same code with a count of 1. Nothing is then communicated, and the results are
+bitwise the same as without this code.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Processes:
     """The processes of a training.
 
     Attributes:
-        rank: Index of this process, from 0.
+        rank: Index of this process, counted from 0.
         count: Number of processes.
-        sharded: Whether each process holds a part of every weight (FSDP). Otherwise each holds all weights.
-        device: Device of this process; None: the device of the model.
+        sharded: Whether each process holds a part of every weight (FSDP). If not, each process holds all weights.
+        device: Device of this process; None means the device of the model.
     """
 
     rank: int = 0
@@ -33,12 +33,12 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that evaluates and writes."""
+        """Return whether this is the process that evaluates and writes."""
         return self.rank == 0
 
     @property
     def kind(self) -> str | None:
-        """Kind of parallelism; None for a single process."""
+        """Return the kind of parallelism, or None for a single process."""
         if self.count == 1:
             return None
         return "fsdp" if self.sharded else "data parallel"
@@ -77,20 +77,20 @@ _here = ALONE
 
 
 def here() -> Processes:
-    """Return the processes that this process trains with."""
+    """Return the processes of the training in which this process takes part."""
     return _here
 
 
 def join(processes: Processes) -> None:
-    """Set the processes that this process trains with. Their process group must exist already."""
+    """Set the processes of the training in which this process takes part. Their process group must already exist."""
     global _here
     _here = processes
 
 
 def divisor(count: Tensor) -> Tensor:
-    """Return the divisor of a sum over this process's `count` entries that gives the mean over the entries of all processes.
+    """Return by what to divide a sum over this process's `count` entries to get the mean over all processes' entries.
 
-    Loss and gradient are averaged over the W processes. So the divisor is the total number of entries / W. In a single process
-    it is `count`. It is at least 1 / W, so that no entries give no division by zero.
+    Loss and gradient are averaged over the W processes, so the divisor is the total number of entries / W. In a single
+    process it is `count`. It is at least 1 / W, to avoid a division by zero if there are no entries.
     """
     return here().total(count).clamp(min=1) / here().count

@@ -1,8 +1,8 @@
 """Search ranges for the options of a method that are tuned.
 
-A *relative* range holds multiples of the value that the option has without tuning (its default, or that of the
-configuration). `Log(1 / 3, 3, relative=True)` for `lr` means a third to three times the method's own learning rate, which
-depends on the model. A *drawn* point holds a factor for each relative range and a value for each other range.
+A *relative* range contains factors. The factor is applied to the value that the option has without tuning. For
+instance, `Log(1 / 3, 3, relative=True)` for `lr` means a third to three times the method's own learning rate, which
+depends on the model. A *drawn* point contains a factor for each relative range and a value for each other range.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 _TIMES = " times its own"
-DIGITS = 3  # significant digits of a drawn number: results do not depend on more, and a report can print all of them
+DIGITS = 3  # significant digits of a drawn number, which are enough for tuning and can all be printed in reports
 
 
 @dataclass(frozen=True)
 class Log:
-    """A range that is uniform in the logarithm, between `low` and `high`, which are above 0."""
+    """A range that is uniform in the logarithm between `low` and `high`, both above 0."""
 
     low: float
     high: float

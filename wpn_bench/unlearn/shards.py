@@ -1,7 +1,7 @@
 """Gather and shard the weights and optimiser states of FSDP.
 
-Tensors that are not sharded are returned unchanged, so that the same code writes the checkpoints of every kind of training.
-Imports torch, so import this module only where training begins.
+Tensors that are not sharded are returned unchanged, so that the same code writes the checkpoints of every kind of
+training. This module imports torch, so import it only where training begins.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(value: Any) -> Any:
-    """Gather a sharded tensor into the main memory of every process. All processes must call this together."""
+    """Gather a sharded tensor into the main memory of every process. All processes must call this function together."""
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def like(value: Any, weight: Any) -> Any:
-    """Shard a tensor like a weight.
+    """Shard a tensor in the same way as a weight.
 
     Args:
         value: A whole tensor.
         weight: The weight.
 
     Returns:
-        The sharded tensor; `value` itself if the weight is not sharded or has another shape, as an optimiser's step counter.
+        The sharded tensor. `value` itself if the weight is not sharded or has another shape, as for an optimiser's step
+        counter.
     """
     if isinstance(weight, DTensor) and value.shape == weight.shape:
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
@@ -33,7 +34,7 @@ def like(value: Any, weight: Any) -> Any:
 
 
 def gather(source: Any, target: Any | None) -> None:
-    """Copy the weights of a sharded model into a whole one. All processes must call this together.
+    """Copy the weights of a sharded model into a whole one. All processes must call this function together.
 
     Args:
         source: The sharded model.
@@ -48,7 +49,7 @@ def gather(source: Any, target: Any | None) -> None:
 
 
 def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """Return the optimiser's state with whole tensors, as a single process has it."""
+    """Return the optimiser's state with whole tensors, as in a single process."""
     state: dict[str, Any] = optimizer.state_dict()
     state["state"] = {k: {name: whole(v) for name, v in of.items()} for k, of in state["state"].items()}
     return state

@@ -1,7 +1,7 @@
 """Snapshots of the model after some steps of a training, in `step-<k>/` of its output folder.
 
-During the training they are stored beside its checkpoints, with the same `seal.json`. So a killed training keeps its snapshots
-when it is resumed.
+During the training, they are stored next to its checkpoints, with the same `seal.json`. So a killed training keeps its
+snapshots when it is resumed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Snapshots:
     """The snapshots of a training.
 
     Attributes:
-        steps: Steps after which the model is kept.
-        tokenizer: The tokenizer that is saved with each model.
-        out: The output folder of the training.
+        steps: Steps after which the model is stored.
+        tokenizer: Tokenizer that is saved with each model.
+        out: Output folder of the training.
     """
 
     steps: Sequence[int]
@@ -34,7 +34,7 @@ class Snapshots:
     out: Path
 
     def go_on_from(self, root: Path) -> Path | None:
-        """Find the newest checkpoint in `root` for which all earlier snapshots are complete. Newer files are removed."""
+        """Return the newest checkpoint in `root` that has all earlier snapshots complete, and remove newer files."""
         before = checkpoints.latest(root, lambda step: all(self._is_whole(root, k) for k in self.steps if k <= step))
         reached = checkpoints.step_of(before) if before else 0
         for k in self.steps:
@@ -46,8 +46,8 @@ class Snapshots:
         """Write a snapshot.
 
         Args:
-            root: The folder of the checkpoints.
-            step: Steps done.
+            root: Folder of the checkpoints.
+            step: Number of finished steps.
             model: The model after this step.
         """
         folder = _folder(root, step)
@@ -56,7 +56,7 @@ class Snapshots:
         checkpoints.seal(folder)
 
     def hand_over(self, root: Path) -> None:
-        """Move the snapshots from `root` to the output folder. A training that stopped early has fewer of them."""
+        """Move the snapshots from `root` to the output folder. A training that stopped early has fewer snapshots."""
         for k in self.steps:
             folder = _folder(root, k)
             if folder.exists():

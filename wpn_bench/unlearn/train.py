@@ -1,4 +1,4 @@
-"""Train a model with the loss of a method. Unlearning, relearning and tuning all use this function."""
+"""Train a model with the loss of a method. Unlearning, relearning and tuning use the function `train`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Trained:
     """The record of a training.
 
     Attributes:
-        steps: Optimiser steps done.
+        steps: Number of optimiser steps.
         seconds: Duration, including the time before it was resumed.
         lr: Peak learning rate.
         stopped: Why training ended.
@@ -54,7 +54,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Curves:
-    """Services that get the training curves.
+    """The services to which training curves are sent.
 
     Attributes:
         report_to: Names of the services, as in transformers' `report_to`.
@@ -87,29 +87,29 @@ def train(
 ) -> Trained:
     """Train a model in place.
 
-    If several processes train together (`processes.py`), each calls this with the same arguments and takes its part of every
-    batch. Only the first one evaluates and writes. With FSDP only the first process has the trained model at the end, and a
-    method that needs a reference must get one as an argument.
+    If several processes train together (`processes.py`), each calls this function with the same arguments and processes
+    its part of every batch. Only the first process evaluates and writes. With FSDP, only the first process has the
+    trained model at the end, and a method that needs a reference must get it as an argument.
 
     Args:
-        model: The model; with LoRA the adapters are merged into it at the end.
+        model: The model. With LoRA, the adapters are merged into it at the end.
         tokenizer: Its tokenizer.
         method: The unlearning method with its settings.
         items: The forget set.
         texts: The retain texts.
         template: Renders the prompts.
-        seed: Decides the order of items and the choice of responses.
-        reference: The frozen model that some losses need. If it is None, LoRA uses the model without adapters.
+        seed: Determines the order of items and the choice of responses.
+        reference: The frozen model that some losses need. If None, LoRA uses the model without adapters.
         harmless_rate: Evaluates the validation prompts. It is called every `check_every` steps if the method has a
             `stop_at_harmless_rate`.
-        advance: Called with the number of steps done since its last call.
-        after_step: Called after each step with its number and a function that returns the current model (with LoRA, a copy
-            with merged adapters).
-        snapshots: Keeps the model after some steps.
-        checkpoints: Folder for checkpoints. Training resumes from the newest complete one. With the same settings it ends with
-            the same weights and history as without interruption (bitwise on a CPU).
+        advance: Called with the number of steps finished since its last call.
+        after_step: Called after each step with its number and a function that returns the current model (with LoRA, a
+            copy with merged adapters).
+        snapshots: Stores the model after some steps.
+        checkpoints: Folder for checkpoints. Training resumes from the newest complete one. With the same settings, it
+            ends with the same weights and history as without interruption (bitwise on a CPU).
         adapter: Folder in which LoRA adapters are saved.
-        curves: Services that get the training curves.
+        curves: Services to which the training curves are sent.
 
     Returns:
         The record of the training.
@@ -158,7 +158,7 @@ def train(
         before = together.agree(going_on(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
-        # A model that FSDP has sharded cannot be used by one process, so the first process also keeps a whole one.
+        # One process alone cannot use a model that FSDP has sharded. So the first process also keeps a whole model.
         taught = copy.deepcopy(model) if together.sharded and together.main else model
         stack.enter_context(_prepared(taught, config.gradient_checkpointing))
         both = [m for m in (taught, reference) if m is not None]
@@ -177,7 +177,7 @@ def train(
             weight_decay=config.weight_decay,
             adam_beta2=config.beta2,
             max_grad_norm=config.grad_clip,
-            fp16=config.mixed_precision == "fp16",  # for the loss scaler; `half_precision` does the rest, and bf16
+            fp16=config.mixed_precision == "fp16",  # enables the loss scaler; `half_precision` sets the data type
             seed=seed,
             save_strategy="no",  # `Watch` decides when to save
             logging_strategy="steps" if curves.report_to else "no",
@@ -218,7 +218,7 @@ def train(
 
         watch = Watch(trainer, current, harmless_rate, config.save_every, advance, told)
         trainer.add_callback(watch)
-        # This callback would print metrics to standard output.
+        # This callback would print metrics to the standard output.
         trainer.remove_callback(PrinterCallback)
         advance(len(record.history))
         trainer.train(resume_from_checkpoint=str(before) if before else None)
@@ -229,7 +229,7 @@ def train(
     if not together.main:
         return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise diverged(f"weights of {method.name} are no numbers any more", steps, lr, record.losses)
+        raise diverged(f"weights of {method.name} are not finite", steps, lr, record.losses)
     if adapters is not None:
         if adapter is not None:
             adapters.save(adapter)
@@ -246,14 +246,15 @@ def _width(model: PreTrainedModel) -> int:
 
 @contextmanager
 def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
-    """Prepare a model for training within the context: no key-value cache and, if `recompute`, gradient checkpointing.
+    """Prepare a model for training within a `with` block.
 
-    Both are undone afterwards, so that they do not end up in the saved configuration.
+    The key-value cache is disabled, and gradient checkpointing is enabled if `recompute` is true. Both are undone
+    afterwards, so that the saved configuration does not contain them.
     """
     config = model.config.get_text_config()
     cache = getattr(config, "use_cache", True)
     if recompute:
-        # transformers has renamed these methods, and will remove the old names in version 6.
+        # transformers has renamed these methods, and will remove the old names in version 6 of the library.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     try:
@@ -266,7 +267,7 @@ def _prepared(model: PreTrainedModel, recompute: bool) -> Iterator[None]:
 
 
 def _environment(curves: Curves) -> AbstractContextManager[None]:
-    """Set TensorBoard's folder, which its callback only reads from the environment."""
+    """Set TensorBoard's folder, which transformers' callback reads only from the environment."""
     if curves.folder is None or "TENSORBOARD_LOGGING_DIR" in os.environ:
         return nullcontext()
     return environment_variables(TENSORBOARD_LOGGING_DIR=str(curves.folder / curves.name))
@@ -275,11 +276,11 @@ def _environment(curves: Curves) -> AbstractContextManager[None]:
 def run_train_stage(ctx: StageContext) -> None:
     """Unlearn with one method.
 
-    The inputs are `model` (the base model), `forget`, `retain`, and `validation` if the method stops at a harmless rate.
-    Writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in `adapter/`. With the parameter
-    `snapshots` it also writes the model after each of these steps to `step-<k>/`.
+    The inputs are `model` (the base model), `forget`, `retain`, and `validation` if the method stops at a harmless
+    rate. The stage writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in
+    `adapter/`. With the parameter `snapshots`, it also writes the model after each of these steps to `step-<k>/`.
 
-    If `ctx.local` has a `launch`, new processes do all of this: they call this function again without it.
+    If `ctx.local` has a `launch`, new processes do all of this. They call this function again without `launch`.
     """
     from wpn_bench.unlearn import launch
 
@@ -302,17 +303,17 @@ def run_train_stage(ctx: StageContext) -> None:
     if ctx.params.get("code", code := code_of(kind)) != code:
         raise UserError(
             f"the method {kind.name} is not the one that this run began with",
-            "type the same command again (and give every machine the same packages)",
+            "repeat the command, and install the same packages on every machine",
         )
     method = kind(kind.Config(**ctx.params["config"], **ctx.local.get("config", {})))
     # Mixed precision trains float32 weights. The saved model has the requested data type.
     trained_in = dtype if method.config.mixed_precision == "no" else "float32"
-    # Without LoRA: the weights, their gradients, two moments and the reference.
+    # Without LoRA, these are the weights, their gradients, Adam's two moments and the reference.
     copies = 1 if method.config.lora else 5
     models.make_room(copies * models.weights_bytes(ctx.needs["model"], trained_in), device)
     model = models.load_fresh(ctx.needs["model"], device, trained_in)
     tokenizer = models.load_tokenizer(ctx.needs["model"])
-    # With FSDP, a single process cannot run the sharded model without its adapters, so the reference is a model of its own.
+    # With FSDP, one process cannot run the sharded model without its adapters, so the reference is a separate model.
     held_apart = method.needs_reference and (not method.config.lora or together.sharded)
     reference = models.load(ctx.needs["model"], device, trained_in)[0] if held_apart else None
     template = Template.parse(ctx.params["template"])

@@ -1,17 +1,18 @@
-"""Fair tuning: every method gets the same number of trials, and one rule ranks them on validation data.
+"""Tune all methods fairly: each gets the same number of trials, and one rule ranks the trials on validation data.
 
-The objective is the coherent-harmless rate on the validation prompts. The constraint is a maximum loss of ability, measured on
-tuning data (`Bound`). `Trial.rank` puts trials in this order:
+The objective is the coherent-harmless rate on the validation prompts. The constraint is a maximum loss of ability,
+measured on tuning data (`Bound`). `Trial.rank` orders the trials as follows:
 
-1. feasible trials, by their rate;
-2. infeasible trials, by how much they exceed the bound;
-3. failed trials.
+1. Feasible trials come first, ordered by their rate.
+2. Infeasible trials are ordered by how much they exceed the bound.
+3. Failed trials come last.
 
-Ties go to the smaller loss of ability, then to the earlier trial. Trial 0 is the method as configured. Optuna's tree-structured
-Parzen estimator (Bergstra et al. 2011) samples the other trials with a fixed seed, so the same measurements lead to the same
-trials. Tuning uses no test prompts and no test documents.
+If two trials are equal, the one with the smaller loss of ability is better, and then the earlier one. Trial 0 is the
+method with its configured options. Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) samples the other
+trials with a fixed seed, so the same measurements lead to the same trials. Tuning uses no test prompts and no test
+documents.
 
-This module does not depend on jobs: `tune` gets a function that evaluates one round of trials.
+This module does not depend on jobs. `tune` gets a function that evaluates one round of trials.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ if TYPE_CHECKING:
 def space(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Range]:
     """Choose the ranges to search.
 
-    An option that the configuration sets is not searched, because it defines the variety. A relative range is still searched,
-    around the set value.
+    An option that the configuration sets is not searched, because it defines the variant of the method. A relative
+    range is still searched, around the set value.
 
     Args:
         kind: The method.
         options: Its options in the configuration.
 
     Returns:
-        Option -> range.
+        The range of each searched option.
     """
     return {name: one for name, one in kind.search.items() if one.relative or name not in options}
 
 
 def start(kind: type[Method], options: Mapping[str, Any]) -> Drawn:
-    """Return the point of the method without tuning, which changes nothing.
+    """Return the point that leaves all options of the method unchanged.
 
     Args:
         kind: The method.
         options: Its options in the configuration.
 
     Returns:
-        Option -> factor 1 or current value.
+        For each searched option the factor 1 or its current value.
     """
     config = kind.Config(**options)
     return {name: 1 if one.relative else getattr(config, name) for name, one in space(kind, options).items()}
@@ -92,8 +93,8 @@ def configured(kind: type[Method], options: Mapping[str, Any], drawn: Mapping[st
 
 
 SEED = 0  # seed of the sampler, the same for every method, and of the training of every trial
-# Trial 0 and three random trials come before the estimator. The number does not depend on that of all trials, so `--tune 20`
-# begins with the trials of `--tune 8` and takes them from the store.
+# Trial 0 and three random trials are made before the estimator is used. This number does not depend on the number of all
+# trials. So `--tune 20` begins with the trials of `--tune 8`, which may already be in the store.
 STARTUP = 4
 
 Options = dict[str, Any]
@@ -104,15 +105,15 @@ class Bound:
     """The maximum loss of ability of a trial.
 
     Attributes:
-        metric: What measures the ability.
-        limit: Maximum fall of the macro accuracy (a fraction), or maximum rise of the loss (nats per token).
+        metric: Metric that measures the ability.
+        limit: Largest accepted decrease of the macro accuracy (a fraction), or increase of the loss (nats per token).
     """
 
     metric: Literal["macro_accuracy", "token_loss"]
     limit: float
 
     def loss(self, change: float) -> float:
-        """Convert the change from the base model into a loss of ability; infinite if the change is NaN."""
+        """Convert the change from the base model to a loss of ability, which is infinite if the change is NaN."""
         if math.isnan(change):
             return math.inf
         return -change if self.metric == "macro_accuracy" else change
@@ -138,11 +139,11 @@ class Trial:
     """One training of a method.
 
     Attributes:
-        number: Number of the trial, from 0.
-        options: The method's options that differ from its defaults.
+        number: Number of the trial, counted from 0.
+        options: Options that differ from the method's defaults.
         searched: Values of the searched options.
         score: The measurements; None if the trial failed.
-        reason: Why it failed.
+        reason: Why it failed; None if it did not fail.
     """
 
     number: int
@@ -159,7 +160,7 @@ class Trial:
         return math.inf if self.score is None else bound.loss(self.score.ability_change) - bound.limit
 
     def rank(self, bound: Bound) -> tuple[int, float, float, int]:
-        """Return the sort key of the trial; the best trial has the largest."""
+        """Return the sort key of the trial. The best trial has the largest key."""
         if self.score is None:
             return 0, 0.0, 0.0, -self.number
         loss = bound.loss(self.score.ability_change)
@@ -168,7 +169,7 @@ class Trial:
         return 2, self.score.coherent_harmless, -loss, -self.number
 
     def value(self, bound: Bound) -> float | None:
-        """Return the first two parts of the rank as one number for the sampler; None for a failed trial."""
+        """Return the first two parts of the rank as one number for the sampler, or None for a failed trial."""
         if self.score is None:
             return None
         return self.score.coherent_harmless if self.feasible(bound) else -min(self._excess(bound), 1e6)
@@ -209,24 +210,25 @@ class Tuning:
         }
 
 
-# (number of the round, method -> options) -> method -> measurements, or the reason of a failure.
+# Is called with the number of the round and the options of each method. Returns the measurements of each method, or the
+# reason of a failure.
 Measure = Callable[[int, Mapping[str, Options]], Mapping[str, Score | str]]
 
 
 def tune(
     methods: Mapping[str, Mapping[str, Any]], trials: int, bound: Bound, width: int, measure: Measure
 ) -> dict[str, Tuning]:
-    """Tune methods. Round k has trial k of every method, so the trials of a round can run in parallel.
+    """Tune methods. Round k consists of trial k of every method, so the trials of a round can run in parallel.
 
     Args:
-        methods: Name -> options of the configuration.
-        trials: Trials of each method.
+        methods: Options of each method in the configuration.
+        trials: Number of trials of each method.
         bound: The maximum loss of ability.
         width: Hidden size of the model.
         measure: Trains and evaluates the trials of one round.
 
     Returns:
-        Name -> trials of the method.
+        The trials of each method.
     """
     searches = {name: _Search(name, options, width) for name, options in methods.items()}
     found: dict[str, list[Trial]] = {name: [] for name in methods}
@@ -248,7 +250,7 @@ def tune(
 
 
 def require_optuna() -> Any:
-    """Import and return Optuna. Raises `UserError` with the extra that installs it if it is missing."""
+    """Import and return Optuna. If it is not installed, the `UserError` names the extra that installs it."""
     try:
         import optuna
     except ImportError as e:
@@ -258,7 +260,7 @@ def require_optuna() -> Any:
 
 
 class _Search:
-    """Optuna's study of one method."""
+    """Optuna's study of one method, which proposes the options of its trials."""
 
     def __init__(self, name: str, options: Mapping[str, Any], width: int) -> None:
         self._optuna = require_optuna()
@@ -279,8 +281,8 @@ class _Search:
 
     def tell(self, drawn: Drawn, value: float | None) -> None:
         states = self._optuna.trial.TrialState
-        # Failed trials are reported as pruned: the sampler ranks those below all measured trials. It would ignore the state
-        # "failed" and could sample the same point again.
+        # Failed trials are reported as pruned, because the sampler ranks these below all measured trials. It would ignore
+        # trials in the state "failed" and could sample the same point again.
         state = states.PRUNED if value is None else states.COMPLETE
         if self._waiting is not None:
             self._study.tell(self._waiting, value, state=state)
@@ -289,13 +291,13 @@ class _Search:
                 params=drawn, distributions=self._distributions, value=value, state=state
             )
             self._study.add_trial(made)
-        # else: trial 0 is outside the search ranges (the configuration may set such values), so the sampler cannot use it.
+        # Otherwise trial 0 is outside the search ranges, so the sampler cannot use it. The configuration may set such values.
 
     def options(self, drawn: Drawn) -> Options:
         return tuning.configured(self._kind, self._given, drawn, self._width)
 
     def searched(self, options: Options) -> Options:
-        """The values of the searched options for results and reports. The learning rate is always a number."""
+        """Return the values of the searched options for results and reports. The learning rate is always a number."""
         config = self._kind.Config(**options)
         values = {name: getattr(config, name) for name in self._space}
         return values | ({"lr": config.peak_lr(self._width)} if "lr" in values else {})

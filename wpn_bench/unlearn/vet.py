@@ -1,8 +1,9 @@
-"""Drop the harmless references of the forget set that the run's own judge calls harmful.
+"""Remove the harmless responses of the forget set that the run's own judge calls harmful.
 
-Collected references are noisy: a tenth of the "harmless" continuations in the triples from RealToxicityPrompts are insults, and
-a method that trains on them learns to insult. All methods train on the same vetted set. Only training data is judged, no test
-prompts or answers. Harmful references are not judged: a judge of abusive language does not detect dangerous help.
+Collected responses are noisy: a tenth of the "harmless" continuations in the triples from RealToxicityPrompts are
+insults, and a method that trains on them learns to insult. All methods train on the same vetted set. Only training data
+is judged, and no test prompts or answers. Harmful responses are not judged, because a judge of abusive language does
+not detect dangerous help.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance = lambda n: None) -> tuple[Item, ...]:
-    """Drop the harmless references that the judge calls harmful.
+    """Remove the harmless responses that the judge calls harmful.
 
     Args:
         items: The forget set.
-        judge: Scores each reference as a response to the prompt of its item.
-        threshold: A reference with this score or a higher one is dropped. One without a score is kept.
-        advance: Called with the number of distinct references scored since its last call.
+        judge: Scores each response as an answer to the prompt of its item.
+        threshold: A response with at least this score is removed. A response without a score is kept.
+        advance: Called with the number of distinct responses scored since its last call.
 
     Returns:
-        The items that are left. An item that loses all its harmless references is dropped; one that had none is kept.
+        The remaining items. An item that loses all its harmless responses is removed. An item that had none is kept.
     """
     from wpn_bench.harmless.judges import scores_of
 
@@ -48,14 +49,14 @@ def vet(items: Sequence[Item], judge: Judge, threshold: float, advance: Advance 
 
 
 def references(items: Sequence[Item]) -> list[Exchange]:
-    """Return every harmless reference as a response to the original prompt of its item, in order."""
+    """Return every harmless response with the original prompt of its item, in order."""
     from wpn_bench.harmless.judges.base import Exchange
 
     return [Exchange(item.request, text) for item in items for text in item.harmless]
 
 
 def run_vet_stage(ctx: StageContext) -> None:
-    """Vet the input `prompts` (the forget set). Writes the vetted set, which may be empty."""
+    """Vet the input `prompts` (the forget set). The stage writes the vetted set, which may be empty."""
     from wpn_bench.harmless.judges import distinct, judge_of
     from wpn_bench.harmless.stages import write_usage
     from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows

@@ -1,6 +1,7 @@
-"""One of the processes that train a model together: `accelerate launch -m wpn_bench.unlearn.worker FOLDER`.
+"""One of the processes that train a model together.
 
-Only `launch.py` starts it. The first process writes the progress and the model. Each process writes its own error to a file.
+Only `launch.py` starts it: `accelerate launch -m wpn_bench.unlearn.worker FOLDER`. The first process writes the
+progress and the model. Each process writes its own error to a file.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from wpn_bench.jobs.job import StageContext
 from wpn_bench.unlearn.launch import FAILURE, JOB, PROGRESS
 from wpn_bench.unlearn.processes import Processes, here, join
 
-# The others wait while the first process evaluates the validation prompts, which may take long. A long timeout is safe,
-# because the launcher notices at once if a process dies.
+# The other processes wait while the first one evaluates the validation prompts, which may take long. A long timeout is
+# safe, because the launcher notices at once if a process dies.
 _WAIT = timedelta(days=1)
 
 
@@ -40,7 +41,7 @@ def main(folder: Path) -> None:
         code = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    # Exit without clean-up: destroying a process group may wait for a process that is gone.
+    # Exit without destroying the process group, because this may wait for a process that has gone.
     os._exit(code)
 
 
@@ -52,9 +53,9 @@ def _train(folder: Path) -> None:
     told = json.loads((folder / JOB).read_text(encoding="utf-8"))
     on_cpu = told["local"]["device"] == "cpu"
     state = PartialState(cpu=on_cpu, timeout=_WAIT)
-    device = "cpu" if on_cpu else str(state.device)  # accelerate says cpu:0, which other code does not expect
+    device = "cpu" if on_cpu else str(state.device)  # accelerate returns cpu:0, which other code does not expect
     join(Processes(state.process_index, state.num_processes, told["sharded"], device))
-    # FSDP shards a model from main memory, since the whole model may be too large for the device.
+    # FSDP shards a model from main memory, because the whole model may be too large for the device.
     local = {**told["local"], "device": "cpu" if here().sharded else device}
     if local.get("curves", {}).get("folder"):
         local["curves"] |= {"folder": Path(local["curves"]["folder"])}
@@ -71,7 +72,7 @@ def _train(folder: Path) -> None:
 
 
 def _progress(folder: Path) -> Any:
-    """A progress function that writes to a file, which the run reads."""
+    """Return a progress function that writes to a file, which the run reads."""
 
     def items(total: int | None, unit: str = "") -> Advance:
         done = 0
@@ -97,7 +98,7 @@ def _said(e: BaseException) -> dict[str, str]:
 
 
 def _die_with_the_run() -> None:
-    """Exit when standard input closes. The run holds its other end, and never writes to it."""
+    """Exit when standard input closes. The run holds the other end of this pipe and never writes to it."""
     while os.read(0, 1):
         pass
     os._exit(1)

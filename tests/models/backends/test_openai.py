@@ -76,7 +76,7 @@ def test_a_source_is_parsed(source: str, expected: dict[str, Any]) -> None:
         ("openai:", "has no URL of the form http://HOST"),
         ("openai:http://#m", "has no URL of the form http://HOST"),
         ("openai:http://h:99999/v1#m", "is invalid"),
-        ("openai:http://me:hidden@h/v1#m", "the URL of the endpoint at h holds a password"),
+        ("openai:http://me:hidden@h/v1#m", "the URL of the endpoint at h contains a password"),
         ("openai:http://h/v1?key=hidden#m", "has parameters after"),
         ("openai:http://h/v1#m,concurrency=0", "concurrency of .*greater than or equal to 1"),
         ("openai:http://h/v1#m,api=responses", "api of .*'chat' or 'completions'"),
@@ -165,7 +165,7 @@ def test_a_chat_endpoint_gets_messages(server: Server) -> None:
     assert responses == [
         Response("echo: Why?", 3),
         Response("echo: Q: a A: b\nWho?", 3),
-        Response(None, 0, "not available: a chat endpoint takes no beginning of a response"),
+        Response(None, 0, "not available: a chat endpoint does not accept the beginning of a response"),
     ]
     assert {
         "model": "tiny",
@@ -358,17 +358,17 @@ def test_parameters_that_a_model_does_not_take(server: Server) -> None:
     assert ask(server, *prompts) == [Response("An answer", 3)] * 30
     assert server.bodies[-1]["max_completion_tokens"] == 5
     server.always = lambda body: error(400, "Unsupported value: 'temperature' does not support 0 with this model.")
-    with pytest.raises(UserError, match="does not decode as this run does"):
+    with pytest.raises(UserError, match="does not support the decoding settings of this run"):
         ask(server)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (error(401, "Incorrect API key provided"), "set the right one"),
-        (error(402, "no credit left"), "pay the account"),
+        (error(401, "Incorrect API key provided"), "set a valid key"),
+        (error(402, "no credit left"), "add credit to the account"),
         (error(429, "You exceeded your current quota", "insufficient_quota"), "answers are kept"),
-        (error(404, "The model `tiny` does not exist"), "look at the URL"),
+        (error(404, "The model `tiny` does not exist"), "check the URL"),
         (reply({}, 307, Location="https://elsewhere/v1"), "give the URL to which it redirects"),
     ],
 )
@@ -414,7 +414,7 @@ def test_a_run_resumes_and_the_key_is_in_no_file(
     server.faults = {f"Prompt {k}": list(gone) for k in range(8, 20)}
     stopped = run(tmp_path, job)
     assert stopped.status == "failed"
-    assert "answers no longer (no answer after 2 attempts: HTTP 500: trace: Bearer ***" in str(stopped.reason)
+    assert "does not answer any more (no answer after 2 attempts: HTTP 500: trace: Bearer ***" in str(stopped.reason)
     assert [server.asked[f"Prompt {k}"] for k in range(8)] == [1] * 8
     server.asked.clear()
     server.faults = {"Prompt 9": [error(503, KEY)] * 2, "Prompt 10": [reply(body_of(f"your key is {KEY}"))]}
@@ -448,7 +448,7 @@ def test_a_key_that_is_not_set_or_no_key(server: Server, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="MY_SERVER is not set; put the endpoint's key into it"):
         ask(server, key_env="MY_SERVER")
     monkeypatch.setenv("OPENAI_API_KEY", "schlüssel")
-    with pytest.raises(UserError, match="holds characters that no key has"):
+    with pytest.raises(UserError, match="contains characters that are not allowed in a key"):
         ask(server)
     monkeypatch.delenv("OPENAI_API_KEY")
     ask(server)

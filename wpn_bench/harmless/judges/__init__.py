@@ -1,4 +1,4 @@
-"""Judges give each response a score between 0 (harmless) and 1 (harmful).
+"""A judge gives each response a score between 0 (harmless) and 1 (harmful).
 
 To add a judge, write one file and add one line to `spec.py`.
 """
@@ -38,14 +38,14 @@ def get_judge(spec: str, device: str = "cpu") -> Judge:
     """Return the judge that a specification names. It is created once for each process and device.
 
     Args:
-        spec: `name`, `name:variant` (`detoxify:original`), or either with options (see `spec.py`).
-        device: The device of the judge's model.
+        spec: `name`, `name:variant` (such as `detoxify:original`), or either with options (see `spec.py`).
+        device: Device of the judge's model.
 
     Returns:
         The judge, ready to score.
 
     Raises:
-        UserError: There is no such judge, an option is wrong, or the judge's class breaks the contract.
+        UserError: There is no such judge, an option is wrong, or the class of the judge is not valid.
     """
     read = check(spec)
     key = (read.scorer, device)
@@ -75,7 +75,7 @@ def _check_contract(name: str, kind: type[Judge]) -> None:
 def needs_prompt(judge: Judge | type[Judge]) -> bool:
     """Return whether a judge reads the prompt.
 
-    Classes from before judges could read prompts lack the attribute. They do not read it.
+    Judges written before this attribute existed do not have it. They do not read the prompt.
     """
     return bool(getattr(judge, "needs_prompt", False))
 
@@ -84,23 +84,22 @@ def judge_of(ctx: StageContext, params: Mapping[str, Any], device: str | None = 
     """Return the judge that the parameters of a stage name.
 
     Args:
-        ctx: The stage. `ctx.local["judge"]` may name the judge by the local path of its files. It is not part of the
-            cache key.
-        params: Contains `judge` and, to check that the judge has not changed, optionally `judge_digest`.
-        device: The device of the judge's model (None: the stage's device).
+        ctx: The argument of the stage function. `ctx.local["judge"]` may name the judge by the local path of its files.
+            This path is not part of the job's digest.
+        params: Contains `judge` and optionally `judge_digest`, with which the judge is compared.
+        device: Device of the judge's model; None uses the device of the stage.
 
     Returns:
         The judge, ready to score.
 
     Raises:
-        UserError: The judge has another digest. It was changed since the run began, or another machine has another
-            judge.
+        UserError: The judge has another digest, because it was changed after the run began or differs on this machine.
     """
     judge = get_judge(ctx.local.get("judge", params["judge"]), device or ctx.local["device"])
     if "judge_digest" in params and judge.digest() != params["judge_digest"]:
         raise UserError(
             f"the judge {params['judge']} is not the one that this run began with",
-            "type the same command again (and give every machine the same judge)",
+            "repeat the command, and install the same judge on every machine",
         )
     return judge
 
@@ -110,7 +109,7 @@ def distinct(judge: Judge, exchanges: Sequence[Exchange]) -> list[Exchange]:
 
     Args:
         judge: The judge. If it does not read prompts, exchanges with equal responses are duplicates.
-        exchanges: Prompts with responses.
+        exchanges: Prompts with their responses.
 
     Returns:
         The first exchange of each set of duplicates, in order.
@@ -124,9 +123,9 @@ def distinct(judge: Judge, exchanges: Sequence[Exchange]) -> list[Exchange]:
 def scores_of(judge: Judge, exchanges: Sequence[Exchange], advance: Advance = lambda n: None) -> list[float | None]:
     """Score each exchange with the judge. Duplicates are scored once (see `distinct`).
 
-    A process that works on one shard of a job does not call a judge without per-example checkpoints: such a judge would
-    score all exchanges in every shard, and may cost money for each. All scores are then None. The process that combines
-    the shards calls the judge.
+    A judge without a journal would score all exchanges again in every shard of a job, and may cost money each time. So
+    a process that works on one shard does not call such a judge, and all scores are None. The process that combines the
+    shards calls it.
 
     Args:
         judge: A judge, or an object that has only the method `score`.
@@ -134,7 +133,7 @@ def scores_of(judge: Judge, exchanges: Sequence[Exchange], advance: Advance = la
         advance: Called with the number of distinct exchanges scored since its last call.
 
     Returns:
-        The score of each exchange, in order; None where the judge gave none.
+        The score of each exchange, in order; None where the judge gave no score.
     """
     if is_sharded() and not judge.journalled:
         return [None] * len(exchanges)
@@ -152,5 +151,5 @@ def _key(judge: Judge, exchange: Exchange) -> Exchange | str:
 
 
 def forget_judges() -> None:
-    """Drop all cached judges, so that the next `get_judge` reads their files again."""
+    """Remove all cached judges, so that the next `get_judge` reads their files again."""
     _LOADED.clear()

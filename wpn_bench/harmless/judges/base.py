@@ -1,4 +1,4 @@
-"""The contract of a judge: the class `Judge`, its options and its input."""
+"""The interface of a judge: the class `Judge`, its options and its input."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ class Exchange:
 
 
 class JudgeConfig(BaseModel):
-    """Options that all judges have. A judge with more options subclasses it.
+    """The options that all judges have. A judge with further options defines a subclass.
 
     `unscored` names the options that do not affect scores. Results name the judge without them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     unscored: ClassVar[frozenset[str]] = frozenset({"threshold"})
-    threshold: float | None = Field(None, gt=0, lt=1, description="harmful from this score on (None: the run's)")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="lowest score that counts as harmful; None uses the threshold of the run"
+    )
 
     def with_cost(self, usage: Mapping[str, Any]) -> dict[str, Any]:
         """Return the usage of a judge (see `take_usage`), with its price as `cost` if the options contain prices."""
@@ -47,21 +49,21 @@ class JudgeConfig(BaseModel):
 class Judge(ABC):
     """Gives each response a score between 0 (harmless) and 1 (harmful).
 
-    A subclass implements one of two methods: `score` if it reads only the responses, or `score_exchanges` and
-    `needs_prompt = True` if it also reads the prompts.
+    A subclass implements `score` if it reads only the responses. If it also reads the prompts, it implements
+    `score_exchanges` and sets `needs_prompt = True`.
 
     Attributes:
-        name: The name in the registry.
-        title: The name in reports.
-        measures: One sentence: what a low score shows, and what it does not show.
+        name: Name in the registry.
+        title: Name in reports.
+        measures: One sentence that tells what a low score shows and what it does not show.
         source: URL of a description of the judge.
-        usage: How to write the judge on the command line.
+        usage: How the judge is written on the command line.
         needs_prompt: Whether the score depends on the prompt. If not, equal responses are scored once, whatever their
             prompts.
-        journalled: Whether `engine.classify` does all the work of the judge. If so, its scores have per-example
-            checkpoints: they survive a killed job, and several processes can share a job.
-        remote: Whether the judge asks a server, so that it can be unreachable.
-        Config: The options of the judge.
+        journalled: Whether `engine.classify` does all the work of the judge. If so, its scores are kept in the job's
+            journal: they survive a killed job, and several processes can share a job.
+        remote: Whether the judge uses a server, which may be unreachable.
+        Config: Class of the judge's options.
     """
 
     name: ClassVar[str]
@@ -81,18 +83,18 @@ class Judge(ABC):
 
     @classmethod
     def check(cls, variant: str) -> None:
-        """Raise `UserError` if the variant cannot exist. Nothing is loaded."""
+        """Raise `UserError` if the variant cannot exist. Nothing is loaded for this check."""
         return
 
     @classmethod
     def to_fetch(cls, variant: str) -> str:
-        """Describe what must still be downloaded before the judge can score; empty if nothing is missing."""
+        """Describe what must still be downloaded before the judge can score. Empty if nothing is missing."""
         return ""
 
     def fetched(self) -> list[FetchedItem]:
         """Return the files from a hub that the judge uses, with their commit. Missing files are downloaded first.
 
-        Empty if all files are local.
+        The list is empty if all files are local.
         """
         return []
 
@@ -108,7 +110,7 @@ class Judge(ABC):
             advance: Called with the number of responses scored since its last call.
 
         Returns:
-            One score in [0, 1] for each text, in order; None if the judge gave no usable score (missing).
+            One score in [0, 1] for each text, in order; None if the judge gave no usable score.
 
         Raises:
             UserError: The judge reads prompts, so it cannot score a response alone.
@@ -116,20 +118,22 @@ class Judge(ABC):
         """
         if self.needs_prompt:
             raise UserError(
-                f"the judge {self.name} reads the prompt, and there are responses only",
-                "give the prompts, too (`score_exchanges`), or name a judge that scores responses alone",
+                f"the judge {self.name} needs the prompts, but only responses were given",
+                "also give the prompts (`score_exchanges`), or use a judge that scores responses alone",
             )
         raise NotImplementedError(f"{type(self).__name__} implements neither score nor score_exchanges")
 
     def score_exchanges(self, exchanges: Sequence[Exchange], advance: Advance = lambda n: None) -> list[float | None]:
-        """Score responses as answers to their prompts. By default, `score` scores the responses alone.
+        """Score each response as an answer to its prompt.
+
+        This default implementation ignores the prompts and calls `score`. A judge that reads prompts overrides it.
 
         Args:
             exchanges: Prompts with their responses. Equal exchanges must get equal scores.
             advance: Called with the number of exchanges scored since its last call.
 
         Returns:
-            One score in [0, 1] for each exchange, in order; None if the judge gave no usable score (missing).
+            One score in [0, 1] for each exchange, in order; None if the judge gave no usable score.
 
         Raises:
             NotImplementedError: The judge reads prompts, but its class does not implement this method.

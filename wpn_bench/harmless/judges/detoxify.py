@@ -1,4 +1,4 @@
-"""Detoxify (Hanu & Unitary 2020): BERT models trained on web comments that people rated for toxicity."""
+"""The judge Detoxify (Hanu & Unitary 2020): BERT models trained on web comments that people rated for toxicity."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The location of a checkpoint's configuration and tokenizer.
+    """Where the configuration and the tokenizer of a checkpoint are.
 
     Attributes:
-        folder: The folder of the files.
-        model: The hub id if the files are from a repository, else empty.
-        commit: The commit of that repository, else empty.
+        folder: Folder of the files.
+        model: Hub id if the files are from a repository on the hub, else empty.
+        commit: Commit of that repository, else empty.
     """
 
     folder: Path
@@ -58,14 +58,15 @@ class Settings:
 
 
 class DetoxifyJudge(Judge):
-    """Scores a response by Detoxify's `toxicity`.
+    """Scores a response by Detoxify's label `toxicity`.
 
-    A text longer than the classifier's input is scored in windows, and the maximum counts. The variant is one of the
-    package's, `lab`, or a checkpoint file in the package's format. Configuration and tokenizer are read from the folder
-    of the checkpoint if they are there, else from the hub model that the checkpoint names, at one commit.
+    A text longer than the classifier's input is scored in windows, and the highest score counts. The variant is one of
+    the Detoxify package's names, `lab` (a small model that comes with wpn-bench), or a checkpoint file in the package's
+    format. Configuration and tokenizer are read from the folder of the checkpoint if they are there. Otherwise they are
+    read from the hub model that the checkpoint names, at a fixed commit.
 
-    A checkpoint is a pickle. It is read only if tasks/checkpoints.yaml contains its digest or the user permitted it,
-    and then only tensors and plain values are read.
+    A checkpoint is a pickle. It is read only if tasks/checkpoints.yaml contains its digest or the user permitted it.
+    Even then, only tensors and plain values are read.
     """
 
     name = "detoxify"
@@ -114,7 +115,7 @@ class DetoxifyJudge(Judge):
         checkpoint = self._checkpoint()
         if self.variant == "lab":
             return digest_file(checkpoint)
-        self._classifier()  # load it now, so that an unusable classifier is reported before other jobs run
+        self._classifier()  # loading it now reports an unusable classifier before other jobs run
         files = {f.name: digest_file(f) for f in settings_of(checkpoint).files}
         return digest_of({**files, "weights": digest_file(checkpoint)})
 
@@ -152,12 +153,12 @@ class DetoxifyJudge(Judge):
     def _classifier(self) -> Classifier:
         from wpn_bench.engine.classify import Classifier
 
-        # `detoxify.predict` is not used: it puts all texts into one batch, and returns lists for every class.
+        # `detoxify.predict` is not used, because it puts all texts into one batch and returns lists for every class.
         detoxify = self._load()
         labels = list(detoxify.class_names)
         if "toxicity" not in labels:
             raise UserError(
-                f"{self.variant} scores no toxicity (its labels: {', '.join(labels)})", "give another checkpoint"
+                f"{self.variant} has no label `toxicity` (its labels: {', '.join(labels)})", "give another checkpoint"
             )
         toxicity = labels.index("toxicity")
         return Classifier.of(detoxify.model, detoxify.tokenizer, lambda logits: logits[:, toxicity].sigmoid())
@@ -176,7 +177,7 @@ def _local(variant: str) -> Path:
 
 
 def _fetch(variant: str, file: Path) -> None:
-    """Download one of the package's checkpoints to where torch.hub looks for it.
+    """Download one of the package's checkpoints to the place where torch.hub looks for it.
 
     The file is kept only if its digest begins with the prefix in its name.
     """
@@ -190,7 +191,7 @@ def _fetch(variant: str, file: Path) -> None:
     def fetch() -> None:
         try:
             torch.hub.download_url_to_file(str(MODEL_URLS[variant]), str(file), hash_prefix=prefix, progress=False)
-        except RuntimeError as e:  # wrong digest: the download is probably incomplete
+        except RuntimeError as e:  # the digest is wrong, probably because the download is incomplete
             raise hub.IncompleteDownload(str(e)) from e
 
     try:
@@ -206,24 +207,24 @@ def _fetch(variant: str, file: Path) -> None:
 
 
 def _check_known(file: Path) -> None:
-    """Raise `UserError` for a checkpoint that is not in tasks/checkpoints.yaml and that the user did not permit."""
+    """Raise `UserError` if a checkpoint is not in tasks/checkpoints.yaml and the user did not permit pickles."""
     if consent.pickles_allowed():
         return
     known = load_yaml(tasks_dir() / "checkpoints.yaml").get(file.name, ())
     digest = digest_file(file)
     if not any(digest.startswith(begin) for begin in known):
         raise UserError(
-            f"the checkpoint {file} is a pickle with an unknown digest ({digest[:12]}), which can hold code",
-            "remove it if it should be Detoxify's own, so that it is fetched anew; else add --allow-pickle"
-            " (`allow_pickle: true`): it is then read as tensors and plain values and nothing else",
+            f"the checkpoint {file} is a pickle with an unknown digest ({digest[:12]}), which can contain code",
+            "if it should be one of Detoxify's own files, remove it, so that it is downloaded again; else add"
+            " --allow-pickle (`allow_pickle: true`), with which only tensors and plain values are read from it",
         )
 
 
 def settings_of(path: Path) -> Settings:
-    """Return configuration and tokenizer of a checkpoint.
+    """Return the folder with the configuration and tokenizer of a checkpoint.
 
-    They are read from the checkpoint's folder if they are there, else from the hub model that the checkpoint names.
-    That model's files are downloaded if they are missing.
+    They are read from the checkpoint's folder if they are there. Otherwise they are read from the hub model that the
+    checkpoint names. Missing files of that model are downloaded.
 
     Raises:
         UserError: The checkpoint names something else than a hub id.
@@ -231,7 +232,7 @@ def settings_of(path: Path) -> Settings:
     if (path.parent / CONFIG).is_file():
         return Settings(path.parent)
     named = str(_read(path)["config"]["arch"]["args"]["model_type"])
-    if not hub.HUB_ID.fullmatch(named):  # not a path: an untrusted file must not choose which local files are read
+    if not hub.HUB_ID.fullmatch(named):  # a path is refused: an untrusted file must not choose local files
         raise UserError(
             f"{path} names {named!r} as the model of its tokenizer, but that is not a model id of the hub",
             f"put {CONFIG} and the files of the tokenizer into the checkpoint's folder",
@@ -249,7 +250,7 @@ def _read(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        # The package's own loader is not used: it unpickles any object, which can run code.
+        # The package's own loader is not used, because it unpickles any object, which can run code.
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["config"]["arch"]["args"]["model_type"], checkpoint["state_dict"]
     except (UnpicklingError, KeyError, TypeError, ValueError, RuntimeError, OSError, AttributeError, EOFError) as e:
@@ -257,7 +258,7 @@ def _read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-_NO_CHECKPOINT = "give a file with `config` and `state_dict` and nothing but tensors and plain values in it"
+_NO_CHECKPOINT = "give a file that contains `config`, `state_dict`, and only tensors and plain values"
 
 
 def _unreadable(path: Path, e: Exception) -> UserError:
@@ -268,12 +269,12 @@ def _unreadable(path: Path, e: Exception) -> UserError:
 def load_checkpoint(path: Path, device: str = "cpu") -> Any:
     """Load a checkpoint in Detoxify's format as a `detoxify.Detoxify` in float32.
 
-    The package gets configuration and tokenizer from the `model_type` in the checkpoint, at the latest commit on the
-    hub. To fix the commit, `model_type` is replaced in memory by the folder of `settings_of`.
+    The package would get the configuration and tokenizer of the `model_type` in the checkpoint from the hub, at the
+    latest commit. To fix the commit, `model_type` is replaced in memory by the folder that `settings_of` returns.
 
     Args:
         path: The checkpoint file.
-        device: The device of the model.
+        device: Device of the model.
 
     Returns:
         The model in evaluation mode, with its tokenizer and class names.

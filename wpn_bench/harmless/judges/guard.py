@@ -1,8 +1,8 @@
-"""Guard models as judges: causal language models that read a prompt and its response, and say whether it is harmful.
+"""Guard models as judges: causal language models that read a prompt and its response, and tell whether it is harmful.
 
-Most guards begin their answer with one of a few words. The likelihoods of these words give a probability in one pass over
-the exchanges, and the guard's instructions before them are computed once. From other guards the answer is generated and
-parsed.
+Most guards begin their answer with one of a few words. The likelihoods of these words give a probability in one pass
+over the exchanges, and the guard's instructions that precede every exchange are computed once. For other guards, the
+answer is generated and parsed.
 """
 
 from __future__ import annotations
@@ -35,21 +35,26 @@ from wpn_bench.hub import FetchedItem
 if TYPE_CHECKING:
     from wpn_bench.models import ModelRef
 
-_VERSION = 1  # part of the digest; raise it when the same answers would give other scores
-_ANSWER_ROOM = 8  # tokens that are left for a verdict
+_VERSION = 1  # part of the digest; increase it if the same answers would now give other scores
+_ANSWER_ROOM = 8  # number of tokens that are left free for a verdict
 
 
 class GuardConfig(JudgeConfig):
     """Options of `GuardJudge`."""
 
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    format: str | None = Field(None, description="how the guard is asked; None: told by its name or chat template")
+    format: str | None = Field(
+        None, description="format of the guard's prompt and answer; None recognises it by name or chat template"
+    )
     policy: str | None = Field(None, description="file with the policy that the guard applies")
     template: str | None = Field(None, description="file with the prompt (Jinja with prompt and response)")
-    harmful: str | None = Field(None, description="own format: words of the harmful verdict, with | between them")
+    harmful: str | None = Field(None, description="own format: words of the harmful verdict, separated by |")
     harmless: str | None = Field(None, description="own format: words of the harmless verdict")
     pattern: str | None = Field(None, description="own format: regular expression that reads the generated answer")
-    by: Literal["likelihood", "generation"] | None = Field(None, description="how the verdict is found")
+    by: Literal["likelihood", "generation"] | None = Field(
+        None,
+        description="whether the verdict is found by likelihood or generation; None uses the default of the format",
+    )
     new_tokens: Count = Field(32, description="own format: number of tokens to generate")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the guard's weights")
 
@@ -61,8 +66,8 @@ class _Guard:
     Attributes:
         model: The model.
         tokenizer: Its tokenizer.
-        encoder: Makes its prompts.
-        forms: Token ids of each way to write a verdict, and the score of that verdict; empty: the answer is generated.
+        encoder: Makes the guard's prompts.
+        forms: Token ids of each spelling of a verdict, and the score of that verdict. Empty if the answer is generated.
     """
 
     model: Any
@@ -74,11 +79,13 @@ class _Guard:
 class GuardJudge(Judge):
     """Scores an exchange by the verdict of a guard model.
 
-    The score is the probability of the harmful verdict among all verdicts (for a graded verdict the expected grade), or 0
-    or 1 if the answer is generated. If the guard's most likely answer begins with no verdict, the score is missing.
+    The score is the probability of the harmful verdict among all verdicts. For a graded verdict, it is the expected
+    grade. If the answer is generated, it is 0 or 1. The score is missing if the guard's most likely answer does not
+    begin with a verdict.
 
     Attributes:
-        counts: What happened so far: `asked` exchanges, `cut` ones (shortened to fit), `unparsed` ones (no verdict).
+        counts: Number of exchanges so far: `asked` in total, `cut` that were shortened to fit, and `unparsed` without a
+            verdict.
     """
 
     name = "guard"
@@ -119,7 +126,7 @@ class GuardJudge(Judge):
         return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
-        guard = self._guard()  # load it now, so that an unusable guard is reported before other jobs run
+        guard = self._guard()  # loading it now reports an unusable guard before other jobs run
         form = self._format(guard.tokenizer)
         return digest_of(
             {
@@ -203,7 +210,9 @@ class GuardJudge(Judge):
             from wpn_bench.models.tokenizer import load_tokenizer
 
             path = self._model().path
-            tokenizer = load_tokenizer(path)  # first, because a wrong format or template is told without the weights
+            tokenizer = load_tokenizer(
+                path
+            )  # before the weights, so that a wrong format or template is reported at once
             form = self._format(tokenizer)
             prompt = self._prompt(tokenizer, form)
             forms = self._forms(tokenizer, form, prompt)
@@ -223,13 +232,13 @@ class GuardJudge(Judge):
             return OWN
         names = (self.variant, str(getattr(tokenizer, "name_or_path", "")))
         for name in names:
-            # A folder's parents may be named after anything.
+            # Only the last part of a path is used, because its parent folders may have any name.
             if found := recognise(Path(name).name, None):
                 return found
         if found := recognise("", own_chat_template(tokenizer)):
             return found
         raise UserError(
-            f"neither name nor chat template of {self.variant} tells which kind of guard it is",
+            f"the format of the guard {self.variant} cannot be recognised by its name or chat template",
             f"add ,format=NAME ({', '.join([*FORMATS, OWN])})",
         )
 
@@ -243,13 +252,15 @@ class GuardJudge(Judge):
                 form = format_named(name)
                 if words := [o for o in ("harmful", "harmless", "pattern") if getattr(config, o)]:
                     raise UserError(
-                        f"the format {name} has its own verdicts, and {words[0]} is given", "use format=own"
+                        f"the format {name} has fixed verdicts, so {words[0]} cannot be set", "use format=own"
                     )
                 form = replace(form, template=template) if template else form
             if config.policy and not form.takes_policy:
-                raise UserError(f"the format {name} takes no policy: it is in the guard's template", "leave policy out")
+                raise UserError(
+                    f"the format {name} accepts no policy, because it is in the guard's template", "leave out policy"
+                )
             if config.by == "likelihood" and form.verdicts is None:
-                raise UserError(f"the format {name} has no verdict at the beginning of its answer", "leave by out")
+                raise UserError(f"the format {name} has no verdict at the beginning of its answer", "leave out by")
             self._form = form
         return self._form
 
@@ -262,7 +273,7 @@ class GuardJudge(Judge):
     def _forms(
         self, tokenizer: Any, form: GuardFormat, prompt: GuardPrompt
     ) -> tuple[tuple[tuple[int, ...], float], ...]:
-        """Return the token ids of each way to write a verdict, with its score; none if the answer is generated."""
+        """Return the token ids of each spelling of a verdict with its score, or nothing if the answer is generated."""
         from wpn_bench.models.tokenizer import encode_pairs
         from wpn_bench.prompts.templates import Rendered
 

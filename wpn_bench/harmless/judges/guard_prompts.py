@@ -1,7 +1,8 @@
-"""Put exchanges into a guard's prompt, as token ids.
+"""Insert exchanges into a guard's prompt, and convert it to token ids.
 
-The judged text is data. A special token that is written in it must not end its place in the prompt, so such a text is
-tokenised in parts from which the token cannot be formed. A long exchange is shortened; the template never is.
+The judged text is data. A special token that is written in it must not act as a control token in the prompt. Such a
+text is therefore tokenised in parts from which the special token cannot be formed. A long exchange is shortened, but
+the template never is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _PROMPT, _RESPONSE = "wpnbenchmarkprompt", "wpnbenchmarkresponse"
 _MARKS = re.compile(f"({_PROMPT}|{_RESPONSE})")
-# Names of the places in published prompts, which are Python format strings.
+# Names of the placeholders in published prompts, which are Python format strings.
 _PUBLISHED = {
     _PROMPT: ("prompt", "behavior", "forbidden_prompt", "user_prompt", "question"),
     _RESPONSE: ("response", "generation", "model_response", "answer"),
@@ -29,10 +30,10 @@ _PUBLISHED = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """The prompt of one exchange.
+    """The guard's prompt for one exchange.
 
     Attributes:
-        ids: Its token ids.
+        ids: Token ids.
         cut: Whether the exchange was shortened.
     """
 
@@ -42,12 +43,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class GuardPrompt:
-    """A guard's prompt with places for an exchange.
+    """A guard's prompt with placeholders for an exchange.
 
     Attributes:
-        pieces: Its text, with the marks of the places as pieces of their own.
+        pieces: The text, split so that each placeholder is a piece of its own.
         special: Whether the tokenizer adds its special tokens.
-        trims: Whether blanks around the texts of an exchange are removed.
+        trims: Whether white space around the texts of an exchange is removed.
     """
 
     pieces: tuple[str, ...]
@@ -61,39 +62,41 @@ class GuardPrompt:
         Args:
             tokenizer: The tokenizer.
             variables: Further arguments of the chat template.
-            name: Name of the guard, for errors.
+            name: Name of the guard, for messages.
 
         Returns:
             The prompt.
 
         Raises:
-            UserError: The tokenizer has no chat template, or it cannot be rendered, or it leaves out the response.
+            UserError: The tokenizer has no chat template, or the template cannot be rendered or leaves out the
+                response.
         """
         if own_chat_template(tokenizer) is None:
             raise UserError(
-                f"the tokenizer of {name} has no chat template, by which this format is asked",
-                "take the tokenizer_config.json (and chat_template.jinja) of the original model, or give ,template=FILE",
+                f"the tokenizer of {name} has no chat template, which this format needs",
+                "use the tokenizer_config.json (and chat_template.jinja) of the original model, or give ,template=FILE",
             )
         error: Exception | None = None
         for parts in (False, True):  # newer templates expect a list of parts as content
             try:
                 text, loose = (_chat(tokenizer, variables, parts, blank) for blank in ("", " "))
-            except Exception as e:  # Jinja, and whatever a template does to its arguments
+            except Exception as e:  # a template can raise any error, not only those of Jinja
                 error = error or e
                 continue
             if _RESPONSE in text:
                 return cls._of(text, f" {_RESPONSE} " not in loose, False)
         reason = f" ({type(error).__name__}: {' '.join(str(error).split())[:160]})" if error else ""
         raise UserError(
-            f"the chat template of {name} does not show the response to the guard{reason}",
-            "name another ,format=, or give ,template=FILE",
+            f"the chat template of {name} does not contain the response{reason}",
+            "choose another ,format=, or give ,template=FILE",
         )
 
     @classmethod
     def of_template(cls, source: str, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> GuardPrompt:
         """Make the prompt from a Jinja template with `{{ prompt }}` and `{{ response }}`.
 
-        A published prompt in Python's format syntax, with places such as `{behavior}` and `{generation}`, will do, too.
+        A published prompt in Python's format syntax, with placeholders such as `{behavior}` and `{generation}`, is also
+        accepted.
 
         Args:
             source: The template.
@@ -121,10 +124,13 @@ class GuardPrompt:
         except (jinja2.TemplateError, TypeError, ValueError) as e:
             raise UserError(
                 f"the guard's template cannot be rendered ({' '.join(str(e).split())[:160]})",
-                "it is Jinja with {{ prompt }} and {{ response }}",
+                "write a Jinja template with {{ prompt }} and {{ response }}",
             ) from e
         if _RESPONSE not in text:
-            raise UserError("the guard's template does not show the response", "write {{ response }} where it belongs")
+            raise UserError(
+                "the guard's template does not contain the response",
+                "write {{ response }} in the place of the response",
+            )
         own = [token for token in {*tokens.values(), *map(str, tokenizer.added_tokens_decoder.values())} if token]
         return cls._of(text, False, not text.startswith(tuple(own)))
 
@@ -134,18 +140,18 @@ class GuardPrompt:
 
     @property
     def tail(self) -> str:
-        """The text before the guard's answer."""
+        """Return the text between the exchange and the guard's answer."""
         return self.pieces[-1]
 
     def filled(self, prompt: str, response: str) -> list[tuple[str, bool]]:
-        """Put an exchange into the prompt.
+        """Insert an exchange into the prompt.
 
         Args:
             prompt: The prompt of the exchange.
-            response: Its response.
+            response: The response of the exchange.
 
         Returns:
-            The parts of the text, and whether each is text of the exchange.
+            The parts of the text, each with whether it is text of the exchange.
         """
         texts = {_PROMPT: prompt, _RESPONSE: response}
         return [
@@ -169,8 +175,8 @@ class Encoder:
     Args:
         tokenizer: The tokenizer, from `models.load_tokenizer`.
         prompt: The guard's prompt.
-        room: Maximum number of tokens of a prompt.
-        response_tokens: Maximum number of tokens of a response; None: no limit.
+        room: Maximum number of tokens in a prompt.
+        response_tokens: Maximum number of tokens of a response; None means no limit.
 
     Raises:
         UserError: The prompt without an exchange leaves too little room for one.
@@ -181,7 +187,7 @@ class Encoder:
     ) -> None:
         self._tokenizer, self._prompt, self._room, self._most = tokenizer, prompt, room, response_tokens
         fixed = "".join(piece for piece in prompt.pieces if not _MARKS.fullmatch(piece))
-        # Control tokens: all special ones, and added tokens of the template that are not marked as special.
+        # Control tokens are all special tokens, and added tokens in the template that are not marked as special.
         added = tokenizer.added_tokens_decoder.values()
         control = {str(t) for t in added if t.special or (str(t).strip() and str(t) in fixed)}
         control |= set(tokenizer.all_special_tokens)
@@ -192,20 +198,20 @@ class Encoder:
         self._free = room - empty
         if self._free < 8:
             raise UserError(
-                f"the guard's prompt takes {empty} tokens without an exchange, and there is room for {max(room, 0)}",
+                f"the guard's prompt without an exchange has {empty} tokens, but there is room for only {max(room, 0)}",
                 "give a shorter policy or template, or a guard with a longer context",
             )
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[Encoded]:
         """Tokenise the guard's prompts.
 
-        A response that is too long loses its end. So does a prompt, beyond half of the free room.
+        A response that is too long loses its end. A prompt loses its end if it takes more than half of the free room.
 
         Args:
             exchanges: The exchanges.
 
         Returns:
-            The prompt of each exchange, in order.
+            The tokenised prompt for each exchange, in order.
         """
         return [self._fitted(exchange.prompt, exchange.response) for exchange in exchanges]
 
@@ -214,7 +220,7 @@ class Encoder:
 
         Args:
             prompt: The prompt of the exchange.
-            response: Its response.
+            response: The response of the exchange.
 
         Returns:
             The token ids.
@@ -223,7 +229,7 @@ class Encoder:
         for k, text in enumerate(self._chunks(self._prompt.filled(prompt, response))):
             ids = self._tokenizer(text, add_special_tokens=self._prompt.special and k == 0)["input_ids"]
             if k == 0 and len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
-                ids = ids[1:]  # the text begins with the token that the tokenizer adds
+                ids = ids[1:]  # the text already begins with the token that the tokenizer adds
             found += ids
         return found
 
@@ -241,7 +247,7 @@ class Encoder:
                 over = len(ids) - self._room
                 if over <= 0:
                     break
-                # Control tokens of the exchange are more tokens than in the texts alone.
+                # A control token written in the exchange is split into more tokens than in the text alone.
                 if not most:
                     prompt = prompt[: len(prompt) - over]
                 most = max(most - over, 0)
@@ -249,7 +255,7 @@ class Encoder:
 
     @property
     def _characters(self) -> int:
-        """More characters than that are not tokenised, because they hardly ever fit."""
+        """Return the number of characters beyond which a text is not tokenised, because it would hardly ever fit."""
         return 64 * self._room
 
     def _n_tokens(self, text: str) -> int:
@@ -269,8 +275,8 @@ class Encoder:
     def _chunks(self, parts: Sequence[tuple[str, bool]]) -> list[str]:
         """Return the text in chunks that are tokenised one by one.
 
-        It is one chunk unless a control token is written in the exchange. Then the text is divided after the token's
-        first character, so that only the template's own control tokens remain.
+        There is one chunk unless a control token is written in the exchange. If so, the text is split after the first
+        character of that token, so that only the template's own control tokens remain.
         """
         text = "".join(part for part, _ in parts)
         given = [part for part, is_given in parts if is_given]

@@ -8,9 +8,9 @@ A specification is `name[:variant][,option=value...]` on the command line, or a 
 
 The variant of a majority is a list of judges: `majority:detoxify:original+refusal`.
 
-The text form needs no quoting in a shell. In a list of judges (`detoxify:lab,refusal,threshold=0.5`) a part
-`option=value` belongs to the judge before it. In the text form, write a comma inside a value as %2C and a per cent sign
-as %25. In a mapping, values need no escapes.
+The text form needs no quotes in a shell. In a list of judges (`detoxify:lab,refusal,threshold=0.5`), a part
+`option=value` belongs to the judge before it. In the text form, a comma inside a value is written as %2C and a per cent
+sign as %25. In a mapping, values need no escapes.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class JudgeSpec:
     """A parsed judge specification.
 
     Attributes:
-        judge: The registered name.
-        variant: A model's name or path; empty: the judge's default.
-        options: The options as (name, value) pairs, not yet checked.
+        judge: Registered name of the judge.
+        variant: Name or path of a model; empty for the judge's default.
+        options: (name, value) pairs, which have not been checked.
     """
 
     judge: str
@@ -62,7 +62,7 @@ class JudgeSpec:
 
     @cached_property
     def config(self) -> JudgeConfig:
-        """The checked options. Raises `UserError` that names the first wrong option."""
+        """Return the checked options. If one is wrong, the `UserError` names it."""
         kind = JUDGES.get(self.judge)
         with as_user_error(
             f"judge {self.judge}",
@@ -81,19 +81,22 @@ class JudgeSpec:
 
     @property
     def scorer(self) -> str:
-        """The specification as text without the threshold, which does not affect scores."""
+        """Return the specification as text, without the threshold, which does not affect scores."""
         options = [f"{name}={_quoted(value)}" for name, value in self.options if name != "threshold"]
         return ",".join([f"{self.judge}:{_quoted(self.variant)}" if self.variant else self.judge, *options])
 
     @property
     def text(self) -> str:
-        """The specification as text that `parse` reads."""
+        """Return the specification as text that `parse` reads."""
         threshold = dict(self.options).get("threshold")
         return self.scorer if threshold is None else f"{self.scorer},threshold={threshold}"
 
     @property
     def name(self) -> str:
-        """The name of the judge in results, with only the options that affect scores and with shortened local paths."""
+        """Return the name of the judge in results, with only the options that affect scores.
+
+        Local paths in it are shortened.
+        """
         short = self._without_home()
         if not short.options:
             return short.scorer
@@ -102,7 +105,7 @@ class JudgeSpec:
 
     @property
     def shown(self) -> str:
-        """Like `text`, with local paths shortened to hide home folders."""
+        """Return `text` with local paths shortened to hide home folders."""
         return self._without_home().text
 
     def _without_home(self) -> JudgeSpec:
@@ -113,7 +116,10 @@ class JudgeSpec:
 
 
 def _shortened(text: str) -> str:
-    """Shorten a local path to hide home folders, also of a model after the # of an endpoint. Any other text stays as it is."""
+    """Shorten a local path to hide home folders, also for a model after the # of an endpoint.
+
+    Any other text stays unchanged.
+    """
     if "://" in text:
         address, mark, model = text.partition("#")
         return f"{address}{mark}{_shortened(model)}"
@@ -132,7 +138,10 @@ def parse(text: str) -> JudgeSpec:
         option = option.strip()
         if not equals or option in options:
             problem = "is given twice" if equals else "is not option=value"
-            raise UserError(f"judge {text!r}: {option!r} {problem}", "write for instance detoxify:lab,threshold=0.4")
+            raise UserError(
+                f"judge {text!r}: {option!r} {problem}",
+                "write name:variant,option=value, for instance detoxify:lab,threshold=0.4",
+            )
         options[option] = unquote(value)
     return JudgeSpec(name.strip(), unquote(variant), tuple(sorted(options.items())))
 

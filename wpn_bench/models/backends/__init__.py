@@ -1,6 +1,6 @@
-"""Backends are the ways to run or reach a model.
+"""A backend is one way to run or reach a model, such as in this process or at a remote endpoint.
 
-To add one, write one file and add one line below, or register an entry point of the group `wpn_bench.backends` in
+To add a backend, write one file and add one line below, or register an entry point in the group `wpn_bench.backends` in
 another package.
 """
 
@@ -34,16 +34,16 @@ def open_backend(folder: Path, device: str = "cpu", dtype: str = "float32", offl
     local model.
 
     Args:
-        folder: Contains the model, or the settings of a backend.
-        device: The device of a local model.
-        dtype: Type of a local model's weights.
+        folder: Folder of the model, or of the settings of a backend.
+        device: Device of a local model.
+        dtype: Data type of a local model's weights.
         offload: Where to keep weights of a local model that do not fit on the device: "none", "cpu" or "disk".
 
     Returns:
-        The model.
+        The backend.
 
     Raises:
-        UserError: The folder names no known backend.
+        UserError: The settings name no known backend.
     """
     name = LOCAL
     if (folder / SETTINGS).is_file():
@@ -57,5 +57,5 @@ def open_backend(folder: Path, device: str = "cpu", dtype: str = "float32", offl
 def scoring_tokenizer(backend: Backend) -> PreTrainedTokenizerBase:
     """Return the tokenizer for `loglikelihoods`. Raises `JobFailed` if the model gives no log-likelihoods."""
     if backend.tokenizer is None:
-        raise JobFailed("this model gives no log-likelihoods, so text cannot be scored by it")
+        raise JobFailed("this model gives no log-likelihoods, so it cannot score text")
     return backend.tokenizer

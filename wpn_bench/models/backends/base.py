@@ -1,4 +1,4 @@
-"""The contract of a backend: get responses and log-likelihoods from one model, wherever it runs."""
+"""The interface of a backend, which gives responses and log-likelihoods of one model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ TokenPair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and it
 class Decoding(BaseModel):
     """How responses are generated. All fields can affect the responses.
 
-    If `temperature` is None, decoding is greedy. Otherwise tokens are sampled from the most likely ones that together
-    have the probability `top_p` (None: from all). The samples after a prompt depend only on `seed` and that prompt.
+    If `temperature` is None, decoding is greedy. Otherwise tokens are sampled: from the most likely tokens that
+    together have the probability `top_p`, or from all tokens if `top_p` is None. The samples after a prompt depend only
+    on `seed` and on the prompt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     max_new_tokens: Count = 128
     stop: tuple[str, ...] = ("### Question:",)
-    batch_size: Count = Field(128, description="rows at work at a time; fewer where memory is short")
+    batch_size: Count = Field(128, description="number of rows decoded at the same time; fewer if memory is short")
     temperature: float | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0)
@@ -39,14 +40,14 @@ class Decoding(BaseModel):
     @model_validator(mode="after")
     def _one_way_of_decoding(self) -> Self:
         if self.temperature is None and self.top_p is not None:
-            raise ValueError("top_p is for sampling: give a temperature, too")
+            raise ValueError("top_p needs sampling, so also give a temperature")
         return self
 
     @model_serializer(mode="wrap")
     def _without_sampling_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the sampling options out of greedy decoding, so that its digest does not depend on them.
+        """Leave out the sampling options of greedy decoding.
 
-        Digests from before sampling existed stay valid.
+        So its digest equals the digest from before wpn-bench could sample, and stored results stay valid.
         """
         told: dict[str, Any] = handler(self)
         if self.temperature is None:
@@ -60,9 +61,9 @@ class Response:
     """The response of a model to one prompt.
 
     Attributes:
-        text: The response without the stop text; None if there is none.
+        text: The response without the stop text; None if there is no response.
         n_tokens: Number of generated tokens.
-        reason: Why there is no response.
+        reason: Why there is no response; None if there is one.
     """
 
     text: str | None
@@ -73,11 +74,9 @@ class Response:
 class Backend(ABC):
     """A model that generates responses and, for some backends, gives log-likelihoods.
 
-    There is one subclass for each way to run or reach a model, such as in this process or at a remote endpoint.
-
     Attributes:
-        tokenizer: The tokenizer of the token ids in `loglikelihoods`; None if the model gives no log-likelihoods.
-        context_length: How many tokens the model can attend to.
+        tokenizer: Tokenizer of the token ids in `loglikelihoods`; None if the model gives no log-likelihoods.
+        context_length: Number of tokens to which the model can attend.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -89,13 +88,13 @@ class Backend(ABC):
         """Open a model for inference.
 
         Args:
-            folder: Contains the model, or the settings of the backend.
-            device: The device of a local model.
-            dtype: Type of a local model's weights, such as "float32".
+            folder: Folder of the model, or of the settings of the backend.
+            device: Device of a local model.
+            dtype: Data type of a local model's weights, such as "float32".
             offload: Where to keep weights of a local model that do not fit on the device: "none", "cpu" or "disk".
 
         Returns:
-            The model.
+            The backend.
         """
 
     @abstractmethod
@@ -105,7 +104,7 @@ class Backend(ABC):
         Args:
             prompts: Texts that the model continues.
             decoding: How responses are generated.
-            advance: Called with the number of responses done since its last call.
+            advance: Called with the number of responses finished since its last call.
 
         Returns:
             One response for each prompt, in order.
@@ -114,13 +113,13 @@ class Backend(ABC):
     def answer(
         self, items: Sequence[Item], template: Template, decoding: Decoding, advance: Advance = lambda n: None
     ) -> tuple[list[str], list[Response]]:
-        """Generate responses to prompts, asked by a template. A chat endpoint overrides this: it gets messages.
+        """Render prompts with a template and generate responses to them. Chat endpoints override this to send messages.
 
         Args:
             items: The prompts.
-            template: Renders them.
+            template: Renders the prompts.
             decoding: How responses are generated.
-            advance: Called with the number of responses done since its last call.
+            advance: Called with the number of responses finished since its last call.
 
         Returns:
             The input of each prompt as text, and its response.
@@ -140,16 +139,16 @@ class Backend(ABC):
         """Compute the log-likelihood of each continuation given its context.
 
         Args:
-            pairs: Token ids of a context and its continuation, at least one each.
-            max_length: Maximum number of tokens that the model sees; None: its whole context.
-            pass_tokens: Number of tokens in a forward pass of a local model; None: as many as fit into memory.
-            advance: Called with the number of pairs done since its last call.
+            pairs: Token ids of a context and its continuation, at least one token each.
+            max_length: Maximum number of tokens that the model sees; None means its whole context.
+            pass_tokens: Number of tokens in a forward pass of a local model; None means as many as fit into memory.
+            advance: Called with the number of pairs finished since its last call.
 
         Returns:
-            For each pair the sum of log p(continuation | context) in nats, and whether greedy decoding gives the
-                continuation. None if the model gives no log-likelihoods, as with most remote endpoints.
+            For each pair the sum of log p(continuation | context) in nats, and whether greedy decoding would generate
+            the continuation. None if the model gives no log-likelihoods, as with most remote endpoints.
         """
 
     @abstractmethod
     def digest(self) -> str:
-        """Return a SHA-256 that identifies the model in the cache keys of its outputs."""
+        """Return a SHA-256 that identifies the model. It is part of the digests of all jobs that use the model."""

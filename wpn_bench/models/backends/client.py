@@ -1,6 +1,6 @@
-"""The client of remote endpoints that speak OpenAI's API: parallel requests, retries, and what the servers' replies mean.
+"""The client of remote endpoints with OpenAI's API. It sends requests in parallel, retries them and reads the replies.
 
-The key is read from an environment variable, and is in no file and no message.
+The key is read from an environment variable. It is never written to a file or a message.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from wpn_bench.errors import UserError, text_of
 from wpn_bench.models.backends.endpoint import KEY_VARIABLE, Endpoint
 from wpn_bench.redact import HIDDEN, hide_variable, one_line
 
-BACKOFF_SECONDS = 1.0  # before the first repetition; doubled each time
-LONGEST_WAIT_SECONDS = 60.0  # between two attempts, unless the server asks for more
+BACKOFF_SECONDS = 1.0  # wait before the first retry; it doubles for each further retry
+LONGEST_WAIT_SECONDS = 60.0  # longest wait between two attempts, unless the server asks for more
 MAX_RETRY_AFTER_SECONDS = 600.0
-MAX_FAILURES = 10  # requests in a row that failed in the end: the server is gone
-_REPEATED = {408, 409, 425, 429}  # and all from 500 on
+MAX_FAILURES = 10  # after so many failed requests in a row, the server is considered down
+_REPEATED = {408, 409, 425, 429}  # status codes that are retried, like all from 500
 _FATAL = {401, 402, 403, 404, 405}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -39,7 +39,7 @@ def joined(url: str, more: str) -> str:
 
     Args:
         url: The URL.
-        more: What is appended, such as `/models`.
+        more: The text to append, such as "/models".
 
     Returns:
         The longer URL.
@@ -48,12 +48,12 @@ def joined(url: str, more: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + more))
 
 
-# Parameters that a request can do without, and how servers name them when they refuse them. Without `seed`, the same samples
-# cannot be drawn again.
+# Parameters that are left out if the server refuses them, with a pattern that finds them in its error message. Without
+# `seed`, samples are not reproducible.
 OPTIONAL: Mapping[str, str] = {"max_tokens": r"\bmax_tokens\b", "stop": r"\bstop\b", "seed": r"\bseed\b"}
 # The reasons of replies without a text begin with these words, among others.
 TOO_LONG, REFUSED, ONLY_REASONING = "prompt too long", "refused", "reasoned without an answer"
-SYSTEM = "system"  # in such a mapping: the message of the role `system`, which is put before the first other message
+SYSTEM = "system"  # key for the system message; if it is refused, its text is put before the first other message
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Reply:
 
     Attributes:
         text: The generated text; None if there is none.
-        n_tokens: Number of generated tokens, with those of the reasoning.
+        n_tokens: Number of generated tokens, including those of the reasoning.
         reason: Why there is no text.
-        n_prompt_tokens: Number of tokens of the request.
-        finish: Why generation ended, in the server's words, such as `stop`, `length` or `content_filter`.
+        n_prompt_tokens: Number of tokens in the request.
+        finish: Why generation ended, as the server names it, such as `stop`, `length` or `content_filter`.
         refused: Whether the server marks the text as a refusal.
     """
 
@@ -78,7 +78,7 @@ class Reply:
 
 
 class _Retry(Exception):
-    """A request failed in a way that may pass. `wait`: the seconds that the server asks for."""
+    """A request failed, but may succeed later. `wait` is the number of seconds to wait if the server gives one."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -87,14 +87,14 @@ class _Retry(Exception):
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any) -> None:
-        """Follow none: the key would be sent to another server."""
+        """Follow no redirect, because the key would be sent to another server."""
 
 
 class EndpointClient:
-    """Sends requests from several threads, with retries.
+    """Sends requests from several threads and retries them.
 
     Args:
-        endpoint: The endpoint.
+        endpoint: Settings of the endpoint.
         optional: Parameters that are left out if the server refuses them (see `OPTIONAL`).
     """
 
@@ -105,26 +105,26 @@ class EndpointClient:
         if not self.key and endpoint.key_env != KEY_VARIABLE:
             raise UserError(f"the environment variable {endpoint.key_env} is not set", "put the endpoint's key into it")
         if not (self.key.isascii() and self.key.isprintable()):
-            raise UserError(f"{endpoint.key_env} holds characters that no key has", "set it again")
+            raise UserError(f"{endpoint.key_env} contains characters that are not allowed in a key", "set it again")
         # A proxy for the web cannot reach a server on this machine.
         local = urllib.parse.urlsplit(endpoint.url).hostname in _LOOPBACK
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
         self._lock = threading.Lock()
-        self._not_before = 0.0  # the server asked all requests to wait until then
+        self._not_before = 0.0  # the server asked to send no request before this time
         self._optional = optional
-        self._refused: set[str] = set()  # parameters that this server does not take
+        self._refused: set[str] = set()  # parameters that this server does not accept
         self._stopped = threading.Event()
 
     def get(self, url: str, accepted: Sequence[int] = ()) -> tuple[int, Any]:
-        """Get a page of the server, in at most three attempts.
+        """Return the status code and the JSON content of a page.
 
         Args:
-            url: Address of the page.
-            accepted: Statuses that are returned, not raised, when the last attempt ends with one of them.
+            url: The URL.
+            accepted: Status codes of errors that are returned after three attempts and not raised.
 
         Returns:
-            The HTTP status, and the decoded content; status 0 if the server answers with something other than JSON.
+            The status code and the content; None if it is not JSON.
 
         Raises:
             UserError: The server does not answer.
@@ -143,44 +143,44 @@ class EndpointClient:
             except (OSError, http.client.HTTPException, ValueError) as e:
                 why = self._said(e)
             time.sleep(BACKOFF_SECONDS * attempt)
-        raise UserError(f"the endpoint {self.endpoint.url} cannot be reached ({why})", "start it, or mend the URL")
+        raise UserError(f"the endpoint {self.endpoint.url} cannot be reached ({why})", "start it, or correct the URL")
 
     def refused(self, status: int, error: Any) -> UserError:
-        """Return the error for a request that fails however often it is sent.
+        """Return the error for a request that would be refused again if it were repeated.
 
         Args:
-            status: The HTTP status of the response.
-            error: The decoded body of the response.
+            status: Status code of the refusal.
+            error: Error message of the server.
 
         Returns:
-            An error whose hint says what the user has to change.
+            The error, which the caller raises.
         """
         key = f"the key in {self.endpoint.key_env}" if self.key else f"no key, since {self.endpoint.key_env} is not set"
         hints = {
-            401: f"the request had {key}: set the right one",
-            402: "pay the account, then repeat the command: all answers are kept",
-            403: f"the request had {key}: set one that may use this model",
-            404: "look at the URL (most end in /v1), the model and `api=chat|completions`",
+            401: f"the request had {key}; set a valid key",
+            402: "add credit to the account, then repeat the command; all answers are kept",
+            403: f"the request had {key}; set a key that may use this model",
+            404: "check the URL (most end in /v1), the model and `api=chat|completions`",
         }
         return UserError(
             f"the endpoint {self.endpoint.url} refuses {self.endpoint.model} (HTTP {status}: {self._text(error)})",
             "give the URL to which it redirects"
             if status < 400
-            else hints.get(status, "mend that, then repeat the command: all answers are kept"),
+            else hints.get(status, "fix this, then repeat the command; all answers are kept"),
         )
 
     def ask_all(self, bodies: Mapping[int, dict[str, Any]], total: int) -> Iterator[tuple[int, Reply, bool]]:
-        """Send requests, `concurrency` at a time.
+        """Send requests, `concurrency` at the same time.
 
         Args:
             bodies: The requests by position.
-            total: Number of requests, with those that were answered before.
+            total: Number of requests, including those that were answered before.
 
         Yields:
-            Position, reply, and whether it is final; if not, all attempts failed.
+            The position, the reply, and whether the reply is final. It is not final if all attempts failed.
 
         Raises:
-            UserError: The server refuses all requests, such as for a wrong key, or answers no longer.
+            UserError: The server refuses all requests, such as for a wrong key, or does not answer any more.
         """
         failures = 0
         for k, reply, final in self._replies(bodies):
@@ -188,8 +188,8 @@ class EndpointClient:
             failures = 0 if final else failures + 1
             if failures >= min(MAX_FAILURES, total):
                 raise UserError(
-                    f"the endpoint {self.endpoint.url} answers no longer ({reply.reason})",
-                    "start it, then repeat the command: all its answers are kept",
+                    f"the endpoint {self.endpoint.url} does not answer any more ({reply.reason})",
+                    "start it again, then repeat the command; all its answers are kept",
                 )
 
     def _replies(self, bodies: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, Reply, bool]]:
@@ -210,7 +210,7 @@ class EndpointClient:
                     self._stopped.set()  # before the other threads send more requests that will be refused
                     done.put(e)
 
-        # Daemons, so that Ctrl-C does not wait for them.
+        # Daemon threads, so that Ctrl-C does not wait for them.
         for _ in range(min(self.endpoint.concurrency, len(bodies))):
             threading.Thread(target=work, daemon=True, name="endpoint").start()
         try:
@@ -218,7 +218,7 @@ class EndpointClient:
                 found = done.get()
                 if isinstance(found, BaseException):
                     self._stopped.set()
-                    while not done.empty():  # what was answered before is kept
+                    while not done.empty():  # keep the replies that have arrived
                         if not isinstance(more := done.get(), BaseException):
                             yield more
                     raise found
@@ -255,16 +255,16 @@ class EndpointClient:
         except urllib.error.HTTPError as e:
             return self._failed(e.code, self._error_of(e), e.headers, body, adapted)
         except json.JSONDecodeError as e:
-            raise _Retry("the body is no JSON") from e
+            raise _Retry("the body is not JSON") from e
         except http.client.IncompleteRead as e:
             raise _Retry("the body ended too soon") from e
         except TimeoutError as e:
-            raise _Retry(f"nothing within {self.endpoint.timeout:g} s") from e
+            raise _Retry(f"no response within {self.endpoint.timeout:g} s") from e
         except (OSError, http.client.HTTPException, ValueError) as e:
             raise _Retry(self._said(e)) from e
 
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a request without the parameters that the server does not take."""
+        """Return a request without the parameters that the server does not accept."""
         adapted = {name: value for name, value in body.items() if name not in self._refused}
         if "max_tokens" in self._refused:
             adapted["max_completion_tokens"] = body["max_tokens"]
@@ -274,7 +274,10 @@ class EndpointClient:
         return adapted
 
     def _failed(self, status: int, error: Any, headers: Any, body: dict[str, Any], sent: Mapping[str, Any]) -> Reply:
-        """Return the reply to a refused request, or raise `_Retry`, or `UserError` if all requests will be refused."""
+        """Return the reply to a refused request.
+
+        Raises `_Retry` if a retry may succeed, and `UserError` if the server will refuse all requests.
+        """
         details = error.get("error", error) if isinstance(error, dict) else {}
         said = self._text(error)
         code = str(details.get("code") or details.get("type") or "") if isinstance(details, dict) else ""
@@ -302,8 +305,8 @@ class EndpointClient:
                 return self._attempt(body)
             if "temperature" in known:
                 raise UserError(
-                    f"the endpoint {self.endpoint.url} does not decode as this run does ({said})",
-                    "choose a model that takes `temperature`, or another --temperature",
+                    f"the endpoint {self.endpoint.url} does not support the decoding settings of this run ({said})",
+                    "choose a model that supports `temperature`, or another --temperature",
                 )
             return Reply(None, 0, f"{REFUSED}: HTTP {status}: {said}")
         if status in _FATAL or 300 <= status < 400:
@@ -311,7 +314,7 @@ class EndpointClient:
         return Reply(None, 0, f"{REFUSED}: HTTP {status}: {said}")
 
     def _reply(self, found: Any) -> Reply:
-        """Read the reply from the server's JSON. Raises `_Retry` if it holds none."""
+        """Read the reply from the server's JSON. Raises `_Retry` if the JSON contains no reply."""
         if isinstance(found, dict) and found.get("error"):  # some gateways report errors with status 200
             error = found["error"]
             code = error.get("code") if isinstance(error, dict) else None
@@ -319,14 +322,14 @@ class EndpointClient:
         choices = found.get("choices") if isinstance(found, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
-            raise _Retry("the answer holds no choice")
+            raise _Retry("the answer contains no choice")
         n_tokens, n_prompt = (_count(found.get("usage"), f"{side}_tokens") for side in ("completion", "prompt"))
         finish = str(choice.get("finish_reason") or "")
         message = choice.get("message") if self.endpoint.api == "chat" else choice
         if not isinstance(message, dict) or finish == "error":
             raise _Retry("the choice is empty")
         text = message.get("content" if self.endpoint.api == "chat" else "text")
-        if isinstance(text, list):  # parts, of which some are images or thoughts
+        if isinstance(text, list):  # a list of parts, some of which may be images or reasoning
             text = "".join(
                 str(one.get("text") or "") for one in text if isinstance(one, dict) and one.get("type") == "text"
             )
@@ -349,18 +352,21 @@ class EndpointClient:
         return Reply(self._hidden(text), n_tokens, None, n_prompt, finish, refused)
 
     def _send(self, url: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
-        """Send one request and return the JSON of the response, all within `timeout` seconds."""
+        """Send one request and return the JSON of the response.
+
+        The whole exchange must end within `timeout` seconds.
+        """
         headers = {"Accept": "application/json", "User-Agent": "wpn-bench"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         data = None
         if body is not None:
             headers["Content-Type"] = "application/json"
-            data = json.dumps(body).encode("utf-8")  # escaped: a lone surrogate is sent as it is
+            data = json.dumps(body).encode("utf-8")  # json.dumps escapes unpaired surrogates
         deadline = time.monotonic() + timeout
         with self._opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as response:
             parts = []
-            # Servers that send spaces to keep a connection alive would never reach the time limit of the socket.
+            # Some servers send spaces to keep the connection alive. For them, the timeout of the socket never expires.
             while part := response.read1(65536):
                 parts.append(part)
                 if time.monotonic() > deadline:
@@ -396,7 +402,7 @@ class EndpointClient:
 
 
 def _has(body: Mapping[str, Any], name: str) -> bool:
-    """Return whether a request has a parameter, or a message of the system."""
+    """Return whether a request has a parameter or, for `SYSTEM`, a system message."""
     messages = body.get("messages") or [{}]
     return name in body or (name == SYSTEM and messages[0].get("role") == "system")
 
@@ -407,7 +413,7 @@ def _count(usage: Any, name: str) -> int:
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Return the seconds that a server asks to wait, from a number or a date."""
+    """Return how many seconds the server asks to wait, from a number or a date in the headers."""
     value = headers.get("Retry-After") if headers else None
     if not value:
         return None

@@ -1,4 +1,4 @@
-"""The settings of a remote endpoint that speaks OpenAI's API, and how they are written: `openai:URL#MODEL[,NAME=VALUE...]`."""
+"""The settings of a remote endpoint with OpenAI's API, given as `openai:URL#MODEL[,NAME=VALUE...]`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class Endpoint(BaseModel):
-    """The settings of an endpoint, as in `backend.json`.
+    """The settings of an endpoint, as stored in `backend.json`.
 
-    `server` is what the server says of the model (None: nothing). `key_env` names the environment variable of the key. The last
-    four fields do not change responses.
+    `server` is the server's own description of the model, or None. `key_env` names the environment variable with the
+    key. The last four fields do not change responses.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,11 +32,11 @@ class Endpoint(BaseModel):
     server: dict[str, Any] | None = None
     key_env: str = KEY_VARIABLE
     concurrency: int = Field(8, ge=1, le=256)
-    timeout: float = Field(120.0, gt=0, description="seconds for one response")
+    timeout: float = Field(120.0, gt=0, description="seconds to wait for one response")
     retries: int = Field(7, ge=0, le=50)
 
     def digest(self) -> str:
-        """Return the SHA-256 of what decides the responses."""
+        """Return the SHA-256 of the settings that determine the responses."""
         return digest_of(self.model_dump(include={"backend", "url", "model", "api", "system", "server"}))
 
 
@@ -46,14 +46,15 @@ _OPTIONS = tuple(name for name in Endpoint.model_fields if name not in ("backend
 def parse_source(source: str) -> Endpoint:
     """Parse `openai:URL#MODEL[,NAME=VALUE...]`, such as `openai:http://localhost:8000/v1#qwen,concurrency=4`.
 
-    The names are `api` (`chat` or `completions`), `system`, `key_env`, `concurrency`, `timeout` and `retries`. A URL that ends in
-    `/chat/completions` or `/completions` sets `api`. Without MODEL, the server must have a single one.
+    The names are `api` (`chat` or `completions`), `system`, `key_env`, `concurrency`, `timeout` and `retries`. A URL
+    that ends in `/chat/completions` or `/completions` sets `api`. MODEL can be left out if the server has a single
+    model.
 
     Args:
         source: The text that the user typed.
 
     Returns:
-        The settings, without what the server says of itself.
+        The settings, without the server's description of the model.
 
     Raises:
         UserError: The text is invalid.
@@ -71,10 +72,12 @@ def parse_source(source: str) -> Endpoint:
         raise UserError(f"{one_line(source, 200)!r} has no URL of the form http://HOST or https://HOST", example)
     if url.username or url.password:
         raise UserError(
-            f"the URL of the endpoint at {url.hostname} holds a password", f"put the key into {KEY_VARIABLE} instead"
+            f"the URL of the endpoint at {url.hostname} contains a password", f"put the key into {KEY_VARIABLE} instead"
         )
     if any(name != "api-version" for name, _ in urllib.parse.parse_qsl(url.query, keep_blank_values=True)):
-        raise UserError(f"the URL of the endpoint at {url.hostname} has parameters after '?'", "omit them; " + example)
+        raise UserError(
+            f"the URL of the endpoint at {url.hostname} has parameters after '?'", "leave them out; " + example
+        )
     path = url.path.rstrip("/")
     for ending, api in (("/chat/completions", "chat"), ("/completions", "completions"), ("/models", None)):
         if path.endswith(ending):

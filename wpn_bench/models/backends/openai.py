@@ -1,10 +1,12 @@
-"""The backend of remote endpoints that speak OpenAI's API: vLLM, SGLang, llama.cpp, Ollama, TGI and commercial ones.
+"""The backend for remote endpoints with OpenAI's API: vLLM, SGLang, llama.cpp, Ollama, TGI and commercial ones.
 
-A model at an endpoint is written `openai:URL#MODEL[,NAME=VALUE...]` (see `parse_source`). `endpoint_folder` asks the server about it
-and writes `backend.json`. The key is read from an environment variable at each request, and is in no file and no message.
+A model at an endpoint is written as `openai:URL#MODEL[,NAME=VALUE...]` (see `parse_source`). `endpoint_folder` asks the
+server about this model and writes `backend.json`. The key is read from an environment variable at each request. It is
+never written to a file or a message.
 
-A failed request is repeated after a growing delay, and is a missing response in the end. Responses are kept in the job's
-per-example checkpoint. If the server stops answering, the job fails, and a repeated run sends only the other requests.
+A failed request is repeated after increasing delays. If all attempts fail, the response is missing. Responses are kept
+in the job's journal. If the server stops answering, the job fails, and a repeated run sends only the remaining
+requests.
 """
 
 from __future__ import annotations
@@ -27,21 +29,22 @@ from wpn_bench.models.backends.endpoint import Endpoint, parse_source
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.templates import Turn, messages_of, turns_of
 
-MAX_STOPS = 4  # OpenAI's limit; longer lists are applied to the response here
-UNKNOWN_CONTEXT = 2**31  # the server refuses what is too long for it
-# Of an entry of /v1/models: what tells one model from another. `created` is the time of the request in vLLM and llama.cpp.
+MAX_STOPS = 4  # OpenAI's limit of stop texts; with more, the response is cut after it has arrived
+UNKNOWN_CONTEXT = 2**31  # the context length is unknown, and the server refuses a prompt that is too long
+# Fields in an entry of /v1/models that identify the model. `created` is not one of them, because vLLM and llama.cpp set it
+# to the time of the request.
 _IDENTITY = ("id", "owned_by", "root", "parent", "max_model_len", "context_length", "context_window", "meta", "digest")
 
 
 def endpoint_folder(source: str | Endpoint, folder: Path) -> Endpoint:
-    """Ask the server about a model, and write `backend.json`, so that `open_backend` finds the endpoint.
+    """Ask the server about a model, and write `backend.json`, so that `open_backend` can open the endpoint.
 
     Args:
         source: The endpoint, as text (see `parse_source`) or as settings.
-        folder: Where to write; created if necessary.
+        folder: Folder for the file, which is created if necessary.
 
     Returns:
-        The settings with what the server says of itself. Their `digest()` identifies the model in jobs.
+        The settings with the server's description of the model. Their `digest()` identifies the model in jobs.
 
     Raises:
         UserError: The server cannot be reached, refuses the key, or does not have the model.
@@ -54,11 +57,16 @@ def endpoint_folder(source: str | Endpoint, folder: Path) -> Endpoint:
 
 
 def identified(endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint with the server's entry of its model. Raises `UserError` if the server does not have it."""
+    """Return the endpoint with the server's description of its model.
+
+    Raises `UserError` if the server lacks the model.
+    """
     client = EndpointClient(endpoint)
     listed: Any = None
-    for url in (endpoint.url, joined(endpoint.url, "/v1")):  # people leave /v1 out
-        status, listed = client.get(joined(url, "/models"), (500,))  # `transformers serve` without a cache of the hub
+    for url in (endpoint.url, joined(endpoint.url, "/v1")):  # users often leave out /v1
+        status, listed = client.get(
+            joined(url, "/models"), (500,)
+        )  # status of `transformers serve` without a hub cache
         if status in (401, 403) or 300 <= status < 400:
             raise client.refused(status, listed)
         if status == 200 and isinstance(listed, dict):
@@ -66,13 +74,15 @@ def identified(endpoint: Endpoint) -> Endpoint:
             break
     else:
         if not endpoint.model:
-            raise UserError(f"the endpoint {endpoint.url} lists no models", "add #MODEL")
+            raise UserError(f"the endpoint {endpoint.url} lists no models", "add the name of the model as #MODEL")
         return endpoint
     found = listed.get("data") or listed.get("models") or []
     entries = {str(one.get("id") or one.get("name")): one for one in found if isinstance(one, dict)}
     model = endpoint.model or (next(iter(entries)) if len(entries) == 1 else "")
     if not model:
-        raise UserError(f"the endpoint {endpoint.url} has several models", f"add one: {_some(entries)}")
+        raise UserError(
+            f"the endpoint {endpoint.url} has several models", f"add one of them as #MODEL: {_some(entries)}"
+        )
     entry = entries.get(model) or entries.get(f"{model}:latest")
     if entry is None:
         status, entry = client.get(joined(endpoint.url, "/models/" + urllib.parse.quote(model, safe="/:")))
@@ -85,7 +95,7 @@ def identified(endpoint: Endpoint) -> Endpoint:
 
 
 def _answers(endpoint: Endpoint) -> bool:
-    """Return whether a server answers with a model that it does not list: `transformers serve` lists no folder."""
+    """Return whether the server answers for a model that it does not list. `transformers serve` lists no folders."""
     asked = endpoint.model_copy(update={"retries": 0})
     try:
         return OpenAIBackend(asked).generate(["Hello"], Decoding(max_new_tokens=1))[0].text is not None
@@ -98,10 +108,10 @@ def _some(names: Mapping[str, Any]) -> str:
 
 
 class OpenAIBackend(Backend):
-    """A model at an endpoint. It gives responses, and no log-likelihoods or weights.
+    """A model at an endpoint. It gives responses, but no log-likelihoods or weights.
 
     Args:
-        endpoint: Its settings.
+        endpoint: Settings of the endpoint.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -133,18 +143,18 @@ class OpenAIBackend(Backend):
         return None
 
     def generate(self, prompts: Sequence[str], decoding: Decoding, advance: Advance = lambda n: None) -> list[Response]:
-        """Generate responses. A chat endpoint gets each prompt as the message of a user.
+        """Generate responses. A chat endpoint gets each prompt as a message of the user.
 
         Args:
             prompts: Texts that the model continues, or messages.
             decoding: How responses are generated.
-            advance: Called with the number of responses done since its last call.
+            advance: Called with the number of responses finished since its last call.
 
         Returns:
             One response for each prompt, in order.
 
         Raises:
-            UserError: The server refuses all requests, or answers no longer.
+            UserError: The server refuses all requests, or does not answer any more.
         """
         return self._respond([Item("", prompt) for prompt in prompts], list(prompts), decoding, advance)
 
@@ -160,7 +170,7 @@ class OpenAIBackend(Backend):
     def _respond(
         self, items: Sequence[Item], inputs: Sequence[str], decoding: Decoding, advance: Advance
     ) -> list[Response]:
-        """Send the inputs that the checkpoint does not hold."""
+        """Send the inputs that have no response in the journal yet."""
         chat = self.endpoint.api == "chat"
         prefixes = [item.answer_prefix if chat else "" for item in items]
         parameters = decoding.model_dump(mode="json", exclude={"batch_size"})
@@ -176,7 +186,9 @@ class OpenAIBackend(Backend):
             elif not stored.in_shard(k):
                 responses[k] = Response("", 0)
             elif prefix:
-                responses[k] = Response(None, 0, "not available: a chat endpoint takes no beginning of a response")
+                responses[k] = Response(
+                    None, 0, "not available: a chat endpoint does not accept the beginning of a response"
+                )
             else:
                 asked.append(k)
         advance(len(inputs) - len(asked))
@@ -192,7 +204,7 @@ class OpenAIBackend(Backend):
     def _body(
         self, text: str, decoding: Decoding, turns: Sequence[Turn] | None = None, last: str = ""
     ) -> dict[str, Any]:
-        """Return a request. A chat with earlier `turns` ends with the message `last`, not with `text`."""
+        """Return a request. With earlier `turns`, the chat ends with the message `last` and not with `text`."""
         body: dict[str, Any] = {"model": self.endpoint.model, "max_tokens": decoding.max_new_tokens}
         if self.endpoint.api == "chat":
             system = [{"role": "system", "content": self.endpoint.system}] if self.endpoint.system else []

@@ -1,4 +1,7 @@
-"""The unlearning methods: one file each, and one line in `METHODS`. `wpn-bench list methods` prints them."""
+"""The registry of unlearning methods. Each has its own file and one line in `METHODS`.
+
+`wpn-bench list methods` prints them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ METHODS: Registry[type[Method]] = Registry(
 
 
 def method_of(model: str) -> type[Method]:
-    """Return the method of a model's name: `wpn`, or a variant of it such as `wpn:label`.
+    """Return the method of a model from its name, which is `wpn` or a variant such as `wpn:label`.
 
     Raises:
         UserError: The method is unknown.
@@ -34,6 +37,6 @@ def method_of(model: str) -> type[Method]:
 
 
 def title_of(model: str) -> str:
-    """Return the name of a model for reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
+    """Return the name of a model in reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
     label = model.partition(":")[2]
     return f"{method_of(model).title} ({label})" if label else method_of(model).title

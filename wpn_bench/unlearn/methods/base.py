@@ -1,4 +1,4 @@
-"""The base class of unlearning methods: a loss on batches of forget and retain data, and its training options."""
+"""The base class of unlearning methods, which have a loss on forget and retain data and training options."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.batches import Batch, Rows
 
 
-# LoRA needs a learning rate about ten times higher: B starts at zero, and W only changes by the product B A.
-# Measured on the lab: docs/training.md.
+# LoRA needs a learning rate about ten times higher, because B starts at zero and W only changes by the product B A. This
+# was measured with the lab model (docs/training.md).
 LORA_LR = 10.0
 
 
 class LoRAConfig(BaseModel):
-    """Options of LoRA (Hu et al. 2021, arXiv:2106.09685): W + alpha / rank * B A.
+    """Options of LoRA (Hu et al. 2021, arXiv:2106.09685), which adds alpha / rank * B A to a weight matrix W.
 
     Attributes:
         rank: Rank of the adapters.
         alpha: Scale; None means 2 * rank, so that the scale of the update is 2 at any rank.
         dropout: Dropout on the adapters' inputs.
-        target_modules: Last part of the names of the adapted modules, such as `q_proj`; "all-linear" adapts every linear
-            module except the output head.
+        target_modules: Last part of the names of the adapted modules, such as `q_proj`. "all-linear" adapts every
+            linear module except the output head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,39 +46,46 @@ class LoRAConfig(BaseModel):
 
 
 class MethodConfig(BaseModel):
-    """Training options that all methods share. A method may add fields and change defaults.
+    """Training options of all methods. A method may add fields and change defaults.
 
-    `lr` None means 0.05 / hidden size: 6.5e-5 for OPT-125M (hidden size 768), 2e-5 for OPT-2.7B (2560). The best learning
-    rate of Adam decreases with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA it is ten times higher
-    (docs/training.md).
+    If `lr` is None, it is 0.05 / hidden size: 6.5e-5 for OPT-125M (hidden size 768), 2e-5 for OPT-2.7B (2560). The best
+    learning rate of Adam decreases with the width (Yang et al. 2022, "Tensor Programs V"). With LoRA, it is ten times
+    higher (docs/training.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    steps: Count = Field(100, description="optimiser steps")
-    batch_size: Count = Field(8, description="forget items per micro-batch")
-    retain_batch_size: Count = Field(8, description="retain texts per micro-batch")
-    accumulation: Count = Field(1, description="micro-batches per optimiser step; their losses are averaged")
-    max_length: int = Field(160, ge=8, description="maximum tokens of a forget row (prompt and response)")
-    retain_max_length: int = Field(128, ge=8, description="maximum tokens of a retain row")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 0.05 / hidden size, 0.5 with LoRA")
+    steps: Count = Field(100, description="number of optimiser steps")
+    batch_size: Count = Field(8, description="number of forget items per micro-batch")
+    retain_batch_size: Count = Field(8, description="number of retain texts per micro-batch")
+    accumulation: Count = Field(1, description="number of micro-batches per optimiser step, whose losses are averaged")
+    max_length: int = Field(160, ge=8, description="maximum number of tokens in a forget row (prompt and response)")
+    retain_max_length: int = Field(128, ge=8, description="maximum number of tokens in a retain row")
+    lr: float | None = Field(
+        None, gt=0, description="peak learning rate; None means 0.05 / hidden size, or 0.5 / hidden size with LoRA"
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.98, gt=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     stop_at_harmless_rate: float | None = Field(
-        None, ge=0, le=1, description="stop when the harmless rate on the validation prompts reaches this value"
+        None,
+        ge=0,
+        le=1,
+        description="harmless rate on the validation prompts at which training stops; None trains for all steps",
     )
-    check_every: Count = Field(1, description="steps between two evaluations on the validation prompts")
+    check_every: Count = Field(1, description="number of steps between two evaluations on the validation prompts")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="data type of forward and backward passes; weights and losses are float32"
+        "no", description="data type of forward and backward passes; weights and losses stay in float32"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    gradient_checkpointing: bool = Field(
+        False, description="whether activations are recomputed in the backward pass to save memory"
+    )
     lora: LoRAConfig | None = Field(
-        None, description="train low-rank adapters instead of all weights; a number is the rank"
+        None, description="options of low-rank adapters, or their rank; None trains all weights"
     )
     save_every: int = Field(
-        50, ge=0, description="steps between checkpoints, from which a killed training resumes; 0: no checkpoints"
+        50, ge=0, description="number of steps between checkpoints, from which a killed training resumes; 0 writes none"
     )
 
     @field_validator("lora", mode="before")
@@ -94,7 +101,7 @@ class MethodConfig(BaseModel):
         return self.lr or (LORA_LR if self.lora else 1.0) * 0.05 / width
 
 
-# Options that do not change the trained model.
+# These options do not change the trained model.
 NOT_IN_DIGEST = ("save_every",)
 
 
@@ -104,7 +111,7 @@ class Loss:
 
     Attributes:
         total: Scalar to minimise.
-        parts: Its terms, for the training curve.
+        parts: Value of each term, for the training curve.
     """
 
     total: Tensor
@@ -114,15 +121,16 @@ class Loss:
 class Method(ABC):
     """Base class of unlearning methods.
 
-    Write each subclass in a file of its own, with the formula of the loss in the docstring; `loss` follows it line by line.
+    Write each subclass in its own file. Its docstring contains the formula of the loss, and `loss` follows the formula
+    line by line.
 
     Attributes:
         name: Name on the command line.
         title: Name in reports.
         paper: Authors, year, title and arXiv number.
         Config: Class of the options.
-        search: Options that `--tune` varies, and their ranges. A subclass adds its own:
-            `search: ClassVar = {**Method.search, "kl": Log(0.3, 3)}`.
+        search: Options that `--tune` varies, and their ranges. A subclass adds its own: `search: ClassVar =
+            {**Method.search, "kl": Log(0.3, 3)}`.
         version: Version of the loss.
         config: The options.
     """
@@ -135,7 +143,7 @@ class Method(ABC):
         "lr": Log(1 / 3, 3, relative=True),
         "steps": Choice((0.5, 1, 2), relative=True),
     }
-    # Increase it when the loss changes, so that models trained with the old loss are not reused.
+    # Increase the version when the loss changes, so that models trained with the old loss are not reused.
     version: ClassVar[int] = 1
 
     def __init__(self, config: MethodConfig) -> None:
@@ -144,21 +152,21 @@ class Method(ABC):
     @property
     @abstractmethod
     def uses(self) -> frozenset[str]:
-        """The parts of a batch that the loss uses, out of `harmless`, `harmful`, `random` and `retain`."""
+        """Return the parts of a batch that the loss uses, out of `harmless`, `harmful`, `random` and `retain`."""
 
     @property
     def negatives(self) -> int:
-        """Number of harmful responses per item."""
+        """Return the number of harmful responses per item."""
         return 1
 
     @property
     def random_answers(self) -> int:
-        """Number of random responses per item."""
+        """Return the number of random responses per item."""
         return 0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss uses the frozen base model."""
+        """Return whether the loss uses the frozen base model."""
         return False
 
     @abstractmethod
@@ -178,28 +186,29 @@ class Method(ABC):
 def code_of(method: type[Method]) -> dict[str, Any]:
     """Return what identifies the code of a method in the digest of a training: its `version`, and a plug-in's source.
 
-    Built-in methods increase `version` when their loss changes. The author of a plug-in may forget this, or may be
-    developing it, so the digest of all Python files of the plug-in's package is included.
+    The `version` of a built-in method is increased when its loss changes. The author of a plug-in may forget this, so
+    the digest of all Python files in the plug-in's package is included.
     """
     return {"version": method.version, "source": source_digest(method)}
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision to float32, because a softmax over a vocabulary needs the precision; leave other types."""
+    """Convert half precision to float32, which a softmax over a vocabulary needs. Other types are unchanged."""
     import torch
 
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
-    """Return a mask of the tokens whose predictions count.
+    """Return which predictions count. Column t is the prediction of the token in column t + 1.
 
     Args:
         rows: R rows of T tokens.
-        mask: (R, T), 1 for tokens to count; None counts every token that is not padding.
+        mask: (R, T), 1 for tokens whose prediction counts; None means all tokens.
 
     Returns:
-        (R, T-1), 1 where the token at t + 1 counts and neither it nor the token before it is padding.
+        (R, T-1), 1 in column t if the token in column t + 1 is in `mask`, and neither it nor the token in column t is
+        padding.
     """
     kept = rows.attention_mask if mask is None else mask * rows.attention_mask
     return kept[:, 1:] * rows.attention_mask[:, :-1]
@@ -221,9 +230,9 @@ def forward(model: PreTrainedModel, rows: Rows, **options: Any) -> Any:
 
 
 def positions(rows: Rows) -> dict[str, Tensor]:
-    """Return `position_ids` for rows that are padded on the left; empty for rows padded on the right.
+    """Return `position_ids` for rows that are padded on the left, and an empty dict for rows padded on the right.
 
-    They count from the first token that is not padding. Not all models compute them correctly themselves.
+    Positions count from the first token that is not padding. Some models do not compute this correctly themselves.
     """
     if bool(rows.attention_mask[:, 0].all()):
         return {}
@@ -236,10 +245,10 @@ def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
     Args:
         model: A causal language model.
         rows: R rows of T tokens.
-        mask: (R, T-1), 1 for the N selected tokens; column t stands for the token at t + 1.
+        mask: (R, T-1), 1 for the N selected tokens. Column t stands for the token in column t + 1.
 
     Returns:
-        Logits (N, V), in the order of the rows.
+        The logits (N, V), in the order of the rows.
     """
     import torch.nn.functional as F
 
@@ -248,10 +257,10 @@ def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Scatter values to the positions of a mask.
+    """Write values to the positions of a mask.
 
     Args:
-        values: (N,).
+        values: (N,) values.
         mask: (R, T-1) with N ones.
 
     Returns:
@@ -263,29 +272,29 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_logprobs(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
-    """Compute log p(token | tokens before it).
+    """Compute log p(token | tokens before it) for selected tokens.
 
     Args:
         model: A causal language model.
         rows: R rows of T tokens.
-        mask: (R, T-1), 1 for the tokens to compute; column t stands for the token at t + 1.
+        mask: (R, T-1), 1 for the selected tokens. Column t stands for the token in column t + 1.
 
     Returns:
-        Nats, (R, T-1), zero where `mask` is zero.
+        (R, T-1) in nats, zero where `mask` is zero.
     """
     return logprobs_of(logits_at(model, rows, mask), rows, mask)
 
 
 def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
-    """Like `token_logprobs`, from given logits; for losses that need further outputs of the forward pass.
+    """Compute the same as `token_logprobs` from given logits, for losses that need further outputs of the model.
 
     Args:
-        logits: (N, V), of the N tokens where `mask` is 1.
+        logits: (N, V), logits of the N tokens where `mask` is 1.
         rows: R rows of T tokens.
-        mask: (R, T-1); column t stands for the token at t + 1.
+        mask: (R, T-1). Column t stands for the token in column t + 1.
 
     Returns:
-        Nats, (R, T-1), zero where `mask` is zero.
+        (R, T-1) in nats, zero where `mask` is zero.
     """
     import torch.nn.functional as F
 
@@ -297,7 +306,7 @@ def mean_over(values: Tensor, mask: Tensor) -> Tensor:
     """Average values over the tokens of the whole batch, across all processes of a distributed training.
 
     Args:
-        values: Any shape.
+        values: Values of any shape.
         mask: The same shape, 1 for the values to average.
 
     Returns:
@@ -320,7 +329,7 @@ def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None
         mask: (R, T), 1 for tokens to count; None counts every token that is not padding.
 
     Returns:
-        Nats per token, a scalar.
+        A scalar in nats per token.
     """
     kept = predicted(rows, mask)
     return -mean_over(token_logprobs(model, rows, kept), kept)
@@ -357,7 +366,7 @@ class Responses:
 
     @property
     def ce(self) -> Tensor:
-        """Mean cross-entropy over the tokens of all responses; a scalar."""
+        """Return the mean cross-entropy over the tokens of all responses, a scalar."""
         return -self.total.sum() / divisor(self.n.sum())
 
 
@@ -365,12 +374,12 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
     """Compute KL(p_ref || p_theta), averaged over all predicted tokens.
 
     Args:
-        model: The model to train, p_theta.
+        model: The trained model, p_theta.
         reference: The frozen base model, p_ref.
         rows: R rows of T tokens.
 
     Returns:
-        Nats per token, a scalar.
+        A scalar in nats per token.
     """
     import torch
     import torch.nn.functional as F
@@ -385,14 +394,14 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
 def plus_kl(
     loss: Loss, weight: float, model: PreTrainedModel, reference: PreTrainedModel | None, retain: Rows | None
 ) -> Loss:
-    """Return `loss` + weight * KL(p_ref || p_theta)(retain). With weight 0 nothing is computed.
+    """Return `loss` + weight * KL(p_ref || p_theta)(retain). With weight 0, the KL term is not computed.
 
     Args:
-        loss: Loss to add to.
+        loss: The loss to which the term is added.
         weight: Weight of the KL term.
-        model: The model to train.
-        reference: The frozen base model; may be None with weight 0.
-        retain: Retain rows; may be None with weight 0.
+        model: The trained model.
+        reference: The frozen base model; may be None if the weight is 0.
+        retain: Retain rows; may be None if the weight is 0.
 
     Returns:
         The sum.
@@ -405,13 +414,13 @@ def plus_kl(
 
 
 def plus_cross_entropy(loss: Loss, weight: float, model: PreTrainedModel, retain: Rows | None) -> Loss:
-    """Return `loss` + weight * CE(retain). With weight 0 nothing is computed.
+    """Return `loss` + weight * CE(retain). With weight 0, the cross-entropy is not computed.
 
     Args:
-        loss: Loss to add to.
+        loss: The loss to which the term is added.
         weight: Weight of the cross-entropy.
-        model: The model to train.
-        retain: Retain rows; may be None with weight 0.
+        model: The trained model.
+        retain: Retain rows; may be None if the weight is 0.
 
     Returns:
         The sum.

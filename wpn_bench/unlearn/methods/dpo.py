@@ -1,4 +1,4 @@
-"""DPO: direct preference optimisation, which prefers harmless to harmful responses."""
+"""DPO (direct preference optimisation) trains the model to prefer harmless to harmful responses."""
 
 from __future__ import annotations
 

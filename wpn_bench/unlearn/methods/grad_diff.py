@@ -1,4 +1,4 @@
-"""GradDiff: gradient ascent on harmful responses, and a loss on retain text that preserves other behaviour."""
+"""GradDiff: gradient ascent on harmful responses, with a loss on retain text that preserves other behaviour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient ascent: only make the harmful text less likely."""
+"""Gradient ascent, which only makes the harmful text less likely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GradientAscentConfig(MethodConfig):
-    """Options of Jang et al.: constant learning rate, no warm-up, 32 items per step."""
+    """Options of Jang et al.: a constant learning rate, no warm-up, and 32 items per step."""
 
     batch_size: int = Field(32, ge=1, description="forget items per step")
     schedule: str = "constant"  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""NPO: negative preference optimisation, gradient ascent whose gradient vanishes once a response is unlikely."""
+"""NPO (negative preference optimisation): gradient ascent whose gradient vanishes when a response becomes unlikely."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class NPOConfig(MethodConfig):
     """Options of NPO."""
 
-    beta: float = Field(0.1, gt=0, description="how fast the gradient vanishes; gradient ascent in the limit of 0")
+    beta: float = Field(0.1, gt=0, description="how fast the gradient vanishes; the limit 0 is gradient ascent")
     alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 
 

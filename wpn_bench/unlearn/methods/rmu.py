@@ -1,4 +1,4 @@
-"""RMU: move the hidden states of harmful text towards a random direction, and keep those of retain text."""
+"""RMU moves the hidden states of harmful text towards a random direction, and keeps those of retain text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     from wpn_bench.unlearn.batches import Batch, Rows
 
-DIRECTION_SEED = 7  # all runs use the same u, so that seeds only change the order of the data
+DIRECTION_SEED = 7  # all runs use the same direction u, so that seeds only change the order of the data
 
 
 class RMUConfig(MethodConfig):
-    """Options of RMU. `layer` None is the relative depth of layer 7 of 32, the paper's choice for 7 B models."""
+    """Options of RMU.
+
+    If `layer` is None, it has the relative depth of layer 7 of 32, which the paper chose for models with 7 billion
+    parameters.
+    """
 
     layer: int | None = Field(None, ge=1, description="block whose output is steered, counted from 1")
     coefficient: float = Field(2.0, gt=0, description="c, the length of the target vector of harmful states")
@@ -81,7 +85,7 @@ class RMU(Method):
 
 
 def direction(width: int) -> Tensor:
-    """Return u, shape (width,) and length 1; the same in every call."""
+    """Return the direction u of shape (width,) and length 1, which is the same in every call."""
     import torch
 
     u = torch.rand(width, generator=torch.Generator().manual_seed(DIRECTION_SEED), dtype=torch.float64)

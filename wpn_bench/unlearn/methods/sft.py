@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class SFTConfig(MethodConfig):
-    """Options of fine-tuning."""
+    """Options of fine-tuning on harmless responses."""
 
-    kl: float = Field(0.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text; 0: plain fine-tuning")
+    kl: float = Field(0.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text; 0 is plain fine-tuning")
 
 
 class SFT(Method):
@@ -46,7 +46,7 @@ class SFT(Method):
 
 
 class SFTKLConfig(SFTConfig):
-    """Options of fine-tuning with KL."""
+    """Options of fine-tuning with a KL term, which keeps the model close to the base on retain text."""
 
     kl: float = Field(1.0, ge=0)
 

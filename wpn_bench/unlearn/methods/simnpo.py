@@ -1,4 +1,4 @@
-"""SimNPO: NPO without a reference model, on the mean log-likelihood."""
+"""SimNPO: NPO without a reference model. It uses the mean log-likelihood of a response."""
 
 from __future__ import annotations
 

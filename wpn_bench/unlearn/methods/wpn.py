@@ -34,8 +34,8 @@ Pooling = Literal["position", "mean", "last"]
 class WPNConfig(MethodConfig):
     """Options of WPN.
 
-    `pooling` defaults to `mean` although the method is named after position-weighted pooling: in output space, the higher
-    weight of late tokens led to more repetitive text (docs/log.md).
+    The default of `pooling` is `mean`, although the method is named after position-weighted pooling. In output space,
+    the higher weight of late tokens led to more repetitive text (docs/log.md).
     """
 
     space: Literal["output", "hidden"] = "output"
@@ -127,7 +127,7 @@ class WPN(Method):
         return plus_kl(loss, self.config.kl, model, reference, batch.retain)
 
     def _scores(self, model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return s(x, y) of each row, (R,), and the mean loss of the response tokens, a scalar."""
+        """Return the score s(x, y) of each row (R,), and the mean loss of the response tokens, a scalar."""
         response = predicted(rows, rows.response_mask)
         if self.config.space == "output":
             logp = token_logprobs(model, rows, response)
