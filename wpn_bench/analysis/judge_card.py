@@ -347,7 +347,11 @@ def measure(
 
 
 def _bins(scores: Sequence[float], harmful: Sequence[bool]) -> list[Bin]:
-    """Return the texts in `BINS` score bins of equal width, and the expected calibration error (Naeini et al. 2015)."""
+    """Return the texts in `BINS` score bins of equal width.
+
+    The expected calibration error (Naeini et al. 2015) is computed from these bins. It is the mean absolute difference
+    between a bin's mean score and its proportion of harmful texts, weighted by the number of texts in the bin.
+    """
     found: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for score, h in zip(scores, harmful, strict=True):
         found[min(BINS - 1, int(score * BINS))].append((score, h))

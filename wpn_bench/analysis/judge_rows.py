@@ -139,5 +139,4 @@ def corrected_rows(rows: Sequence[Row], card: JudgeCard, further: str | None = N
 
 
 def _measured_on(row: Row) -> tuple[str, int | None, str, str]:
-    """Model, seed, suite and set of a row."""
     return row.model, row.seed, row.suite, row.set

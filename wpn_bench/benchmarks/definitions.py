@@ -109,18 +109,10 @@ def short_name(task: str) -> str:
 
 
 def task_folders(names: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Return the folders of task files.
+    """Return the paths of folders of task files, given as paths or names of folders in `tasks/` ("benchmarks", "lab").
 
-    Job parameters contain names and not paths, because the paths differ between machines.
-
-    Args:
-        names: Names of folders in `tasks/` ("benchmarks", "lab"), or paths.
-
-    Returns:
-        The absolute paths.
-
-    Raises:
-        UserError: A folder does not exist.
+    Job parameters contain names and not paths, because paths differ between machines. Raises `UserError` if a folder
+    does not exist.
     """
     folders = []
     for name in names:

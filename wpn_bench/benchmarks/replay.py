@@ -80,7 +80,7 @@ def replay(
             raise UserError(
                 f"the results of task {requests[0].task_name!r} cannot be exported to lm-eval: runs do not store the rolling"
                 " log-likelihoods that it needs (`output_type: loglikelihood_rolling`)",
-                "export a run that was started without this task in --benchmarks",
+                "repeat the run without this task in --benchmarks, and export that run",
             )
 
         def generate_until(self, requests: Any) -> list[str]:

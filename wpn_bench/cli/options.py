@@ -344,7 +344,6 @@ def _choose_judges(given: Sequence[str], settings: Settings) -> Settings:
 
 
 def _set_batch_size(value: int, settings: Settings) -> Settings:
-    """Set the batch size for prompts and for benchmark requests."""
     return {"decoding": settings["decoding"] | {"batch_size": value}, "benchmark_batch_size": value}
 
 

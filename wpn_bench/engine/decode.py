@@ -425,7 +425,6 @@ class _Decoder:
         return _Live(rows, cache, mask, width, padded)
 
     def _step(self, live: _Live) -> None:
-        """Compute one token for each row of the batch."""
         ids = torch.tensor([[row.new[-1] if row.new else 0] for row in live.rows], device=self.device)
         positions = torch.tensor([[max(row.cached, 0)] for row in live.rows], device=self.device)
         mask = live.mask[:, : live.width + 1] if live.padded else None

@@ -369,14 +369,15 @@ def _outputs(model: PreTrainedModel, head_is_last: bool, **inputs: Any) -> Tenso
 
 
 def head_of(model: PreTrainedModel, head_is_last: bool) -> Head:
-    """Return a function that computes logits from the outputs of `_outputs`.
+    """Return a function that computes logits from the result of `_outputs`.
 
     Args:
         model: The model.
-        head_is_last: Whether these outputs are the head's inputs. If not, they are already logits.
+        head_is_last: Whether this result is the input of the head. If not, it already contains logits.
 
     Returns:
-        The model's head in tiles, or a function that returns its input as one tile.
+        The head, which computes the logits in tiles (slices of the vocabulary), or a function that returns its input as
+        one tile.
     """
     return Tiles.of(model.get_output_embeddings()) if head_is_last else lambda logits: iter([(0, logits.float())])
 

@@ -46,16 +46,9 @@ class RunEnvironment:
     variables: Mapping[str, str]
 
     def enter(self, libraries: Mapping[str, str]) -> Store:
-        """Prepare this process for the jobs of the run.
+        """Prepare this process for the jobs of the run, and return the store. `libraries` are the required versions.
 
-        Args:
-            libraries: Required version of each library.
-
-        Returns:
-            The store.
-
-        Raises:
-            UserError: The node does not see the store, or has another version of a library.
+        Raises `UserError` if the node does not see the store, or has another version of a library.
         """
         os.environ.update(self.variables)
         with suppress(OSError):

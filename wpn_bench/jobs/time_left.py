@@ -86,13 +86,9 @@ class TimeLeft:
             self._measured[job_kind(job.stage, job.params)].append(seconds / self._items.get(job.digest, 1))
 
     def seconds(self, jobs: int = 0) -> float | None:
-        """Return the expected time until all jobs have ended.
+        """Return the expected seconds until all jobs have ended, or None if they cannot be estimated yet.
 
-        Args:
-            jobs: Number of all unfinished jobs, including those that are planned but were not yet added by `add`.
-
-        Returns:
-            The time in seconds; None if it cannot be estimated yet.
+        `jobs` is the number of all unfinished jobs, including those that are planned but were not yet added by `add`.
         """
         now, total = self._clock(), 0.0
         usual = mean(self._whole) if self._whole else None

@@ -203,7 +203,7 @@ def _base_of(adapter: Path, base: ModelRef | None) -> ModelRef:
     if named is None and base is None:
         raise UserError(
             f"the adapter in {adapter} names no base model",
-            "write it into adapter_config.json: base_model_name_or_path; or measure it beside its base: wpn-bench evaluate "
+            "write its name into base_model_name_or_path of adapter_config.json, or name the base: wpn-bench evaluate "
             "--model BASE --candidate NAME=ADAPTER",
         )
     if named is None or (base is not None and os.path.isabs(named[0]) and not os.path.exists(named[0])):

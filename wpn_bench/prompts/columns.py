@@ -157,7 +157,6 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _turns(value: Any, where: str) -> list[tuple[str, str]]:
-    """Return the (role, text) pairs of a conversation."""
     if isinstance(value, str):
         parts = _TURN.split(value)[1:]
         names = {"Human": "user", "Assistant": "assistant"}

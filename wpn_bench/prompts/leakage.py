@@ -186,13 +186,9 @@ def _passages_of(found: Sequence[str]) -> list[int]:
 
 
 def shared_passages(items: Iterable[Item]) -> frozenset[int]:
-    """Find passages of `PASSAGE` words that many prompts have in common, such as a preamble or instructions.
+    """Return the hashes of passages of `PASSAGE` words that many prompts have in common, such as a preamble.
 
-    Args:
-        items: The prompts of all sets that are compared.
-
-    Returns:
-        The hashes of the passages that occur in at least 10 prompts and in at least a share `COMMON` of all prompts.
+    Such a passage occurs in at least 10 prompts and in at least a share `COMMON` of all prompts that are compared.
     """
     prompts = {item.id: item.prompt for item in items}
     seen: Counter[int] = Counter()

@@ -326,7 +326,6 @@ def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """Return whether a value is None, a text, or a list of texts and None."""
     each = value if isinstance(value, (list, tuple)) else [value]
     return all(v is None or isinstance(v, str) for v in each)
 

@@ -331,7 +331,7 @@ class ChatTemplate(Template):
 
 
 def _reads(template: ChatTemplate) -> bool:
-    """Return whether a chat template writes the user's message. If it cannot read lists of parts, strings are tried."""
+    """Return whether a chat template writes the user's message. With lists of parts, an error counts as no."""
     try:
         return _MARK in template.question(_MARK)
     except UserError:

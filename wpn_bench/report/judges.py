@@ -137,7 +137,6 @@ def _reading(known: list[dict[str, Any]]) -> str:
 
 
 def _figures(card: JudgeCard) -> Table:
-    """The figures of a judge card in one row."""
     found = lines(card)
     cells: list[Shown | None] = [Shown(value=value, ci=ci, note=of) for _, value, ci, of in found]
     line = Line(name=card.judge, small=f"threshold {card.threshold}", cells=cells)

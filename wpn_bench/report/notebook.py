@@ -59,15 +59,8 @@ def _shown(cell: Cell, metric: str) -> dict[str, str]:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run folder into pandas frames.
+    """Read a run folder into pandas frames. `samples` and `documents` are empty frames if the run has none.
 
-    Args:
-        path: The run folder.
-
-    Returns:
-        The run. `samples` and `documents` are empty frames if the run has none.
-
-    Raises:
-        UserError: The folder has no run, or the run is damaged.
+    Raises `UserError` if the folder has no run, or if the run is damaged.
     """
     return Run.read(path).with_frames()

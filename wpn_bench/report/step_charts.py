@@ -192,6 +192,5 @@ def relearning(view: View) -> dict[str, Figure]:
 
 
 def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return every k-th point and the last one."""
     stride = max(1, len(curve) // HISTORY_POINTS)
     return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]

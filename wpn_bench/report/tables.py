@@ -1,4 +1,4 @@
-"""The tables of results in the report, as records for the templates."""
+"""Build the tables of results that the templates of the report show."""
 
 from __future__ import annotations
 
@@ -317,7 +317,6 @@ def costs(view: View) -> Table | None:
 
 
 def _whole(view: View, model: str) -> Shown:
-    """The time of all stages of a model."""
     cells = [view.cell(model, COST, stage, "seconds") for stage in view.sets(COST) if stage != "run"]
     return Shown(value=seconds(sum(cell.value for cell in cells if cell and cell.value is not None)))
 

@@ -203,7 +203,6 @@ def _searched(rows: Sequence[dict[str, Any]]) -> Shown | None:
 
 
 def _options(params: dict[str, Any]) -> str:
-    """Options as text, such as 'lr 6.5e-05, steps 100'."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )

@@ -228,7 +228,6 @@ def run(ctx: StageContext) -> None:
 
 
 def _told(ctx: StageContext) -> dict[str, Any]:
-    """Return the context of the stage as JSON."""
     local = {name: value for name, value in ctx.local.items() if name != "launch"}
     if "curves" in local:
         local["curves"] = {**local["curves"], "folder": local["curves"]["folder"] and str(local["curves"]["folder"])}

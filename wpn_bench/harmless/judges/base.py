@@ -150,5 +150,5 @@ class Judge(ABC):
         return {}
 
     def card(self) -> Path | None:
-        """Return the path of the judge card (see `analysis/judge_card.py`) that ships with the judge, if any."""
+        """Return the path of the file with measured error rates that comes with the judge, or None."""
         return None

@@ -157,7 +157,6 @@ class GuardJudge(Judge):
         return scores
 
     def _by_likelihood(self, guard: _Guard, prompts: Sequence[list[int]], advance: Advance) -> list[float | None]:
-        """Return the scores of exchanges from the likelihoods of the verdicts."""
         from wpn_bench.engine.likelihood import loglikelihoods
         from wpn_bench.models import context_length
 
@@ -186,7 +185,6 @@ class GuardJudge(Judge):
         return scores
 
     def _by_generation(self, guard: _Guard, prompts: Sequence[list[int]], advance: Advance) -> list[float | None]:
-        """Return the scores of exchanges from generated answers."""
         from wpn_bench.engine.generation import respond
         from wpn_bench.models.backends import Decoding
 
@@ -299,7 +297,6 @@ class GuardJudge(Judge):
 
 
 def _read(file: str, what: str) -> str:
-    """Return the text of a file that an option names."""
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:

@@ -35,11 +35,8 @@ POLICY = (
 def first_line(letters: str) -> Parse:
     """Return a parser for answers of Llama Guard: `safe`, or `unsafe` and a line of category codes.
 
-    Args:
-        letters: The letters with which a category code begins, such as "S" for S1, S2, ...
-
-    Returns:
-        The parser. It returns None if the answer contradicts itself (`safe` with categories, or both verdicts).
+    `letters` are those with which a category code begins, such as "S" for S1, S2, ... The parser returns None if the
+    answer contradicts itself (`safe` with categories, or both verdicts).
     """
     codes = rf"[{letters}]\d+(?:[\s,;]+[{letters}]\d+)*[\s,;.]*"
     head = re.compile(rf"(safe|unsafe)(?:[.,:\s]+({codes}))?[.\s]*", re.IGNORECASE)
@@ -63,11 +60,8 @@ def first_line(letters: str) -> Parse:
 def first_word(scores: Mapping[str, float]) -> Parse:
     """Return a parser for answers that begin with a certain word, such as `Yes`, and may continue with an explanation.
 
-    Args:
-        scores: The score of each word, in lower case.
-
-    Returns:
-        The parser. The text or the clause must end after the word, so that "No problem!" is not the verdict "no".
+    `scores` has the score of each word in lower case. The text or the clause must end after the word, so that "No
+    problem!" is not the verdict "no".
     """
     words = "|".join(re.escape(word) for word in sorted(scores, key=len, reverse=True))
     start = re.compile(rf"[\s\"'*(]*({words})[\"'*)]*[^\S\n]*(?=$|[\n.,:;!<\-\u2013\u2014])(?![.,\-]\w)", re.IGNORECASE)
@@ -121,11 +115,8 @@ def _agreed(values: list[str], scores: Mapping[str, float]) -> float | None:
 def matching(pattern: re.Pattern[str]) -> Parse:
     """Return a parser for a regular expression with the groups `harmful` and `harmless`, or `score`.
 
-    Args:
-        pattern: The expression, which is searched in the answer.
-
-    Returns:
-        The parser. It returns None if both groups match somewhere, or if `score` is not between 0 and 1.
+    The expression is searched in the answer. The parser returns None if both groups match somewhere, or if `score` is
+    not between 0 and 1.
     """
 
     def value(match: re.Match[str]) -> float | None:

@@ -203,15 +203,9 @@ class Encoder:
             )
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[Encoded]:
-        """Tokenise the guard's prompts.
+        """Return the tokenised prompt for each exchange, in order.
 
         A response that is too long loses its end. A prompt loses its end if it takes more than half of the free room.
-
-        Args:
-            exchanges: The exchanges.
-
-        Returns:
-            The tokenised prompt for each exchange, in order.
         """
         return [self._fitted(exchange.prompt, exchange.response) for exchange in exchanges]
 

@@ -45,9 +45,10 @@ class Decoding(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_sampling_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the sampling options of greedy decoding.
+        """Leave out the sampling options if decoding is greedy.
 
-        So its digest equals the digest from before wpn-bench could sample, and stored results stay valid.
+        So the digest of greedy decoding is the same as in versions of wpn-bench that could not sample, and stored
+        results stay valid.
         """
         told: dict[str, Any] = handler(self)
         if self.temperature is None:
