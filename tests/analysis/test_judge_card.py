@@ -218,7 +218,7 @@ def test_a_card_survives_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema_version": 2}'])
 def test_what_is_no_card(tmp_path: Path, content: str) -> None:
-    with pytest.raises(UserError, match="is no judge card"):
+    with pytest.raises(UserError, match="is not a judge card"):
         read_card(file_of(tmp_path, content, "card.json"))
     with pytest.raises(UserError, match="there is no judge card"):
         read_card(tmp_path / "none.json")

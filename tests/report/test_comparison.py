@@ -317,7 +317,7 @@ def test_runs_are_named_by_their_folders(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = made(30).write(tmp_path / "a"), made(24).write(tmp_path / "b")
-    with pytest.raises(UserError, match="the run a is named twice"):
+    with pytest.raises(UserError, match="the run a is given twice"):
         compare_runs([one, two, tmp_path / "b" / ".." / "a"])
     with pytest.raises(UserError, match=r"contains no results\.json"):
         compare_runs([one, tmp_path])
