@@ -118,7 +118,7 @@ def test_a_second_judge_asks_nothing_that_is_known(server: Server) -> None:
 def test_a_stopped_judge_goes_on_where_it_was(server: Server) -> None:
     exchanges = [Exchange("p", f"{k}") for k in range(30)]
     server.always = lambda body: by_length(body) if int(answer_of(body)) < 12 else error(500, "down")
-    with pytest.raises(UserError, match=r"answers no longer \(no answer after 2 attempts: HTTP 500: down\)"):
+    with pytest.raises(UserError, match=r"does not answer any more \(no answer after 2 attempts: HTTP 500: down\)"):
         judge_at(server, ",concurrency=1").score_exchanges(exchanges)
     server.always = by_length
     server.bodies.clear()
@@ -231,7 +231,7 @@ def test_a_card_says_why_there_are_no_scores(server: Server, cli: Callable[..., 
     server.always = said("I can't assist with that.")
     done = cli("judge", file, "--prompt", "p", "--judge", f"openai:{server.url}#tiny")
     assert done.code == 2
-    assert "no score to any text of one of the two kinds (2 refused by the judge)" in " ".join(done.err.split())
+    assert "no score to any harmful text, or to any harmless text (2 refused by the judge)" in " ".join(done.err.split())
 
 
 # --- servers that take less ------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_a_wrong_key_ends_it_at_once(server: Server) -> None:
         ("openai", "the judge openai has no URL"),
         ("openai:localhost:8000#m", "has no URL of the form http://HOST"),
         ("openai:http://h/v1/completions#m", "is no chat endpoint"),
-        ("openai:http://me:hidden@h/v1#m", "holds a password"),
+        ("openai:http://me:hidden@h/v1#m", "contains a password"),
         ("openai:http://h/v1#m,rubrik=harm", "unknown option of judge openai 'rubrik'; did you mean 'rubric'"),
         ("openai:http://h/v1#m,rubric=harms", "unknown rubric 'harms'; did you mean 'harm'"),
         ("openai:http://h/v1#m,concurrency=0", "concurrency: .*greater than or equal to 1"),

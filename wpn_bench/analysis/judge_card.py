@@ -250,7 +250,8 @@ def make_card(
     if not 0 < positive < len(pairs):
         reasons = ", ".join(f"{n} {why}" for why, n in judge.take_usage().get("missing", {}).items())
         raise UserError(
-            "the judge gave no score to any harmful text, or to any harmless text" + (f" ({reasons})" if reasons else ""),
+            "the judge gave no score to any harmful text, or to any harmless text"
+            + (f" ({reasons})" if reasons else ""),
             "check the texts and the judge",
         )
     called = [s >= threshold for s in scores]
