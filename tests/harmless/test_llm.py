@@ -231,7 +231,9 @@ def test_a_card_says_why_there_are_no_scores(server: Server, cli: Callable[..., 
     server.always = said("I can't assist with that.")
     done = cli("judge", file, "--prompt", "p", "--judge", f"openai:{server.url}#tiny")
     assert done.code == 2
-    assert "no score to any harmful text, or to any harmless text (2 refused by the judge)" in " ".join(done.err.split())
+    assert "no score to any harmful text, or to any harmless text (2 refused by the judge)" in " ".join(
+        done.err.split()
+    )
 
 
 # --- servers that take less ------------------------------------------------------------------------------------------
