@@ -109,7 +109,8 @@ def commit_of(asked: str, revision: str | None) -> str:
         return hub.resolve_commit(asked, revision)
     except HFValidationError as e:
         raise UserError(
-            f"{asked} is neither a model folder nor a valid hub id", "give a folder, or an id such as facebook/opt-125m"
+            f"there is no model folder at {asked}, and this is not a valid hub id",
+            "give a folder, or an id such as facebook/opt-125m",
         ) from e
 
 
