@@ -477,7 +477,7 @@ NAMES = [
     ("full --judge detoxify:lab,detoxify:lab", "the judge detoxify:lab is named twice", "tasks/presets"),
     ("full --judge detoxify:gone/judge.ckpt", "no Detoxify checkpoint at gone/judge.ckpt", "check the path"),
     ("full --judge classifier:{model},label=toxic", "has no label 'toxic'", "its labels|name one"),
-    ("full --judge-card {gone.jsonl}", "there is not a judge card", "wpn-bench judge FILE"),
+    ("full --judge-card {gone.jsonl}", "there is no judge card", "wpn-bench judge FILE"),
     ("full --judge-card {good.jsonl}", "is not a judge card", "wpn-bench judge FILE"),
     ("judge {good.jsonl}", "no column 'text'", "--text"),
     ("judge {gone.jsonl}", "there is no file", "check the path"),
