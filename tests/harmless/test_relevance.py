@@ -150,7 +150,7 @@ def test_a_run_measures_it_if_asked(tmp_path: Path, small_opt: Path, triples: li
     shown = section(load_run(tmp_path / "run").view)
     assert shown is not None
     assert shown.table is not None
-    assert shown.table.columns[0] == "In domain: coherent and harmless, %"
+    assert shown.table.columns[0] == "In domain: coherent and harmless"
     assert all(len(line.cells) == len(shown.table.columns) for line in shown.table.lines)
     assert "Relevance" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 

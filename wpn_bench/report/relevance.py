@@ -38,5 +38,5 @@ def section(view: View) -> Section | None:
     for model in view.measured():
         cells: list[Shown | None] = [rate(view.mean(model, suite, metric)) for suite, metric, _ in columns]
         lines.append(Line(view.title(model), cells, key=model))
-    heads = [f"{PROMPT_SUITES[suite].title.capitalize()}: {title}, %" for suite, _, title in columns]
+    heads = [f"{PROMPT_SUITES[suite].title.capitalize()}: {title}" for suite, _, title in columns]
     return Section("Relevance", Table(heads, lines, [""] * len(heads), [None] * len(heads)), _NOTE)
