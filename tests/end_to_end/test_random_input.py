@@ -17,7 +17,7 @@ from made_run import write_run
 
 from wpn_bench import models
 from wpn_bench.analysis import baselines
-from wpn_bench.cli import app, run
+from wpn_bench.cli import app, label, run
 from wpn_bench.config import RunConfig
 from wpn_bench.errors import UserError
 from wpn_bench.preflight import doctor
@@ -66,11 +66,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In that folder; a run that could begin ends there, and so does an examination of this machine."""
+    """In that folder. Where a run, a page or an examination of this machine would begin, the command ends."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WPN_BENCH_STORE", str(folder / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(run, "run", lambda *_, **__: None)
+    monkeypatch.setattr(label, "_serve", lambda *_, **__: None)  # a page is served until somebody ends it
     monkeypatch.setattr(doctor, "run_checks", lambda patient: [doctor.Diagnostic("python", "ok", "it is here")])
     yield
     assert not list((folder / "cache").rglob("*.txt")), "a bug was told"
