@@ -177,7 +177,7 @@ def test_a_mean_of_fewer_sets_than_were_asked_does_not_reach_a_bound(run: Path, 
     (tmp_path / "results.json").write_text(json.dumps(results))
     finding = of(check(tmp_path, Gates(min={"coherent_harmless_rate@ood": 0.9})), "coherent_harmless_rate@ood", "min")
     assert finding.outcome == "inconclusive"
-    assert "measured on 1 of 2 sets only" in finding.reason
+    assert "measured only on 1 of 2 sets" in finding.reason
 
 
 def test_several_seeds_must_agree(tmp_path: Path) -> None:

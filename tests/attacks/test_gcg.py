@@ -141,7 +141,7 @@ def test_what_cannot_be_attacked_is_told(small_opt: Path) -> None:
     assert len(slots.slots) == 3
     with pytest.raises(JobFailed, match="none of the 1 prompts"):
         find_slots([long], tokenizer, TEMPLATE, SMALL, 100)
-    with pytest.raises(UserError, match="within 2 tokens"):
+    with pytest.raises(UserError, match="exceeds 2 tokens"):
         find_slots(ITEMS, tokenizer, TEMPLATE, SMALL.model_copy(update={"init": "xyzzyx", "suffix_tokens": 2}), 256)
 
 

@@ -82,5 +82,5 @@ def test_what_fits_is_loaded_plainly(small_opt: Path) -> None:
 
 def test_main_memory_alone_may_not_do(small_opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wpn_bench.core.device_memory.free_memory", lambda device: 0)
-    with pytest.raises(UserError, match=r"does not fit into the memory of cpu and the machine; use --offload disk"):
+    with pytest.raises(UserError, match=r"does not fit into the memory of cpu and the main memory; use --offload disk"):
         models.load_fresh(small_opt, offload="cpu")

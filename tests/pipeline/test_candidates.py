@@ -84,7 +84,7 @@ def test_the_base_as_a_candidate_answers_as_the_base_and_passes(finished: Worksh
     assert "same: answer in_domain" not in statuses or statuses["same: answer in_domain"] in ("cached", "done")
     checked = check(finished.folder / "run", Gates(model="same"))
     assert checked.outcome == Outcome.PASS
-    assert "the same weights" in checked.findings[0].reason
+    assert "the weights and the settings are the same" in checked.findings[0].reason
 
 
 def test_what_makes_a_comparison_doubtful_is_said(finished: Workshop) -> None:

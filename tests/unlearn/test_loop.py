@@ -350,8 +350,8 @@ class Scripted(Method):
         ([3.0, 2.0, float("nan")], 0.0, r"the loss of scripted is nan at step 3 \(first 3, last 2\)"),
         ([3.0, float("-inf")], 0.0, "the loss of scripted is -inf at step 2"),
         ([3.0, 2.0], float("inf"), "the gradient of scripted has norm nan at step 1"),
-        ([3.0, *[50.0] * 9], 0.0, r"the loss of scripted ran away at step 6 \(first 3, last 50\)"),
-        ([-3.0, *[-5000.0] * 9], 0.0, r"the loss of scripted ran away at step 6 \(first -3, last -5000\)"),
+        ([3.0, *[50.0] * 9], 0.0, r"the loss of scripted exploded at step 6 \(first 3, last 50\)"),
+        ([-3.0, *[-5000.0] * 9], 0.0, r"the loss of scripted exploded at step 6 \(first -3, last -5000\)"),
     ],
 )
 def test_divergence_is_named(

@@ -119,7 +119,7 @@ def test_without_v1_and_without_a_model(server: Server, tmp_path: Path) -> None:
     made = endpoint_folder(f"openai:{server.url.removesuffix('/v1')}", tmp_path)
     assert (made.url, made.model) == (server.url, "tiny")
     server.models = reply({"data": [ENTRY, {"id": "other"}]})
-    with pytest.raises(UserError, match="has several models; add one: tiny, other"):
+    with pytest.raises(UserError, match="has several models; add one of them as #MODEL: tiny, other"):
         endpoint_folder(f"openai:{server.url}", tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_without_v1_and_without_a_model(server: Server, tmp_path: Path) -> None:
         (reply({"data": [ENTRY]}), "#tinny", "has no model 'tinny'; it has: tiny"),
         (error(401, "Incorrect API key provided"), "#tiny", "no key, since OPENAI_API_KEY is not set"),
         (reply({}, 308, Location="https://elsewhere/v1"), "#tiny", "give the URL to which it redirects"),
-        (error(404), "", "lists no models; add #MODEL"),
+        (error(404), "", "lists no models; add the name of the model as #MODEL"),
     ],
 )
 def test_what_the_server_refuses_is_said_before_anything_is_asked(
