@@ -655,7 +655,7 @@ def test_prompts_without_room_are_skipped_and_counted(workshop: Workshop) -> Non
 
 def test_a_set_of_which_no_prompt_fits(workshop: Workshop) -> None:
     file = workshop.rows("long.jsonl", [{"prompt": "long " * 300}])
-    with pytest.raises(UserError, match="no prompt of 'long' fits into the context of .* \\(256 tokens\\)"):
+    with pytest.raises(UserError, match=r"no prompt of 'long' fits into the context of .* \(256 tokens\)"):
         workshop.run(ood=(file,))
 
 
