@@ -223,9 +223,19 @@ class Said:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """`cli("full", "--limit", "2")`: the command line in this process, by the entry point of the console script."""
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Said]]:
+    """`cli("full", "--limit", "2")`: the command line in this process, by the entry point of the console script.
+
+    `--offline` holds for the rest of a process, so it is undone after the test.
+    """
+    import datasets
+    from huggingface_hub import constants
+
     from wpn_bench.cli.main import main
+
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    modules = (constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
 
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["wpn-bench", *map(str, arguments)])
@@ -238,7 +248,12 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         said = capsys.readouterr()
         return Said(code, said.out, said.err)
 
-    return run
+    yield run
+    for module, value in zip(modules, before, strict=True):
+        module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    if offline is not None:
+        os.environ["HF_HUB_OFFLINE"] = offline
 
 
 @pytest.fixture(scope="session")
