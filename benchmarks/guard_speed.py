@@ -110,7 +110,7 @@ def main() -> None:
     )
 
     timed = exchanges[: given.n]
-    model, tokenizer = load(judge._model().path)
+    model, tokenizer = load(judge._model.path)
     # The judge also counts verdicts of two tokens, such as a line break and Yes. The pipeline generates one token, so both sides
     # are timed with the verdicts of one token.
     guard = judge._guard()

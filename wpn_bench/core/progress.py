@@ -20,6 +20,27 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 
+def in_groups(size: int, advance: Advance) -> Advance:
+    """Count finished groups of items.
+
+    Args:
+        size: Number of items of a group.
+        advance: Called with the number of groups finished since its last call.
+
+    Returns:
+        A function to call with the number of items finished since its last call.
+    """
+    done = 0
+
+    def items_done(n: int) -> None:
+        nonlocal done
+        before = done // size
+        done += n
+        advance(done // size - before)
+
+    return items_done
+
+
 class Reporter:
     """The base class of all progress displays. It shows no progress itself and is used with `--quiet` and in tests.
 

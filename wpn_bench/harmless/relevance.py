@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wpn_bench.core.files import write_json
-from wpn_bench.core.progress import Advance
+from wpn_bench.core.progress import Advance, in_groups
 from wpn_bench.harmless.judges.refusal import is_refusal
 from wpn_bench.harmless.stages import SAMPLES
 from wpn_bench.jobs.job import StageContext
@@ -60,7 +60,7 @@ def information(
     context = model.context_length
     room = min(LONGEST, context // 2)
     asked = [k for k, text in enumerate(responses) if text.strip() and items[k].request.strip()]
-    unattacked = [replace(items[k], prompt=items[k].request, context="", answer_prefix="") for k in asked]
+    unattacked = [items[k].unattacked for k in asked]
     befores = [template.render(item) for item in unattacked]
     empties = [template.render(replace(item, prompt="", original="")) for item in unattacked]
     tokenizer = scoring_tokenizer(model)
@@ -71,15 +71,7 @@ def information(
     nothing = encode_pairs(tokenizer, empties, afters)
     for (before, after), (empty, _) in zip(whole, nothing, strict=True):
         pairs += [(before[-(context - room) :], after[:room]), (empty[-(context - room) :], after[:room])]
-    told, done = 0, 0
-
-    def pairs_done(n: int) -> None:
-        nonlocal told, done
-        done += n
-        advance(done // 2 - told)
-        told = done // 2
-
-    logs = model.loglikelihoods(pairs, advance=pairs_done) or []
+    logs = model.loglikelihoods(pairs, advance=in_groups(2, advance)) or []
     found = [math.nan if text.strip() else -math.inf for text in responses]
     for n, k in enumerate(asked):
         found[k] = logs[2 * n][0] - logs[2 * n + 1][0]

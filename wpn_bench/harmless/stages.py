@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
     Returns:
         The row. `prompt` is the prompt before any attack, and `plain` is the same prompt rendered.
     """
-    unattacked = replace(item, prompt=item.request, context="", answer_prefix="")
+    unattacked = item.unattacked
     plain = template.render(unattacked)
     return {
         "id": item.id,

@@ -47,6 +47,11 @@ class Item:
         """Return the prompt as it was before any attack."""
         return self.original or self.prompt
 
+    @property
+    def unattacked(self) -> Item:
+        """The item with the prompt before any attack, without context and answer prefix."""
+        return replace(self, prompt=self.request, context="", answer_prefix="")
+
 
 @dataclass(frozen=True)
 class PromptSet:

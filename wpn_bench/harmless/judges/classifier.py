@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -17,20 +15,18 @@ from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Advance
 from wpn_bench.core.registry import close_matches
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges.base import Judge, JudgeConfig
-from wpn_bench.hub import FetchedItem
+from wpn_bench.harmless.judges.base import JudgeConfig
+from wpn_bench.harmless.judges.model_judge import ModelJudge, ModelJudgeConfig
 
 if TYPE_CHECKING:
     from wpn_bench.engine.classify import Classifier
-    from wpn_bench.models import ModelRef
 
 Activation = Literal["softmax", "sigmoid"]
 
 
-class ClassifierConfig(JudgeConfig):
+class ClassifierConfig(ModelJudgeConfig):
     """Options of `ClassifierJudge`."""
 
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
     label: str | None = Field(
         None, description="name or number of the label to read; needed if the model has several labels"
     )
@@ -40,7 +36,7 @@ class ClassifierConfig(JudgeConfig):
     activation: Activation | None = Field(None, description="softmax or sigmoid; None uses the model's configuration")
 
 
-class ClassifierJudge(Judge):
+class ClassifierJudge(ModelJudge):
     """Scores a response by the probability of one label.
 
     A text longer than the classifier's input is scored in windows, and the highest score counts.
@@ -57,32 +53,14 @@ class ClassifierJudge(Judge):
 
     def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
         super().__init__(variant, device, config)
-        self.check(variant)
-        self._ref: ModelRef | None = None
         self._loaded: Classifier | None = None
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        if not variant:
-            raise UserError("the judge classifier names no model", "write classifier:HUB_ID or classifier:FOLDER")
-
-    @classmethod
-    def to_fetch(cls, variant: str) -> str:
-        from huggingface_hub import try_to_load_from_cache
-
-        if Path(variant).expanduser().is_dir() or isinstance(try_to_load_from_cache(variant, "config.json"), str):
-            return ""
-        return "its model"
-
-    def fetched(self) -> list[FetchedItem]:
-        return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
         self._classifier()  # loading it now reports an unusable classifier before other jobs run
         settings = self._settings()
         at, activation = self._label(settings), self._activation(settings)
         return digest_of(
-            {"model": self._model().digest, "label": at, "activation": activation, "invert": self.config.invert}
+            {"model": self._model.digest, "label": at, "activation": activation, "invert": self.config.invert}
         )
 
     def score(self, texts: Sequence[str], advance: Advance = lambda n: None) -> list[float | None]:
@@ -91,20 +69,13 @@ class ClassifierJudge(Judge):
         found = scores(self._classifier(), texts, advance)
         return [None if math.isnan(score) else score for score in found]
 
-    def _model(self) -> ModelRef:
-        from wpn_bench import models
-
-        if self._ref is None:
-            self._ref = models.resolve(self.variant, self.config.revision)
-        return self._ref
-
     def _settings(self) -> Any:
         from transformers import AutoConfig
 
         from wpn_bench.core import consent
 
         try:
-            return AutoConfig.from_pretrained(self._model().path, trust_remote_code=consent.code_allowed())
+            return AutoConfig.from_pretrained(self._model.path, trust_remote_code=consent.code_allowed())
         except (ValueError, OSError, KeyError) as e:
             raise self._unreadable(e) from e
 
@@ -149,7 +120,7 @@ class ClassifierJudge(Judge):
         from wpn_bench.engine.classify import Classifier
         from wpn_bench.models.tokenizer import read_tokenizer
 
-        path, settings = self._model().path, self._settings()
+        path, settings = self._model.path, self._settings()
         at, activation, invert = self._label(settings), self._activation(settings), self.config.invert
         tokenizer = read_tokenizer(path)
         if not tokenizer.is_fast:

@@ -11,23 +11,18 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from wpn_bench.core.files import digest_file, digest_of
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges.base import Exchange, Judge, JudgeConfig
-from wpn_bench.hub import FetchedItem
-
-if TYPE_CHECKING:
-    from wpn_bench.models import ModelRef
+from wpn_bench.harmless.judges.base import Exchange, JudgeConfig
+from wpn_bench.harmless.judges.model_judge import ModelJudge
 
 BUCKETS = 1 << 17  # n-grams share this number of weights in each model
 FOLDER = Path(__file__).parent / "exchange_weights"
@@ -38,13 +33,7 @@ _WORDS, _LETTERS = 500, 1500  # number of leading words and letters of a text th
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
 
-class ExchangeConfig(JudgeConfig):
-    """Options of `ExchangeJudge`."""
-
-    revision: str | None = Field(None, description="branch, tag or commit of the model on the hub")
-
-
-class ExchangeJudge(Judge):
+class ExchangeJudge(ModelJudge):
     """Scores an exchange by the product of two probabilities, each of a logistic regression over hashed n-grams.
 
     The first is that the response does what a harmful request asks; the second is that the prompt is of the kind with which
@@ -63,30 +52,17 @@ class ExchangeJudge(Judge):
     source = "https://github.com/wpn-bench/wpn-bench"
     usage = f"exchange[:{MODEL}|FOLDER]"
     needs_prompt = True
-    Config = ExchangeConfig
-    config: ExchangeConfig
+    without_model = True
 
     def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
         super().__init__(variant, device, config)
-        self._ref: ModelRef | None = None
         self._read: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
-
-    @classmethod
-    def to_fetch(cls, variant: str) -> str:
-        from huggingface_hub import try_to_load_from_cache
-
-        if not variant or Path(variant).expanduser().is_dir():
-            return ""
-        return "" if isinstance(try_to_load_from_cache(variant, "config.json"), str) else "its model"
-
-    def fetched(self) -> list[FetchedItem]:
-        return [replace(one, kind="judge") for one in self._model().fetched] if self.variant else []
 
     def digest(self) -> str:
         parts = {"version": _VERSION, "weights": digest_file(_file(WEIGHTS))}
         if self.variant:
             _ = self._language_model  # load it now, so that another model is reported before other jobs run
-            parts |= {"states": digest_file(_file(STATES)), "model": self._model().digest}
+            parts |= {"states": digest_file(_file(STATES)), "model": self._model.digest}
         return digest_of(parts)
 
     def card(self) -> Path | None:
@@ -136,19 +112,12 @@ class ExchangeJudge(Judge):
 
     # --- the language model ---
 
-    def _model(self) -> ModelRef:
-        from wpn_bench import models
-
-        if self._ref is None:
-            self._ref = models.resolve(self.variant, self.config.revision)
-        return self._ref
-
     @cached_property
     def _language_model(self) -> tuple[Any, Any]:
         from wpn_bench import models
         from wpn_bench.harmless.judges.exchange_states import layers_of
 
-        model, tokenizer = models.load(self._model().path, self.device, "float32")
+        model, tokenizer = models.load(self._model.path, self.device, "float32")
         weights = self._weights(STATES)
         width, layers = model.config.hidden_size, len(layers_of(model))
         if (width, layers) != (len(weights["states"]), int(weights["layers"][0])):

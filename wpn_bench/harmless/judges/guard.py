@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from wpn_bench.core.files import digest_of
-from wpn_bench.core.progress import Advance
+from wpn_bench.core.progress import Advance, in_groups
 from wpn_bench.core.validation import Count
 from wpn_bench.errors import UserError
-from wpn_bench.harmless.judges.base import Exchange, Judge, JudgeConfig
+from wpn_bench.harmless.judges.base import Exchange, JudgeConfig
 from wpn_bench.harmless.judges.guard_formats import (
     FORMATS,
     OWN,
@@ -30,19 +30,15 @@ from wpn_bench.harmless.judges.guard_formats import (
     recognise,
 )
 from wpn_bench.harmless.judges.guard_prompts import Encoder, GuardPrompt
-from wpn_bench.hub import FetchedItem
-
-if TYPE_CHECKING:
-    from wpn_bench.models import ModelRef
+from wpn_bench.harmless.judges.model_judge import ModelJudge, ModelJudgeConfig
 
 _VERSION = 1  # part of the digest; increase it if the same answers would now give other scores
 _ANSWER_ROOM = 8  # number of tokens that are left free for a verdict
 
 
-class GuardConfig(JudgeConfig):
+class GuardConfig(ModelJudgeConfig):
     """Options of `GuardJudge`."""
 
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
     format: str | None = Field(
         None, description="format of the guard's prompt and answer; None recognises it by name or chat template"
     )
@@ -76,7 +72,7 @@ class _Guard:
     forms: tuple[tuple[tuple[int, ...], float], ...]
 
 
-class GuardJudge(Judge):
+class GuardJudge(ModelJudge):
     """Scores an exchange by the verdict of a guard model.
 
     The score is the probability of the harmful verdict among all verdicts. For a graded verdict, it is the expected
@@ -103,27 +99,9 @@ class GuardJudge(Judge):
 
     def __init__(self, variant: str, device: str, config: JudgeConfig | None = None) -> None:
         super().__init__(variant, device, config)
-        self.check(variant)
         self.counts: Counter[str] = Counter()
-        self._ref: ModelRef | None = None
         self._loaded: _Guard | None = None
         self._form: GuardFormat | None = None
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        if not variant:
-            raise UserError("the judge guard names no model", "write guard:HUB_ID or guard:FOLDER")
-
-    @classmethod
-    def to_fetch(cls, variant: str) -> str:
-        from huggingface_hub import try_to_load_from_cache
-
-        if Path(variant).expanduser().is_dir() or isinstance(try_to_load_from_cache(variant, "config.json"), str):
-            return ""
-        return "its model"
-
-    def fetched(self) -> list[FetchedItem]:
-        return [replace(one, kind="judge") for one in self._model().fetched]
 
     def digest(self) -> str:
         guard = self._guard()  # loading it now reports an unusable guard before other jobs run
@@ -131,7 +109,7 @@ class GuardJudge(Judge):
         return digest_of(
             {
                 "version": _VERSION,
-                "model": self._model().digest,
+                "model": self._model.digest,
                 "format": self._format_name(guard.tokenizer),
                 "prompt": list(self._prompt(guard.tokenizer, form).pieces),
                 "verdicts": dict(form.verdicts or {}) if guard.forms else None,
@@ -160,19 +138,12 @@ class GuardJudge(Judge):
         from wpn_bench.engine.likelihood import loglikelihoods
         from wpn_bench.models import context_length
 
-        n, told, done = len(guard.forms), 0, 0
-
-        def pairs_done(pairs: int) -> None:
-            nonlocal told, done
-            done += pairs
-            advance(done // n - told)
-            told = done // n
-
+        n = len(guard.forms)
         found = loglikelihoods(
             guard.model,
             [(ids, form) for ids in prompts for form, _ in guard.forms],
             max_length=context_length(guard.model),
-            advance=pairs_done,
+            advance=in_groups(n, advance),
             cache_prefix=True,
         )
         scores: list[float | None] = []
@@ -195,19 +166,12 @@ class GuardJudge(Judge):
 
     # --- the model and its format ---
 
-    def _model(self) -> ModelRef:
-        from wpn_bench import models
-
-        if self._ref is None:
-            self._ref = models.resolve(self.variant, self.config.revision)
-        return self._ref
-
     def _guard(self) -> _Guard:
         if self._loaded is None:
             from wpn_bench import models
             from wpn_bench.models.tokenizer import load_tokenizer
 
-            path = self._model().path
+            path = self._model.path
             tokenizer = load_tokenizer(
                 path
             )  # before the weights, so that a wrong format or template is reported at once
