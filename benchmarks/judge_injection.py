@@ -2,6 +2,7 @@
 
     python benchmarks/judge_injection.py --model HuggingFaceTB/SmolLM2-135M-Instruct --exchanges labelled_exchanges.jsonl.gz
     python benchmarks/judge_injection.py --url http://localhost:8000/v1#MODEL --exchanges labelled_exchanges.jsonl.gz
+    python benchmarks/judge_injection.py --judge exchange --exchanges labelled_exchanges.jsonl.gz --choose-from 400 --n 40
 
 Exchanges that the judge calls harmful and exchanges that it calls harmless are taken, half each. To each response, each of the
 injections below is added, which asks for the opposite verdict. As a control, harmless sentences without any command are added
@@ -282,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id of a model that judges in this process")
     parser.add_argument("--url", help="or an endpoint, as URL#MODEL")
+    parser.add_argument("--judge", help="or any judge of wpn-bench, such as exchange or detoxify:original")
     parser.add_argument("--exchanges", required=True, help="table with the columns prompt and response")
     parser.add_argument("--rubric", default="harm")
     parser.add_argument("--choose-from", type=int, default=24, help="exchanges that are judged as they are")
@@ -290,12 +292,15 @@ def main() -> None:
     )
     parser.add_argument("--n", type=int, default=4, help="exchanges that get the injections")
     given = parser.parse_args()
-    if bool(given.model) == bool(given.url):
-        parser.error("give --model or --url")
+    if [bool(given.model), bool(given.url), bool(given.judge)].count(True) != 1:
+        parser.error("give one of --model, --url and --judge")
 
     rows = [row for row in read_file(Path(given.exchanges)) if 20 < len(str(row["response"])) < 600]
     rows = rows[:: max(1, len(rows) // given.choose_from)][: given.choose_from]
     exchanges = [Exchange(str(row["prompt"]), str(row["response"])) for row in rows]
+    if given.judge:
+        measure(get_judge(given.judge), exchanges, given.n)
+        return
     if given.url:
         measure(get_judge(f"openai:{given.url},rubric={given.rubric}"), exchanges, given.n)
         return

@@ -141,7 +141,7 @@ def main() -> int:
         items = [Item(str(k), pair.prompt) for k, pair in enumerate(pairs)]
         texts = [pair.response for pair in pairs]
         found = information(base, template, items, texts)
-        return [is_relevant(text, nats) is True for text, nats in zip(texts, found, strict=True)]
+        return [is_relevant(is_refusal(text), nats) is True for text, nats in zip(texts, found, strict=True)]
 
     print("| source | n | right answers pass, % | answers to other prompts pass, % | phrases pass, % |")
     print("|---|---:|---:|---:|---:|")

@@ -19,6 +19,8 @@ EXPECTED = {
     "rtp_toxic": ("ood", 900, 993),
     "rtp_nontoxic": ("benign", 1300, 1403),
     "truthfulqa": ("benign", 800, 817),
+    "xstest_safe": ("benign", 250, 250),
+    "xstest_unsafe": ("ood", 200, 200),
     "wikitext_retain": ("retain", 5000, 12000),
     "wikitext_validation": ("validation", 2000, 3760),
     "wikitext_heldout": ("heldout", 2000, 4358),

@@ -34,7 +34,7 @@ OWN = CONFIG + "ood: []\nbenign: []\njudge: detoxify:original\njudges: []\n"
 NINE = {
     "lambada", "hellaswag", "winogrande", "copa", "arc_easy", "arc_challenge", "piqa", "mathqa", "pubmedqa"
 }  # fmt: skip
-OOD = {"advbench", "harmbench", "do_not_answer", "rtp_toxic", "rtp_nontoxic"}
+OOD = {"advbench", "harmbench", "do_not_answer", "xstest_unsafe", "rtp_toxic", "rtp_nontoxic"}
 
 
 @pytest.fixture(scope="module")

@@ -78,20 +78,20 @@ def test_without_a_prompt_or_a_response(small_opt: Path) -> None:
     assert math.isnan(nats[0])
     assert nats[1] == -math.inf
     assert math.isfinite(nats[2])
-    assert [is_relevant("Because.", nats[0]), is_relevant("", nats[1])] == [None, False]
+    assert [is_relevant(False, nats[0]), is_relevant(False, nats[1])] == [None, False]
 
 
 @pytest.mark.parametrize(
-    ("text", "nats", "verdict"),
+    ("refuses", "nats", "verdict"),
     [
-        ("The cat.", math.log(ODDS) + 0.01, True),
-        ("The cat.", math.log(ODDS) - 0.01, False),
-        ("I'm sorry, but I can't help with that.", -20.0, True),
-        ("The cat.", math.nan, None),
+        (False, math.log(ODDS) + 0.01, True),
+        (False, math.log(ODDS) - 0.01, False),
+        (True, -20.0, True),
+        (False, math.nan, None),
     ],
 )
-def test_the_verdict(text: str, nats: float, verdict: bool | None) -> None:
-    assert is_relevant(text, nats) is verdict
+def test_the_verdict(refuses: bool, nats: float, verdict: bool | None) -> None:
+    assert is_relevant(refuses, nats) is verdict
 
 
 @pytest.mark.slow
@@ -105,9 +105,9 @@ def test_right_answers_are_told_from_answers_to_other_prompts() -> None:
     items = [Item(str(k), row["prompt"]) for k, row in enumerate(rows)]
     texts = [row["harmful"][0] for row in rows]
     template = Template.parse("### Question: {prompt}\n### Answer:")
-    right = [is_relevant(t, n) for t, n in zip(texts, information(backend, template, items, texts), strict=True)]
+    right = [is_relevant(False, n) for n in information(backend, template, items, texts)]
     texts = [*texts[7:], *texts[:7]]
-    wrong = [is_relevant(t, n) for t, n in zip(texts, information(backend, template, items, texts), strict=True)]
+    wrong = [is_relevant(False, n) for n in information(backend, template, items, texts)]
     assert right.count(True) + wrong.count(False) >= 0.9 * 2 * len(rows)
 
 

@@ -292,6 +292,14 @@ class RunConfig(BaseModel):
             panel=MEASUREMENT,
         ),
     ] = False
+    refusals: Annotated[
+        Literal["classifier", "wording"],
+        Option(
+            help="How refusals are detected: by a classifier that reads the prompt and knows several languages, or by their "
+            "English wording.",
+            panel=MEASUREMENT,
+        ),
+    ] = "classifier"
     strip_reasoning: Annotated[
         bool,
         Option(

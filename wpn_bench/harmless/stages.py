@@ -113,15 +113,20 @@ def run_judge_stage(ctx: StageContext) -> None:
 
     For coherence, the inputs are also `base` (the base model) and `bound` (from calibration). The stage writes
     `samples.parquet` with the columns item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain,
-    repetition, refusal, reason and n_tokens. The threshold on the score is applied later, so a change of the threshold
-    needs no new judging.
+    repetition, refusal, reason and n_tokens. With the parameter `refusals`, refusals are detected by the classifier, and
+    there is also the column refusal_kind (full, partial or none). The threshold on the score is applied later, so a change
+    of the threshold needs no new judging.
+
+    Raises:
+        UserError: The refusal classifier is not the one that the run began with.
     """
     import pandas as pd
 
     from wpn_bench.harmless.judges import coherence, distinct, judge_of
-    from wpn_bench.harmless.judges.refusal import is_refusal
+    from wpn_bench.harmless.judges.refusals import detector
 
     rows = _rows_to_judge(ctx)
+    refusal_of = detector(ctx.params.get("refusals"))
     bounds = coherence.Bounds(**json.loads((ctx.needs["bound"] / BOUND).read_text(encoding="utf-8"))["bounds"])
     present = [row for row in rows if row["response"] is not None]
     # Equal responses, such as refusals and loops, are common. Each distinct (prompt, response) pair is scored once.
@@ -145,7 +150,7 @@ def run_judge_stage(ctx: StageContext) -> None:
             "nll": float("nan"),
             "gain": float("nan"),
             "repetition": float("nan"),
-            "refusal": False,
+            **refusal_of(row["prompt"], ""),
             "reason": row["reason"],
             "n_tokens": row["n_tokens"],
         }
@@ -159,7 +164,7 @@ def run_judge_stage(ctx: StageContext) -> None:
                 nll=base.loss,
                 gain=base.gain,
                 repetition=verdict.repetition,
-                refusal=is_refusal(text),
+                **refusal_of(row["prompt"], text),
                 reason="judge failed" if score is None else verdict.reason,
             )
         if ctx.params.get("strip_reasoning"):

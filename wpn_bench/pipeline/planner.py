@@ -17,6 +17,7 @@ from wpn_bench.core.files import digest_of
 from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.harmless.judges import get_judge
+from wpn_bench.harmless.judges.refusals import detector_params
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.planning import AskedSet, MeasuredModel
@@ -404,7 +405,7 @@ class Planner:
                 planned = plan.further.setdefault(judge.name, []) if judge is not deciding else plan.judged
                 if judge is deciding:
                     assert self.bound is not None
-                    params["dtype"] = self.config.dtype
+                    params |= {"dtype": self.config.dtype, **detector_params(self.config.refusals)}
                     needs |= {"bound": self.bound, "base": self.base}
                     by, stage = "", "judge"
                 job = plan.add(

@@ -22,6 +22,7 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import peak_memory_mb
 from wpn_bench.core.registry import import_attribute
 from wpn_bench.harmless.judges import JUDGES, get_judge
+from wpn_bench.harmless.judges.refusals import WORDING, describe
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.harmless.stages import USAGE
 from wpn_bench.jobs.job import Outcome
@@ -146,6 +147,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "judge_card": inputs.cards[decides].model_dump(mode="json") if decides in inputs.cards else None,
             "agreement": judge_rows.agreement(samples, decides, list(further)),
             **_alpha_of(samples, judges),
+            **({} if config.refusals == WORDING else {"refusals": describe(config.refusals)}),
             "template": inputs.template.label,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,

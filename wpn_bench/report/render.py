@@ -168,6 +168,7 @@ def page(run: ReportedRun) -> str:
         "attack_success": tables.attack_success(view),
         "worst_case_text": tables.worst_case_text(view),
         "refusals": tables.rates(view, BENIGN, REFUSAL_RATE),
+        "refusals_by": tables.refusals_by(view.run.get("refusals")),
         "thresholds": tables.thresholds(view),
         "leakage": tables.leakage(view),
         "seeds": tables.seeds(view),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from wpn_bench.analysis.verdict import damage, non_inferiority_of
 from wpn_bench.core.numbers import (
@@ -184,6 +186,23 @@ def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table
         if any(cells):
             lines.append(with_shared_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
     return make_table([view.title(model) for model in models], lines) if lines else None
+
+
+def refusals_by(found: Mapping[str, Any] | None) -> str:
+    """Describe what detects refusals, and its errors, in one or two sentences; empty for runs that do not say."""
+    if not found:
+        return ""
+    errors = found.get("measured")
+    if not errors:
+        return "The refusal classifier decides what is a refusal."
+    shares = {name: errors[name] for name in ("sensitivity", "false_alarms")}
+    ends = {name: interval(e["low"], e["high"]) for name, e in shares.items()}
+    return (
+        "The refusal classifier decides what is a refusal, full or partial. On labelled responses of models that it was not"
+        f" trained on, it found {percent(shares['sensitivity']['value'])} {ends['sensitivity']} of {shares['sensitivity']['n']:,}"
+        f" refusals, and called {percent(shares['false_alarms']['value'])} {ends['false_alarms']} of"
+        f" {shares['false_alarms']['n']:,} other responses refusals."
+    )
 
 
 def attack_success(view: View) -> Table | None:

@@ -60,6 +60,7 @@ class Judge(ABC):
         usage: How the judge is written on the command line.
         needs_prompt: Whether the score depends on the prompt. If not, equal responses are scored once, whatever their
             prompts.
+        about_harm: Whether the score shows harm. If not, the judge decides a run only if no other judge can.
         journalled: Whether `engine.classify` does all the work of the judge. If so, its scores are kept in the job's
             journal: they survive a killed job, and several processes can share a job.
         remote: Whether the judge uses a server, which may be unreachable.
@@ -72,6 +73,7 @@ class Judge(ABC):
     source: ClassVar[str]
     usage: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = False
+    about_harm: ClassVar[bool] = True
     journalled: ClassVar[bool] = False
     remote: ClassVar[bool] = False
     Config: ClassVar[type[JudgeConfig]] = JudgeConfig

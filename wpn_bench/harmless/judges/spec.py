@@ -36,6 +36,7 @@ JUDGES: Registry[type[Judge]] = Registry(
         "classifier": "wpn_bench.harmless.judges.classifier:ClassifierJudge",
         "openai": "wpn_bench.harmless.judges.llm:LLMJudge",
         "refusal": "wpn_bench.harmless.judges.refusal:RefusalJudge",
+        "refusal_classifier": "wpn_bench.harmless.judges.refusal_classifier:RefusalClassifier",
         "guard": "wpn_bench.harmless.judges.guard:GuardJudge",
         "exchange": "wpn_bench.harmless.judges.exchange:ExchangeJudge",
         "majority": "wpn_bench.harmless.judges.majority:MajorityJudge",
@@ -74,10 +75,12 @@ class JudgeSpec:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether the score depends on the prompt. `UserError` for an unknown judge."""
+        """Whether the score shows harm and depends on the prompt. `UserError` for an unknown judge."""
         if self.judge == MAJORITY:
             return any(parse(member).reads_prompt for member in members_of(self.variant))
-        return bool(getattr(JUDGES.get(self.judge), "needs_prompt", False))
+        kind = JUDGES.get(self.judge)
+        # Judges written before these attributes existed do not have them.
+        return bool(getattr(kind, "needs_prompt", False)) and bool(getattr(kind, "about_harm", True))
 
     @property
     def scorer(self) -> str:
