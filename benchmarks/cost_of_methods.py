@@ -1,19 +1,22 @@
-"""Measure the cost of an optimiser step of each method relative to fine-tuning on the same tokens, and our DPO against TRL's.
+"""Measure the cost of an optimiser step of each method relative to fine-tuning on the same tokens, older code and TRL.
 
     python benchmarks/cost_of_methods.py                                        # the lab's base model and forget set
     python benchmarks/cost_of_methods.py --model facebook/opt-125m --forget rtp_triples_train.jsonl --kind continuation
-    python benchmarks/cost_of_methods.py --trl                                  # also TRL's DPOTrainer (pip install trl)
+    python benchmarks/cost_of_methods.py --trl            # also TRL's DPOTrainer and SFTTrainer (pip install trl)
+    python benchmarks/cost_of_methods.py --against ../old # also the code in another folder, such as a git worktree
 
 A method and its counterpart take alternate steps in one process, on the same batches, each with its own AdamW. The counterpart
 computes the cross-entropy on exactly the rows that the method uses (on the responses of harmless, harmful and random rows, and
 on whole retain rows). Times are medians of `--pairs` pairs after one warm-up pair. Peak memory is measured in separate processes,
-above the memory at the start of training. Prints one row per method.
+above the memory at the start of training. With `--against`, this code and the other take their steps in processes that alternate,
+on the same batches. Times are wall time and processor time, which other work on the machine disturbs less. Prints one row per method.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,13 +26,10 @@ from statistics import median
 from typing import Any
 
 from wpn_bench import models, prompts
-from wpn_bench.prompts import Template
-from wpn_bench.prompts.templates import QUESTION_TEMPLATE
+from wpn_bench.prompts.templates import choose_template
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Method, cross_entropy
-
-TRL_PAIRS = 5
 
 
 class Peak:
@@ -73,8 +73,10 @@ class Bench:
         lab = self.ref.is_lab
         forget = args.forget or ("lab_forget" if lab else "pku_forget")
         self.items = prompts.load_prompts(prompts.spec_for(forget, role="forget", kind=args.kind)).items
-        texts = prompts.spec_for("lab_retain" if lab else "wikitext_retain", role="retain", kind="text")
+        retain = args.retain or ("lab_retain" if lab else "wikitext_retain")
+        texts = prompts.spec_for(retain, role="retain", kind="text")
         self.texts = prompts.load_texts(texts).texts
+        self.template = choose_template("auto", self.tokenizer)
 
     def batches(self, method: Method) -> list[Batch]:
         config = method.config
@@ -82,11 +84,11 @@ class Bench:
             self.tokenizer,
             self.items,
             self.texts,
-            template=Template.parse(QUESTION_TEMPLATE),
+            template=self.template,
             uses=method.uses,
             steps=self.args.pairs + 1,
             batch_size=self.args.batch_size,
-            retain_batch_size=self.args.batch_size,
+            retain_batch_size=self.args.retain_batch_size or self.args.batch_size,
             negatives=method.negatives,
             random_answers=method.random_answers,
             max_length=config.max_length,
@@ -100,7 +102,7 @@ class Bench:
         import torch
 
         model = models.load_fresh(self.ref.path, self.args.device, "float32")
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
         def step(batch: Batch) -> float:
             began = time.perf_counter()
@@ -145,12 +147,67 @@ def memory(args: argparse.Namespace, name: str) -> float:
     """Return the ratio of the peak memory of a method to that of its counterpart."""
     above = []
     for what in (name, f"plain:{name}"):
-        command = [sys.executable, __file__, "--only-memory", what, "--model", args.model, "--kind", args.kind]
-        command += ["--batch-size", str(args.batch_size), "--device", args.device]
-        command += ["--forget", args.forget] if args.forget else []
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        above.append(json.loads(done.stdout.splitlines()[-1])["above"])
+        above.append(in_process(args, "--only-memory", what)["above"])
     return float(above[0] / above[1])
+
+
+def in_process(args: argparse.Namespace, option: str, what: str, code: Path | None = None) -> dict[str, Any]:
+    """Run this script with a hidden option in a new process, and return the JSON object that it prints.
+
+    `code` is a folder with another version of the package.
+    """
+    command = [sys.executable, __file__, option, what, "--pairs", str(args.pairs)]
+    for name in ("model", "forget", "retain", "kind", "batch_size", "retain_batch_size", "device"):
+        value = getattr(args, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    environment = os.environ | ({"PYTHONPATH": str(code.resolve())} if code else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def only_steps(args: argparse.Namespace) -> None:
+    """Print the wall seconds, processor seconds and loss of each step of a method after the first, and the peak memory."""
+    bench = Bench(args)
+    kind = METHODS.get(args.only_steps)
+    method = kind(kind.Config())
+    losses: list[float] = []
+
+    def loss(model: Any, batch: Batch) -> Any:
+        total = method.loss(model, batch, bench.base if method.needs_reference else None).total
+        losses.append(float(total.detach()))
+        return total
+
+    step = bench.stepper(loss)
+    batches = bench.batches(method)
+    peak = Peak(args.device)
+    wall, processor = [], []
+    for batch in batches:
+        began = time.process_time()
+        wall.append(step(batch))
+        processor.append(time.process_time() - began)
+    print(json.dumps({"wall": wall[1:], "processor": processor[1:], "losses": losses, "above": peak.above()}))
+
+
+def against_code(args: argparse.Namespace, name: str) -> None:
+    """Print one row: this code's and the other code's seconds per step, their ratios, and how far the losses differ."""
+    runs: dict[str, list[dict[str, Any]]] = {"new": [], "old": []}
+    for k in range(args.repeats):
+        for which in ("new", "old") if k % 2 else ("old", "new"):
+            runs[which].append(in_process(args, "--only-steps", name, args.against if which == "old" else None))
+
+    def middle(which: str, what: str) -> float:
+        return median(seconds for run in runs[which] for seconds in run[what])
+
+    new, old = runs["new"][0], runs["old"][0]
+    apart = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(new["losses"], old["losses"], strict=True))
+    print(
+        f"| {name} | {middle('old', 'wall'):.2f} | {middle('new', 'wall'):.2f} |"
+        f" {middle('new', 'wall') / middle('old', 'wall'):.2f} | {middle('old', 'processor'):.1f} |"
+        f" {middle('new', 'processor'):.1f} | {middle('new', 'processor') / middle('old', 'processor'):.2f} |"
+        f" {new['above'] / old['above']:.2f} | {apart:.0e} |",
+        flush=True,
+    )
 
 
 def only_memory(args: argparse.Namespace) -> None:
@@ -172,30 +229,34 @@ def only_memory(args: argparse.Namespace) -> None:
     print(json.dumps({"above": peak.above()}))
 
 
-def against_trl(bench: Bench) -> tuple[float, float, float]:
-    """Time a step of our DPO and of TRL's on the same pairs; return both medians and the median of the ratios."""
+def against_trl(bench: Bench, name: str) -> tuple[float, float, float]:
+    """Time a step of our method `dpo` or `sft` and of TRL's trainer on the same pairs.
+
+    Returns:
+        Both medians of seconds per step, and the median of the ratios.
+    """
     import tempfile
 
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from wpn_bench.prompts import joined, render
     from wpn_bench.unlearn.train import train
 
-    kind = METHODS.get("dpo")
+    kind = METHODS.get(name)
     steps, size = bench.args.pairs * 2, bench.args.batch_size
-    config = kind.Config(steps=steps, batch_size=size, alpha=0.0, save_every=0)
+    only = {"alpha": 0.0} if name == "dpo" else {}
+    config = kind.Config(steps=steps, batch_size=size, save_every=0, **only)
     items = [i for i in bench.items if i.harmless and i.harmful]
-    pairs = Dataset.from_list(
+    answers = ("chosen", "rejected") if name == "dpo" else ("completion",)
+    rows = Dataset.from_list(
         [
-            {
-                "prompt": render(i, QUESTION_TEMPLATE),
-                "chosen": joined(i.harmless[0]),
-                "rejected": joined(i.harmful[0]),
-            }
+            {"prompt": render(i, bench.template)}
+            | {k: joined(y) for k, y in zip(answers, (i.harmless[0], i.harmful[0]), strict=False)}
             for i in (items * (1 + steps * size // len(items)))[: steps * size]
         ]
     )
+    trainer_class, config_class = (DPOTrainer, DPOConfig) if name == "dpo" else (SFTTrainer, SFTConfig)
 
     def ours() -> float:
         model = models.load_fresh(bench.ref.path, bench.args.device, "float32")
@@ -206,22 +267,20 @@ def against_trl(bench: Bench) -> tuple[float, float, float]:
             kind(config),
             items,
             bench.texts,
-            template=Template.parse(QUESTION_TEMPLATE),
+            template=bench.template,
             seed=0,
-            reference=bench.base,
+            reference=bench.base if name == "dpo" else None,
         )
         return (time.perf_counter() - began) / steps
 
     def theirs() -> float:
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = DPOTrainer(
+            trainer = trainer_class(
                 model=models.load_fresh(bench.ref.path, bench.args.device, "float32"),
-                ref_model=bench.base,
-                args=DPOConfig(
+                args=config_class(
                     output_dir=scratch,
                     per_device_train_batch_size=size,
                     max_steps=steps,
-                    beta=config.beta,
                     max_length=config.max_length,
                     learning_rate=1e-5,
                     report_to=[],
@@ -231,17 +290,18 @@ def against_trl(bench: Bench) -> tuple[float, float, float]:
                     gradient_checkpointing=False,
                     bf16=False,
                     use_cpu=bench.args.device == "cpu",
+                    **({"beta": config.beta} if name == "dpo" else {}),
                 ),
-                train_dataset=pairs,
+                train_dataset=rows,
                 processing_class=bench.tokenizer,
+                **({"ref_model": bench.base} if name == "dpo" else {}),
             )
             began = time.perf_counter()
             trainer.train()
             return (time.perf_counter() - began) / steps
 
-    ours(), theirs()  # warm-up
     found = []
-    for k in range(TRL_PAIRS):
+    for k in range(bench.args.repeats):
         # The order alternates between pairs. Our time includes building the batches; TRL's data was tokenised before.
         times = {run: run() for run in ((ours, theirs) if k % 2 else (theirs, ours))}
         found.append((times[ours], times[theirs]))
@@ -252,18 +312,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lab")
     parser.add_argument("--forget")
+    parser.add_argument("--retain", help="JSON lines with texts")
     parser.add_argument("--kind", default="question", choices=("question", "continuation"))
     parser.add_argument("--methods", default=",".join(METHODS.names()))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--retain-batch-size", type=int, help="--batch-size if not given")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="pairs of processes with --against, of trainings with --trl"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trl", action="store_true")
+    parser.add_argument("--against", type=Path, help="folder of another version of this repository")
     parser.add_argument("--only-memory", help=argparse.SUPPRESS)
+    parser.add_argument("--only-steps", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_memory:
         only_memory(args)
         return
+    if args.only_steps:
+        only_steps(args)
+        return
+    if args.against:
+        print(
+            "| method | old, s | new, s | ratio | old, processor s | new, processor s | ratio | peak memory, ratio | losses apart |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for name in args.methods.split(","):
+            against_code(args, name)
+        return
     bench = Bench(args)
+    if args.trl:
+        for name, trainer in (("dpo", "DPOTrainer"), ("sft", "SFTTrainer")):
+            ours, theirs, ratio = against_trl(bench, name)
+            print(
+                f"{name}, a step in the trainer: {ours:.3f} s; TRL's {trainer} {theirs:.3f} s; ratio {ratio:.2f}",
+                flush=True,
+            )
+        return
     print("| method | tokens a step | s a step | plain fine-tuning, s | time ratio | peak memory ratio |")
     print("|---|---|---|---|---|---|")
     for name in args.methods.split(","):
@@ -273,9 +359,6 @@ def main() -> None:
             f" {memory(args, name):.2f} |",
             flush=True,
         )
-    if args.trl:
-        ours, theirs, ratio = against_trl(bench)
-        print(f"\nDPO, a step in the trainer: {ours:.3f} s; TRL's DPOTrainer {theirs:.3f} s; ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

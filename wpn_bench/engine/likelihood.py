@@ -197,7 +197,7 @@ def _batch_outputs(
         inputs["past_key_values"] = prefix.repeated(rows)
     if visible is not None:
         inputs["position_ids"] = torch.from_numpy(batch.positions + (prefix.length if prefix else 0)).to(device)
-        inputs["attention_mask"] = _additive(torch.from_numpy(visible).to(device), model.dtype)
+        inputs["attention_mask"] = additive(torch.from_numpy(visible).to(device), model.dtype)
     outputs = _outputs(model, head_is_last, **inputs)
     return outputs.flatten(0, 1)
 
@@ -269,7 +269,7 @@ def _continues(model: PreTrainedModel) -> bool:
 
     if model not in _CONTINUES:
         support = _support_of(model)
-        sequences = _sample(model, 9)
+        sequences = some_sequences(model, 9)
         rest = [tokens[3:] for tokens in (sequences[0], (*sequences[0][:3], *sequences[1][3:]))]
         batch = packing.pack([packing.trees(rest, 27, 27)])
         head = head_of(model, support.head_is_last)
@@ -278,7 +278,7 @@ def _continues(model: PreTrainedModel) -> bool:
             outputs = _batch_outputs(model, support.head_is_last, batch, prefix)
             with torch.inference_mode():
                 _CONTINUES[model] = support.packed_length > 0 and all(
-                    _equal(
+                    equal_logits(
                         all_logits(head, outputs[path + at]),
                         _logits(model, (*sequences[0][:3], *rest[number]))[3:],
                         model.dtype,
@@ -291,8 +291,16 @@ def _continues(model: PreTrainedModel) -> bool:
     return _CONTINUES[model]
 
 
-def _additive(visible: Tensor, dtype: Any) -> Tensor:
-    """Return an additive attention mask (rows, 1, T, C): 0 for `visible` (rows, T, C), else the minimum of `dtype`."""
+def additive(visible: Tensor, dtype: Any) -> Tensor:
+    """Make an additive attention mask.
+
+    Args:
+        visible: (rows, T, C), true where the token T sees the token C.
+        dtype: Data type of the mask.
+
+    Returns:
+        (rows, 1, T, C), 0 where `visible` is true, else the minimum of `dtype`.
+    """
     import torch
 
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -457,8 +465,16 @@ def local_window(config: Any) -> int:
     return min((int(w) for w in windows if w), default=1 << 30)
 
 
-def _sample(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
-    """Return three sequences of n tokens, two of which have a common prefix."""
+def some_sequences(model: PreTrainedModel, n: int) -> list[packing.Tokens]:
+    """Return three sequences of random tokens, two of which have a common prefix.
+
+    Args:
+        model: The model, which limits the token ids.
+        n: Number of tokens of each sequence.
+
+    Returns:
+        The sequences.
+    """
     words = min(int(model.config.get_text_config().vocab_size), 1000)
     rng = np.random.default_rng(1)
     a, b, c = (tuple(int(w) for w in rng.integers(0, words, n)) for _ in range(3))
@@ -471,11 +487,22 @@ def _logits(model: PreTrainedModel, tokens: packing.Tokens) -> Tensor:
     return _outputs(model, False, input_ids=torch.tensor([tokens], device=device_of(model)))[0].float()
 
 
-def _equal(ours: Tensor, theirs: Tensor, dtype: Any, least: float = 1e-3) -> bool:
-    """Return whether two tensors of logits are equal up to rounding in `dtype`, or up to `least` if this is larger."""
+def equal_logits(ours: Tensor, theirs: Tensor, dtype: Any, least: float = 1e-3, units: int = 8) -> bool:
+    """Return whether two tensors of logits are equal up to rounding.
+
+    Args:
+        ours: Logits.
+        theirs: The logits that they should be.
+        dtype: The data type in which they were computed.
+        least: Difference that always counts as equal.
+        units: Difference that counts as rounding, in units of the last place of the largest logit.
+
+    Returns:
+        Whether they are equal.
+    """
     import torch
 
-    bound = max(least, 8 * torch.finfo(dtype).eps * float(theirs.abs().max()))
+    bound = max(least, units * torch.finfo(dtype).eps * float(theirs.abs().max()))
     return ours.shape == theirs.shape and bool(((ours - theirs).abs() <= bound).all())
 
 
@@ -488,13 +515,13 @@ def head_comes_last(model: PreTrainedModel) -> bool:
 
     if model.get_output_embeddings() is None:
         return False
-    tokens = _sample(model, 4)[0]
+    tokens = some_sequences(model, 4)[0]
     with torch.inference_mode():
         ours = all_logits(
             head_of(model, True), _outputs(model, True, input_ids=torch.tensor([tokens], device=device_of(model)))[0]
         )
     # The bound is strict, because a soft cap (Gemma 2) changes small logits only by a term of third order.
-    return _equal(ours, _logits(model, tokens), model.dtype, least=1e-5)
+    return equal_logits(ours, _logits(model, tokens), model.dtype, least=1e-5)
 
 
 def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
@@ -504,7 +531,7 @@ def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
     n = min(9, window // 3)
     if n < 2:
         return False
-    sequences = _sample(model, n)
+    sequences = some_sequences(model, n)
     batch = packing.pack([packing.trees(sequences, 3 * n, 3 * n)])
     try:
         outputs = _batch_outputs(model, head_is_last, batch)
@@ -513,7 +540,7 @@ def _packs(model: PreTrainedModel, window: int, head_is_last: bool) -> bool:
     head = head_of(model, head_is_last)
     with torch.inference_mode():
         return all(
-            _equal(all_logits(head, outputs[path + at]), _logits(model, sequences[number]), model.dtype)
+            equal_logits(all_logits(head, outputs[path + at]), _logits(model, sequences[number]), model.dtype)
             for of, _, at in batch.places
             for number, path in of.paths.items()
         )

@@ -119,6 +119,11 @@ class _WithoutAdapters:
     def __init__(self, adapters: Adapters, module: Any) -> None:
         self._adapters, self._module = adapters, module
 
+    @property
+    def training(self) -> bool:
+        """Return whether the module is in training mode, which it never is without its adapters."""
+        return False
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._adapters.switched_off():
             return self._module(*args, **kwargs)
@@ -132,6 +137,8 @@ class _WithoutAdapters:
     def _seen(self, value: Any) -> Any:
         import torch
 
+        if type(value) is torch.nn.Linear:
+            return value  # it has no adapter and no mode, and the loss may read its weight
         if isinstance(value, torch.nn.Module):
             return _WithoutAdapters(self._adapters, value)
         if not callable(value):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import try_lock, write_json
+from wpn_bench.core.heap import freed_memory_kept
 from wpn_bench.core.machine import environment_variables
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
@@ -125,6 +126,7 @@ def train(
     from wpn_bench.unlearn import checkpoints as kept
     from wpn_bench.unlearn.batches import Batches
     from wpn_bench.unlearn.loop import Record, UnlearnTrainer, Watch, half_precision, read_record
+    from wpn_bench.unlearn.passes import prepare
     from wpn_bench.unlearn.shards import gather
 
     config = method.config
@@ -162,10 +164,12 @@ def train(
         taught = copy.deepcopy(model) if together.sharded and together.main else model
         stack.enter_context(_prepared(taught, config.gradient_checkpointing))
         both = [m for m in (taught, reference) if m is not None]
-        stack.enter_context(half_precision(both, config.mixed_precision, computed_on))
         if adapters is not None and reference is None and method.needs_reference:
             reference = adapters.reference()
+        prepare(taught, reference)
+        stack.enter_context(half_precision(both, config.mixed_precision, computed_on))
         stack.enter_context(_environment(curves))
+        stack.enter_context(freed_memory_kept())
         arguments = TrainingArguments(
             output_dir=str(checkpoints),
             max_steps=config.steps,

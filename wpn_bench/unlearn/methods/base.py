@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wpn_bench.core.registry import source_digest
 from wpn_bench.core.validation import Count
-from wpn_bench.engine.head import head_only_at
 from wpn_bench.unlearn.processes import divisor
 from wpn_bench.unlearn.search import Choice, Log, Range
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from wpn_bench.unlearn.batches import Batch, Rows
+    from wpn_bench.unlearn.passes import Pass
 
 
 # LoRA needs a learning rate about ten times higher, because B starts at zero and W only changes by the product B A. This
@@ -169,6 +169,26 @@ class Method(ABC):
         """Return whether the loss uses the frozen base model."""
         return False
 
+    def read(self, model: PreTrainedModel, batch: Batch, **options: Any) -> Pass:
+        """Describe the forward pass over all rows of a batch that the loss uses.
+
+        The functions below take it in place of the model. A prompt that several rows begin with is then computed once
+        (`wpn_bench/unlearn/passes.py`).
+
+        Args:
+            model: The model.
+            batch: The rows.
+            **options: Further arguments of `Pass`.
+
+        Returns:
+            The pass, which is computed when the loss first asks for a value.
+        """
+        from wpn_bench.unlearn.passes import Pass
+
+        used = {name: rows for name, rows in vars(batch).items() if name in self.uses}
+        retain = used.pop("retain", None)
+        return Pass(model, list(used.values()), [retain], **options)
+
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         """Compute the loss of one batch.
@@ -192,13 +212,6 @@ def code_of(method: type[Method]) -> dict[str, Any]:
     return {"version": method.version, "source": source_digest(method)}
 
 
-def at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision to float32, which a softmax over a vocabulary needs. Other types are unchanged."""
-    import torch
-
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
     """Return which predictions count. Column t is the prediction of the token in column t + 1.
 
@@ -214,11 +227,11 @@ def predicted(rows: Rows, mask: Tensor | None = None) -> Tensor:
     return kept[:, 1:] * rows.attention_mask[:, :-1]
 
 
-def forward(model: PreTrainedModel, rows: Rows, **options: Any) -> Any:
+def forward(model: Any, rows: Rows, **options: Any) -> Any:
     """Run the model on rows that may be padded on either side.
 
     Args:
-        model: A causal language model.
+        model: A causal language model, or its decoder.
         rows: R rows of T tokens.
         **options: Further arguments of the model's forward pass.
 
@@ -239,23 +252,6 @@ def positions(rows: Rows) -> dict[str, Tensor]:
     return {"position_ids": (rows.attention_mask.cumsum(1) - 1).clamp(min=0)}
 
 
-def logits_at(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
-    """Compute the logits that predict selected tokens.
-
-    Args:
-        model: A causal language model.
-        rows: R rows of T tokens.
-        mask: (R, T-1), 1 for the N selected tokens. Column t stands for the token in column t + 1.
-
-    Returns:
-        The logits (N, V), in the order of the rows.
-    """
-    import torch.nn.functional as F
-
-    with head_only_at(model, F.pad(mask, (0, 1))):
-        return at_least_float32(forward(model, rows).logits[0])
-
-
 def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Write values to the positions of a mask.
 
@@ -271,35 +267,20 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-def token_logprobs(model: PreTrainedModel, rows: Rows, mask: Tensor) -> Tensor:
+def token_logprobs(model: PreTrainedModel | Pass, rows: Rows, mask: Tensor) -> Tensor:
     """Compute log p(token | tokens before it) for selected tokens.
 
     Args:
-        model: A causal language model.
+        model: A causal language model, or a pass over all rows of the loss (`Method.read`).
         rows: R rows of T tokens.
         mask: (R, T-1), 1 for the selected tokens. Column t stands for the token in column t + 1.
 
     Returns:
         (R, T-1) in nats, zero where `mask` is zero.
     """
-    return logprobs_of(logits_at(model, rows, mask), rows, mask)
+    from wpn_bench.unlearn.passes import pass_over
 
-
-def logprobs_of(logits: Tensor, rows: Rows, mask: Tensor) -> Tensor:
-    """Compute the same as `token_logprobs` from given logits, for losses that need further outputs of the model.
-
-    Args:
-        logits: (N, V), logits of the N tokens where `mask` is 1.
-        rows: R rows of T tokens.
-        mask: (R, T-1). Column t stands for the token in column t + 1.
-
-    Returns:
-        (R, T-1) in nats, zero where `mask` is zero.
-    """
-    import torch.nn.functional as F
-
-    targets = rows.input_ids[:, 1:][mask.bool()]
-    return spread(-F.cross_entropy(logits, targets, reduction="none"), mask)
+    return pass_over(model, rows).logprobs(rows, mask)
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
@@ -320,7 +301,7 @@ def mean_of(values: Tensor) -> Tensor:
     return values.mean() * (len(values) / divisor(values.new_tensor(len(values))))
 
 
-def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None) -> Tensor:
+def cross_entropy(model: PreTrainedModel | Pass, rows: Rows, mask: Tensor | None = None) -> Tensor:
     """Compute the mean cross-entropy of tokens.
 
     Args:
@@ -335,7 +316,7 @@ def cross_entropy(model: PreTrainedModel, rows: Rows, mask: Tensor | None = None
     return -mean_over(token_logprobs(model, rows, kept), kept)
 
 
-def response_logprobs(model: PreTrainedModel, rows: Rows) -> Responses:
+def response_logprobs(model: PreTrainedModel | Pass, rows: Rows) -> Responses:
     """Compute log p(y | x) of the response in each row.
 
     Args:
@@ -370,7 +351,7 @@ class Responses:
         return -self.total.sum() / divisor(self.n.sum())
 
 
-def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Rows) -> Tensor:
+def kl_to_reference(model: PreTrainedModel | Pass, reference: PreTrainedModel | Pass, rows: Rows) -> Tensor:
     """Compute KL(p_ref || p_theta), averaged over all predicted tokens.
 
     Args:
@@ -381,18 +362,14 @@ def kl_to_reference(model: PreTrainedModel, reference: PreTrainedModel, rows: Ro
     Returns:
         A scalar in nats per token.
     """
-    import torch
-    import torch.nn.functional as F
+    from wpn_bench.unlearn.passes import pass_over
 
     kept = predicted(rows)
-    with torch.no_grad():
-        p = logits_at(reference, rows, kept).log_softmax(-1)
-    q = logits_at(model, rows, kept).log_softmax(-1)
-    return F.kl_div(q, p, reduction="sum", log_target=True) / divisor(kept.sum())
+    return pass_over(model, rows).kl_from(pass_over(reference, rows), rows, kept).sum() / divisor(kept.sum())
 
 
 def plus_kl(
-    loss: Loss, weight: float, model: PreTrainedModel, reference: PreTrainedModel | None, retain: Rows | None
+    loss: Loss, weight: float, model: PreTrainedModel | Pass, reference: PreTrainedModel | None, retain: Rows | None
 ) -> Loss:
     """Return `loss` + weight * KL(p_ref || p_theta)(retain). With weight 0, the KL term is not computed.
 
@@ -413,7 +390,7 @@ def plus_kl(
     return _plus(loss, weight, "retain_kl", kl_to_reference(model, reference, retain))
 
 
-def plus_cross_entropy(loss: Loss, weight: float, model: PreTrainedModel, retain: Rows | None) -> Loss:
+def plus_cross_entropy(loss: Loss, weight: float, model: PreTrainedModel | Pass, retain: Rows | None) -> Loss:
     """Return `loss` + weight * CE(retain). With weight 0, the cross-entropy is not computed.
 
     Args:

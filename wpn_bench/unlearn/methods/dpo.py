@@ -48,18 +48,21 @@ class DPO(Method):
         import torch
         import torch.nn.functional as F
 
+        from wpn_bench.unlearn.passes import Pass
+
         assert batch.harmless is not None
         assert batch.harmful is not None
         assert reference is not None
+        theta, ref = self.read(model, batch), Pass(reference, [batch.harmless, batch.harmful])
         with torch.no_grad():
-            chosen_before = response_logprobs(reference, batch.harmless).total
-            rejected_before = response_logprobs(reference, batch.harmful).total
-        chosen = response_logprobs(model, batch.harmless).total - chosen_before
-        rejected = response_logprobs(model, batch.harmful).total - rejected_before
+            chosen_before = response_logprobs(ref, batch.harmless).total
+            rejected_before = response_logprobs(ref, batch.harmful).total
+        chosen = response_logprobs(theta, batch.harmless).total - chosen_before
+        rejected = response_logprobs(theta, batch.harmful).total - rejected_before
         preference = -mean_of(F.logsigmoid(self.config.beta * (chosen - rejected)))
         parts = {
             "preference": float(preference.detach()),
             "harmless_log_ratio": float(mean_of(chosen.detach())),
             "harmful_log_ratio": float(mean_of(rejected.detach())),
         }
-        return plus_cross_entropy(Loss(preference, parts), self.config.alpha, model, batch.retain)
+        return plus_cross_entropy(Loss(preference, parts), self.config.alpha, theta, batch.retain)

@@ -47,11 +47,12 @@ class GradDiff(Method):
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmful is not None
         assert batch.retain is not None
-        harmful = cross_entropy(model, batch.harmful, batch.harmful.response_mask)
+        theta = self.read(model, batch)
+        harmful = cross_entropy(theta, batch.harmful, batch.harmful.response_mask)
         if self.config.retain == "kl":
             assert reference is not None
-            retain = kl_to_reference(model, reference, batch.retain)
+            retain = kl_to_reference(theta, reference, batch.retain)
         else:
-            retain = cross_entropy(model, batch.retain)
+            retain = cross_entropy(theta, batch.retain)
         total = -self.config.gamma * harmful + self.config.alpha * retain
         return Loss(total, {"harmful_loss": float(harmful.detach()), "retain": float(retain.detach())})

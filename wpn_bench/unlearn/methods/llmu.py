@@ -10,7 +10,6 @@ from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
-    at_least_float32,
     cross_entropy,
     forward,
     kl_to_reference,
@@ -68,15 +67,21 @@ class LLMU(Method):
         return True
 
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
+        from wpn_bench.unlearn.passes import Pass
+
         assert batch.harmful is not None
         assert batch.random is not None
         assert batch.retain is not None
         assert reference is not None
         released = self.config.variant == "released"
-        ascent = -cross_entropy(model, batch.harmful, batch.harmful.response_mask)
-        random = cross_entropy(model, batch.random, None if released else batch.random.response_mask)
-        keep = cross_entropy_with_padding if released else kl_to_reference
-        normal = keep(model, reference, batch.retain)
+        # The released code counts padding, so its term has a pass of its own, over padded rows.
+        theta = Pass(model, [batch.harmful, batch.random]) if released else self.read(model, batch)
+        ascent = -cross_entropy(theta, batch.harmful, batch.harmful.response_mask)
+        random = cross_entropy(theta, batch.random, None if released else batch.random.response_mask)
+        if released:
+            normal = cross_entropy_with_padding(model, reference, batch.retain)
+        else:
+            normal = kl_to_reference(theta, reference, batch.retain)
         total = self.config.ascent * ascent + self.config.random * random + self.config.normal * normal
         parts = {"harmful_log_likelihood": ascent, "random_loss": random, "retain": normal}
         return Loss(total, {name: float(value.detach()) for name, value in parts.items()})
@@ -94,6 +99,8 @@ def cross_entropy_with_padding(model: PreTrainedModel, reference: PreTrainedMode
         Nats per position, a scalar.
     """
     import torch
+
+    from wpn_bench.engine.readout import at_least_float32
 
     with torch.no_grad():
         p = at_least_float32(forward(reference, rows).logits).softmax(-1)

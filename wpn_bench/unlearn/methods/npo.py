@@ -53,7 +53,8 @@ class NPO(Method):
         beta = self.config.beta
         with torch.no_grad():
             before = response_logprobs(reference, batch.harmful).total
-        ratio = response_logprobs(model, batch.harmful).total - before
+        theta = self.read(model, batch)
+        ratio = response_logprobs(theta, batch.harmful).total - before
         forget = -(2 / beta) * mean_of(F.logsigmoid(-beta * ratio))
         parts = {"forget": float(forget.detach()), "harmful_log_ratio": float(mean_of(ratio.detach()))}
-        return plus_cross_entropy(Loss(forget, parts), self.config.alpha, model, batch.retain)
+        return plus_cross_entropy(Loss(forget, parts), self.config.alpha, theta, batch.retain)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, at_least_float32, mean_over, positions
+from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig, mean_over
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from wpn_bench.unlearn.batches import Batch, Rows
+    from wpn_bench.unlearn.batches import Batch
 
 DIRECTION_SEED = 7  # all runs use the same direction u, so that seeds only change the order of the data
 
@@ -58,30 +58,27 @@ class RMU(Method):
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         import torch
 
+        from wpn_bench.unlearn.passes import Pass
+
         assert batch.harmful is not None
         assert batch.retain is not None
         assert reference is not None
-        forget_states = self._states(model, batch.harmful)
+        layer = self._layer(model)
+        theta = self.read(model, batch, layer=layer, head=False)
+        ref = Pass(reference, [batch.retain], layer=layer, head=False)
+        forget_states = theta.states(batch.harmful)
         target = self.config.coefficient * direction(forget_states.shape[-1]).to(forget_states)
         forget = _mse(forget_states, target, batch.harmful.response_mask)
         with torch.no_grad():
-            before = self._states(reference, batch.retain)
-        retain = _mse(self._states(model, batch.retain), before, batch.retain.attention_mask)
+            before = ref.states(batch.retain)
+        retain = _mse(theta.states(batch.retain), before, batch.retain.attention_mask)
         total = self.config.gamma * forget + self.config.alpha * retain
         return Loss(total, {"forget": float(forget.detach()), "retain": float(retain.detach())})
 
-    def _states(self, model: PreTrainedModel, rows: Rows) -> Tensor:
-        """Return the output (R, T, H) of the steered block."""
+    def _layer(self, model: PreTrainedModel) -> int:
+        """Return the number of the steered block."""
         depth = int(model.config.get_text_config().num_hidden_layers)
-        layer = self.config.layer or max(1, round(depth * 7 / 32))
-        out: Any = model.base_model(
-            input_ids=rows.input_ids,
-            attention_mask=rows.attention_mask,
-            use_cache=False,
-            output_hidden_states=True,
-            **positions(rows),
-        )
-        return at_least_float32(out.hidden_states[min(layer, depth)])
+        return min(self.config.layer or max(1, round(depth * 7 / 32)), depth)
 
 
 def direction(width: int) -> Tensor:

@@ -53,11 +53,12 @@ class SafeUnlearning(Method):
         assert batch.harmful is not None
         assert batch.retain is not None
         assert reference is not None
-        benign = cross_entropy(model, batch.retain)
-        refusal = cross_entropy(model, batch.harmless, batch.harmless.response_mask)
+        theta = self.read(model, batch)
+        benign = cross_entropy(theta, batch.retain)
+        refusal = cross_entropy(theta, batch.harmless, batch.harmless.response_mask)
         with torch.no_grad():
             before = response_logprobs(reference, batch.harmful).mean
-        ratio = response_logprobs(model, batch.harmful).mean - before
+        ratio = response_logprobs(theta, batch.harmful).mean - before
         unlearn = -mean_of(F.logsigmoid(-ratio))
         total = self.config.benign * benign + self.config.refusal * refusal + self.config.unlearn * unlearn
         parts = {"retain_loss": benign, "harmless_loss": refusal, "unlearn": unlearn}

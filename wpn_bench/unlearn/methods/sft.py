@@ -40,9 +40,10 @@ class SFT(Method):
 
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmless is not None
-        ce = cross_entropy(model, batch.harmless, batch.harmless.response_mask)
+        theta = self.read(model, batch)
+        ce = cross_entropy(theta, batch.harmless, batch.harmless.response_mask)
         loss = Loss(ce, {"harmless_loss": float(ce.detach())})
-        return plus_kl(loss, self.config.kl, model, reference, batch.retain)
+        return plus_kl(loss, self.config.kl, theta, reference, batch.retain)
 
 
 class SFTKLConfig(SFTConfig):

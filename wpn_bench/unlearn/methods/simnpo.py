@@ -46,7 +46,8 @@ class SimNPO(Method):
 
         assert batch.harmful is not None
         beta = self.config.beta
-        nll = -response_logprobs(model, batch.harmful).mean
+        theta = self.read(model, batch)
+        nll = -response_logprobs(theta, batch.harmful).mean
         forget = -(2 / beta) * mean_of(F.logsigmoid(beta * (nll - self.config.delta)))
         parts = {"forget": float(forget.detach()), "harmful_loss": float(mean_of(nll.detach()))}
-        return plus_cross_entropy(Loss(self.config.gamma * forget, parts), self.config.alpha, model, batch.retain)
+        return plus_cross_entropy(Loss(self.config.gamma * forget, parts), self.config.alpha, theta, batch.retain)

@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from wpn_bench.engine.head import head_only_at
 from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
-    at_least_float32,
-    forward,
-    logprobs_of,
     mean_of,
     mean_over,
     plus_kl,
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from wpn_bench.unlearn.batches import Batch, Rows
+    from wpn_bench.unlearn.passes import Pass
 
 Pooling = Literal["position", "mean", "last"]
 
@@ -119,27 +116,25 @@ class WPN(Method):
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmless is not None
         assert batch.harmful is not None
-        positive, ce = self._scores(model, batch.harmless)
-        negatives, _ = self._scores(model, batch.harmful)
+        theta = self.read(model, batch, layer=-1 if self.config.space == "hidden" else None)
+        positive, ce = self._scores(theta, batch.harmless)
+        negatives, _ = self._scores(theta, batch.harmful)
         contrast = n_pair(positive, negatives.view(len(positive), self.negatives))
         parts = {"n_pair": float(contrast.detach()), "harmless_loss": float(ce.detach())}
         loss = Loss(contrast + self.config.anchor * ce, parts)
-        return plus_kl(loss, self.config.kl, model, reference, batch.retain)
+        return plus_kl(loss, self.config.kl, theta, reference, batch.retain)
 
-    def _scores(self, model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _scores(self, theta: Pass, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the score s(x, y) of each row (R,), and the mean loss of the response tokens, a scalar."""
         response = predicted(rows, rows.response_mask)
+        logp = token_logprobs(theta, rows, response)
         if self.config.space == "output":
-            logp = token_logprobs(model, rows, response)
             scores = pool(logp, response, self.config.pooling)
         else:
             import torch.nn.functional as F
 
-            with head_only_at(model, F.pad(response, (0, 1))):
-                out = forward(model, rows, output_hidden_states=True)
-            hidden = at_least_float32(out.hidden_states[-1])
+            hidden = theta.states(rows)
             of_prompt = pool(hidden, rows.prompt_mask, self.config.pooling)
             of_response = pool(hidden, rows.response_mask, self.config.pooling)
             scores = F.cosine_similarity(of_prompt, of_response, dim=-1)
-            logp = logprobs_of(at_least_float32(out.logits[0]), rows, response)
         return scores / self.config.temperature, -mean_over(logp, response)

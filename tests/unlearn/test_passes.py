@@ -1,0 +1,172 @@
+"""Packed rows against padded rows: the same losses and gradients, for every method and every architecture."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.architectures import ARCHITECTURES
+from wpn_bench.engine import readout
+from wpn_bench.unlearn import passes
+from wpn_bench.unlearn.batches import Batch
+from wpn_bench.unlearn.methods import METHODS
+
+from .conftest import Row, rows_of, some_rows
+
+# Models whose rows cannot be packed: states that run over all tokens, positions of their own, logits that are changed after the head.
+UNPACKED = {
+    "bloom", "falcon_alibi", "mpt", "gemma2", "granite", "cohere", "mamba", "mamba2", "recurrent_gemma", "lfm2", "falcon_h1",
+}  # fmt: skip
+
+
+def batch_of(negatives: int, answers: int = 0) -> Batch:
+    """Three items whose prompts begin alike, and texts of unequal length."""
+    first = [7, 9, 11]
+
+    def again(row: Row, seed: int, n: int) -> list[Row]:
+        return [(row[0][: row[1]] + other[0][other[1] :], row[1]) for other in some_rows(seed, n)]
+
+    def within(rows: list[Row]) -> list[Row]:
+        return [([token % 250 + 5 for token in ids], start) for ids, start in rows]
+
+    harmless = within([(first + ids, start + 3) for ids, start in some_rows(1, 3)])
+    harmful = within([row for k, one in enumerate(harmless) for row in again(one, 10 + k, negatives)])
+    random = within([row for k, one in enumerate(harmless) for row in again(one, 20 + k, answers)])
+    return Batch(
+        rows_of(harmless),
+        rows_of(harmful, owners=[k for k in range(3) for _ in range(negatives)]),
+        rows_of(within(some_rows(2, 4, text=True))),
+        rows_of(random, owners=[k for k in range(3) for _ in range(answers)]) if random else None,
+    )
+
+
+def model_of(architecture: str, *, by: float = 0.0) -> Any:
+    """A model in training mode without dropout. With `by`, its weights are moved a little."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[architecture]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    if by:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(by * torch.randn_like(p))
+    return model.train()
+
+
+def computed(method: Any, model: Any, reference: Any, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The loss and its gradients."""
+    model.zero_grad(set_to_none=True)
+    loss = method.loss(model, batch, reference).total
+    loss.backward()
+    return loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def assert_alike(method: Any, model: Any, reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(method.negatives, method.random_answers)
+    ours = computed(method, model, reference, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "packs", lambda model: False)
+        theirs = computed(method, model, reference, batch)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+    largest = max(float(g.abs().max()) for g in theirs[1])
+    for one, other in zip(ours[1], theirs[1], strict=True):
+        assert float((one - other).abs().max()) <= 1e-4 * max(largest, 1e-3)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_gives_what_padded_rows_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = METHODS.get(name)
+    model, reference = model_of("llama"), model_of("llama", by=0.01).eval()
+    assert passes.packs(model)
+    assert_alike(kind(kind.Config()), model, reference, monkeypatch)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_an_architecture_gives_what_padded_rows_give(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reference = model_of(architecture), model_of(architecture, by=0.01).eval()
+    state = torch.get_rng_state()
+    assert passes.packs(model) is (architecture not in UNPACKED)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("wpn", "rmu"):
+        kind = METHODS.get(name)
+        assert_alike(kind(kind.Config()), model, reference, monkeypatch)
+
+
+def test_dropout_is_drawn_for_each_row() -> None:
+    torch.manual_seed(0)
+    model = ARCHITECTURES["opt"]()
+    assert model.config.dropout > 0
+    assert not passes.packs(model.train())
+    assert passes.packs(model.eval())
+
+
+@pytest.mark.parametrize("name", ["sft_kl", "rmu"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_equal_reference_gives_no_gradient(name: str, checkpointing: bool) -> None:
+    """Before the first step, rounding must not look like a difference: Adam would make it as large as any other."""
+    kind = METHODS.get(name)
+    method = kind(kind.Config())
+    model = model_of("llama")
+    reference = copy.deepcopy(model).eval()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    passes.prepare(model, reference)
+    parts = method.loss(model, batch_of(1), reference).parts
+    assert parts["retain" if name == "rmu" else "retain_kl"] == pytest.approx(0.0, abs=0.0 if name == "rmu" else 1e-9)
+
+
+def test_prompts_and_equal_rows_are_computed_once() -> None:
+    model = model_of("llama")
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda module, given, out: seen.append(given[0].shape[1]))
+    batch = batch_of(2)
+    passes.packs(model)
+    seen.clear()
+    kind = METHODS.get("wpn")
+    kind(kind.Config(kl=0.0)).loss(model, batch, None)
+    rows = [
+        tuple(ids[mask.bool()].tolist())
+        for part in (batch.harmless, batch.harmful)
+        if part is not None
+        for ids, mask in zip(part.input_ids, part.attention_mask, strict=True)
+    ]
+    prefixes = {row[:n] for row in rows for n in range(1, len(row) + 1)}
+    assert seen == [len(prefixes)]
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout, "CHUNK", 22)  # two rows at a time
+    torch.manual_seed(0)
+    head, other = (torch.nn.Linear(3, 11, bias=bias).double() for _ in range(2))
+    states = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    before, targets = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 11, (5,))
+    assert readout.is_linear(head, states)
+
+    def likelihood(states: Any, *_: Any) -> Any:
+        return readout.logprobs(head, states, targets)
+
+    def divergence(states: Any, *_: Any) -> Any:
+        return readout.kl_divergences(head, states, other, before)
+
+    inputs = (states, *head.parameters())
+    assert torch.autograd.gradcheck(likelihood, inputs)
+    assert torch.autograd.gradcheck(divergence, inputs)
+    logits = head(states)
+    torch.testing.assert_close(
+        likelihood(states), -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    )
+    p, q = other(before).log_softmax(-1), logits.log_softmax(-1)
+    torch.testing.assert_close(divergence(states), (p.exp() * (p - q)).sum(-1))
+    with torch.no_grad():
+        torch.testing.assert_close(likelihood(states), readout.logprobs(torch.nn.Sequential(head), states, targets))

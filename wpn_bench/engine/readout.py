@@ -1,0 +1,184 @@
+"""Log-probabilities and KL divergences from the inputs of the output head, with gradients.
+
+The logits of N tokens are a matrix (N, V), which is the largest tensor of a training step. `torch` would hold several of
+them: the logits, their log-softmax, and gradients of both. Here the logits are computed for a few tokens at a time and
+replaced at once by the derivative of the token's value by its logits. The backward pass needs nothing else: it is two
+matrix products with this one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Number of logits that are computed at a time. In float32 they take 16 MB, which fit into the caches of a processor.
+CHUNK = 1 << 22
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def logprobs(head: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """Compute the log-probability of a token for each input of the head.
+
+    Args:
+        head: The output head.
+        states: Inputs of the head, (N, width).
+        targets: Token ids, (N,).
+
+    Returns:
+        (N,) in nats, at least in float32.
+    """
+    if not is_linear(head, states):
+        return -F.cross_entropy(at_least_float32(head(states)), targets, reduction="none")
+
+    def value(logits: Tensor, part: slice) -> Tensor:
+        at = targets[part].unsqueeze(1)
+        values = log_softmax_(logits).gather(1, at).squeeze(1)
+        # d log p(target) / d logits = 1[target] - softmax
+        logits.exp_().neg_().scatter_add_(1, at, torch.ones_like(logits[:, :1]))
+        return values
+
+    return _values(head, states, value)
+
+
+def kl_divergences(head: Any, states: Tensor, of_reference: Logits, before: Tensor) -> Tensor:
+    """Compute KL(p_ref || p_theta) for each input of the head.
+
+    Args:
+        head: The output head of the model p_theta.
+        states: Its inputs, (N, width).
+        of_reference: Computes the logits of the reference p_ref from inputs of its head.
+        before: These inputs, (N, width).
+
+    Returns:
+        (N,) in nats, at least in float32.
+    """
+
+    def reference(part: slice) -> Tensor:
+        with torch.no_grad():
+            return log_softmax_(at_least_float32(of_reference(before[part])))
+
+    if not is_linear(head, states):
+        p = reference(slice(None))
+        logits = at_least_float32(head(states))
+        q = logits - logits.logsumexp(1, keepdim=True)
+        return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+    def value(logits: Tensor, part: slice) -> Tensor:
+        p = reference(part)
+        q = log_softmax_(logits)
+        # sum_v p (log p - log q), and its derivative by the logits of q, which is q - p
+        gap = p - q
+        p.exp_()
+        values = (gap.mul_(p)).sum(1)
+        q.exp_().sub_(p)
+        return values
+
+    return _values(head, states, value)
+
+
+def is_linear(head: Any, states: Tensor) -> bool:
+    """Return whether the head is a plain matrix product in the data type of the states, which is at least float32.
+
+    Otherwise (an adapter, a quantised or offloaded head, a shard of a head, half precision), the module must compute
+    the logits itself.
+
+    Args:
+        head: The output head.
+        states: Its inputs.
+
+    Returns:
+        Whether it is.
+    """
+    return (
+        type(head) is torch.nn.Linear
+        and "forward" not in vars(head)
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+        and type(head.weight) in (torch.nn.Parameter, Tensor)
+        and head.weight.dtype == states.dtype
+        and states.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(states.device.type)
+    )
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Convert half precision to float32, which a softmax over a vocabulary needs. Other types are unchanged."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """Replace logits (N, V) by log-probabilities.
+
+    `torch.log_softmax` sums a whole vocabulary in one order, which in float32 biases all log-probabilities by up to 3e-5.
+    """
+    return logits.sub_(logits.logsumexp(1, keepdim=True))
+
+
+def parts_of(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Divide rows of logits into parts of about `CHUNK` logits.
+
+    Args:
+        rows: Number of rows.
+        vocabulary: Number of logits in a row.
+
+    Returns:
+        The parts.
+    """
+    size = max(1, CHUNK // vocabulary)
+    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+
+
+def _values(head: Any, states: Tensor, value: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    inputs = (states, head.weight, head.bias)
+    # Within the function, `torch` does not tell whether gradients are wanted.
+    keeps = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    result: Tensor = _Readout.apply(*inputs, value, keeps)
+    return result
+
+
+class _Readout(torch.autograd.Function):
+    """A value of each row of logits, of which only the derivative by the logits is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, value: Any, keeps: bool) -> Tensor:
+        """Compute the values.
+
+        Args:
+            ctx: Keeps what the backward pass needs.
+            states: Inputs of the head (N, width).
+            weight: Weight of the head (V, width).
+            bias: Bias of the head (V,), or None.
+            value: Called with a part of the logits and its slice. It returns the values of these rows, and replaces the
+                logits by the derivatives of the values.
+            keeps: Whether there will be a backward pass.
+        """
+        vocabulary = len(weight)
+        size = len(states) if keeps else min(len(states), max(1, CHUNK // vocabulary))
+        slopes = states.new_empty(size, vocabulary)
+        values = states.new_empty(len(states))
+        for part in parts_of(len(states), vocabulary):
+            logits = slopes[part] if keeps else slopes[: part.stop - part.start]
+            if bias is None:
+                torch.mm(states[part], weight.t(), out=logits)
+            else:
+                torch.addmm(bias, states[part], weight.t(), out=logits)
+            values[part] = value(logits, part)
+        if keeps:
+            ctx.save_for_backward(states, weight, slopes)
+        return values
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_values: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        states, weight, slopes = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        scale = of_values.unsqueeze(1)
+        of_states = (slopes @ weight).mul_(scale) if wanted[0] else None
+        of_weight = slopes.t() @ (states * scale) if wanted[1] else None
+        of_bias = of_values @ slopes if wanted[2] else None
+        return of_states, of_weight, of_bias, None, None
