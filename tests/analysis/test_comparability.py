@@ -9,7 +9,7 @@ import pytest
 from made_run import write_run
 
 from wpn_bench.analysis import baselines
-from wpn_bench.analysis.comparability import differences, protocol_of
+from wpn_bench.analysis.comparability import Protocol, differences, protocol_of
 from wpn_bench.errors import UserError
 from wpn_bench.runs.finished import Run
 
@@ -37,6 +37,24 @@ def test_differences_are_named(tmp_path: Path, changes: dict[str, Any], said: st
     theirs = baselines.of_run(write_run(tmp_path / "b", **{"n": 40, **changes}))
     assert any(said in line for line in differences(ours.protocol, theirs.protocol).lines())
     assert not differences(ours.protocol, ours.protocol)
+
+
+def test_another_detector_of_refusals_is_a_difference_of_their_rate_alone(tmp_path: Path) -> None:
+    found = [{}, {"detector": "classifier", "digest": "aa" * 32}, {"detector": "classifier", "digest": "bb" * 32}]
+    runs = [{"refusals": one} if one else {} for one in found]
+    wording, first, second = (
+        baselines.of_run(write_run(tmp_path / str(k), n=9, run=run)).protocol for k, run in enumerate(runs)
+    )
+    apart = differences(wording, first)
+    assert apart.lines() == []
+    assert apart.metrics == {
+        "refusal_rate": "refusals were detected in different ways (run: 'wording'; baseline: 'classifier aaaaaaaaaaaa')"
+    }
+    assert list(differences(first, second).metrics) == ["refusal_rate"]
+    assert differences(first, first).metrics == {}
+    # A baseline from before there was a classifier names no detector.
+    old = Protocol({k: v for k, v in wording.settings.items() if k != "refusals"}, wording.sets)
+    assert differences(wording, old).metrics == {}
 
 
 def test_the_batch_size_is_no_difference(tmp_path: Path) -> None:

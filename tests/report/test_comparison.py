@@ -179,6 +179,17 @@ def test_rules_that_judged_the_same_answer_otherwise_are_found_out(tmp_path: Pat
     )
 
 
+def test_refusals_that_were_detected_otherwise_are_not_paired(tmp_path: Path) -> None:
+    """Base refuses nothing in either run, so its verdicts are the same."""
+    about = {"refusals": {"detector": "classifier", "digest": "aa" * 32}}
+    runs = [made(30).write(tmp_path / "a"), made(24, about=about).write(tmp_path / "b")]
+    (paired,) = found(runs, tmp_path / "out")["paired"]
+    assert {row["metric"] for row in paired["rows"]} == {"harmless_rate", "coherent_harmless_rate", "accuracy"}
+    (said,) = paired["not_paired"]
+    assert said["what"] == "refusal_rate"
+    assert "refusals were detected in different ways (a: 'wording'; b: 'classifier aa" in said["reason"]
+
+
 def test_other_answers_of_base_are_said(tmp_path: Path) -> None:
     runs = [made(30).write(tmp_path / "a"), made(24, base_says="yes").write(tmp_path / "b")]
     (paired,) = found(runs, tmp_path / "out")["paired"]

@@ -18,7 +18,7 @@ inconclusive.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -288,12 +288,13 @@ def _spread(ours: Reference, model: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two models and the answers of each."""
+    """Two models and the answers of each. `barred` has a reason for each metric that the two sides measured differently."""
 
     ours: Reference
     theirs: Reference
     model: str
     against: str
+    barred: Mapping[str, str]
 
     def groups(self, target: Target) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]] | None:
         """Return the baseline's and the model's answers to each prompt set or benchmark that a gate averages over.
@@ -349,7 +350,7 @@ def compared(
     Raises:
         UserError: A bound is for the wrong direction or an unknown target.
     """
-    pair = _Pair(ours, theirs, model, against)
+    pair = _Pair(ours, theirs, model, against, differences(ours.protocol, theirs.protocol).metrics)
     bounds: dict[Target, tuple[float, bool]] = {}
     if tasks := ours.sets(BENCHMARK):
         bounds[Target(ACCURACY, BENCHMARK_AVERAGE)] = (margin, True)
@@ -382,9 +383,9 @@ def _known(target: Target, ours: Reference) -> None:
 
 def _change(pair: _Pair, target: Target, bound: float, required: bool) -> Finding:
     """Return the finding before Holm's correction."""
-    groups = pair.groups(target)
+    groups = None if target.metric in pair.barred else pair.groups(target)
     if groups is None:
-        said = "a part of it was not measured, see the failed jobs of the run"
+        said = pair.barred.get(target.metric, "a part of it was not measured, see the failed jobs of the run")
         return Finding(
             target, "change", required, Outcome.INCONCLUSIVE, bound, None, None, None, None, said, complete=False
         )

@@ -12,7 +12,7 @@ A comparison of runs is about the methods, so it also requires the same base.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from wpn_bench.core.files import digest_of
 from wpn_bench.errors import UserError
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.metrics import ATTACK, BENCHMARK
+from wpn_bench.runs.metrics import ATTACK, BENCHMARK, REFUSAL_RATE
 from wpn_bench.runs.settings import part
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SETTINGS = ("judge", "judge_digest", "threshold", "template")
+_WORDING = "wording"  # detector of refusals in runs and baselines that name none
 _SAMPLES = ("model", "suite", "set", "item_id", "prompt")
 _DOCUMENTS = ("model", "task", "doc_id", "doc_hash")
 
@@ -71,16 +72,18 @@ class Differences:
     """Why answers cannot be compared.
 
     Differences in `settings` apply to all answers to prompts. `sets` has a reason for each (suite, name) that differs.
+    `metrics` has a reason for each metric that was measured differently. All other metrics can be compared.
     """
 
     settings: Sequence[str]
     sets: Mapping[tuple[str, str], str]
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.settings or self.sets)
 
     def lines(self) -> list[str]:
-        """Return every difference as a line of text."""
+        """Return the differences in settings and sets, each as a line of text."""
         kinds = {key: "task" if key[0] == BENCHMARK else "prompt set" for key in self.sets}
         return [*self.settings, *(f"{kinds[key]} {key[1]}: {reason}" for key, reason in self.sets.items())]
 
@@ -107,6 +110,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
         "judge": about.get("judge"),
         "judge_digest": part(manifest, "judge").get("digest"),
         "threshold": about.get("threshold"),
+        "refusals": part(about, "refusals").get("digest") or _WORDING,
     }
     sets: dict[tuple[str, str], Asked] = {}
     for (suite, name), frame in _parts(run.samples_with(_SAMPLES), ("suite", "set"), models):
@@ -202,7 +206,12 @@ def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("ru
             sets[key] = f"another one: {said or 'its definition or its data changed'}"
         elif mine.items != other.items:
             sets[key] = f"other items {both(mine.n, other.n)}"
-    return Differences(settings, sets)
+    detectors = [str(side.settings.get("refusals") or _WORDING) for side in (ours, theirs)]
+    metrics = {}
+    if detectors[0] != detectors[1]:
+        shown = [one if one == _WORDING else f"classifier {one[:12]}" for one in detectors]
+        metrics[REFUSAL_RATE] = f"refusals were detected in different ways {both(*shown)}"
+    return Differences(settings, sets, metrics)
 
 
 def _short(value: object) -> str:

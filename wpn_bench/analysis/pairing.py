@@ -122,7 +122,9 @@ def _pair_prompts(found: Paired, apart: Differences) -> None:
         found.refused.append(("prompt sets", "; ".join(apart.settings)))
         return
     sets = _shared(found, apart, _names(ours, ("suite", "set")), _names(theirs, ("suite", "set")))
-    barred = _rules_that_changed(found, ours, theirs, sets)
+    found.refused += apart.metrics.items()
+    barred = _rules_that_changed(found, ours, theirs, sets, [m for m in PAIRED_METRICS if m not in apart.metrics])
+    barred |= {(name, metric) for _, name in sets for metric in apart.metrics}
     ours, theirs = (frame[frame["set"].isin([name for _, name in sets])] for frame in (ours, theirs))
     threshold = float(found.first.view.run.get("threshold") or 0.5)
 
@@ -139,14 +141,18 @@ def _pair_prompts(found: Paired, apart: Differences) -> None:
 
 
 def _rules_that_changed(
-    found: Paired, ours: pd.DataFrame, theirs: pd.DataFrame, sets: Sequence[tuple[str, ...]]
+    found: Paired,
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    sets: Sequence[tuple[str, ...]],
+    metrics: Sequence[str],
 ) -> set[tuple[str, str]]:
-    """Return each (set, metric) for which equal answers of base were judged differently.
+    """Return each (set, metric of `metrics`) for which equal answers of base were judged differently.
 
     A note is added if base's answers differ.
     """
     keys = ["suite", "set", "item_id"]
-    columns = {metric: PROMPT_METRICS[metric].columns[-1] for metric in PAIRED_METRICS}
+    columns = {metric: PROMPT_METRICS[metric].columns[-1] for metric in metrics}
     both = ours[ours["model"] == BASE].merge(theirs[theirs["model"] == BASE], on=keys, suffixes=("", ":other"))
     both = both[both["set"].isin([name for _, name in sets])]
     equal = both["response"].fillna("") == both["response:other"].fillna("")
