@@ -10,7 +10,7 @@ import torch
 
 from tests.models.architectures import ARCHITECTURES
 from wpn_bench.engine import readout
-from wpn_bench.unlearn import passes
+from wpn_bench.unlearn import passes, remembered
 from wpn_bench.unlearn.batches import Batch
 from wpn_bench.unlearn.methods import METHODS
 
@@ -139,6 +139,33 @@ def test_prompts_and_equal_rows_are_computed_once() -> None:
     ]
     prefixes = {row[:n] for row in rows for n in range(1, len(row) + 1)}
     assert seen == [len(prefixes)]
+
+
+def test_what_a_reference_computed_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = METHODS.get("dpo")
+    method = kind(kind.Config())
+    model, reference = model_of("llama"), model_of("llama", by=0.01).eval()
+    passes.prepare(model, reference)
+    calls: list[int] = []
+    reference.model.register_forward_hook(lambda module, given, out: calls.append(1))
+    first = computed(method, model, reference, batch_of(1))
+    assert len(calls) == 1
+    remembered.remember(reference, "these weights")
+    for _ in range(3):
+        again = computed(method, model, reference, batch_of(1))
+        assert torch.equal(first[0], again[0])
+        assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    assert len(calls) == 2
+    monkeypatch.setattr(remembered, "BYTES", 1)
+    other = batch_of(1)
+    assert other.harmless is not None
+    other.harmless.input_ids[0, 0] += 1
+    computed(method, model, reference, other)  # nothing is kept now
+    computed(method, model, reference, batch_of(1))
+    assert len(calls) == 4
+    remembered.remember(reference, None)
+    computed(method, model, reference, batch_of(1))
+    assert len(calls) == 5
 
 
 # --- the head --------------------------------------------------------------------------------------------------------

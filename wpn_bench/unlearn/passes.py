@@ -27,6 +27,7 @@ from wpn_bench.engine.likelihood import additive, equal_logits, head_comes_last,
 from wpn_bench.engine.placement import device_of
 from wpn_bench.engine.readout import at_least_float32, kl_divergences, logprobs
 from wpn_bench.unlearn.methods.base import forward, predicted, spread
+from wpn_bench.unlearn.remembered import Result, result_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,9 +183,14 @@ class _Packed:
         if self._outputs is None:
             layout = _layout_of(self.model)
             places = _Places(self.parts, layout)
-            each = [_run(self.model, rows, layout, self.layer, self.head) for rows in places.batches]
-            inputs, states = zip(*each, strict=True)
-            self._outputs = (places, _joined(inputs), _joined(states))
+
+            def compute() -> Result:
+                each = [_run(self.model, rows, layout, self.layer, self.head) for rows in places.batches]
+                inputs, states = zip(*each, strict=True)
+                return _joined(inputs), _joined(states)
+
+            question = (places.sequences, layout, self.layer, self.head)
+            self._outputs = (places, *result_of(self.model, question, compute))
         return self._outputs
 
 
@@ -198,6 +204,7 @@ class _Places:
 
     Attributes:
         batches: The packed rows of each forward pass.
+        sequences: The distinct sequences, which determine the packed rows.
     """
 
     def __init__(self, parts: list[Rows], layout: _Layout) -> None:
@@ -207,7 +214,8 @@ class _Places:
             ids, real = rows.input_ids.cpu().numpy(), rows.attention_mask.cpu().numpy().astype(bool)
             sequences = [tuple(ids[r, real[r]].tolist()) for r in range(len(ids))]
             of_rows.append([number.setdefault(tokens, len(number)) for tokens in sequences if tokens])
-        forest = packing.trees(list(number), min(TREE, layout.most), min(GROWN, layout.most))
+        self.sequences = tuple(number)
+        forest = packing.trees(self.sequences, min(TREE, layout.most), min(GROWN, layout.most))
         filled = packing.rows(map(len, forest), layout.size)
         rows_of_trees = [[forest[k] for k in row] for row in filled]
         self.batches = [[row] for row in rows_of_trees] if layout.blocks else [rows_of_trees]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.core.files import try_lock, write_json
 from wpn_bench.core.heap import freed_memory_kept
 from wpn_bench.core.machine import environment_variables
+from wpn_bench.core.model_files import model_signature
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
@@ -85,6 +86,7 @@ def train(
     checkpoints: Path | None = None,
     adapter: Path | None = None,
     curves: Curves | None = None,
+    reference_identity: str | None = None,
 ) -> Trained:
     """Train a model in place.
 
@@ -111,6 +113,8 @@ def train(
             ends with the same weights and history as without interruption (bitwise on a CPU).
         adapter: Folder in which LoRA adapters are saved.
         curves: Services to which the training curves are sent.
+        reference_identity: Identifies the weights of `reference`, whose results later trainings in this process then
+            reuse. None reuses nothing.
 
     Returns:
         The record of the training.
@@ -127,6 +131,7 @@ def train(
     from wpn_bench.unlearn.batches import Batches
     from wpn_bench.unlearn.loop import Record, UnlearnTrainer, Watch, half_precision, read_record
     from wpn_bench.unlearn.passes import prepare
+    from wpn_bench.unlearn.remembered import remember
     from wpn_bench.unlearn.shards import gather
 
     config = method.config
@@ -167,6 +172,10 @@ def train(
         if adapters is not None and reference is None and method.needs_reference:
             reference = adapters.reference()
         prepare(taught, reference)
+        if reference is not None:
+            # The parts of a sharded reference must be computed by all processes or by none.
+            known = reference_identity is not None and not together.sharded
+            remember(reference, (reference_identity, config.mixed_precision, computed_on) if known else None)
         stack.enter_context(half_precision(both, config.mixed_precision, computed_on))
         stack.enter_context(_environment(curves))
         stack.enter_context(freed_memory_kept())
@@ -359,6 +368,7 @@ def run_train_stage(ctx: StageContext) -> None:
         checkpoints=ctx.scratch,
         adapter=ctx.out / ADAPTER,
         curves=Curves(**ctx.local.get("curves", {})),
+        reference_identity=f"{ctx.needs['model']} {model_signature(ctx.needs['model'])} {trained_in}",
     )
     if not together.main:
         return
