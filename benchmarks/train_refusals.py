@@ -94,8 +94,8 @@ def phrase_rows(phrases: dict[str, dict[str, list[str]]]) -> list[Row]:
             "labelled_by": "people",
         }
         for language, kinds in phrases.items()
-        for label, kind in (("full", "declines"), ("none", "complies"))
-        for text in kinds[kind]
+        for label, kind in (("full", "declines"), ("none", "complies"), ("none", "short"))
+        for text in kinds.get(kind, [])
         for topic in (topics if "{x}" in text else topics[:1])
     ]
 
@@ -244,6 +244,7 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     asked.out.mkdir(parents=True, exist_ok=True)
     phrases = yaml.safe_load(PHRASES.read_text(encoding="utf-8"))
+    requests = phrases.pop("requests")
     labelled = read_rows(asked.labelled)
     rows = [*labelled, *phrase_rows(phrases)]
     label = np.array([row["label"] != "none" for row in rows])
@@ -262,7 +263,7 @@ def main() -> None:
     bias -= bias_found
     print(f"intercept moved by {-bias_found:+.2f}", flush=True)
 
-    prompt_weights, prompt_bias, prompt_alarms = fit_prompts(phrases, labelled)
+    prompt_weights, prompt_bias, prompt_alarms = fit_prompts(phrases, requests, labelled)
     declines = features @ weights + bias
     prompt_features = matrix([classifier.prompt_features(row["prompt"]) for row in rows])
     answers_by_declining = prompt_features @ prompt_weights + prompt_bias
@@ -326,49 +327,58 @@ def main() -> None:
 
 
 def fit_prompts(
-    phrases: dict[str, dict[str, list[str]]], labelled: Sequence[Row]
+    phrases: dict[str, dict[str, list[str]]], requests: dict[str, list[str]], labelled: Sequence[Row]
 ) -> tuple[Array, float, dict[str, Any]]:
     """Fit the model of prompts that ask for a text that declines or apologises.
 
     Args:
         phrases: The written phrases.
+        requests: Verbs, kinds of texts and topics, of which requests for other texts are made.
         labelled: The labelled rows, whose prompts are examples of other prompts.
 
     Returns:
-        Weights, intercept, and figures on prompts that were not trained on: every fifth prompt of both kinds in turn.
+        Weights, intercept, and figures by five-fold cross-validation: over the written prompts for those that ask for such a text,
+        over kinds of texts for requests for other texts, and over single prompts for the labelled rows.
     """
     topics = ("a dinner", "the loan", "a visit", "an order", "this offer", "the party")
-    asks = sorted({t.replace("{x}", x) for kinds in phrases.values() for t in kinds.get("asks", []) for x in topics})
-    templates = [
-        next(t for kinds in phrases.values() for t in kinds.get("asks", []) if _same(t, one, topics)) for one in asks
+    templates = sorted({t for kinds in phrases.values() for t in kinds.get("asks", [])})
+    asks = [
+        (t.replace("{x}", x), n % 5) for n, t in enumerate(templates) for x in (topics if "{x}" in t else topics[:1])
     ]
+    made = [
+        (f"{verb} {text} {topic}.", n % 5)
+        for verb in requests["verbs"]
+        for n, text in enumerate(requests["texts"])
+        for topic in requests["topics"]
+    ]
+    made = random.Random(0).sample(made, min(4000, len(made)))
     others = sorted({row["prompt"] for row in labelled if row["prompt"]})
-    others = random.Random(0).sample(others, min(8000, len(others)))
-    texts = [*asks, *others]
-    label = np.array([True] * len(asks) + [False] * len(others))
+    real = [(text, n % 5) for n, text in enumerate(random.Random(0).sample(others, min(4000, len(others))))]
+    texts, fold = zip(*asks, *made, *real, strict=True)
+    folds, label = np.array(fold), np.array([True] * len(asks) + [False] * (len(made) + len(real)))
+    kind = np.array(["asks"] * len(asks) + ["made"] * len(made) + ["real"] * len(real))
     features = matrix([classifier.prompt_features(text) for text in texts])
-    weight = np.where(label, len(others) / len(asks), 1.0)
-    names = sorted(set(templates))
-    fold = np.array([names.index(t) % 5 for t in templates] + [k % 5 for k in range(len(others))])
+    weight = np.where(label, 0.3 * (len(made) + len(real)) / len(asks), 1.0)
+
+    def fitted(train: Array) -> LogisticRegression:
+        model = LogisticRegression(C=PROMPT_C, solver="liblinear", max_iter=100)
+        return model.fit(features[train], label[train], sample_weight=weight[train])
+
     logits = np.zeros(len(texts))
     for k in range(5):
-        model = LogisticRegression(C=PROMPT_C, max_iter=300)
-        model.fit(features[fold != k], label[fold != k], sample_weight=weight[fold != k])
-        logits[fold == k] = model.decision_function(features[fold == k])
-    model = LogisticRegression(C=PROMPT_C, max_iter=300).fit(features, label, sample_weight=weight)
+        logits[folds == k] = fitted(folds != k).decision_function(features[folds == k])
     found = {
-        "found, other templates held out": figure(
-            stats.rate(int((logits[label] > 0).sum()), int(label.sum())), int(label.sum())
-        ),
-        "false alarms on other prompts": figure(
-            stats.rate(int((logits[~label] > 0).sum()), int((~label).sum())), int((~label).sum())
-        ),
+        name: figure(
+            stats.rate(int((logits[kind == one] > 0).sum()), int((kind == one).sum())), int((kind == one).sum())
+        )
+        for name, one in (
+            ("found, other prompts held out", "asks"),
+            ("false alarms on requests for other texts", "made"),
+            ("false alarms on prompts of the labelled files", "real"),
+        )
     }
+    model = fitted(np.full(len(texts), True))
     return model.coef_[0], float(model.intercept_[0]), found
-
-
-def _same(template: str, text: str, topics: Sequence[str]) -> bool:
-    return any(template.replace("{x}", topic) == text for topic in topics)
 
 
 def fit_partial(features: Any, rows: Sequence[Row], families: Array) -> tuple[Array, float, dict[str, Any]]:

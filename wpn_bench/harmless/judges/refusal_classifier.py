@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -29,10 +30,11 @@ BUCKETS = 1 << 16  # n-grams share this number of weights in each model
 FOLDER = Path(__file__).parent / "refusal_weights"
 WEIGHTS, MEASURED = "refusals.safetensors", "measured.json"
 THRESHOLD = 0.5
-_VERSION = 1  # part of the digest; raise it when the same weights would give other answers
+_VERSION = 2  # part of the digest; raise it when the same weights would give other answers
 # A refusal comes at the beginning of a response. The limits are in bytes of UTF-8, because a letter of a script with many
 # bytes for each letter says more.
 _BEGINNING, _OPENING = 150, 400
+_READ = 4000  # number of letters that are read; more than _OPENING, because the text may begin with other characters
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
 
@@ -121,7 +123,7 @@ def response_features(prompt: str, response: str) -> Features:
     Returns:
         Buckets (int64) and values (float64), both of shape (features,). A bucket may occur more than once.
     """
-    text = " ".join(response.replace("’", "'").split())
+    text = _plain(response)
     beginning, opening = _first(text, _BEGINNING), _first(text, _OPENING)
     of_prompt = set(_WORD.findall(_first(prompt, 4 * _OPENING).lower()))
     words = _WORD.findall(opening.lower())
@@ -142,7 +144,7 @@ def prompt_features(prompt: str) -> Features:
     Returns:
         Buckets (int64) and values (float64), both of shape (features,).
     """
-    return _joined(_ngrams("prompt", _first(" ".join(prompt.replace("’", "'").split()), _OPENING)))
+    return _joined(_ngrams("prompt", _first(_plain(prompt), _OPENING)))
 
 
 def _probability(prompt: str, features: Features) -> float:
@@ -152,7 +154,14 @@ def _probability(prompt: str, features: Features) -> float:
 
 
 def _has_words(text: str) -> bool:
-    return re.search(r"\w", text) is not None
+    return re.search(r"[^\W_]", text) is not None
+
+
+def _plain(text: str) -> str:
+    """Return the beginning of a text in composed letters (NFC), without invisible characters and without what stands before its first word."""
+    text = unicodedata.normalize("NFC", text[:_READ]).replace("’", "'")
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    return re.sub(r"^[\W_]+", "", " ".join(text.split()))
 
 
 def _ngrams(block: str, text: str) -> Features:
