@@ -152,10 +152,11 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     run = load_run(place.folder / "run")
     described = _described(DOCS / "results.md")
     assert [*run.metrics.columns] == described["metrics"]["column"]
-    judges = {"score:JUDGE", "harmless:JUDGE"}  # there is one judge in this run
-    assert [*run.samples.columns] == [c for c in described["samples.parquet"]["column"] if c not in judges]
+    # There is one judge in this run, and refusals are detected by their wording.
+    absent = {"score:JUDGE", "harmless:JUDGE", "refusal_kind"}
+    assert [*run.samples.columns] == [c for c in described["samples.parquet"]["column"] if c not in absent]
     assert [*run.documents.columns] == described["documents.parquet"]["column"]
-    several = {"alpha"}  # only with several judges
+    several = {"alpha", "refusals"}  # only with several judges, and with the refusal classifier
     assert set(run.results["run"]) | several == set(described["run"]["key"])
     for part, keys in (("run", run.results["run"]), ("models", run.results["models"]["wpn"])):
         known = schema()["properties"][part]
