@@ -32,6 +32,7 @@ from sklearn.linear_model import LogisticRegression
 
 from wpn_bench.analysis import stats
 from wpn_bench.harmless.judges import Exchange, exchange, get_judge, scores_of
+from wpn_bench.harmless.judges.ngrams import Features
 
 Array = np.ndarray[Any, Any]
 JAILBREAKS, BEAVERTAILS, PKU, PKU_TEST, BENIGN = "gptfuzz", "beavertails", "pku", "pku_test", "benign"
@@ -144,13 +145,17 @@ def answers(model: str, instructions: Sequence[str], file: Path) -> list[dict[st
 def matrix(texts: Sequence[str], file: Path) -> Any:
     """Return the features of texts, (texts, BUCKETS), from `file` if it exists. They are written there."""
     if not file.is_file():
-        found = [exchange.features(text) for text in texts]
-        ends = np.cumsum([0, *(len(buckets) for buckets, _ in found)])
-        values = np.concatenate([value for _, value in found]).astype(np.float32)
-        rows = sp.csr_matrix((values, np.concatenate([b for b, _ in found]), ends), (len(found), exchange.BUCKETS))
-        rows.sum_duplicates()
-        sp.save_npz(file, rows)
+        sp.save_npz(file, sparse([exchange.features(text) for text in texts], exchange.BUCKETS))
     return sp.load_npz(file)
+
+
+def sparse(features: Sequence[Features], buckets: int) -> Any:
+    """Return features as a sparse matrix, (texts, buckets)."""
+    ends = np.cumsum([0, *(len(found) for found, _ in features)])
+    values = np.concatenate([value for _, value in features]).astype(np.float32)
+    rows = sp.csr_matrix((values, np.concatenate([found for found, _ in features]), ends), (len(features), buckets))
+    rows.sum_duplicates()
+    return rows
 
 
 def fit(features: Any, data: Data, train: Array) -> Array:

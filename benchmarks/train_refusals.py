@@ -27,18 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import yaml
 from sklearn.linear_model import LogisticRegression
+from train_exchange_judge import Array, figure, sigmoid, sparse
 
 from wpn_bench.analysis import stats
 from wpn_bench.harmless.judges import refusal_classifier as classifier
+from wpn_bench.harmless.judges.ngrams import Features
 from wpn_bench.harmless.judges.refusal import is_refusal
 
-Array = np.ndarray[Any, Any]
 Row = dict[str, Any]
-# Language "yo" is left out: the models of these files do not speak Yoruba.
-SKIPPED_LANGUAGES = {"yo"}
+SKIPPED_LANGUAGES = {"yo"}  # the models of these files do not speak Yoruba
 FAMILIES = {
     "claude": "claude|anthropic",
     "chatglm": "chatglm",
@@ -100,13 +99,9 @@ def phrase_rows(phrases: dict[str, dict[str, list[str]]]) -> list[Row]:
     ]
 
 
-def matrix(features: Sequence[classifier.Features]) -> Any:
+def matrix(features: Sequence[Features]) -> Any:
     """Return features as a sparse matrix, (texts, BUCKETS)."""
-    ends = np.cumsum([0, *(len(buckets) for buckets, _ in features)])
-    values = np.concatenate([value for _, value in features]).astype(np.float32)
-    rows = sp.csr_matrix((values, np.concatenate([b for b, _ in features]), ends), (len(features), classifier.BUCKETS))
-    rows.sum_duplicates()
-    return rows
+    return sparse(features, classifier.BUCKETS)
 
 
 def weights_of(rows: Sequence[Row], label: Array, train: Array) -> Array:
@@ -183,14 +178,6 @@ def threshold(rows: Sequence[Row], label: Array, logits: Array, which: Array) ->
 # --- measurements ----------------------------------------------------------------------------------------------------
 
 
-def figure(found: stats.Estimate, n: int) -> dict[str, Any]:
-    """Return a figure with its interval, rounded."""
-    ends = {
-        name: None if end is None else round(float(end), 4) for name, end in (("low", found.low), ("high", found.high))
-    }
-    return {"value": round(float(found.value), 4), **ends, "n": n}
-
-
 def measure(rows: Sequence[Row], label: Array, logits: Array, which: Array) -> dict[str, Any]:
     """Return AUC, sensitivity and false alarms of some rows, with 95 % intervals; `by wording` are those of the phrase list."""
     found: dict[str, Any] = {}
@@ -214,7 +201,7 @@ def measure(rows: Sequence[Row], label: Array, logits: Array, which: Array) -> d
 def measure_by(
     rows: Sequence[Row], label: Array, logits: Array, which: Array, key: Callable[[Row], str]
 ) -> dict[str, Any]:
-    """Measure groups of rows; groups without both labels are left out if they are small."""
+    """Measure groups of rows. Groups of fewer than 30 rows are left out."""
     groups: dict[str, list[int]] = {}
     for k in which:
         groups.setdefault(key(rows[k]), []).append(int(k))
@@ -409,11 +396,6 @@ def measure_partial(logits: Array, label: Array) -> dict[str, Any]:
             stats.rate(int((logits[~label] > 0).sum()), int((~label).sum())), int((~label).sum())
         ),
     }
-
-
-def sigmoid(logits: Array) -> Array:
-    """Return the logistic function of logits."""
-    return 1 / (1 + np.exp(-logits))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wpn_bench.core.files import digest_of
 from wpn_bench.errors import UserError
+from wpn_bench.harmless.judges.refusals import WORDING
 from wpn_bench.runs.finished import Run
 from wpn_bench.runs.metrics import ATTACK, BENCHMARK, REFUSAL_RATE
 from wpn_bench.runs.settings import part
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SETTINGS = ("judge", "judge_digest", "threshold", "template")
-_WORDING = "wording"  # detector of refusals in runs and baselines that name none
 _SAMPLES = ("model", "suite", "set", "item_id", "prompt")
 _DOCUMENTS = ("model", "task", "doc_id", "doc_hash")
 
@@ -110,7 +110,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
         "judge": about.get("judge"),
         "judge_digest": part(manifest, "judge").get("digest"),
         "threshold": about.get("threshold"),
-        "refusals": part(about, "refusals").get("digest") or _WORDING,
+        "refusals": part(about, "refusals").get("digest") or WORDING,
     }
     sets: dict[tuple[str, str], Asked] = {}
     for (suite, name), frame in _parts(run.samples_with(_SAMPLES), ("suite", "set"), models):
@@ -206,10 +206,11 @@ def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("ru
             sets[key] = f"another one: {said or 'its definition or its data changed'}"
         elif mine.items != other.items:
             sets[key] = f"other items {both(mine.n, other.n)}"
-    detectors = [str(side.settings.get("refusals") or _WORDING) for side in (ours, theirs)]
+    # Runs and baselines that name no detector detected refusals by their wording.
+    detectors = [str(side.settings.get("refusals") or WORDING) for side in (ours, theirs)]
     metrics = {}
     if detectors[0] != detectors[1]:
-        shown = [one if one == _WORDING else f"classifier {one[:12]}" for one in detectors]
+        shown = [one if one == WORDING else f"classifier {one[:12]}" for one in detectors]
         metrics[REFUSAL_RATE] = f"refusals were detected in different ways {both(*shown)}"
     return Differences(settings, sets, metrics)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.validation import Count
 from wpn_bench.harmless.judges import spec as judge_spec
+from wpn_bench.harmless.judges.refusals import Detector
 from wpn_bench.models.backends import Decoding
 from wpn_bench.prompts import FormatTemplate, Kind
 from wpn_bench.prompts.columns import FIELDS
@@ -293,7 +294,7 @@ class RunConfig(BaseModel):
         ),
     ] = False
     refusals: Annotated[
-        Literal["classifier", "wording"],
+        Detector,
         Option(
             help="How refusals are detected: by a classifier that reads the prompt and knows several languages, or by their "
             "English wording.",

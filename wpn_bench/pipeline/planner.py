@@ -395,6 +395,7 @@ class Planner:
             The sets with the jobs of the deciding judge.
         """
         deciding = deciding_judge(self.config, self.inputs.judge_digest)
+        own = {"dtype": self.config.dtype, **detector_params(self.config.refusals)}
         scored: dict[tuple[str, str], Job] = {}  # by judge and set
         # A majority counts the votes of the others, so it comes last.
         for judge in sorted((deciding, *self.inputs.further), key=lambda judge: bool(judge.members)):
@@ -405,7 +406,7 @@ class Planner:
                 planned = plan.further.setdefault(judge.name, []) if judge is not deciding else plan.judged
                 if judge is deciding:
                     assert self.bound is not None
-                    params |= {"dtype": self.config.dtype, **detector_params(self.config.refusals)}
+                    params |= own
                     needs |= {"bound": self.bound, "base": self.base}
                     by, stage = "", "judge"
                 job = plan.add(

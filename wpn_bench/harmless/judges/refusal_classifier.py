@@ -5,14 +5,11 @@ It needs no download and no GPU. `benchmarks/train_refusals.py` trains the weigh
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +19,9 @@ from wpn_bench.core.files import digest_file, digest_of
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.base import Exchange, Judge
+from wpn_bench.harmless.judges.ngrams import WORD, Features, hashed, runs, sigmoid, words_and_pairs
 
 Kind = Literal["full", "partial", "none"]
-Features = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 BUCKETS = 1 << 16  # n-grams share this number of weights in each model
 FOLDER = Path(__file__).parent / "refusal_weights"
@@ -35,7 +32,6 @@ _VERSION = 2  # part of the digest; raise it when the same weights would give ot
 # bytes for each letter says more.
 _BEGINNING, _OPENING = 150, 400
 _READ = 4000  # number of letters that are read; more than _OPENING, because the text may begin with other characters
-_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
 
 def refusal_probability(prompt: str, response: str) -> float:
@@ -125,13 +121,13 @@ def response_features(prompt: str, response: str) -> Features:
     """
     text = _plain(response)
     beginning, opening = _first(text, _BEGINNING), _first(text, _OPENING)
-    of_prompt = set(_WORD.findall(_first(prompt, 4 * _OPENING).lower()))
-    words = _WORD.findall(opening.lower())
+    of_prompt = set(WORD.findall(_first(prompt, 4 * _OPENING).lower()))
+    words = WORD.findall(opening.lower())
     echoed = sum(word in of_prompt for word in words) / max(1, len(words))
     return _joined(
         _ngrams("beginning", beginning),
         _ngrams("opening", opening),
-        (np.array([_crc("echo") % BUCKETS]), np.array([2 * echoed])),
+        (np.array([zlib.crc32(b"echo") % BUCKETS]), np.array([2 * echoed])),
     )
 
 
@@ -148,9 +144,9 @@ def prompt_features(prompt: str) -> Features:
 
 
 def _probability(prompt: str, features: Features) -> float:
-    declines = _sigmoid(_logit("response", features))
+    declines = sigmoid(_logit("response", features))
     # A request for a text that declines or apologises is answered by such a text.
-    return declines * (1 - _sigmoid(_logit("prompt", prompt_features(prompt))))
+    return declines * (1 - sigmoid(_logit("prompt", prompt_features(prompt))))
 
 
 def _has_words(text: str) -> bool:
@@ -158,38 +154,21 @@ def _has_words(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return the beginning of a text in composed letters (NFC), without invisible characters and without what stands before its first word."""
+    """Return the beginning of a text in composed letters (NFC), from its first word on and without invisible characters."""
     text = unicodedata.normalize("NFC", text[:_READ]).replace("’", "'")
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     return re.sub(r"^[\W_]+", "", " ".join(text.split()))
 
 
 def _ngrams(block: str, text: str) -> Features:
-    """Return one and two words, and two to five letters, each kind with the Euclidean norm 1."""
-    words = _WORD.findall(text.lower())
-    letters = " ".join(words)
-    kinds = (
-        Counter([*words, *(f"{a} {b}" for a, b in pairwise(words))]),
-        Counter(letters[k : k + n] for n in (2, 3, 4, 5) for k in range(len(letters) - n + 1)),
-    )
-    buckets: list[int] = []
-    values = [np.zeros(0)]
-    for number, counts in enumerate(kinds):
-        if counts:
-            prefix = _crc(f"{block} {number} ")
-            buckets.extend(_crc(ngram, prefix) % BUCKETS for ngram in counts)
-            value = 1 + np.log(np.fromiter(counts.values(), dtype=np.float64, count=len(counts)))
-            values.append(value / np.linalg.norm(value))
-    return np.array(buckets, dtype=np.int64), np.concatenate(values)
+    """Return one and two words, and two to five letters."""
+    words = WORD.findall(text.lower())
+    counts = {f"{block} 0": words_and_pairs(words), f"{block} 1": runs(" ".join(words), (2, 3, 4, 5))}
+    return hashed(counts, BUCKETS)
 
 
 def _joined(*parts: Features) -> Features:
     return np.concatenate([buckets for buckets, _ in parts]), np.concatenate([values for _, values in parts])
-
-
-def _crc(text: str, before: int = 0) -> int:
-    """Return the checksum of a text that follows one with the checksum `before`."""
-    return zlib.crc32(text.encode(errors="replace"), before)
 
 
 def _first(text: str, size: int) -> str:
@@ -218,7 +197,3 @@ def _file() -> Path:
             "install wpn-bench again, or train them with benchmarks/train_refusals.py",
         )
     return file
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-max(-500.0, min(500.0, logit))))

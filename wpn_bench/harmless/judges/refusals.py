@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 from wpn_bench.errors import UserError
@@ -59,6 +60,7 @@ def detector(digest: str | None) -> Callable[[str, str], dict[str, Any]]:
             "repeat the command, and install the same wpn-bench on every machine",
         )
 
+    @cache  # equal responses to a prompt, such as loops, are common
     def detect(prompt: str, response: str) -> dict[str, Any]:
         kind = refusal_kind(prompt, response)
         return {"refusal": kind != "none", "refusal_kind": kind}
