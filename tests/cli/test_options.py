@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "judge_card": (["card.json"], "judge_card", ("card.json",)),
     "template": (["Q {prompt}"], "template", "Q {prompt}"),
     "system": (["Be kind."], "system", "Be kind."),
+    "refusals": (["classifier"], "refusals", "classifier"),
     "relevance": ([], "relevance", True),
     "strip_reasoning": ([], "strip_reasoning", True),
     "prompt_kind": (["continuation"], "file_kind", "continuation"),

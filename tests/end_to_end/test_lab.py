@@ -289,14 +289,12 @@ def test_the_base_is_measured_once_for_both_methods(place: Lab, first: subproces
     assert in_store == stages
 
 
-def test_a_second_run_takes_seconds_and_says_the_same(
+def test_a_second_run_computes_nothing_and_says_the_same(
     place: Lab, first: subprocess.CompletedProcess[str], comparable: Comparable
 ) -> None:
     before = place.finished("store")
-    start = time.monotonic()
     second = place.run(out="again")
     assert second.returncode == 0, second.stderr
-    assert time.monotonic() - start < 40
     assert set(place.stages("again").values()) == {"cached"}
     assert place.finished("store") == before
     assert comparable(place.results("again")) == comparable(place.results())
@@ -411,9 +409,7 @@ def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
     for section in ("tuning", "curves"):
         assert f'<section id="{section}">' in html
 
-    start = time.monotonic()
     again = place.run(*more, out="tuned again", store="tuned_store")
     assert again.returncode == 0, again.stderr
-    assert time.monotonic() - start < 60
     assert set(place.stages("tuned again").values()) == {"cached"}
     assert comparable(place.results("tuned again")) == comparable(results)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -203,10 +202,11 @@ def test_missing_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ExchangeJudge("", "cpu").digest()
 
 
-def test_long_responses_are_read_up_to_a_limit_and_quickly(judge: ExchangeJudge) -> None:
-    begun = time.perf_counter()
-    judge.score_exchanges([Exchange(BREAK_IN, "window " * 200_000 + "x" * 2_000_000)])
-    assert time.perf_counter() - begun < 1
+def test_long_responses_are_read_up_to_a_limit(judge: ExchangeJudge) -> None:
+    endless = "window " * 200_000 + "x" * 2_000_000
+    assert judge.score_exchanges([Exchange(BREAK_IN, endless)]) == judge.score_exchanges(
+        [Exchange(BREAK_IN, endless[:20_000])]
+    )
 
 
 def test_it_ships_small() -> None:
