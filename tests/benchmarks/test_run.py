@@ -4,12 +4,16 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from jinja2 import Environment
+from jinja2.sandbox import SandboxedEnvironment
 
 from wpn_bench import models
+from wpn_bench.benchmarks import loading
 from wpn_bench.benchmarks.run import describe, evaluate_task, run_benchmark_stage
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.job import StageContext
@@ -64,6 +68,25 @@ def test_the_callers_state_is_left_alone(loaded, task_folder: Path) -> None:
     evaluate_task(model, tokenizer, "wpn_colours", limit=1, include_paths=(task_folder,))
     assert torch.equal(torch.get_rng_state(), before)
     assert (logger.level, tokenizer.pad_token) == (level, pad)
+
+
+def test_every_template_is_rendered_in_the_sandbox_and_compiled_once(
+    loaded, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two models, three documents each: lm-eval asks for the template before and after the model answers."""
+    compiled: list[object] = []
+    compile_template = Environment.compile
+
+    def counted(self: Environment, source: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled.append((isinstance(self, SandboxedEnvironment), str(source)))
+        return compile_template(self, source, *args, **kwargs)
+
+    monkeypatch.setattr(Environment, "compile", counted)
+    loading._sandbox.cache_clear()
+    first = evaluate_task(*loaded, "wpn_colours", include_paths=(task_folder,))
+    second = evaluate_task(*loaded, "wpn_colours", include_paths=(task_folder,))
+    assert compiled == [(True, "Q: {{q}} A:")]
+    assert first == second
 
 
 def test_batch_size_moves_nothing_but_last_digits(loaded, task_folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 FEWSHOT_SEED = 1234  # lm-eval's default
+TEMPLATES = 1024  # number of compiled templates that are kept
 
 
 def permitted_definition(task: str, include_paths: Sequence[Path]) -> TaskDefinition:
@@ -198,18 +199,31 @@ def _sandboxed_templates() -> Iterator[None]:
 
     In lm-eval's own environment, they could use any Python object.
     """
-    from jinja2 import BaseLoader, StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
 
     before = utils.env
-    safe = ImmutableSandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-    safe.filters.update(before.filters)
-    utils.env = safe
+    utils.env = _sandbox(frozenset(before.filters.items()))
     try:
         yield
     finally:
         utils.env = before
+
+
+@cache
+def _sandbox(filters: frozenset[tuple[str, Any]]) -> Any:
+    """Return the environment in which templates are rendered. It compiles each template once.
+
+    lm-eval asks for the same template again for each document, and compiling takes longer than rendering.
+    """
+    from jinja2 import BaseLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    safe: Any = ImmutableSandboxedEnvironment(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    safe.filters.update(dict(filters))
+    safe.from_string = lru_cache(TEMPLATES)(safe.from_string)
+    return safe
 
 
 def pinned_fields(definition: TaskDefinition, revision: str | None) -> dict[str, Any]:

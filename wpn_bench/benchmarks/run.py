@@ -326,22 +326,22 @@ def evaluate_task(
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=fewshot_as_multiturn,
         )
-    assert results is not None  # lm-eval returns None only on ranks other than 0, but this is a single process
-    reported = results["results"][task]
-    chosen = Score.parse(score) if score else choose_score(definition)
-    metrics = {
-        name.removesuffix(",none"): float(value)
-        for name, value in reported.items()
-        if "," in name and isinstance(value, (int, float)) and "_stderr" not in name
-    }
-    if (accuracy := reported.get(str(chosen))) is None:
-        known = ", ".join(sorted(metrics)) or "none"
-        raise UserError(
-            f"the task {task!r} reports no {chosen} (its metrics: {known})",
-            f"choose one: --metric {task}=METRIC[,FILTER]",
-        )
-    samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
-    documents = tuple(_document(loaded, sample, chosen.metric) for sample in samples)
+        assert results is not None  # lm-eval returns None only on ranks other than 0, but this is a single process
+        reported = results["results"][task]
+        chosen = Score.parse(score) if score else choose_score(definition)
+        metrics = {
+            name.removesuffix(",none"): float(value)
+            for name, value in reported.items()
+            if "," in name and isinstance(value, (int, float)) and "_stderr" not in name
+        }
+        if (accuracy := reported.get(str(chosen))) is None:
+            known = ", ".join(sorted(metrics)) or "none"
+            raise UserError(
+                f"the task {task!r} reports no {chosen} (its metrics: {known})",
+                f"choose one: --metric {task}=METRIC[,FILTER]",
+            )
+        samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
+        documents = tuple(_document(loaded, sample, chosen.metric) for sample in samples)
     if any(not 0 <= document.score <= 1 for document in documents):
         raise UserError(
             f"{chosen.metric!r} of the task {task!r} has values outside the range 0 to 1",
