@@ -178,6 +178,32 @@ def test_a_prefix_that_is_computed_once_changes_nothing(model: Any, monkeypatch:
     check(model, [([4], [5]), ([8], [6]), ([9, 4], [5])], cache_prefix=True)
 
 
+def test_a_prefix_is_computed_once_however_long_the_continuations_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama")
+    start = list(range(5, 22))
+    pairs: list[Pair] = [([*start, 3 + k], [7, *range(4, 4 + 5 * k)]) for k in range(6)]
+    assert likelihood._continues(model)
+    fed: list[int] = []
+    outputs = likelihood._outputs
+
+    def counted(model: Any, head_is_last: bool, **inputs: Any) -> Any:
+        fed.append(int((inputs["input_ids"] != 0).sum()))  # padding is token 0
+        return outputs(model, head_is_last, **inputs)
+
+    monkeypatch.setattr(likelihood, "_outputs", counted)
+    loglikelihoods(model, pairs, max_length=CONTEXT, cache_prefix=True)
+    assert sum(fed) == len(start) + sum(len(continuation) for _, continuation in pairs)
+    monkeypatch.undo()
+    check(model, pairs, cache_prefix=True)
+
+
+def test_a_prefix_does_not_include_the_tokens_whose_outputs_are_needed() -> None:
+    """All sequences begin alike, but one continuation begins within the common part."""
+    start = list(range(5, 25))
+    pairs: list[Pair] = [(start, [3 + k, 4]) for k in range(5)]
+    check(random_model("llama"), [*pairs, (start[:17], [*start[17:], 4])], cache_prefix=True)
+
+
 def test_a_model_without_a_plain_cache_computes_the_prefix_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood, "caches_plainly", lambda model: False)
     check(random_model("llama"), contexts_that_begin_alike(8), cache_prefix=True)

@@ -124,8 +124,9 @@ def loglikelihoods(
     short = [n for n, s in enumerate(sequences) if len(s) <= support.packed_length]
     prefix = None
     if cache_prefix:
-        longest = max((len(continuation) for _, continuation in pairs), default=0)
-        prefix = PrefixCache.of(model, [sequences[n] for n in short], longest)
+        # The outputs for a continuation are at the end of its sequence, so no such token may be in the prefix.
+        room = min((len(sequences[n]) - len(pairs[k][1]) for n in short for k in asked[sequences[n]]), default=0)
+        prefix = PrefixCache.of(model, [sequences[n] for n in short], room)
     start = prefix.length if prefix else 0
     _packed(model, support, [sequences[n][start:] for n in short], short, max_length, budget, settled, read, prefix)
     long = [n for n, s in enumerate(sequences) if len(s) > support.packed_length]
@@ -161,7 +162,7 @@ def _packed(
 
     With `prefix`, the sequences follow that prefix.
     """
-    most = min(support.packed_length, max_length)
+    most = min(support.packed_length, max_length) - (prefix.length if prefix else 0)
     size = min(ROW, most)
     forest = packing.trees(sequences, size, most)
     filled = packing.rows(map(len, forest), size)
@@ -215,14 +216,13 @@ class PrefixCache:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, sequences: Sequence[packing.Tokens], longest: int) -> PrefixCache | None:
+    def of(cls, model: PreTrainedModel, sequences: Sequence[packing.Tokens], room: int) -> PrefixCache | None:
         """Compute the common prefix of sequences.
 
         Args:
             model: The model.
             sequences: The sequences.
-            longest: Number of tokens at the end of each sequence that must not be in the prefix, because their outputs
-                are used.
+            room: Maximum length of the prefix. Outputs are needed only at later tokens of the sequences.
 
         Returns:
             The cache; None if the prefix is too short to save time, or the model does not support it.
@@ -230,7 +230,7 @@ class PrefixCache:
         if len(sequences) < MEMBERS or not caches_plainly(model):
             return None
         first, last = min(sequences), max(sequences)  # their common prefix is the common prefix of all sequences
-        length = min(packing.common_length(first, last), min(map(len, sequences)) - longest)
+        length = min(packing.common_length(first, last), room)
         if length < TOKENS or not _continues(model):
             return None
         return cls._computed(model, first[:length])

@@ -59,6 +59,7 @@ class LocalBackend(Backend):
             max_length=max_length or self.context_length,
             budget=None if pass_tokens is None else Budget(pass_tokens),
             advance=advance,
+            cache_prefix=True,
         )
 
     def digest(self) -> str:
