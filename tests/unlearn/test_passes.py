@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from wpn_bench.engine import readout
 from wpn_bench.unlearn import passes, remembered
 from wpn_bench.unlearn.batches import Batch
 from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.methods.targets import lowered, without
 
 from .conftest import Row, rows_of, some_rows
 
@@ -186,8 +188,27 @@ def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) 
     def divergence(states: Any, *_: Any) -> Any:
         return readout.kl_divergences(head, states, other, before)
 
+    target = lowered(lambda part: other(before[part]), targets, 2.0)
+
+    def distilled(states: Any, *_: Any) -> Any:
+        return readout.divergences(head, states, target, cross_entropy=True)
+
+    def unlikelihood(states: Any, *_: Any) -> Any:
+        return readout.divergences(head, states, without(targets))
+
+    def entropy(states: Any, *_: Any) -> Any:
+        return readout.entropies(head, states)
+
     inputs = (states, *head.parameters())
     assert torch.autograd.gradcheck(likelihood, inputs)
+    for one in (distilled, unlikelihood, entropy):
+        assert torch.autograd.gradcheck(one, inputs)
+        plain = torch.autograd.grad(one(states).sum(), inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(readout, "is_linear", lambda head, states: False)
+            values = one(states)
+        torch.testing.assert_close(one(states), values)
+        torch.testing.assert_close(plain, torch.autograd.grad(values.sum(), inputs))
     assert torch.autograd.gradcheck(divergence, inputs)
     logits = head(states)
     torch.testing.assert_close(
@@ -195,5 +216,21 @@ def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) 
     )
     p, q = other(before).log_softmax(-1), logits.log_softmax(-1)
     torch.testing.assert_close(divergence(states), (p.exp() * (p - q)).sum(-1))
+    torch.testing.assert_close(entropy(states), -(q.exp() * q).sum(-1))
+    torch.testing.assert_close(unlikelihood(states), -(1 - q.exp().gather(1, targets.unsqueeze(1))).log().squeeze(1))
+    q_of = (other(before) - 2.0 * torch.nn.functional.one_hot(targets, 11)).softmax(-1)
+    torch.testing.assert_close(distilled(states), -(q_of * q).sum(-1))
     with torch.no_grad():
         torch.testing.assert_close(likelihood(states), readout.logprobs(torch.nn.Sequential(head), states, targets))
+
+
+def test_unlikelihood_is_exact_where_a_token_is_certain() -> None:
+    """In float32, 1 - p is 0 here, and its logarithm is not finite."""
+    head = torch.nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(4))
+    states = torch.tensor([[30.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    found = readout.divergences(head, states, without(torch.tensor([0])))
+    assert float(found.detach()) == pytest.approx(-math.log(3 / (math.exp(30) + 3)), rel=1e-6)
+    found.sum().backward()
+    torch.testing.assert_close(states.grad, torch.tensor([[1.0, -1 / 3, -1 / 3, -1 / 3]]))

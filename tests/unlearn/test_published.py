@@ -82,6 +82,15 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float, str]] = [
     ("satimp", {}, 3, 6.108549663030, OPEN_UNLEARNING + "utils.py: compute_satimp_loss"),
     ("altpo", {}, 1, 43.017893237180, ALTPO + "CustomTrainerForgetting.compute_loss, dpo"),
     ("altpo", {}, 3, 34.627100486736, ALTPO + "CustomTrainerForgetting.compute_loss, dpo"),
+    # Open-unlearning averages over prompts, too. These rows have prompts of one token.
+    ("undial", {}, 1, 5.109413987883, OPEN_UNLEARNING + "utils.py: compute_undial_loss"),
+    ("undial", {"beta": 1.0}, 1, 5.116513247246, OPEN_UNLEARNING + "utils.py: compute_undial_loss"),
+    ("ceu", {}, 1, 1.456863284904, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
+    ("ceu", {"skip": 0}, 1, 1.323108602449, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
+    ("ceu", {}, 3, 1.419404215161, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
+    ("ceu", {"skip": 0}, 3, 1.431984511334, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
+    ("max_entropy", {"variant": "released"}, 1, 6.317080872728, CLOSER_LOOK + "get_me_loss, and the retain rows"),
+    ("max_entropy", {"variant": "released", "tokens": "response"}, 3, 6.291719903873, CLOSER_LOOK + "get_me_loss"),
     # FLAT's code makes one loss of a whole padded batch. Here its mean over three batches of one row each.
     ("flat", {}, 1, 0.013393553682, FLAT + "CustomTrainerForgetting.compute_loss, cl"),
     ("flat", {"divergence": "jensen_shannon"}, 1, 0.014846577609, FLAT + "get_contrastive_loss, Jenson-Shannon"),

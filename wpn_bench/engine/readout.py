@@ -20,6 +20,9 @@ from torch import Tensor
 CHUNK = 1 << 23
 
 Logits = Callable[[Tensor], Tensor]
+# Gives log q (n, V) of a target distribution in a new tensor, from the model's log p (n, V) of a part of the rows. It must
+# not change log p. Where q is 0, log q is a finite number, because the product of 0 and infinity is not a number.
+Target = Callable[[Tensor, slice], Tensor]
 
 
 def logprobs(head: Any, states: Tensor, targets: Tensor) -> Tensor:
@@ -59,27 +62,82 @@ def kl_divergences(head: Any, states: Tensor, of_reference: Logits, before: Tens
         (N,) in nats, at least in float32.
     """
 
-    def reference(part: slice) -> Tensor:
-        with torch.no_grad():
-            return log_softmax_(at_least_float32(of_reference(before[part])))
+    def reference(logp: Tensor, part: slice) -> Tensor:
+        return log_softmax_(at_least_float32(of_reference(before[part])))
 
+    return divergences(head, states, reference)
+
+
+def divergences(head: Any, states: Tensor, target: Target, *, cross_entropy: bool = False) -> Tensor:
+    """Compute KL(q || p_theta) for each input of the head, where the target q is held constant.
+
+    Args:
+        head: The output head.
+        states: Inputs of the head, (N, width).
+        target: Gives log q of a part of the inputs. It may depend on the model's own probabilities.
+        cross_entropy: Compute -sum_v q(v) log p_theta(v) instead, which is larger by the entropy of q and has the same
+            gradient.
+
+    Returns:
+        (N,) in nats, at least in float32.
+    """
     if not is_linear(head, states):
-        p = reference(slice(None))
-        logits = at_least_float32(head(states))
-        q = logits - logits.logsumexp(1, keepdim=True)
-        return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+        return divergences_of(head(states), target, cross_entropy=cross_entropy)
 
     def value(logits: Tensor, part: slice) -> Tensor:
-        p = reference(part)
-        q = log_softmax_(logits)
-        # sum_v p (log p - log q), and its derivative by the logits of q, which is q - p
-        gap = p - q
-        p.exp_()
-        values = (gap.mul_(p)).sum(1)
-        q.exp_().sub_(p)
+        p = log_softmax_(logits)
+        with torch.no_grad():
+            q = target(p, part)
+        # sum_v q (log q - log p), and its derivative by the logits of p, which is p - q
+        gap = -p if cross_entropy else q - p
+        q.exp_()
+        values = (gap.mul_(q)).sum(1)
+        p.exp_().sub_(q)
         return values
 
     return _values(head, states, value)
+
+
+def divergences_of(logits: Tensor, target: Target, *, cross_entropy: bool = False) -> Tensor:
+    """Compute what `divergences` computes, from logits (N, V)."""
+    logits = at_least_float32(logits)
+    p = logits - logits.logsumexp(1, keepdim=True)
+    with torch.no_grad():
+        q = target(p.detach(), slice(None))
+    if cross_entropy:
+        return -(q.exp() * p).sum(-1)
+    return F.kl_div(p, q, reduction="none", log_target=True).sum(-1)
+
+
+def entropies(head: Any, states: Tensor) -> Tensor:
+    """Compute the entropy -sum_v p(v) log p(v) for each input of the head.
+
+    Args:
+        head: The output head.
+        states: Inputs of the head, (N, width).
+
+    Returns:
+        (N,) in nats, at least in float32.
+    """
+    if not is_linear(head, states):
+        return entropies_of(head(states))
+
+    def value(logits: Tensor, part: slice) -> Tensor:
+        logp = log_softmax_(logits)
+        p = logp.exp()
+        values = -(p * logp).sum(1)
+        # d entropy / d logits = -p (log p + entropy)
+        logp.add_(values.unsqueeze(1)).mul_(p).neg_()
+        return values
+
+    return _values(head, states, value)
+
+
+def entropies_of(logits: Tensor) -> Tensor:
+    """Compute what `entropies` computes, from logits (N, V)."""
+    logits = at_least_float32(logits)
+    logp = logits - logits.logsumexp(1, keepdim=True)
+    return -(logp.exp() * logp).sum(-1)
 
 
 def is_linear(head: Any, states: Tensor) -> bool:

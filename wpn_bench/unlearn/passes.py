@@ -10,7 +10,7 @@ set of rows as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,16 @@ from wpn_bench.engine.blocks import blockwise
 from wpn_bench.engine.head import head_input, head_only_at
 from wpn_bench.engine.likelihood import additive, equal_logits, head_comes_last, local_window, some_sequences
 from wpn_bench.engine.placement import device_of
-from wpn_bench.engine.readout import at_least_float32, kl_divergences, logprobs
+from wpn_bench.engine.readout import (
+    Target,
+    at_least_float32,
+    divergences,
+    divergences_of,
+    entropies,
+    entropies_of,
+    kl_divergences,
+    logprobs,
+)
 from wpn_bench.unlearn.methods.base import forward, predicted, spread
 from wpn_bench.unlearn.remembered import Result, result_of
 
@@ -115,6 +124,37 @@ class Pass:
             before = reference._packed[id(rows)].inputs(rows, mask)
         head, of_reference = (model.get_output_embeddings() for model in (self.model, reference.model))
         return kl_divergences(head, self._packed[id(rows)].inputs(rows, mask), of_reference, before)
+
+    def divergences(self, rows: Rows, mask: Tensor, target: Target, *, cross_entropy: bool = False) -> Tensor:
+        """Compute KL(q || p_theta) of the next token at selected places, where the target q is held constant.
+
+        Args:
+            rows: R rows of T tokens, of this pass.
+            mask: (R, T-1), 1 at the N selected places.
+            target: Gives log q of a part of the N places (`engine/readout.py`).
+            cross_entropy: Compute -sum_v q(v) log p_theta(v) instead.
+
+        Returns:
+            (N,) in nats.
+        """
+        if not self.packed:
+            return divergences_of(self._logits(rows, mask), target, cross_entropy=cross_entropy)
+        inputs = self._packed[id(rows)].inputs(rows, mask)
+        return divergences(self.model.get_output_embeddings(), inputs, target, cross_entropy=cross_entropy)
+
+    def entropies(self, rows: Rows, mask: Tensor) -> Tensor:
+        """Compute the entropy (N,) of the next token at the N places that `mask` (R, T-1) selects, in nats."""
+        if not self.packed:
+            return entropies_of(self._logits(rows, mask))
+        return entropies(self.model.get_output_embeddings(), self._packed[id(rows)].inputs(rows, mask))
+
+    def logits(self, rows: Rows, mask: Tensor) -> Callable[[slice], Tensor]:
+        """Return a function that computes the logits (n, V) of a part of the N places that `mask` (R, T-1) selects."""
+        if not self.packed:
+            logits = self._logits(rows, mask)
+            return lambda part: logits[part]
+        head, inputs = self.model.get_output_embeddings(), self._packed[id(rows)].inputs(rows, mask)
+        return lambda part: at_least_float32(head(inputs[part]))
 
     def states(self, rows: Rows) -> Tensor:
         """Return the hidden states (R, T, H) of the layer that this pass keeps, at least in float32.
