@@ -23,7 +23,7 @@ from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
 from wpn_bench.unlearn.train import TRAINING, run_train_stage, train
 
-from .training import QUICK, TEMPLATE, Done, Weights, equal, method_of, put_needs, stop_of
+from .training import NOTHING_TO_FORGET, QUICK, TEMPLATE, Done, Weights, equal, method_of, put_needs, stop_of
 
 # --- every method ----------------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class TestEveryMethod:
         losses = [h["loss"] for h in done.said.history]
         assert [h["step"] for h in done.said.history] == list(range(1, 13))
         assert all(math.isfinite(loss) for loss in losses)
-        assert sum(losses[-3:]) < sum(losses[:3])
+        assert sum(losses[-3:]) < sum(losses[:3]) or name in NOTHING_TO_FORGET
         assert all(h["parts"] for h in done.said.history)
         assert (done.said.steps, done.said.lr, done.said.stopped) == (12, 3e-3, "all steps done")
         assert done.said.seconds > 0
@@ -112,6 +112,24 @@ def likelihood(model: Any, tokenizer: Any, items: list[Item], side: str) -> floa
                 logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             each += [float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids))]
     return sum(each) / len(each)
+
+
+@pytest.mark.parametrize("name", ["log1mp", "undial", "ceu", "max_entropy", "wga", "satimp", "flat", "altpo"])
+@pytest.mark.slow
+def test_a_model_forgets_what_it_has_learnt(
+    small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path, name: str
+) -> None:
+    """First the harmful responses are learnt, because random weights have nothing to forget."""
+    swapped = [replace(item, harmless=item.harmful, harmful=item.harmless) for item in items]
+    tokenizer = models.load_tokenizer(small_opt)
+    learnt = Done(small_opt, method_of("sft", steps=40), swapped, texts).model
+    learnt.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weight = {"gamma": 1.0} if "gamma" in METHODS.get(name).Config.model_fields else {}
+    forgot = Done(tmp_path, method_of(name, **weight), items, texts).model
+    before, after = (likelihood(model, tokenizer, items, "harmful") for model in (learnt, forgot))
+    assert before > -2.0
+    assert after < before - 0.3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from wpn_bench.unlearn.train import Trained, train
 
 TEMPLATE = FormatTemplate("Q: {prompt} A:")
 QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
+# A random model predicts no token, so this loss is as low as it gets from the start.
+NOTHING_TO_FORGET = {"undial"}
 Weights = dict[str, torch.Tensor]
 
 

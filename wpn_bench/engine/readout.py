@@ -99,7 +99,16 @@ def divergences(head: Any, states: Tensor, target: Target, *, cross_entropy: boo
 
 
 def divergences_of(logits: Tensor, target: Target, *, cross_entropy: bool = False) -> Tensor:
-    """Compute what `divergences` computes, from logits (N, V)."""
+    """Compute what `divergences` computes, from logits.
+
+    Args:
+        logits: (N, V).
+        target: Gives log q of all rows of logits.
+        cross_entropy: Compute -sum_v q(v) log p_theta(v) instead.
+
+    Returns:
+        (N,) in nats, at least in float32.
+    """
     logits = at_least_float32(logits)
     p = logits - logits.logsumexp(1, keepdim=True)
     with torch.no_grad():

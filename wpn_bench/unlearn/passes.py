@@ -143,13 +143,29 @@ class Pass:
         return divergences(self.model.get_output_embeddings(), inputs, target, cross_entropy=cross_entropy)
 
     def entropies(self, rows: Rows, mask: Tensor) -> Tensor:
-        """Compute the entropy (N,) of the next token at the N places that `mask` (R, T-1) selects, in nats."""
+        """Compute the entropy of the next token at selected places.
+
+        Args:
+            rows: R rows of T tokens, of this pass.
+            mask: (R, T-1), 1 at the N selected places.
+
+        Returns:
+            (N,) in nats.
+        """
         if not self.packed:
             return entropies_of(self._logits(rows, mask))
         return entropies(self.model.get_output_embeddings(), self._packed[id(rows)].inputs(rows, mask))
 
     def logits(self, rows: Rows, mask: Tensor) -> Callable[[slice], Tensor]:
-        """Return a function that computes the logits (n, V) of a part of the N places that `mask` (R, T-1) selects."""
+        """Return a function that computes the logits of the next token at a part of the selected places.
+
+        Args:
+            rows: R rows of T tokens, of this pass.
+            mask: (R, T-1), 1 at the N selected places.
+
+        Returns:
+            A function from a slice of the N places to their logits (n, V), at least in float32.
+        """
         if not self.packed:
             logits = self._logits(rows, mask)
             return lambda part: logits[part]

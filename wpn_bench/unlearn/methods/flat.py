@@ -81,7 +81,15 @@ class FLAT(Method):
 
 
 def mean_probability(theta: Pass, rows: Rows) -> Tensor:
-    """Return the mean probability (R,) of the response tokens of each row."""
+    """Compute the mean probability of the response tokens of each row.
+
+    Args:
+        theta: A pass over the rows.
+        rows: R rows of T tokens, with a response mask.
+
+    Returns:
+        (R,)
+    """
     response = predicted(rows, rows.response_mask)
     p = token_logprobs(theta, rows, response).exp() * response
     return p.sum(1) / response.sum(1).clamp(min=1)

@@ -83,5 +83,13 @@ def mean_divergence(theta: Pass, rows: Rows, mask: Tensor, target: Target, *, cr
 
 
 def next_tokens(rows: Rows, mask: Tensor) -> Tensor:
-    """Return the tokens (N,) that are predicted at the N places that `mask` (R, T-1) selects."""
+    """Return the tokens that are predicted at selected places.
+
+    Args:
+        rows: R rows of T tokens.
+        mask: (R, T-1), 1 at the N selected places.
+
+    Returns:
+        Token ids (N,), in the order of the rows.
+    """
     return rows.input_ids[:, 1:][mask.bool()]
