@@ -20,7 +20,7 @@ from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.base import LoRAConfig, MethodConfig
 from wpn_bench.unlearn.train import train
 
-from .training import NOTHING_TO_FORGET, TEMPLATE, Done, Weights, equal, method_of
+from .training import NOT_FALLING, TEMPLATE, Done, Weights, equal, method_of
 
 RANK_4 = {"lora": {"rank": 4}, "lr": 3e-2}
 
@@ -73,7 +73,7 @@ def test_every_method_trains_with_lora(
     before = weights(models.load_fresh(small_lm))
     done = Done(small_lm, method_of(name, **RANK_4), items, texts, adapter=tmp_path / "adapter")
     losses = [h["loss"] for h in done.said.history]
-    assert sum(losses[-3:]) < sum(losses[:3]) or name in NOTHING_TO_FORGET
+    assert sum(losses[-3:]) < sum(losses[:3]) or name in NOT_FALLING
     after = weights(done.model)
     assert after.keys() == before.keys()
     # Embeddings, and with them the tied head, norms and biases stay; every adapted matrix moves by rank 4 at most.

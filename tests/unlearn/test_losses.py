@@ -16,7 +16,6 @@ from scipy import special
 from wpn_bench import models
 from wpn_bench.unlearn.batches import Batch
 from wpn_bench.unlearn.methods import METHODS
-from wpn_bench.unlearn.methods.wpn import n_pair, pool
 
 from .conftest import Row, rows_of, some_rows
 
@@ -63,6 +62,8 @@ VARIETIES: list[tuple[str, dict[str, Any]]] = [
     ("max_entropy", {}),
     ("max_entropy", {"tokens": "response", "gamma": 1.0, "alpha": 0.0}),
     ("max_entropy", {"variant": "released"}),
+    ("pdu", {"bound": 1.0}),
+    ("pdu", {"bound": 7.0, "gamma": 0.3, "alpha": 2.0}),
     ("rmu", {}),
     ("rmu", {"layer": 2, "coefficient": 6.0, "alpha": 5.0}),
     ("safe_unlearning", {}),
@@ -408,6 +409,14 @@ def expected_max_entropy(case: Case) -> float:
     return config.gamma * mean(terms) + held_retain(case)
 
 
+def expected_pdu(case: Case) -> float:
+    """Logits less a constant: max - mean of log p is that of the logits."""
+    config: Any = case.method.config
+    places = [logp for row in case.harmful for logp, _ in next_tokens(case.model, row, row[1])]
+    forget = mean([float(logp.max() - logp.mean()) ** 2 for logp in places])
+    return config.gamma * forget + config.alpha * (text_ce(case.model, case.retain) - config.bound)
+
+
 def expected_safe_unlearning(case: Case) -> float:
     ratios = [bar_logp(case.model, row) - bar_logp(case.reference, row) for row in case.harmful]
     refusal = -mean_logp(case.model, case.harmless)
@@ -433,6 +442,7 @@ EXPECTED = {
     "undial": expected_undial,
     "ceu": expected_ceu,
     "max_entropy": expected_max_entropy,
+    "pdu": expected_pdu,
     "rmu": expected_rmu,
     "safe_unlearning": expected_safe_unlearning,
 }
@@ -539,53 +549,3 @@ def test_the_reference_gets_no_gradient(case: Case) -> None:
     case.loss().backward()
     assert all(p.grad is None for p in case.reference.parameters())
     assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in case.model.parameters())
-
-
-# --- pool and n-pair -------------------------------------------------------------------------------------------------
-
-
-def test_pool_by_hand() -> None:
-    values = torch.tensor([[9.0, 1.0, 2.0, 4.0, 9.0]])
-    mask = torch.tensor([[0, 1, 1, 1, 0]])
-    assert pool(values, mask, "position").tolist() == [pytest.approx((1 * 1 + 2 * 2 + 3 * 4) / 6)]
-    assert pool(values, mask, "mean").tolist() == [pytest.approx(7 / 3)]
-    assert pool(values, mask, "last").tolist() == [4.0]
-    states = torch.stack([values, -values], dim=-1)
-    assert pool(states, mask, "position").tolist() == [[pytest.approx(17 / 6), pytest.approx(-17 / 6)]]
-
-
-@pytest.mark.parametrize("how", ["position", "mean", "last"])
-def test_pool_at_the_edges(how: str) -> None:
-    values = torch.tensor([[3.0, 5.0, 7.0], [3.0, 5.0, 7.0]])
-    mask = torch.tensor([[0, 0, 0], [0, 1, 0]])
-    assert pool(values, mask, how).tolist() == [0.0, 5.0]  # type: ignore[arg-type]
-    longer = torch.cat([values, torch.full((2, 3), math.pi)], dim=1)
-    assert torch.equal(pool(longer, torch.nn.functional.pad(mask, (0, 3)), how), pool(values, mask, how))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("how", ["position", "mean", "last"])
-def test_the_gradient_of_pool(how: str) -> None:
-    torch.manual_seed(0)
-    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])
-    for shape in ((2, 4), (2, 4, 3)):
-        values = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda v: pool(v, mask, how), (values,))  # type: ignore[arg-type]
-
-
-def test_n_pair_by_hand() -> None:
-    positive, negatives = torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 2.0], [0.0, 0.0]])
-    one = math.log(1 + math.exp(0 - 1) + math.exp(2 - 1))
-    other = math.log(1 + 1 + 1)
-    assert float(n_pair(positive, negatives)) == pytest.approx((one + other) / 2)
-
-
-def test_n_pair_neither_overflows_nor_vanishes() -> None:
-    assert float(n_pair(torch.tensor([-1e4]), torch.tensor([[1e4]]))) == pytest.approx(2e4)
-    assert float(n_pair(torch.tensor([1e4]), torch.tensor([[-1e4]]))) == 0.0
-
-
-def test_the_gradient_of_n_pair() -> None:
-    torch.manual_seed(0)
-    positive = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    negatives = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(n_pair, (positive, negatives))

@@ -201,7 +201,11 @@ def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) 
 
     inputs = (states, *head.parameters())
     assert torch.autograd.gradcheck(likelihood, inputs)
-    for one in (distilled, unlikelihood, entropy):
+
+    def margin(states: Any, *_: Any) -> Any:
+        return readout.logit_margins(head, states)
+
+    for one in (distilled, unlikelihood, entropy, margin):
         assert torch.autograd.gradcheck(one, inputs)
         plain = torch.autograd.grad(one(states).sum(), inputs)
         with monkeypatch.context() as patch:
@@ -216,6 +220,7 @@ def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) 
     )
     p, q = other(before).log_softmax(-1), logits.log_softmax(-1)
     torch.testing.assert_close(divergence(states), (p.exp() * (p - q)).sum(-1))
+    torch.testing.assert_close(margin(states), logits.amax(1) - logits.mean(1))
     torch.testing.assert_close(entropy(states), -(q.exp() * q).sum(-1))
     torch.testing.assert_close(unlikelihood(states), -(1 - q.exp().gather(1, targets.unsqueeze(1))).log().squeeze(1))
     q_of = (other(before) - 2.0 * torch.nn.functional.one_hot(targets, 11)).softmax(-1)

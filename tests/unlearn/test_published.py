@@ -73,6 +73,7 @@ def fixed() -> Fixed:
     return Fixed(*models, ids)
 
 
+PDU = {"bound": 0.5, "alpha": 1.0, "dual_step": 1.0, "dual_warmup": 0.0}
 # Method, options, where the response begins, the published value, and the function that gives it.
 PUBLISHED: list[tuple[str, dict[str, Any], int, float, str]] = [
     ("wga", {}, 1, 5.964336535528, OPEN_UNLEARNING + "utils.py: compute_wga_loss, and the loss of the retain rows"),
@@ -91,6 +92,8 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float, str]] = [
     ("ceu", {"skip": 0}, 3, 1.431984511334, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
     ("max_entropy", {"variant": "released"}, 1, 6.317080872728, CLOSER_LOOK + "get_me_loss, and the retain rows"),
     ("max_entropy", {"variant": "released", "tokens": "response"}, 3, 6.291719903873, CLOSER_LOOK + "get_me_loss"),
+    # PDU's code takes logits at the labels. Its labels were such that these are the logits before the response.
+    ("pdu", PDU, 1, 19.916293546463, OPEN_UNLEARNING + "unlearn/pdu.py: PDU.compute_loss"),
     # FLAT's code makes one loss of a whole padded batch. Here its mean over three batches of one row each.
     ("flat", {}, 1, 0.013393553682, FLAT + "CustomTrainerForgetting.compute_loss, cl"),
     ("flat", {"divergence": "jensen_shannon"}, 1, 0.014846577609, FLAT + "get_contrastive_loss, Jenson-Shannon"),
@@ -106,3 +109,34 @@ def test_a_loss_is_that_of_its_published_code(
     kind = METHODS.get(name)
     found = kind(kind.Config(**options)).loss(fixed.model, fixed.batch(start), fixed.reference).total
     assert float(found.detach()) == pytest.approx(value, abs=1e-6), source
+
+
+def test_the_second_loss_of_pdu_is_that_of_its_published_code(fixed: Fixed) -> None:
+    """The same batch again, after the first has moved the dual variable."""
+    method = METHODS.get("pdu")(METHODS.get("pdu").Config(**PDU))
+    first = method.loss(fixed.model, fixed.batch(1), None)
+    method.follow([first.parts])
+    second = method.loss(fixed.model, fixed.batch(1), None)
+    assert float(second.total.detach()) == pytest.approx(51.372388324414, abs=1e-6)
+    method.follow([])
+    again = method.loss(fixed.model, fixed.batch(1), None)
+    assert torch.equal(again.total, first.total)
+
+
+def test_the_dual_variable_of_pdu() -> None:
+    """It rises while the retain loss is above its bound, falls below it, and is never negative. At first it is constant."""
+    config = METHODS.get("pdu").Config(steps=8, alpha=3.0, dual_step=2.0, dual_warmup=0.25)  # type: ignore[call-arg]
+    method: Any = METHODS.get("pdu")(config)
+    seen = []
+    for losses in ([], [2.0], [2.0, 9.0], [2.0, 9.0, 3.2], [2.0, 9.0, 3.2, 1.2], [2.0, 9.0, 3.2, 1.2, 0.0]):
+        method.follow([{"retain_loss": value} for value in losses])
+        seen.append((method.bound, method.dual))
+    bound = pytest.approx(2.2)
+    assert seen == [
+        (None, 3.0),
+        (bound, 3.0),
+        (bound, 3.0),
+        (bound, pytest.approx(5.0)),
+        (bound, pytest.approx(3.0)),
+        (bound, 0.0),
+    ]

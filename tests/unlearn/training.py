@@ -18,8 +18,9 @@ from wpn_bench.unlearn.train import Trained, train
 
 TEMPLATE = FormatTemplate("Q: {prompt} A:")
 QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
-# A random model predicts no token, so this loss is as low as it gets from the start.
-NOTHING_TO_FORGET = {"undial"}
+# Losses that need not fall in the first steps of random weights. UNDIAL's is at its minimum where the model predicts nothing.
+# PDU's dual variable changes the loss itself.
+NOT_FALLING = {"undial", "pdu"}
 Weights = dict[str, torch.Tensor]
 
 

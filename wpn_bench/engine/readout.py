@@ -149,6 +149,34 @@ def entropies_of(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
+def logit_margins(head: Any, states: Tensor) -> Tensor:
+    """Compute max_v z(v) - mean_v z(v) of the logits z for each input of the head.
+
+    Args:
+        head: The output head.
+        states: Inputs of the head, (N, width).
+
+    Returns:
+        (N,), at least in float32.
+    """
+    if not is_linear(head, states):
+        return logit_margins_of(head(states))
+
+    def value(logits: Tensor, part: slice) -> Tensor:
+        largest, at = logits.max(1, keepdim=True)
+        values = (largest - logits.mean(1, keepdim=True)).squeeze(1)
+        logits.fill_(-1 / logits.shape[1]).scatter_add_(1, at, torch.ones_like(largest))
+        return values
+
+    return _values(head, states, value)
+
+
+def logit_margins_of(logits: Tensor) -> Tensor:
+    """Compute what `logit_margins` computes, from logits (N, V)."""
+    logits = at_least_float32(logits)
+    return logits.max(1).values - logits.mean(1)
+
+
 def is_linear(head: Any, states: Tensor) -> bool:
     """Return whether the head is a plain matrix product in the data type of the states, which is at least float32.
 

@@ -51,6 +51,10 @@ class Record:
     def losses(self) -> list[float]:
         return [h["loss"] for h in self.history]
 
+    @property
+    def parts(self) -> list[dict[str, float]]:
+        return [h["parts"] for h in self.history]
+
 
 class Objective(torch.nn.Module):
     """The loss of a method as a module, which DDP or FSDP can wrap.
@@ -114,6 +118,7 @@ class UnlearnTrainer(Trainer):
         self.peak_lr = peak_lr
         self.overflows = 0
         self._micro: list[tuple[float, dict[str, float]]] = []
+        method.follow(record.parts)
         objective = Objective(model, method, reference, here().sharded)
         super().__init__(model=objective, train_dataset=batches, data_collator=lambda rows: rows[0], **rest)
         clip = self.accelerator.clip_grad_norm_
@@ -166,6 +171,7 @@ class UnlearnTrainer(Trainer):
         parts = {name: sum(p[name] for _, p in self._micro) / len(values) for name in names}
         self._micro.clear()
         self.record.history.append({"step": self.state.global_step, "loss": sum(values) / len(values), "parts": parts})
+        self.method.follow(self.record.parts)
         if exploded(self.record.losses):
             raise self._diverged(f"the loss of {self.method.name} exploded", self.state.global_step)
 

@@ -33,6 +33,8 @@ from wpn_bench.engine.readout import (
     entropies,
     entropies_of,
     kl_divergences,
+    logit_margins,
+    logit_margins_of,
     logprobs,
 )
 from wpn_bench.unlearn.methods.base import forward, predicted, spread
@@ -155,6 +157,20 @@ class Pass:
         if not self.packed:
             return entropies_of(self._logits(rows, mask))
         return entropies(self.model.get_output_embeddings(), self._packed[id(rows)].inputs(rows, mask))
+
+    def logit_margins(self, rows: Rows, mask: Tensor) -> Tensor:
+        """Compute max_v z(v) - mean_v z(v) of the logits z of the next token at selected places.
+
+        Args:
+            rows: R rows of T tokens, of this pass.
+            mask: (R, T-1), 1 at the N selected places.
+
+        Returns:
+            (N,), at least in float32.
+        """
+        if not self.packed:
+            return logit_margins_of(self._logits(rows, mask))
+        return logit_margins(self.model.get_output_embeddings(), self._packed[id(rows)].inputs(rows, mask))
 
     def logits(self, rows: Rows, mask: Tensor) -> Callable[[slice], Tensor]:
         """Return a function that computes the logits of the next token at a part of the selected places.

@@ -29,6 +29,7 @@ METHODS: Registry[type[Method]] = Registry(
         "undial": "wpn_bench.unlearn.methods.undial:UNDIAL",
         "ceu": "wpn_bench.unlearn.methods.ceu:CEU",
         "max_entropy": "wpn_bench.unlearn.methods.max_entropy:MaxEntropy",
+        "pdu": "wpn_bench.unlearn.methods.pdu:PDU",
         "rmu": "wpn_bench.unlearn.methods.rmu:RMU",
         "safe_unlearning": "wpn_bench.unlearn.methods.safe_unlearning:SafeUnlearning",
     },

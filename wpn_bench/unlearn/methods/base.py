@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -168,6 +168,18 @@ class Method(ABC):
     def needs_reference(self) -> bool:
         """Return whether the loss uses the frozen base model."""
         return False
+
+    def follow(self, history: Sequence[Mapping[str, float]]) -> None:  # noqa: B027
+        """Set what the loss keeps from step to step. Most methods keep nothing.
+
+        This is called at the beginning of a training, after a restart, and after each optimiser step. What is kept must be a
+        function of `history` alone. A resumed training then continues as if it had not been interrupted, and all
+        processes keep the same.
+
+        Args:
+            history: The terms of the loss (`Loss.parts`) of all steps so far, each the mean over the micro-batches and
+                processes of its step.
+        """
 
     def read(self, model: PreTrainedModel, batch: Batch, **options: Any) -> Pass:
         """Describe the forward pass over all rows of a batch that the loss uses.
