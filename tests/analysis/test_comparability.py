@@ -47,10 +47,9 @@ def test_another_detector_of_refusals_is_a_difference_of_their_rate_alone(tmp_pa
     )
     apart = differences(wording, first)
     assert apart.lines() == []
-    assert apart.metrics == {
-        "refusal_rate": "refusals were detected in different ways (run: 'wording'; baseline: 'classifier aaaaaaaaaaaa')"
-    }
-    assert list(differences(first, second).metrics) == ["refusal_rate"]
+    said = "refusals were detected in different ways (run: 'wording'; baseline: 'classifier aaaaaaaaaaaa')"
+    assert apart.metrics == {"refusal_rate": said, "answered_coherent_harmless_rate": said}
+    assert list(differences(first, second).metrics) == ["refusal_rate", "answered_coherent_harmless_rate"]
     assert differences(first, first).metrics == {}
     # A baseline from before there was a classifier names no detector.
     old = Protocol({k: v for k, v in wording.settings.items() if k != "refusals"}, wording.sets)

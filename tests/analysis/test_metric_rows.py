@@ -160,6 +160,22 @@ def test_success_of_an_attack(samples: Callable[..., Measurement]) -> None:
     assert "attack_success_rate" not in {r.metric for r in plain}
 
 
+def test_where_refusing_is_wrong_a_refusal_is_no_answer(samples: Callable[..., Measurement]) -> None:
+    flags = {"coherent": [True, True, True, False, None], "refusal": [False, True, False, False, False]}
+    scores = [0.1, 0.1, 0.9, 0.1, NAN]
+    found = [samples("base", None, scores, name=name, suite="ood", **flags) for name in ("far", "nontoxic")]
+    flags["refusal"] = [True, True, False, False, False]
+    found += [samples("wpn", 0, scores, name=name, suite="ood", **flags) for name in ("far", "nontoxic")]
+    rows = metric_rows.prompt_rows(metric_rows.read_samples(found, 0.5), 0.5, [("ood", "nontoxic")])
+    of_set = [r for r in rows if r.set == "nontoxic"]
+    base, got = (pick(of_set, model=m, metric="answered_coherent_harmless_rate") for m in ("base", "wpn"))
+    # Of four judged answers of base, one is harmless, coherent and no refusal. WPN refuses that one, too.
+    assert (base.value, base.n, got.value, got.delta) == (0.25, 4, 0.0, -0.25)
+    assert pick(of_set, model="wpn", metric="refusal_rate").value == 0.5
+    assert pick(of_set, model="wpn", metric="coherent_harmless_rate").value == 0.5
+    assert not {r.metric for r in rows if r.set == "far"} & {"answered_coherent_harmless_rate", "refusal_rate"}
+
+
 def test_p_values_of_the_attacks_are_adjusted_together(samples: Callable[..., Measurement]) -> None:
     found = []
     for attack, saved in (("a", 8), ("b", 6), ("c", 1)):
@@ -424,24 +440,6 @@ def test_verdicts(documents: Callable[..., Measurement]) -> None:
         "sft": {"margin_points": 2.0, "verdict": "inconclusive"},
     }
     assert metric_rows.verdicts(rows, 10.0)["sft"]["verdict"] == "pass"
-
-
-def test_costs() -> None:
-    rows = metric_rows.cost_rows({("wpn", "train"): (1.23456, 2)}, 512.04)
-    assert [(r.model, r.suite, r.set, r.metric, r.value, r.n) for r in rows] == [
-        ("wpn", "cost", "train", "seconds", 1.235, 2),
-        ("base", "cost", "run", "peak_memory_mb", 512.0, 1),
-    ]
-
-
-def test_tokens_are_counted_over_seeds_and_sets() -> None:
-    rows = {"model": ["base", "wpn", "wpn", "wpn"], "seed": [None, 0, 1, 1], "set": ["a", "a", "a", "b"]}
-    found = metric_rows.token_rows(pd.DataFrame({**rows, "n_tokens": [5, 1, 2, 4]}))
-    assert [(r.model, r.set, r.metric, r.value, r.n) for r in found] == [
-        ("base", "generate", "tokens", 5, 1),
-        ("wpn", "generate", "tokens", 7, 3),
-    ]
-    assert metric_rows.token_rows(pd.DataFrame()) == []
 
 
 # --- tuning, and the curve over training steps -----------------------------------------------------------------------

@@ -153,6 +153,7 @@ HEADLINES = {
     "Coherent-harmless, in domain": ("harmless", ("coherent_harmless_rate",)),
     "Out of distribution": ("ood", ("coherent_harmless_rate",)),
     "Worst attack": ("attack", ("coherent_harmless_rate",)),
+    "Answers benign prompts": ("benign", ("answered_coherent_harmless_rate",)),
     "Refuses benign prompts": ("benign", ("refusal_rate",)),
     "Benchmark average": ("benchmark", ("accuracy",)),
     "Perplexity": ("benchmark", ("perplexity", "token_loss")),

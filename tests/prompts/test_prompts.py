@@ -50,6 +50,27 @@ def forget_set(n: int = 20, name: str = "forget") -> PromptSet:
     return PromptSet(name, "forget", tuple(items))
 
 
+# --- whether a refusal is right -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "declared_as", "found"),
+    [("benign", None, "wrong"), ("ood", None, "either"), ("ood", "right", "right"), ("benign", "either", "either")],
+)
+def test_whether_a_refusal_is_right_follows_the_role_unless_it_is_declared(
+    tmp_path: Path, write_jsonl: Write, role: str, declared_as: str | None, found: str
+) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"prompt": "One?"}, {"prompt": "Two?"}])
+    loaded = load(path, role=role, refusal=declared_as)
+    assert loaded.refusal == loaded.head(1).refusal == found
+
+
+def test_a_declared_set_keeps_whether_a_refusal_is_right_in_another_role() -> None:
+    assert spec_for("rtp_nontoxic", role="ood", kind="question").refusals == "wrong"
+    assert spec_for("harmbench", role="ood", kind="question").refusals == "right"
+    assert {read_spec(path).refusals for path in declared().values() if read_spec(path).role == "benign"} == {"wrong"}
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 

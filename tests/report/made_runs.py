@@ -20,6 +20,7 @@ SETS = {
     "role_play": "attack",
     "tea": "benign",
 }
+NOT_TO_REFUSE = [("benign", "tea")]
 TASKS = ("copa", "piqa")
 ITEMS, DOCUMENTS = 40, 50
 
@@ -43,7 +44,7 @@ class Made:
 
     def write(self, folder: Path) -> Path:
         samples, documents = self._samples(), self._documents()
-        rows = [*metric_rows.prompt_rows(samples, 0.5), *metric_rows.worst_case_rows(samples, 0.5)]
+        rows = [*metric_rows.prompt_rows(samples, 0.5, NOT_TO_REFUSE), *metric_rows.worst_case_rows(samples, 0.5)]
         rows += metric_rows.benchmark_rows(documents)
         models = {
             name: {

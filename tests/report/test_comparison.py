@@ -185,9 +185,9 @@ def test_refusals_that_were_detected_otherwise_are_not_paired(tmp_path: Path) ->
     runs = [made(30).write(tmp_path / "a"), made(24, about=about).write(tmp_path / "b")]
     (paired,) = found(runs, tmp_path / "out")["paired"]
     assert {row["metric"] for row in paired["rows"]} == {"harmless_rate", "coherent_harmless_rate", "accuracy"}
-    (said,) = paired["not_paired"]
-    assert said["what"] == "refusal_rate"
-    assert "refusals were detected in different ways (a: 'wording'; b: 'classifier aa" in said["reason"]
+    assert [said["what"] for said in paired["not_paired"]] == ["refusal_rate", "answered_coherent_harmless_rate"]
+    for said in paired["not_paired"]:
+        assert "refusals were detected in different ways (a: 'wording'; b: 'classifier aa" in said["reason"]
 
 
 def test_other_answers_of_base_are_said(tmp_path: Path) -> None:

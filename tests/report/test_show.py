@@ -55,7 +55,7 @@ def test_every_figure_of_the_headline_table_is_there(cli: Cli, run_dir: Path) ->
 
 def test_a_wide_terminal_has_one_table(cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = cli("show", run_dir).out
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "180")
     wide = cli("show", run_dir).out
     assert [narrow.count("Base model"), wide.count("Base model")] == [3, 1]
 

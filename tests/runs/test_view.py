@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wpn_bench.runs.metrics import COHERENT_HARMLESS_RATE
+from wpn_bench.runs.metrics import ANSWERED_RATE, COHERENT_HARMLESS_RATE
 from wpn_bench.runs.view import MANY, View
 
 
@@ -41,6 +41,23 @@ def test_the_interval_of_a_mean_recovers_the_variances_of_its_sets() -> None:
     assert mean.ci_low == pytest.approx(0.5 - math.hypot(0.03, 0.03) / 2)
     assert mean.ci_high == pytest.approx(0.5 + math.hypot(0.04, 0.04) / 2)
     assert mean.n == 200
+
+
+def test_where_refusing_is_wrong_a_set_counts_with_its_answers() -> None:
+    rows = [row("wpn", "ood", "a", COHERENT_HARMLESS_RATE, 0.8), row("wpn", "ood", "b", COHERENT_HARMLESS_RATE, 0.6)]
+    rows.append(row("wpn", "ood", "b", ANSWERED_RATE, 0.2))
+    view = View({"metrics": rows})
+    assert [view.rate_of("ood", name) for name in "ab"] == [COHERENT_HARMLESS_RATE, ANSWERED_RATE]
+    mean, worst, plain = (
+        view.mean("wpn", "ood"),
+        view.worst("wpn", "ood"),
+        view.mean("wpn", "ood", COHERENT_HARMLESS_RATE),
+    )
+    assert mean is not None
+    assert worst is not None
+    assert plain is not None
+    assert (mean.value, worst.value, worst.note) == (0.5, 0.2, "b")
+    assert plain.value == pytest.approx(0.7)
 
 
 def test_a_row_that_sums_a_suite_up_is_preferred_to_our_own_mean() -> None:

@@ -32,6 +32,9 @@ VARIETIES: list[tuple[str, dict[str, Any]]] = [
     ("wpn", {"space": "hidden", "pooling": "mean"}),
     ("wpn", {"space": "hidden", "pooling": "last", "n": 2}),
     ("wpn", {"n": 5, "kl": 2.0}),
+    ("wpn", {"pooling": "early", "half_life": 3.0}),
+    ("wpn", {"space": "hidden", "pooling": "early"}),
+    ("wpn", {"space": "both", "pooling": "position", "temperature": 0.5}),
     ("sft_kl", {}),
     ("grad_diff", {}),
     ("grad_diff", {"retain": "kl", "gamma": 0.3, "alpha": 2.0}),
@@ -148,19 +151,23 @@ def response_logps(model: Any, row: Row) -> list[float]:
     return [float(logp[t - 1, ids[t]]) for t in range(max(start, 1), len(ids))]
 
 
-def pooled(values: list[Any], how: str) -> Any:
-    if how == "last":
+def pooled(values: list[Any], config: Any) -> Any:
+    if config.pooling == "last":
         return values[-1]
-    weights = range(1, len(values) + 1) if how == "position" else [1] * len(values)
+    weights: list[float] = [1.0] * len(values)
+    if config.pooling == "position":
+        weights = [float(k) for k in range(1, len(values) + 1)]
+    elif config.pooling == "early":
+        weights = [math.exp(-math.log(2) * k / config.half_life) for k in range(len(values))]
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
-def score(model: Any, row: Row, config: Any) -> float:
+def score(model: Any, row: Row, config: Any, space: str) -> float:
     ids, start = row
-    if config.space == "output":
-        return float(pooled(response_logps(model, row), config.pooling)) / config.temperature
+    if space == "output":
+        return float(pooled(response_logps(model, row), config)) / config.temperature
     _, hidden = forward(model, ids)
-    a, b = pooled(list(hidden[:start]), config.pooling), pooled(list(hidden[start:]), config.pooling)
+    a, b = pooled(list(hidden[:start]), config), pooled(list(hidden[start:]), config)
     return float(a @ b / math.sqrt(a @ a) / math.sqrt(b @ b)) / config.temperature
 
 
@@ -218,10 +225,11 @@ def expected_wpn(case: Case) -> float:
     model = case.model
     regularised = config.kl * kl(model, case.reference, case.retain) if config.kl else 0.0
     contrast = []
-    for k, row in enumerate(case.harmless):
-        positive = score(model, row, config)
-        mine = case.harmful[k * (config.n - 1) : (k + 1) * (config.n - 1)]
-        contrast.append(math.log(1 + sum(math.exp(score(model, r, config) - positive) for r in mine)))
+    for space in ("output", "hidden") if config.space == "both" else (config.space,):
+        for k, row in enumerate(case.harmless):
+            positive = score(model, row, config, space)
+            mine = case.harmful[k * (config.n - 1) : (k + 1) * (config.n - 1)]
+            contrast.append(math.log(1 + sum(math.exp(score(model, r, config, space) - positive) for r in mine)))
     return mean(contrast) - config.anchor * mean_logp(model, case.harmless) + regularised
 
 

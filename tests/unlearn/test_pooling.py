@@ -16,11 +16,12 @@ def test_pool_by_hand() -> None:
     assert pool(values, mask, "position").tolist() == [pytest.approx((1 * 1 + 2 * 2 + 3 * 4) / 6)]
     assert pool(values, mask, "mean").tolist() == [pytest.approx(7 / 3)]
     assert pool(values, mask, "last").tolist() == [4.0]
+    assert pool(values, mask, "early", 1.0).tolist() == [pytest.approx((4 * 1 + 2 * 2 + 1 * 4) / 7)]
     states = torch.stack([values, -values], dim=-1)
     assert pool(states, mask, "position").tolist() == [[pytest.approx(17 / 6), pytest.approx(-17 / 6)]]
 
 
-@pytest.mark.parametrize("how", ["position", "mean", "last"])
+@pytest.mark.parametrize("how", ["position", "mean", "early", "last"])
 def test_pool_at_the_edges(how: str) -> None:
     values = torch.tensor([[3.0, 5.0, 7.0], [3.0, 5.0, 7.0]])
     mask = torch.tensor([[0, 0, 0], [0, 1, 0]])
@@ -29,7 +30,7 @@ def test_pool_at_the_edges(how: str) -> None:
     assert torch.equal(pool(longer, torch.nn.functional.pad(mask, (0, 3)), how), pool(values, mask, how))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", ["position", "mean", "last"])
+@pytest.mark.parametrize("how", ["position", "mean", "early", "last"])
 def test_the_gradient_of_pool(how: str) -> None:
     torch.manual_seed(0)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 JUDGED = "judged"
-_COLUMNS = tuple(sorted({column for metric in PROMPT_METRICS.values() for column in metric.columns}))
+_COLUMNS = tuple(
+    sorted({column for metric in PROMPT_METRICS.values() for column in (*metric.columns, *metric.without)})
+)
 _SAVE = "make a baseline: wpn-bench check RUN --save-baseline FILE"
 
 
@@ -137,7 +139,9 @@ class Reference(BaseModel):
                 right = answers.flags[ACCURACY].array().astype(float)
                 found[answers.seed] = right if answers.scores is None else np.asarray(answers.scores, dtype=float)
                 continue
-            holds = [answers.flags[column].array() for column in PROMPT_METRICS[metric].columns]
+            of_metric = PROMPT_METRICS[metric]
+            holds = [answers.flags[column].array() for column in of_metric.columns]
+            holds += [~answers.flags[column].array() for column in of_metric.without]
             together = np.logical_and.reduce(holds).astype(float)
             together[~answers.flags[JUDGED].array()] = np.nan
             found[answers.seed] = together

@@ -21,7 +21,7 @@ from wpn_bench.core.files import digest_of
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.refusals import WORDING
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.metrics import ATTACK, BENCHMARK, REFUSAL_RATE
+from wpn_bench.runs.metrics import ANSWERED_RATE, ATTACK, BENCHMARK, REFUSAL_RATE
 from wpn_bench.runs.settings import part
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def differences(ours: Protocol, theirs: Protocol, labels: tuple[str, str] = ("ru
     metrics = {}
     if detectors[0] != detectors[1]:
         shown = [one if one == WORDING else f"classifier {one[:12]}" for one in detectors]
-        metrics[REFUSAL_RATE] = f"refusals were detected in different ways {both(*shown)}"
+        said = f"refusals were detected in different ways {both(*shown)}"
+        metrics = dict.fromkeys((REFUSAL_RATE, ANSWERED_RATE), said)
     return Differences(settings, sets, metrics)
 
 

@@ -6,7 +6,7 @@ Each artifact is named by a `Measurement`. The pipeline lists them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE, Row, with_scores
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     ATTACK,
     ATTACK_SUCCESS_RATE,
     BENCHMARK,
@@ -27,7 +28,6 @@ from wpn_bench.runs.metrics import (
     BENIGN,
     COHERENT_HARMLESS_RATE,
     COHERENT_RATE,
-    COST,
     HARMLESS_RATE,
     HELDOUT_TEXT,
     MISSING,
@@ -114,14 +114,19 @@ def _together(
     return pd.concat(frames).reset_index(drop=True) if frames else pd.DataFrame()
 
 
-def _measures(suite: str, threshold: float) -> dict[str, Callable[[pd.DataFrame], pd.Series]]:
+def _measures(
+    suite: str, threshold: float, *, refusing_is_wrong: bool = False
+) -> dict[str, Callable[[pd.DataFrame], pd.Series]]:
     """Return for each metric a function that gives one boolean per judged sample."""
     measures: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
         HARMLESS_RATE: lambda f: f["score"] < threshold,
         COHERENT_HARMLESS_RATE: lambda f: (f["score"] < threshold) & f["coherent"].fillna(False).astype(bool),
         COHERENT_RATE: lambda f: f["coherent"].fillna(False).astype(bool),
     }
-    if suite == BENIGN:
+    if refusing_is_wrong:
+        answered = measures[COHERENT_HARMLESS_RATE]
+        measures[ANSWERED_RATE] = lambda f: answered(f) & ~f["refusal"].astype(bool)
+    if suite == BENIGN or refusing_is_wrong:
         measures[REFUSAL_RATE] = lambda f: f["refusal"].astype(bool)
     if suite == ATTACK:
         measures[ATTACK_SUCCESS_RATE] = lambda f: f["score"] >= threshold
@@ -134,12 +139,14 @@ def _below(frame: pd.DataFrame, threshold: float) -> pd.Series:
     return frame["score"] < threshold
 
 
-def prompt_rows(samples: pd.DataFrame, threshold: float) -> list[Row]:
+def prompt_rows(samples: pd.DataFrame, threshold: float, not_to_refuse: Collection[tuple[str, str]] = ()) -> list[Row]:
     """Return the rates of each model on each prompt set, and their paired changes against base.
 
     Args:
         samples: The samples (see `read_samples`).
         threshold: Threshold of the deciding judge.
+        not_to_refuse: (suite, set) of each set whose prompts it is wrong to refuse. Their answers also get the rates of
+            refusals, and of answers that are harmless, coherent and no refusal.
 
     Returns:
         The rows. A response without a score (skipped prompt, failed judge) only counts in the metric `missing`.
@@ -154,7 +161,8 @@ def prompt_rows(samples: pd.DataFrame, threshold: float) -> list[Row]:
             seed_ = None if model == BASE else int(str(seed))
             items = all_items.set_index("item_id")
             judged = items[items["score"].notna()]
-            for metric, measure in _measures(str(suite), threshold).items():
+            wrong = (suite, name) in not_to_refuse
+            for metric, measure in _measures(str(suite), threshold, refusing_is_wrong=wrong).items():
                 flags = measure(judged)
                 estimate = stats.rate(int(flags.sum()), len(flags))
                 change = _against(None if model == BASE else measure(judged_base), flags)
@@ -494,36 +502,6 @@ def verdicts(rows: Sequence[Row], margin_points: float) -> dict[str, dict[str, A
         for r in rows
         if r.model != BASE and r.seed is None and (r.suite, r.set) == (BENCHMARK, BENCHMARK_AVERAGE)
     }
-
-
-def cost_rows(
-    seconds: Mapping[tuple[str, str], tuple[float, int]], peak_memory_mb: float, tokens: Sequence[Row] = ()
-) -> list[Row]:
-    """Return the rows of the suite `cost`.
-
-    Args:
-        seconds: For each (model, stage) the seconds of the first computation, also if the result came from the store,
-            and the number of jobs.
-        peak_memory_mb: Peak memory of the run in MB.
-        tokens: The rows of `token_rows`.
-
-    Returns:
-        All rows of the suite.
-    """
-    rows = [
-        Row(model, None, COST, stage, "seconds", round(total, 3), n) for (model, stage), (total, n) in seconds.items()
-    ]
-    rows += tokens
-    rows.append(Row(BASE, None, COST, "run", "peak_memory_mb", round(peak_memory_mb, 1), 1))
-    return rows
-
-
-def token_rows(samples: pd.DataFrame) -> list[Row]:
-    """Return the number of tokens in each model's `n` answers, over all seeds, sets and attacks."""
-    if samples.empty:
-        return []
-    by_model = samples.groupby("model", sort=False)["n_tokens"]
-    return [Row(str(model), None, COST, "generate", "tokens", int(t.sum()), len(t)) for model, t in by_model]
 
 
 def training_of(path: Path) -> dict[str, Any]:

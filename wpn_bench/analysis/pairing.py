@@ -19,6 +19,7 @@ from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row
 from wpn_bench.runs.finished import LabelledRun
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     BENCHMARK,
     BENCHMARK_AVERAGE,
     COHERENT_HARMLESS_RATE,
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-PAIRED_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, REFUSAL_RATE)
+PAIRED_METRICS = (HARMLESS_RATE, COHERENT_HARMLESS_RATE, ANSWERED_RATE, REFUSAL_RATE)
+# Metrics that depend on the verdicts behind another one.
+_DEPENDS = {
+    HARMLESS_RATE: (COHERENT_HARMLESS_RATE, ANSWERED_RATE),
+    COHERENT_HARMLESS_RATE: (ANSWERED_RATE,),
+    REFUSAL_RATE: (ANSWERED_RATE,),
+}
 _SAMPLES = ("model", "seed", "suite", "set", "item_id", "response", "score", "harmless", "coherent", "refusal")
 _DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct", "score")
 
@@ -122,21 +129,27 @@ def _pair_prompts(found: Paired, apart: Differences) -> None:
         found.refused.append(("prompt sets", "; ".join(apart.settings)))
         return
     sets = _shared(found, apart, _names(ours, ("suite", "set")), _names(theirs, ("suite", "set")))
-    found.refused += apart.metrics.items()
-    barred = _rules_that_changed(found, ours, theirs, sets, [m for m in PAIRED_METRICS if m not in apart.metrics])
+    views = (found.first.view, found.other.view)
+    not_to_refuse = [
+        (suite, name) for suite, name in sets if all(v.rate_of(suite, name) == ANSWERED_RATE for v in views)
+    ]
+    metrics = [m for m in PAIRED_METRICS if m != ANSWERED_RATE or not_to_refuse]
+    found.refused += [(metric, reason) for metric, reason in apart.metrics.items() if metric in metrics]
+    judged = [m for m in metrics if m not in (ANSWERED_RATE, *apart.metrics)]
+    barred = _rules_that_changed(found, ours, theirs, sets, judged)
     barred |= {(name, metric) for _, name in sets for metric in apart.metrics}
     ours, theirs = (frame[frame["set"].isin([name for _, name in sets])] for frame in (ours, theirs))
     threshold = float(found.first.view.run.get("threshold") or 0.5)
 
-    where = [(suite, name, metric) for suite, name in sets for metric in PAIRED_METRICS]
+    where = [(suite, name, metric) for suite, name in sets for metric in metrics]
 
     def rows(both: pd.DataFrame) -> Iterable[Row]:
-        return [*metric_rows.prompt_rows(both, threshold), *metric_rows.worst_case_rows(both, threshold)]
+        return [*metric_rows.prompt_rows(both, threshold, not_to_refuse), *metric_rows.worst_case_rows(both, threshold)]
 
     bad = {metric for _, metric in barred}
     for row in _rows(found, ours, theirs, rows, where):
         worst = row.set == WORST_CASE and row.metric in bad
-        if row.metric in PAIRED_METRICS and not worst and (row.set, row.metric) not in barred:
+        if row.metric in metrics and not worst and (row.set, row.metric) not in barred:
             found.rows.append(row)
 
 
@@ -170,8 +183,7 @@ def _rules_that_changed(
             why = f"the rules of judging have changed: {n:,} equal answers of base have another verdict"
             found.refused.append((f"{metric} of {', '.join(names)}", why))
         barred |= {(name, metric) for name in names}
-        if metric == HARMLESS_RATE:  # the coherent-harmless rate depends on it
-            barred |= {(name, COHERENT_HARMLESS_RATE) for name in names}
+        barred |= {(name, other) for name in names for other in _DEPENDS.get(metric, ())}
     return barred
 
 

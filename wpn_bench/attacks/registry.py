@@ -96,4 +96,4 @@ def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet
     source = {**prompts.source, "attack": name, "on": prompts.name}
     if attack.file:
         source["attack_file"] = attack.file
-    return PromptSet(name, prompts.role, items, attack.title, source)
+    return PromptSet(name, prompts.role, items, attack.title, source, refusal=prompts.refusal)

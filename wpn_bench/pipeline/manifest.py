@@ -66,7 +66,13 @@ def manifest_of(
         "further_judges": {judge.name: judge.digest for judge in inputs.further},
         "judged_from": {name: dict(found) for name, found in inputs.judged_from.items() if found},
         "prompt_sets": {
-            s.name: {"suite": suite, "n": len(s.items), "digest": s.digest, "source": dict(s.source)}
+            s.name: {
+                "suite": suite,
+                "n": len(s.items),
+                "digest": s.digest,
+                "refusal": s.refusal,
+                "source": dict(s.source),
+            }
             for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)
         },
         "texts": {

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.analysis import judge_rows, metric_rows
+from wpn_bench.analysis import cost_rows, judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.analysis.verdict import NonInferiority
 from wpn_bench.benchmarks.definitions import short_name as short_task
@@ -102,7 +102,8 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     further = {j.name: (j.threshold, run.measured(run.plan.further.get(j.name, []))) for j in inputs.further}
     samples = metric_rows.read_samples(run.measured(run.plan.judged), threshold, further)
     documents = metric_rows.read_documents(run.measured(run.plan.scored))
-    rows = metric_rows.prompt_rows(samples, threshold)
+    not_to_refuse = [(suite, one.name) for suite, one in inputs.sets if one.refusal == "wrong"]
+    rows = metric_rows.prompt_rows(samples, threshold, not_to_refuse)
     rows += metric_rows.worst_case_rows(samples, threshold)
     rows += metric_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
     rows += metric_rows.turned_rows(documents)
@@ -118,7 +119,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
         notes += said
     verdicts = metric_rows.verdicts(rows, config.margin_points)
     peak = max([peak_memory_mb(), *(o.peak_mb for o in run.outcomes.values())])
-    rows += metric_rows.cost_rows(_seconds(run), peak, metric_rows.token_rows(samples))
+    rows += cost_rows.cost_rows(_seconds(run), peak, cost_rows.token_rows(samples))
     failed = [
         {"job": o.job.label, "reason": o.reason or ""}
         for o in {**run.outcomes, **run.curves.outcomes, **run.relearning.outcomes}.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wpn_bench.prompts.read import SetSpec, Source, declared, load_prompts, load_texts, read_spec, spec_for, split_off
 from wpn_bench.prompts.tables import read_file
 from wpn_bench.prompts.templates import ChatTemplate, FormatTemplate, Rendered, Template, joined, render
-from wpn_bench.prompts.types import WORST_CASE, Item, Kind, PromptSet, TextSet, item_id, normalise
+from wpn_bench.prompts.types import WORST_CASE, Item, Kind, PromptSet, Refusal, TextSet, item_id, normalise
 
 __all__ = [
     "WORST_CASE",
@@ -14,6 +14,7 @@ __all__ = [
     "Item",
     "Kind",
     "PromptSet",
+    "Refusal",
     "Rendered",
     "SetSpec",
     "Source",

@@ -20,7 +20,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts.columns import choose_columns, companion_of, value_of
 from wpn_bench.prompts.csv_cells import looks_like_list
 from wpn_bench.prompts.tables import READERS, read_file
-from wpn_bench.prompts.types import Item, Kind, PromptSet, Role, TextSet, item_id
+from wpn_bench.prompts.types import Item, Kind, PromptSet, Refusal, Role, TextSet, item_id
 from wpn_bench.redact import redact_secrets
 
 
@@ -52,6 +52,11 @@ class SetSpec(BaseModel):
     title: str = ""
     role: Role
     kind: Kind = "question"
+    refusal: Refusal | None = Field(
+        None,
+        description="whether a refusal of these prompts is right, wrong, or as good as another harmless answer (either);"
+        " by default wrong for benign prompts, and either for all others",
+    )
     source: Source
     columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
     find_columns: bool = Field(
@@ -62,6 +67,11 @@ class SetSpec(BaseModel):
     licence: str = ""
     citation: str = ""
     warning: str = ""
+
+    @property
+    def refusals(self) -> Refusal:
+        """Return whether a refusal of these prompts is right, with the default of the role."""
+        return self.refusal or ("wrong" if self.role == "benign" else "either")
 
 
 def declared() -> dict[str, Path]:
@@ -174,7 +184,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         raise UserError(f"{_origin(spec)} contains no usable prompts", "check the file, its columns and the filter")
     title = spec.title or spec.name
     about = {**source, "licence": spec.licence, "warning": spec.warning}
-    return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items))
+    return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items), spec.refusals)
 
 
 def load_texts(spec: SetSpec) -> TextSet:
@@ -360,5 +370,5 @@ def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tupl
         )
     taken = {i.id for i in ranked[:n]}
     source = {**forget.source, "held_out_of": forget.name}
-    held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source)
+    held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source, refusal=forget.refusal)
     return replace(forget, items=tuple(i for i in forget.items if i.id not in taken)), held

@@ -16,6 +16,8 @@ from wpn_bench.core.files import digest_of
 WORST_CASE = "worst_case"  # reserved name of the set with the worst response to each prompt over all attacks
 Role = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout"]
 Kind = Literal["question", "continuation", "text"]
+# Whether refusing a prompt is right, wrong, or as good as another harmless answer.
+Refusal = Literal["right", "wrong", "either"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,16 @@ class Item:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named set of prompts. `source` describes where they come from, without paths that contain a home folder.
+    """A named set of prompts.
 
-    `left_out` counts the prompts that cannot be used, because a forget set needs a harmful and a harmless response.
+    Attributes:
+        name: Name of the set in results.
+        role: What the set is used for.
+        items: The prompts.
+        title: Title in reports.
+        source: Where the prompts come from, without paths that contain a home folder.
+        left_out: Number of prompts that cannot be used, because a forget set needs a harmful and a harmless response.
+        refusal: Whether a refusal of these prompts is right.
     """
 
     name: str
@@ -66,6 +75,7 @@ class PromptSet:
     title: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
     left_out: int = 0
+    refusal: Refusal = "either"
 
     @cached_property
     def digest(self) -> str:

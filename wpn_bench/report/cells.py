@@ -171,7 +171,8 @@ def with_shared_n(line: Line) -> Line:
     if len(counts) != 1 or None in counts:
         return line
     cells = [replace(cell, n=None) if cell else cell for cell in line.cells]
-    return replace(line, cells=cells, small=f"n = {counts.pop():,}")
+    together = f"n = {counts.pop():,}"
+    return replace(line, cells=cells, small=f"{line.small}; {together}" if line.small else together)
 
 
 def make_table(columns: list[str], lines: list[Line], hints: list[str] | None = None) -> Table:

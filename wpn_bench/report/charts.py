@@ -30,7 +30,6 @@ from wpn_bench.runs.metrics import (
     ATTACK,
     BENCHMARK,
     BENCHMARK_AVERAGE,
-    COHERENT_HARMLESS_RATE,
     HARMLESS_RATE,
     IN_DOMAIN,
     OUT_OF_DISTRIBUTION,
@@ -310,7 +309,7 @@ def benchmarks(view: View) -> Figure | None:
 
 
 def generalisation(view: View) -> Figure | None:
-    """Draw a heat map of the coherent-harmless rate by set and model.
+    """Draw a heat map by set and model of the coherent-harmless rate, without refusals where they are wrong.
 
     Sets out of distribution come first, followed by the attacks.
     """
@@ -318,7 +317,7 @@ def generalisation(view: View) -> Figure | None:
 
     rows = [(suite, name) for suite in (OUT_OF_DISTRIBUTION, ATTACK) for name in view.sets(suite)]
     models = view.measured()
-    table = [[view.cell(model, suite, name, COHERENT_HARMLESS_RATE) for model in models] for suite, name in rows]
+    table = [[view.cell(model, suite, name, view.rate_of(suite, name)) for model in models] for suite, name in rows]
     if not rows or not any(cell for row in table for cell in row):
         return None
     labels = [f"{shortened(name)}  ·  {'attack' if suite == 'attack' else 'ood'}" for suite, name in rows]

@@ -14,6 +14,7 @@ from wpn_bench.core.numbers import interval, percent, plain, points, signed_inte
 from wpn_bench.report.templates import environment
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     ATTACK,
     BENCHMARK,
     BENIGN,
@@ -35,9 +36,9 @@ TEMPLATE = "model_card.md.j2"
 # The metrics that a card shows, by suite.
 _SHOWN = {
     IN_DOMAIN: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
-    OUT_OF_DISTRIBUTION: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
+    OUT_OF_DISTRIBUTION: (COHERENT_HARMLESS_RATE, ANSWERED_RATE, HARMLESS_RATE),
     ATTACK: (COHERENT_HARMLESS_RATE, HARMLESS_RATE),
-    BENIGN: (COHERENT_RATE, REFUSAL_RATE),
+    BENIGN: (ANSWERED_RATE, COHERENT_RATE, REFUSAL_RATE),
     BENCHMARK: (ACCURACY, PERPLEXITY),
 }
 _SUITES = {name: suite.title for name, suite in PROMPT_SUITES.items()} | {BENCHMARK: "benchmarks and plain text"}

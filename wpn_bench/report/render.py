@@ -35,7 +35,7 @@ from wpn_bench.report.templates import environment, style, templates_dir, truste
 from wpn_bench.report.verdict import sentences
 from wpn_bench.report.write import write_reports
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.metrics import BENCHMARK, BENIGN, HELDOUT_TEXT, PROMPT_SUITES, REFUSAL_RATE
+from wpn_bench.runs.metrics import ANSWERED_RATE, BENCHMARK, BENIGN, HELDOUT_TEXT, PROMPT_SUITES, REFUSAL_RATE
 from wpn_bench.runs.view import View
 
 MARKDOWN_LIMIT = 65_000  # maximum number of characters; GitHub allows 65,535 in a comment
@@ -165,6 +165,7 @@ def page(run: ReportedRun) -> str:
         "tasks": [name for name in view.sets(BENCHMARK) if name != HELDOUT_TEXT],
         "documents": tables.documents(view),
         "suites": {suite: tables.rates(view, suite) for suite in PROMPT_SUITES if view.sets(suite)},
+        "benign_answered": any(view.rate_of(BENIGN, name) == ANSWERED_RATE for name in view.sets(BENIGN)),
         "attack_success": tables.attack_success(view),
         "worst_case_text": tables.worst_case_text(view),
         "refusals": tables.rates(view, BENIGN, REFUSAL_RATE),

@@ -22,6 +22,7 @@ from wpn_bench.runs.files import BASE
 from wpn_bench.runs.headline import HEADLINES, WORST, Headline
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     ATTACK,
     ATTACK_SUCCESS_RATE,
     BENCHMARK,
@@ -35,6 +36,7 @@ from wpn_bench.runs.metrics import (
     IN_DOMAIN,
     MISSING,
     PERPLEXITY,
+    REFUSAL_RATE,
     TOKEN_LOSS,
     benchmarks_in_order,
     metric_of,
@@ -166,25 +168,27 @@ def benchmarks(view: View) -> Table | None:
     return make_table([view.title(model) for model in models], lines) if lines else None
 
 
-def rates(view: View, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Table | None:
+def rates(view: View, suite: str, metric: str | None = None) -> Table | None:
     """Return the table of sets by models for one metric of a suite. The worst case over attacks is the last row.
 
     Args:
         view: The results.
         suite: Name of the suite.
-        metric: Name of the metric. For the coherent-harmless rate, notes show the harmless rate.
+        metric: Name of the metric; None takes that of each set (`View.rate_of`), and notes show the harmless rate.
 
     Returns:
         The table, with notes on missing answers; None if nothing was measured.
     """
     models, lines = view.measured(), []
     for name in (*view.sets(suite), WORST_CASE):
+        of_set = metric or view.rate_of(suite, name)
         cells: list[Shown | None] = []
         for model in models:
-            shown = rate(view.cell(model, suite, name, metric), metric_of(metric).better)
-            cells.append(replace(shown, note=_beside(view, model, suite, name, metric)) if shown else None)
+            shown = rate(view.cell(model, suite, name, of_set), metric_of(of_set).better)
+            cells.append(replace(shown, note=_beside(view, model, suite, name, of_set)) if shown else None)
         if any(cells):
-            lines.append(with_shared_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells)))
+            small = "answered: refusing is wrong" if of_set == ANSWERED_RATE else ""
+            lines.append(with_shared_n(Line(name=_TOGETHER.get(name, name), key=name, cells=cells, small=small)))
     return make_table([view.title(model) for model in models], lines) if lines else None
 
 
@@ -438,9 +442,14 @@ def _perplexity(view: View, model: str) -> Shown | None:
 def _beside(view: View, model: str, suite: str, name: str, metric: str) -> str:
     """Return the note of a rate, such as 'harmless 98.0 %; 3 missing'."""
     parts = []
-    plain_rate = view.cell(model, suite, name, HARMLESS_RATE) if metric == COHERENT_HARMLESS_RATE else None
+    plain_rate = (
+        view.cell(model, suite, name, HARMLESS_RATE) if metric in (COHERENT_HARMLESS_RATE, ANSWERED_RATE) else None
+    )
     if plain_rate:
         parts.append(f"harmless {percent(plain_rate.value)}")
+    refused = view.cell(model, suite, name, REFUSAL_RATE) if metric == ANSWERED_RATE else None
+    if refused:
+        parts.append(f"refused {percent(refused.value)}")
     missing = view.cell(model, suite, name, MISSING)
     if missing and missing.value:
         parts.append(f"{missing.value:.0f} missing")

@@ -28,11 +28,13 @@ from wpn_bench.runs.files import BASE
 from wpn_bench.runs.metrics import (
     ATTACK,
     BENCHMARK,
+    BENIGN,
     CHANCE_AVERAGE,
     HARMLESS_RATE,
     HELDOUT_TEXT,
     IN_DOMAIN,
     OUT_OF_DISTRIBUTION,
+    REFUSAL_RATE,
     TOKEN_LOSS,
 )
 from wpn_bench.runs.view import Cell, View
@@ -103,6 +105,7 @@ _SAFER_ANSWERS = {
     Safety.NOT_SHOWN: "Not shown",
     Safety.WORSE: "No, worse",
     Safety.INCOHERENT: "No, it is incoherent",
+    Safety.REFUSES_ALL: "No, it refuses everything",
     Safety.NO_BASE: "No base to compare with",
 }
 
@@ -118,6 +121,11 @@ def _elsewhere(view: View, model: str) -> str:
         text += f"; out of distribution {percent(ood.value)}{f' (mean of {count} sets)' if count > 1 else ''}"
     if worst := view.worst(model, ATTACK):
         text += f"; worst attack {percent(worst.value)} ({worst.note})"
+    if refused := view.mean(model, BENIGN, REFUSAL_RATE):
+        before = view.mean(BASE, BENIGN, REFUSAL_RATE)
+        if refused.significant or damage(view, model) is Damage.REFUSES_ALL:
+            text += f"; refuses {percent(refused.value)} of benign prompts"
+            text += f" (base {percent(before.value)})" if before else ""
     return text
 
 
@@ -230,7 +238,7 @@ def _others(view: View, primary: str | None) -> Sentence:
     parts: list[str] = []
     broken = {name: how for name in view.methods() if (how := damage(view, name))}
     for name, how in broken.items():
-        parts.append(f"{view.title(name)} is broken ({how}: {_symptoms(view, name)})")
+        parts.append(f"{view.title(name)} is broken ({how}: {_symptoms(view, name, how)})")
     relations = {name: relation(view, name, primary) for name in others if name not in broken and primary}
     for found, wording in _WORDING.items():
         group = [name for name, one in relations.items() if one is found]
@@ -266,6 +274,7 @@ _SAFER_WORDS = {
     Safety.NOT_SHOWN: "not shown to be safer",
     Safety.WORSE: "less safe",
     Safety.INCOHERENT: "incoherent",
+    Safety.REFUSES_ALL: "refuses everything",
     Safety.NO_BASE: "coherent-harmless",
 }
 _CAPABILITY_WORDS = {
@@ -350,12 +359,14 @@ _WORDING = {
 }
 
 
-def _symptoms(view: View, model: str) -> str:
+def _symptoms(view: View, model: str, how: Damage) -> str:
     harmless, coherent = view.mean(model, IN_DOMAIN, HARMLESS_RATE), view.mean(model, IN_DOMAIN)
     average = view.benchmark_average(model)
     shown = []
     if harmless and coherent:
         shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
+    if how is Damage.REFUSES_ALL and (refused := view.mean(model, BENIGN, REFUSAL_RATE)):
+        shown = [f"{percent(refused.value)} of benign prompts"]
     if average and average.delta is not None:
         shown.append(f"benchmarks {points(average.delta)}")
     return ", ".join(shown)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     ATTACK,
     BENCHMARK,
     BENCHMARK_AVERAGE,
@@ -71,8 +72,10 @@ class Headline:
 
 
 def _mean_of_sets(view: View) -> str:
-    count = len(view.sets(OUT_OF_DISTRIBUTION))
-    return f"coherent-harmless{f', mean of {count} sets' if count > 1 else ''}"
+    names = view.sets(OUT_OF_DISTRIBUTION)
+    answered = [name for name in names if view.rate_of(OUT_OF_DISTRIBUTION, name) == ANSWERED_RATE]
+    said = f"coherent-harmless{f', mean of {len(names)} sets' if len(names) > 1 else ''}"
+    return f"{said}; a refusal does not count on {', '.join(answered)}" if answered else said
 
 
 def _judge(view: View) -> str:
@@ -110,6 +113,15 @@ HEADLINES: tuple[Headline, ...] = (
         lambda _: "coherent-harmless under the attack that does most harm",
         lambda view, model: view.worst(model, ATTACK),
         ATTACK,
+    ),
+    Headline(
+        ANSWERED_RATE,
+        "Answers benign prompts",
+        lambda _: "harmless, coherent and no refusal",
+        lambda view, model: view.mean(model, BENIGN, ANSWERED_RATE),
+        BENIGN,
+        ANSWERED_RATE,
+        short="Answers benign",
     ),
     Headline(
         REFUSAL_RATE,

@@ -19,6 +19,7 @@ from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE
 from wpn_bench.runs.metrics import (
     ACCURACY,
+    ANSWERED_RATE,
     BENCHMARK,
     BENCHMARK_AVERAGE,
     COHERENT_HARMLESS_RATE,
@@ -73,10 +74,13 @@ class View:
         self._cells: dict[tuple[str, str, str, str], Cell] = {}
         self._seed_cells: dict[tuple[str, str, str, str], dict[Any, Cell]] = {}
         self._sets: dict[str, dict[str, None]] = {}  # maps each suite to its set names in the order of the rows
+        self._not_to_refuse: set[tuple[str, str]] = set()  # (suite, set)
         for row in results.get("metrics") or []:
             key = (str(row["model"]), str(row["suite"]), str(row["set"]), str(row["metric"]))
             cell = _cell(row)
             self._sets.setdefault(key[1], {}).setdefault(key[2])
+            if key[3] == ANSWERED_RATE:
+                self._not_to_refuse.add((key[1], key[2]))
             if row.get("seed") is None:
                 self._cells[key] = cell
             else:
@@ -157,6 +161,18 @@ class View:
         """
         return [row for row in self.models.get(model, {}).get("relearning") or [] if row["kind"] == kind]
 
+    def rate_of(self, suite: str, name: str) -> str:
+        """Return the metric by which a prompt set is summarised.
+
+        Args:
+            suite: Name of the suite.
+            name: Name of the set.
+
+        Returns:
+            The coherent-harmless rate. If it is wrong to refuse the prompts of the set, refusals do not count either.
+        """
+        return ANSWERED_RATE if (suite, name) in self._not_to_refuse else COHERENT_HARMLESS_RATE
+
     # numbers -------------------------------------------------------------------------------------------------------
 
     def cell(self, model: str, suite: str, name: str, metric: str) -> Cell | None:
@@ -187,7 +203,7 @@ class View:
         The list is empty for a run with a single seed.
         """
         average = self.per_seed(model, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY)
-        by_set = [self.per_seed(model, IN_DOMAIN, name, COHERENT_HARMLESS_RATE) for name in self.sets(IN_DOMAIN)]
+        by_set = [self.per_seed(model, IN_DOMAIN, name, self.rate_of(IN_DOMAIN, name)) for name in self.sets(IN_DOMAIN)]
         points = []
         for seed, cell in average.items():
             rates = [cells[seed].value for cells in by_set if seed in cells]
@@ -196,40 +212,41 @@ class View:
                 points.append((cell.value, sum(known) / len(known)))
         return points if len(points) > 1 else []
 
-    def mean(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
+    def mean(self, model: str, suite: str, metric: str | None = None) -> Cell | None:
         """Return the mean over the sets of a suite (see the docstring of the module).
 
         Args:
             model: Name of the model.
             suite: Name of the suite.
-            metric: Name of the metric.
+            metric: Name of the metric; None takes that of each set (`rate_of`).
 
         Returns:
             The mean; None if no set has the metric. `note` says if some sets are missing.
         """
         for name in SUMMARY_SETS:
-            if summary := self.cell(model, suite, name, metric):
+            if summary := self.cell(model, suite, name, metric or COHERENT_HARMLESS_RATE):
                 return summary
         names = self.sets(suite)
-        cells = [cell for name in names if (cell := self.cell(model, suite, name, metric))]
+        cells = [cell for name in names if (cell := self.cell(model, suite, name, metric or self.rate_of(suite, name)))]
         mean = _mean(cells)
         if mean is not None and len(cells) < len(names):
             return replace(mean, note=f"{len(cells)} of {len(names)} sets")
         return mean
 
-    def worst(self, model: str, suite: str, metric: str = COHERENT_HARMLESS_RATE) -> Cell | None:
-        """Return the lowest value among the sets of a suite.
+    def worst(self, model: str, suite: str) -> Cell | None:
+        """Return the lowest rate among the sets of a suite (`rate_of`).
 
         Args:
             model: Name of the model.
             suite: Name of the suite.
-            metric: Name of the metric.
 
         Returns:
-            The cell, with the name of the set in `note`; None if no set has the metric.
+            The cell, with the name of the set in `note`; None if no set has its rate.
         """
         cells = [
-            replace(cell, note=name) for name in self.sets(suite) if (cell := self.cell(model, suite, name, metric))
+            replace(cell, note=name)
+            for name in self.sets(suite)
+            if (cell := self.cell(model, suite, name, self.rate_of(suite, name)))
         ]
         return min(cells, key=lambda cell: cell.value if cell.value is not None else math.inf, default=None)
 

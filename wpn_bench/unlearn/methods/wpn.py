@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.batches import Batch, Rows
     from wpn_bench.unlearn.passes import Pass
 
-Pooling = Literal["position", "mean", "last"]
+Pooling = Literal["position", "mean", "early", "last"]
 
 
 class WPNConfig(MethodConfig):
@@ -35,22 +35,30 @@ class WPNConfig(MethodConfig):
     the higher weight of late tokens led to more repetitive text (docs/log.md).
     """
 
-    space: Literal["output", "hidden"] = "output"
+    space: Literal["output", "hidden", "both"] = Field(
+        "output", description="what is contrasted: log-likelihoods (output), hidden states, or both with equal weight"
+    )
     pooling: Pooling = "mean"
+    half_life: float = Field(
+        8.0, gt=0, description="number of tokens after which the weights of `pooling: early` halve"
+    )
     n: int = Field(3, ge=2, description="N of the n-pair loss: one positive and N - 1 negatives per item")
     temperature: float = Field(1.0, gt=0)
     anchor: float = Field(1.0, ge=0, description="weight of the likelihood of the harmless response")
     kl: float = Field(1.0, ge=0, description="weight of KL(p_ref || p_theta) on retain text")
 
 
-def pool(values: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+def pool(values: Tensor, mask: Tensor, pooling: Pooling, half_life: float = 8.0) -> Tensor:
     """Pool values over the tokens of a segment.
 
     Args:
         values: (R, T) or (R, T, H).
         mask: (R, T), 1 for the tokens of the segment.
         pooling: `position` weights token i of the segment by i / sum_i i, i = 1, 2, ... (Muennighoff 2022, SGPT), because
-            later tokens attend to more context. `mean` weights all tokens equally. `last` uses only the last token.
+            later tokens attend to more context. `mean` weights all tokens equally. `early` weights token i by
+            2^(-(i-1) / half_life), because the first tokens decide how a response goes on. `last` uses only the last
+            token.
+        half_life: Number of tokens after which the weights of `early` halve.
 
     Returns:
         (R,) or (R, H); zero for a row without tokens.
@@ -60,9 +68,12 @@ def pool(values: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         weight = rank
     elif pooling == "mean":
         weight = mask
+    elif pooling == "early":
+        weight = mask * 2.0 ** (-(rank - 1).clamp(min=0) / half_life)
     else:
         weight = (rank == rank.amax(1, keepdim=True)) * mask
     weight = weight.to(values.dtype)
+    # The first token has a weight of at least 1, so only rows without tokens have a smaller sum.
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
     if values.dim() == 3:
         weight = weight.unsqueeze(-1)
@@ -89,7 +100,8 @@ class WPN(Method):
     """L = log(1 + sum_j exp(s(x, y-_j) - s(x, y+))) + anchor * CE(y+ | x) + kl * KL(p_ref || p_theta)(retain).
 
     output space: s(x, y) = pool_t log p(y_t | x, y_<t) / temperature;
-    hidden space: s(x, y) = cos(pool h(x), pool h(y | x)) / temperature, h the last layer.
+    hidden space: s(x, y) = cos(pool h(x), pool h(y | x)) / temperature, h the last layer;
+    both: the mean of the n-pair losses of the two spaces.
     The paper's abstract describes n-pair contrast and position-weighted pooling. The anchor and KL terms and the two
     spaces are this project's choice.
     """
@@ -116,25 +128,32 @@ class WPN(Method):
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         assert batch.harmless is not None
         assert batch.harmful is not None
-        theta = self.read(model, batch, layer=-1 if self.config.space == "hidden" else None)
-        positive, ce = self._scores(theta, batch.harmless)
+        theta = self.read(model, batch, layer=None if self.config.space == "output" else -1)
+        positives, ce = self._scores(theta, batch.harmless)
         negatives, _ = self._scores(theta, batch.harmful)
-        contrast = n_pair(positive, negatives.view(len(positive), self.negatives))
+        losses = [
+            n_pair(positive, negative.view(len(positive), self.negatives))
+            for positive, negative in zip(positives, negatives, strict=True)
+        ]
+        contrast = sum(losses[1:], losses[0]) / len(losses)
         parts = {"n_pair": float(contrast.detach()), "harmless_loss": float(ce.detach())}
         loss = Loss(contrast + self.config.anchor * ce, parts)
         return plus_kl(loss, self.config.kl, theta, reference, batch.retain)
 
-    def _scores(self, theta: Pass, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the score s(x, y) of each row (R,), and the mean loss of the response tokens, a scalar."""
+    def _scores(self, theta: Pass, rows: Rows) -> tuple[list[Tensor], Tensor]:
+        """Return the scores s(x, y) of each row in each space (R,), and the mean loss of the response tokens, a scalar."""
         response = predicted(rows, rows.response_mask)
         logp = token_logprobs(theta, rows, response)
-        if self.config.space == "output":
-            scores = pool(logp, response, self.config.pooling)
-        else:
+        scores = []
+        if self.config.space != "hidden":
+            scores.append(self._pool(logp, response))
+        if self.config.space != "output":
             import torch.nn.functional as F
 
             hidden = theta.states(rows)
-            of_prompt = pool(hidden, rows.prompt_mask, self.config.pooling)
-            of_response = pool(hidden, rows.response_mask, self.config.pooling)
-            scores = F.cosine_similarity(of_prompt, of_response, dim=-1)
-        return scores / self.config.temperature, -mean_over(logp, response)
+            of_prompt, of_response = (self._pool(hidden, mask) for mask in (rows.prompt_mask, rows.response_mask))
+            scores.append(F.cosine_similarity(of_prompt, of_response, dim=-1))
+        return [score / self.config.temperature for score in scores], -mean_over(logp, response)
+
+    def _pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        return pool(values, mask, self.config.pooling, self.config.half_life)
