@@ -32,7 +32,8 @@ class WPNConfig(MethodConfig):
     """Options of WPN.
 
     The default of `pooling` is `mean`, although the method is named after position-weighted pooling. In output space,
-    the higher weight of late tokens led to more repetitive text (docs/log.md).
+    the higher weight of late tokens led to more repetitive text (docs/log.md). The nearest reading of the paper's public
+    words is `space: hidden, pooling: position`.
     """
 
     space: Literal["output", "hidden", "both"] = Field(
