@@ -274,8 +274,10 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 # --- in two processes ------------------------------------------------------------------------------------------------
 
 
+# Its gradient is 0 up to rounding at the beginning, and the number of processes changes rounding.
+DECIDED_BY_ROUNDING = {"circuit_breakers"}
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"method": name, "options": {}} for name in METHODS},
+    **{name: {"method": name, "options": {}} for name in METHODS if name not in DECIDED_BY_ROUNDING},
     "accumulated": {"method": "wpn", "options": {"accumulation": 2}},
     "lora": {"method": "sft_kl", "options": {"lora": 4}, "snapshot": 2},
     "recomputed": {"method": "rmu", "options": {"gradient_checkpointing": True}},

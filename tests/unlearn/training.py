@@ -19,8 +19,8 @@ from wpn_bench.unlearn.train import Trained, train
 TEMPLATE = FormatTemplate("Q: {prompt} A:")
 QUICK = {"steps": 12, "batch_size": 4, "retain_batch_size": 3, "lr": 3e-3, "warmup_steps": 0, "max_length": 64}
 # Losses that need not fall in the first steps of random weights. UNDIAL's is at its minimum where the model predicts nothing.
-# PDU's dual variable changes the loss itself.
-NOT_FALLING = {"undial", "pdu"}
+# PDU's dual variable changes the loss itself, and so does the schedule of circuit breakers.
+NOT_FALLING = {"undial", "pdu", "circuit_breakers"}
 Weights = dict[str, torch.Tensor]
 
 

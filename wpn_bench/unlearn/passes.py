@@ -52,6 +52,7 @@ ROW = 2048  # maximum number of tokens in a row of trees whose attention is comp
 PADDED_ROW = 256  # the same, if attention computes the whole row
 
 Array = packing.Array
+Layer = int | tuple[int, ...]
 
 
 class Pass:
@@ -62,7 +63,7 @@ class Pass:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *groups: Sequence[Rows | None], layer: int | None = None, head: bool = True
+        self, model: PreTrainedModel, *groups: Sequence[Rows | None], layer: Layer | None = None, head: bool = True
     ) -> None:
         """Describe a pass.
 
@@ -71,7 +72,8 @@ class Pass:
             *groups: Sets of rows that share prefixes; None stands for no rows. Each group is computed for itself. So if
                 model and reference are equal and read the same group, their results are equal bit by bit. Otherwise
                 rounding would give a gradient where there is none, which Adam would make as large as any other.
-            layer: Number of the hidden layer that the loss reads with `states`; None if it reads none.
+            layer: Number of the hidden layer that the loss reads with `states`, or numbers of several; None if it reads
+                none.
             head: Whether the loss reads log-probabilities.
         """
         self.model = model
@@ -191,15 +193,15 @@ class Pass:
     def states(self, rows: Rows) -> Tensor:
         """Return the hidden states (R, T, H) of the layer that this pass keeps, at least in float32.
 
-        States of padding have no meaning.
+        If the pass keeps L layers, they are (R, T, L, H), in the order of the layers' numbers that the pass was given. States of padding have no meaning.
         """
         if self.packed:
             return at_least_float32(self._packed[id(rows)].states(rows))
         if self.head:
             mask = predicted(rows, rows.response_mask)
-            return at_least_float32(self._run(rows, mask).hidden_states[self.layer])
+            return at_least_float32(_kept(self._run(rows, mask).hidden_states, self.layer))
         out = forward(self.model.base_model, rows, output_hidden_states=True)
-        return at_least_float32(out.hidden_states[self.layer])
+        return at_least_float32(_kept(out.hidden_states, self.layer))
 
     def _logits(self, rows: Rows, mask: Tensor) -> Tensor:
         """Return the logits (N, V) that predict the selected tokens, in the order of the rows."""
@@ -235,7 +237,7 @@ def pass_over(model: PreTrainedModel | Pass, rows: Rows) -> Pass:
 class _Packed:
     """A pass over packed prefix trees."""
 
-    def __init__(self, model: PreTrainedModel, parts: list[Rows], layer: int | None, head: bool) -> None:
+    def __init__(self, model: PreTrainedModel, parts: list[Rows], layer: Layer | None, head: bool) -> None:
         self.model, self.parts, self.layer, self.head = model, parts, layer, head
         self._outputs: tuple[_Places, Tensor | None, Tensor | None] | None = None
 
@@ -317,7 +319,7 @@ class _Places:
 
 
 def _run(
-    model: PreTrainedModel, rows_of_trees: list[list[packing.Tree]], layout: _Layout, layer: int | None, head: bool
+    model: PreTrainedModel, rows_of_trees: list[list[packing.Tree]], layout: _Layout, layer: Layer | None, head: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Run a model on packed rows.
 
@@ -336,10 +338,16 @@ def _run(
             if layout.blocks:
                 stack.enter_context(blockwise(rows_of_trees[0], mask))
         if not head:
-            return None, model.base_model(**given).hidden_states[layer]
+            return None, _kept(model.base_model(**given).hidden_states, layer)
         inputs = stack.enter_context(head_input(model))
         out = model(**given)
-    return inputs[0], None if layer is None else out.hidden_states[layer]
+    return inputs[0], None if layer is None else _kept(out.hidden_states, layer)
+
+
+def _kept(hidden: Sequence[Tensor], layer: Layer | None) -> Tensor:
+    """Return the states (R, T, H) of one layer, or (R, T, L, H) of several."""
+    assert layer is not None
+    return hidden[layer] if isinstance(layer, int) else torch.stack([hidden[one] for one in layer], dim=-2)
 
 
 # --- what a model supports ---

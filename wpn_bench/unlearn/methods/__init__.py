@@ -31,6 +31,7 @@ METHODS: Registry[type[Method]] = Registry(
         "max_entropy": "wpn_bench.unlearn.methods.max_entropy:MaxEntropy",
         "pdu": "wpn_bench.unlearn.methods.pdu:PDU",
         "rmu": "wpn_bench.unlearn.methods.rmu:RMU",
+        "circuit_breakers": "wpn_bench.unlearn.methods.circuit_breakers:CircuitBreakers",
         "safe_unlearning": "wpn_bench.unlearn.methods.safe_unlearning:SafeUnlearning",
     },
 )
