@@ -278,6 +278,7 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 DECIDED_BY_ROUNDING = {"circuit_breakers"}
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, "options": {}} for name in METHODS if name not in DECIDED_BY_ROUNDING},
+    "negated": {"method": "task_vector", "options": {"stop_at_harmless_rate": 1.0, "check_every": 1}, "snapshot": 1},
     "accumulated": {"method": "wpn", "options": {"accumulation": 2}},
     "lora": {"method": "sft_kl", "options": {"lora": 4}, "snapshot": 2},
     "recomputed": {"method": "rmu", "options": {"gradient_checkpointing": True}},

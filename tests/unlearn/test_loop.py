@@ -217,7 +217,7 @@ def killed_at(step: int) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     "options", [{}, {"accumulation": 2, "schedule": "cosine"}, {"lora": {"rank": 4, "dropout": 0.1}}]
 )
-@pytest.mark.parametrize("name", ["wpn", "ga", "pdu"])  # PDU keeps something from step to step
+@pytest.mark.parametrize("name", ["wpn", "ga", "pdu", "task_vector"])  # PDU keeps something from step to step
 @pytest.mark.slow
 def test_killed_and_gone_on(
     with_dropout: Path,

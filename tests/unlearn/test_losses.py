@@ -67,6 +67,7 @@ VARIETIES: list[tuple[str, dict[str, Any]]] = [
     ("max_entropy", {"variant": "released"}),
     ("pdu", {"bound": 1.0}),
     ("pdu", {"bound": 7.0, "gamma": 0.3, "alpha": 2.0}),
+    ("task_vector", {}),
     ("rmu", {}),
     ("rmu", {"layer": 2, "coefficient": 6.0, "alpha": 5.0}),
     ("circuit_breakers", {}),
@@ -454,6 +455,10 @@ def expected_safe_unlearning(case: Case) -> float:
     return text_ce(case.model, case.retain) + 0.5 * refusal - 0.3 * mean([log_sigmoid(-r) for r in ratios])
 
 
+def expected_task_vector(case: Case) -> float:
+    return -mean_logp(case.model, case.harmful)
+
+
 EXPECTED = {
     "ga": expected_ga,
     "ga_answer": expected_ga_answer,
@@ -474,6 +479,7 @@ EXPECTED = {
     "ceu": expected_ceu,
     "max_entropy": expected_max_entropy,
     "pdu": expected_pdu,
+    "task_vector": expected_task_vector,
     "rmu": expected_rmu,
     "circuit_breakers": expected_circuit_breakers,
     "safe_unlearning": expected_safe_unlearning,

@@ -60,6 +60,7 @@ def test_weights_gradients_and_adam(shape: str) -> None:
     assert (full.parameters, full.trainable) == (n, n)
     assert (full.weights, full.gradients, full.optimizer, full.reference) == (4 * n, 4 * n, 8 * n, 0)
     assert estimate(shape, "npo").reference == 4 * n
+    assert estimate(shape, "task_vector").reference == 4 * n
     half = estimate(shape, dtype="bfloat16")
     assert (half.weights, half.gradients, half.optimizer) == (2 * n, 2 * n, 4 * n)
     assert estimate(shape, mixed_precision="bf16").weights == 6 * n

@@ -114,7 +114,45 @@ def likelihood(model: Any, tokenizer: Any, items: list[Item], side: str) -> floa
     return sum(each) / len(each)
 
 
-@pytest.mark.parametrize("name", ["log1mp", "undial", "ceu", "max_entropy", "pdu", "wga", "satimp", "flat", "altpo"])
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 4}, "lr": 3e-2}], ids=["all weights", "lora"])
+def test_the_change_of_the_weights_is_negated(
+    small_opt: Path,
+    items: list[Item],
+    texts: list[str],
+    weights: Callable[[Any], Weights],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    """Whoever sees the model during the training sees the one that would be saved, and the training goes on as it was."""
+    seen: list[Weights] = []
+
+    def rate(model: Any) -> float:
+        seen.append(weights(model))
+        return 0.0
+
+    def after_step(step: int, current: Callable[[], Any]) -> None:
+        if step == 12:
+            seen.append(weights(current()))
+
+    goal = {"stop_at_harmless_rate": 1.0, "check_every": 6}
+    method = method_of("task_vector", scale=0.5, **goal, **options)
+    found = Done(small_opt, method, items, texts, harmless_rate=rate, after_step=after_step)
+    monkeypatch.setattr(type(method), "change", 1.0)
+    learnt = Done(small_opt, method_of("task_vector", **options), items, texts)
+    assert found.said.history == learnt.said.history
+    base, after, saved = (weights(m) for m in (models.load(small_opt)[0], learnt.model, found.model))
+    assert not equal(base, after)
+    for name, value in base.items():
+        torch.testing.assert_close(saved[name], value - 0.5 * (after[name] - value))
+    assert len(seen) == 3
+    assert not equal(seen[0], seen[1])
+    for one in seen[1:]:
+        assert equal(one, saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["task_vector", "log1mp", "undial", "ceu", "max_entropy", "pdu", "wga", "satimp", "flat", "altpo"]
+)
 @pytest.mark.slow
 def test_a_model_forgets_what_it_has_learnt(
     small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path, name: str

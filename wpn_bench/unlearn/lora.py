@@ -97,12 +97,25 @@ class Adapters:
         settings.base_model_name_or_path, settings.inference_mode = None, True
         settings.save_pretrained(str(folder))
 
-    def merged_copy(self) -> PreTrainedModel:
-        """Return a copy of the model with the adapters merged. The model itself keeps its adapters."""
+    def merged_copy(self, scale: float = 1.0) -> PreTrainedModel:
+        """Return a copy of the model with the adapters merged. The model itself keeps its adapters.
+
+        Args:
+            scale: Factor of the adapters in the copy.
+
+        Returns:
+            The copy.
+        """
         import copy
 
-        merged: PreTrainedModel = copy.deepcopy(self._wrapped).merge_and_unload()
+        wrapped = copy.deepcopy(self._wrapped)
+        _multiply(wrapped, scale)
+        merged: PreTrainedModel = wrapped.merge_and_unload()
         return merged
+
+    def multiply(self, scale: float) -> None:
+        """Multiply the product B A of every adapter by a factor."""
+        _multiply(self._wrapped, scale)
 
     def merge(self) -> PreTrainedModel:
         """Merge the adapters into the weights: W becomes W + alpha / rank * B A.
@@ -111,6 +124,17 @@ class Adapters:
         """
         merged: PreTrainedModel = self._wrapped.merge_and_unload()
         return merged
+
+
+def _multiply(wrapped: Any, scale: float) -> None:
+    if scale == 1:
+        return
+    import torch
+
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if ".lora_B." in name:
+                p.mul_(scale)
 
 
 class _WithoutAdapters:

@@ -31,7 +31,7 @@ class Training:
         parameters: Number of parameters of the model.
         trainable: Number of trained parameters.
         weights: Bytes of the weights, including adapters.
-        reference: Bytes of the frozen reference.
+        reference: Bytes of the frozen reference, or of a copy of the base's weights.
         gradients: Bytes of the gradients.
         optimizer: Bytes of Adam's two moments.
         activations: Bytes that autograd keeps for the backward pass.
@@ -72,6 +72,8 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
         The bytes of each part.
     """
     config = method.config
+    # A method that changes the trained weights at the end keeps a copy of those of the base.
+    base_kept = method.needs_reference or method.change != 1
     mixed = config.mixed_precision != "no"
     # The data type of the forward pass decides what autograd keeps.
     computed = "bfloat16" if mixed else dtype
@@ -94,7 +96,7 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
         parameters=one.parameters,
         trainable=one.trainable,
         weights=one.parameters * (size + 2 * mixed) + (one.held - one.parameters) * (trained + 2 * mixed),
-        reference=one.parameters * size if method.needs_reference and not config.lora else 0,
+        reference=one.parameters * size if base_kept and not config.lora else 0,
         gradients=one.trainable * trained,
         optimizer=2 * one.trainable * trained,
         activations=activations + again,

@@ -21,6 +21,7 @@ from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models import SHARD
 from wpn_bench.prompts import Item, Template
+from wpn_bench.unlearn.change import Change
 from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
 from wpn_bench.unlearn.methods.base import Method, code_of
@@ -107,7 +108,7 @@ def train(
             `stop_at_harmless_rate`.
         advance: Called with the number of steps finished since its last call.
         after_step: Called after each step with its number and a function that returns the current model (with LoRA, a
-            copy with merged adapters).
+            copy with merged adapters; if the method changes the trained weights at the end, a changed copy).
         snapshots: Stores the model after some steps.
         checkpoints: Folder for checkpoints. Training resumes from the newest complete one. With the same settings, it
             ends with the same weights and history as without interruption (bitwise on a CPU).
@@ -165,6 +166,8 @@ def train(
         before = together.agree(going_on(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
+        changes = method.change != 1
+        change = Change(model, method.change) if changes and adapters is None and together.main else None
         # One process alone cannot use a model that FSDP has sharded. So the first process also keeps a whole model.
         taught = copy.deepcopy(model) if together.sharded and together.main else model
         stack.enter_context(_prepared(taught, config.gradient_checkpointing))
@@ -218,18 +221,20 @@ def train(
                 gather(taught, model if together.main else None)
             return model
 
-        def told(step: int) -> None:
-            def merged() -> PreTrainedModel:
-                now = current()
-                return now if adapters is None or not together.main else adapters.merged_copy()
+        def as_saved() -> PreTrainedModel:
+            now = current()
+            if adapters is not None and together.main:
+                return adapters.merged_copy(method.change)
+            return now if change is None else change.changed_copy(now)
 
+        def told(step: int) -> None:
             if snapshots and step in snapshots.steps:
-                now = merged()  # collective, so all processes call it
+                now = as_saved()  # collective, so all processes call it
                 if together.main:
                     snapshots.keep(checkpoints, step, now)
-            after_step(step, merged)
+            after_step(step, as_saved)
 
-        watch = Watch(trainer, current, harmless_rate, config.save_every, advance, told)
+        watch = Watch(trainer, as_saved if changes else current, harmless_rate, config.save_every, advance, told)
         trainer.add_callback(watch)
         # This callback would print metrics to the standard output.
         trainer.remove_callback(PrinterCallback)
@@ -243,7 +248,10 @@ def train(
         return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise diverged(f"weights of {method.name} are not finite", steps, lr, record.losses)
+    if change is not None:
+        change.apply(model)
     if adapters is not None:
+        adapters.multiply(method.change)
         if adapter is not None:
             adapters.save(adapter)
         adapters.merge()

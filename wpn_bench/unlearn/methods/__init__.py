@@ -30,6 +30,7 @@ METHODS: Registry[type[Method]] = Registry(
         "ceu": "wpn_bench.unlearn.methods.ceu:CEU",
         "max_entropy": "wpn_bench.unlearn.methods.max_entropy:MaxEntropy",
         "pdu": "wpn_bench.unlearn.methods.pdu:PDU",
+        "task_vector": "wpn_bench.unlearn.methods.task_vector:TaskVector",
         "rmu": "wpn_bench.unlearn.methods.rmu:RMU",
         "circuit_breakers": "wpn_bench.unlearn.methods.circuit_breakers:CircuitBreakers",
         "safe_unlearning": "wpn_bench.unlearn.methods.safe_unlearning:SafeUnlearning",

@@ -169,6 +169,11 @@ class Method(ABC):
         """Return whether the loss uses the frozen base model."""
         return False
 
+    @property
+    def change(self) -> float:
+        """Return the factor of the change of the weights in the saved model, base + change * (trained - base)."""
+        return 1.0
+
     def follow(self, history: Sequence[Mapping[str, float]]) -> None:  # noqa: B027
         """Set what the loss keeps from step to step. Most methods keep nothing.
 
