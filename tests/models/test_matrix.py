@@ -11,6 +11,7 @@ import torch
 from tests.models.architectures import ARCHITECTURES, EOS, PAD, TURN, save
 from wpn_bench import config as configuration
 from wpn_bench import models
+from wpn_bench.engine import decode as decoding
 from wpn_bench.engine.decode import Rules, decode
 from wpn_bench.engine.likelihood import loglikelihoods
 from wpn_bench.errors import UserError
@@ -53,9 +54,14 @@ def test_it_is_found_with_its_own_context(folder: Path) -> None:
 
 
 @every(PASSED)
-def test_a_ragged_batch_is_decoded_as_each_prompt_alone_by_transformers(folder: Path) -> None:
+def test_a_ragged_batch_is_decoded_as_each_prompt_alone_by_transformers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _ = models.load(folder)
     ours = decode(model, RAGGED, Rules(10, frozenset(ENDS)))
+    monkeypatch.setattr(decoding, "_HEAD_TOKENS", 0)
+    monkeypatch.setattr("wpn_bench.engine.greedy.fast_bfloat16", lambda: True)
+    assert decode(model, RAGGED, Rules(10, frozenset(ENDS)), most_rows=3) == ours
     for prompt, tokens in zip(RAGGED, ours, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(

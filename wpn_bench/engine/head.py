@@ -101,3 +101,19 @@ def head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         yield inputs
     finally:
         handle.remove()
+
+
+@contextmanager
+def last_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect the head's inputs (R, width) of the last tokens, within a `with` block. The head computes one token."""
+    inputs: list[Tensor] = []
+
+    def collect(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs.append(given[0][:, -1])
+        return (given[0][:1, :1], *given[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(collect)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
