@@ -22,6 +22,7 @@ VOCABULARY, WIDTH = 11, 8
 OPEN_UNLEARNING = "locuslab/open-unlearning d3d7cf9, src/trainer/"
 CLOSER_LOOK = "sail-sg/closer-look-LLM-unlearning b622294, trainer/losses.py: "
 ALTPO = "molereddy/Alternate-Preference-Optimization c9b78bd, dataloader.py: "
+UNLIKELIHOOD = "facebookresearch/unlikelihood_training 9444655, custom/candidate_penalty_ce_loss.py: "
 FLAT = "UCSC-REAL/FLAT bf2ef07, dataloader.py: "
 
 
@@ -92,6 +93,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], int, float, str]] = [
     ("ceu", {"skip": 0}, 3, 1.431984511334, OPEN_UNLEARNING + "unlearn/ceu.py: compute_batch_ceu"),
     ("max_entropy", {"variant": "released"}, 1, 6.317080872728, CLOSER_LOOK + "get_me_loss, and the retain rows"),
     ("max_entropy", {"variant": "released", "tokens": "response"}, 3, 6.291719903873, CLOSER_LOOK + "get_me_loss"),
+    # Each token was the only candidate of a place with its logits, and the terms were averaged.
+    ("log1mp", {"alpha": 0.0}, 1, 0.081980504693, UNLIKELIHOOD + "CandidatePenaltyCrossEntropyCriterion.forward"),
+    ("log1mp", {"alpha": 0.0}, 3, 0.089414690806, UNLIKELIHOOD + "CandidatePenaltyCrossEntropyCriterion.forward"),
     # PDU's code takes logits at the labels. Its labels were such that these are the logits before the response.
     ("pdu", PDU, 1, 19.916293546463, OPEN_UNLEARNING + "unlearn/pdu.py: PDU.compute_loss"),
     # FLAT's code makes one loss of a whole padded batch. Here its mean over three batches of one row each.

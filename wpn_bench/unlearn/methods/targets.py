@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wpn_bench.engine.readout import Target, log_softmax_
 from wpn_bench.unlearn.processes import divisor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wpn_bench.engine.readout import Target
     from wpn_bench.unlearn.batches import Rows
     from wpn_bench.unlearn.passes import Pass
 
@@ -40,6 +40,8 @@ def without(tokens: Tensor) -> Target:
     """
     import torch
 
+    from wpn_bench.engine.readout import log_softmax_
+
     def target(logp: Tensor, part: slice) -> Tensor:
         return log_softmax_(logp.scatter(1, tokens[part].unsqueeze(1), torch.finfo(logp.dtype).min / 2))
 
@@ -58,6 +60,8 @@ def lowered(logits: Callable[[slice], Tensor], tokens: Tensor, by: float) -> Tar
         The target.
     """
     import torch
+
+    from wpn_bench.engine.readout import log_softmax_
 
     def target(logp: Tensor, part: slice) -> Tensor:
         at = tokens[part].unsqueeze(1)
