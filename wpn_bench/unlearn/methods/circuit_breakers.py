@@ -37,7 +37,8 @@ class CircuitBreakers(Method):
     the number of steps.
 
     This follows Algorithm 1 of the paper, with its alpha for Llama-3-8B (for Mistral-7B it is 5). The published code was not
-    at hand, so the loss is not compared with it. The paper trains LoRA adapters for 150 steps, as `lora: 16` does here; by
+    at hand, so the loss is not compared with it. Copies of it that others changed have the prompt in the first term, too, and
+    all layers in the second. The paper trains LoRA adapters for 150 steps, as `lora: 16` does here; by
     default all weights are trained. The paper's retain set also has refusals and harmless chats; here it is the
     retain text of all methods. The method teaches no replacement for the harmful responses.
 
