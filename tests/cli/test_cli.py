@@ -328,7 +328,7 @@ def test_who_does_the_work(asked: Callable[..., Any], monkeypatch: pytest.Monkey
     [
         ("--executor slurm", "unknown executor 'slurm'; choose from local, ray"),
         ("--executor ray --workers 0", "--workers 0 is not a positive number; "),
-        ("--workers 2", "--workers needs the executor ray; add --executor ray"),
+        ("--shards 2", "--shards needs the executor ray; add --executor ray"),
         ("--executor ray --gpus-per-job nan", "--gpus-per-job nan is invalid; "),
         ("--executor ray", "--executor ray needs ray, which is not installed; pip install 'wpn-bench[ray]'"),
     ],

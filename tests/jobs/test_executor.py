@@ -318,7 +318,7 @@ def test_the_reporter_hears_of_every_job(tmp_path: Path) -> None:
     ("fleet", "said"),
     [
         ({"executor": "rey"}, "unknown executor 'rey'; choose from local, ray"),
-        ({"workers": 2}, "--workers needs the executor ray; add --executor ray, or leave out --workers"),
+        ({"shards": 2}, "--shards needs the executor ray; add --executor ray, or leave out --shards"),
         (
             {"ray_address": "auto"},
             "--ray-address needs the executor ray; add --executor ray, or leave out --ray-address",

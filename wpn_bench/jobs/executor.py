@@ -7,8 +7,8 @@ of a run is known before its first job starts. Jobs whose artifacts are in the s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,9 +58,10 @@ class Fleet:
     """The settings that choose the executor and its resources. They change no results and are not part of any digest.
 
     Attributes:
-        executor: `local` or `ray`. The other settings are for `ray`.
+        executor: `local` or `ray`. The other settings except `workers` are for `ray`.
         ray_address: Address of a cluster. None uses RAY_ADDRESS, or starts a new cluster on this machine.
-        workers: Number of concurrent jobs of a new cluster.
+        workers: Number of concurrent jobs on this machine. None: one with `local`, and with `ray` as many as there are
+            CPUs for.
         cpus_per_job: Number of CPUs of a job.
         gpus_per_job: Number of GPUs of a job on CUDA. With a fraction, several jobs share one GPU.
         shards: Number of shards that a job is split into; None splits it between idle workers.
@@ -69,7 +70,7 @@ class Fleet:
     executor: Annotated[
         str,
         Option(
-            help="local (one job after another, the default) or ray (several at once, on this machine or a cluster).",
+            help="local (this machine, the default) or ray (several at once, on this machine or a cluster).",
             panel=EXECUTION,
         ),
     ] = "local"
@@ -85,7 +86,7 @@ class Fleet:
         int | None,
         Option(
             type=int,
-            help="Number of jobs that run at once on this machine (default: its CPUs / --cpus-per-job).",
+            help="Number of jobs that run at once on this machine (default: 1; with ray its CPUs / --cpus-per-job).",
             panel=EXECUTION,
         ),
     ] = None
@@ -114,7 +115,8 @@ class Fleet:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise UserError(f"unknown executor {self.executor!r}", f"choose from {', '.join(EXECUTORS)}")
-        changed = [f.name for f in fields(self) if f.name != "executor" and getattr(self, f.name) != f.default]
+        both = ("executor", "workers")
+        changed = [f.name for f in fields(self) if f.name not in both and getattr(self, f.name) != f.default]
         if changed and self.executor == "local":
             option = "--" + changed[0].replace("_", "-")
             raise UserError(f"{option} needs the executor ray", f"add --executor ray, or leave out {option}")
@@ -150,18 +152,25 @@ EXECUTORS = {
 }
 
 
-def local_executor(fleet: Fleet, store: Store, reporter: Reporter) -> AbstractContextManager[Executor]:
-    """Create an executor that runs all jobs in this process.
+@contextmanager
+def local_executor(fleet: Fleet, store: Store, reporter: Reporter) -> Iterator[Executor]:
+    """Create an executor that runs jobs on this machine, in `fleet.workers` processes.
 
     Args:
-        fleet: Not used. All functions that create executors take this argument.
+        fleet: The settings.
         store: The artifact store.
         reporter: Shows the progress.
 
-    Returns:
-        A context manager that yields the executor.
+    Yields:
+        The executor. Its processes end with the `with` block.
     """
-    return nullcontext(LocalExecutor(store, reporter))
+    from wpn_bench.jobs.processes import ProcessExecutor
+
+    executor = ProcessExecutor(store, reporter, fleet.workers or 1)
+    try:
+        yield executor
+    finally:
+        executor.stop()
 
 
 class LocalExecutor:
@@ -174,15 +183,15 @@ class LocalExecutor:
     def __init__(self, store: Store, reporter: Reporter) -> None:
         self.store = store
         self.reporter = reporter
-        self._time_left = TimeLeft(store)
-        reporter.expect(self._time_left.seconds)
+        self.time_left = TimeLeft(store)
+        reporter.expect(self.time_left.seconds)
 
     def run(self, jobs: Iterable[Job], announce: bool = True) -> dict[str, Outcome]:
         left = {job.digest: job for job in jobs}
         if announce:
             self.reporter.plan(len(left))
         if self.reporter.shows_items:
-            self._time_left.add(left.values())
+            self.time_left.add(left.values())
         outcomes: dict[str, Outcome] = {}
         reported_waiting = False
         while left:
@@ -210,13 +219,13 @@ class LocalExecutor:
             with self.store.claim(job.stage, job.digest) as acquired:
                 if not acquired:
                     return None
-                self._time_left.start(job)
+                self.time_left.start(job)
                 self.reporter.start(job.label)
                 # Check the store again. Another process may have finished the job before this one got the lock.
                 outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
                     self.store, job, need_paths(job, outcomes), self._counted(job)
                 )
-        self._time_left.finish(outcome)
+        self.time_left.finish(outcome)
         self.reporter.finish(job.label, outcome.status, outcome.seconds)
         report_crash(self.reporter, outcome)
         return outcome
@@ -230,7 +239,7 @@ class LocalExecutor:
             def counted(n: int) -> None:
                 nonlocal done
                 done += n
-                self._time_left.progress(job.digest, done, total)
+                self.time_left.progress(job.digest, done, total)
                 advance(n)
 
             return counted

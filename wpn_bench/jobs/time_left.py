@@ -92,7 +92,7 @@ class TimeLeft:
         """
         now, total = self._clock(), 0.0
         usual = mean(self._whole) if self._whole else None
-        for digest, job in self._left.items():
+        for digest, job in list(self._left.items()):  # another thread may change it
             kind = job_kind(job.stage, job.params)
             expected = usual
             if kind in self._measured:
