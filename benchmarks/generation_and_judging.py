@@ -40,6 +40,8 @@ SIZES = (1, 8, 16, 32, 64)
 def best_size(work: Callable[[Sequence[str], int], Any], part: Sequence[str], sizes: Sequence[int]) -> int:
     """Return the batch size with which `work` is fastest on a small part, after an untimed first run."""
     work(part[: max(1, len(part) // 4)], sizes[-1])
+    if len(sizes) == 1:
+        return sizes[0]
     return min(sizes, key=lambda size: seconds(lambda: work(part, size))[0])
 
 
@@ -92,7 +94,7 @@ def compare_generation(options: argparse.Namespace, name: str, inputs: list[str]
         found = dict(zip(order, (row[0]["generated_text"] for row in said), strict=True))
         return [found[k].split(options.stop or "\0")[0].strip() for k in range(len(texts))]
 
-    size = best_size(theirs, inputs[:: max(1, len(inputs) // options.part)][: options.part], SIZES)
+    size = best_size(theirs, inputs[:: max(1, len(inputs) // options.part)][: options.part], options.sizes)
     own, other, gain, a, b = paired(
         lambda: [r.text for r in generate(model, tokenizer, inputs, decoding)],
         lambda: theirs(inputs, size),
@@ -136,6 +138,10 @@ def main() -> int:
     parser.add_argument("--sets", default="lab_in_domain,lab_ood_notes,lab_ood_games,lab_benign", help="prompt sets")
     parser.add_argument("--forget", default="lab_forget", help="forget set, for demonstrations")
     parser.add_argument("--n", type=int, default=200, help="prompts")
+    parser.add_argument("--kinds", default="plain,role play,demonstrations", help="kinds of prompts, comma separated")
+    parser.add_argument(
+        "--sizes", type=lambda text: [int(size) for size in text.split(",")], default=SIZES, help="the library's sizes"
+    )
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument(
         "--rows",
@@ -158,6 +164,8 @@ def main() -> int:
     rows, right = [], True
     if options.only != "judging":
         for kind, inputs in prompts_of(options).items():
+            if kind not in options.kinds.split(","):
+                continue
             row, good = compare_generation(options, f"generation, {kind}", inputs)
             rows.append(row)
             right &= good

@@ -46,7 +46,13 @@ class Layer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, n: int, to: list[int], rows: list[int]) -> None:
-        """Keep the first `n` rows, after `rows` were copied to the places `to`."""
+        """Keep the first rows, after some other rows have been copied to their places.
+
+        Args:
+            n: Number of rows that are kept.
+            to: Places that are overwritten.
+            rows: Rows that are copied there.
+        """
         width = self.keys.shape[-2]
         for whole in self.place if to else ():
             whole[to, :, :width] = whole[rows, :, :width]
@@ -54,7 +60,13 @@ class Layer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :width] for whole in self.place)
 
     def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
-        """Use these keys and values in a buffer of `columns` columns. With 0, they are neither copied nor extended."""
+        """Use these keys and values.
+
+        Args:
+            keys: Keys (R, H, T, D).
+            values: Values (R, H, T, D).
+            columns: Number of columns of the buffer. With 0, they are neither copied nor extended.
+        """
         width = keys.shape[-2]
         if columns <= width:
             self.place = (keys, values)
@@ -73,7 +85,15 @@ def new_cache() -> Cache:
 
 
 def cache_of(layers: Iterable[tuple[Tensor, Tensor]], columns: int = 0) -> Cache:
-    """Return a cache of the keys and values of each layer, in buffers of `columns` columns (see `Layer.hold`)."""
+    """Return a cache of given keys and values.
+
+    Args:
+        layers: Keys and values of each layer.
+        columns: Number of columns of the buffers; 0 means no more than these.
+
+    Returns:
+        The cache.
+    """
     cache = new_cache()
     for keys, values in layers:
         layer = Layer()

@@ -65,11 +65,18 @@ def seed_of(seed: int, prompt: Sequence[int]) -> int:
 
 
 def drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Sample one token per row (R,) by inversion of the cumulative distribution.
+    """Sample one token per row by inversion of the cumulative distribution.
 
-    The token is the first one, in the order of the vocabulary, at which the cumulative probability from `logits` (R, V)
-    exceeds the row's number in `draws` (R,), which lies in [0, 1). Tokens are not ordered by probability, because
-    rounding errors could change that order.
+    The token is the first one, in the order of the vocabulary, at which the cumulative probability exceeds the row's
+    number. Tokens are not ordered by probability, because rounding errors could change that order.
+
+    Args:
+        logits: Logits (R, V).
+        draws: A number in [0, 1) for each row (R,).
+        sampling: Temperature and top_p.
+
+    Returns:
+        The tokens (R,).
     """
     p = (logits.double() / sampling.temperature).softmax(-1)
     if sampling.top_p is not None:
