@@ -8,8 +8,8 @@
 A method and its counterpart take alternate steps in one process, on the same batches, each with its own AdamW. The counterpart
 computes the cross-entropy on exactly the rows that the method uses (on the responses of harmless, harmful and random rows, and
 on whole retain rows). Times are medians of `--pairs` pairs after one warm-up pair. Peak memory is measured in separate processes,
-above the memory at the start of training. With `--against`, this code and the other take their steps in processes that alternate,
-on the same batches. Times are wall time and processor time, which other work on the machine disturbs less. Prints one row per method.
+above the memory at the start of training. With `--against`, this code and the other train in processes that alternate, on the same
+batches, and the first two steps are not counted. Times are wall time and processor time, which other work on the machine disturbs less. Prints one row per method.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -157,8 +158,8 @@ def in_process(args: argparse.Namespace, option: str, what: str, code: Path | No
     `code` is a folder with another version of the package.
     """
     command = [sys.executable, __file__, option, what, "--pairs", str(args.pairs)]
-    for name in ("model", "forget", "retain", "kind", "batch_size", "retain_batch_size", "device"):
-        value = getattr(args, name)
+    for name in ("model", "forget", "retain", "kind", "batch_size", "retain_batch_size", "device", "mixed_precision"):
+        value = "no" if code and name == "mixed_precision" else getattr(args, name)
         command += [f"--{name.replace('_', '-')}", str(value)] if value else []
     environment = os.environ | ({"PYTHONPATH": str(code.resolve())} if code else {})
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -167,26 +168,40 @@ def in_process(args: argparse.Namespace, option: str, what: str, code: Path | No
 
 
 def only_steps(args: argparse.Namespace) -> None:
-    """Print the wall seconds, processor seconds and loss of each step of a method after the first, and the peak memory."""
+    """Train with a method, and print the wall and processor seconds of each step but the first two, losses and peak memory.
+
+    Memory that the first steps allocate is reused by later ones, so the first steps take longer.
+    """
+    from wpn_bench.unlearn.train import train
+
     bench = Bench(args)
     kind = METHODS.get(args.only_steps)
-    method = kind(kind.Config())
-    losses: list[float] = []
-
-    def loss(model: Any, batch: Batch) -> Any:
-        total = method.loss(model, batch, bench.base if method.needs_reference else None).total
-        losses.append(float(total.detach()))
-        return total
-
-    step = bench.stepper(loss)
-    batches = bench.batches(method)
+    config = kind.Config(
+        steps=args.pairs + 2,
+        batch_size=args.batch_size,
+        retain_batch_size=args.retain_batch_size or args.batch_size,
+        mixed_precision=args.mixed_precision,
+        save_every=0,
+    )
+    method = kind(config)
+    model = models.load_fresh(bench.ref.path, args.device, "float32")
+    ends: list[tuple[float, float]] = []
     peak = Peak(args.device)
-    wall, processor = [], []
-    for batch in batches:
-        began = time.process_time()
-        wall.append(step(batch))
-        processor.append(time.process_time() - began)
-    print(json.dumps({"wall": wall[1:], "processor": processor[1:], "losses": losses, "above": peak.above()}))
+    trained = train(
+        model,
+        bench.tokenizer,
+        method,
+        bench.items,
+        bench.texts,
+        template=bench.template,
+        seed=0,
+        reference=bench.base if method.needs_reference else None,
+        advance=lambda n: ends.append((time.perf_counter(), time.process_time())) if n else None,
+    )
+    above = peak.above()
+    wall, processor = ([b - a for a, b in pairwise(t[1:])] for t in zip(*ends, strict=True))
+    losses = [row["loss"] for row in trained.history]
+    print(json.dumps({"wall": wall, "processor": processor, "losses": losses, "above": above}))
 
 
 def against_code(args: argparse.Namespace, name: str) -> None:
@@ -324,6 +339,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trl", action="store_true")
     parser.add_argument("--against", type=Path, help="folder of another version of this repository")
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"), help="of this code with --against")
     parser.add_argument("--only-memory", help=argparse.SUPPRESS)
     parser.add_argument("--only-steps", help=argparse.SUPPRESS)
     args = parser.parse_args()
