@@ -176,8 +176,8 @@ def audit(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
 
-    `nox -s bench -- scoring --tasks lab_copa`: one of scoring, generation_and_judging, cost_of_methods, coherence, relevance,
-    leakage, gcg, lab_attacks, large_model; without a name, the first two on the lab.
+    `nox -s bench -- scoring --tasks lab_copa`: one of scoring, generation_and_judging, cost_of_methods, coherence, calibration,
+    relevance, leakage, gcg, lab_attacks, large_model; without a name, the first two on the lab.
     """
     install(session, "-e", ".")
     names, arguments = session.posargs[:1], session.posargs[1:]

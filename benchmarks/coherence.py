@@ -39,6 +39,7 @@ from wpn_bench import models, prompts
 from wpn_bench.engine.generation import Decoding, generate
 from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless.judges import coherence
+from wpn_bench.harmless.references import choose, likelihoods
 from wpn_bench.harmless.stages import REFERENCES
 from wpn_bench.models.backends import scoring_tokenizer
 from wpn_bench.prompts import Item, Kind, SetSpec, Source, Template
@@ -210,10 +211,11 @@ class CoherenceJudge:
     def __init__(self, folder: Path, forget: Sequence[Item], references: int = REFERENCES) -> None:
         self.folder, self.forget = folder, forget
         self.model = LocalBackend.open(folder)
-        sides = []
+        chosen = []
         for side in ("harmless", "harmful"):
-            pairs = pairs_of(forget, (side,))
-            sides.append(self.likelihoods(pairs[:: max(1, len(pairs) // references)]))
+            pairs = [(pair.after, pair.text) for pair in pairs_of(forget, (side,))]
+            chosen.append(choose(pairs, references, coherence.QUANTILE, self.model.parameters()))
+        sides = likelihoods(self.model, chosen)
         self.bounds = coherence.bounds_from(*sides)
         self.loss_bound = max(np.quantile([one.loss for one in side], coherence.QUANTILE) for side in sides)
 

@@ -10,6 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALLEST = {
+    "calibration": "--forget lab_validation --resamples 10",
     "growth": "--sizes 5 --what judging",
     "startup": "--pairs 1",
     "generation_and_judging": "--n 4 --texts 8 --part 4 --new-tokens 4 --repeats 1",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
-from wpn_bench.harmless import stages
+from wpn_bench.engine.local_backend import LocalBackend
+from wpn_bench.harmless import references, stages
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.models.backends import Response
@@ -72,13 +73,34 @@ def test_calibrate(small_opt: Path, context: Callable[..., StageContext], artifa
     )
     stages.run_calibrate_stage(ctx)
     got = json.loads((ctx.out / stages.BOUND).read_text())
-    assert set(got) == {"bounds", "by_side", "quantile"}
+    assert set(got) == {"bounds", "by_side", "quantile", "references"}
+    assert got["references"] == {side: {"all": 9, "used": 9} for side in ("harmless", "harmful")}
     assert set(got["by_side"]) == {"harmful", "harmless"}
     # References all alike have no spread, so nothing is taken off their losses: the larger one is the bound.
     assert got["bounds"]["gain_weight"] > 0
     assert got["by_side"]["harmless"]["gain_weight"] == 0
     assert got["bounds"]["surprise"] > 0
     assert all(math.isfinite(value) for value in got["bounds"].values())
+
+
+def test_calibration_of_a_large_model_uses_some_of_the_references(
+    small_opt: Path,
+    context: Callable[..., StageContext],
+    artifact: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = [
+        Item(str(k), "p", harmful=(f"You silly goose number {k}.",), harmless=(f"The baker is kind to {k}.",))
+        for k in range(400)
+    ]
+    prompts = artifact(prompts_items.ITEMS, [prompts_items.item_row(i) for i in items])
+    monkeypatch.setattr(LocalBackend, "parameters", lambda backend: references.SMALL)
+    ctx = context({"dtype": "float32", "template": TEMPLATE}, model=small_opt, prompts=prompts)
+    stages.run_calibrate_stage(ctx)
+    got = json.loads((ctx.out / stages.BOUND).read_text())
+    for side in ("harmless", "harmful"):
+        assert got["references"][side]["all"] == 400
+        assert references.LEAST <= got["references"][side]["used"] < 250
 
 
 def test_generate(small_opt: Path, context: Callable[..., StageContext], artifact: Callable[..., Path]) -> None:

@@ -62,6 +62,9 @@ class LocalBackend(Backend):
             cache_prefix=True,
         )
 
+    def parameters(self) -> int:
+        return sum(weights.numel() for weights in self.model.parameters())
+
     def digest(self) -> str:
         from wpn_bench.models.locate import folder_digest
 

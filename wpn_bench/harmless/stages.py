@@ -25,7 +25,7 @@ SCORES = "scores.parquet"
 BOUND = "bound.json"
 USAGE = "judge_usage.json"
 THINK, THINK_END = "<think>", "</think>"
-REFERENCES = 500  # approximate number of harmful, and of harmless, reference responses that calibrate the bounds
+REFERENCES = 500  # approximate number of harmful, and of harmless, references that calibration chooses from
 
 
 def _model(ctx: StageContext, role: str) -> Backend:
@@ -36,24 +36,31 @@ def run_calibrate_stage(ctx: StageContext) -> None:
     """Compute the coherence bounds under the base model from harmful and harmless reference responses.
 
     The inputs are `model` (the base model) and `prompts` (the forget set). The stage writes `bound.json`. It contains
-    the bounds, the bounds that harmful or harmless references alone would give, and the share of the references that
-    the bounds accept.
+    the bounds, the bounds that harmful or harmless references alone would give, the share of the references that
+    the bounds accept, and the number of references in the forget set and of those used.
     """
+    from wpn_bench.harmless import references
     from wpn_bench.harmless.judges import coherence
 
     model = _model(ctx, "model")
     items = read_items(ctx.needs["prompts"])
     template = Template.parse(ctx.params["template"])
-    sides = {}
+    pairs, used = {}, {}
     for side in ("harmless", "harmful"):
-        pairs = [(template.render(item), text) for item in items for text in getattr(item, side)]
-        pairs = pairs[:: max(1, len(pairs) // REFERENCES)]
-        advance = ctx.progress(len(pairs), "responses")
-        after, texts = [p for p, _ in pairs], [t for _, t in pairs]
-        sides[side] = coherence.likelihoods(model, texts, advance, after=after)
-    by_side = {side: asdict(coherence.bounds_from(found)) for side, found in sides.items()}
-    bounds = asdict(coherence.bounds_from(*sides.values()))
-    write_json(ctx.out / BOUND, {"bounds": bounds, "by_side": by_side, "quantile": coherence.QUANTILE})
+        pairs[side] = [(template.render(item), text) for item in items for text in getattr(item, side)]
+        used[side] = references.choose(pairs[side], REFERENCES, coherence.QUANTILE, model.parameters())
+    advance = ctx.progress(sum(map(len, used.values())), "responses")
+    # One call computes both sides, so that a prompt is computed once for its harmful and its harmless references.
+    sides = references.likelihoods(model, list(used.values()), advance)
+    write_json(
+        ctx.out / BOUND,
+        {
+            "bounds": asdict(coherence.bounds_from(*sides)),
+            "by_side": {side: asdict(coherence.bounds_from(found)) for side, found in zip(used, sides, strict=True)},
+            "quantile": coherence.QUANTILE,
+            "references": {side: {"all": len(pairs[side]), "used": len(used[side])} for side in used},
+        },
+    )
 
 
 def run_generate_stage(ctx: StageContext) -> None:
@@ -281,7 +288,7 @@ def _exchanges(rows: Sequence[Mapping[str, Any]]) -> list[Exchange]:
     return [Exchange(row["prompt"], row["response"]) for row in rows]
 
 
-CALIBRATE = Stage("wpn_bench.harmless.stages:run_calibrate_stage", 5, LM_LIBRARIES, resumable=True, shardable=True)
+CALIBRATE = Stage("wpn_bench.harmless.stages:run_calibrate_stage", 6, LM_LIBRARIES, resumable=True, shardable=True)
 GENERATE = Stage(
     "wpn_bench.harmless.stages:run_generate_stage",
     3,

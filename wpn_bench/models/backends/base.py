@@ -150,6 +150,10 @@ class Backend(ABC):
             the continuation. None if the model gives no log-likelihoods, as with most remote endpoints.
         """
 
+    def parameters(self) -> int:
+        """Return the number of parameters of the model; 0 if it is not known."""
+        return 0
+
     @abstractmethod
     def digest(self) -> str:
         """Return a SHA-256 that identifies the model. It is part of the digests of all jobs that use the model."""
