@@ -90,6 +90,27 @@ def test_a_method_gives_what_padded_rows_give(name: str, monkeypatch: pytest.Mon
     assert_alike(kind(kind.Config()), model, reference, monkeypatch)
 
 
+@pytest.mark.parametrize("name", list(METHODS))
+def test_gradients_are_added_up_in_a_fixed_order(name: str) -> None:
+    """Where a place stands twice in `places`, several threads add up the gradient of `states[places]` in no fixed order."""
+    kind = METHODS.get(name)
+    method = kind(kind.Config())
+    model, reference = model_of("llama"), model_of("llama", by=0.01).eval()
+    total = method.loss(model, batch_of(method.negatives, method.random_answers), reference).total
+    seen: set[Any] = set()
+    todo = [total.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [before for before, _ in node.next_functions]
+    assert any(type(node).__name__.startswith("IndexSelect") for node in seen)
+    for node in seen:
+        if type(node).__name__.startswith("IndexBackward"):
+            for places in node._saved_indices:
+                assert places is None or places.dtype == torch.bool or len(places.unique()) == places.numel()
+
+
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_an_architecture_gives_what_padded_rows_give(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = model_of(architecture), model_of(architecture, by=0.01).eval()

@@ -245,13 +245,16 @@ class _Packed:
         """Return the inputs (N, width) of the head that predict the selected tokens, in the order of the rows."""
         places, inputs, _ = self._computed()
         assert inputs is not None
-        return inputs[places.of(rows)[:, :-1][mask.bool()]]
+        # The gradient of `inputs[...]` would be added up by several threads in no fixed order; that of `index_select` is
+        # the same bit for bit in each run.
+        return inputs.index_select(0, places.of(rows)[:, :-1][mask.bool()])
 
     def states(self, rows: Rows) -> Tensor:
         """Return the states (R, T, H) of the kept layer."""
         places, _, states = self._computed()
         assert states is not None
-        return states[places.of(rows)]
+        table = places.of(rows)
+        return states.index_select(0, table.flatten()).unflatten(0, table.shape)
 
     def _computed(self) -> tuple[_Places, Tensor | None, Tensor | None]:
         if self._outputs is None:
