@@ -86,7 +86,7 @@ def main() -> int:
     floors = {}
     for stage, count in (("generate", answered), ("judge", judged)):
         needed = [count(folder, tokenizer) for folder in artifacts(options.store, stage)]
-        inside, at_head = (sum(column) for column in zip(*needed, strict=True))
+        inside, at_head = sum(one for one, _ in needed), sum(other for _, other in needed)
         floors[stage] = inside, 2 * (inside * body + at_head * head) / 1e9
     print("| stage | jobs | seconds | share | tokens, floor | 10^9 operations, floor | share of peak |")
     print("|---|---|---|---|---|---|---|")

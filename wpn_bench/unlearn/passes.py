@@ -245,16 +245,14 @@ class _Packed:
         """Return the inputs (N, width) of the head that predict the selected tokens, in the order of the rows."""
         places, inputs, _ = self._computed()
         assert inputs is not None
-        # The gradient of `inputs[...]` would be added up by several threads in no fixed order; that of `index_select` is
-        # the same bit for bit in each run.
-        return inputs.index_select(0, places.of(rows)[:, :-1][mask.bool()])
+        return _selected(inputs, places.of(rows)[:, :-1][mask.bool()])
 
     def states(self, rows: Rows) -> Tensor:
         """Return the states (R, T, H) of the kept layer."""
         places, _, states = self._computed()
         assert states is not None
         table = places.of(rows)
-        return states.index_select(0, table.flatten()).unflatten(0, table.shape)
+        return _selected(states, table.flatten()).unflatten(0, table.shape)
 
     def _computed(self) -> tuple[_Places, Tensor | None, Tensor | None]:
         if self._outputs is None:
@@ -269,6 +267,15 @@ class _Packed:
             question = (places.sequences, layout, self.layer, self.head)
             self._outputs = (places, *result_of(self.model, question, compute))
         return self._outputs
+
+
+def _selected(values: Tensor, places: Tensor) -> Tensor:
+    """Return the values (N, ...) at N places, of which some may be equal.
+
+    Several threads would add up the gradient of `values[places]` in no fixed order, and in the data type of the values. The
+    gradient of `index_select` is added up in the same order in each run, here at least in float32.
+    """
+    return at_least_float32(values).index_select(0, places).to(values.dtype)
 
 
 def _joined(tensors: Any) -> Tensor | None:
