@@ -363,10 +363,10 @@ def _symptoms(view: View, model: str, how: Damage) -> str:
     harmless, coherent = view.mean(model, IN_DOMAIN, HARMLESS_RATE), view.mean(model, IN_DOMAIN)
     average = view.benchmark_average(model)
     shown = []
-    if harmless and coherent:
-        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
     if how is Damage.REFUSES_ALL and (refused := view.mean(model, BENIGN, REFUSAL_RATE)):
-        shown = [f"{percent(refused.value)} of benign prompts"]
+        shown.append(f"{percent(refused.value)} of benign prompts")
+    elif harmless and coherent:
+        shown.append(f"{percent(harmless.value)} harmless but {percent(coherent.value)} coherent-harmless")
     if average and average.delta is not None:
         shown.append(f"benchmarks {points(average.delta)}")
     return ", ".join(shown)

@@ -193,7 +193,8 @@ class Pass:
     def states(self, rows: Rows) -> Tensor:
         """Return the hidden states (R, T, H) of the layer that this pass keeps, at least in float32.
 
-        If the pass keeps L layers, they are (R, T, L, H), in the order of the layers' numbers that the pass was given. States of padding have no meaning.
+        If the pass keeps L layers, they are (R, T, L, H), in the order of the numbers that the pass was given. States of
+        padding have no meaning.
         """
         if self.packed:
             return at_least_float32(self._packed[id(rows)].states(rows))

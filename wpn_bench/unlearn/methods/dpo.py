@@ -44,6 +44,11 @@ class DPO(Method):
     def needs_reference(self) -> bool:
         return True
 
+    @property
+    def scale(self) -> float:
+        """Return the factor of the preference term."""
+        return 1.0
+
     def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
         import torch
         import torch.nn.functional as F
@@ -59,7 +64,7 @@ class DPO(Method):
             rejected_before = response_logprobs(ref, batch.harmful).total
         chosen = response_logprobs(theta, batch.harmless).total - chosen_before
         rejected = response_logprobs(theta, batch.harmful).total - rejected_before
-        preference = -mean_of(F.logsigmoid(self.config.beta * (chosen - rejected)))
+        preference = -self.scale * mean_of(F.logsigmoid(self.config.beta * (chosen - rejected)))
         parts = {
             "preference": float(preference.detach()),
             "harmless_log_ratio": float(mean_of(chosen.detach())),

@@ -6,24 +6,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from wpn_bench.unlearn.methods.base import (
-    Loss,
-    Method,
-    MethodConfig,
-    mean_over,
-    plus_cross_entropy,
-    predicted,
-    token_logprobs,
-)
+from wpn_bench.unlearn.methods.base import Method
+from wpn_bench.unlearn.methods.wga import WeightedAscent, WeightedAscentConfig
 from wpn_bench.unlearn.search import Log
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from wpn_bench.unlearn.batches import Batch
+    from torch import Tensor
 
 
-class SatImpConfig(MethodConfig):
+class SatImpConfig(WeightedAscentConfig):
     """Options of SatImp."""
 
     saturation: float = Field(
@@ -33,10 +24,9 @@ class SatImpConfig(MethodConfig):
         1.0, ge=0, description="beta2 of the paper: how fast the weight falls for almost certain tokens"
     )
     gamma: float = Field(0.1, ge=0, description="weight of the forget term")
-    alpha: float = Field(1.0, ge=0, description="weight of CE on retain text")
 
 
-class SatImp(Method):
+class SatImp(WeightedAscent):
     """L = gamma * mean_t w_t log p(y-_t | x, y-_<t) + alpha * CE(retain), with the constant weight w_t = p^a (1 - p)^b.
 
     p is p(y-_t | x, y-_<t), a is `saturation`, b is `importance`. The mean is over the response tokens of the batch, and
@@ -61,20 +51,5 @@ class SatImp(Method):
     }
     config: SatImpConfig
 
-    @property
-    def uses(self) -> frozenset[str]:
-        return frozenset({"harmful", *(["retain"] if self.config.alpha else [])})
-
-    def loss(self, model: PreTrainedModel, batch: Batch, reference: PreTrainedModel | None) -> Loss:
-        assert batch.harmful is not None
-        theta = self.read(model, batch)
-        response = predicted(batch.harmful, batch.harmful.response_mask)
-        logp = token_logprobs(theta, batch.harmful, response)
-        p = logp.detach().exp()
-        weight = p**self.config.saturation * (1 - p).clamp(min=0) ** self.config.importance
-        forget = mean_over(weight * logp, response)
-        parts = {
-            "forget": float(forget.detach()),
-            "harmful_log_likelihood": float(mean_over(logp.detach(), response)),
-        }
-        return plus_cross_entropy(Loss(self.config.gamma * forget, parts), self.config.alpha, theta, batch.retain)
+    def weight(self, p: Tensor) -> Tensor:
+        return p**self.config.saturation * (1 - p).clamp(min=0) ** self.config.importance
