@@ -216,19 +216,17 @@ class LocalExecutor:
             return None
         outcome = outcome_without_work(self.store, job, outcomes)
         if outcome is None:
-            with self.store.claim(job.stage, job.digest) as acquired:
-                if not acquired:
-                    return None
-                self.time_left.start(job)
-                self.reporter.start(job.label)
-                # Check the store again. Another process may have finished the job before this one got the lock.
-                outcome = outcome_without_work(self.store, job, outcomes) or execute_job(
-                    self.store, job, need_paths(job, outcomes), self._counted(job)
-                )
+            outcome = claim_and_execute(self.store, job, outcomes, lambda: self._start(job), self._counted(job))
+            if outcome is None:
+                return None
         self.time_left.finish(outcome)
         self.reporter.finish(job.label, outcome.status, outcome.seconds)
         report_crash(self.reporter, outcome)
         return outcome
+
+    def _start(self, job: Job) -> None:
+        self.time_left.start(job)
+        self.reporter.start(job.label)
 
     def _counted(self, job: Job) -> Callable[[int | None, str], Advance]:
         """Return a function for `StageContext.progress` that also updates the estimate of the time left."""
@@ -245,6 +243,35 @@ class LocalExecutor:
             return counted
 
         return items
+
+
+def claim_and_execute(
+    store: Store,
+    job: Job,
+    outcomes: Mapping[str, Outcome],
+    started: Callable[[], None],
+    progress: Callable[[int | None, str], Advance],
+) -> Outcome | None:
+    """Lock a job and execute it, unless another process has finished it before this one got the lock.
+
+    Args:
+        store: The artifact store.
+        job: The job.
+        outcomes: Successful outcome of each of its needs, by digest.
+        started: Called when the execution begins.
+        progress: See `execute_job`.
+
+    Returns:
+        The outcome; None if another process is executing the job.
+    """
+    with store.claim(job.stage, job.digest) as acquired:
+        if not acquired:
+            return None
+        outcome = outcome_without_work(store, job, outcomes)
+        if outcome is None:
+            started()
+            outcome = execute_job(store, job, need_paths(job, outcomes), progress)
+        return outcome
 
 
 def outcome_without_work(store: Store, job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:

@@ -188,7 +188,7 @@ def _end_with(parent: int) -> None:
 def _execute(store: Store, task: HelperTask, results: IO[bytes]) -> HelperResult:
     import torch
 
-    from wpn_bench.jobs.executor import execute_job, need_paths, outcome_without_work
+    from wpn_bench.jobs.executor import claim_and_execute
 
     torch.set_num_threads(task.threads)
     job = task.job
@@ -206,13 +206,9 @@ def _execute(store: Store, task: HelperTask, results: IO[bytes]) -> HelperResult
 
         return advance
 
-    with store.claim(job.stage, job.digest) as acquired:
-        if not acquired:
-            return HelperResult(None)
-        outcome = outcome_without_work(store, job, {})
-        if outcome is None:
-            _send(results, ("started",))
-            outcome = execute_job(store, job, need_paths(job, {}), items)
+    outcome = claim_and_execute(store, job, {}, lambda: _send(results, ("started",)), items)
+    if outcome is None:
+        return HelperResult(None)
     fields = {name: value for name, value in vars(outcome).items() if name != "job"}
     return HelperResult({**fields, "peak_mb": peak_memory_mb()})
 

@@ -19,7 +19,7 @@ from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.jobs.executor import (
     WAIT_SECONDS,
     LocalExecutor,
-    execute_job,
+    claim_and_execute,
     need_paths,
     outcome_without_work,
     report_crash,
@@ -194,14 +194,7 @@ class _Schedule:
 
     def _execute(self, job: Job) -> Outcome | None:
         """Execute a job in this process. Returns None if another run is executing it."""
-        with self.store.claim(job.stage, job.digest) as acquired:
-            if not acquired:
-                return None
-            outcome = outcome_without_work(self.store, job, self.outcomes)
-            if outcome is None:
-                self._start(job)
-                outcome = execute_job(self.store, job, need_paths(job, self.outcomes), self._counted(job))
-            return outcome
+        return claim_and_execute(self.store, job, self.outcomes, lambda: self._start(job), self._counted(job))
 
     def _start(self, job: Job) -> None:
         with self._changed:
