@@ -198,3 +198,19 @@ def test_workers_choose_the_number_of_processes(tmp_path: Path) -> None:
             assert isinstance(executor, ProcessExecutor)
             executor.run([write("narrow", f"{number} {k}") for k in range(5)])
             assert len(executor._helpers) == number - 1
+
+
+# --- the default ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("threads", "gigabytes", "gpu", "expected"),
+    [(1, 24, False, 1), (2, 24, False, 2), (16, 64, False, 4), (4, 5, False, 2), (4, 1, False, 1), (8, 64, True, 1)],
+)
+def test_small_models_get_a_process_for_each_thread_that_memory_allows(
+    threads: int, gigabytes: int, gpu: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr(processes, "free_memory", lambda: gigabytes * 10**9)
+    assert processes.processes_for_small_models() == expected

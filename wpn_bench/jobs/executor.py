@@ -60,8 +60,8 @@ class Fleet:
     Attributes:
         executor: `local` or `ray`. The other settings except `workers` are for `ray`.
         ray_address: Address of a cluster. None uses RAY_ADDRESS, or starts a new cluster on this machine.
-        workers: Number of concurrent jobs on this machine. None: one with `local`, and with `ray` as many as there are
-            CPUs for.
+        workers: Number of concurrent jobs on this machine. None: with `local` one, and for the lab's small model up to
+            four (`processes.processes_for_small_models`); with `ray` as many as there are CPUs for.
         cpus_per_job: Number of CPUs of a job.
         gpus_per_job: Number of GPUs of a job on CUDA. With a fraction, several jobs share one GPU.
         shards: Number of shards that a job is split into; None splits it between idle workers.
@@ -86,7 +86,8 @@ class Fleet:
         int | None,
         Option(
             type=int,
-            help="Number of jobs that run at once on this machine (default: 1; with ray its CPUs / --cpus-per-job).",
+            help="Number of jobs that run at once on this machine (default: 1; for the lab's small model its threads, up to 4; "
+            "with ray its CPUs / --cpus-per-job).",
             panel=EXECUTION,
         ),
     ] = None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from wpn_bench.core.machine import free_memory
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.jobs.executor import (
     WAIT_SECONDS,
@@ -28,6 +29,23 @@ from wpn_bench.jobs.helper import Helper, HelperLost, external
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import MANIFEST, Store
+
+
+MOST_PROCESSES = 4  # by default
+PROCESS_BYTES = 2 * 10**9  # memory for PyTorch, the lab's models and a batch
+
+
+def processes_for_small_models() -> int:
+    """Return how many processes to use by default for a model as small as the lab's.
+
+    This is the number of PyTorch's threads (OMP_NUM_THREADS if it is set), but at most `MOST_PROCESSES`, and not more than
+    the free memory allows. It is 1 with a GPU, as a process for each core would crowd its memory.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(torch.get_num_threads(), MOST_PROCESSES, free_memory() // PROCESS_BYTES))
 
 
 class ProcessExecutor(LocalExecutor):

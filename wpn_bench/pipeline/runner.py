@@ -27,6 +27,7 @@ from wpn_bench.core.progress_lines import Lines, Logged
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External
+from wpn_bench.jobs.processes import processes_for_small_models
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline.followups import measure_curves, measure_relearning, tune_methods, vet_forget_set
 from wpn_bench.pipeline.inputs import Inputs, prepare
@@ -84,6 +85,8 @@ def run(
                 out.rmdir()
             raise
         log.open(out / LOG)
+        if inputs.model.is_lab and fleet.workers is None and fleet.executor == "local":
+            fleet = replace(fleet, workers=processes_for_small_models())
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
         planner = Planner(config, inputs, shelf)
