@@ -11,7 +11,7 @@ import torch
 
 from tests.models.architectures import ARCHITECTURES
 from wpn_bench.engine import readout
-from wpn_bench.unlearn import passes, remembered
+from wpn_bench.unlearn import loop, passes, remembered
 from wpn_bench.unlearn.batches import Batch
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.methods.targets import lowered, without
@@ -248,6 +248,49 @@ def test_the_gradients_of_the_head(bias: bool, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(distilled(states), -(q_of * q).sum(-1))
     with torch.no_grad():
         torch.testing.assert_close(likelihood(states), readout.logprobs(torch.nn.Sequential(head), states, targets))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_in_bfloat16(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products are rounded to bfloat16, as `torch.autocast` does, and nothing else is."""
+    monkeypatch.setattr(readout, "CHUNK", 128)  # two rows at a time
+    torch.manual_seed(0)
+    exact = torch.nn.Linear(16, 64, bias=bias)
+    states, targets = torch.randn(5, 16, requires_grad=True), torch.randint(0, 64, (5,))
+    head = copy.deepcopy(exact)
+    inputs = (states, *head.parameters())
+
+    def both() -> tuple[Any, Any]:
+        values = readout.logprobs(head, states, targets)
+        return values, torch.autograd.grad(values.sum(), inputs)
+
+    with loop.half_precision([Headed(head)], "bf16", "cpu"):
+        assert readout.is_linear(head, states)
+        values, gradients = both()
+        monkeypatch.setattr(readout, "is_linear", lambda head, states: False)
+        by_torch, gradients_by_torch = both()
+    assert readout.rounded_to(head) is None
+    torch.testing.assert_close(values, by_torch)
+    expected = readout.logprobs(exact, states, targets)
+    assert not torch.equal(values, expected)
+    torch.testing.assert_close(values, expected, rtol=0, atol=0.05)
+    for one, other in zip(gradients, gradients_by_torch, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+class Headed(torch.nn.Module):
+    """A model that is nothing but a head."""
+
+    def __init__(self, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.head = self.base_model = head
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.head
+
+    def forward(self, states: Any) -> Any:
+        return self.head(states)
 
 
 def test_unlikelihood_is_exact_where_a_token_is_certain() -> None:

@@ -180,8 +180,8 @@ def logit_margins_of(logits: Tensor) -> Tensor:
 def is_linear(head: Any, states: Tensor) -> bool:
     """Return whether the head is a plain matrix product in the data type of the states, which is at least float32.
 
-    Otherwise (an adapter, a quantised or offloaded head, a shard of a head, half precision), the module must compute
-    the logits itself.
+    Otherwise (an adapter, a quantised or offloaded head, a shard of a head, float16), the module must compute the logits
+    itself. A head that is computed in bfloat16 (`rounded_to`) with weights in float32 counts as a plain product.
 
     Args:
         head: The output head.
@@ -190,16 +190,26 @@ def is_linear(head: Any, states: Tensor) -> bool:
     Returns:
         Whether it is.
     """
+    rounded = rounded_to(head)
     return (
         type(head) is torch.nn.Linear
-        and "forward" not in vars(head)
+        and ("forward" not in vars(head) or rounded is torch.bfloat16)
         and not head._forward_hooks
         and not head._forward_pre_hooks
         and type(head.weight) in (torch.nn.Parameter, Tensor)
-        and head.weight.dtype == states.dtype
-        and states.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled(states.device.type)
+        and (
+            head.weight.dtype == states.dtype and states.dtype in (torch.float32, torch.float64)
+            if rounded is None
+            else head.weight.dtype == torch.float32 and states.dtype in (torch.float32, rounded)
+        )
     )
+
+
+def rounded_to(head: Any) -> torch.dtype | None:
+    """Return the data type in which mixed precision computes a head; None without mixed precision."""
+    found: torch.dtype | None = getattr(vars(head).get("forward"), "autocast_dtype", None)
+    return found
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -233,7 +243,7 @@ def _values(head: Any, states: Tensor, value: Callable[[Tensor, slice], Tensor])
     inputs = (states, head.weight, head.bias)
     # Within the function, `torch` does not tell whether gradients are wanted.
     keeps = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    result: Tensor = _Readout.apply(*inputs, value, keeps)
+    result: Tensor = _Readout.apply(*inputs, value, keeps, rounded_to(head))
     return result
 
 
@@ -241,7 +251,15 @@ class _Readout(torch.autograd.Function):
     """A value of each row of logits, of which only the derivative by the logits is kept."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, value: Any, keeps: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value: Any,
+        keeps: bool,
+        rounded: torch.dtype | None,
+    ) -> Tensor:
         """Compute the values.
 
         Args:
@@ -252,29 +270,42 @@ class _Readout(torch.autograd.Function):
             value: Called with a part of the logits and its slice. It returns the values of these rows, and replaces the
                 logits by the derivatives of the values.
             keeps: Whether there will be a backward pass.
+            rounded: Data type of the matrix products and of the derivatives that are kept; None for that of the states.
+                The logits are float32 between the products.
         """
+        ctx.types = states.dtype, weight.dtype
         vocabulary = len(weight)
-        size = len(states) if keeps else min(len(states), max(1, CHUNK // vocabulary))
+        if rounded is not None:
+            states, weight = states.to(rounded), weight.to(rounded)
+            bias = None if bias is None else bias.to(rounded)
+        values = states.new_empty(len(states), dtype=at_least_float32(states[:0]).dtype)
+        in_place = rounded is None
+        size = len(states) if keeps else min(len(states), max(1, CHUNK // vocabulary)) if in_place else 0
         slopes = states.new_empty(size, vocabulary)
-        values = states.new_empty(len(states))
         for part in parts_of(len(states), vocabulary):
-            logits = slopes[part] if keeps else slopes[: part.stop - part.start]
-            if bias is None:
-                torch.mm(states[part], weight.t(), out=logits)
+            if in_place:
+                logits = slopes[part] if keeps else slopes[: part.stop - part.start]
+                if bias is None:
+                    torch.mm(states[part], weight.t(), out=logits)
+                else:
+                    torch.addmm(bias, states[part], weight.t(), out=logits)
             else:
-                torch.addmm(bias, states[part], weight.t(), out=logits)
+                logits = at_least_float32(torch.nn.functional.linear(states[part], weight, bias))
             values[part] = value(logits, part)
+            if keeps and not in_place:
+                slopes[part] = logits
         if keeps:
             ctx.save_for_backward(states, weight, slopes)
         return values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_values: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, of_values: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         states, weight, slopes = ctx.saved_tensors
+        of_states_type, of_weight_type = ctx.types
         wanted = ctx.needs_input_grad
         scale = of_values.unsqueeze(1)
-        of_states = (slopes @ weight).mul_(scale) if wanted[0] else None
-        of_weight = slopes.t() @ (states * scale) if wanted[1] else None
-        of_bias = of_values @ slopes if wanted[2] else None
-        return of_states, of_weight, of_bias, None, None
+        of_states = (slopes @ weight).to(of_states_type).mul_(scale) if wanted[0] else None
+        of_weight = (slopes.t() @ (states * scale).to(slopes.dtype)).to(of_weight_type) if wanted[1] else None
+        of_bias = (of_values.to(slopes.dtype) @ slopes).to(of_weight_type) if wanted[2] else None
+        return of_states, of_weight, of_bias, None, None, None
