@@ -261,7 +261,8 @@ def against_trl(bench: Bench, name: str) -> tuple[float, float, float]:
     kind = METHODS.get(name)
     steps, size = bench.args.pairs * 2, bench.args.batch_size
     only = {"alpha": 0.0} if name == "dpo" else {}
-    config = kind.Config(steps=steps, batch_size=size, save_every=0, **only)
+    precision = bench.args.mixed_precision
+    config = kind.Config(steps=steps, batch_size=size, save_every=0, mixed_precision=precision, **only)
     items = [i for i in bench.items if i.harmless and i.harmful]
     answers = ("chosen", "rejected") if name == "dpo" else ("completion",)
     rows = Dataset.from_list(
@@ -303,7 +304,7 @@ def against_trl(bench: Bench, name: str) -> tuple[float, float, float]:
                     logging_strategy="no",
                     disable_tqdm=True,
                     gradient_checkpointing=False,
-                    bf16=False,
+                    bf16=precision == "bf16",
                     use_cpu=bench.args.device == "cpu",
                     **({"beta": config.beta} if name == "dpo" else {}),
                 ),
@@ -339,7 +340,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trl", action="store_true")
     parser.add_argument("--against", type=Path, help="folder of another version of this repository")
-    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"), help="of this code with --against")
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"), help="of this code with --against, of both with --trl")
     parser.add_argument("--only-memory", help=argparse.SUPPRESS)
     parser.add_argument("--only-steps", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -185,7 +185,7 @@ def test_drawn_responses_do_not_depend_on_the_company(small_lm: Path) -> None:
 
 def test_settings_of_sampling() -> None:
     """Greedy decoding is told without the settings of sampling, so that they cannot change what is found in a store."""
-    assert Decoding().model_dump() == {"max_new_tokens": 128, "stop": ("### Question:",), "batch_size": 128}
+    assert Decoding().model_dump() == {"max_new_tokens": 128, "stop": ("### Question:",), "batch_size": 256}
     assert Decoding(seed=3).model_dump() == Decoding().model_dump()
     drawn = Decoding(temperature=0.7, seed=3)
     assert Decoding(**drawn.model_dump()) == drawn

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from wpn_bench.engine.local_backend import LocalBackend
 from wpn_bench.harmless import references
 from wpn_bench.harmless.judges import coherence
-from wpn_bench.harmless.references import LEAST, PRECISION, SMALL, Reference, choose, groups
+from wpn_bench.harmless.references import LEAST, PRECISION, Reference, choose, groups
+from wpn_bench.models.sizes import SMALL
 
 SIZES = st.lists(st.integers(0, 5000), max_size=400)
 

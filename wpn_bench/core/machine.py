@@ -31,6 +31,19 @@ def environment_variables(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let PyTorch use this number of threads within a `with` block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def free_memory() -> int:
     """Return how many bytes of main memory this process may still allocate. The tightest limit counts."""
     import psutil

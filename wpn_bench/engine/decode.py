@@ -56,7 +56,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     rules: Rules,
     *,
-    most_rows: int = 128,
+    most_rows: int = 256,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
     """Decode all prompts.

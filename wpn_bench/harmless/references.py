@@ -18,8 +18,8 @@ from itertools import accumulate, chain, groupby
 from wpn_bench.core.progress import Advance
 from wpn_bench.harmless.judges import coherence
 from wpn_bench.models.backends import Backend
+from wpn_bench.models.sizes import SMALL
 
-SMALL = 20_000_000  # a model of fewer parameters uses all references
 PRECISION = 0.01  # maximum change, with 95 % confidence, of the share of references that a bound accepts
 _DEVIATIONS = 1.9  # standard errors in this change; `benchmarks/calibration.py` checks the confidence by resampling
 LEAST = 100  # minimum number of references of a side, because the medians and spreads depend on all lengths

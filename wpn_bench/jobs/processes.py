@@ -6,16 +6,16 @@ store, and with one thread.
 
 Sums over the examples of a batch, such as gradients, depend on the number of threads. So a job whose examples are not
 independent (a training, a search) keeps the number of threads that it has in a single process. Such jobs run in helpers.
+(The training of a small model uses one thread in any case: see `unlearn/train.py`.)
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
-from wpn_bench.core.machine import free_memory
+from wpn_bench.core.machine import free_memory, torch_threads
 from wpn_bench.core.progress import Advance, Reporter
 from wpn_bench.jobs.executor import (
     WAIT_SECONDS,
@@ -29,7 +29,6 @@ from wpn_bench.jobs.helper import Helper, HelperLost, external
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import MANIFEST, Store
-
 
 MOST_PROCESSES = 4  # by default
 PROCESS_BYTES = 2 * 10**9  # memory for PyTorch, the lab's models and a batch
@@ -88,19 +87,6 @@ class ProcessExecutor(LocalExecutor):
         self._helpers.clear()
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Let PyTorch use this number of threads within a `with` block."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _has_independent_items(job: Job) -> bool:
     return stage_of(job.stage).shardable
 
@@ -137,7 +123,7 @@ class _Schedule:
             threading.Thread(target=self._serve, args=(helper, lost), name="helper", daemon=True).start()
         try:
             while (job := self._take(is_helper=False)) is not None:
-                with threads(1 if _has_independent_items(job) else self._threads):
+                with torch_threads(1 if _has_independent_items(job) else self._threads):
                     self._finish(job, self._execute(job))
         finally:
             with self._changed:

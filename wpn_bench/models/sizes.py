@@ -13,6 +13,7 @@ from wpn_bench.models.files import read_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SMALL = 20_000_000  # a model of fewer parameters is so fast that threads, and a selection of its inputs, gain nothing
 HEAD_ROWS = 512  # number of tokens whose logits are computed at once on a CPU; more tokens would not be faster
 WORKING_TOKENS = 1024  # largest number of tokens in a forward pass on a CPU
 

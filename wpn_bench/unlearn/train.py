@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wpn_bench.core.files import try_lock, write_json
 from wpn_bench.core.heap import freed_memory_kept
-from wpn_bench.core.machine import environment_variables
+from wpn_bench.core.machine import environment_variables, torch_threads
 from wpn_bench.core.model_files import model_signature
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
@@ -128,6 +128,7 @@ def train(
     from transformers.trainer_callback import PrinterCallback
 
     from wpn_bench.models import context_length
+    from wpn_bench.models.sizes import SMALL
     from wpn_bench.unlearn import checkpoints as kept
     from wpn_bench.unlearn.batches import Batches
     from wpn_bench.unlearn.loop import Record, UnlearnTrainer, Watch, half_precision, read_record
@@ -157,6 +158,9 @@ def train(
         processes=together,
     )
     with ExitStack() as stack:
+        if computed_on == "cpu" and model.num_parameters() < SMALL:
+            # A second thread would gain little, and the result would depend on the number of cores.
+            stack.enter_context(torch_threads(1))
         if together.main and (checkpoints is None or not stack.enter_context(try_lock(checkpoints))):
             # No checkpoints are kept, or another process with the same training has locked the folder.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -32,7 +32,7 @@ class Decoding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     max_new_tokens: Count = 128
     stop: tuple[str, ...] = ("### Question:",)
-    batch_size: Count = Field(128, description="number of rows decoded at the same time; fewer if memory is short")
+    batch_size: Count = Field(256, description="number of rows decoded at the same time; fewer if memory is short")
     temperature: float | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0)
