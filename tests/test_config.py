@@ -14,7 +14,7 @@ from wpn_bench.config import STAGES, RunConfig, attack_settings, build, from_set
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import get_judge
 from wpn_bench.prompts.templates import QUESTION_TEMPLATE
-from wpn_bench.unlearn.methods import METHODS, method_of, title_of
+from wpn_bench.unlearn.methods import METHODS, method_of, title_of, variant_of
 
 
 @pytest.fixture
@@ -225,7 +225,24 @@ def test_varieties_of_a_method(settings: dict[str, Any]) -> None:
     given = {"wpn": {}, "wpn:hidden-mean": {"space": "hidden"}, "ga:20_steps.x": {"steps": 20}}
     assert from_settings(settings | {"methods": given}).methods == given
     assert method_of("wpn:hidden-mean") is METHODS.get("wpn")
-    assert [title_of(name) for name in given] == ["WPN", "WPN (hidden-mean)", "Gradient ascent (20_steps.x)"]
+    assert [title_of(name) for name in given] == ["WPN (ours)", "WPN (hidden-mean)", "Gradient ascent (20_steps.x)"]
+
+
+def test_the_variant_that_reads_the_paper(settings: dict[str, Any]) -> None:
+    """`wpn:paper` needs no definition, stands beside our own variant in every preset, and cannot mean anything else."""
+    for name in presets():
+        methods = list(build(name).methods)
+        assert {"wpn", "wpn:paper"} <= set(methods), name
+    config = from_settings(settings | {"methods": {"wpn": {}, "wpn:paper": {"kl": 0.5}}})
+    ours, paper = config.method_config("wpn"), config.method_config("wpn:paper")
+    assert (ours.space, ours.pooling) == ("output", "position")  # type: ignore[attr-defined]
+    assert (paper.space, paper.pooling, paper.kl) == ("hidden", "position", 0.5)  # type: ignore[attr-defined]
+    assert config.methods["wpn:paper"] == {"space": "hidden", "pooling": "position", "kl": 0.5}
+    assert title_of("wpn:paper") == "WPN (paper)"
+    assert "Figure 1" in variant_of("wpn:paper").paper
+    assert variant_of("wpn").paper != variant_of("wpn:paper").paper
+    with pytest.raises(UserError, match=r"'wpn:paper' stands for space=hidden: give .* another name"):
+        from_settings(settings | {"methods": {"wpn:paper": {"space": "output"}}})
 
 
 def test_an_unknown_preset() -> None:

@@ -252,6 +252,10 @@ def test_a_variety_of_a_method_by_its_name(asked: Callable[..., Any], tmp_path: 
     (tmp_path / "mine.yaml").write_text("methods: {wpn: {}, 'wpn:hidden': {space: hidden}}\n")
     config, _ = asked("full", "--config", "mine.yaml", "--methods", "wpn:hidden,sft")
     assert config.methods == {"wpn:hidden": {"space": "hidden"}, "sft": {}}
+    config, _ = asked("full", "--methods", "wpn:paper", "--preset", "ablation")
+    assert config.methods == {"wpn:paper": {"space": "hidden", "pooling": "position"}}
+    config, _ = asked("full", "--config", "mine.yaml", "--methods", "wpn:paper")
+    assert config.methods == {"wpn:paper": {"space": "hidden", "pooling": "position"}}
 
 
 def test_tuning_and_the_curve(asked: Callable[..., Any], tmp_path: Path) -> None:
@@ -260,7 +264,7 @@ def test_tuning_and_the_curve(asked: Callable[..., Any], tmp_path: Path) -> None
     config, _ = asked("full", "--tune", 8, "--curve")
     assert config.tune == 8
     assert config.curve == Curve()
-    assert config.curve_methods() == ["wpn", "ga"]
+    assert config.curve_methods() == ["wpn", "wpn:paper", "ga"]
     assert asked("full", "--curve", "--methods", "sft")[0].curve_methods() == ["sft"]
     (tmp_path / "mine.yaml").write_text("curve: {methods: [ga], steps: [0, 3]}\n")
     config, _ = asked("full", "--config", "mine.yaml")

@@ -417,13 +417,14 @@ def ablation_results() -> dict[str, Any]:
         for kl in (1.0, 0.0)
     ]
     for space, pooling, anchor, kl in every:
-        plain = (space, pooling, anchor, kl) == ("output", "mean", 0.5, 1.0)
+        plain = (space, pooling, anchor, kl) == ("output", "position", 0.5, 1.0)
         label = f"{space}-{pooling}{'' if anchor else '-no-anchor'}{'' if kl else '-no-kl'}"
+        label = "paper" if label == "hidden-position" else label
         options: dict[str, Any] = {"space": space, "pooling": pooling}
         options |= ({} if anchor else {"anchor": 0.0}) | ({} if kl else {"kl": 0.0})
         name = "wpn" if plain else f"wpn:{label}"
         kept[name] = found["models"]["wpn"] | {
-            "title": "WPN" if plain else f"WPN ({label})",
+            "title": "WPN (ours)" if plain else f"WPN ({label})",
             "method": "wpn",
             "options": options,
             "config": {"space": space, "pooling": pooling, "anchor": anchor, "kl": kl, "lr": None},

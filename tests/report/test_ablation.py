@@ -34,7 +34,7 @@ def test_every_variety_has_its_row_under_its_levels(found: Ablation) -> None:
     assert [text for text, _ in last.levels] == ["hidden", "last", "off", "off"]
     assert last.flag == "incoherent"
     (plain,) = (row for row in found.rows if row.model == "wpn")
-    assert [text for text, _ in plain.levels] == ["output", "mean", "on", "on"]
+    assert [text for text, _ in plain.levels] == ["output", "position", "on", "on"]
 
 
 def test_the_columns_are_those_one_decides_by(found: Ablation) -> None:

@@ -38,13 +38,18 @@ class Entry:
 
 
 def methods() -> Iterator[Entry]:
-    """Yield an entry for each method."""
-    from wpn_bench.unlearn.methods import METHODS
+    """Yield an entry for each method, followed by its named variants."""
+    from wpn_bench.unlearn.methods import METHODS, title_of, variant_of
 
     for name in METHODS:
         method = METHODS.get(name)
         formula = " ".join((inspect.getdoc(method) or "").partition("\n\n")[0].split())
-        yield Entry(name, method.title, formula, method.paper)
+        yield Entry(name, title_of(name), formula, variant_of(name).paper)
+        for label, variant in method.variants.items():
+            if label:
+                options = ", ".join(f"{option}: {value}" for option, value in variant.options.items())
+                variant_name = f"{name}:{label}"
+                yield Entry(variant_name, title_of(variant_name), f"{method.title} with {options}", variant.paper)
 
 
 def attacks() -> Iterator[Entry]:
@@ -186,5 +191,8 @@ def _show_method(name: str, method: type[Method], as_json: bool) -> None:
     console.print(Text(name, "bold"), f": {method.title}\n{method.paper}\n\n{inspect.getdoc(method)}", sep="")
     for option, f in fields.items():
         console.print(f"  {option} = {f.default!r}  {f.description or ''}")
+    for label, variant in method.variants.items():
+        if label:
+            console.print(f"  {name}:{label} = {dict(variant.options)}  {variant.paper}")
     for option, r in method.search.items():
         console.print(f"  --tune searches {option}: {r}")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 
 
 def methods() -> Iterable[str]:
-    """Return the names of the methods."""
-    from wpn_bench.unlearn.methods import METHODS
+    """Return the names of the methods and of their named variants."""
+    from wpn_bench.unlearn.methods import METHODS, named_variants
 
-    return METHODS
+    return [*METHODS, *named_variants()]
 
 
 def attacks() -> Iterable[str]:
@@ -59,8 +59,9 @@ def presets() -> Iterable[str]:
 def topics() -> Iterable[str]:
     """Return what `wpn-bench list` can show: the kinds of parts, and each method."""
     from wpn_bench.cli.catalogue import KINDS
+    from wpn_bench.unlearn.methods import METHODS
 
-    return [*KINDS, *methods()]
+    return [*KINDS, *METHODS]
 
 
 def export_formats() -> Iterable[str]:

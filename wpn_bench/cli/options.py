@@ -257,13 +257,16 @@ def positive(option: str, value: int | None) -> int | None:
 def _choose_methods(names: tuple[str, ...], settings: Settings) -> Settings:
     """Keep only the named methods, each with its options from the preset.
 
-    A variant must be defined in the preset or in the user's file. From the training curve, the methods that were not
+    A variant must be defined by its method, in the preset or in the user's file. From the training curve, the methods that were not
     named are removed. A curve without any method is removed.
     """
+    from wpn_bench.unlearn.methods import named_variants
+
     known = settings["methods"]
+    variants_known = list(dict.fromkeys([*(n for n in known if ":" in n), *named_variants()]))
     for name in names:
-        if ":" in name and name not in known:
-            variants = ", ".join(n for n in known if ":" in n) or "none"
+        if ":" in name and name not in variants_known:
+            variants = ", ".join(variants_known) or "none"
             raise UserError(
                 f"the variant {name!r} is not defined (known: {variants})",
                 f"write its options in a --config file: methods: {{'{name}': {{...}}}}",

@@ -484,6 +484,24 @@ class RunConfig(BaseModel):
                 )
         return value
 
+    @field_validator("methods")
+    @classmethod
+    def _named_variants(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Add the options of variants that methods define. They cannot be changed, because the name stands for them."""
+        from wpn_bench.unlearn.methods import METHODS, variant_of
+
+        filled = {}
+        for name, options in value.items():
+            # An unknown method is reported by `check_names`.
+            own = variant_of(name).options if ":" in name and name.partition(":")[0] in METHODS else {}
+            if changed := [key for key in own if options.get(key, own[key]) != own[key]]:
+                raise ValueError(
+                    f"{name!r} stands for {changed[0]}={own[changed[0]]}: give the variant with another {changed[0]} another "
+                    "name"
+                )
+            filled[name] = {**own, **options}
+        return filled
+
     @field_validator("benchmark_metrics")
     @classmethod
     def _task_and_metric(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ from wpn_bench.runs.files import (
     validate,
     validate_rows,
 )
-from wpn_bench.unlearn.methods import method_of, title_of
+from wpn_bench.unlearn.methods import title_of, variant_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,14 +297,13 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
     }
     config, by_model = run.config, run.trials.by_model
     for name in config.methods:
-        method = method_of(name)
         mine = {seed: run.outcomes[job.digest] for (n, seed), job in run.plan.trained.items() if n == name}
         reasons = [o.reason for o in mine.values() if o.path is None]
         trainings = {seed: metric_rows.training_of(o.path) for seed, o in mine.items() if o.path is not None}
         described[name] = {
             "title": title_of(name),
             "method": name.partition(":")[0],
-            "paper": method.paper,
+            "paper": variant_of(name).paper,
             "options": dict(config.methods[name]),
             "config": run.trials.applied(config).method_config(name).model_dump(mode="json"),
             "status": "failed" if reasons else "ok",

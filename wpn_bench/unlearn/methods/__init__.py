@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from wpn_bench.core.registry import Registry
-from wpn_bench.unlearn.methods.base import Method
+from wpn_bench.unlearn.methods.base import Method, Variant
 
 METHODS: Registry[type[Method]] = Registry(
     "method",
@@ -47,7 +47,18 @@ def method_of(model: str) -> type[Method]:
     return METHODS.get(model.partition(":")[0])
 
 
+def variant_of(model: str) -> Variant:
+    """Return the variant of a model from its name. One that the method does not know has its label as name, and no options."""
+    method, label = method_of(model), model.partition(":")[2]
+    return method.variants.get(label) or Variant(label, method.paper)
+
+
+def named_variants() -> list[str]:
+    """Return the names of all variants that methods define, such as `wpn:paper`."""
+    return [f"{name}:{label}" for name in METHODS for label in METHODS.get(name).variants if label]
+
+
 def title_of(model: str) -> str:
     """Return the name of a model in reports: `wpn:hidden-mean` is "WPN (hidden-mean)"."""
-    label = model.partition(":")[2]
+    label = variant_of(model).label
     return f"{method_of(model).title} ({label})" if label else method_of(model).title

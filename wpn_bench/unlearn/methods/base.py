@@ -118,6 +118,21 @@ class Loss:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A configuration of a method that has a name of its own, such as `wpn:paper`.
+
+    Attributes:
+        label: What reports write in brackets behind the title of the method.
+        paper: Source of this configuration, in place of the method's `paper`.
+        options: Options that differ from the method's defaults.
+    """
+
+    label: str
+    paper: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Method(ABC):
     """Base class of unlearning methods.
 
@@ -129,6 +144,8 @@ class Method(ABC):
         title: Name in reports.
         paper: Authors, year, title and arXiv number.
         Config: Class of the options.
+        variants: Named configurations: `paper` is `METHOD:paper` on the command line. The name "" stands for the defaults, and
+            says what they are.
         search: Options that `--tune` varies, and their ranges. A subclass adds its own: `search: ClassVar =
             {**Method.search, "kl": Log(0.3, 3)}`.
         version: Version of the loss.
@@ -139,6 +156,7 @@ class Method(ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    variants: ClassVar[Mapping[str, Variant]] = {}
     search: ClassVar[Mapping[str, Range]] = {
         "lr": Log(1 / 3, 3, relative=True),
         "steps": Choice((0.5, 1, 2), relative=True),

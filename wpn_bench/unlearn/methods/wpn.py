@@ -10,6 +10,7 @@ from wpn_bench.unlearn.methods.base import (
     Loss,
     Method,
     MethodConfig,
+    Variant,
     mean_of,
     mean_over,
     plus_kl,
@@ -25,21 +26,23 @@ if TYPE_CHECKING:
     from wpn_bench.unlearn.batches import Batch, Rows
     from wpn_bench.unlearn.passes import Pass
 
+PAPER = "Chen, Wang, Sun, Chen 2024, WPN (ECAI 2024), arXiv:2408.09459"
 Pooling = Literal["position", "mean", "early", "last"]
 
 
 class WPNConfig(MethodConfig):
     """Options of WPN.
 
-    The default of `pooling` is `mean`, although the method is named after position-weighted pooling. In output space,
-    the higher weight of late tokens led to more repetitive text (docs/log.md). The nearest reading of the paper's public
-    words is `space: hidden, pooling: position`.
+    The default of `space` is `output`, which was ahead of `hidden` on the lab and on SmolLM2 (docs/log.md). The nearest
+    reading of the paper's public words is `space: hidden, pooling: position`, the variant `wpn:paper`.
     """
 
     space: Literal["output", "hidden", "both"] = Field(
         "output", description="what is contrasted: log-likelihoods (output), hidden states, or both with equal weight"
     )
-    pooling: Pooling = "mean"
+    pooling: Pooling = Field(
+        "position", description="weights of the tokens: position (late tokens weigh more), mean, early, or last"
+    )
     half_life: float = Field(
         8.0, gt=0, description="number of tokens after which the weights of `pooling: early` halve"
     )
@@ -103,14 +106,25 @@ class WPN(Method):
     output space: s(x, y) = pool_t log p(y_t | x, y_<t) / temperature;
     hidden space: s(x, y) = cos(pool h(x), pool h(y | x)) / temperature, h the last layer;
     both: the mean of the n-pair losses of the two spaces.
-    The paper's abstract describes n-pair contrast and position-weighted pooling. The anchor and KL terms and the two
-    spaces are this project's choice.
+    The paper's abstract describes n-pair contrast and position-weighted pooling, and the caption of its Figure 1 says that
+    the pooling gives text representations, to which the contrast is applied. So the nearest reading of the paper is the
+    hidden space with position-weighted pooling, `wpn:paper`. The output space, which is the default, and the anchor and KL
+    terms of both are this project's choice.
     """
 
     name = "wpn"
     title = "WPN"
-    paper = "Chen, Wang, Sun, Chen 2024, WPN (ECAI 2024), arXiv:2408.09459 (abstract; details are this project's)"
+    paper = f"{PAPER} (abstract; details are this project's)"
     Config = WPNConfig
+    variants: ClassVar = {
+        "": Variant("ours", f"{PAPER} (abstract; the output space and other details are this project's)"),
+        "paper": Variant(
+            "paper",
+            f"{PAPER} (nearest reading of its abstract and of the caption of its Figure 1: contrast of position-weighted mean "
+            "hidden states; other details are this project's)",
+            {"space": "hidden", "pooling": "position"},
+        ),
+    }
     search: ClassVar = {**Method.search, "anchor": Log(0.3, 3.0), "kl": Log(0.3, 3.0)}
     config: WPNConfig
 
