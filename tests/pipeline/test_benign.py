@@ -33,10 +33,10 @@ def settings(workshop: Workshop, triples: list[dict[str, Any]], monkeypatch: pyt
 def test_the_base_answers_and_methods_train_on_it(workshop: Workshop, settings: dict[str, Any]) -> None:
     results = workshop.run(**settings)
     notes = "\n".join(results["run"]["notes"])
-    assert "asked: 1 of 5 benign prompts are in another set" in notes
-    assert "4 of 4 benign prompts of asked are trained on" in notes
+    assert "benign_prompts: 1 of 5 benign prompts are in another set" in notes
+    assert "4 of 4 benign prompts are trained on" in notes
     assert "ga uses no harmless responses and no retain text" in notes
-    stored = read_manifest(workshop.folder / "run")["prompt_sets"]["asked"]
+    stored = read_manifest(workshop.folder / "run")["prompt_sets"]["benign_prompts"]
     assert (stored["suite"], stored["n"]) == ("benign_prompts", 4)
     labels = list(workshop.statuses())
     assert labels.index("make training items of the benign prompts") < labels.index("train sft (seed 0)")
@@ -55,7 +55,7 @@ def test_answers_of_no_use_are_refused(
     workshop: Workshop, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benign, "usable_answers", lambda samples, threshold: {})
-    with pytest.raises(UserError, match="none of the 4 benign prompts of asked can be trained on"):
+    with pytest.raises(UserError, match="none of the 4 benign prompts can be trained on"):
         workshop.run(**settings)
     with pytest.raises(UserError, match="sft: with batch_size 1, a batch has no room for a benign prompt"):
         workshop.run(**settings | {"methods": {"sft": QUICK | {"batch_size": 1}}})

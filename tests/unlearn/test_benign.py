@@ -88,7 +88,7 @@ def test_prompts_of_other_sets_are_not_trained_on() -> None:
     assert {i.harmless for i in chosen.items} == {()}
     turned, _ = benign.choose(PromptSet("benign", "benign", own.items[::-1]), tests, 0.75)
     assert turned.items == chosen.items
-    with pytest.raises(UserError, match="no prompt"):
+    with pytest.raises(UserError, match="every prompt of 'benign'"):
         benign.choose(own, [own], 0.75)
 
 

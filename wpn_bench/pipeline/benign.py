@@ -70,12 +70,12 @@ def answer_benign(planner: Planner, executor: Executor) -> tuple[Inputs, dict[st
     n = len(inputs.benign.items)
     if not items:
         raise UserError(
-            f"none of the {n} benign prompts of {inputs.benign.name} can be trained on: the base gives no harmless and coherent"
+            f"none of the {n} benign prompts can be trained on: the base gives no harmless and coherent"
             f" answer to them, or no harmless reference of the forget set {inputs.forget.name!r} is a refusal",
             "give other benign prompts, or leave out --benign-prompts",
         )
     note = (
-        f"{len(items)} of {n} benign prompts of {inputs.benign.name} are trained on; the base refused the others, or its answer"
+        f"{len(items)} of {n} benign prompts are trained on; the base refused the others, or its answer"
         " was harmful, incoherent or had no complete sentence"
     )
     executor.reporter.note(f"note: {note}")
