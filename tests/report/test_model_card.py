@@ -144,6 +144,7 @@ def test_benign_prompts_are_among_the_data_of_a_method_that_uses_them(
 ) -> None:
     benign = {"suite": "benign_prompts", "n": 88, "source": {"file": "questions.jsonl"}}
     manifest["prompt_sets"] |= {"benign_prompts": benign}
+    found["models"]["ga"]["config"] = {}
     answers = r"| data to answer | benign\_prompts (questions.jsonl), 88 |"
     assert answers in card(found, manifest, TRAINING, "sft", 0, DIGEST)
     assert answers not in card(found, manifest, TRAINING, "ga", 0, DIGEST)

@@ -358,7 +358,20 @@ def read_prompts(
 def read_benign(
     config: RunConfig, sets: Sequence[RunSet], others: Sequence[PromptSet], notes: list[str]
 ) -> PromptSet | None:
-    """Read the benign prompts to train on, without those of `others`. Returns None if the settings name none."""
+    """Read the benign prompts to train on.
+
+    Args:
+        config: Settings of the run.
+        sets: All sets of the run.
+        others: The forget set, the validation prompts and the test sets. A prompt that is also in one of them is dropped.
+        notes: Gets lines on the prompts that are used.
+
+    Returns:
+        The prompts, or None if the settings name none.
+
+    Raises:
+        UserError: No prompt is left, or a method's batch is too small for them.
+    """
     spec = next((one.spec for one in sets if one.use == "benign_prompts"), None)
     if spec is None:
         return None
