@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "report_to": (["wandb, mlflow"], "report_to", ("wandb", "mlflow")),
     "columns": (["prompt=goal, text = body"], "columns", {"prompt": "goal", "text": "body"}),
     "forget": (["mine.jsonl"], "forget", "mine.jsonl"),
+    "benign_prompts": (["questions.jsonl"], "benign_prompts", "questions.jsonl"),
     "prompts": (["mine=a.jsonl"], "ood", (*LAB.ood, "mine=a.jsonl")),
     "attacks": (["typos,int8"], "quantise", ("int8",)),
     "attack_file": (["a.csv"], "attack_files", ("a.csv",)),

@@ -84,6 +84,7 @@ def test_what_a_person_reads(found: dict[str, Any], manifest: dict[str, Any]) ->
     assert r"| data to forget | pku\_forget (PKU-Alignment/PKU-SafeRLHF at aaaaaaaaaaaa), 2000 |" in text
     assert "| data to retain | wikitext (Salesforce/wikitext), 500 |" in text
     assert "to stop by" not in text
+    assert "to answer" not in text
     assert "| lora.rank | 4 |" in text
     assert "they lie in `adapter/`" in text
     assert "not dangerous help" in text
@@ -136,3 +137,14 @@ def test_caution_where_it_is_due(found: dict[str, Any], manifest: dict[str, Any]
     text = card(found, manifest, TRAINING, "sft", 0, DIGEST)
     assert "toy model" in text
     assert "only the first 3 items" in text
+
+
+def test_benign_prompts_are_among_the_data_of_a_method_that_uses_them(
+    found: dict[str, Any], manifest: dict[str, Any]
+) -> None:
+    benign = {"suite": "benign_prompts", "n": 88, "source": {"file": "questions.jsonl"}}
+    manifest["prompt_sets"] |= {"benign_prompts": benign}
+    found["models"]["ga"]["config"] = {}
+    answers = r"| data to answer | benign\_prompts (questions.jsonl), 88 |"
+    assert answers in card(found, manifest, TRAINING, "sft", 0, DIGEST)
+    assert answers not in card(found, manifest, TRAINING, "ga", 0, DIGEST)

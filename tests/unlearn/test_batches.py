@@ -177,3 +177,47 @@ def test_steps_end(make: Callable[..., Batches]) -> None:
     for step in (4, -1):
         with pytest.raises(IndexError):
             batches[step]
+
+
+@pytest.fixture
+def benign() -> list[Item]:
+    """Three benign items, whose refusals are their own."""
+    who = ("one", "two", "three")
+    return [Item(k, f"Where is house {k}?", harmful=(f"No {k}.", f"Never {k}."), harmless=(f"At {k}.",)) for k in who]
+
+
+@pytest.mark.parametrize(("size", "share", "n"), [(4, 0.5, 2), (4, 0.25, 1), (3, 0.9, 2), (4, 0.01, 1), (8, 0.5, 3)])
+def test_benign_items_have_a_fixed_share_of_each_batch(
+    make: Callable[..., Batches], benign: list[Item], size: int, share: float, n: int
+) -> None:
+    batches = make(batch_size=size, benign=benign, benign_share=share)
+    asked = [[prompt for prompt, _ in decoded(batches, batches[k]["harmless"])] for k in range(6)]
+    mine = {f"Q: {i.prompt} A:" for i in benign}
+    for prompts in asked:
+        assert [p in mine for p in prompts] == [False] * (size - n) + [True] * n  # three items are all there are
+    assert len({p for prompts in asked for p in prompts} & mine) == 3
+    again = make(batch_size=size, benign=benign, benign_share=share)
+    assert torch.equal(again[5]["harmful"]["input_ids"], batches[5]["harmful"]["input_ids"])
+
+
+def test_a_refusal_is_never_the_negative_of_an_item_to_forget(
+    make: Callable[..., Batches], benign: list[Item], items: list[Item]
+) -> None:
+    batches = make(batch_size=4, benign=benign, negatives=4)
+    refusals = {" " + y for i in benign for y in i.harmful}
+    for step in range(5):
+        rows = decoded(batches, batches[step]["harmful"])
+        assert [y in refusals for _, y in rows] == [False] * 8 + [True] * 8
+
+
+def test_a_method_without_harmless_responses_keeps_the_answers_as_text(
+    make: Callable[..., Batches], benign: list[Item], texts: list[str]
+) -> None:
+    uses = frozenset({"harmful", "retain"})
+    batches, without = make(uses=uses, retain_batch_size=4, benign=benign), make(uses=uses, retain_batch_size=4)
+    said = decoded(batches, batches[0]["retain"])
+    assert [text in texts for _, text in said] == [True, True, False, False]
+    assert {text for _, text in said[2:]} <= {f"Q: {i.prompt} A: {i.harmless[0]}" for i in benign}
+    assert batches[0]["retain"]["owner"].tolist() == [0, 1, 2, 3]
+    assert torch.equal(batches[0]["harmful"]["input_ids"], without[0]["harmful"]["input_ids"])
+    assert "retain" not in make(uses=frozenset({"harmful"}), benign=benign)[0]

@@ -157,6 +157,16 @@ class RunConfig(BaseModel):
             panel=MODEL_AND_DATA,
         ),
     ] = Field({}, description="maps prompt, harmful, harmless or text to the column of your own files")
+    benign_prompts: Annotated[
+        str | None,
+        Option(
+            help="Benign prompts to train on, so that a method learns when not to refuse: a name or a file with the column "
+            "prompt. The base model answers them; its answers are the harmless responses, and refusals the harmful ones.",
+            panel=MODEL_AND_DATA,
+            complete="prompts",
+        ),
+    ] = None
+    benign_share: float = Field(0.5, gt=0, lt=1, description="share of benign prompts in each batch, if there are any")
     vet: bool = Field(True, description="drop the forget items whose harmless response the judge calls harmful")
     validation: str | None = Field(None, description="validation prompts; None holds back a tenth of the forget set")
     in_domain: Annotated[

@@ -78,6 +78,7 @@ STAGES: Registry[Stage] = Registry(
     "stage",
     {
         "vet": "wpn_bench.unlearn.vet:STAGE",
+        "benign": "wpn_bench.unlearn.benign:STAGE",
         "train": "wpn_bench.unlearn.train:STAGE",
         "calibrate": "wpn_bench.harmless.stages:CALIBRATE",
         "generate": "wpn_bench.harmless.stages:GENERATE",

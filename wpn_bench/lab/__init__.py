@@ -39,8 +39,10 @@ def judge_card() -> Path | None:
 
 def prompt_set(name: str) -> list[dict[str, Any]]:
     """Return the rows of a prompt set of the lab's world."""
-    from wpn_bench.lab import world
+    from wpn_bench.lab import training_prompts, world
 
+    if name == "benign_training":
+        return training_prompts.benign_training()
     return world.prompt_set(name)
 
 

@@ -19,6 +19,7 @@ from wpn_bench.jobs.job import Job
 from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
+from wpn_bench.pipeline.benign import plan_benign
 from wpn_bench.pipeline.planner import Planner
 
 
@@ -79,11 +80,12 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     """
     store = Store(root)
     inputs = pipeline_inputs.prepare(config, reporter)
-    plan = Planner(config, inputs, store).plan()
+    planner = Planner(config, inputs, store)
+    jobs_of_run = [*plan_benign(planner).jobs, *planner.plan().jobs]
     rates = Rates.from_store(root)
     here = machine_name(inputs.device)
     parameters = count_parameters(inputs.model.path)
-    jobs = list({job.digest: job for job in plan.jobs}.values())
+    jobs = list({job.digest: job for job in jobs_of_run}.values())
     seconds: dict[str, float] = {}
     by_stage: dict[str, list[tuple[Job, str]]] = {}
     for job in jobs:

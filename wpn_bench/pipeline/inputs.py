@@ -25,13 +25,14 @@ from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge, find_cards, further_judges, judge_revisions
+from wpn_bench.pipeline.set_notes import column_notes, response_notes
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.preflight.versions import notes_on_versions
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.prompts.templates import choose_template
-from wpn_bench.unlearn import preflight, tuning
+from wpn_bench.unlearn import benign, preflight, tuning
 from wpn_bench.unlearn.launch import Launch
 from wpn_bench.unlearn.lengths import notes_on_length
 from wpn_bench.unlearn.methods import method_of
@@ -93,6 +94,7 @@ class Inputs:
         cards: Cards of the judges that have one, by judge.
         judged_from: For each judge, the commit of each download.
         task_groups: Groups of tasks, and how lm-eval averages them.
+        benign: Benign prompts to train on. `answer_benign` adds their responses. None if there are none.
     """
 
     model: ModelRef
@@ -116,6 +118,7 @@ class Inputs:
     cards: Mapping[str, JudgeCard] = field(default_factory=dict)
     judged_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     task_groups: tuple[tuple[TaskGroup, Aggregate], ...] = ()
+    benign: PromptSet | None = None
 
     @property
     def answers(self) -> bool:
@@ -156,6 +159,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     forget, validation, tests = read_prompts(config, sets, notes)
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
+    benign_prompts = read_benign(config, sets, [forget, validation, *(one for _, one in tests)], notes)
     tests = with_short_names(tests, config.limit)
     attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
     asked = [
@@ -194,7 +198,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
     has_answers = bool(asked) or attacked is not None
-    judge = get_judge(config.judge, device).digest() if has_answers or config.tune else ""
+    judge = get_judge(config.judge, device).digest() if has_answers or config.tune or benign_prompts else ""
     further = further_judges(config, device) if has_answers else ()
     for note in notes:
         reporter.note(f"note: {note}")
@@ -220,6 +224,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         judged_from=judge_revisions(config, device) if judge else {},
         template=template,
         candidates=candidates,
+        benign=benign_prompts,
     )
 
 
@@ -333,7 +338,7 @@ def read_prompts(
     Returns:
         The rest of the forget set, the validation prompts, and (suite, prompt set) for each test set.
     """
-    read = [(one.use, prompts.load_prompts(one.spec)) for one in sets if not one.is_text]
+    read = [(o.use, prompts.load_prompts(o.spec)) for o in sets if not o.is_text and o.use != "benign_prompts"]
     notes += [line for _, one in read for line in column_notes(one)]
     forget = next(one for use, one in read if use == "forget")
     if config.methods:
@@ -350,28 +355,33 @@ def read_prompts(
     return forget, validation, tests
 
 
-def column_notes(one: PromptSet | TextSet) -> list[str]:
-    """Return a note on the columns that were read from a data file, if they do not have the names of their fields."""
-    found = one.source.get("columns")
-    if not found:
-        return []
-    return [f"{one.source['file']}: {', '.join(f'{field} is the column {name!r}' for field, name in found.items())}"]
+def read_benign(
+    config: RunConfig, sets: Sequence[RunSet], others: Sequence[PromptSet], notes: list[str]
+) -> PromptSet | None:
+    """Read the benign prompts to train on.
 
+    Args:
+        config: Settings of the run.
+        sets: All sets of the run.
+        others: The forget set, the validation prompts and the test sets. A prompt that is also in one of them is dropped.
+        notes: Gets lines on the prompts that are used.
 
-def response_notes(forget: PromptSet) -> list[str]:
-    """Say how many prompts of a forget set lack a response, and how many have the same one on both sides."""
-    notes = []
-    if forget.left_out:
-        notes.append(
-            f"the forget set {forget.name!r}: {forget.left_out} prompts have no harmful or no harmless response and are left"
-            " out"
-        )
-    if n := sum(bool(set(item.harmful) & set(item.harmless)) for item in forget.items):
-        notes.append(
-            f"the forget set {forget.name!r}: {n} of {len(forget.items)} prompts have a response that is called harmful and"
-            " harmless; methods are trained on both"
-        )
-    return notes
+    Returns:
+        The prompts, or None if the settings name none.
+
+    Raises:
+        UserError: No prompt is left, or a method's batch is too small for them.
+    """
+    spec = next((one.spec for one in sets if one.use == "benign_prompts"), None)
+    if spec is None:
+        return None
+    read = prompts.load_prompts(spec)
+    notes += column_notes(read)
+    read = replace(read, name="benign_prompts")  # the set may have the name of a test set
+    chosen, dropped = benign.choose(read, others, config.near_duplicate)
+    methods = {name: method_of(name)(config.method_config(name)) for name in config.methods}
+    notes += benign.notes_on_use(chosen, len(read.items), dropped, methods)
+    return chosen
 
 
 def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:

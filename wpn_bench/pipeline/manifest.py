@@ -38,7 +38,7 @@ def manifest_of(
         The content of manifest.json.
     """
     settings = config.model_dump(mode="json")
-    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text"):
+    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text", "benign_prompts"):
         if settings[name]:
             settings[name] = _without_home(settings[name])
     settings["judge"] = parse(config.judge).shown
@@ -73,7 +73,12 @@ def manifest_of(
                 "refusal": s.refusal,
                 "source": dict(s.source),
             }
-            for suite, s in (("forget", inputs.forget), ("validation", inputs.validation), *inputs.sets)
+            for suite, s in (
+                ("forget", inputs.forget),
+                ("validation", inputs.validation),
+                *([("benign_prompts", inputs.benign)] if inputs.benign else []),
+                *inputs.sets,
+            )
         },
         "texts": {
             t.name: {"role": t.role, "n": len(t.texts), "digest": t.digest, "source": dict(t.source)}

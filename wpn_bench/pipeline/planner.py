@@ -30,6 +30,7 @@ from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
+from wpn_bench.unlearn.benign import trains_on_benign
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
@@ -266,6 +267,9 @@ class Planner:
             "forget": put_prompts(self.store, inputs.forget),
             "retain": put_texts(self.store, inputs.retain),
         }
+        if inputs.benign is not None and trains_on_benign(method_of(method)(settings).uses):
+            needs["benign"] = put_prompts(self.store, inputs.benign)
+            params["benign_share"] = config.benign_share
         if snapshots:
             params["snapshots"] = list(snapshots)
         if settings.stop_at_harmless_rate is not None:

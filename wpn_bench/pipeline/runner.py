@@ -2,10 +2,11 @@
 
 1. `prepare` reads and checks the inputs. It reports every mistake of the user before hours of computation.
 2. `vet_forget_set` removes training responses that the judge calls harmful.
-3. `tune_methods` chooses the options of each method, if tuning is enabled.
-4. `Planner` lists the jobs, and an executor executes them.
-5. `measure_curves` and `measure_relearning` measure models during training and relearning.
-6. `write` writes results, samples, manifest and reports to the run folder.
+3. `answer_benign` makes training items of benign prompts, if there are any.
+4. `tune_methods` chooses the options of each method, if tuning is enabled.
+5. `Planner` lists the jobs, and an executor executes them.
+6. `measure_curves` and `measure_relearning` measure models during training and relearning.
+7. `write` writes results, samples, manifest and reports to the run folder.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from wpn_bench.jobs.executor import Fleet, LocalExecutor
 from wpn_bench.jobs.job import External
 from wpn_bench.jobs.processes import processes_for_small_models
 from wpn_bench.jobs.store import Store
+from wpn_bench.pipeline.benign import answer_benign, plan_benign
 from wpn_bench.pipeline.followups import measure_curves, measure_relearning, tune_methods, vet_forget_set
 from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
@@ -89,6 +91,7 @@ def run(
             fleet = replace(fleet, workers=processes_for_small_models())
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
+        inputs, answering = answer_benign(Planner(config, inputs, shelf), executor)
         planner = Planner(config, inputs, shelf)
         trials = tune_methods(planner, executor)
         tuned = replace(planner, config=trials.applied(config))
@@ -101,7 +104,7 @@ def run(
         trained |= {(one.name, seed): planner.candidate(one) for one in inputs.candidates if not one.remote}
         relearning = measure_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
-            done = CompletedRun(config, inputs, plan, {**vetting, **outcomes}, trials, curves, relearning)
+            done = CompletedRun(config, inputs, plan, {**vetting, **answering, **outcomes}, trials, curves, relearning)
             results = write(done, out, command)
         for item in results["run"]["failed"]:
             log.note(f"failed: {item['job']}: {item['reason']}")
@@ -157,6 +160,9 @@ def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Repo
         if vet and store.find(vet.stage, vet.digest):
             vetted, _ = vet_forget_set(planner, LocalExecutor(store, Reporter()))
             planner = replace(planner, inputs=vetted)
+        if all(store.find(job.stage, job.digest) for job in plan_benign(planner).jobs):
+            answered, _ = answer_benign(planner, LocalExecutor(store, Reporter()))
+            planner = replace(planner, inputs=answered)
         trained = planner.plan().trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)
     resources.raise_if_too_large([resources.check_store(subject, store.root, done)], force=force, warn=reporter.note)

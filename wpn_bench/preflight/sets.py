@@ -21,7 +21,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts import SetSpec
 from wpn_bench.prompts.types import Role
 
-Use = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout", "tune_text"]
+Use = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout", "tune_text", "benign_prompts"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ def sets_of(config: RunConfig) -> list[RunSet]:
     The run takes them from the forget set or the retain set. Raises `UserError` for an unknown name.
     """
     tuned_on_text = config.tune and not config.tune_benchmarks
-    prompt_sets: tuple[tuple[Role, tuple[str | None, ...]], ...] = (
-        ("forget", (config.forget,)),
-        ("in_domain", config.in_domain),
-        ("ood", config.ood),
-        ("benign", config.benign),
-        ("validation", (config.validation,)),
+    prompt_sets: tuple[tuple[Use, Role, tuple[str | None, ...]], ...] = (
+        ("forget", "forget", (config.forget,)),
+        ("in_domain", "in_domain", config.in_domain),
+        ("ood", "ood", config.ood),
+        ("benign", "benign", config.benign),
+        ("validation", "validation", (config.validation,)),
+        ("benign_prompts", "benign", (config.benign_prompts if config.methods else None,)),
     )
     text_sets: tuple[tuple[Use, Role, str | None], ...] = (
         ("retain", "retain", config.retain),
@@ -57,13 +58,13 @@ def sets_of(config: RunConfig) -> list[RunSet]:
         ("tune_text", "validation", config.tune_text if tuned_on_text else None),
     )
     found = []
-    for role, entries in prompt_sets:
+    for use, role, entries in prompt_sets:
         for entry in entries:
             if entry is None:
                 continue
-            name, source = split_set_name(entry) if role in ("in_domain", "ood", "benign") else (None, entry)
+            name, source = split_set_name(entry) if use in ("in_domain", "ood", "benign") else (None, entry)
             spec = prompts.spec_for(source, role=role, kind=config.file_kind, name=name, columns=config.columns)
-            found.append(RunSet(role, spec))
+            found.append(RunSet(use, spec))
     for use, role, text in text_sets:
         if text:
             found.append(RunSet(use, prompts.spec_for(text, role=role, kind="text", columns=config.columns)))

@@ -29,9 +29,11 @@ from wpn_bench.runs.metrics import (
     SET_TITLES,
     metric_of,
 )
+from wpn_bench.unlearn.benign import trains_on_benign
 from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"
+_TRAINED = ("forget", "benign_prompts")  # suites of the prompt sets that training used
 
 # The metrics that a card shows, by suite.
 _SHOWN = {
@@ -135,7 +137,7 @@ def _front_matter(run: dict[str, Any], manifest: dict[str, Any], model: str, fig
     }
     if run["revision"]:
         data["base_model"] = run["model"]
-    trained_on = [s["source"].get("hub") for s in manifest["prompt_sets"].values() if s["suite"] == "forget"]
+    trained_on = [s["source"].get("hub") for s in manifest["prompt_sets"].values() if s["suite"] in _TRAINED]
     trained_on += [t["source"].get("hub") for t in manifest["texts"].values() if t["role"] == "retain"]
     if hub := [name for name in trained_on if name]:
         data["datasets"] = list(dict.fromkeys(hub))
@@ -176,11 +178,14 @@ def _round(value: float | None) -> float | None:
 def _data(manifest: dict[str, Any], uses: frozenset[str], stops: bool) -> list[tuple[str, str, int]]:
     """Return (purpose, name, number of items) of the data that training used.
 
-    Retain texts are listed only if the loss uses them, and validation prompts only if a stopping rule does.
+    Retain texts and benign prompts are listed only if the loss uses them, and validation prompts only if a stopping rule
+    does.
     """
     used = [("to forget", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "forget"]
     if "retain" in uses:
         used += [("to retain", n, t) for n, t in manifest["texts"].items() if t["role"] == "retain"]
+    if trains_on_benign(uses):
+        used += [("to answer", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "benign_prompts"]
     if stops:
         used += [("to stop by", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "validation"]
     return [(what, _origin(name, entry["source"]), entry["n"]) for what, name, entry in used]

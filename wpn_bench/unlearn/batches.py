@@ -72,6 +72,10 @@ class Batch:
 class Batches:
     """A sequence with one batch for each step. `batches[k]` depends only on the seed and on k.
 
+    Items of benign prompts (`benign.py`) take a fixed share of each batch. For a method that uses harmless responses, they
+    are items like all others, and come last in the batch. For other methods, the prompt with its harmless response takes
+    the place of a share of the retain texts.
+
     With several processes, each gets a part of the same batch: some of its items with all their rows, and some of its
     retain texts.
     """
@@ -92,6 +96,8 @@ class Batches:
         max_length: int,
         retain_max_length: int,
         seed: int,
+        benign: Sequence[Item] = (),
+        benign_share: float = 0.5,
         processes: Processes = ALONE,
     ) -> None:
         self.tokenizer = tokenizer
@@ -100,8 +106,15 @@ class Batches:
         self.template = template
         self.uses = uses
         self.steps = steps
-        self.batch_size = min(batch_size, len(self.items))
-        self.retain_batch_size = min(retain_batch_size, len(self.texts)) if self.texts else 0
+        self.benign = list(benign)
+        self.benign_as_items = "harmless" in uses
+        whole = batch_size if self.benign_as_items else retain_batch_size
+        self.n_benign = min(max(1, round(whole * benign_share)), whole - 1, len(self.benign))
+        of_items, of_retain = (self.n_benign, 0) if self.benign_as_items else (0, self.n_benign)
+        self.n_items = min(batch_size - of_items, len(self.items))
+        self.n_texts = min(retain_batch_size - of_retain, len(self.texts)) if self.texts else 0
+        self.batch_size = self.n_items + of_items
+        self.retain_batch_size = self.n_texts + of_retain if self.texts else 0
         self.negatives = negatives
         self.random_answers = random_answers
         self.max_length = max_length
@@ -136,7 +149,10 @@ class Batches:
         if not 0 <= step < self.steps:
             raise IndexError(step)
         rng = random.Random(f"{self.seed}/responses/{step}")
-        chosen = [self.items[k] for k in self._chosen(step, len(self.items), self.batch_size, "forget")]
+        chosen = [self.items[k] for k in self._chosen(step, len(self.items), self.n_items, "forget")]
+        benign = [self.benign[k] for k in self._chosen(step, len(self.benign), self.n_benign, "benign")]
+        if self.benign_as_items:
+            chosen += benign
         tensors: dict[str, dict[str, Tensor]] = {}
         if "harmless" in self.uses:
             pairs = [(k, item, rng.choice(item.harmless)) for k, item in enumerate(chosen)]
@@ -153,8 +169,10 @@ class Batches:
                     rows.append((*self._pair(item, " ".join(text.split()[:RANDOM_WORDS])), k))
             tensors["random"] = self._pad(rows)
         if "retain" in self.uses and self.retain_batch_size:
-            picked = self._chosen(step, len(self.texts), self.retain_batch_size, "retain")
-            tensors["retain"] = self._pad([(*self._text(self.texts[k]), n) for n, k in enumerate(picked)])
+            texts = [self._text(self.texts[k]) for k in self._chosen(step, len(self.texts), self.n_texts, "retain")]
+            if not self.benign_as_items:
+                texts += [self._as_text(item) for item in benign]
+            tensors["retain"] = self._pad([(*text, n) for n, text in enumerate(texts)])
         return {name: self._part(rows) for name, rows in tensors.items()}
 
     def _part(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,10 +184,14 @@ class Batches:
         return {name: tensor[mine] for name, tensor in rows.items()}
 
     def _negatives(self, k: int, chosen: Sequence[Item], rng: random.Random) -> list[str]:
-        """Return the item's own harmful responses, then those of other items in the batch, then its own again."""
+        """Return the item's own harmful responses, then those of other items in the batch, then its own again.
+
+        The others are of the same kind, because the refusals of a benign item are right for an item to forget.
+        """
         own = list(chosen[k].harmful)
         rng.shuffle(own)
-        others = [rng.choice(other.harmful) for j, other in enumerate(chosen) if j != k]
+        same_kind = range(self.n_items) if k < self.n_items else range(self.n_items, len(chosen))
+        others = [rng.choice(chosen[j].harmful) for j in same_kind if j != k]
         rng.shuffle(others)
         # If there are enough, half of them are the item's own (hard negatives) and half belong to other items.
         n_own = max(1, (self.negatives + 1) // 2)
@@ -182,6 +204,11 @@ class Batches:
         """Return the token ids of prompt and response, and the index of the first response token (see `lengths.py`)."""
         row = row_of(self.tokenizer, self.template, item, response, self.max_length)
         return [*row.prompt, *row.response], len(row.prompt)
+
+    def _as_text(self, item: Item) -> tuple[list[int], int]:
+        """Return the token ids of a benign prompt with its harmless response, as a retain text."""
+        row = row_of(self.tokenizer, self.template, item, item.harmless[0], self.retain_max_length)
+        return [*row.prompt, *row.response], 0
 
     def _text(self, text: str) -> tuple[list[int], int]:
         return encode_prompts(self.tokenizer, [text])[0][: self.retain_max_length], 0

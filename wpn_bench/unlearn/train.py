@@ -79,6 +79,8 @@ def train(
     *,
     template: Template,
     seed: int,
+    benign: Sequence[Item] = (),
+    benign_share: float = 0.5,
     reference: PreTrainedModel | None = None,
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
     advance: Advance = lambda n: None,
@@ -103,6 +105,8 @@ def train(
         texts: The retain texts.
         template: Renders the prompts.
         seed: Determines the order of items and the choice of responses.
+        benign: Items of benign prompts (`benign.py`).
+        benign_share: Their share of each batch.
         reference: The frozen model that some losses need. If None, LoRA uses the model without adapters.
         harmless_rate: Evaluates the validation prompts. It is called every `check_every` steps if the method has a
             `stop_at_harmless_rate`.
@@ -155,6 +159,8 @@ def train(
         max_length=min(config.max_length, context_length(model)),
         retain_max_length=min(config.retain_max_length, context_length(model)),
         seed=seed,
+        benign=benign,
+        benign_share=benign_share,
         processes=together,
     )
     with ExitStack() as stack:
@@ -301,8 +307,8 @@ def _environment(curves: Curves) -> AbstractContextManager[None]:
 def run_train_stage(ctx: StageContext) -> None:
     """Unlearn with one method.
 
-    The inputs are `model` (the base model), `forget`, `retain`, and `validation` if the method stops at a harmless
-    rate. The stage writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in
+    The inputs are `model` (the base model), `forget`, `retain`, `benign` if there are items of benign prompts, and
+    `validation` if the method stops at a harmless rate. The stage writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in
     `adapter/`. With the parameter `snapshots`, it also writes the model after each of these steps to `step-<k>/`.
 
     If `ctx.local` has a `launch`, new processes do all of this. They call this function again without `launch`.
@@ -373,6 +379,8 @@ def run_train_stage(ctx: StageContext) -> None:
         [row["text"] for row in read_rows(ctx.needs["retain"] / "texts.jsonl")],
         template=template,
         seed=ctx.params["seed"],
+        benign=read_items(ctx.needs["benign"]) if "benign" in ctx.needs else (),
+        benign_share=ctx.params.get("benign_share", 0.5),
         reference=reference,
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),

@@ -1,0 +1,187 @@
+"""Make training items of benign prompts (two-sided contrast), so that a model learns when it should not refuse.
+
+The harmless responses of a forget set are mostly refusals, so a model that is trained on them alone learns to refuse. In an
+item of a benign prompt, the harmless response is the base model's own answer, and the harmful ones are refusals, which are
+drawn from the harmless responses of the forget set. A method with pairs of responses trains on both kinds of items in each
+batch.
+
+An answer of the base is used only if the run's judges call it harmless and coherent, and if it is no refusal. An answer
+that reached the maximum length ends at its last complete sentence.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wpn_bench.core.files import digest_of
+from wpn_bench.errors import UserError
+from wpn_bench.jobs.job import StageContext
+from wpn_bench.jobs.stages import Stage
+from wpn_bench.prompts import Item, PromptSet, leakage
+from wpn_bench.prompts.leakage import Reference
+
+if TYPE_CHECKING:
+    from wpn_bench.unlearn.methods.base import Method
+
+MOST = 400  # maximum number of benign prompts that the base answers, because each answer takes time
+REFUSALS = 4  # number of refusals of an item
+ENOUGH = 200  # number of distinct refusals after which no more are searched
+_SENTENCE = re.compile(r"""[.!?。！？]["'”’)\]]*(?=\s|$)""")
+
+
+def choose(prompts: PromptSet, others: Iterable[PromptSet], near_duplicate: float) -> tuple[PromptSet, int]:
+    """Choose the benign prompts to train on. They must not occur in any other set of the run.
+
+    Args:
+        prompts: All benign prompts.
+        others: The forget set, the validation prompts and the test sets.
+        near_duplicate: Similarity from which two prompts count as nearly the same.
+
+    Returns:
+        At most `MOST` prompts without responses, in an order that does not depend on the file, and the number of prompts
+        that were dropped because they are the same, or nearly the same, as one of another set.
+
+    Raises:
+        UserError: No prompt would remain.
+    """
+    other = Reference((item for one in others for item in one.items), near_duplicate)
+    kept, leak = leakage.unseen(prompts, [other])
+    ranked = sorted(kept.items, key=lambda item: digest_of(["benign", item.id]))[:MOST]
+    return replace(kept, items=tuple(replace(item, harmful=(), harmless=()) for item in ranked)), leak.dropped
+
+
+def notes_on_use(prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[str, Method]) -> list[str]:
+    """Say which benign prompts are used, and by which methods.
+
+    Args:
+        prompts: The chosen prompts.
+        n_all: Number of prompts in the set they were chosen from.
+        dropped: Number of prompts that were dropped because another set has them.
+        methods: The methods of the run with their options, by name.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: A method's batch has no room for a benign item beside another one.
+    """
+    notes = []
+    if dropped:
+        notes.append(
+            f"{prompts.name}: {dropped} of {n_all} benign prompts are in another set of the run and are left out"
+        )
+    if n_all - dropped > len(prompts.items):
+        notes.append(f"{prompts.name}: {len(prompts.items)} of {n_all - dropped} benign prompts are used")
+    for name, method in methods.items():
+        if not trains_on_benign(method.uses):
+            notes.append(
+                f"{name} uses no harmless responses and no retain text, so it is not trained on the benign prompts"
+            )
+            continue
+        option = "batch_size" if "harmless" in method.uses else "retain_batch_size"
+        if getattr(method.config, option) < 2:
+            raise UserError(
+                f"{name}: with {option} 1, a batch has no room for a benign prompt",
+                f"raise {option} to 2 or more, or leave out --benign-prompts",
+            )
+    return notes
+
+
+def trains_on_benign(uses: AbstractSet[str]) -> bool:
+    """Return whether a method whose loss uses these parts of a batch can train on benign items."""
+    return bool({"harmless", "retain"} & uses)
+
+
+def refusals_of(items: Iterable[Item], kind_of: Callable[[str, str], Mapping[str, Any]]) -> list[str]:
+    """Return distinct refusals among the harmless responses of a forget set.
+
+    Args:
+        items: The forget set.
+        kind_of: Detects a refusal (see `harmless.judges.refusals.detector`).
+
+    Returns:
+        At most `ENOUGH` refusals, without partial ones.
+    """
+    found: dict[str, None] = {}
+    for item in items:
+        for text in item.harmless:
+            kind = kind_of(item.request, text)
+            if kind["refusal"] and kind.get("refusal_kind", "full") == "full":
+                found.setdefault(text)
+        if len(found) >= ENOUGH:
+            break
+    return list(found)[:ENOUGH]
+
+
+def contrast_items(
+    items: Sequence[Item], answers: Mapping[str, str], refusals: Sequence[str], cut: frozenset[str] = frozenset()
+) -> list[Item]:
+    """Return the training items of benign prompts.
+
+    Args:
+        items: The prompts.
+        answers: The usable answer of the base to each prompt, by item id. A prompt without one gives no item.
+        refusals: Refusals of other prompts.
+        cut: Ids of items whose answers reached the maximum length. They end at their last complete sentence; an answer
+            without one is not used.
+
+    Returns:
+        Items with the base's answer as harmless response, and at most `REFUSALS` refusals as harmful ones. The refusals
+        of an item depend only on its id and on `refusals`.
+    """
+    made = []
+    for item in items:
+        answer = answers.get(item.id, "").strip()
+        if item.id in cut:
+            ends = [match.end() for match in _SENTENCE.finditer(answer)]
+            answer = answer[: ends[-1]] if ends else ""
+        if answer:
+            drawn = random.Random(item.id).sample(list(refusals), min(REFUSALS, len(refusals)))
+            made.append(replace(item, harmless=(answer,), harmful=tuple(drawn)))
+    return made
+
+
+def usable_answers(samples: Any, threshold: float) -> dict[str, str]:
+    """Return the harmless and coherent answers that are no refusals, by item id.
+
+    Args:
+        samples: The judged answers, a table as `run_judge_stage` writes it.
+        threshold: An answer with at least this score is harmful. An answer without a score is not used.
+
+    Returns:
+        The answers.
+    """
+    usable = samples[
+        (samples["score"] < threshold)  # false for NaN
+        & samples["coherent"].fillna(False).astype(bool)
+        & ~samples["refusal"].astype(bool)
+    ]
+    return dict(zip(usable["item_id"], usable["response"], strict=True))
+
+
+def run_benign_stage(ctx: StageContext) -> None:
+    """Make the training items of benign prompts.
+
+    The inputs are `prompts` (the benign prompts), `judged` (the judged answers of the base to them) and `forget` (the forget
+    set). The stage writes the items. There are none if no answer is usable or the forget set has no refusals.
+    """
+    import pandas as pd
+
+    from wpn_bench.harmless.judges.refusals import detector
+    from wpn_bench.harmless.stages import SAMPLES
+    from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
+
+    samples = pd.read_parquet(ctx.needs["judged"] / SAMPLES)
+    answers = usable_answers(samples, ctx.params["threshold"])
+    cut = frozenset(samples["item_id"][samples["n_tokens"] >= ctx.params["max_new_tokens"]])
+    refusals = refusals_of(read_items(ctx.needs["forget"]), detector(ctx.params.get("refusals")))
+    made = contrast_items(read_items(ctx.needs["prompts"]), answers, refusals, cut) if refusals else []
+    write_rows(ctx.out / ITEMS, [item_row(item) for item in made])
+
+
+STAGE = Stage("wpn_bench.unlearn.benign:run_benign_stage", 1)
