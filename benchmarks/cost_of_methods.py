@@ -348,9 +348,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trl", action="store_true")
     parser.add_argument("--against", type=Path, help="folder of another version of this repository")
-    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"), help="of this code with --against, of both with --trl")
     parser.add_argument(
-        "--remembered", action="store_true", help="what the reference computes is known, as for the second method of a run"
+        "--mixed-precision",
+        default="no",
+        choices=("no", "bf16"),
+        help="of this code with --against, of both with --trl",
+    )
+    parser.add_argument(
+        "--remembered",
+        action="store_true",
+        help="what the reference computes is known, as for the second method of a run",
     )
     parser.add_argument("--only-memory", help=argparse.SUPPRESS)
     parser.add_argument("--only-steps", help=argparse.SUPPRESS)

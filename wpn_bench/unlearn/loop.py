@@ -329,7 +329,7 @@ def half_precision(models: Sequence[Any], kind: str, device: str) -> Iterator[No
             for part in _parts(model):
                 # Each part has its own autocast object. An object that is entered within itself stays active forever.
                 forward = torch.autocast(device, dtype=dtype)(part.forward)
-                forward.autocast_dtype = dtype  # type: ignore[attr-defined]  # see `engine.readout.rounded_to`
+                forward.autocast_dtype = dtype  # see `engine.readout.rounded_to`
                 part.forward = convert_outputs_to_fp32(forward) if part is model else forward
                 patched.append(part)
         yield
