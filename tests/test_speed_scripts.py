@@ -17,6 +17,7 @@ SMALLEST = {
     "label_coverage": "--repetitions 2 --rates 0.1 --n 20 --draws 100",
     "leakage": "--forget lab_validation --tests lab_ood_games --examples 2 --time 50",
     "gcg": "--n 1 --steps 2 --candidates 8 --suffix-tokens 4 --target-tokens 4 --soft-steps 2",
+    "stability": "--tasks lab_copa --limit 4 --documents 2 --answers 4 --new-tokens 4 --references 4 --only bfloat16",
     "scoring": "--tasks lab_copa --limit 4 --pairs 1 --batch-size 8",
 }
 
