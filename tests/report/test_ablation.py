@@ -64,7 +64,8 @@ def test_main_effects_are_means_over_all_the_other_options(found: Ablation) -> N
         ("kl", [("on", 12), ("off", 12)]),
     ]
     by_model = {row.model: row.fills[0] or 0.0 for row in found.rows}
-    hidden = [rate for name, rate in by_model.items() if name.startswith("wpn:hidden")]
+    hidden = [rate for name, rate in by_model.items() if name.startswith("wpn:hidden") or name == "wpn:paper"]
+    assert len(hidden) == 12
     shown = found.effects[0][1][1].cells[0]
     assert shown is not None
     assert shown.value == f"{100 * sum(hidden) / 12:.1f} %"
