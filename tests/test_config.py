@@ -30,8 +30,12 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         "gradient_attacks": {"gcg": base.gradient_attacks["gcg"]},
         "quantise": ("int8",),
         "relearn": None,
+        "prefilling": None,
+        "sampling": None,
     }
     assert attack_settings(("relearn",), build("lab").model_dump())["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
+    staged = attack_settings(("prefilling", "sampling"), build("lab").model_dump())
+    assert (staged["prefilling"]["depths"], staged["sampling"]["samples"]) == ((0, 1, 2, 4, 8, 16, 32), 128)
     for options, said in (({"gcg": {"stepz": 3}}, "did you mean 'steps'"), ({"gcq": {}}, "did you mean 'gcg'")):
         with pytest.raises(UserError, match=said):
             from_settings(base.model_dump() | {"gradient_attacks": options})
@@ -162,6 +166,8 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"decoding": {"max_new_tokens": 0}}, "setting decoding.max_new_tokens: ", "tasks/presets"),
         ({"relearn": {"steps": (0,)}}, "setting relearn.steps: .*one above 0", "tasks/presets"),
         ({"relearn": {"kinds": ()}}, "setting relearn.kinds: ", "tasks/presets"),
+        ({"prefilling": {"depths": (0,)}}, "setting prefilling.depths: .*one above 0", "tasks/presets"),
+        ({"sampling": {"samples": 8, "k": (1, 16)}}, "setting sampling: .*leak@16 needs at least 16", "tasks/presets"),
         ({"relearn": {"step": (1,)}}, "unknown setting 'relearn.step'", "known|did you mean"),
         ({"quantise": ("int3",)}, "unknown quantisation 'int3'", "did you mean 'int8'|did you mean 'int4'"),
         ({"stages": ("train", "harmles")}, "setting stages", "tasks/presets|did you mean"),

@@ -15,6 +15,8 @@ SMALLEST = {
     "startup": "--pairs 1",
     "generation_and_judging": "--n 4 --texts 8 --part 4 --new-tokens 4 --repeats 1",
     "label_coverage": "--repetitions 2 --rates 0.1 --n 20 --draws 100",
+    "leak_coverage": "--runs 20 --prompts 20 --samples 4",
+    "leak_speed": "--n 1 --samples 2 --new-tokens 3 --repeats 1 --part 1 --sizes 1",
     "leakage": "--forget lab_validation --tests lab_ood_games --examples 2 --time 50",
     "gcg": "--n 1 --steps 2 --candidates 8 --suffix-tokens 4 --target-tokens 4 --soft-steps 2",
     "stability": "--tasks lab_copa --limit 4 --documents 2 --answers 4 --new-tokens 4 --references 4 --only bfloat16",

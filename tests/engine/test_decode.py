@@ -303,3 +303,23 @@ def test_which_models_are_plain(lm: Any) -> None:
     ).eval()
     assert not module.is_plain(mamba)
     assert [len(new) for new in decode(mamba, [[5, 6], [7]], Rules(4))] == [4, 4]
+
+
+def test_independent_samples_after_equal_prompts(make_speaker: Speak) -> None:
+    """Each is the same in any batch, the first is that of a single prompt, and the prompt is computed once."""
+    prompt = [2 + k % 7 for k in range(30)]
+    rules = Rules(6, sampling=Sampling(1.5, None, 3, independent=True))
+    speaker = make_speaker(rule)
+    together = decode(speaker, [prompt] * 20, rules, most_rows=8)
+    assert together == decode(make_speaker(rule), [prompt] * 20, rules, most_rows=20)
+    assert together[:1] == decode(make_speaker(rule), [prompt], Rules(6, sampling=Sampling(1.5, None, 3)))
+    assert len({tuple(one) for one in together}) > 15
+    assert [columns for _, columns in speaker.passes if columns > 1] == [29]
+
+
+def test_independent_samples_follow_the_distribution(make_speaker: Speak) -> None:
+    """The share of each first token is its probability."""
+    rules = Rules(1, sampling=Sampling(1.0, None, 0, independent=True))
+    found = [one[0] for one in decode(make_speaker(rule), [[2, 3]] * 4000, rules)]
+    shares = torch.bincount(torch.tensor(found), minlength=VOCABULARY) / len(found)
+    assert float((shares - rule((2, 3)).softmax(0)).abs().max()) < 0.03

@@ -85,11 +85,18 @@ def planned(tmp_path: Path, *names: str) -> Plan:
         judge="refusal",
         threshold_of=lambda judge: 0.5,
         relevance=False,
+        prefilling=None,
+        sampling=None,
     )
     model = SimpleNamespace(path=tmp_path, digest="base", seen={})
     planner = Planner(
         cast(Any, config),
-        cast(Any, SimpleNamespace(device="cpu", template=FormatTemplate("{prompt}"), candidates=(), model=model)),
+        cast(
+            Any,
+            SimpleNamespace(
+                device="cpu", template=FormatTemplate("{prompt}"), candidates=(), model=model, attacked=None
+            ),
+        ),
         Store(tmp_path / "store"),
     )
     plan = Plan()

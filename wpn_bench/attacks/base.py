@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from pydantic import BaseModel
+
 from wpn_bench.core.files import digest_of
 from wpn_bench.prompts import Item, Template
 
@@ -69,3 +71,19 @@ class Attack(ABC):
         Returns:
             The changed item. It keeps its id, so that its answer can be paired with the answer to the original prompt.
         """
+
+
+class StageAttack:
+    """Base class of attacks that a stage of their own makes and measures, such as prefilling.
+
+    Attributes:
+        name: Name on the command line, and of the setting with its options.
+        title: Name in reports.
+        description: One sentence for `wpn-bench list`.
+        Settings: Its options.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    Settings: ClassVar[type[BaseModel]]

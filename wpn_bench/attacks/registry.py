@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.core.paths import tasks_dir
-from wpn_bench.core.registry import Registry, unknown_name
+from wpn_bench.core.registry import Registry, import_attribute, unknown_name
 from wpn_bench.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from wpn_bench.attacks.base import StageAttack
     from wpn_bench.attacks.search import GradientAttack
 
 
@@ -36,6 +37,11 @@ GRADIENT: Registry[type[GradientAttack]] = Registry(
         "soft_prompt": "wpn_bench.attacks.soft_prompt:SoftPrompt",
     },
 )
+# Attacks that a stage makes and measures. The settings of a run have a field of the same name.
+_BY_STAGE: Mapping[str, str] = {
+    "prefilling": "wpn_bench.attacks.prefilling:PrefillingAttack",
+    "sampling": "wpn_bench.attacks.sampling:SamplingAttack",
+}
 RELEARN = "relearn"
 
 
@@ -64,16 +70,21 @@ def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
     return CODED.get(name)()
 
 
+def by_stage() -> dict[str, type[StageAttack]]:
+    """Return the attacks that a stage makes and measures, by name."""
+    return {name: import_attribute(place) for name, place in _BY_STAGE.items()}
+
+
 def names() -> list[str]:
     """Return the names of all prompt attacks."""
     return sorted({*_template_names(), *CODED})
 
 
 def all_names() -> list[str]:
-    """Return the names of all attacks: prompt, gradient and weight attacks."""
+    """Return the names of all attacks: prompt, gradient and weight attacks, and those that a stage makes."""
     from wpn_bench.attacks.quantise import SCHEMES
 
-    return [*names(), *GRADIENT, *SCHEMES, RELEARN]
+    return [*names(), *GRADIENT, *SCHEMES, *_BY_STAGE, RELEARN]
 
 
 def _template_names() -> set[str]:

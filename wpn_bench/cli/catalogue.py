@@ -56,7 +56,7 @@ def attacks() -> Iterator[Entry]:
     """Yield an entry for each attack of any kind."""
     from wpn_bench import attacks as parts
     from wpn_bench.attacks.quantise import SCHEMES
-    from wpn_bench.attacks.registry import RELEARN
+    from wpn_bench.attacks.registry import RELEARN, by_stage
     from wpn_bench.attacks.relearn import Relearning
 
     def entry(name: str, part: Any) -> Entry:
@@ -67,6 +67,7 @@ def attacks() -> Iterator[Entry]:
     yield from (entry(name, parts.get_attack(name)) for name in parts.names())
     yield from (entry(name, parts.GRADIENT.get(name)) for name in parts.GRADIENT)
     yield from (entry(scheme.name, scheme) for scheme in SCHEMES.values())
+    yield from (entry(name, one) for name, one in by_stage().items())
     yield entry(RELEARN, Relearning)
 
 

@@ -85,20 +85,23 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
     """Return the settings that choose the named attacks and no others.
 
     Args:
-        names: Names of prompt attacks, gradient attacks or quantisation schemes, or `relearn`.
+        names: Names of attacks of any kind.
         settings: All settings of a run. The options that they give to a chosen attack are kept.
 
     Returns:
-        The settings `attacks`, `gradient_attacks`, `quantise` and `relearn`.
+        The settings `attacks`, `gradient_attacks`, `quantise`, `relearn`, and those of attacks that a stage makes.
     """
     from wpn_bench.attacks.quantise import SCHEMES
-    from wpn_bench.attacks.registry import GRADIENT, RELEARN
+    from wpn_bench.attacks.registry import GRADIENT, RELEARN, by_stage
 
+    staged = by_stage()
+    others = {*GRADIENT, *SCHEMES, *staged, RELEARN}
     return {
-        "attacks": tuple(n for n in names if n not in GRADIENT and n not in SCHEMES and n != RELEARN),
+        "attacks": tuple(n for n in names if n not in others),
         "gradient_attacks": {n: settings["gradient_attacks"].get(n, {}) for n in names if n in GRADIENT},
         "quantise": tuple(n for n in names if n in SCHEMES),
         "relearn": (settings["relearn"] or Relearn().model_dump()) if RELEARN in names else None,
+        **{n: (settings[n] or one.Settings().model_dump()) if n in names else None for n, one in staged.items()},
     }
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from wpn_bench.attacks.prefilling import Prefilling
+from wpn_bench.attacks.sampling import Sampling
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.validation import Count
 from wpn_bench.harmless.judges import spec as judge_spec
@@ -211,6 +213,10 @@ class RunConfig(BaseModel):
         None, description="number of in-domain prompts that gradient attacks use; None means all"
     )
     relearn: Relearn | None = Field(None, description="settings of the relearning attack; None leaves it out")
+    prefilling: Prefilling | None = Field(None, description="settings of the prefilling attack; None leaves it out")
+    sampling: Sampling | None = Field(
+        None, description="settings of the attack by sampling (leak@k); None leaves it out"
+    )
     quantise: tuple[str, ...] = Field(
         (), description="int8 or int4; every model is also measured with weights quantised in this way"
     )

@@ -46,7 +46,7 @@ def by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Cal
         most_rows: Maximum number of rows in a batch.
 
     Returns:
-        A function of the prompts and of what is called when one has ended.
+        A function of the prompts, the numbers of their samples, and of what is called when one has ended.
     """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -54,7 +54,7 @@ def by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Cal
 
     device = device_of(model)
 
-    def run(prompts: list[list[int]], ended: Ended) -> None:
+    def run(prompts: list[list[int]], streams: list[int], ended: Ended) -> None:
         def work(part: list[int]) -> None:
             width = max(len(prompts[k]) for k in part)
             ids = torch.zeros(len(part), width, dtype=torch.long)
@@ -70,7 +70,7 @@ def by_transformers(model: PreTrainedModel, rules: Rules, most_rows: int) -> Cal
 
             options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
             if sampling is not None:
-                torch.manual_seed(seed_of(sampling.seed, prompts[part[0]]))
+                torch.manual_seed(seed_of(sampling.seed, prompts[part[0]], streams[part[0]]))
                 options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p or 1.0}
                 options |= {"top_k": 0}
             end = sorted(rules.ends)

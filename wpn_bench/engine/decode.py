@@ -10,7 +10,7 @@ without a batch. These optimisations keep the tokens the same:
   For a shorter prompt, these include the last tokens of the prefix, where there would otherwise be padding, and fewer
   prefix tokens are taken from the cache. So there is never a gap inside a row, and attention windows (GPT-Neo) cover
   the right tokens.
-- Equal prompts are decoded once.
+- Equal prompts are decoded once. Independent samples after equal prompts share the computation of the prompt.
 - Greedy tokens are found without most of the head's work in float32 (see `engine.greedy`).
 
 When memory runs out, the rows of the batch return to the queue. The limit on the tokens in a batch is halved from then
@@ -19,7 +19,7 @@ on.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,12 +75,17 @@ def decode(
         ValueError: A prompt has no tokens.
         UserError: A single row does not fit into memory.
     """
-    copies: dict[tuple[int, ...], list[int]] = {}
+    copies: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    independent = rules.sampling is not None and rules.sampling.independent
+    seen: Counter[tuple[int, ...]] = Counter()
     for k, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError("a prompt has no tokens, so there is nothing to continue")
-        copies.setdefault(tuple(prompt), []).append(k)
-    distinct = [list(prompt) for prompt in copies]
+        tokens = tuple(prompt)
+        copies.setdefault((tokens, seen[tokens]), []).append(k)
+        seen[tokens] += independent
+    distinct = [list(prompt) for prompt, _ in copies]
+    streams = [stream for _, stream in copies]
     places = list(copies.values())
     plain = is_plain(model)
     about = (rules.max_new_tokens, sorted(rules.ends), rules.sampling)
@@ -101,7 +106,7 @@ def decode(
         ended(todo[number], text)
 
     work = _Decoder(model, rules, most_rows).run if plain else by_transformers(model, rules, most_rows)
-    work([distinct[k] for k in todo], told)
+    work([distinct[k] for k in todo], [streams[k] for k in todo], told)
     return out
 
 
@@ -112,11 +117,13 @@ def decode(
 class _Row:
     """A prompt and its new tokens.
 
-    The first `shared` tokens of the prompt are the prefix that it shares with other prompts of its group.
+    The first `shared` tokens of the prompt are the prefix that it shares with other prompts of its group. `stream` is the number of
+    the sample after this prompt.
     """
 
     index: int
     prompt: list[int]
+    stream: int = 0
     shared: int = 0
     new: list[int] = field(default_factory=list)
     ended: bool = False
@@ -188,10 +195,10 @@ class _Decoder:
         self.greedy: GreedyHead | None = None
 
     @torch.inference_mode()
-    def run(self, prompts: list[list[int]], ended: Ended) -> None:
+    def run(self, prompts: list[list[int]], streams: list[int], ended: Ended) -> None:
         if self.rules.sampling is None and len(prompts) * self.rules.max_new_tokens >= _HEAD_TOKENS:
             self.greedy = GreedyHead.of(self.model)
-        rows = [_Row(k, prompt) for k, prompt in enumerate(prompts)]
+        rows = [_Row(k, prompt, stream) for k, (prompt, stream) in enumerate(zip(prompts, streams, strict=True))]
         queue = deque(self._ordered(rows))
         live: _Live | None = None
         flight: list[_Row] = []  # rows that have left the queue and not ended
@@ -406,7 +413,7 @@ class _Decoder:
         now = []
         for row in rows:
             if row.draws is None:
-                stream = torch.Generator().manual_seed(seed_of(self.rules.sampling.seed, row.prompt))
+                stream = torch.Generator().manual_seed(seed_of(self.rules.sampling.seed, row.prompt, row.stream))
                 row.draws = torch.rand(self.rules.max_new_tokens + 1, generator=stream, dtype=torch.float64)
             now.append(row.draws[len(row.new)])
         return torch.stack(now)

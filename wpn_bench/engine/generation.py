@@ -102,7 +102,7 @@ def respond(
     advance(len(encoded) - len(fitting))
     sampling = None
     if decoding.temperature is not None:
-        sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed)
+        sampling = Sampling(decoding.temperature, decoding.top_p, decoding.seed, decoding.independent)
     stops = _StopTexts(tokenizer, decoding.stop)
     last = ends_of_model(model, tokenizer) | frozenset(ends)
     rules = Rules(decoding.max_new_tokens, last, stops.ended, sampling)
@@ -111,15 +111,26 @@ def respond(
     for k, tokens in zip(
         fitting, decode(model, prompts, rules, most_rows=decoding.batch_size, advance=advance), strict=True
     ):
-        responses[k] = _cut(tokenizer, tokens, decoding.stop)
+        responses[k] = _cut(tokenizer, tokens, decoding.stop, encoded[k])
     return responses
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: Sequence[str]) -> Response:
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: Sequence[str], prompt: Sequence[int] = ()
+) -> Response:
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     for mark in stop:
         text = text.split(mark)[0]
-    return Response(text.strip(), len(tokens))
+    return Response(text.strip(), len(tokens), space=_begins_with_space(tokenizer, prompt, tokens))
+
+
+def _begins_with_space(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
+    """Return whether the new tokens begin with white space, which some tokenizers drop at the beginning of a text."""
+    if not tokens:
+        return False
+    last = list(prompt[-1:])
+    before, both = (str(tokenizer.decode(ids)) for ids in (last, [*last, tokens[0]]))
+    return both.startswith(before) and both[len(before) :][:1].isspace()
 
 
 class _StopTexts:

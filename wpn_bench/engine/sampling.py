@@ -20,17 +20,19 @@ class Sampling:
     """Sample tokens instead of decoding greedily.
 
     Each row has its own random generator, seeded with `seed` and the tokens of the prompt. So equal prompts get equal
-    texts.
+    texts, unless they are `independent`.
 
     Attributes:
         temperature: Divides the logits.
         top_p: Tokens are sampled from the most likely ones that together have this probability; None means all tokens.
         seed: Seed of the run.
+        independent: Whether the generator is also seeded with the number of equal prompts before this one.
     """
 
     temperature: float
     top_p: float | None = None
     seed: int = 0
+    independent: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,18 @@ class Rules:
     sampling: Sampling | None = None
 
 
-def seed_of(seed: int, prompt: Sequence[int]) -> int:
+def seed_of(seed: int, prompt: Sequence[int], stream: int = 0) -> int:
     """Return the seed for sampling after a prompt. It does not depend on the other prompts of the batch.
 
     Args:
         seed: Seed of the run.
         prompt: Token ids of the prompt.
+        stream: Number of the sample after this prompt.
 
     Returns:
         An integer of 63 bits.
     """
-    told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode()).digest()
+    told = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}{f'#{stream}' if stream else ''}".encode()).digest()
     return int.from_bytes(told[:8], "big") >> 1
 
 
@@ -78,14 +81,18 @@ def drawn(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         The tokens (R,).
     """
-    p = (logits.double() / sampling.temperature).softmax(-1)
+    p = logits.double()
+    if sampling.temperature != 1:
+        p = p / sampling.temperature
+    p = p.softmax(-1)
     if sampling.top_p is not None:
         ranked, order = p.sort(-1, descending=True)
         beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the most likely token is always kept
         p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
     sums = p.cumsum(-1)
     aims = draws.to(p.device).unsqueeze(1) * sums[:, -1:]
-    picked = (sums <= aims).sum(-1)
-    # Because of rounding, no cumulative probability may exceed the number. Then take the last possible token.
-    last = p.shape[-1] - 1 - (p > 0).flip(-1).long().argmax(-1)
-    return torch.minimum(picked, last)
+    picked = torch.searchsorted(sums, aims, right=True).squeeze(-1)
+    if bool((picked == p.shape[-1]).any()):
+        # Because of rounding, no cumulative probability may exceed the number. Then take the last possible token.
+        picked = torch.minimum(picked, p.shape[-1] - 1 - (p > 0).flip(-1).long().argmax(-1))
+    return picked

@@ -64,23 +64,24 @@ def run_calibrate_stage(ctx: StageContext) -> None:
 
 
 def run_generate_stage(ctx: StageContext) -> None:
-    """Generate the responses of `model` to `prompts`.
+    """Generate the responses of `model` to `prompts`: to the first `limit`, and `samples` to each, if these parameters are set.
 
-    The stage writes `responses.jsonl` with one row for each item, in the order of the items.
+    The stage writes `responses.jsonl` with one row for each item, in the order of the items. With the parameter
+    `prefilled`, a row also says whether `space` stood before the response, which continues the beginning of an answer.
     """
     model = _model(ctx, "model")
-    items = read_items(ctx.needs["prompts"])
+    items = read_items(ctx.needs["prompts"])[: ctx.params.get("limit")]
+    items = [item for item in items for _ in range(ctx.params.get("samples", 1))]
     template = Template.parse(ctx.params["template"])
     plain = Template.parse(ctx.params.get("plain_template", ctx.params["template"]))
     advance = ctx.progress(len(items), "responses")
     inputs, responses = model.answer(items, template, Decoding(**ctx.params["decoding"]), advance)
-    write_rows(
-        ctx.out / RESPONSES,
-        [
-            response_row(item, plain, text, response)
-            for item, text, response in zip(items, inputs, responses, strict=True)
-        ],
-    )
+    rows = [
+        response_row(item, plain, text, response) for item, text, response in zip(items, inputs, responses, strict=True)
+    ]
+    if ctx.params.get("prefilled"):
+        rows = [row | {"space": response.space} for row, response in zip(rows, responses, strict=True)]
+    write_rows(ctx.out / RESPONSES, rows)
 
 
 def response_row(item: Item, template: Template, text: str, response: Response) -> dict[str, Any]:

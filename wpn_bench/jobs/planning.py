@@ -45,6 +45,10 @@ class MeasuredModel:
         base_template: The value of the template by which the base is asked.
         threshold: Scores of the deciding judge from this value on are harmful.
         relevance: Whether the run measures relevance.
+        attacked: The in-domain set for attacks, with jobs that the run may not have yet; None without attacks other than by
+            prompts.
+        prefilling: Settings of the prefilling attack; None if the run does not ask for it.
+        sampling: Settings of the attack by sampling; None if the run does not ask for it.
     """
 
     name: str
@@ -59,6 +63,9 @@ class MeasuredModel:
     base_template: Any = None
     threshold: float = 0.5
     relevance: bool = False
+    attacked: AskedSet | None = None
+    prefilling: Mapping[str, Any] | None = None
+    sampling: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class PlannedMeasurement:
         suite: Suite of its rows in results.json.
         set: Set within the suite.
         params: Parameters of the job. They are part of its digest, so only plain values are allowed.
-        needs: Inputs of the job, by role.
+        needs: Inputs of the job, by role. Jobs among them that the run does not have yet are added to it.
         label: Name of the job in messages. The name of the model precedes it.
         local: Values that do not change the output. `device` and `offload` are added.
     """

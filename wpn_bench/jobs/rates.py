@@ -155,7 +155,8 @@ def count_items(job: Job) -> int | None:
     if file is None:
         return None
     with file.open("rb") as f:
-        return sum(1 for line in f if line.strip()) * stage.passes
+        found = sum(1 for line in f if line.strip())
+    return min(found, job.params.get("limit") or found) * int(job.params.get("samples", 1)) * stage.passes
 
 
 def _manifests(root: Path) -> Iterator[dict[str, Any]]:

@@ -88,7 +88,7 @@ class Inputs:
         candidates: Models that are measured without training them.
         leaks: How many prompts each set shares with the forget set.
         tuning_data: Data of tuning; None without tuning.
-        attacked: Prompts for gradient and weight attacks; None without such attacks.
+        attacked: Prompts for all attacks but those by prompts; None without such attacks.
         schemes: Quantisation schemes that work on this machine.
         further: Judges other than the deciding one.
         cards: Cards of the judges that have one, by judge.
@@ -194,7 +194,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     if config.methods and "train" in config.stages:
         lengths = [config.method_config(name).max_length for name in config.methods]
         notes += notes_on_length(models.load_tokenizer(model.path), template, forget.items, lengths)
-    if not (config.relearn or config.quantise or config.gradient_attacks):
+    if not any((config.relearn, config.quantise, config.gradient_attacks, config.prefilling, config.sampling)):
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
     has_answers = bool(asked) or attacked is not None

@@ -89,6 +89,23 @@ class Plan:
         self.owner[job.digest] = model
         return job
 
+    def include(self, model: str, label: str, need: Job | External) -> Job | External:
+        """Append a job that another one needs, after its own needs, unless the plan has it.
+
+        Args:
+            model: The model for which the job's cost is counted.
+            label: Name of the model, which precedes the label of the job.
+            need: The job. An input that no job makes needs nothing.
+
+        Returns:
+            The input, with the label of a job in the plan.
+        """
+        if isinstance(need, External) or need.digest in self.owner:
+            return need
+        needs = {role: self.include(model, label, one) for role, one in need.needs.items()}
+        named = need.label if need.label.startswith(f"{label}: ") else f"{label}: {need.label}"
+        return self.add(model, replace(need, needs=needs, label=named))
+
     def extend(self, other: Plan) -> None:
         """Append the jobs of another plan."""
         self.jobs += other.jobs
@@ -454,11 +471,15 @@ class Planner:
             self.inputs.template.value,
             self.config.threshold_of(self.config.judge),
             self.config.relevance,
+            self._in_domain(target),
+            None if self.config.prefilling is None else self.config.prefilling.model_dump(mode="json"),
+            None if self.config.sampling is None else self.config.sampling.model_dump(mode="json"),
         )
         try:
             for one in import_attribute(stage.plan)(model):
                 local = {**self.placement, **one.local}
-                job = Job(name, one.params, one.needs, f"{target.label}: {one.label}", local)
+                needs = {role: plan.include(target.model, target.label, need) for role, need in one.needs.items()}
+                job = Job(name, one.params, needs, f"{target.label}: {one.label}", local)
                 planned = Planned(target.model, target.seed, one.suite, one.set, plan.add(target.model, job))
                 plan.measured.setdefault(name, []).append(planned)
         except Exception as e:
@@ -467,6 +488,18 @@ class Planner:
             raise UserError(
                 f"the plug-in's stage {name!r} cannot be planned ({type(e).__name__}: {e})", "fix or uninstall it"
             ) from e
+
+    def _in_domain(self, target: Target) -> AskedSet | None:
+        """Return the set that attacks ask, with the jobs that answer and judge it; None if no attack needs it.
+
+        The jobs are those of the in-domain set if the run measures it. Otherwise they are only planned if a stage needs them.
+        """
+        asked = self.inputs.attacked
+        if asked is None:
+            return None
+        alone = replace(self, inputs=replace(self.inputs, tasks=(), further=()))
+        (found,) = alone.measure(Plan(), target, [("harmless", asked, put_prompts(self.store, asked))])
+        return found
 
     def measure_attacked(self, plan: Plan, target: Target) -> None:
         """Add the attacks on the model itself.

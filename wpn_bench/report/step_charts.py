@@ -1,8 +1,8 @@
-"""Charts over steps: the training loss, rates during training, and relearning."""
+"""Charts over steps: the training loss, rates during training, relearning, and rates by another number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wpn_bench.report.drawing import (
@@ -11,6 +11,7 @@ from wpn_bench.report.drawing import (
     Figure,
     as_json,
     colours,
+    error_bars,
     plotly_text,
     shortened,
     symbols,
@@ -194,3 +195,54 @@ def relearning(view: View) -> dict[str, Figure]:
 def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     stride = max(1, len(curve) // HISTORY_POINTS)
     return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]
+
+
+def rates_by_number(view: View, suite: str, points: Mapping[int, tuple[str, str]], title: str) -> Figure | None:
+    """Draw a rate against a number that doubles from point to point, with one line per model and the intervals.
+
+    Args:
+        view: The results.
+        suite: Suite of the rates.
+        points: The set and the metric at each number.
+        title: Title of the horizontal axis, on which the numbers have equal distances.
+
+    Returns:
+        The chart; None if no model has a rate.
+    """
+    import plotly.graph_objects as go
+
+    tint, shape, figure = colours(view), symbols(view), go.Figure()
+    models = [name for name in tint if name in view.measured()]
+    for place, name in enumerate(models):
+        found = [
+            (number, cell) for number, (of, metric) in points.items() if (cell := view.cell(name, suite, of, metric))
+        ]
+        if not found:
+            continue
+        # Lines are shifted against each other, so that their intervals can be told apart.
+        shift = 0.24 * (place / max(1, len(models) - 1) - 0.5)
+        order = list(points)
+        figure.add_trace(
+            go.Scatter(
+                x=[order.index(number) + shift for number, _ in found],
+                y=[100 * (cell.value or 0.0) for _, cell in found],
+                customdata=[number for number, _ in found],
+                mode="lines+markers",
+                name=plotly_text(shortened(view.title(name))),
+                line={"width": 2.2, "color": tint[name]},
+                marker={"symbol": shape[name], "size": 7},
+                error_y=error_bars([(cell.value, cell.ci_low, cell.ci_high) for _, cell in found], tint[name]),
+                hovertemplate=f"{plotly_text(view.title(name))} at %{{customdata}}: %{{y:.1f}} %<extra></extra>",
+            )
+        )
+    if not figure.data:
+        return None
+    _steps_below(figure, title, len(points) - 1, height=360)
+    figure.update_layout(
+        xaxis={
+            "range": (-0.4, len(points) - 0.6),
+            "tickvals": list(range(len(points))),
+            "ticktext": [str(number) for number in points],
+        }
+    )
+    return as_json(figure)

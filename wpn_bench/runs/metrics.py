@@ -14,6 +14,8 @@ IN_DOMAIN = "harmless"
 OUT_OF_DISTRIBUTION = "ood"
 ATTACK = "attack"
 BENIGN = "benign"
+PREFILLING = "prefilling"
+SAMPLING = "sampling"
 BENCHMARK = "benchmark"
 COST = "cost"
 
@@ -26,6 +28,8 @@ HARMLESS_RATE = "harmless_rate"
 COHERENT_HARMLESS_RATE = "coherent_harmless_rate"
 COHERENT_RATE = "coherent_rate"
 ANSWERED_RATE = "answered_coherent_harmless_rate"
+HARMLESS_WITH_PREFIX_RATE = "harmless_with_prefix_rate"
+LEAK = "leak"  # leak@4 is the probability of a harmful answer among 4
 RELEVANT_RATE = "relevant_rate"
 RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
@@ -123,6 +127,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(MISSING, "missing", "count", -1),
         Metric(RELEVANT_RATE, "relevant rate"),
         Metric(RELEVANT_HARMLESS_RATE, "relevant, coherent and harmless rate"),
+        Metric(HARMLESS_WITH_PREFIX_RATE, "harmless rate with the prefix", suite=PREFILLING),
+        Metric(LEAK, "leak", better=-1, suite=SAMPLING),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,7 +26,8 @@ class Decoding(BaseModel):
 
     If `temperature` is None, decoding is greedy. Otherwise tokens are sampled: from the most likely tokens that
     together have the probability `top_p`, or from all tokens if `top_p` is None. The samples after a prompt depend only
-    on `seed` and on the prompt.
+    on `seed` and on the prompt. So equal prompts get equal responses, unless they are `independent`: then the samples also
+    depend on how many equal prompts precede.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -36,11 +37,14 @@ class Decoding(BaseModel):
     temperature: float | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0)
+    independent: bool = Field(False, description="whether equal prompts get different samples")
 
     @model_validator(mode="after")
     def _one_way_of_decoding(self) -> Self:
         if self.temperature is None and self.top_p is not None:
             raise ValueError("top_p needs sampling, so also give a temperature")
+        if self.temperature is None and self.independent:
+            raise ValueError("independent samples need sampling, so also give a temperature")
         return self
 
     @model_serializer(mode="wrap")
@@ -48,12 +52,14 @@ class Decoding(BaseModel):
         """Leave out the sampling options if decoding is greedy.
 
         So the digest of greedy decoding is the same as in versions of wpn-bench that could not sample, and stored
-        results stay valid.
+        results stay valid. For the same reason, `independent` is left out if it is false.
         """
         told: dict[str, Any] = handler(self)
         if self.temperature is None:
             for name in ("temperature", "top_p", "seed"):
                 told.pop(name, None)
+        if not self.independent:
+            told.pop("independent", None)
         return told
 
 
@@ -65,11 +71,13 @@ class Response:
         text: The response without the stop text; None if there is no response.
         n_tokens: Number of generated tokens.
         reason: Why there is no response; None if there is one.
+        space: Whether white space, which is removed, separated the response from the text before it.
     """
 
     text: str | None
     n_tokens: int
     reason: str | None = None
+    space: bool = field(default=False, compare=False)
 
 
 class Backend(ABC):

@@ -12,6 +12,7 @@ requests.
 from __future__ import annotations
 
 import urllib.parse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -181,8 +182,7 @@ class OpenAIBackend(Backend):
         asked = []
         for k, prefix in enumerate(prefixes):
             if k in stored.known:
-                text, n_tokens, reason = stored.known[k]
-                responses[k] = Response(text, n_tokens, reason)
+                responses[k] = Response(*stored.known[k])
             elif not stored.in_shard(k):
                 responses[k] = Response("", 0)
             elif prefix:
@@ -194,10 +194,12 @@ class OpenAIBackend(Backend):
         advance(len(inputs) - len(asked))
         client = EndpointClient(self.endpoint)
         bodies = {k: self._body(inputs[k], decoding, turns_of(items[k].context), items[k].prompt) for k in asked}
+        if decoding.independent:
+            _count_seeds(bodies, inputs)
         for k, reply, final in client.ask_all(bodies, len(inputs)):
             responses[k] = response = _cut(reply, decoding.stop)
             if final:
-                stored.add({k: [response.text, response.n_tokens, response.reason]})
+                stored.add({k: [response.text, response.n_tokens, response.reason, response.space]})
             advance(1)
         return [one for one in responses if one is not None]
 
@@ -225,6 +227,15 @@ class OpenAIBackend(Backend):
         return body
 
 
+def _count_seeds(bodies: Mapping[int, dict[str, Any]], inputs: Sequence[str]) -> None:
+    """Give requests with equal inputs different seeds, so that a server that honours seeds gives different samples."""
+    seen: Counter[str] = Counter()
+    for k, text in enumerate(inputs):
+        if k in bodies:
+            bodies[k]["seed"] += seen[text]
+        seen[text] += 1
+
+
 def _shown(item: Item) -> str:
     """Return a message as text, after the earlier turns of its chat."""
     if (turns := turns_of(item.context)) is None:
@@ -236,4 +247,5 @@ def _cut(reply: Reply, stop: Sequence[str]) -> Response:
     text = reply.text
     for mark in filter(None, stop):
         text = text and text.split(mark)[0]
-    return Response(text and text.strip(), reply.n_tokens, reply.reason)
+    space = bool(text) and str(text)[:1].isspace()
+    return Response(text and text.strip(), reply.n_tokens, reply.reason, space)
