@@ -55,6 +55,10 @@ def test_the_base_answers_and_methods_train_on_it(workshop: Workshop, settings: 
     workshop.run("less", **settings | {"benign_share": 0.3, "methods": {"sft": QUICK}})
     done = [label for label, status in workshop.statuses("less").items() if status == "done"]
     assert done == ["train sft (seed 0)"]
+    # As texts, they change nothing for a method that uses them so anyway, and are of no use to one without retain texts.
+    texts = workshop.run("texts", **settings | {"benign_use": "texts"})
+    same = {name: texts["models"][name]["digest"] for name in ("sft", "npo", "ga")}
+    assert same == digests[0] | {"sft": digests[1]["sft"]}
 
 
 def test_answers_of_no_use_are_refused(

@@ -221,3 +221,12 @@ def test_a_method_without_harmless_responses_keeps_the_answers_as_text(
     assert batches[0]["retain"]["owner"].tolist() == [0, 1, 2, 3]
     assert torch.equal(batches[0]["harmful"]["input_ids"], without[0]["harmful"]["input_ids"])
     assert "retain" not in make(uses=frozenset({"harmful"}), benign=benign)[0]
+
+
+def test_all_methods_can_keep_the_answers_as_text(make: Callable[..., Batches], benign: list[Item]) -> None:
+    """Then nothing changes about the items to forget."""
+    batches, without = make(benign=benign, benign_use="texts"), make()
+    said = decoded(batches, batches[0]["retain"])
+    assert [text in {f"Q: {i.prompt} A: {i.harmless[0]}" for i in benign} for _, text in said] == [False, True]
+    for part in ("harmless", "harmful"):
+        assert torch.equal(batches[0][part]["input_ids"], without[0][part]["input_ids"])

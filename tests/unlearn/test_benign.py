@@ -112,3 +112,14 @@ def test_what_a_method_cannot_use_is_said() -> None:
         kind = METHODS.get(name)
         with pytest.raises(UserError, match=f"{name}: with {option} 1, a batch has no room"):
             benign.notes_on_use(chosen, 1, 0, {name: kind(kind.Config(**{option: 1}))})
+
+
+def test_as_texts_they_need_a_loss_of_retain_texts() -> None:
+    assert benign.use_of({"harmless", "harmful", "retain"}, "items") == "items"
+    assert benign.use_of({"harmless", "harmful", "retain"}, "texts") == "texts"
+    assert benign.use_of({"harmful", "retain"}, "items") == "texts"
+    assert benign.use_of({"harmless"}, "texts") is None
+    sft = METHODS.get("sft")
+    chosen = some("benign", "What is tea?")
+    (note,) = benign.notes_on_use(chosen, 1, 0, {"sft": sft(sft.Config(batch_size=1))}, "texts")
+    assert note == "sft uses no retain text, so it is not trained on the benign prompts"

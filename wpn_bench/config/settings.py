@@ -169,6 +169,11 @@ class RunConfig(BaseModel):
         ),
     ] = None
     benign_share: float = Field(0.5, gt=0, lt=1, description="share of benign prompts in each batch, if there are any")
+    benign_use: Literal["items", "texts"] = Field(
+        "items",
+        description="items: methods with harmless responses train on benign prompts as on other items, with refusals as harmful "
+        "responses; texts: all methods train on prompt and answer as a retain text",
+    )
     vet: bool = Field(True, description="drop the forget items whose harmless response the judge calls harmful")
     validation: str | None = Field(None, description="validation prompts; None holds back a tenth of the forget set")
     in_domain: Annotated[

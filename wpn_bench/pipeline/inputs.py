@@ -380,7 +380,7 @@ def read_benign(
     read = replace(read, name="benign_prompts")  # the set may have the name of a test set
     chosen, dropped = benign.choose(read, others, config.near_duplicate)
     methods = {name: method_of(name)(config.method_config(name)) for name in config.methods}
-    notes += benign.notes_on_use(chosen, len(read.items), dropped, methods)
+    notes += benign.notes_on_use(chosen, len(read.items), dropped, methods, config.benign_use)
     return chosen
 
 

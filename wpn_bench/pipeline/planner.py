@@ -30,7 +30,7 @@ from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
-from wpn_bench.unlearn.benign import trains_on_benign
+from wpn_bench.unlearn.benign import use_of
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
 from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
@@ -284,9 +284,13 @@ class Planner:
             "forget": put_prompts(self.store, inputs.forget),
             "retain": put_texts(self.store, inputs.retain),
         }
-        if inputs.benign is not None and trains_on_benign(method_of(method)(settings).uses):
+        uses = method_of(method)(settings).uses
+        use = use_of(uses, config.benign_use) if inputs.benign else None
+        if inputs.benign and use:
             needs["benign"] = put_prompts(self.store, inputs.benign)
             params["benign_share"] = config.benign_share
+            if use != use_of(uses, "items"):
+                params["benign_use"] = use
         if snapshots:
             params["snapshots"] = list(snapshots)
         if settings.stop_at_harmless_rate is not None:

@@ -29,7 +29,7 @@ from wpn_bench.runs.metrics import (
     SET_TITLES,
     metric_of,
 )
-from wpn_bench.unlearn.benign import trains_on_benign
+from wpn_bench.unlearn.benign import use_of
 from wpn_bench.unlearn.methods import method_of
 
 TEMPLATE = "model_card.md.j2"
@@ -184,7 +184,7 @@ def _data(manifest: dict[str, Any], uses: frozenset[str], stops: bool) -> list[t
     used = [("to forget", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "forget"]
     if "retain" in uses:
         used += [("to retain", n, t) for n, t in manifest["texts"].items() if t["role"] == "retain"]
-    if trains_on_benign(uses):
+    if use_of(uses, manifest.get("config", {}).get("benign_use", "items")):
         used += [("to answer", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "benign_prompts"]
     if stops:
         used += [("to stop by", n, s) for n, s in manifest["prompt_sets"].items() if s["suite"] == "validation"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.errors import UserError
 from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item, Template
+from wpn_bench.unlearn.benign import BenignUse, use_of
 from wpn_bench.unlearn.lengths import row_of
 from wpn_bench.unlearn.processes import ALONE, Processes
 
@@ -73,8 +74,8 @@ class Batches:
     """A sequence with one batch for each step. `batches[k]` depends only on the seed and on k.
 
     Items of benign prompts (`benign.py`) take a fixed share of each batch. For a method that uses harmless responses, they
-    are items like all others, and come last in the batch. For other methods, the prompt with its harmless response takes
-    the place of a share of the retain texts.
+    are items like all others, and come last in the batch. For other methods, and with the use `texts`, the prompt with its
+    harmless response takes the place of a share of the retain texts.
 
     With several processes, each gets a part of the same batch: some of its items with all their rows, and some of its
     retain texts.
@@ -98,6 +99,7 @@ class Batches:
         seed: int,
         benign: Sequence[Item] = (),
         benign_share: float = 0.5,
+        benign_use: BenignUse = "items",
         processes: Processes = ALONE,
     ) -> None:
         self.tokenizer = tokenizer
@@ -107,7 +109,7 @@ class Batches:
         self.uses = uses
         self.steps = steps
         self.benign = list(benign)
-        self.benign_as_items = "harmless" in uses
+        self.benign_as_items = use_of(uses, benign_use) == "items"
         whole = batch_size if self.benign_as_items else retain_batch_size
         self.n_benign = min(max(1, round(whole * benign_share)), whole - 1, len(self.benign))
         of_items, of_retain = (self.n_benign, 0) if self.benign_as_items else (0, self.n_benign)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wpn_bench.core.files import digest_of
 from wpn_bench.errors import UserError
@@ -28,6 +28,7 @@ from wpn_bench.prompts.leakage import Reference
 if TYPE_CHECKING:
     from wpn_bench.unlearn.methods.base import Method
 
+BenignUse = Literal["items", "texts"]
 MOST = 400  # maximum number of benign prompts that the base answers, because each answer takes time
 REFUSALS = 4  # number of refusals of an item
 ENOUGH = 200  # number of distinct refusals after which no more are searched
@@ -55,7 +56,9 @@ def choose(prompts: PromptSet, others: Iterable[PromptSet], near_duplicate: floa
     return replace(kept, items=tuple(replace(item, harmful=(), harmless=()) for item in ranked)), leak.dropped
 
 
-def notes_on_use(prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[str, Method]) -> list[str]:
+def notes_on_use(
+    prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[str, Method], wanted: BenignUse = "items"
+) -> list[str]:
     """Say which benign prompts are used, and by which methods.
 
     Args:
@@ -63,6 +66,7 @@ def notes_on_use(prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[
         n_all: Number of prompts in the set they were chosen from.
         dropped: Number of prompts that were dropped because another set has them.
         methods: The methods of the run with their options, by name.
+        wanted: What the benign items are in a batch (see `use_of`).
 
     Returns:
         Notes for the user.
@@ -78,12 +82,12 @@ def notes_on_use(prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[
     if n_all - dropped > len(prompts.items):
         notes.append(f"{prompts.name}: {len(prompts.items)} of {n_all - dropped} benign prompts are used")
     for name, method in methods.items():
-        if not trains_on_benign(method.uses):
-            notes.append(
-                f"{name} uses no harmless responses and no retain text, so it is not trained on the benign prompts"
-            )
+        use = use_of(method.uses, wanted)
+        if use is None:
+            parts = "no harmless responses and no retain text" if wanted == "items" else "no retain text"
+            notes.append(f"{name} uses {parts}, so it is not trained on the benign prompts")
             continue
-        option = "batch_size" if "harmless" in method.uses else "retain_batch_size"
+        option = "batch_size" if use == "items" else "retain_batch_size"
         if getattr(method.config, option) < 2:
             raise UserError(
                 f"{name}: with {option} 1, a batch has no room for a benign prompt",
@@ -92,9 +96,20 @@ def notes_on_use(prompts: PromptSet, n_all: int, dropped: int, methods: Mapping[
     return notes
 
 
-def trains_on_benign(uses: AbstractSet[str]) -> bool:
-    """Return whether a method whose loss uses these parts of a batch can train on benign items."""
-    return bool({"harmless", "retain"} & uses)
+def use_of(uses: AbstractSet[str], wanted: BenignUse) -> BenignUse | None:
+    """Return how a method trains on benign items.
+
+    Args:
+        uses: The parts of a batch that its loss uses.
+        wanted: `items`: the benign items are items like all others, if the method has a loss of harmless responses.
+            `texts`: a prompt with its harmless response is always a retain text.
+
+    Returns:
+        `items`, `texts`, or None if the loss uses neither.
+    """
+    if wanted == "items" and "harmless" in uses:
+        return "items"
+    return "texts" if "retain" in uses else None
 
 
 def refusals_of(items: Iterable[Item], kind_of: Callable[[str, str], Mapping[str, Any]]) -> list[str]:

@@ -21,6 +21,7 @@ from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models import SHARD
 from wpn_bench.prompts import Item, Template
+from wpn_bench.unlearn.benign import BenignUse
 from wpn_bench.unlearn.change import Change
 from wpn_bench.unlearn.divergence import diverged
 from wpn_bench.unlearn.lora import ADAPTER, Adapters
@@ -81,6 +82,7 @@ def train(
     seed: int,
     benign: Sequence[Item] = (),
     benign_share: float = 0.5,
+    benign_use: BenignUse = "items",
     reference: PreTrainedModel | None = None,
     harmless_rate: Callable[[PreTrainedModel], float] | None = None,
     advance: Advance = lambda n: None,
@@ -107,6 +109,7 @@ def train(
         seed: Determines the order of items and the choice of responses.
         benign: Items of benign prompts (`benign.py`).
         benign_share: Their share of each batch.
+        benign_use: What they are in a batch (see `benign.use_of`).
         reference: The frozen model that some losses need. If None, LoRA uses the model without adapters.
         harmless_rate: Evaluates the validation prompts. It is called every `check_every` steps if the method has a
             `stop_at_harmless_rate`.
@@ -161,6 +164,7 @@ def train(
         seed=seed,
         benign=benign,
         benign_share=benign_share,
+        benign_use=benign_use,
         processes=together,
     )
     with ExitStack() as stack:
@@ -381,6 +385,7 @@ def run_train_stage(ctx: StageContext) -> None:
         seed=ctx.params["seed"],
         benign=read_items(ctx.needs["benign"]) if "benign" in ctx.needs else (),
         benign_share=ctx.params.get("benign_share", 0.5),
+        benign_use=ctx.params.get("benign_use", "items"),
         reference=reference,
         harmless_rate=harmless_rate,
         advance=ctx.progress(method.config.steps, "steps"),
