@@ -64,6 +64,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "device": (["cpu"], "device", "cpu"),
     "dtype": (["float16"], "dtype", "float16"),
     "offload": (["disk"], "offload", "disk"),
+    "backend": (["vllm"], "backend", "vllm"),
     "trust_remote_code": ([], "trust_remote_code", True),
     "allow_pickle": ([], "allow_pickle", True),
 }

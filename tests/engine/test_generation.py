@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wpn_bench import models
-from wpn_bench.engine.generation import Decoding, Response, _cut, generate, too_long
+from wpn_bench.engine.generation import Decoding, Response, cut_response, generate, too_long
 
 PROMPTS = [
     "What did the baker say?",
@@ -44,7 +44,7 @@ def test_left_padding_changes_nothing(small_lm: Path) -> None:
     answers = generate(model, tokenizer, prompts, GREEDY.model_copy(update={"batch_size": len(prompts)}))
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = by_hand(small_lm, prompt, 12)
-        assert answer == _cut(tokenizer, expected, ())
+        assert answer == cut_response(tokenizer, expected, ())
         assert answer.n_tokens == len(expected)
 
 

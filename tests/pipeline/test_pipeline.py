@@ -342,6 +342,24 @@ def test_what_makes_another_training(workshop: Workshop, monkeypatch: pytest.Mon
     assert digest() != plain
 
 
+def test_what_generates_the_answers_is_part_of_their_digest(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration.from_settings(workshop.settings)
+    inputs = pipeline_inputs.prepare(config, Reporter())
+    store = Store(workshop.store)
+    plain = planner.Planner(config, inputs, store, workshop.folder / "logs").plan().jobs
+    backend = {"name": "vllm", "version": "0.33.0", "batch_invariant": True}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(planner, "identity_of", lambda name, device, offload: {"backend": backend})
+        other = planner.Planner(config, inputs, store, workshop.folder / "logs").plan().jobs
+    pairs = [(a, b) for a, b in zip(plain, other, strict=True) if a.stage in ("generate", "train", "benchmark")]
+    assert {a.stage for a, b in pairs if a.digest != b.digest} == {"generate"}
+    assert all(b.params.get("backend") == (backend if b.stage == "generate" else None) for _, b in pairs)
+    with pytest.raises(UserError, match="vLLM needs a GPU that holds the whole model; use --device cuda"):
+        pipeline_inputs.prepare(configuration.from_settings(workshop.settings | {"backend": "vllm"}), Reporter())
+
+
 def test_only_the_base_and_with_an_untested_version(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     pins = versions.pinned_versions() | {"transformers": "4.0.0"}
     monkeypatch.setattr(versions, "pinned_versions", lambda: pins)

@@ -421,6 +421,14 @@ class RunConfig(BaseModel):
             panel=MEASUREMENT,
         ),
     ] = Field("none", pattern="^(none|cpu|disk)$")
+    backend: Annotated[
+        str,
+        Option(
+            help="What generates the answers of models on this machine: local (this process), or vllm (on GPUs, needs the "
+            "environment with vLLM).",
+            panel=MEASUREMENT,
+        ),
+    ] = Field("local", pattern="^(local|vllm)$")
     stages: tuple[Stage, ...] = STAGES
     trust_remote_code: Annotated[
         bool,

@@ -111,13 +111,24 @@ def respond(
     for k, tokens in zip(
         fitting, decode(model, prompts, rules, most_rows=decoding.batch_size, advance=advance), strict=True
     ):
-        responses[k] = _cut(tokenizer, tokens, decoding.stop, encoded[k])
+        responses[k] = cut_response(tokenizer, tokens, decoding.stop, encoded[k])
     return responses
 
 
-def _cut(
+def cut_response(
     tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: Sequence[str], prompt: Sequence[int] = ()
 ) -> Response:
+    """Make a response of generated tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        tokens: The tokens without the one that ends the response.
+        stop: Stop texts. The response ends before the first one.
+        prompt: The tokens of the prompt.
+
+    Returns:
+        The response, without white space at its ends.
+    """
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     for mark in stop:
         text = text.split(mark)[0]

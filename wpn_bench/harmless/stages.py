@@ -29,7 +29,13 @@ REFERENCES = 500  # approximate number of harmful, and of harmless, references t
 
 
 def _model(ctx: StageContext, role: str) -> Backend:
-    return open_backend(ctx.needs[role], ctx.local["device"], ctx.params["dtype"], ctx.local.get("offload", "none"))
+    return open_backend(
+        ctx.needs[role],
+        ctx.local["device"],
+        ctx.params["dtype"],
+        ctx.local.get("offload", "none"),
+        ctx.params.get("backend"),
+    )
 
 
 def run_calibrate_stage(ctx: StageContext) -> None:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +60,23 @@ def pick_device(asked: str = "auto") -> str:
 # Two models are kept, because a run often uses the base model and the evaluated model in turn.
 _LOADED: OrderedDict[tuple[str, Signature, str, str, str], tuple[Any, Any]] = OrderedDict()
 KEEP = 2
+# Functions that free memory of GPUs. Backends that hold it outside of this cache add theirs.
+OTHER_HOLDERS: list[Callable[[], None]] = []
 
 
 def make_room(need: int, device: str, keep: int = KEEP) -> None:
     """Remove cached models from memory, the least recently used first, until enough memory is free.
+
+    Memory of a GPU that other backends hold is always freed.
 
     Args:
         need: Memory needed, in bytes.
         device: Device on which it is needed.
         keep: Maximum number of models that stay cached.
     """
+    if device != "cpu":
+        for free in OTHER_HOLDERS:
+            free()
     while len(_LOADED) > keep:
         _LOADED.popitem(last=False)
     while _LOADED and need > USABLE_FRACTION * device_memory.free_memory(device.partition(":")[0]):

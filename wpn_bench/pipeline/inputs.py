@@ -21,6 +21,7 @@ from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import forget_judges, get_judge
 from wpn_bench.models import ModelRef
+from wpn_bench.models.backends import identity_of
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
@@ -152,6 +153,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     launch = Launch.of(config.processes, config.accelerate)
     check_local_files(config, sets)
     device = models.pick_device(config.device)
+    identity_of(config.backend, device, config.offload)  # raises an error if it is not installed
     model = find_model(config, device, launch, reporter, force=force)
     template = choose_template(config.template, models.load_tokenizer(model.path), config.system)
     notes += settings_note("the model", model.path)

@@ -15,6 +15,7 @@ from wpn_bench.core.files import digest_of
 from wpn_bench.core.paths import display_path
 from wpn_bench.harmless.judges.spec import parse
 from wpn_bench.jobs.job import Outcome
+from wpn_bench.models.backends import identity_of
 from wpn_bench.pipeline.export_models import Export
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.preflight.sets import split_set_name
@@ -48,6 +49,7 @@ def manifest_of(
         settings[name] = [_without_home(s) for s in settings[name]]
     settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None
     settings["attack_files"] = [display_path(os.path.expanduser(file)) for file in config.attack_files]
+    backend = identity_of(config.backend, inputs.device, config.offload)
     by_method: dict[str, dict[str, Any]] = {}
     for one in trained:
         described: dict[str, Any] = {"folder": one.folder, "digest": one.digest, "files": dict(one.files)}
@@ -98,7 +100,9 @@ def manifest_of(
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in (*_LIBRARIES, *(("torchao",) if inputs.schemes else ()))},
+            **{one["name"]: one["version"] for one in backend.values()},
         },
+        **backend,
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),

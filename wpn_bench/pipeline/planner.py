@@ -23,7 +23,7 @@ from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.planning import AskedSet, MeasuredModel
 from wpn_bench.jobs.stages import STAGES, stage_names, stage_of
 from wpn_bench.jobs.store import Store
-from wpn_bench.models.backends import Decoding
+from wpn_bench.models.backends import Decoding, identity_of
 from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge
@@ -383,6 +383,7 @@ class Planner:
         asked: list[AskedSet] = []
         for suite, one, stored in sets:
             params: dict[str, Any] = {"decoding": self.decoding, "dtype": config.dtype, **self.templates(target.model)}
+            params |= {} if target.remote else identity_of(config.backend, self.inputs.device, config.offload)
             needs = {"model": target.artifact, "prompts": stored}
             job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
             asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))

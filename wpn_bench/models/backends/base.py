@@ -92,6 +92,30 @@ class Backend(ABC):
     context_length: int
 
     @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """Return what changes results besides the model, such as a version, as a part of the digests of jobs.
+
+        It has the backend's name as `name`. It is empty for a backend that is not chosen by `--backend`.
+
+        Raises:
+            UserError: The backend is not installed.
+        """
+        return {}
+
+    @classmethod
+    def check_placement(cls, device: str, offload: str) -> None:
+        """Check that the backend can hold a model there.
+
+        Args:
+            device: Device of a local model.
+            offload: Where to keep weights that do not fit on the device.
+
+        Raises:
+            UserError: The backend cannot run on this device, or does not offload weights.
+        """
+        return
+
+    @classmethod
     @abstractmethod
     def open(cls, folder: Path, device: str, dtype: str, offload: str) -> Self:
         """Open a model for inference.
