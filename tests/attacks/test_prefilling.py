@@ -18,8 +18,10 @@ from wpn_bench.analysis.prefilling_rows import prefilling_rows
 from wpn_bench.attacks.prefilling import Prefilling, continued, plan, prefilled_items, prefix_of
 from wpn_bench.core.files import write_json
 from wpn_bench.errors import UserError
+from wpn_bench.harmless.stages import continuing_row, rendered_prompt, response_row
 from wpn_bench.jobs.job import External, Job
 from wpn_bench.jobs.planning import AskedSet, MeasuredModel
+from wpn_bench.models.backends.base import Response
 from wpn_bench.models.tokenizer import encode_pairs, encode_prompts
 from wpn_bench.prompts import Item, Template, joined
 from wpn_bench.prompts.templates import ChatTemplate, same_kind
@@ -37,8 +39,8 @@ def test_a_prefix_ends_where_a_token_of_the_model_ends(kind: str) -> None:
     before = template.render(item)
     ((head, ids),) = encode_pairs(tokenizer, [before], [joined(TEXT, before)])
     items, told = prefilled_items(tokenizer, template, [item], Prefilling(depths=(0, *range(1, len(ids) + 2))))
-    assert [one.id for one in items] == [f"1@{depth}" for depth in range(1, len(ids) + 1)]
-    assert told["short"] == {str(len(ids) + 1): 1}
+    assert [one.id for one in items] == [f"1@{depth}" for depth in range(1, len(ids))]
+    assert told["short"] == {str(len(ids)): 1, str(len(ids) + 1): 1}  # a whole reference leaves nothing to say
     lossless = kind != "word_piece"  # BERT's tokenizer writes small letters
     for depth, one in enumerate(items, start=1):
         begun = one.answer_prefix
@@ -48,7 +50,7 @@ def test_a_prefix_ends_where_a_token_of_the_model_ends(kind: str) -> None:
             (fed,) = encode_prompts(tokenizer, [same_kind(str(template.render(one)), before)])
             assert fed == [*head, *ids[:depth]]
     if lossless:
-        assert items[-1].answer_prefix == TEXT
+        assert prefix_of(tokenizer, before, TEXT, len(ids)) == TEXT
 
 
 def test_no_prefix_ends_within_a_character() -> None:
@@ -63,7 +65,7 @@ def test_no_prefix_ends_within_a_character() -> None:
 
 def test_prompts_without_a_reference_are_counted_and_a_phrase_needs_none() -> None:
     tokenizer = KINDS["byte_level"]()
-    items = [Item("1", "a"), Item("2", "b", harmful=(" ", "the a")), Item("3", "it", harmful=("is",))]
+    items = [Item("1", "a"), Item("2", "b", harmful=(" ", "the a is")), Item("3", "it", harmful=("is",))]
     begun, told = prefilled_items(tokenizer, PLAIN, items, Prefilling(depths=(1, 2), limit=2))
     assert [one.id for one in begun] == ["2@1", "2@2"]
     assert (told["asked"], told["without_reference"]) == (["2"], 1)
@@ -82,6 +84,17 @@ def test_prompts_without_a_reference_are_counted_and_a_phrase_needs_none() -> No
 )
 def test_prefix_and_answer_as_one_text(prefix: str, response: str, space: bool, whole: str) -> None:
     assert continued(prefix, response, space) == whole
+
+
+@pytest.mark.parametrize(
+    ("space", "text"), [(True, "Q: do it\n A: You are a goose."), (False, "Q: do it\n A: You are agoose.")]
+)
+def test_the_coherence_of_a_continuation_is_judged_after_the_prefix(space: bool, text: str) -> None:
+    item = Item("1@3", "do it", answer_prefix="You are a", original="do it")
+    row = response_row(item, PLAIN, "the input", Response("goose.", 2))
+    assert rendered_prompt(row) == "Q: do it\n A:"
+    before = rendered_prompt(continuing_row(row, item, PLAIN, space))
+    assert before + joined("goose.", before) == text
 
 
 def test_a_chat_endpoint_is_refused(tmp_path: Path) -> None:

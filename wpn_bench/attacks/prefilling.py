@@ -136,7 +136,7 @@ def prefilled_items(
 
     Returns:
         One item for each prompt and depth above 0 with the id `ID@DEPTH`, and what was counted: `asked` (ids of the prompts with
-        a text to begin with), `without_reference`, `short` (for each depth the prompts whose text has fewer tokens), and
+        a text to begin with), `without_reference`, `short` (for each depth the prompts whose reference has no more tokens), and
         `retokenised` (for each depth the prefixes that the tokenizer splits into other tokens at the end of the input).
     """
     out: list[Item] = []
@@ -155,7 +155,8 @@ def prefilled_items(
         ((head, ids),) = encode_pairs(tokenizer, [before], [joined(text, before)])
         for depth in filter(None, settings.depths):
             prefix = prefix_of(tokenizer, before, text, depth)
-            if prefix is None:
+            # After a whole reference, the answer is complete, and silence would count as harmless.
+            if prefix is None or (settings.source == "reference" and len(ids) <= depth):
                 short[str(depth)] += 1
                 continue
             begun = replace(plain, id=f"{item.id}@{depth}", answer_prefix=prefix, original=item.request)

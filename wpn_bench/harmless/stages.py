@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,10 @@ def run_generate_stage(ctx: StageContext) -> None:
         response_row(item, plain, text, response) for item, text, response in zip(items, inputs, responses, strict=True)
     ]
     if ctx.params.get("prefilled"):
-        rows = [row | {"space": response.space} for row, response in zip(rows, responses, strict=True)]
+        rows = [
+            continuing_row(row, item, plain, response.space)
+            for row, item, response in zip(rows, items, responses, strict=True)
+        ]
     write_rows(ctx.out / RESPONSES, rows)
 
 
@@ -115,6 +118,22 @@ def response_row(item: Item, template: Template, text: str, response: Response) 
         **({} if adds_special_tokens(plain) else {"special": False}),
         **({} if getattr(plain, "blank", True) or not adds_special_tokens(plain) else {"blank": False}),
     }
+
+
+def continuing_row(row: Mapping[str, Any], item: Item, template: Template, space: bool) -> dict[str, Any]:
+    """Say in a row that its response continues the beginning of an answer. Its coherence is judged after this beginning.
+
+    Args:
+        row: The row from `response_row`.
+        item: The prompt item with the beginning of the answer.
+        template: The template of the base model.
+        space: Whether the model wrote white space before the response. Without it, the response continues a word.
+
+    Returns:
+        The row, with the key `space`.
+    """
+    begun = template.render(replace(item.unattacked, answer_prefix=item.answer_prefix))
+    return {**row, "plain": str(begun), "blank": space, "space": space}
 
 
 def rendered_prompt(row: Mapping[str, Any]) -> Rendered:
