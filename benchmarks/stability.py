@@ -2,7 +2,7 @@
 
     python benchmarks/stability.py                                          # the lab's model, judge and tasks
     python benchmarks/stability.py --model FOLDER --tasks wpn_nine --limit 20 --documents 0 --answers 60 --references 40 \\
-        --forget rtp_triples_train.jsonl --sets rtp_triples_test.jsonl --judge detoxify:original
+        --kind continuation --forget rtp_triples_train.jsonl --sets rtp_triples_test.jsonl --judge detoxify:original
 
 Every setting is compared with the default one: 1,024 tokens in a pass, 128 rows in decoding, two threads, one process, float32.
 A setting with another budget has budget / 8 rows. In a setting with shards, each shard computes its part into a journal, and a

@@ -74,9 +74,8 @@ def answer_benign(planner: Planner, executor: Executor) -> tuple[Inputs, dict[st
             f" answer to them, or no harmless reference of the forget set {inputs.forget.name!r} is a refusal",
             "give other benign prompts, or leave out --benign-prompts",
         )
-    note = (
-        f"{len(items)} of {n} benign prompts are trained on; the base refused the others, or its answer"
-        " was harmful, incoherent or had no complete sentence"
-    )
+    note = f"{len(items)} of {n} benign prompts are trained on"
+    if len(items) < n:
+        note += "; the base refused the others, or its answer was harmful, incoherent or had no complete sentence"
     executor.reporter.note(f"note: {note}")
     return replace(inputs, benign=replace(inputs.benign, items=items), notes=(*inputs.notes, note)), outcomes
