@@ -244,6 +244,22 @@ def test_killed_and_gone_on(
     assert equal(weights(last.model), weights(whole.model))
 
 
+@pytest.mark.parametrize("name", ["wpn", "npo"])  # benign items as items, and as retain texts
+def test_training_on_benign_items_goes_on(
+    small_opt: Path, items: list[Item], texts: list[str], weights: Copy, tmp_path: Path, name: str
+) -> None:
+    method = method_of(name, steps=6, save_every=2)
+    benign = {"benign": items[5:], "benign_share": 0.5}
+    whole = Done(small_opt, method, items[:5], texts, **benign)
+    with pytest.raises(Killed):
+        Done(small_opt, method, items[:5], texts, checkpoints=tmp_path, advance=killed_at(3), **benign)
+    last = Done(small_opt, method, items[:5], texts, checkpoints=tmp_path, **benign)
+    assert last.said.history == whole.said.history
+    assert equal(weights(last.model), weights(whole.model))
+    without = Done(small_opt, method, items[:5], texts)
+    assert without.said.history[0]["loss"] != whole.said.history[0]["loss"]
+
+
 def test_checks_go_on_too(small_opt: Path, items: list[Item], texts: list[str], weights: Copy, tmp_path: Path) -> None:
     def rate(model: Any) -> float:
         return min(1.0, float(model.get_input_embeddings().weight.detach().abs().sum()) % 1)
