@@ -18,7 +18,8 @@ from wpn_bench.jobs import stages
 from wpn_bench.jobs.job import External, Outcome
 from wpn_bench.jobs.stages import Stage
 from wpn_bench.jobs.store import Store
-from wpn_bench.pipeline.planner import Plan, Planner, Target
+from wpn_bench.pipeline.plan import Plan, Target
+from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.results import CompletedRun, rows_of_stages
 from wpn_bench.prompts import FormatTemplate
 from wpn_bench.runs.files import Row

@@ -9,7 +9,8 @@ from wpn_bench.harmless.judges.refusals import detector_params
 from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.pipeline.inputs import Inputs
-from wpn_bench.pipeline.planner import Plan, Planner, Target, path_of
+from wpn_bench.pipeline.plan import Plan, Target, path_of
+from wpn_bench.pipeline.planner import Planner
 from wpn_bench.prompts.items import put_prompts, read_items
 from wpn_bench.runs.files import BASE
 

@@ -15,17 +15,8 @@ from wpn_bench.errors import UserError
 from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.pipeline.inputs import Inputs
-from wpn_bench.pipeline.planner import (
-    HELDOUT,
-    Plan,
-    Planner,
-    StoredSet,
-    Target,
-    measurements,
-    model_label,
-    path_of,
-    snapshots_of,
-)
+from wpn_bench.pipeline.plan import Plan, Target, measurements, model_label, path_of, snapshots_of
+from wpn_bench.pipeline.planner import HELDOUT, Planner, StoredSet
 from wpn_bench.prompts.items import put_prompts, put_texts, read_items
 from wpn_bench.runs.files import BASE
 from wpn_bench.unlearn import tuning

@@ -34,7 +34,7 @@ from wpn_bench.pipeline.followups import FollowUpResults, Trials
 from wpn_bench.pipeline.inputs import Inputs, short_name
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.pipeline.manifest import manifest_of
-from wpn_bench.pipeline.planner import Plan, Planned, measurements
+from wpn_bench.pipeline.plan import Plan, Planned, measurements
 from wpn_bench.runs.files import (
     BASE,
     DOCUMENTS,
