@@ -254,6 +254,7 @@ def test_their_number_makes_no_other_training(tmp_path: Path, items: list[Item],
 
     read = SimpleNamespace(
         model=SimpleNamespace(path=tmp_path, digest="m", seen=None),
+        benign=None,
         forget=PromptSet("forget", "forget", tuple(items)),
         retain=TextSet("retain", "retain", tuple(texts)),
         device="cpu",
