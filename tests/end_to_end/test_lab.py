@@ -164,7 +164,8 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
         assert set(keys) | set(known["properties"]) == set(described[part]["key"])
     metrics = {re.sub(r"@0\.\d$", "@T", m) for m in run.metrics["metric"]}
     others = {"harmless_rate[JUDGE]", "relevant_rate", "relevant_coherent_harmless_rate"}  # of runs that ask for them
-    others |= {"leak@K", "harmless_with_prefix_rate"}
+    others |= {"leak@K", "samples", "temperature", "top_p"}
+    others |= {"harmless_with_prefix_rate", "short_references", "without_reference"}
     assert metrics | others == set(described["metrics"]["metric"])
 
 
