@@ -33,8 +33,8 @@ Pooling = Literal["position", "mean", "early", "last"]
 class WPNConfig(MethodConfig):
     """Options of WPN.
 
-    The default of `space` is `output`, which was ahead of `hidden` on the lab and on SmolLM2 (docs/log.md). The nearest
-    reading of the paper's public words is `space: hidden, pooling: position`, the variant `wpn:paper`.
+    The default of `space` is `output`, which was ahead of `hidden` on the lab (docs/log.md). The nearest reading of the
+    paper's public words is `space: hidden, pooling: position`, the variant `wpn:paper`.
     """
 
     space: Literal["output", "hidden", "both"] = Field(
