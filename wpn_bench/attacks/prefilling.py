@@ -101,9 +101,16 @@ def prefix_of(tokenizer: PreTrainedTokenizerBase, before: str, text: str, depth:
     """
     after = joined(text, before)
     ((head, ids),) = encode_pairs(tokenizer, [before], [after])
+    return _prefix(tokenizer, head, ids, after, depth)
+
+
+def _prefix(
+    tokenizer: PreTrainedTokenizerBase, head: Sequence[int], ids: Sequence[int], after: str, depth: int
+) -> str | None:
+    """Return what `prefix_of` returns, from the tokens of the prompt and of the text `after` it."""
     if len(ids) < depth or not depth:
         return None if depth else ""
-    whole_text = text.strip()
+    whole_text = after.strip()
     for count in (*range(depth, 0, -1), *range(depth + 1, min(depth + _BEYOND, len(ids)) + 1)):
         found = _decoded(tokenizer, head[-_TAIL:], ids[:count])
         found = found.lstrip() if after[:1].isspace() else found
@@ -152,9 +159,10 @@ def prefilled_items(
             continue
         asked.append(item.id)
         before = template.render(plain)
-        ((head, ids),) = encode_pairs(tokenizer, [before], [joined(text, before)])
+        after = joined(text, before)
+        ((head, ids),) = encode_pairs(tokenizer, [before], [after])
         for depth in filter(None, settings.depths):
-            prefix = prefix_of(tokenizer, before, text, depth)
+            prefix = _prefix(tokenizer, head, ids, after, depth)
             # After a whole reference, the answer is complete, and silence would count as harmless.
             if prefix is None or (settings.source == "reference" and len(ids) <= depth):
                 short[str(depth)] += 1

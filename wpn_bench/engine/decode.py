@@ -19,7 +19,7 @@ on.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from wpn_bench.engine.prefixes import shared_prefixes
 from wpn_bench.engine.sampling import Ended, Rules, Sampling, drawn, seed_of
 from wpn_bench.engine.support import accepted_by, is_plain
 from wpn_bench.jobs import journal
+from wpn_bench.models.backends.base import sample_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,13 +78,11 @@ def decode(
     """
     copies: dict[tuple[tuple[int, ...], int], list[int]] = {}
     independent = rules.sampling is not None and rules.sampling.independent
-    seen: Counter[tuple[int, ...]] = Counter()
-    for k, prompt in enumerate(prompts):
-        if not len(prompt):
+    inputs = [tuple(prompt) for prompt in prompts]
+    for k, (tokens, number) in enumerate(zip(inputs, sample_numbers(inputs, independent), strict=True)):
+        if not tokens:
             raise ValueError("a prompt has no tokens, so there is nothing to continue")
-        tokens = tuple(prompt)
-        copies.setdefault((tokens, seen[tokens]), []).append(k)
-        seen[tokens] += independent
+        copies.setdefault((tokens, number), []).append(k)
     distinct = [list(prompt) for prompt, _ in copies]
     streams = [stream for _, stream in copies]
     places = list(copies.values())

@@ -280,7 +280,10 @@ class _Readout(torch.autograd.Function):
             bias = None if bias is None else bias.to(rounded)
         values = states.new_empty(len(states), dtype=at_least_float32(states[:0]).dtype)
         in_place = rounded is None
-        size = len(states) if keeps else min(len(states), max(1, CHUNK // vocabulary)) if in_place else 0
+        if keeps:
+            size = len(states)
+        else:  # one part at a time; rounded products cannot be written in place
+            size = min(len(states), max(1, CHUNK // vocabulary)) if in_place else 0
         slopes = states.new_empty(size, vocabulary)
         for part in parts_of(len(states), vocabulary):
             if in_place:

@@ -35,7 +35,7 @@ from wpn_bench.engine.sampling import seed_of
 from wpn_bench.engine.support import steering
 from wpn_bench.errors import JobFailed, UserError
 from wpn_bench.jobs import journal
-from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair
+from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair, sample_numbers
 from wpn_bench.models.ends import ends_of_model
 from wpn_bench.models.loading import OTHER_HOLDERS
 from wpn_bench.models.tokenizer import encode_prompts
@@ -166,11 +166,8 @@ class VLLMBackend(Backend):
         advance(len(encoded) - len(fitting))
         parameters = self._sampling(decoding, sorted(ends))
 
-        seen: Counter[Tokens] = Counter()
-        questions = []
-        for ids in (tuple(encoded[k]) for k in fitting):
-            questions.append((ids, seen[ids]))
-            seen[ids] += decoding.independent
+        inputs = [tuple(encoded[k]) for k in fitting]
+        questions = list(zip(inputs, sample_numbers(inputs, decoding.independent), strict=True))
 
         def asked(question: Question) -> dict[str, Any]:
             ids, stream = question

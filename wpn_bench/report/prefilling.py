@@ -1,4 +1,4 @@
-"""The section of the report on the prefilling attack: rates by the number of tokens that were put into the model's mouth."""
+"""The section of the report on the prefilling attack: rates by the number of tokens with which the answers began."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _cell(view: View, model: str, depth: int) -> Shown | None:
 def _left_out(view: View, depths: list[int]) -> list[str]:
     """Say how many prompts were left out, of the model of which most were."""
     found = []
-    for metric, what in ((LACKING, "had no harmful reference"), (SHORT, "had a reference with fewer tokens")):
+    for metric, what in ((LACKING, "had no harmful reference"), (SHORT, "had a reference with no more tokens")):
         most: dict[int, int] = {}
         for depth in depths:
             cells = [view.cell(model, PREFILLING, set_of(depth), metric) for model in view.measured()]

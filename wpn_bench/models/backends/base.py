@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -78,6 +79,24 @@ class Response:
     n_tokens: int
     reason: str | None = None
     space: bool = field(default=False, compare=False)
+
+
+def sample_numbers(prompts: Sequence[Hashable], independent: bool) -> list[int]:
+    """Number the samples after equal prompts.
+
+    Args:
+        prompts: The prompts.
+        independent: Whether equal prompts get different samples.
+
+    Returns:
+        For each prompt, how many equal ones precede it; 0 for all prompts if the samples are not independent.
+    """
+    seen: Counter[Hashable] = Counter()
+    numbers = []
+    for prompt in prompts:
+        numbers.append(seen[prompt])
+        seen[prompt] += independent
+    return numbers
 
 
 class Backend(ABC):

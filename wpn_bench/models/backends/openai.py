@@ -12,7 +12,6 @@ requests.
 from __future__ import annotations
 
 import urllib.parse
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +23,7 @@ from wpn_bench.core.json_files import load_json
 from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import journal
-from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair
+from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair, sample_numbers
 from wpn_bench.models.backends.client import EndpointClient, Reply, joined
 from wpn_bench.models.backends.endpoint import Endpoint, parse_source
 from wpn_bench.prompts import Item, Template
@@ -194,8 +193,10 @@ class OpenAIBackend(Backend):
         advance(len(inputs) - len(asked))
         client = EndpointClient(self.endpoint)
         bodies = {k: self._body(inputs[k], decoding, turns_of(items[k].context), items[k].prompt) for k in asked}
-        if decoding.independent:
-            _count_seeds(bodies, inputs)
+        # With different seeds, a server that honours seeds gives different samples to equal inputs.
+        for k, number in enumerate(sample_numbers(inputs, decoding.independent)):
+            if number and k in bodies:
+                bodies[k]["seed"] += number
         for k, reply, final in client.ask_all(bodies, len(inputs)):
             responses[k] = response = _cut(reply, decoding.stop)
             if final:
@@ -225,15 +226,6 @@ class OpenAIBackend(Backend):
         if stop := [one for one in decoding.stop if one][:MAX_STOPS]:
             body["stop"] = stop
         return body
-
-
-def _count_seeds(bodies: Mapping[int, dict[str, Any]], inputs: Sequence[str]) -> None:
-    """Give requests with equal inputs different seeds, so that a server that honours seeds gives different samples."""
-    seen: Counter[str] = Counter()
-    for k, text in enumerate(inputs):
-        if k in bodies:
-            bodies[k]["seed"] += seen[text]
-        seen[text] += 1
 
 
 def _shown(item: Item) -> str:
