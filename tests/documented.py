@@ -69,6 +69,7 @@ NOT_RUN = {
     "python benchmarks/report_page.py": "Chromium and minutes; tests/report/test_browser.py opens the page",
     "python benchmarks/label_coverage.py": "run by tests/test_speed_scripts.py",
     "python benchmarks/leakage.py": "run by tests/test_speed_scripts.py",
+    "python benchmarks/stability.py": "more than 15 minutes in full; run by tests/test_speed_scripts.py",
     "python -m wpn_bench.benchmarks.language_model": "without options it is a name, not a command; with them it is run",
     "lm_eval --output_path": "options of a command, not a whole one",
     "lm_eval --tasks wpn_nine": "an example of what not to do; lm-eval's own command with our tasks is run",
