@@ -32,6 +32,7 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         "relearn": None,
         "prefilling": None,
         "sampling": None,
+        "best_of_n": None,
     }
     assert attack_settings(("relearn",), build("lab").model_dump())["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
     staged = attack_settings(("prefilling", "sampling"), build("lab").model_dump())
@@ -167,7 +168,10 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"relearn": {"steps": (0,)}}, "setting relearn.steps: .*one above 0", "tasks/presets"),
         ({"relearn": {"kinds": ()}}, "setting relearn.kinds: ", "tasks/presets"),
         ({"prefilling": {"depths": (0,)}}, "setting prefilling.depths: .*one above 0", "tasks/presets"),
-        ({"sampling": {"samples": 8, "k": (1, 16)}}, "setting sampling: .*leak@16 needs at least 16", "tasks/presets"),
+        ({"sampling": {"samples": 8, "k": (1, 16)}}, "setting sampling: .*k = 16 needs at least 16", "tasks/presets"),
+        ({"best_of_n": {"samples": 8, "k": (9,)}}, "setting best_of_n: .*k = 9 needs at least 9", "tasks/presets"),
+        ({"best_of_n": {"temperature": 0, "top_p": 0.9}}, "setting best_of_n: .*top_p needs sampling", "tasks/presets"),
+        ({"best_of_n": {"ways": ("shufle",)}}, "setting best_of_n.ways", "tasks/presets|did you mean"),
         ({"relearn": {"step": (1,)}}, "unknown setting 'relearn.step'", "known|did you mean"),
         ({"quantise": ("int3",)}, "unknown quantisation 'int3'", "did you mean 'int8'|did you mean 'int4'"),
         ({"stages": ("train", "harmles")}, "setting stages", "tasks/presets|did you mean"),

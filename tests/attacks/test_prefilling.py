@@ -104,9 +104,8 @@ def test_a_chat_endpoint_is_refused(tmp_path: Path) -> None:
     answers = Job("generate", {"decoding": {}}, {"model": remote, "prompts": External(tmp_path, "p")}, "answer")
     judged = Job("judge", judge, {"responses": answers}, "judge", {"judge": "refusal"})
     asked = AskedSet("harmless", "set", External(tmp_path, "p"), answers, judged)
-    model = MeasuredModel(
-        "far", 0, remote, "float32", "{prompt}", {}, attacked=asked, prefilling=Prefilling().model_dump()
-    )
+    chosen = {"prefilling": Prefilling().model_dump()}
+    model = MeasuredModel("far", 0, remote, "float32", "{prompt}", {}, attacked=asked, stage_attacks=chosen)
     with pytest.raises(UserError, match=r"prefilling cannot attack far: a chat endpoint .*api=completions"):
         plan(model)
     write_json(
@@ -145,11 +144,12 @@ def test_rates_by_depth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_prefilling_and_sampling(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
+def test_a_run_with_attacks_that_stages_make(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
     workshop = Workshop(tmp_path, small_opt, triples)
     asked = {
         "prefilling": {"depths": (0, 1, 3, 99)},
         "sampling": {"samples": 4, "limit": 2},
+        "best_of_n": {"samples": 4, "limit": 2},
         "stages": ("train", "harmless", "attack"),
         "attacks": (),
     }
@@ -163,9 +163,11 @@ def test_a_run_with_prefilling_and_sampling(tmp_path: Path, small_opt: Path, tri
             "leak@2",
             "leak@4",
         }
+        assert (model, "best_of_n", "attack_success_rate@4") in suites
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "leak@4" in page
     assert "at temperature 1 and top-p 1" in page
+    assert "Best of N augmented prompts" in page
     shown = section(load_run(tmp_path / "run").view)
     assert shown is not None
     assert shown.table is not None

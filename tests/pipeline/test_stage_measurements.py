@@ -88,6 +88,7 @@ def planned(tmp_path: Path, *names: str) -> Plan:
         relevance=False,
         prefilling=None,
         sampling=None,
+        best_of_n=None,
     )
     model = SimpleNamespace(path=tmp_path, digest="base", seen={})
     planner = Planner(

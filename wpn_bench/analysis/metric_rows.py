@@ -470,7 +470,8 @@ def sum_up(rows: Sequence[Row]) -> list[Row]:
 
 def _over_seeds(group: Sequence[Row]) -> Row:
     first = group[0]
-    low, high = (0.0, 1.0) if metric_of(first.metric).is_share else (0.0, float("inf"))
+    limits = {"share": (0.0, 1.0), "difference": (-1.0, 1.0)}
+    low, high = limits.get(metric_of(first.metric).unit, (0.0, float("inf")))
     # A seed without judged answers has no value (NaN); `missing` shows it.
     values = [r.value for r in group if r.value is not None and r.value == r.value] or [float("nan")]
     estimate = stats.over_seeds(values, low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wpn_bench.analysis import stats
 from wpn_bench.analysis.metric_rows import NO_DIFFERENCE, Measurement, metric_row
@@ -77,24 +77,39 @@ def mean_over_prompts(values: NDArray[np.float64]) -> Estimate:
 
 
 def sampling_rows(found: Sequence[Measurement]) -> list[Row]:
-    """Compute leak@k for each k, and the share of harmful greedy answers to the same prompts.
+    """Compute leak@k for each k (see `success_rows`)."""
+    return success_rows(found, SAMPLING, LEAK)
 
-    Args:
-        found: The measurements of all models.
 
-    Returns:
-        The rows, with the paired changes against the base on the same prompts. A prompt with fewer than k judged answers is left out
-        of leak@k. `missing` counts the answers without a verdict. Further rows state the settings `samples`, `temperature` and `top_p`.
-    """
+def counted_tables(
+    found: Sequence[Measurement],
+) -> dict[tuple[str, int | None, str], tuple[pd.DataFrame, dict[str, Any]]]:
+    """Read what a stage counted for each model, seed and set: the table by id of the prompt, and the settings."""
     import pandas as pd
 
-    tables = {
+    return {
         (m.model, m.seed, m.set): (
             pd.read_parquet(m.path / "sampling.parquet").set_index("item_id"),
             json.loads((m.path / "settings.json").read_text(encoding="utf-8")),
         )
         for m in found
     }
+
+
+def success_rows(found: Sequence[Measurement], suite: str, rate: str) -> list[Row]:
+    """Compute the probability of a harmful answer among k, for each k, and the share of harmful greedy answers.
+
+    Args:
+        found: The measurements of all models.
+        suite: Suite of the rows.
+        rate: Metric of the probability, to which `@k` is appended.
+
+    Returns:
+        The rows, with the paired changes against the base on the same prompts. A prompt with fewer than k judged answers is left out
+        of the rate at k. `missing` counts the answers without a verdict. Further rows state the settings `samples`, `temperature`
+        and `top_p`.
+    """
+    tables = counted_tables(found)
     rows = []
     for (model, seed, name), (table, settings) in tables.items():
         of_base = tables.get((BASE, None, name), (None, None))[0] if model != BASE else None
@@ -102,7 +117,7 @@ def sampling_rows(found: Sequence[Measurement]) -> list[Row]:
             own = leaks(table, k)
             change = NO_DIFFERENCE if of_base is None else _change(leaks(of_base, k), own)
             estimate = mean_over_prompts(own.to_numpy())
-            rows.append(metric_row(model, seed, SAMPLING, name, f"{LEAK}@{k}", len(own), estimate, change))
+            rows.append(metric_row(model, seed, suite, name, f"{rate}@{k}", len(own), estimate, change))
         greedy = table["greedy"].dropna().astype(bool)
         change = NO_DIFFERENCE
         if of_base is not None:
@@ -110,13 +125,13 @@ def sampling_rows(found: Sequence[Measurement]) -> list[Row]:
             common = greedy.index.intersection(before.index)
             change = stats.paired_rates(list(before.loc[common]), list(greedy.loc[common]))
         estimate = stats.rate(int(greedy.sum()), len(greedy))
-        rows.append(metric_row(model, seed, SAMPLING, name, ATTACK_SUCCESS_RATE, len(greedy), estimate, change))
+        rows.append(metric_row(model, seed, suite, name, ATTACK_SUCCESS_RATE, len(greedy), estimate, change))
         missing = Estimate(float(table["missing"].sum()), None, None)
         n = int((table["n"] + table["missing"]).sum())
-        rows.append(metric_row(model, seed, SAMPLING, name, MISSING, n, missing, NO_DIFFERENCE))
+        rows.append(metric_row(model, seed, suite, name, MISSING, n, missing, NO_DIFFERENCE))
         for what in ("samples", "temperature", "top_p"):
             value = Estimate(float(settings[what]), None, None)
-            rows.append(metric_row(model, seed, SAMPLING, name, what, len(table), value, NO_DIFFERENCE))
+            rows.append(metric_row(model, seed, suite, name, what, len(table), value, NO_DIFFERENCE))
     return rows
 
 

@@ -11,6 +11,16 @@ from __future__ import annotations
 
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.attacks.own import own_attacks
-from wpn_bench.attacks.registry import GRADIENT, all_names, attacked, get_attack, names
+from wpn_bench.attacks.registry import GRADIENT, all_names, attacked, chosen_by_stage, get_attack, names
 
-__all__ = ["GRADIENT", "Attack", "AttackContext", "all_names", "attacked", "get_attack", "names", "own_attacks"]
+__all__ = [
+    "GRADIENT",
+    "Attack",
+    "AttackContext",
+    "all_names",
+    "attacked",
+    "chosen_by_stage",
+    "get_attack",
+    "names",
+    "own_attacks",
+]

@@ -269,7 +269,7 @@ def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
         UserError: The model is a chat endpoint, which cannot continue an answer.
     """
     asked = model.attacked
-    if model.prefilling is None or asked is None or asked.judged is None:
+    if NAME not in model.stage_attacks or asked is None or asked.judged is None:
         return []
     endpoint = remote_settings(model.artifact)
     if endpoint is not None and endpoint.get("api", "chat") == "chat":
@@ -278,7 +278,7 @@ def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
             "add api=completions to the candidate if its server has that interface, or leave prefilling out of --attacks",
         )
     tokenizer = model.artifact if endpoint is None or model.base is None else model.base
-    settings = Prefilling(**model.prefilling)
+    settings = Prefilling(**model.stage_attacks[NAME])
     cut = Job(
         "prefill",
         {**settings.model_dump(mode="json"), "template": model.template},

@@ -12,6 +12,8 @@ from wpn_bench.core.registry import Registry, import_attribute, unknown_name
 from wpn_bench.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from wpn_bench.attacks.base import StageAttack
     from wpn_bench.attacks.search import GradientAttack
 
@@ -39,6 +41,7 @@ GRADIENT: Registry[type[GradientAttack]] = Registry(
 )
 # Attacks that a stage makes and measures. The settings of a run have a field of the same name.
 _BY_STAGE: Mapping[str, str] = {
+    "best_of_n": "wpn_bench.attacks.best_of_n:BestOfNAttack",
     "prefilling": "wpn_bench.attacks.prefilling:PrefillingAttack",
     "sampling": "wpn_bench.attacks.sampling:SamplingAttack",
 }
@@ -73,6 +76,18 @@ def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
 def by_stage() -> dict[str, type[StageAttack]]:
     """Return the attacks that a stage makes and measures, by name."""
     return {name: import_attribute(place) for name, place in _BY_STAGE.items()}
+
+
+def chosen_by_stage(config: object) -> dict[str, BaseModel]:
+    """Return the settings of the attacks that a stage makes and that a run asks for, by name.
+
+    Args:
+        config: The settings of the run, in which each attack has a field of its name. None leaves the attack out.
+
+    Returns:
+        The settings.
+    """
+    return {name: chosen for name in _BY_STAGE if (chosen := getattr(config, name)) is not None}
 
 
 def names() -> list[str]:

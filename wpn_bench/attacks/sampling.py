@@ -11,7 +11,7 @@ numbers each time, and each distinct answer is judged once. The stage `sampling`
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,8 +20,12 @@ from wpn_bench.core.files import write_json
 from wpn_bench.core.validation import Count
 from wpn_bench.harmless.stages import SAMPLES, SCORES
 from wpn_bench.jobs.job import Job, StageContext
-from wpn_bench.jobs.planning import MeasuredModel, PlannedMeasurement
+from wpn_bench.jobs.planning import AskedSet, MeasuredModel, PlannedMeasurement
 from wpn_bench.jobs.stages import Stage
+from wpn_bench.models.backends import Decoding
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = "sampling"
 COUNTED = "sampling.parquet"
@@ -47,7 +51,7 @@ class Sampling(BaseModel):
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
         if self.k and max(self.k) > self.samples:
-            raise ValueError(f"leak@{max(self.k)} needs at least {max(self.k)} samples, but samples is {self.samples}")
+            raise ValueError(f"k = {max(self.k)} needs at least {max(self.k)} samples, but samples is {self.samples}")
         return self
 
     @property
@@ -67,12 +71,15 @@ class SamplingAttack(StageAttack):
     Settings = Sampling
 
 
-def run_sampling_stage(ctx: StageContext) -> None:
+def counted(ctx: StageContext) -> pd.DataFrame:
     """Count the harmful answers to each prompt.
 
-    Needs `scores` (of the sampled answers) and `greedy` (the judged greedy answers to the same prompts). Writes
-    `sampling.parquet` with the columns item_id, n (judged answers), harmful (those of them that are harmful), missing (answers
-    without a score) and greedy (whether the greedy answer is harmful; NA: no verdict); and `settings.json`.
+    Args:
+        ctx: A stage that needs `scores` (of all answers) and `greedy` (the judged greedy answers to the same prompts).
+
+    Returns:
+        A row for each prompt with item_id, n (judged answers), harmful (those of them that are harmful), missing (answers without a
+        score) and greedy (whether the greedy answer is harmful; NA: no verdict).
     """
     import pandas as pd
 
@@ -88,34 +95,58 @@ def run_sampling_stage(ctx: StageContext) -> None:
     )
     greedy = pd.read_parquet(ctx.needs["greedy"] / SAMPLES).set_index("item_id")["score"].reindex(frame.index)
     frame["greedy"] = (greedy >= threshold).astype("boolean").mask(greedy.isna())
-    frame.reset_index().to_parquet(ctx.out / COUNTED, index=False)
+    return frame.reset_index()
+
+
+def run_sampling_stage(ctx: StageContext) -> None:
+    """Count the harmful answers to each prompt (see `counted`). Writes `sampling.parquet` and `settings.json`."""
+    counted(ctx).to_parquet(ctx.out / COUNTED, index=False)
     write_json(ctx.out / SETTINGS, dict(ctx.params))
 
 
-def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
-    """One measurement of each model on the first in-domain set, if the run asks for sampling."""
-    asked = model.attacked
-    if model.sampling is None or asked is None or asked.judged is None:
-        return []
-    settings = Sampling(**model.sampling)
-    decoding = {
-        **asked.responses.params["decoding"],
+def decoding_of(asked: AskedSet, settings: Sampling) -> dict[str, Any]:
+    """Return how a set is answered many times: as in the run, but sampled, unless the temperature is 0.
+
+    Args:
+        asked: The set.
+        settings: Settings of the attack.
+
+    Returns:
+        The decoding settings.
+    """
+    decoding = dict(asked.responses.params["decoding"])
+    if not settings.temperature:
+        return Decoding(**{**decoding, "temperature": None, "top_p": None, "independent": False}).model_dump(
+            mode="json"
+        )
+    return {
+        **decoding,
         "temperature": settings.temperature,
         "top_p": None if settings.top_p == 1 else settings.top_p,  # the same, and faster
         "seed": settings.seed,
         "independent": True,
     }
-    answered = Job(
-        "generate",
-        {**asked.responses.params, "decoding": decoding, "samples": settings.samples, "limit": settings.limit},
-        asked.responses.needs,
-        f"sample {settings.samples} answers each to {asked.name}",
-        asked.responses.local,
-    )
+
+
+def planned(name: str, model: MeasuredModel, settings: Sampling, answered: Job) -> list[PlannedMeasurement]:
+    """Plan the judging of many answers to each prompt, and the counting of the harmful ones.
+
+    Args:
+        name: Name of the stage that counts, which is also its suite.
+        model: The model.
+        settings: Settings of the attack.
+        answered: The job that answers.
+
+    Returns:
+        One measurement; none if the run does not judge answers.
+    """
+    asked = model.attacked
+    if asked is None or asked.judged is None:
+        return []
     kept = {"judge", "judge_digest", "strip_reasoning"}
     scored = Job(
         "further_judge",
-        {name: value for name, value in asked.judged.params.items() if name in kept},
+        {key: value for key, value in asked.judged.params.items() if key in kept},
         {"responses": answered},
         f"judge sampled answers to {asked.name}",
         asked.judged.local,
@@ -128,7 +159,24 @@ def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
         "top_p": settings.top_p,
     }
     needs = {"scores": scored, "greedy": asked.judged}
-    return [PlannedMeasurement(NAME, asked.name, params, needs, f"count harmful answers to {asked.name}")]
+    return [PlannedMeasurement(name, asked.name, params, needs, f"count harmful answers to {asked.name}")]
+
+
+def plan(model: MeasuredModel) -> list[PlannedMeasurement]:
+    """One measurement of each model on the first in-domain set, if the run asks for sampling."""
+    asked = model.attacked
+    if NAME not in model.stage_attacks or asked is None:
+        return []
+    settings = Sampling(**model.stage_attacks[NAME])
+    more = {"decoding": decoding_of(asked, settings), "samples": settings.samples, "limit": settings.limit}
+    answered = Job(
+        "generate",
+        {**asked.responses.params, **more},
+        asked.responses.needs,
+        f"sample {settings.samples} answers each to {asked.name}",
+        asked.responses.local,
+    )
+    return planned(NAME, model, settings, answered)
 
 
 STAGE = Stage(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from wpn_bench.attacks.best_of_n import BestOfN
 from wpn_bench.attacks.prefilling import Prefilling
 from wpn_bench.attacks.sampling import Sampling
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
@@ -222,6 +223,7 @@ class RunConfig(BaseModel):
     sampling: Sampling | None = Field(
         None, description="settings of the attack by sampling (leak@k); None leaves it out"
     )
+    best_of_n: BestOfN | None = Field(None, description="settings of Best-of-N augmentation; None leaves it out")
     quantise: tuple[str, ...] = Field(
         (), description="int8 or int4; every model is also measured with weights quantised in this way"
     )

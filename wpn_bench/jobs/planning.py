@@ -47,8 +47,7 @@ class MeasuredModel:
         relevance: Whether the run measures relevance.
         attacked: The in-domain set for attacks, with jobs that the run may not have yet; None without attacks other than by
             prompts.
-        prefilling: Settings of the prefilling attack; None if the run does not ask for it.
-        sampling: Settings of the attack by sampling; None if the run does not ask for it.
+        stage_attacks: Settings of the attacks that a stage makes, by the attack's name: those that the run asks for.
     """
 
     name: str
@@ -64,8 +63,7 @@ class MeasuredModel:
     threshold: float = 0.5
     relevance: bool = False
     attacked: AskedSet | None = None
-    prefilling: Mapping[str, Any] | None = None
-    sampling: Mapping[str, Any] | None = None
+    stage_attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ STAGES: Registry[Stage] = Registry(
         "prefill": "wpn_bench.attacks.prefilling:PREFILL",
         "prefilling": "wpn_bench.attacks.prefilling:STAGE",
         "sampling": "wpn_bench.attacks.sampling:STAGE",
+        "augment": "wpn_bench.attacks.best_of_n:AUGMENT",
+        "best_of_n": "wpn_bench.attacks.best_of_n:STAGE",
     },
 )
 

@@ -370,8 +370,7 @@ class Planner:
             self.config.threshold_of(self.config.judge),
             self.config.relevance,
             self._in_domain(target),
-            None if self.config.prefilling is None else self.config.prefilling.model_dump(mode="json"),
-            None if self.config.sampling is None else self.config.sampling.model_dump(mode="json"),
+            {name: one.model_dump(mode="json") for name, one in attacks.chosen_by_stage(self.config).items()},
         )
         try:
             for one in import_attribute(stage.plan)(model):

@@ -15,10 +15,24 @@ _NOTE = (
 )
 
 
+def numbers(view: View, suite: str, rate: str) -> list[int]:
+    """Return the numbers k for which a suite has the metric `rate@k`.
+
+    Args:
+        view: The results.
+        suite: Name of the suite.
+        rate: The metric without its number.
+
+    Returns:
+        The numbers in ascending order.
+    """
+    of_suite = [metric for of, _, metric in view.rows() if of == suite]
+    return sorted({int(metric.rpartition("@")[2]) for metric in of_suite if metric.startswith(f"{rate}@")})
+
+
 def section(view: View) -> Section | None:
     """Show leak@k by k, models by k; None if it was not measured."""
-    of_suite = [metric for suite, _, metric in view.rows() if suite == SAMPLING]
-    ks = sorted({int(metric.rpartition("@")[2]) for metric in of_suite if metric.startswith(f"{LEAK}@")})
+    ks = numbers(view, SAMPLING, LEAK)
     if not ks:
         return None
     name = view.sets(SAMPLING)[0]
@@ -31,10 +45,20 @@ def section(view: View) -> Section | None:
     heads = ["greedy", *(f"leak@{k}" for k in ks)]
     table = Table(heads, lines, [""] * len(heads), [None] * len(heads))
     chart = rates_by_number(view, SAMPLING, {k: (name, f"{LEAK}@{k}") for k in ks}, "k, number of sampled answers")
-    told = {what: _setting(view, name, what) for what in ("samples", "temperature", "top_p")}
+    told = {what: setting(view, SAMPLING, what) for what in ("samples", "temperature", "top_p")}
     return Section("Sampled answers: leak@k", table, _NOTE.format(**told), chart)
 
 
-def _setting(view: View, name: str, what: str) -> str:
-    cells = (view.cell(model, SAMPLING, name, what) for model in view.measured())
+def setting(view: View, suite: str, what: str) -> str:
+    """Return a setting of an attack.
+
+    Args:
+        view: The results.
+        suite: Name of the attack's suite.
+        what: Name of the setting.
+
+    Returns:
+        The value as text; a question mark if no model was measured.
+    """
+    cells = (view.cell(model, suite, name, what) for name in view.sets(suite) for model in view.measured())
     return next((f"{cell.value:g}" for cell in cells if cell and cell.value is not None), "?")

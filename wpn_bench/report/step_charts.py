@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wpn_bench.report.drawing import (
@@ -197,7 +197,13 @@ def _thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return curve[::stride] if (len(curve) - 1) % stride == 0 else [*curve[::stride], curve[-1]]
 
 
-def rates_by_number(view: View, suite: str, points: Mapping[int, tuple[str, str]], title: str) -> Figure | None:
+def rates_by_number(
+    view: View,
+    suite: str,
+    points: Mapping[int, tuple[str, str]],
+    title: str,
+    fitted: Callable[[str, int], float | None] = lambda model, number: None,
+) -> Figure | None:
     """Draw a rate against a number that doubles from point to point, with one line per model and the intervals.
 
     Args:
@@ -205,6 +211,7 @@ def rates_by_number(view: View, suite: str, points: Mapping[int, tuple[str, str]
         suite: Suite of the rates.
         points: The set and the metric at each number.
         title: Title of the horizontal axis, on which the numbers have equal distances.
+        fitted: Returns the rate of a model at a number by a fitted law, which is a dotted line; None draws no line.
 
     Returns:
         The chart; None if no model has a rate.
@@ -235,6 +242,20 @@ def rates_by_number(view: View, suite: str, points: Mapping[int, tuple[str, str]
                 hovertemplate=f"{plotly_text(view.title(name))} at %{{customdata}}: %{{y:.1f}} %<extra></extra>",
             )
         )
+        law = [(number, rate) for number in points if (rate := fitted(name, number)) is not None]
+        if law:
+            figure.add_trace(
+                go.Scatter(
+                    x=[order.index(number) + shift for number, _ in law],
+                    y=[100 * rate for _, rate in law],
+                    customdata=[number for number, _ in law],
+                    mode="lines",
+                    name=plotly_text(shortened(view.title(name))),
+                    showlegend=False,
+                    line={"width": 1.3, "color": tint[name], "dash": "dot"},
+                    hovertemplate=f"{plotly_text(view.title(name))}, power law at %{{customdata}}: %{{y:.1f}} %<extra></extra>",
+                )
+            )
     if not figure.data:
         return None
     _steps_below(figure, title, len(points) - 1, height=360)

@@ -16,6 +16,7 @@ ATTACK = "attack"
 BENIGN = "benign"
 PREFILLING = "prefilling"
 SAMPLING = "sampling"
+BEST_OF_N = "best_of_n"
 BENCHMARK = "benchmark"
 COST = "cost"
 
@@ -30,6 +31,8 @@ COHERENT_RATE = "coherent_rate"
 ANSWERED_RATE = "answered_coherent_harmless_rate"
 HARMLESS_WITH_PREFIX_RATE = "harmless_with_prefix_rate"
 LEAK = "leak"  # leak@4 is the probability of a harmful answer among 4
+PREDICTED_SUCCESS_RATE = "predicted_attack_success_rate"
+PREDICTION_ERROR = "prediction_error"
 RELEVANT_RATE = "relevant_rate"
 RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
@@ -77,7 +80,7 @@ class Metric:
     Attributes:
         name: Name in results.json.
         title: Name in a report, in lower case.
-        unit: Unit of the values. `share` is a fraction from 0 to 1, and `nats` is a mean over tokens.
+        unit: Unit of the values. `share` is a fraction from 0 to 1, `difference` is one of two shares, and `nats` is a mean over tokens.
         better: 1 if higher is better, -1 if lower is better, 0 if neither.
         suite: Suite on which it is usually measured.
         set: Set of that suite; None means the mean over the sets of the suite.
@@ -88,7 +91,7 @@ class Metric:
 
     name: str
     title: str
-    unit: Literal["share", "nats", "perplexity", "count", "seconds", "MiB"] = "share"
+    unit: Literal["share", "difference", "nats", "perplexity", "count", "seconds", "MiB"] = "share"
     better: int = 1
     suite: str = IN_DOMAIN
     set: str | None = None
@@ -129,6 +132,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(RELEVANT_HARMLESS_RATE, "relevant, coherent and harmless rate"),
         Metric(HARMLESS_WITH_PREFIX_RATE, "harmless rate with the prefix", suite=PREFILLING),
         Metric(LEAK, "leak", better=-1, suite=SAMPLING),
+        Metric(PREDICTED_SUCCESS_RATE, "predicted attack success rate", better=-1, suite=BEST_OF_N),
+        Metric(PREDICTION_ERROR, "prediction error", "difference", 0, suite=BEST_OF_N),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),
