@@ -71,3 +71,32 @@ def test_answers_of_no_use_are_refused(
         workshop.run(**settings | {"methods": {"sft": QUICK | {"batch_size": 1}}})
     with pytest.raises(UserError, match="benign_share"):
         workshop.run(**settings | {"benign_share": 1})
+
+
+def test_refusing_references_are_not_trained_on(
+    workshop: Workshop, settings: dict[str, Any], triples: list[dict[str, Any]]
+) -> None:
+    references = ["It stands at the end of the street.", "I'm sorry, but I cannot help with that."]
+    workshop.rows("forget.jsonl", [row | {"harmless": references} for row in triples])
+    plain = settings | {"benign_prompts": None, "methods": {"sft": QUICK}}
+    kept = workshop.run("kept", **plain)
+    avoided = workshop.run("avoided", **plain | {"refusing_references": "avoid"})
+    dropped = workshop.run("dropped", **plain | {"refusing_references": "drop"})
+    (note,) = (one for one in avoided["run"]["notes"] if "are refusals" in one)
+    n = read_manifest(workshop.folder / "kept")["prompt_sets"]["forget"]["n"]
+    assert note.startswith(f"{n} of {2 * n} harmless references of forget are refusals")
+    digests = [run["models"]["sft"]["digest"] for run in (kept, avoided, dropped)]
+    # Every item has another reference, so the two ways are the same.
+    assert digests[0] != digests[1] == digests[2]
+    both = workshop.run("both", **settings | {"refusing_references": "drop", "methods": {"sft": QUICK}})
+    # The refusals for benign prompts still come from the whole forget set.
+    assert "4 of 4 benign prompts are trained on" in "\n".join(both["run"]["notes"])
+
+
+def test_a_forget_set_of_refusals_only(workshop: Workshop, triples: list[dict[str, Any]]) -> None:
+    workshop.rows("forget.jsonl", [row | {"harmless": ["I'm sorry, but I cannot help with that."]} for row in triples])
+    quick = {"stages": ("train",), "methods": {"sft": QUICK}, "vet": False}
+    with pytest.raises(UserError, match=r"every harmless reference .* is a refusal.*refusing_references: avoid"):
+        workshop.run(**quick, refusing_references="drop")
+    kept, avoided = (workshop.run(way, **quick, refusing_references=way) for way in ("keep", "avoid"))
+    assert kept["models"]["sft"]["digest"] == avoided["models"]["sft"]["digest"]

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wpn_bench.config.settings import MAX_SEEDS, STAGES, RunConfig, Stage, split_candidate
+from wpn_bench.config.checks import MAX_SEEDS, split_candidate
+from wpn_bench.config.settings import STAGES, RunConfig, Stage
 from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.registry import unknown_name
 from wpn_bench.core.validation import as_user_error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,32 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from wpn_bench.attacks.best_of_n import BestOfN
 from wpn_bench.attacks.prefilling import Prefilling
 from wpn_bench.attacks.sampling import Sampling
+from wpn_bench.config import checks
+from wpn_bench.config.checks import split_candidate
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.validation import Count
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.harmless.judges.refusals import Detector
 from wpn_bench.models.backends import Decoding
-from wpn_bench.prompts import FormatTemplate, Kind
-from wpn_bench.prompts.columns import FIELDS
-from wpn_bench.prompts.templates import is_file
+from wpn_bench.prompts import Kind
 from wpn_bench.step_settings import Curve, Relearn
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
     from wpn_bench.unlearn.methods.base import MethodConfig
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MAX_SEEDS = 100  # largest number of seeds that can be given as a single number
 Stage = Literal["train", "harmless", "attack", "benchmarks"]
 STAGES: tuple[Stage, ...] = ("train", "harmless", "attack", "benchmarks")
-
-
-def split_candidate(entry: str) -> tuple[str, str]:
-    """Split `NAME=SOURCE` into the name and the source. Raises `ValueError` if the text does not have this form."""
-    name, equals, source = entry.partition("=")
-    if not equals or not source.strip() or not _LABEL.fullmatch(name):
-        raise ValueError(f"the candidate {entry!r} is not NAME=SOURCE, such as mine=./folder (a name has no spaces)")
-    return name, source.strip()
 
 
 class RunConfig(BaseModel):
@@ -176,6 +165,10 @@ class RunConfig(BaseModel):
         "responses; texts: all methods train on prompt and answer as a retain text",
     )
     vet: bool = Field(True, description="drop the forget items whose harmless response the judge calls harmful")
+    refusing_references: Literal["keep", "avoid", "drop"] = Field(
+        "keep",
+        description="harmless references that are refusals: keep all; avoid those of items that have another one; drop all",
+    )
     validation: str | None = Field(None, description="validation prompts; None holds back a tenth of the forget set")
     in_domain: Annotated[
         tuple[str, ...],
@@ -469,105 +462,21 @@ class RunConfig(BaseModel):
         """Return the lowest score at which `judge` calls a response harmful."""
         return judge_spec.parse(judge).config.threshold or self.threshold
 
-    @field_validator("judge", mode="before")
-    @classmethod
-    def _judge_as_text(cls, value: Any) -> str:
-        return judge_spec.canonical(value)
-
-    @field_validator("judge_card", mode="before")
-    @classmethod
-    def _one_card(cls, value: Any) -> Any:
-        return () if value is None else (value,) if isinstance(value, str) else value
-
-    @field_validator("judges", mode="before")
-    @classmethod
-    def _judges_as_text(cls, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list | tuple):
-            raise ValueError("give a list of judges")
-        return tuple(judge_spec.canonical(one) for one in value)
+    _judge = field_validator("judge", mode="before")(judge_spec.canonical)
+    _judge_card = field_validator("judge_card", mode="before")(checks.one_or_several)
+    _judges = field_validator("judges", mode="before")(checks.judges_as_text)
+    _template = field_validator("template")(checks.has_prompt)
+    _columns = field_validator("columns")(checks.known_fields)
+    _methods = field_validator("methods")(checks.labels_and_variants)
+    _benchmark_metrics = field_validator("benchmark_metrics")(checks.task_and_metric)
+    _candidates = field_validator("candidates")(checks.named_candidates)
+    _number_of_seeds = field_validator("seeds", mode="before")(checks.number_of_seeds)
+    _seeds = field_validator("seeds")(checks.some_seed)
 
     @model_validator(mode="before")
     @classmethod
     def _members_of_majority(cls, raw: Any) -> Any:
         return judge_spec.with_members(raw)
-
-    @field_validator("template")
-    @classmethod
-    def _has_prompt(cls, value: str) -> str:
-        if value not in ("auto", "chat", "plain") and not is_file(value):
-            FormatTemplate(value)
-        return value
-
-    @field_validator("columns")
-    @classmethod
-    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
-        if strange := sorted(set(value) - set(FIELDS)):
-            raise ValueError(f"{strange[0]!r} is not one of {', '.join(FIELDS)}")
-        return value
-
-    @field_validator("methods")
-    @classmethod
-    def _labels(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name in value:
-            if ":" in name and not _LABEL.fullmatch(name.partition(":")[2]):
-                raise ValueError(
-                    f"the label of {name!r} contains other characters than letters, digits, '.', '_' and '-'"
-                )
-        return value
-
-    @field_validator("methods")
-    @classmethod
-    def _named_variants(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Add the options of variants that methods define. They cannot be changed, because the name stands for them."""
-        from wpn_bench.unlearn.methods import METHODS, variant_of
-
-        filled = {}
-        for name, options in value.items():
-            # An unknown method is reported by `check_names`.
-            own = variant_of(name).options if ":" in name and name.partition(":")[0] in METHODS else {}
-            if changed := [key for key in own if options.get(key, own[key]) != own[key]]:
-                raise ValueError(
-                    f"{name!r} stands for {changed[0]}={own[changed[0]]}: give the variant with another {changed[0]} another "
-                    "name"
-                )
-            filled[name] = {**own, **options}
-        return filled
-
-    @field_validator("benchmark_metrics")
-    @classmethod
-    def _task_and_metric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
-            task, equals, metric = one.partition("=")
-            if not (task.strip() and equals and metric.strip()):
-                raise ValueError(f"{one!r} is not TASK=METRIC or TASK=METRIC,FILTER")
-        return value
-
-    @field_validator("candidates")
-    @classmethod
-    def _named_candidates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [split_candidate(entry)[0] for entry in value]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two candidates have the name {min(twice)!r}")
-        return value
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _number_of_seeds(cls, value: Any) -> Any:
-        """Replace a single whole number K by the seeds 0 to K - 1."""
-        if isinstance(value, bool) or not isinstance(value, int):
-            return value
-        if not 1 <= value <= MAX_SEEDS:
-            raise ValueError(f"give the number of seeds (1 to {MAX_SEEDS}), or a list of seeds")
-        return tuple(range(value))
-
-    @field_validator("seeds")
-    @classmethod
-    def _some_seed(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError("give at least one seed, each once")
-        if not all(0 <= seed < 2**32 for seed in value):
-            raise ValueError("a seed lies between 0 and 2**32 - 1")
-        return value
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:

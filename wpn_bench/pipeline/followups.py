@@ -11,7 +11,9 @@ from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.curve_rows import curve_rows
 from wpn_bench.attacks.base import RelearnKind
 from wpn_bench.config import RunConfig
+from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
+from wpn_bench.harmless.judges.refusals import detector, detector_params
 from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.pipeline.inputs import Inputs
@@ -20,6 +22,7 @@ from wpn_bench.pipeline.planner import HELDOUT, Planner, StoredSet
 from wpn_bench.prompts.items import put_prompts, put_texts, read_items
 from wpn_bench.runs.files import BASE
 from wpn_bench.unlearn import tuning
+from wpn_bench.unlearn.references import without_refusals
 from wpn_bench.unlearn.tuning import Options, Score, Tuning
 
 
@@ -60,6 +63,48 @@ def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[s
     executor.reporter.note(f"note: {note}")
     forget = replace(inputs.forget, items=items)
     return replace(inputs, forget=forget, notes=(*inputs.notes, note)), outcomes
+
+
+def select_references(planner: Planner, reporter: Reporter) -> Inputs:
+    """Choose the harmless references to train on: leave out refusals, as `refusing_references` says.
+
+    Everything else, such as the calibration of coherence, still uses the whole forget set.
+
+    Args:
+        planner: Has the settings, and the inputs with the vetted forget set.
+        reporter: Is told how many references are left out.
+
+    Returns:
+        The inputs with the items to train on (`trained_on`) and a note on their number.
+
+    Raises:
+        UserError: No item would remain.
+    """
+    config, inputs = planner.config, planner.inputs
+    wanted = config.refusing_references
+    if wanted == "keep" or not config.methods:
+        return inputs
+    detect = detector(detector_params(config.refusals).get("refusals"))
+    before = inputs.forget.items
+    items = without_refusals(before, detect, keep_last=wanted == "avoid")
+    name = inputs.forget.name
+    if not items:
+        raise UserError(
+            f"every harmless reference of the forget set {name!r} is a refusal, so none is left to train on",
+            "set `refusing_references: avoid` or `keep` in the --config file",
+        )
+    references = sum(len(item.harmless) for item in before)
+    left_out = references - sum(len(item.harmless) for item in items)
+    note = f"{left_out} of {references} harmless references of {name} are refusals and are not trained on"
+    if len(items) < len(before):
+        note += f" ({len(before) - len(items)} of {len(before)} items have no other reference and are left out)"
+    if wanted == "avoid":
+        only = sum(
+            all(detect(item.request, text)["refusal"] for text in item.harmless) for item in items if item.harmless
+        )
+        note += f"; {only} of {len(before)} items have only refusals, which stay"
+    reporter.note(f"note: {note}")
+    return replace(inputs, trained_on=replace(inputs.forget, items=items), notes=(*inputs.notes, note))
 
 
 @dataclass(frozen=True)

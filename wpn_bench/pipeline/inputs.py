@@ -96,6 +96,7 @@ class Inputs:
         judged_from: For each judge, the commit of each download.
         task_groups: Groups of tasks, and how lm-eval averages them.
         benign: Benign prompts to train on. `answer_benign` adds their responses. None if there are none.
+        trained_on: The items of the forget set that methods train on, if not all (`select_references`).
     """
 
     model: ModelRef
@@ -120,6 +121,7 @@ class Inputs:
     judged_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     task_groups: tuple[tuple[TaskGroup, Aggregate], ...] = ()
     benign: PromptSet | None = None
+    trained_on: PromptSet | None = None
 
     @property
     def answers(self) -> bool:

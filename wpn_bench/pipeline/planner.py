@@ -174,7 +174,7 @@ class Planner:
         }
         needs: dict[str, Job | External] = {
             "model": self.base,
-            "forget": put_prompts(self.store, inputs.forget),
+            "forget": put_prompts(self.store, inputs.trained_on or inputs.forget),
             "retain": put_texts(self.store, inputs.retain),
         }
         uses = method_of(method)(settings).uses

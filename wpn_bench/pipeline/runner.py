@@ -31,7 +31,13 @@ from wpn_bench.jobs.job import External
 from wpn_bench.jobs.processes import processes_for_small_models
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline.benign import answer_benign, plan_benign
-from wpn_bench.pipeline.followups import measure_curves, measure_relearning, tune_methods, vet_forget_set
+from wpn_bench.pipeline.followups import (
+    measure_curves,
+    measure_relearning,
+    select_references,
+    tune_methods,
+    vet_forget_set,
+)
 from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.results import CompletedRun, write
@@ -92,6 +98,7 @@ def run(
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
         inputs, answering = answer_benign(Planner(config, inputs, shelf), executor)
+        inputs = select_references(Planner(config, inputs, shelf), reporter)
         planner = Planner(config, inputs, shelf)
         trials = tune_methods(planner, executor)
         tuned = replace(planner, config=trials.applied(config))
@@ -163,6 +170,7 @@ def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Repo
         if all(store.find(job.stage, job.digest) for job in plan_benign(planner).jobs):
             answered, _ = answer_benign(planner, LocalExecutor(store, Reporter()))
             planner = replace(planner, inputs=answered)
+        planner = replace(planner, inputs=select_references(planner, Reporter()))
         trained = planner.plan().trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)
     resources.raise_if_too_large([resources.check_store(subject, store.root, done)], force=force, warn=reporter.note)
