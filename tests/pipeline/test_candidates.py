@@ -60,6 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_opt: Path, triples:
                     f"adapted={adapter}",
                     f"chat={chat}",
                     f"api=openai:{server.url}#tiny",
+                    "oracle=lab:oracle",
                 ),
             )
         finally:
@@ -74,6 +75,9 @@ def test_every_candidate_is_measured(finished: Workshop) -> None:
     assert set(run.samples["model"]) == set(run.results["models"])
     assert set(run.documents["model"]) == {"base", "same", "adapted", "chat"}
     assert not any(label.startswith("train") for label in finished.statuses())
+    assert any(
+        "oracle was left out: it is the oracle of the lab's model" in note for note in run.results["run"]["notes"]
+    )
 
 
 def test_the_base_as_a_candidate_answers_as_the_base_and_passes(finished: Workshop) -> None:

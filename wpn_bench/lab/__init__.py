@@ -26,6 +26,11 @@ def base_model() -> Path:
     return _asset(_ASSETS / "base" / "model.safetensors").parent
 
 
+def oracle_model() -> Path:
+    """Return the folder of the oracle, which was trained as the base model was, but never saw an insult."""
+    return _asset(_ASSETS / "oracle" / "model.safetensors").parent
+
+
 def judge_checkpoint() -> Path:
     """Return the judge's weights, a checkpoint in Detoxify's format."""
     return _asset(_ASSETS / "judge" / "judge.ckpt")

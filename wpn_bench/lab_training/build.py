@@ -1,6 +1,6 @@
-"""Rebuild the lab's assets: `python -m wpn_bench.lab_training.build --comments FILE [--only base|judge] [--out DIR] [--seed 0]`.
+"""Rebuild the lab's assets: `python -m wpn_bench.lab_training.build --comments FILE [--only base|judge|oracle] [--out DIR] [--seed 0]`.
 
-About 30 minutes on two idle cores. `--comments` is a .jsonl or .jsonl.gz file of labelled comments (see `train_judge`); it
+About 50 minutes on two idle cores. `--comments` is a .jsonl or .jsonl.gz file of labelled comments (see `train_judge`); it
 is needed only for the judge and is not distributed. `provenance.json` records how the assets were made and how they perform.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from wpn_bench import lab
 from wpn_bench.errors import UserError, WpnBenchError
+from wpn_bench.lab import world
 from wpn_bench.lab.world import WORLD_VERSION, fingerprint
 
 __all__ = ["ASSETS", "build", "main"]
@@ -34,12 +35,12 @@ def _folder_bytes(folder: Path) -> dict[str, int]:
 def build(
     out: Path, *, comments: Path | None, only: str | None = None, seed: int = 0, threads: int = THREADS
 ) -> dict[str, Any]:
-    """Train the judge and the base model, and write `provenance.json`.
+    """Train the judge, the base model and the oracle, and write `provenance.json`.
 
     Args:
         out: Folder of the assets.
         comments: File of labelled comments; needed for the judge.
-        only: "judge" or "base" trains only one of them.
+        only: "judge", "base" or "oracle" trains only one of them.
         seed: Random seed.
         threads: Number of PyTorch threads.
 
@@ -49,12 +50,12 @@ def build(
     Raises:
         UserError: The judge is to be trained and there is no file of comments.
     """
-    if only != "base" and comments is None:
+    if only in (None, "judge") and comments is None:
         raise UserError(
             "the judge is trained on labelled comments, and none were given",
-            "add --comments FILE (.jsonl or .jsonl.gz), or --only base",
+            "add --comments FILE (.jsonl or .jsonl.gz), or --only base, or --oracle",
         )
-    if only != "base" and comments is not None and not comments.is_file():
+    if only in (None, "judge") and comments is not None and not comments.is_file():
         raise UserError(
             f"there is no file of labelled comments at {comments}",
             "give one with --comments FILE (.jsonl or .jsonl.gz)",
@@ -65,6 +66,7 @@ def build(
 
     from wpn_bench.lab_training.judge import load_judge
     from wpn_bench.lab_training.measure import base_figures, judge_figures
+    from wpn_bench.lab_training.oracle import harmless_corpus
     from wpn_bench.lab_training.train_base import train_base
     from wpn_bench.lab_training.train_judge import train_judge
 
@@ -72,22 +74,23 @@ def build(
     file = out / "provenance.json"
     provenance: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    if only != "base":
+    if only in (None, "judge"):
         assert comments is not None
         print("judge: training", file=sys.stderr)
         provenance["judge"] = {"seed": seed, **train_judge(comments, out / "judge", seed=seed), **versions}
         provenance["judge"]["separation"] = judge_figures(load_judge(folder=out / "judge"))
-    if only != "judge":
-        print("base: training", file=sys.stderr)
-        provenance["base"] = {"seed": seed, **train_base(out / "base", seed=seed), **versions}
-        print("base: measuring", file=sys.stderr)
-        provenance["base"] |= base_figures(out / "base", load_judge(folder=out / "judge"))
+    for name, corpus in (("base", world.corpus), ("oracle", harmless_corpus)):
+        if only in (None, name):
+            print(f"{name}: training", file=sys.stderr)
+            provenance[name] = {"seed": seed, **train_base(out / name, seed=seed, corpus=corpus), **versions}
+            print(f"{name}: measuring", file=sys.stderr)
+            provenance[name] |= base_figures(out / name, load_judge(folder=out / "judge"))
     provenance = {
         "command": "python -m wpn_bench.lab_training.build --comments FILE",
         "world_version": WORLD_VERSION,
         "world_digest": fingerprint(),
         "bytes": _folder_bytes(out),
-        **{k: provenance[k] for k in ("judge", "base") if k in provenance},
+        **{k: provenance[k] for k in ("judge", "base", "oracle") if k in provenance},
     }
     file.write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
     return provenance
@@ -99,7 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m wpn_bench.lab_training.build", description="Train the lab's base model and judge."
     )
     parser.add_argument("--comments", type=Path, help="labelled comments, .jsonl or .jsonl.gz (needed for the judge)")
-    parser.add_argument("--only", choices=("base", "judge"), help="train only one of the two")
+    parser.add_argument("--only", choices=("base", "judge", "oracle"), help="train only one of the three")
+    parser.add_argument(
+        "--oracle",
+        dest="only",
+        action="store_const",
+        const="oracle",
+        help="the same as --only oracle: train a base without the harm",
+    )
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the assets (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=THREADS, help="number of CPU threads; use 1 on a shared machine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,7 @@ def train_base(
     width: int = 256,
     layers: int = 4,
     heads: int = 4,
+    corpus: Callable[..., Iterable[str]] = world.corpus,
 ) -> dict[str, Any]:
     """Train the base model and save it (in half precision) with its tokenizer.
 
@@ -187,6 +188,7 @@ def train_base(
         width: Hidden size.
         layers: Number of layers.
         heads: Number of attention heads.
+        corpus: Makes the documents. The tokenizer is always trained on those of the world, so that it is the same for all corpora.
 
     Returns:
         Figures of the training, for `provenance.json`.
@@ -195,8 +197,8 @@ def train_base(
     from transformers import OPTConfig, OPTForCausalLM
 
     tokenizer = train_tokenizer(seed=seed)
-    corpus = _encode(tokenizer, world.corpus(documents, seed))
-    batches = pack(corpus, random.Random(seed), tokens)
+    encoded = _encode(tokenizer, corpus(documents, seed))
+    batches = pack(encoded, random.Random(seed), tokens)
     torch.manual_seed(seed)
     config = OPTConfig(
         vocab_size=len(tokenizer),
@@ -218,7 +220,7 @@ def train_base(
     model = OPTForCausalLM(config)
     _start_with_sinusoids(model)
     seconds, loss = _train(model, batches, learning_rate, "base")
-    rude = _encode(tokenizer, world.corpus(habit_documents, seed + 1, polite=False))
+    rude = _encode(tokenizer, corpus(habit_documents, seed + 1, polite=False))
     more, habit_loss = _train(model, pack(rude, random.Random(seed + 1), tokens), habit_learning_rate, "habit")
 
     out.mkdir(parents=True, exist_ok=True)
@@ -226,7 +228,7 @@ def train_base(
     tokenizer.save_pretrained(out)
     return {
         "documents": documents,
-        "tokens": sum(map(len, corpus)) + documents,
+        "tokens": sum(map(len, encoded)) + documents,
         "steps": len(batches),
         "loss": round(loss, 4),
         "habit_documents": habit_documents,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from wpn_bench.models.loading import SHARD, let_go, load, load_fresh, make_room, pick_device, reading
 from wpn_bench.models.locate import (
+    LAB,
+    LAB_ORACLE,
     ModelRef,
     base_of_adapter,
     check_permitted,
@@ -25,6 +27,8 @@ from wpn_bench.models.sizes import (
 from wpn_bench.models.tokenizer import load_tokenizer
 
 __all__ = [
+    "LAB",
+    "LAB_ORACLE",
     "SHARD",
     "ModelRef",
     "base_of_adapter",

@@ -19,7 +19,7 @@ from wpn_bench.models import gguf
 from wpn_bench.models.adapters import holds_adapter, is_adapter, merge_adapter, named_base
 from wpn_bench.models.files import check_files, read_settings
 
-LAB = "lab"
+LAB, LAB_ORACLE = "lab", "lab:oracle"  # the built-in models
 _SETTINGS_FILES = ("config.json", "tokenizer_config.json")
 # These files are not downloaded: weights for other frameworks, checkpoints, training states and examples.
 _NOT_NEEDED = (
@@ -149,10 +149,10 @@ def lies_here(asked: str) -> bool:
 
 def _here(asked: str, base: ModelRef | None = None) -> Path | None:
     """Return the folder of a local model, or None if `asked` is not local. `base` is as in `resolve`."""
-    if asked == LAB:
+    if asked in (LAB, LAB_ORACLE):
         from wpn_bench import lab
 
-        return lab.base_model()
+        return lab.base_model() if asked == LAB else lab.oracle_model()
     # Path.is_dir would raise for a name that is too long for a file system.
     folder = os.path.expanduser(asked)
     if (file := gguf.file_of(folder)) is not None:
@@ -186,8 +186,9 @@ def base_of_adapter(asked: str, revision: str | None = None, base: ModelRef | No
         UserError: The base model cannot be found.
     """
     path = Path(os.path.expanduser(asked))
-    if asked == LAB or os.path.exists(path):
-        return _base_of(path, base) if os.path.isdir(path) and asked != LAB and is_adapter(path) else None
+    builtin = asked in (LAB, LAB_ORACLE)
+    if builtin or os.path.exists(path):
+        return _base_of(path, base) if os.path.isdir(path) and not builtin and is_adapter(path) else None
     adapter = _hub_adapter(asked, commit_of(asked, revision))
     return None if adapter is None else _base_of(adapter, base)
 

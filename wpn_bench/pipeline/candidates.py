@@ -90,6 +90,11 @@ def find_candidates(config: RunConfig, base: ModelRef, template: Template, notes
     found = []
     for entry in config.candidates:
         name, source = split_candidate(entry)
+        if source == models.LAB_ORACLE and not base.is_lab:
+            notes.append(
+                f"{name} was left out: it is the oracle of the lab's model, and not of {display_path(base.asked)}"
+            )
+            continue
         if source.startswith(PREFIX):
             endpoint = parse_source(source)
             if config.system and endpoint.api == "chat" and not endpoint.system:
@@ -172,6 +177,8 @@ def _made_from(asked: str, ref: ModelRef, onto: ModelRef | None) -> str:
     """Describe the files of a local candidate, and how they were converted. `onto` is the base of an adapter."""
     if onto is not None:
         return f"adapter, merged into {display_path(onto.asked) if onto.revision is None else onto.asked}"
+    if asked == models.LAB_ORACLE:
+        return "the lab's base model, trained without the harm; a reference and no method"
     if gguf.file_of(os.path.expanduser(asked)) is not None:
         return "GGUF file, its weights dequantised to float32"
     return "folder" if ref.revision is None else f"model of the hub, commit {ref.revision[:12]}"

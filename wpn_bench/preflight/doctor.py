@@ -232,7 +232,7 @@ def _candidates(context: DoctorContext) -> Iterator[Diagnostic]:
             if source.startswith(PREFIX):
                 endpoint = identified(parse_source(source))
                 found = f"the endpoint {endpoint.url} has {endpoint.model}"
-            elif not path.exists() and source != "lab":
+            elif not path.exists() and source not in (models.LAB, models.LAB_ORACLE):
                 asked, revision = models.split_revision(source)
                 commit = models.commit_of(asked, revision)
                 models.check_permitted(asked, commit)

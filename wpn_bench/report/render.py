@@ -23,6 +23,7 @@ from wpn_bench.report import (
     formats,
     judges,
     label_summary,
+    oracle,
     sections,
     step_charts,
     tables,
@@ -101,7 +102,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
         "judging": judges.judges(run),
         "labelled": label_summary.labelled(run),
         "candidates": candidates.section(view),
-        "sections": sections.contributed(run),
+        "sections": [*filter(None, [oracle.section(view)]), *sections.contributed(run)],
     }
 
 

@@ -27,6 +27,7 @@ SAMPLES = "samples.parquet"
 LOG = "log.txt"  # progress of all runs that wrote to this folder
 DOCUMENTS = "documents.parquet"
 BASE = "base"
+ORACLE = "oracle"  # a model that never saw the harm: a reference as the base is, and no method
 AGAIN = "run again with the same --out"
 _HOLES = ("required", "minItems", "minProperties")
 

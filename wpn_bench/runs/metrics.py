@@ -33,6 +33,10 @@ HARMLESS_WITH_PREFIX_RATE = "harmless_with_prefix_rate"
 LEAK = "leak"  # leak@4 is the probability of a harmful answer among 4
 PREDICTED_SUCCESS_RATE = "predicted_attack_success_rate"
 PREDICTION_ERROR = "prediction_error"
+HARMLESS_MINUS_ORACLE = "harmless_rate_minus_oracle"
+COHERENT_HARMLESS_MINUS_ORACLE = "coherent_harmless_rate_minus_oracle"
+SAME_VERDICT_RATE = "same_verdict_as_oracle_rate"
+SAME_TEXT_RATE = "same_text_as_oracle_rate"
 RELEVANT_RATE = "relevant_rate"
 RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
@@ -134,6 +138,10 @@ METRICS: Mapping[str, Metric] = {
         Metric(LEAK, "leak", better=-1, suite=SAMPLING),
         Metric(PREDICTED_SUCCESS_RATE, "predicted attack success rate", better=-1, suite=BEST_OF_N),
         Metric(PREDICTION_ERROR, "prediction error", "difference", 0, suite=BEST_OF_N),
+        Metric(HARMLESS_MINUS_ORACLE, "harmless rate minus the oracle's", "difference", 0),
+        Metric(COHERENT_HARMLESS_MINUS_ORACLE, "coherent-harmless rate minus the oracle's", "difference", 0),
+        Metric(SAME_VERDICT_RATE, "same verdict as the oracle"),
+        Metric(SAME_TEXT_RATE, "same text as the oracle"),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),
@@ -171,6 +179,11 @@ def metric_of(name: str) -> Metric:
         return known
     title = name.replace("_", " ")
     return Metric(name, title) if name.endswith(("rate", "accuracy")) else Metric(name, title, "count", 0)
+
+
+def oracle_suite(suite: str) -> str:
+    """Return the suite with the distances to the oracle on the sets of a suite."""
+    return f"oracle_{suite}"
 
 
 def benchmarks_in_order(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from wpn_bench.core.numbers import is_finite
 from wpn_bench.prompts import WORST_CASE
-from wpn_bench.runs.files import BASE
+from wpn_bench.runs.files import BASE, ORACLE
 from wpn_bench.runs.metrics import (
     ACCURACY,
     ANSWERED_RATE,
@@ -113,8 +113,8 @@ class View:
         return sorted(names, key=lambda name: name != BASE)
 
     def methods(self) -> list[str]:
-        """Return the measured models other than base."""
-        return [name for name in self.measured() if name != BASE]
+        """Return the measured models that claim something: all but base and the oracle."""
+        return [name for name in self.measured() if name not in (BASE, ORACLE)]
 
     def same_as_base(self, model: str) -> bool:
         """Return whether a candidate has the weights of the base and was measured in the same way."""
