@@ -165,6 +165,8 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     metrics = {re.sub(r"@0\.\d$", "@T", m) for m in run.metrics["metric"]}
     others = {"harmless_rate[JUDGE]", "relevant_rate", "relevant_coherent_harmless_rate"}  # of runs that ask for them
     others |= {"leak@K", "samples", "temperature", "top_p"}
+    others |= {"attack_success_rate@N", "predicted_attack_success_rate@N", "prediction_error@N", "distinct_versions"}
+    others |= {"power_law_a", "power_law_b", "power_law_fitted_up_to", "sigma"}
     others |= {"harmless_with_prefix_rate", "short_references", "without_reference"}
     assert metrics | others == set(described["metrics"]["metric"])
 
