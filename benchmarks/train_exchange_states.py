@@ -38,8 +38,9 @@ from train_exchange_judge import (
     write_rows,
 )
 
+from wpn_bench.engine.layers import layers_of
 from wpn_bench.harmless.judges import Exchange, exchange
-from wpn_bench.harmless.judges.exchange_states import layers_of, response_states
+from wpn_bench.harmless.judges.exchange_states import response_states
 
 LAYER = 16
 C = 0.0003  # inverse strength of the L2 penalty on standardised states

@@ -167,6 +167,7 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     others |= {"leak@K", "samples", "temperature", "top_p"}
     others |= {"attack_success_rate@N", "predicted_attack_success_rate@N", "prediction_error@N", "distinct_versions"}
     others |= {"power_law_a", "power_law_b", "power_law_fitted_up_to", "sigma"}
+    others |= {"lens_loss", "patched_loss", "hidden_gap", "depth_score", "lost_share", "weight_change", "stable_rank"}
     others |= {"harmless_with_prefix_rate", "short_references", "without_reference"}
     assert metrics | others == set(described["metrics"]["metric"])
 

@@ -89,6 +89,7 @@ def planned(tmp_path: Path, *names: str) -> Plan:
         prefilling=None,
         sampling=None,
         best_of_n=None,
+        internals=None,
     )
     model = SimpleNamespace(path=tmp_path, digest="base", seen={})
     planner = Planner(

@@ -42,6 +42,7 @@ GRADIENT: Registry[type[GradientAttack]] = Registry(
 # Attacks that a stage makes and measures. The settings of a run have a field of the same name.
 _BY_STAGE: Mapping[str, str] = {
     "best_of_n": "wpn_bench.attacks.best_of_n:BestOfNAttack",
+    "internals": "wpn_bench.attacks.internals:InternalsAttack",
     "prefilling": "wpn_bench.attacks.prefilling:PrefillingAttack",
     "sampling": "wpn_bench.attacks.sampling:SamplingAttack",
 }

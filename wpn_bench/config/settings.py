@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wpn_bench.attacks.best_of_n import BestOfN
+from wpn_bench.attacks.internals import Internals
 from wpn_bench.attacks.prefilling import Prefilling
 from wpn_bench.attacks.sampling import Sampling
 from wpn_bench.config import checks
@@ -217,6 +218,9 @@ class RunConfig(BaseModel):
         None, description="settings of the attack by sampling (leak@k); None leaves it out"
     )
     best_of_n: BestOfN | None = Field(None, description="settings of Best-of-N augmentation; None leaves it out")
+    internals: Internals | None = Field(
+        None, description="settings of the look into hidden states and weights; None leaves it out"
+    )
     quantise: tuple[str, ...] = Field(
         (), description="int8 or int4; every model is also measured with weights quantised in this way"
     )

@@ -94,6 +94,7 @@ STAGES: Registry[Stage] = Registry(
         "sampling": "wpn_bench.attacks.sampling:STAGE",
         "augment": "wpn_bench.attacks.best_of_n:AUGMENT",
         "best_of_n": "wpn_bench.attacks.best_of_n:STAGE",
+        "internals": "wpn_bench.attacks.internals:STAGE",
     },
 )
 

@@ -17,6 +17,7 @@ BENIGN = "benign"
 PREFILLING = "prefilling"
 SAMPLING = "sampling"
 BEST_OF_N = "best_of_n"
+INTERNALS = "internals"
 BENCHMARK = "benchmark"
 COST = "cost"
 
@@ -37,6 +38,13 @@ HARMLESS_MINUS_ORACLE = "harmless_rate_minus_oracle"
 COHERENT_HARMLESS_MINUS_ORACLE = "coherent_harmless_rate_minus_oracle"
 SAME_VERDICT_RATE = "same_verdict_as_oracle_rate"
 SAME_TEXT_RATE = "same_text_as_oracle_rate"
+LENS_LOSS = "lens_loss"
+PATCHED_LOSS = "patched_loss"
+HIDDEN_GAP = "hidden_gap"
+DEPTH_SCORE = "depth_score"
+LOST_SHARE = "lost_share"
+WEIGHT_CHANGE = "weight_change"
+STABLE_RANK = "stable_rank"
 RELEVANT_RATE = "relevant_rate"
 RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
@@ -142,6 +150,13 @@ METRICS: Mapping[str, Metric] = {
         Metric(COHERENT_HARMLESS_MINUS_ORACLE, "coherent-harmless rate minus the oracle's", "difference", 0),
         Metric(SAME_VERDICT_RATE, "same verdict as the oracle"),
         Metric(SAME_TEXT_RATE, "same text as the oracle"),
+        Metric(LENS_LOSS, "loss of the harmful answer after a layer", "nats", 1, INTERNALS),
+        Metric(PATCHED_LOSS, "loss of the harmful answer with a layer's output", "nats", 1, INTERNALS),
+        Metric(HIDDEN_GAP, "loss at the output above that of a layer", "nats", -1, INTERNALS),
+        Metric(DEPTH_SCORE, "depth score", suite=INTERNALS),
+        Metric(LOST_SHARE, "lost share of a layer", suite=INTERNALS),
+        Metric(WEIGHT_CHANGE, "relative change of the weights", better=0, suite=INTERNALS),
+        Metric(STABLE_RANK, "stable rank of the change", "count", 0, INTERNALS),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),

@@ -111,7 +111,7 @@ class ExchangeJudge(ModelJudge):
     @cached_property
     def _language_model(self) -> tuple[Any, Any]:
         from wpn_bench import models
-        from wpn_bench.harmless.judges.exchange_states import layers_of
+        from wpn_bench.engine.layers import layers_of
 
         model, tokenizer = models.load(self._model.path, self.device, "float32")
         weights = self._weights(STATES)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wpn_bench.core.progress import Advance
+from wpn_bench.engine.layers import layers_of
 from wpn_bench.harmless.judges.base import Exchange
 
 if TYPE_CHECKING:
@@ -100,11 +101,3 @@ def _states(model: Any, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> to
     finally:
         handle.remove()
     return reached[0]
-
-
-def layers_of(model: PreTrainedModel) -> Any:
-    """Return the list of the layers of a model."""
-    import torch
-
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return next(found for found in lists if len(found) == model.config.num_hidden_layers)
