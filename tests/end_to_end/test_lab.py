@@ -33,6 +33,7 @@ methods:
   wpn: {steps: 3, batch_size: 4}
   ga: {steps: 4, batch_size: 4, check_every: 4, stop_at_harmless_rate: 0.9}
 """
+WITHOUT_ORACLE = "candidates: []\n"
 SMALL = """\
 ood: []
 benign: []
@@ -62,7 +63,7 @@ class Lab:
 
     def __init__(self, folder: Path, server: ForkServer) -> None:
         self.folder, self.server = folder, server
-        (folder / "quick.yaml").write_text(CONFIG)
+        (folder / "quick.yaml").write_text(CONFIG + WITHOUT_ORACLE)
 
     def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
         options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
@@ -169,6 +170,8 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     others |= {"power_law_a", "power_law_b", "power_law_fitted_up_to", "sigma"}
     others |= {"lens_loss", "patched_loss", "hidden_gap", "depth_score", "lost_share", "weight_change", "stable_rank"}
     others |= {"harmless_with_prefix_rate", "short_references", "without_reference"}
+    others |= {"harmless_rate_minus_oracle", "coherent_harmless_rate_minus_oracle"}
+    others |= {"same_verdict_as_oracle_rate", "same_text_as_oracle_rate"}
     assert metrics | others == set(described["metrics"]["metric"])
 
 
@@ -411,8 +414,16 @@ def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
     # Gradient ascent keeps its stop rule in every trial.
     assert results["models"]["ga"]["config"]["stop_at_harmless_rate"] == 0.9
     html = (place.folder / "tuned" / "report.html").read_text()
-    for section in ("tuning", "curves"):
+    for section in ("tuning", "curves", "oracle"):
         assert f'<section id="{section}">' in html
+    # The lab's oracle is measured, and is no method of the verdict.
+    assert [*results["models"]] == ["base", "wpn", "ga", "oracle"]
+    assert results["models"]["oracle"]["candidate"]["source"] == "lab:oracle"
+    assert {r["suite"] for r in results["metrics"] if r["metric"] == "same_verdict_as_oracle_rate"} == {
+        "oracle_harmless",
+        "oracle_attack",
+    }
+    assert "oracle" not in "".join(first.stdout.splitlines()[1:])
 
     again = place.run(*more, out="tuned again", store="tuned_store")
     assert again.returncode == 0, again.stderr

@@ -28,6 +28,7 @@ ood: [lab_ood_games]
 benign: []
 attacks: [typos]
 benchmarks: [lab_copa]
+candidates: []
 """
 
 
