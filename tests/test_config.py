@@ -204,6 +204,16 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"training": {"temperature": 2}}, "training option 'temperature'", "known|did you mean"),
         ({"training": {"accumulation": 0}}, "training: accumulation: .*greater than or equal to 1", "docs/training.md"),
         ({"training": {"mixed_precision": "fp8"}}, "training: mixed_precision: ", "docs/training.md"),
+        (
+            {"training": {"sam": 0.1, "gradient_checkpointing": True}},
+            "sam does not work with gradient_checkp",
+            "docs/training.md",
+        ),
+        (
+            {"training": {"sam": 0.1}, "processes": 2},
+            "has the option sam, .* several processes",
+            "tasks/presets|its own",
+        ),
         ({"training": {"lora": {"rank": 0}}}, "training: lora.rank: ", "docs/training.md"),
         ({"training": {"lora": {"rang": 4}}}, "training option 'lora.rang'", "known|did you mean"),
         ({"training": {"lora": "big"}}, "training: lora: ", "docs/training.md"),

@@ -16,6 +16,7 @@ from scipy import special
 from wpn_bench import models
 from wpn_bench.unlearn.batches import Batch
 from wpn_bench.unlearn.methods import METHODS
+from wpn_bench.unlearn.sharpness import loss_nearby
 
 from .conftest import Row, rows_of, some_rows
 
@@ -587,3 +588,39 @@ def test_the_reference_gets_no_gradient(case: Case) -> None:
     case.loss().backward()
     assert all(p.grad is None for p in case.reference.parameters())
     assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in case.model.parameters())
+
+
+# --- sharpness-aware minimisation -------------------------------------------------------------------------------------
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_sam_is_the_gradient_at_moved_weights(case: Case) -> None:
+    """Foret et al. 2021, equations 2 and 3, with the weights really moved."""
+    rho = 0.05
+    before = {name: p.detach().clone() for name, p in case.model.named_parameters()}
+    case.model.zero_grad()
+    found = loss_nearby(case.model, lambda: case.method.loss(case.model, case.batch(), case.reference), rho)
+    found.total.backward()
+    ours = gradients(case.model)
+    assert all(torch.equal(p, before[name]) for name, p in case.model.named_parameters())
+    assert found.parts["loss_at_the_weights"] == pytest.approx(case.value(), rel=case.exact)
+    case.model.zero_grad()
+    case.loss().backward()
+    first = gradients(case.model)
+    norm = torch.sqrt(sum((g.double() ** 2).sum() for g in first.values()))
+    with torch.no_grad():
+        for name, p in case.model.named_parameters():
+            if name in first and norm:
+                p += (rho / norm * first[name]).to(p.dtype)
+    case.model.zero_grad()
+    moved = case.loss()
+    moved.backward()
+    theirs = gradients(case.model)
+    assert float(found.total.detach()) == pytest.approx(float(moved.detach()), rel=1e-5, abs=1e-7)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    for name, g in theirs.items():
+        assert float((ours[name] - g).abs().max()) <= 1e-4 * largest, name

@@ -20,7 +20,7 @@ from wpn_bench.models import loading
 from wpn_bench.prompts import Item
 from wpn_bench.prompts.items import read_items
 from wpn_bench.unlearn.methods import METHODS
-from wpn_bench.unlearn.methods.base import Loss, Method, MethodConfig
+from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, Loss, Method, MethodConfig, digested
 from wpn_bench.unlearn.train import TRAINING, run_train_stage, train
 
 from .training import NOT_FALLING, QUICK, TEMPLATE, Done, Weights, equal, method_of, put_needs, stop_of
@@ -427,3 +427,17 @@ def test_mixed_precision_trains_whole_weights_and_saves_what_was_asked_for(
     assert asked == ["float32"]
     assert {v.dtype for v in load_file(ctx.out / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((ctx.out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_sam_changes_the_model_and_no_other_digest(small_opt: Path, items: list[Item], texts: list[str]) -> None:
+    plain, moved = (Done(small_opt, method_of("sft", steps=2, sam=rho), items, texts) for rho in (None, 0.5))
+    assert [set(h["parts"]) - set(p["parts"]) for h, p in zip(moved.said.history, plain.said.history, strict=True)] == [
+        {"loss_at_the_weights"}
+    ] * 2
+    first = moved.said.history[0]
+    assert first["parts"]["loss_at_the_weights"] == pytest.approx(plain.said.history[0]["loss"], rel=1e-5)
+    assert first["loss"] > first["parts"]["loss_at_the_weights"]  # the move goes uphill
+    assert moved.said.history[1]["loss"] != plain.said.history[1]["loss"]
+    options = MethodConfig()
+    assert digested(options) == options.model_dump(mode="json", exclude={*NOT_IN_DIGEST, "sam"})
+    assert digested(MethodConfig(sam=0.1))["sam"] == 0.1

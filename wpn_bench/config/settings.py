@@ -497,6 +497,12 @@ class RunConfig(BaseModel):
             raise ValueError(f"the judge {min(twice)} is named twice (rates at other thresholds are reported anyway)")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+        several = (self.processes or 1) > 1 or self.accelerate
+        if several and (moved := [name for name in self.methods if self.method_config(name).sam]):
+            raise ValueError(
+                f"{moved[0]} has the option sam, which does not work with several processes: each would move the weights by its "
+                "own gradient"
+            )
         if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
             raise ValueError(f"curve.methods contains {lost[0]!r}, which is not among the methods of this run")
         return self

@@ -32,7 +32,7 @@ from wpn_bench.runs.files import BASE
 from wpn_bench.unlearn.benign import use_of
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
-from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of
+from wpn_bench.unlearn.methods.base import NOT_IN_DIGEST, code_of, digested
 
 STOP_PROMPTS = 100  # number of validation prompts that a stopping rule uses
 HELDOUT = "perplexity"  # the stage that measures held-out text
@@ -167,7 +167,7 @@ class Planner:
         params: dict[str, Any] = {
             "method": method.partition(":")[0],
             "code": code_of(method_of(method)),
-            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+            "config": digested(settings),
             "seed": seed,
             "template": self.inputs.template.value,
             "dtype": config.dtype,
@@ -221,7 +221,7 @@ class Planner:
         )
         params = {
             "code": code_of(relearn.Relearning),
-            "config": settings.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+            "config": digested(settings),
             "snapshots": [step for step in asked.steps if step],
             "seed": seed,
             "template": self.template_of(name).value,

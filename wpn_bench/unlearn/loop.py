@@ -23,9 +23,10 @@ from wpn_bench.core.progress import Advance, Stopwatch
 from wpn_bench.unlearn import checkpoints
 from wpn_bench.unlearn.batches import Batch, Batches
 from wpn_bench.unlearn.divergence import OVERFLOWS, diverged, exploded
-from wpn_bench.unlearn.methods.base import Method
+from wpn_bench.unlearn.methods.base import Loss, Method
 from wpn_bench.unlearn.processes import here
 from wpn_bench.unlearn.shards import like, load_optimizer_state, optimizer_state, whole
+from wpn_bench.unlearn.sharpness import loss_nearby
 
 PROGRESS = "progress.json"
 WEIGHTS = "trained.safetensors"
@@ -88,7 +89,12 @@ class Objective(torch.nn.Module):
         return self
 
     def forward(self, inputs: Any) -> tuple[Any, dict[str, float]]:
-        loss = self.method.loss(self.model, Batch.from_tensors(inputs), self._reference[0])
+        batch, rho = Batch.from_tensors(inputs), self.method.config.sam
+
+        def compute() -> Loss:
+            return self.method.loss(self.model, batch, self._reference[0])
+
+        loss = loss_nearby(self.model, compute, rho) if rho else compute()
         return loss.total, loss.parts
 
 

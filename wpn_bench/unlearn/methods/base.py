@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wpn_bench.core.registry import source_digest
 from wpn_bench.core.validation import Count
@@ -81,6 +81,12 @@ class MethodConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="whether activations are recomputed in the backward pass to save memory"
     )
+    sam: float | None = Field(
+        None,
+        gt=0,
+        description="sharpness-aware minimisation: norm of the move of the weights at which the gradient is computed, such as 0.05; "
+        "a step takes twice the time",
+    )
     lora: LoRAConfig | None = Field(
         None, description="options of low-rank adapters, or their rank; None trains all weights"
     )
@@ -96,6 +102,15 @@ class MethodConfig(BaseModel):
             return LoRAConfig() if value else None
         return {"rank": value} if isinstance(value, int) else value
 
+    @model_validator(mode="after")
+    def _sam_goes_with_the_others(self) -> Self:
+        if self.sam and self.gradient_checkpointing:
+            # Activations would be computed again in the backward pass, when the weights are no longer moved.
+            raise ValueError("sam does not work with gradient_checkpointing: leave out one of the two")
+        if self.sam and self.mixed_precision == "fp16":
+            raise ValueError("sam does not work with fp16, in which its first gradient may vanish: use bf16")
+        return self
+
     def peak_lr(self, width: int) -> float:
         """Return `lr`, or the default for a hidden size of `width`."""
         return self.lr or (LORA_LR if self.lora else 1.0) * 0.05 / width
@@ -103,6 +118,14 @@ class MethodConfig(BaseModel):
 
 # These options do not change the trained model.
 NOT_IN_DIGEST = ("save_every",)
+# These options are left out of the digest while they are None, because they are newer than stored models.
+_NEWER = ("sam",)
+
+
+def digested(config: MethodConfig) -> dict[str, Any]:
+    """Return the options that determine the trained model, for the parameters of a job."""
+    options = config.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+    return {name: value for name, value in options.items() if value is not None or name not in _NEWER}
 
 
 @dataclass
