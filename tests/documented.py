@@ -106,6 +106,7 @@ COVERED_BY = {
     "wpn-bench attack --attacks gcg,soft_prompt": "wpn-bench full --preset attacks",
     "wpn-bench evaluate --candidate NAME=SOURCE": "wpn-bench evaluate -m BASE --candidate mine=DIR",
     "wpn-bench full -m BASE --candidate mine=DIR": "wpn-bench evaluate -m BASE --candidate mine=DIR",
+    "wpn-bench full -m BASE --candidate oracle=DIR": "wpn-bench evaluate -m BASE --candidate mine=DIR",
     "wpn-bench report RUN": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report runs/today --format md,json": "wpn-bench report RUN --format html,md,json,csv,junit",
     "wpn-bench report RUN RUN...": "wpn-bench report runs/monday runs/friday runs/other-model",

@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from wpn_bench import load_run
 from wpn_bench.analysis import stats
 from wpn_bench.analysis.judge_card import JudgeCard
 from wpn_bench.report.templates import templates_dir
+from wpn_bench.runs.metrics import metric_of
 
 # --- from items to rows ----------------------------------------------------------------------------------------------
 
@@ -91,6 +95,8 @@ def _of_prompts(
         plain = raw[model, row["seed"], suite, name, metric.removesuffix("_corrected")]
         corrected = JudgeCard.model_validate(results["run"]["judge_card"]).correct(plain["value"], plain["n"])
         return {"value": corrected.value, "ci_low": corrected.low, "ci_high": corrected.high}
+    if metric in UTILITY:
+        return _of_answers(samples, model, name, metric)
     worst = name == "worst_case"
     names = results["run"]["worst_case"]["attacks"] if worst else [name]
     per_model: list[pd.Series] = []
@@ -111,6 +117,38 @@ def _of_prompts(
         both = base.index.intersection(mine.index)
         change = stats.paired_rates(base[both].tolist(), mine[both].tolist())
     return _fields(stats.rate(int(mine.sum()), len(mine)), len(mine), change)
+
+
+UTILITY = ("answer_words", "distinct_word_pairs_rate", "overlap_with_base_rate", "same_text_as_base_rate")
+
+
+def _of_answers(samples: pd.DataFrame, model: str, name: str, metric: str) -> dict[str, Any]:
+    """Without the intervals, which are tested where they are made."""
+    answers = {
+        who: samples[(samples["model"] == who) & (samples["set"] == name)].set_index("item_id")["response"]
+        for who in ("base", model)
+    }
+    own, base = answers[model], answers["base"]
+    if metric == "same_text_as_base_rate":
+        return _fields(stats.rate(sum(own[i] == base[i] for i in own.index), len(own)), len(own), None)
+    texts = {
+        who: [re.findall(r"[a-z0-9']+", t.lower().replace("'s", "")) for t in found] for who, found in answers.items()
+    }
+    if metric == "answer_words":
+        lengths = {who: sum(map(len, found)) / len(found) for who, found in texts.items()}
+        return {"value": lengths[model], "n": len(own)} | (
+            {} if model == "base" else {"delta": lengths[model] - lengths["base"]}
+        )
+    if metric == "distinct_word_pairs_rate":
+        pairs = [pair for one in texts[model] for pair in pairwise(one)]
+        counts, n = Counter(pairs), len(pairs)
+        seen = [1 - math.comb(n - k, 100) / math.comb(n, 100) for k in counts.values()] if n >= 100 else [math.nan]
+        return {"value": sum(seen) / 100, "n": len(own)}
+    found = [SequenceMatcher(None, one, other, False) for one, other in zip(texts["base"], texts[model], strict=True)]
+    least = [
+        2 * sum(block.size for block in one.get_matching_blocks()) / max(1, len(one.a) + len(one.b)) for one in found
+    ]
+    return {"n": len(least)} | ({"value": 1.0} if all(x == 1 for x in least) else {})
 
 
 def _of_documents(documents: pd.DataFrame, model: str, task: str, metric: str) -> dict[str, Any]:
@@ -293,6 +331,9 @@ def _allowed(
             total = sum(r["value"] for r in of_model if r["metric"] == "seconds")
             return written([total - 1e-9, total + 1e-9])  # 11.55 may be a little more or less by the order of addition
         return written(r["value"] for r in of_model if r["set"] == column)
+    if caption == "Benign answers":
+        metric = next(one for one in UTILITY if metric_of(one).title == column)
+        return _follow([r for r in rows if (r["model"], r["metric"]) == (names[line], metric)], rows)
     if column not in names:
         return None
     of_model = [r for r in rows if r["model"] == names[column]]
@@ -335,6 +376,7 @@ def check_report(run: Path) -> int:
                 held(cell, about if allowed is None else allowed, (caption, title, of))
     literal = {t for file in templates_dir().glob("report.*.j2") for t in tokens(file.read_text(encoding="utf-8"))}
     headline = {metric for _, metrics in HEADLINES.values() for metric in metrics} | {
+        *UTILITY,
         "attack_success_rate",
         "peak_memory_mb",
     }

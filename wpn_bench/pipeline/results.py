@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.analysis import cost_rows, judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.analysis.oracle_rows import oracle_rows
+from wpn_bench.analysis.utility_rows import utility_rows
 from wpn_bench.analysis.verdict import NonInferiority
 from wpn_bench.benchmarks.definitions import short_name as short_task
 from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
@@ -109,6 +110,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     rows += metric_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
     rows += metric_rows.turned_rows(documents)
     rows += oracle_rows(samples)
+    rows += utility_rows(samples)
     of_stages, failed = rows_of_stages(run)
     rows += of_stages
     rows = metric_rows.adjust_for_attacks(metric_rows.sum_up(rows))

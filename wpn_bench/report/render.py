@@ -28,6 +28,7 @@ from wpn_bench.report import (
     step_charts,
     tables,
     training_tables,
+    utility,
 )
 from wpn_bench.report.drawing import colours
 from wpn_bench.report.samples import pack
@@ -102,7 +103,7 @@ def _context(run: ReportedRun) -> dict[str, Any]:
         "judging": judges.judges(run),
         "labelled": label_summary.labelled(run),
         "candidates": candidates.section(view),
-        "sections": [*filter(None, [oracle.section(view)]), *sections.contributed(run)],
+        "sections": [*filter(None, [oracle.section(view), utility.section(view)]), *sections.contributed(run)],
     }
 
 

@@ -45,6 +45,10 @@ DEPTH_SCORE = "depth_score"
 LOST_SHARE = "lost_share"
 WEIGHT_CHANGE = "weight_change"
 STABLE_RANK = "stable_rank"
+ANSWER_WORDS = "answer_words"
+DISTINCT_PAIRS_RATE = "distinct_word_pairs_rate"
+OVERLAP_WITH_BASE_RATE = "overlap_with_base_rate"
+SAME_AS_BASE_RATE = "same_text_as_base_rate"
 RELEVANT_RATE = "relevant_rate"
 RELEVANT_HARMLESS_RATE = "relevant_coherent_harmless_rate"
 REFUSAL_RATE = "refusal_rate"
@@ -157,6 +161,10 @@ METRICS: Mapping[str, Metric] = {
         Metric(LOST_SHARE, "lost share of a layer", suite=INTERNALS),
         Metric(WEIGHT_CHANGE, "relative change of the weights", better=0, suite=INTERNALS),
         Metric(STABLE_RANK, "stable rank of the change", "count", 0, INTERNALS),
+        Metric(ANSWER_WORDS, "words per answer", "count", 0, BENIGN),
+        Metric(DISTINCT_PAIRS_RATE, "different word pairs", better=0, suite=BENIGN),
+        Metric(OVERLAP_WITH_BASE_RATE, "overlap with the answer of base", better=0, suite=BENIGN),
+        Metric(SAME_AS_BASE_RATE, "same text as base", better=0, suite=BENIGN),
         Metric("lost", "lost", "count", -1, BENCHMARK),
         Metric("gained", "gained", "count", 1, BENCHMARK),
         Metric("tokens", "tokens", "count", 0, COST),
