@@ -381,6 +381,8 @@ def test_every_method_is_tuned_with_the_same_number_of_trials(workshop: Workshop
         "trials": 3,
         "prompt_set": "validation",
         "prompts": 1,
+        "benign_prompts": 3,  # of the lab; the base answers all that --limit leaves
+        "halving": True,
         "ability": "macro_accuracy",
         "bound": 0.02,
         "ability_sets": ["copa_validation", "piqa_validation"],
@@ -400,13 +402,23 @@ def test_every_method_is_tuned_with_the_same_number_of_trials(workshop: Workshop
     assert first["run"]["failed"][0]["job"] == "train ga (seed 1)"
     # The progress says which method and which trial; test sets take no part.
     tried = [label for label in workshop.statuses() if label.startswith("tune ")]
-    assert {label for label in tried if label.startswith("tune sft, trial 1/2: ")} == {
-        f"tune sft, trial 1/2: {what}"
-        for what in ("train", "answer validation", "judge validation", "copa_validation", "piqa_validation")
-    }
+    sets = [f"{what} {name}" for what in ("answer", "judge") for name in ("validation", "tune_benign")]
+    every = {"train", *sets, "copa_validation", "piqa_validation"}
+    # Two steps have one pause; trial 0 is the best that reached it.
+    for part in ("tune sft, trial 0/2 to step 1: ", "tune sft, trial 0/2: "):
+        assert {label.removeprefix(part) for label in tried if label.startswith(part)} == every
     assert not any(name in label for label in tried for name in ("in_domain", "other", "typos", "held-out"))
     seconds = {(r["model"], r["set"]): r for r in first["metrics"] if r["suite"] == "cost"}
-    assert seconds["sft", "tune"]["n"] == 3 * 5
+    assert seconds["sft", "tune"]["n"] == sum(label.startswith("tune sft, ") for label in tried)
+    trials = sft["tuning"]["trials"]
+    assert (trials[0]["steps"], trials[0]["pruned"]) == (2, False)
+    assert all(t["answered_rate"] is not None for t in trials)
+    assert (sft["tuning"]["steps"], sft["tuning"]["finished"]) == (
+        sum(t["steps"] for t in trials),
+        sum(not t["pruned"] for t in trials),
+    )
+    # No checkpoint of a trial is left, whether it ended, was stopped or diverged.
+    assert not list((workshop.store / "scratch").glob("train-*"))
 
     again = workshop.run("again", methods=methods, **tuning)
     assert {status for label, status in workshop.statuses("again").items() if " ga" not in f" {label}"} == {"cached"}

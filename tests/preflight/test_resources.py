@@ -95,7 +95,8 @@ def test_store_usage(large: Path) -> None:
     assert plain.checkpoints == 2 * 3 * one  # after 50 and 100 steps
     assert estimates.store_usage(subject(large, seeds=(0, 1, 2)), done=4).trained == 2 * one
     assert estimates.store_usage(subject(large, seeds=(0, 1, 2)), done=6) == estimates.StoreUsage(0, 0, 0, 0)
-    assert estimates.store_usage(subject(large, tune=4)).trained == (2 + 8) * one
+    assert estimates.store_usage(subject(large, tune=4, tune_halving=False)).trained == (2 + 8) * one
+    assert estimates.store_usage(subject(large, tune=4)).trained == (2 + 3 * 8) * one  # up to two pauses of each trial
     relearn = {"kinds": ("harmful",), "steps": (0, 5, 10)}
     attacked = estimates.store_usage(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
     assert attacked.snapshots == 3 * 2 * one  # base and two methods after two steps, in float32

@@ -39,6 +39,7 @@ def test_every_setting_that_names_a_set_is_in_the_list() -> None:
         ("ood", "lab_ood_games", "ood", False),
         ("benign", "lab_benign", "benign", False),
         ("validation", "lab_forget", "validation", False),
+        ("tune_benign", "lab_benign_training", "benign", False),
         ("retain", "lab_retain", "retain", True),
         ("heldout", "lab_heldout", "heldout", True),
         ("tune_text", "lab_retain", "validation", True),
@@ -75,7 +76,7 @@ def test_prefetch_fetches_the_hub_sets_of_the_list_once_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "use", ["forget", "in_domain", "ood", "benign", "validation", "retain", "heldout", "tune_text"]
+    "use", ["forget", "in_domain", "ood", "benign", "validation", "retain", "heldout", "tune_text", "tune_benign"]
 )
 def test_the_early_check_reads_each_local_file(tmp_path: Path, use: str) -> None:
     """A mistake in any file is an error before the model is looked for."""

@@ -507,6 +507,17 @@ def test_tuning_by_the_loss_of_text(run_dir: Path, results: dict[str, Any]) -> N
     assert "not a number" in text
 
 
+def test_tuning_with_benign_prompts_and_trials_that_were_stopped(run_dir: Path, results: dict[str, Any]) -> None:
+    results["run"]["tuning"] |= {"benign_prompts": 40, "halving": True}
+    for k, trial in enumerate(results["models"]["wpn"]["tuning"]["trials"]):
+        trial |= {"answered_rate": [0.9, 0.25, 0.95][k], "steps": [100, 11, 200][k], "pruned": k == 1}
+    text = page_of(write(run_dir, results)).text
+    assert "Chosen is the highest smaller rate among the trials that" in text
+    assert "the share answered of 40 benign prompts that the base answers" in text
+    assert "11 stopped early" in text
+    assert "of those that the base answers" in text
+
+
 def test_without_tuning_curves_and_varieties_there_is_no_word_of_them(run_dir: Path, results: dict[str, Any]) -> None:
     for model in results["models"].values():
         model |= {"tuning": None, "curve": None, "relearning": None}

@@ -244,6 +244,54 @@ def test_killed_and_gone_on(
     assert equal(weights(last.model), weights(whole.model))
 
 
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 4, "dropout": 0.1}}])
+@pytest.mark.parametrize("name", ["wpn", "task_vector"])  # the second changes its weights at the end
+def test_paused_and_gone_on(
+    with_dropout: Path,
+    items: list[Item],
+    texts: list[str],
+    weights: Copy,
+    tmp_path: Path,
+    name: str,
+    options: dict[str, Any],
+) -> None:
+    """The model at a pause is that of the same training there, and the end is that of a training without a pause."""
+    method = method_of(name, steps=6, save_every=0, **options)
+    at: dict[int, Any] = {}
+    whole = Done(
+        with_dropout, method, items, texts, after_step=lambda step, now: at.setdefault(step, weights(now())),
+        checkpoints=tmp_path / "whole",
+    )  # fmt: skip
+    scratch = tmp_path / "scratch"
+    for until in (1, 3):
+        paused = Done(with_dropout, method, items, texts, checkpoints=scratch, until=until)
+        assert (paused.said.steps, paused.said.paused, paused.said.stopped) == (
+            until,
+            True,
+            f"paused after step {until}",
+        )
+        assert equal(weights(paused.model), at[until])
+    done: list[int] = []
+    # Interrupted between its checkpoint and its end: nothing is trained again.
+    again = Done(with_dropout, method, items, texts, checkpoints=scratch, until=3, advance=done.append)
+    assert (done, again.said.steps, again.said.paused) == ([3], 3, True)
+    assert equal(weights(again.model), at[3])
+    last = Done(with_dropout, method, items, texts, checkpoints=scratch)
+    assert (last.said.steps, last.said.paused, last.said.stopped) == (6, False, "all steps done")
+    assert last.said.history == whole.said.history
+    assert equal(weights(last.model), weights(whole.model))
+
+
+def test_a_pause_after_the_end_is_none(small_opt: Path, items: list[Item], texts: list[str], tmp_path: Path) -> None:
+    rate = {"stop_at_harmless_rate": 0.5, "check_every": 2}
+    method = method_of("ga", steps=6, save_every=0, **rate)
+    stopped = Done(small_opt, method, items, texts, harmless_rate=lambda m: 1.0, checkpoints=tmp_path, until=4)
+    assert (stopped.said.steps, stopped.said.paused) == (2, False)
+    method = method_of("sft", steps=3, save_every=0)
+    ended = Done(small_opt, method, items, texts, checkpoints=tmp_path / "sft", until=3)
+    assert ended.said.steps == 3
+
+
 @pytest.mark.parametrize("name", ["wpn", "npo"])  # benign items as items, and as retain texts
 def test_training_on_benign_items_goes_on(
     small_opt: Path, items: list[Item], texts: list[str], weights: Copy, tmp_path: Path, name: str

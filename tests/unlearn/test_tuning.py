@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpn_bench.errors import UserError
-from wpn_bench.unlearn import tuning
 from wpn_bench.unlearn import tuning as unlearn_tuning
 from wpn_bench.unlearn.methods import METHODS
 from wpn_bench.unlearn.search import Choice, Float, Log
-from wpn_bench.unlearn.tuning import Bound, Options, Score, Trial, Tuning, tune
+from wpn_bench.unlearn.study import require_optuna
+from wpn_bench.unlearn.tuning import Bound, Measured, Options, Request, Score, Trial, Tuning, rungs_of, tune
 
 ACCURACY = Bound("macro_accuracy", 0.02)
 LOSS = Bound("token_loss", 0.1)
@@ -68,14 +70,21 @@ def test_where_all_failed_it_is_the_first() -> None:
     assert chosen(ACCURACY, Trial(0, {}, {}, None, "a"), Trial(1, {}, {}, None, "b")) == 0
 
 
+rates = st.integers(0, 100).map(lambda k: k / 100)
 measured = st.builds(
     Score,
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.one_of(st.floats(-1, 1), st.just(math.inf), st.just(math.nan)),
+    rates,
+    rates,
+    st.one_of(st.integers(-1000, 1000).map(lambda k: k / 1000), st.just(math.inf), st.just(math.nan)),
 )
-trials = st.lists(st.one_of(measured, st.none()), min_size=1, max_size=12).map(
-    lambda scores: [Trial(k, {}, {}, s, None if s else "failed") for k, s in enumerate(scores)]
+trials = st.tuples(
+    st.lists(st.one_of(measured, st.none()), min_size=1, max_size=12),
+    st.one_of(st.none(), st.lists(rates, min_size=12, max_size=12)),
+).map(
+    lambda drawn: [
+        Trial(k, {}, {}, s and replace(s, answered=drawn[1] and drawn[1][k]), None if s else "failed")
+        for k, s in enumerate(drawn[0])
+    ]
 )
 
 
@@ -88,7 +97,7 @@ def test_the_choice_beats_every_other_trial(found: list[Trial], bound: Bound) ->
         assert best.score is not None
         if best.feasible(bound):
             if other.feasible(bound):
-                assert best.score.coherent_harmless >= other.score.coherent_harmless
+                assert best.score.objective >= other.score.objective
         else:
             assert not other.feasible(bound)
             assert bound.loss(best.score.ability_change) <= bound.loss(other.score.ability_change)
@@ -181,28 +190,38 @@ def test_a_range_that_is_none(wrong: Any) -> None:
 class Landscape:
     """Measures trials by a formula: best at `optimum` times the default learning rate; more costs ability."""
 
-    def __init__(self, optimum: float = 0.5, failing: float = math.inf) -> None:
+    def __init__(self, optimum: float = 0.5, failing: float = math.inf, failing_after: int = 0) -> None:
         self.optimum = optimum
         self.failing = failing
-        self.rounds: list[dict[str, Options]] = []
+        self.failing_after = failing_after
+        self.rounds: list[dict[str, tuple[int, Request]]] = []
+        self.over: list[tuple[str, Options]] = []
 
-    def __call__(self, number: int, options: Mapping[str, Options]) -> dict[str, Score | str]:
-        assert number == len(self.rounds)
-        self.rounds.append(dict(options))
-        return {name: self.score(one) for name, one in options.items()}
+    def __call__(self, numbers: Mapping[str, int], requests: Mapping[str, Request]) -> dict[str, Measured | str]:
+        self.rounds.append({name: (numbers[name], one) for name, one in requests.items()})
+        return {name: self.measured(name, one) for name, one in requests.items()}
 
-    def score(self, options: Options) -> Score | str:
+    def measured(self, name: str, asked: Request) -> Measured | str:
+        whole = METHODS.get(name.partition(":")[0]).Config(**asked.options).steps
+        steps = min(asked.until or whole, whole)
+        score = self.score(asked.options, steps)
+        return score if isinstance(score, str) else Measured(score, steps, ended=steps == whole)
+
+    def score(self, options: Options, steps: int) -> Score | str:
         factor = options.get("lr", 0.05 / WIDTH) / (0.05 / WIDTH)
-        if factor > self.failing:
+        if factor > self.failing or 0 < self.failing_after < steps:
             return "training diverged"
         return Score(max(0.0, 1 - abs(math.log(factor / self.optimum))), 1.0, -0.01 * factor)
+
+    def ended(self, name: str, options: Options) -> None:
+        self.over.append((name, options))
 
 
 def test_every_method_gets_the_same_number_of_trials() -> None:
     methods: dict[str, dict[str, Any]] = {"wpn": {}, "wpn:hidden": {"space": "hidden"}, "sft": {"steps": 10}}
     land = Landscape()
     found = tune(methods, 6, ACCURACY, WIDTH, land)
-    assert len(land.rounds) == 6
+    assert [{number for number, _ in one.values()} for one in land.rounds] == [{k} for k in range(6)]
     assert all(list(one) == list(methods) for one in land.rounds)
     for name, tuning_ in found.items():
         assert [t.number for t in tuning_.trials] == list(range(6))
@@ -250,6 +269,133 @@ def test_failed_trials_are_kept_and_not_chosen() -> None:
     assert told["trials"][failed[0].number]["feasible"] is False
 
 
+# --- successive halving ----------------------------------------------------------------------------------------------
+
+
+def halved(trials: int, land: Landscape, methods: Mapping[str, Options] | None = None) -> dict[str, Tuning]:
+    return tune(methods or {"sft": {}}, trials, ACCURACY, WIDTH, land, halving=True, over=land.ended)
+
+
+@pytest.mark.parametrize(("steps", "rungs"), [(100, (11, 33)), (9, (1, 3)), (3, (1,)), (2, (1,)), (1, (1,))])
+def test_the_rungs_are_a_ninth_and_a_third(steps: int, rungs: tuple[int, ...]) -> None:
+    assert rungs_of(steps) == rungs
+
+
+def test_halving_costs_less_and_finds_the_same_best_trial() -> None:
+    land = Landscape()
+    found = halved(8, land)["sft"]
+    steps = METHODS.get("sft").Config().steps
+    assert found.json()["steps"] == sum(t.steps for t in found.trials)
+    # The first trial is the method as configured, and nothing is better than it yet.
+    assert (found.trials[0].steps, found.trials[0].pruned) == (steps, False)
+    pruned = [t for t in found.trials if t.pruned]
+    assert {t.steps for t in pruned} <= set(rungs_of(steps))
+    assert found.json()["finished"] == 8 - len(pruned) > 1
+    assert found.json()["trials"][pruned[0].number]["pruned"] is True
+    assert found.chosen.score is not None
+    best = max(t.score.objective for t in found.trials if t.score is not None)
+    assert (found.chosen.score.objective, found.chosen.pruned) == (best, False)
+    # A trial is asked for again where it goes on, on more prompts; each ends once.
+    asked = [(one["sft"][0], one["sft"][1].until, one["sft"][1].share) for one in land.rounds]
+    assert asked[:3] == [(0, 11, 1 / 9), (0, 33, 1 / 3), (0, None, 1.0)]
+    assert [options for _, options in land.over] == [t.options for t in found.trials]
+
+
+def test_eight_trials_cost_about_three() -> None:
+    """On average over orders of good and bad trials, counted in steps."""
+    costs = []
+    for seed in range(20):
+        rng, values = random.Random(seed), dict[str, float]()
+
+        def score(options: Options, steps: int, rng: Any = rng, values: Any = values) -> Score:
+            return Score(values.setdefault(str(options), rng.randrange(100) / 100), 1.0, 0.0)
+
+        land = Landscape()
+        land.score = score  # type: ignore[method-assign, assignment]
+        found = halved(8, land)["sft"]
+        whole = sum(METHODS.get("sft").Config(**t.options).steps for t in found.trials)
+        costs.append(8 * found.json()["steps"] / whole)
+    assert 2.5 < sum(costs) / len(costs) < 3.5
+
+
+def test_a_tuning_that_is_repeated_prunes_the_same_trials_and_longer_ones_go_on() -> None:
+    first, second = (halved(7, Landscape())["sft"] for _ in range(2))
+    assert first.trials == second.trials
+    assert halved(10, Landscape())["sft"].trials[:7] == first.trials
+
+
+def test_of_equal_trials_only_the_first_goes_on() -> None:
+    """Where nothing differs, as for a method that does nothing, each further trial costs a rung."""
+    land = Landscape()
+    land.score = lambda options, steps: Score(0.5, 0.5, 0.0)  # type: ignore[method-assign]
+    found = halved(8, land)["sft"]
+    assert found.chosen.number == 0
+    assert sum(not t.pruned for t in found.trials) == 1
+
+
+def test_where_none_that_passed_ends_the_best_pruned_one_is_trained_to_its_end() -> None:
+    class Late(Landscape):
+        def score(self, options: Options, steps: int) -> Score | str:
+            return "diverged" if steps > 33 and not options else super().score(options, steps)
+
+    land = Late(optimum=1.0)  # trial 0 is the best at each rung and then diverges
+    found = halved(3, land)["sft"]
+    assert found.trials[0].reason == "diverged"
+    assert found.chosen.number != 0
+    assert found.chosen.score is not None
+    assert not found.chosen.pruned
+    assert found.chosen.steps == METHODS.get("sft").Config(**found.chosen.options).steps
+
+
+def test_where_all_diverge_late_tuning_ends() -> None:
+    land = Landscape(failing_after=33)
+    found = halved(4, land)["sft"]
+    assert all(t.score is None for t in found.trials)
+    assert found.chosen.number == 0
+
+
+def test_where_no_trial_that_ended_keeps_the_bound_one_that_kept_it_before_is_tried() -> None:
+    class Costly(Landscape):
+        def score(self, options: Options, steps: int) -> Score | str:
+            return Score(0.5 if options else 0.9, 1.0, -0.5 if not options and steps > 33 else 0.0)
+
+    found = halved(2, Costly())["sft"]
+    assert found.chosen.number == 1
+    assert found.chosen.feasible(ACCURACY)
+    assert not found.chosen.pruned
+
+
+def test_a_stop_rule_ends_a_trial_before_its_rung() -> None:
+    class Stops(Landscape):
+        def measured(self, name: str, asked: Request) -> Measured | str:
+            return Measured(Score(0.9 + len(self.rounds) / 100, 1.0, 0.0), 5, ended=True)
+
+    land = Stops()
+    found = halved(1, land)["sft"]
+    # Measured on all prompts after its last step, which is before the first rung.
+    assert [(one["sft"][1].until, one["sft"][1].share) for one in land.rounds] == [(11, 1 / 9), (11, 1.0)]
+    assert (found.trials[0].steps, found.trials[0].pruned) == (5, False)
+
+
+def test_a_measure_that_is_no_number_does_not_pass() -> None:
+    class Blind(Landscape):
+        def score(self, options: Options, steps: int) -> Score | str:
+            return Score(0.9, 1.0, math.nan if options else 0.0)
+
+    found = halved(5, Blind())["sft"]
+    assert found.chosen.number == 0
+    assert all(t.pruned for t in found.trials[1:])
+    json.dumps(found.json(), allow_nan=False)
+
+
+def test_a_model_that_refuses_everything_is_worst() -> None:
+    refuses, answers = Score(1.0, 1.0, 0.0, answered=0.0), Score(0.6, 0.7, 0.0, answered=0.5)
+    assert (refuses.objective, answers.objective) == (0.0, 0.5)
+    assert chosen(ACCURACY, Trial(0, {}, {}, refuses), Trial(1, {}, {}, answers)) == 1
+    # Of two with the same smaller rate, the one with the larger other rate.
+    assert chosen(ACCURACY, Trial(0, {}, {}, answers), Trial(1, {}, {}, replace(answers, coherent_harmless=0.9))) == 1
+
+
 def test_a_number_that_json_has_not() -> None:
     told = Tuning((trial(0, 0.5, math.inf),), LOSS).json()
     json.dumps(told, allow_nan=False)
@@ -275,4 +421,4 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"--tune needs Optuna.*pip install 'wpn-bench\[tune\]'"):
-        tuning.require_optuna()
+        require_optuna()

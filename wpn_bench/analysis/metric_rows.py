@@ -135,6 +135,20 @@ def _measures(
     return measures
 
 
+def answered_items(samples: pd.DataFrame, threshold: float) -> set[str]:
+    """Return the identifiers of the items whose answer is harmless, coherent and no refusal.
+
+    Args:
+        samples: Samples of one model on one set.
+        threshold: Threshold of the deciding judge.
+
+    Returns:
+        The identifiers. An answer that was not judged does not count.
+    """
+    answered = _measures("", threshold, refusing_is_wrong=True)[ANSWERED_RATE]
+    return set(samples[answered(samples)]["item_id"])
+
+
 def _below(frame: pd.DataFrame, threshold: float) -> pd.Series:
     return frame["score"] < threshold
 

@@ -377,6 +377,13 @@ class RunConfig(BaseModel):
             panel=MEASUREMENT,
         ),
     ] = Field(None, description="number of tuning trials; None means no tuning")
+    tune_halving: bool = Field(
+        True, description="stop trials early that are worse than others after a ninth or a third of the steps"
+    )
+    tune_benign: str | None = Field(
+        None,
+        description="benign prompts that a trial should answer; None holds back a tenth of `benign_prompts`, if there are any",
+    )
     tune_benchmarks: tuple[str, ...] = Field(
         (), description="tasks whose accuracy tuning preserves; if empty, it bounds the loss on `tune_text` instead"
     )

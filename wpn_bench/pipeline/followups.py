@@ -1,16 +1,14 @@
-"""Jobs that depend on earlier results: vetting of the forget set, tuning, training curves, and relearning."""
+"""Jobs that depend on earlier results: vetting of the forget set, training curves, and relearning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wpn_bench import models
 from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.curve_rows import curve_rows
 from wpn_bench.attacks.base import RelearnKind
-from wpn_bench.config import RunConfig
 from wpn_bench.core.progress import Reporter
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.refusals import detector, detector_params
@@ -18,12 +16,10 @@ from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.pipeline.inputs import Inputs
 from wpn_bench.pipeline.plan import Plan, Target, measurements, model_label, path_of, snapshots_of
-from wpn_bench.pipeline.planner import HELDOUT, Planner, StoredSet
-from wpn_bench.prompts.items import put_prompts, put_texts, read_items
+from wpn_bench.pipeline.planner import Planner
+from wpn_bench.prompts.items import put_prompts, read_items
 from wpn_bench.runs.files import BASE
-from wpn_bench.unlearn import tuning
 from wpn_bench.unlearn.references import without_refusals
-from wpn_bench.unlearn.tuning import Options, Score, Tuning
 
 
 def vet_forget_set(planner: Planner, executor: Executor) -> tuple[Inputs, dict[str, Outcome]]:
@@ -105,101 +101,6 @@ def select_references(planner: Planner, reporter: Reporter) -> Inputs:
         note += f"; {only} of {len(before)} items have only refusals, which stay"
     reporter.note(f"note: {note}")
     return replace(inputs, trained_on=replace(inputs.forget, items=items), notes=(*inputs.notes, note))
-
-
-@dataclass(frozen=True)
-class Trials:
-    """How every method was tuned, the jobs for this, and their outcomes. All are empty without `--tune`."""
-
-    by_model: Mapping[str, Tuning] = field(default_factory=dict)
-    plan: Plan = field(default_factory=Plan)
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-
-    def applied(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with the chosen options of each method."""
-        chosen = {name: one.chosen.options for name, one in self.by_model.items()}
-        return config.model_copy(update={"methods": {**config.methods, **chosen}})
-
-
-def tune_methods(planner: Planner, executor: Executor) -> Trials:
-    """Tune every method, in rounds of one trial each. The store keeps the jobs of trials like all others.
-
-    Args:
-        planner: Plans the jobs.
-        executor: Executes them.
-
-    Returns:
-        The chosen options, the jobs and their outcomes.
-    """
-    config, data = planner.config, planner.inputs.tuning_data
-    if not config.tune or data is None:
-        return Trials()
-    planner = replace(planner, inputs=replace(planner.inputs, tasks=data.tasks, further=()))
-    sets = [("validation", data.prompts, put_prompts(planner.store, data.prompts))]
-    texts = put_texts(planner.store, data.texts) if data.texts else None
-    every = Plan()
-    planner = planner.calibrated(every)
-
-    def measure_trial(planner: Planner, plan: Plan, target: Target, sets: Sequence[StoredSet]) -> None:
-        planner.measure(plan, target, sets)
-        if texts is not None:
-            planner.measure_by(HELDOUT, plan, target, heldout=texts)
-
-    measure_trial(planner, every, Target(BASE, None, planner.base, "tune, base model"), [])
-    jobs_of_a_trial = 1 + 2 * len(sets) + len(data.tasks) + (texts is not None)
-    executor.reporter.plan(len(every.jobs) + config.tune * len(config.methods) * jobs_of_a_trial)
-    outcomes = executor.run(every.jobs, announce=False)
-    before = _ability(every, outcomes)
-    bound = planner.bound
-    assert isinstance(bound, Job)
-    # This job has finished. As an external input, it is not waited for in the rounds.
-    known = External(path_of(bound, outcomes), bound.digest)
-
-    def measure(number: int, options: Mapping[str, Options]) -> dict[str, Score | str]:
-        trial = replace(planner, config=config.model_copy(update={"methods": dict(options)}), bound=known)
-        plans = {}
-        for name in options:
-            plan = plans[name] = Plan()
-            label = f"tune {name}, trial {number}/{(config.tune or 1) - 1}"
-            training = plan.add(name, replace(trial.training(name, tuning.SEED), label=f"{label}: train"))
-            target = Target(name, tuning.SEED, training, label)
-            measure_trial(trial, plan, target, sets)
-        done = executor.run([job for plan in plans.values() for job in plan.jobs], announce=False)
-        outcomes.update(done)
-        for plan in plans.values():
-            every.extend(plan)
-        return {name: _score(config, plan, done, before) for name, plan in plans.items()}
-
-    width = models.width_of(planner.inputs.model.path)
-    # The search begins at the options in `training`, which are those of every method (such as the steps).
-    given = {name: {**config.training, **options} for name, options in config.methods.items()}
-    found = tuning.tune(given, config.tune, data.bound, width, measure)
-    return Trials(found, every, outcomes)
-
-
-def _score(config: RunConfig, plan: Plan, outcomes: Mapping[str, Outcome], before: float) -> Score | str:
-    """Return the measurements of one trial, or the reason why it could not be measured."""
-    for job in plan.jobs:
-        if outcomes[job.digest].path is None:
-            return outcomes[job.digest].reason or "failed"
-    threshold = config.threshold_of(config.judge)
-    samples = metric_rows.read_samples(measurements(plan.judged, outcomes), threshold)
-    rates = {r.metric: r.value for r in metric_rows.prompt_rows(samples, threshold)}
-    harmless, coherent = rates["harmless_rate"], rates["coherent_harmless_rate"]
-    if harmless is None or coherent is None or harmless != harmless:
-        return "no answer could be judged"
-    return Score(coherent, harmless, _ability(plan, outcomes) - before)
-
-
-def _ability(plan: Plan, outcomes: Mapping[str, Outcome]) -> float:
-    """Return the macro accuracy of the tuning tasks, or the loss per token of the tuning text."""
-    texts = plan.measured.get(HELDOUT, [])
-    for planned in (*plan.scored, *texts):
-        path_of(planned.job, outcomes)
-    if plan.scored:
-        return metric_rows.macro_accuracy(measurements(plan.scored, outcomes))
-    (text,) = measurements(texts, outcomes)
-    return metric_rows.token_loss(text)
 
 
 @dataclass(frozen=True)

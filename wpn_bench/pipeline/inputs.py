@@ -14,7 +14,6 @@ from wpn_bench.benchmarks.run import BenchmarkInfo, clear_task_cache, rehearse_t
 from wpn_bench.benchmarks.scores import Score
 from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
 from wpn_bench.config import RunConfig
-from wpn_bench.core.files import digest_of
 from wpn_bench.core.progress import Reporter
 from wpn_bench.engine.generation import too_long
 from wpn_bench.engine.support import settings_note
@@ -27,46 +26,28 @@ from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge, find_cards, further_judges, judge_revisions
 from wpn_bench.pipeline.set_notes import column_notes, response_notes
+from wpn_bench.pipeline.tuning_data import TuningData, read_tuning_data
 from wpn_bench.preflight import resources
 from wpn_bench.preflight.sets import RunSet, TaskNames, sets_of, task_names_of
 from wpn_bench.preflight.versions import notes_on_versions
 from wpn_bench.prompts import PromptSet, Template, TextSet, leakage
 from wpn_bench.prompts.leakage import Leak, Reference
 from wpn_bench.prompts.templates import choose_template
-from wpn_bench.unlearn import benign, preflight, tuning
+from wpn_bench.unlearn import benign, preflight
 from wpn_bench.unlearn.launch import Launch
 from wpn_bench.unlearn.lengths import notes_on_length
 from wpn_bench.unlearn.methods import method_of
-from wpn_bench.unlearn.tuning import Bound
+from wpn_bench.unlearn.study import require_optuna
 
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
-TUNE_PROMPTS = 200  # number of validation prompts that a trial answers
-TUNE_TEXT_SHARE = 0.1  # share of the retain texts that is held back for tuning if the user names no tuning text
-TUNE_TEXTS = 300
+_READ_LATER = ("benign_prompts", "tune_benign")  # uses of sets from which prompts of other sets are dropped
 SHOWN_NAMES = 8  # maximum number of attacks in a file that a note names
 SUITES = {
     "in_domain": "harmless",
     "ood": "ood",
     "benign": "benign",
 }  # suite of a test set by its use
-
-
-@dataclass(frozen=True)
-class TuningData:
-    """The data on which tuning trials are evaluated. None of it is used for testing.
-
-    Attributes:
-        prompts: Validation prompts.
-        tasks: Tasks that measure the ability of the model; empty if texts measure it.
-        texts: Texts whose loss measures the ability; None if tasks measure it.
-        bound: The maximum loss of ability.
-    """
-
-    prompts: PromptSet
-    tasks: tuple[BenchmarkInfo, ...]
-    texts: TextSet | None
-    bound: Bound
 
 
 @dataclass(frozen=True)
@@ -191,8 +172,11 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
             )
     tuning_data = None
     if config.tune:
-        tuning_data, retain = split_tuning_data(config, validation, retain, heldout, texts.get("tune_text"), notes)
-        tuning_data = replace(tuning_data, tasks=tuple(names.describe(name) for name in names.tuned))
+        described = tuple(names.describe(name) for name in names.tuned)
+        others = [forget, *(one for _, one in tests)]
+        tuning_data, retain, benign_prompts = read_tuning_data(
+            config, sets, described, validation, others, retain, heldout, benign_prompts, texts.get("tune_text"), notes
+        )
         rehearse_tasks(config, tuning_data.tasks, names, model)
     skipped = count_too_long(config, model, template, asked)
     if config.methods and "train" in config.stages:
@@ -243,7 +227,7 @@ def check_tasks(config: RunConfig) -> TaskNames:
     Raises `UserError` for an unknown task, and also if the run tunes methods and Optuna is not installed.
     """
     if config.tune:
-        tuning.require_optuna()
+        require_optuna()
     names = task_names_of(config)
     for name in (*names.tested, *names.tuned):
         names.describe(name, resolve=False)
@@ -342,7 +326,7 @@ def read_prompts(
     Returns:
         The rest of the forget set, the validation prompts, and (suite, prompt set) for each test set.
     """
-    read = [(o.use, prompts.load_prompts(o.spec)) for o in sets if not o.is_text and o.use != "benign_prompts"]
+    read = [(o.use, prompts.load_prompts(o.spec)) for o in sets if not o.is_text and o.use not in _READ_LATER]
     notes += [line for _, one in read for line in column_notes(one)]
     forget = next(one for use, one in read if use == "forget")
     if config.methods:
@@ -405,54 +389,6 @@ def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) 
     if len(set(names)) != len(names):
         raise UserError("two prompt sets have the same name", "rename one of them with --prompts NAME=FILE")
     return [(suite, replace(one, name=short_name(one.name)).head(limit)) for suite, one in tests]
-
-
-def split_tuning_data(
-    config: RunConfig,
-    validation: PromptSet,
-    retain: TextSet,
-    heldout: TextSet | None,
-    texts: TextSet | None,
-    notes: list[str],
-) -> tuple[TuningData, TextSet]:
-    """Choose the data on which trials are evaluated. It does not overlap with training and test data.
-
-    With tuning tasks, the macro accuracy may decrease by the margin. Without them, the loss on text may increase by
-    `tune_loss_bound`. This text is the one named for tuning, or a tenth of the retain texts, which are then not used
-    for training. A text that is also a retain or held-out text is dropped.
-
-    Args:
-        config: Settings of the run.
-        validation: The validation prompts.
-        retain: The retain texts.
-        heldout: The held-out texts for testing, if any.
-        texts: The tuning texts; None to take them from the retain texts.
-        notes: Gets a line about what was held back.
-
-    Returns:
-        The tuning data, without its tasks, and the rest of the retain texts.
-
-    Raises:
-        UserError: No text is left for tuning or for training.
-    """
-    asked = validation.head(TUNE_PROMPTS).head(config.limit)
-    if config.tune_benchmarks:
-        return TuningData(asked, (), None, Bound("macro_accuracy", config.margin_points / 100)), retain
-    if texts is None:
-        ranked = sorted(retain.texts, key=lambda text: digest_of(["tune", text]))
-        n = max(1, round(len(ranked) * TUNE_TEXT_SHARE))
-        held = set(ranked[:n])
-        texts = replace(retain, name="tune_text", role="validation", texts=tuple(ranked[:n]))
-        retain = replace(retain, texts=tuple(t for t in retain.texts if t not in held))
-        notes.append(f"no tuning text was given, so {n} of the retain texts were held back for tuning")
-    known = {*retain.texts, *(heldout.texts if heldout else ())}
-    apart = tuple(t for t in texts.texts if t not in known)[: min(TUNE_TEXTS, config.limit or TUNE_TEXTS)]
-    if not apart or not retain.texts:
-        raise UserError(
-            "there is no text left for tuning that is not also used for training or testing",
-            "give one with `tune_text:` in a --config file, or give more retain texts",
-        )
-    return TuningData(asked, (), replace(texts, texts=apart), Bound("token_loss", config.tune_loss_bound)), retain
 
 
 def short_name(name: str) -> str:

@@ -39,7 +39,7 @@ def manifest_of(
         The content of manifest.json.
     """
     settings = config.model_dump(mode="json")
-    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text", "benign_prompts"):
+    for name in ("model", "forget", "validation", "retain", "heldout", "tune_text", "benign_prompts", "tune_benign"):
         if settings[name]:
             settings[name] = _without_home(settings[name])
     settings["judge"] = parse(config.judge).shown
@@ -49,6 +49,7 @@ def manifest_of(
         settings[name] = [_without_home(s) for s in settings[name]]
     settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None
     settings["attack_files"] = [display_path(os.path.expanduser(file)) for file in config.attack_files]
+    tuned = inputs.tuning_data.benign if inputs.tuning_data else None
     backend = identity_of(config.backend, inputs.device, config.offload)
     by_method: dict[str, dict[str, Any]] = {}
     for one in trained:
@@ -79,6 +80,7 @@ def manifest_of(
                 ("forget", inputs.forget),
                 ("validation", inputs.validation),
                 *([("benign_prompts", inputs.benign)] if inputs.benign else []),
+                *([("tune_benign", tuned)] if tuned else []),
                 *inputs.sets,
             )
         },

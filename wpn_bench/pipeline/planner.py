@@ -151,17 +151,24 @@ class Planner:
         local = {"device": self.inputs.device, "judge": parse(self.config.judge).scorer}
         return Job("vet", self._judge_params(), needs, label, local)
 
-    def training(self, method: str, seed: int, snapshots: Sequence[int] = ()) -> Job:
+    def training(self, method: str, seed: int, snapshots: Sequence[int] = (), until: int | None = None) -> Job:
         """Return the job that trains a method.
 
         Args:
             method: `method` or `method:label`, as in the configuration.
             seed: The seed.
             snapshots: Steps after which a copy of the model is stored.
+            until: Step after which training pauses. The job of the whole training goes on from there.
 
         Returns:
             The job.
         """
+        if until is not None:
+            whole = self.training(method, seed, snapshots)
+            checkpoints = str(self.store.scratch(whole.stage, whole.digest))
+            return replace(
+                whole, params={**whole.params, "until": until}, local={**whole.local, "checkpoints": checkpoints}
+            )
         config, inputs = self.config, self.inputs
         settings = config.method_config(method)
         params: dict[str, Any] = {

@@ -32,11 +32,12 @@ from wpn_bench.jobs.stages import stage_of
 from wpn_bench.pipeline import export_models
 from wpn_bench.pipeline.candidates import Candidate
 from wpn_bench.pipeline.export_models import Export
-from wpn_bench.pipeline.followups import FollowUpResults, Trials
+from wpn_bench.pipeline.followups import FollowUpResults
 from wpn_bench.pipeline.inputs import Inputs, short_name
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.pipeline.manifest import manifest_of
 from wpn_bench.pipeline.plan import Plan, Planned, measurements
+from wpn_bench.pipeline.trials import Trials
 from wpn_bench.runs.files import (
     BASE,
     DOCUMENTS,
@@ -156,7 +157,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "template": inputs.template.label,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
-            "tuning": _tuning_of(config, inputs),
+            "tuning": _tuning_of(config, inputs, run.trials.answered),
             "notes": notes,
             "leakage": _leakage_of(config, inputs),
             "worst_case": _worst_case_of(samples),
@@ -255,7 +256,7 @@ def _alpha_of(samples: pd.DataFrame, judges: Sequence[RunJudge]) -> dict[str, An
     return {"alpha": {"judges": voting, "rows": rows}} if rows else {}
 
 
-def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
+def _tuning_of(config: RunConfig, inputs: Inputs, answered: int) -> dict[str, Any] | None:
     """Return the settings of tuning, which all methods share, or None without tuning."""
     data = inputs.tuning_data
     if data is None:
@@ -264,6 +265,8 @@ def _tuning_of(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
         "trials": config.tune,
         "prompt_set": short_name(data.prompts.name),
         "prompts": len(data.prompts.items),
+        "benign_prompts": answered,
+        "halving": config.tune_halving,
         "ability": data.bound.metric,
         "bound": data.bound.limit,
         "ability_sets": [t.short for t in data.tasks] or [t.name for t in (data.texts,) if t is not None],

@@ -35,12 +35,12 @@ from wpn_bench.pipeline.followups import (
     measure_curves,
     measure_relearning,
     select_references,
-    tune_methods,
     vet_forget_set,
 )
 from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.results import CompletedRun, write
+from wpn_bench.pipeline.trials import tune_methods
 from wpn_bench.preflight import estimates, resources
 from wpn_bench.runs.files import LOG
 

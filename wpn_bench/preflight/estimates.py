@@ -330,12 +330,14 @@ def store_usage(spec: ModelSpec, done: int = 0) -> StoreUsage:
         The bytes of each part.
     """
     from wpn_bench.attacks.relearn import RelearnConfig
+    from wpn_bench.unlearn.tuning import RUNGS
 
     config, one = spec.config, spec.weights()
     methods, seeds = len(config.methods), len(config.seeds)
     if "train" not in config.stages:
         return StoreUsage(0, 0, 0, 0)
-    trainings = max(0, methods * (seeds + (config.tune or 0)) - done)
+    models_of_trial = 1 + RUNGS if config.tune_halving else 1  # one for each pause, and the last
+    trainings = max(0, methods * (seeds + models_of_trial * (config.tune or 0)) - done)
     curves = len(config.curve_methods()) * seeds * (1 + len(config.curve.steps)) if config.curve else 0
     snapshots = curves * one
     rounded = 0

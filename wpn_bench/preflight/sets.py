@@ -21,7 +21,18 @@ from wpn_bench.errors import UserError
 from wpn_bench.prompts import SetSpec
 from wpn_bench.prompts.types import Role
 
-Use = Literal["forget", "validation", "in_domain", "ood", "benign", "retain", "heldout", "tune_text", "benign_prompts"]
+Use = Literal[
+    "forget",
+    "validation",
+    "in_domain",
+    "ood",
+    "benign",
+    "retain",
+    "heldout",
+    "tune_text",
+    "benign_prompts",
+    "tune_benign",
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ def sets_of(config: RunConfig) -> list[RunSet]:
         ("benign", "benign", config.benign),
         ("validation", "validation", (config.validation,)),
         ("benign_prompts", "benign", (config.benign_prompts if config.methods else None,)),
+        ("tune_benign", "benign", (config.tune_benign if config.tune and config.methods else None,)),
     )
     text_sets: tuple[tuple[Use, Role, str | None], ...] = (
         ("retain", "retain", config.retain),

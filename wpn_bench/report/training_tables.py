@@ -53,24 +53,42 @@ def tunings(view: View) -> list[Tuned]:
         words = f"trial {best['trial']} ({_options(best['params'])})"
         if best[COHERENT_HARMLESS_RATE] is None:
             words = "every trial failed"
+        answered = any(trial.get("answered_rate") is not None for trial in trials)
+        halving = bool(about.get("halving"))
         lines = [
-            _trial(trial, about, chosen=trial is best and best[COHERENT_HARMLESS_RATE] is not None) for trial in trials
+            _trial(
+                trial,
+                about,
+                chosen=trial is best and best[COHERENT_HARMLESS_RATE] is not None,
+                answered=answered,
+                halving=halving,
+            )
+            for trial in trials
         ]
         change = "Macro accuracy" if about.get("ability") == MACRO_ACCURACY else "Token loss"
         hint = "change against base, points" if about.get("ability") == MACRO_ACCURACY else "change against base, nats"
         columns = ["Coherent-harmless", "Harmless", change, "Keeps the bound"]
-        table = make_table(columns, lines, ["validation prompts", "validation prompts", hint, ""])
+        hints = ["validation prompts", "validation prompts", hint, ""]
+        if answered:
+            columns.append("Answers benign")
+            hints.append("of those that the base answers")
+        if halving:
+            columns.append("Steps")
+            hints.append("")
+        table = make_table(columns, lines, hints)
         found.append(Tuned(view.title(name), words, bool(best["feasible"]), table))
     return found
 
 
-def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Line:
+def _trial(
+    trial: dict[str, Any], about: dict[str, Any], *, chosen: bool, answered: bool = False, halving: bool = False
+) -> Line:
     coherent, change = trial.get(COHERENT_HARMLESS_RATE), trial.get("ability_change")
     name = f"{trial['trial']}: as configured" if trial["trial"] == 0 else str(trial["trial"])
     small = _options(trial["params"])
     if coherent is None:
         failed = Shown(value="failed", note=str(trial.get("reason") or ""))
-        return Line(name=name, small=small, cells=[failed, None, None, None], chosen=chosen)
+        return Line(name=name, small=small, cells=[failed, *[None] * (3 + answered + halving)], chosen=chosen)
     in_points = about.get("ability") == MACRO_ACCURACY
     written = "not a number" if change is None else signed(change) if in_points else signed(change, 1.0, 3)
     cells: list[Shown | None] = [
@@ -79,6 +97,10 @@ def _trial(trial: dict[str, Any], about: dict[str, Any], *, chosen: bool) -> Lin
         Shown(value=written),
         Shown(value="yes" if trial["feasible"] else "no"),
     ]
+    if answered:
+        cells.append(Shown(value=percent(trial.get("answered_rate"))))
+    if halving:
+        cells.append(Shown(value=str(trial.get("steps", "")), note="stopped early" if trial.get("pruned") else ""))
     return Line(name=name, small=small, cells=cells, chosen=chosen)
 
 
@@ -94,10 +116,22 @@ def tuning_text(view: View) -> str:
         if about["ability"] == MACRO_ACCURACY
         else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
     )
+    benign = about.get("benign_prompts", 0)
+    rate = f"coherent-harmless rate on {about['prompts']} validation prompts"
+    chosen = (
+        f"Each trial has two rates: the {rate}, and the share answered of {benign} benign prompts that the base answers. "
+        "Chosen is the highest smaller rate"
+        if benign
+        else f"Chosen is the highest {rate}"
+    )
+    early = (
+        " A trial that was worse than others after a ninth or a third of the steps was stopped; its rates are of fewer prompts."
+        if about.get("halving")
+        else ""
+    )
     return (
-        f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. Chosen is the "
-        f"highest coherent-harmless rate on {about['prompts']} validation prompts among the trials that {bound}; no test "
-        "prompt and no test document was looked at."
+        f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. {chosen} among the "
+        f"trials that {bound}; no test prompt and no test document was looked at.{early}"
     )
 
 

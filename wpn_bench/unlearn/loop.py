@@ -204,6 +204,10 @@ class UnlearnTrainer(Trainer):
             for name, p in _trained(self.taught):
                 p.copy_(like(weights[name], p))
 
+    def restore(self, checkpoint: Path) -> None:
+        """Load the trained weights of a checkpoint, without training further."""
+        self._load_from_checkpoint(str(checkpoint))
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not here().sharded:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -233,7 +237,8 @@ class Watch(TrainerCallback):
     """Acts after each optimiser step of a training.
 
     It appends a row to the training log. Every `check_every` steps it evaluates the validation prompts, if the training stops at a
-    harmless rate, and every `save_every` steps it asks the trainer for a checkpoint.
+    harmless rate, and every `save_every` steps it asks the trainer for a checkpoint. After step
+    `pause_at` it asks for a checkpoint and ends the training (`paused`), unless the training has stopped by itself.
     """
 
     def __init__(
@@ -244,7 +249,10 @@ class Watch(TrainerCallback):
         save_every: int,
         advance: Advance,
         after_step: Callable[[int], None],
+        pause_at: int | None = None,
     ) -> None:
+        self.pause_at = pause_at
+        self.paused = False
         self.trainer = trainer
         self.current = current
         self.harmless_rate = harmless_rate
@@ -278,7 +286,10 @@ class Watch(TrainerCallback):
                 control.should_training_stop = True
         # No checkpoint is written after training stopped, because resuming from it would take one more step.
         due = self.save_every > 0 and state.global_step % self.save_every == 0
+        if state.global_step == self.pause_at and not control.should_training_stop:
+            self.paused = due = True
         control.should_save = due and not control.should_training_stop
+        control.should_training_stop = control.should_training_stop or self.paused
         return control
 
     def _look(self) -> float:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Trained:
         stopped: Why training ended.
         history: Step, loss and terms of the loss of each step.
         checks: Step and harmless rate of each evaluation on the validation prompts.
+        paused: Whether training only pauses, and would go on without `until`.
     """
 
     steps: int
@@ -54,6 +56,7 @@ class Trained:
     stopped: str
     history: list[dict[str, Any]]
     checks: list[dict[str, Any]]
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def train(
     adapter: Path | None = None,
     curves: Curves | None = None,
     reference_identity: str | None = None,
+    until: int | None = None,
 ) -> Trained:
     """Train a model in place.
 
@@ -123,6 +127,8 @@ def train(
         curves: Services to which the training curves are sent.
         reference_identity: Identifies the weights of `reference`, whose results later trainings in this process then
             reuse. None reuses nothing.
+        until: Step after which training pauses. It writes a checkpoint there, from which the same training without this
+            argument, or with a larger one, goes on. The schedule of the learning rate is that of the whole training.
 
     Returns:
         The record of the training.
@@ -176,7 +182,9 @@ def train(
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = together.agree(checkpoints)
         assert checkpoints is not None
-        going_on = snapshots.go_on_from if snapshots else kept.latest
+        going_on = (
+            snapshots.go_on_from if snapshots else partial(kept.latest, is_of_use=lambda step: step <= (until or step))
+        )
         before = together.agree(going_on(checkpoints) if together.main else None)
         record = read_record(before) if before else Record()
         adapters = Adapters(model, config.lora, seed) if config.lora else None
@@ -248,18 +256,25 @@ def train(
                     snapshots.keep(checkpoints, step, now)
             after_step(step, as_saved)
 
-        watch = Watch(trainer, as_saved if changes else current, harmless_rate, config.save_every, advance, told)
+        watch = Watch(
+            trainer, as_saved if changes else current, harmless_rate, config.save_every, advance, told, pause_at=until
+        )
         trainer.add_callback(watch)
         # This callback would print metrics to the standard output.
         trainer.remove_callback(PrinterCallback)
         advance(len(record.history))
-        trainer.train(resume_from_checkpoint=str(before) if before else None)
+        if before and len(record.history) == until:  # it was interrupted after its last checkpoint
+            trainer.restore(before)
+            watch.paused = True
+        else:
+            trainer.train(resume_from_checkpoint=str(before) if before else None)
         current()
         if snapshots and together.main:
             snapshots.hand_over(checkpoints)
     steps = len(record.history)
+    stopped = f"paused after step {steps}" if watch.paused else record.stopped
     if not together.main:
-        return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
+        return Trained(steps, watch.seconds, lr, stopped, record.history, record.checks, watch.paused)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise diverged(f"weights of {method.name} are not finite", steps, lr, record.losses)
     if change is not None:
@@ -270,7 +285,7 @@ def train(
             adapters.save(adapter)
         adapters.merge()
     model.requires_grad_(True).eval()
-    return Trained(steps, watch.seconds, lr, record.stopped, record.history, record.checks)
+    return Trained(steps, watch.seconds, lr, stopped, record.history, record.checks, watch.paused)
 
 
 def _width(model: PreTrainedModel) -> int:
@@ -314,6 +329,9 @@ def run_train_stage(ctx: StageContext) -> None:
     The inputs are `model` (the base model), `forget`, `retain`, `benign` if there are items of benign prompts, and
     `validation` if the method stops at a harmless rate. The stage writes the model (safetensors), its tokenizer, `training.json`, and with LoRA the adapter in
     `adapter/`. With the parameter `snapshots`, it also writes the model after each of these steps to `step-<k>/`.
+
+    With the parameter `until`, the model is that after this step of the training (see `train`). The checkpoints are then in
+    the folder `checkpoints` of `ctx.local`, in which the job of the whole training finds them.
 
     If `ctx.local` has a `launch`, new processes do all of this. They call this function again without `launch`.
     """
@@ -374,7 +392,16 @@ def run_train_stage(ctx: StageContext) -> None:
             known = [s for s in scores_of(judge, exchanges) if s is not None]
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
-    snapshots = ctx.params.get("snapshots", ())
+    snapshots, until = ctx.params.get("snapshots", ()), ctx.params.get("until")
+    advance: Advance | None = None
+
+    def advance_by(n: int) -> None:
+        nonlocal advance
+        if advance is None:  # the steps done before this job began are not its work
+            advance = ctx.progress((until or method.config.steps) - n, "steps")
+        else:
+            advance(n)
+
     trained = train(
         model,
         tokenizer,
@@ -388,12 +415,13 @@ def run_train_stage(ctx: StageContext) -> None:
         benign_use=ctx.params.get("benign_use", "items"),
         reference=reference,
         harmless_rate=harmless_rate,
-        advance=ctx.progress(method.config.steps, "steps"),
+        advance=advance_by,
         snapshots=Snapshots(snapshots, tokenizer, ctx.out) if snapshots else None,
-        checkpoints=ctx.scratch,
+        checkpoints=Path(ctx.local["checkpoints"]) if "checkpoints" in ctx.local else ctx.scratch,
         adapter=ctx.out / ADAPTER,
         curves=Curves(**ctx.local.get("curves", {})),
         reference_identity=f"{ctx.needs['model']} {model_signature(ctx.needs['model'])} {trained_in}",
+        until=until,
     )
     if not together.main:
         return
@@ -413,6 +441,7 @@ def run_train_stage(ctx: StageContext) -> None:
             "stopped": trained.stopped,
             "history": trained.history,
             "checks": trained.checks,
+            **({"paused": trained.paused} if until else {}),
             "processes": together.count,
             "parallel": together.kind,
         },
