@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def test_the_nearest_size_that_was_measured_counts() -> None:
     assert found.estimate("generate 8", 10, 1_000_000, "a third") == jobs_rates.Estimate(0.0, "none")
 
 
+def test_a_job_without_a_model_takes_the_same_time_beside_a_larger_model() -> None:
+    """A judge reads no model of the run: its manifest has no number of parameters."""
+    found = Rates({"judge": [Rate(3.0, 10, 0, HERE)]})
+    assert found.estimate("judge", 20, 135_000_000, HERE) == jobs_rates.Estimate(6.0, "same")
+
+
 def test_jobs_are_alike_by_what_decides_their_speed() -> None:
     answers: dict[str, Any] = {"decoding": {"max_new_tokens": 8}, "template": "x"}
     assert job_kind("generate", answers) == job_kind("generate", answers | {"template": "y"})
@@ -103,4 +110,12 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     (line,) = (line for line in more.lines if line.stage == "train")
     assert line.seconds == pytest.approx(manifests[0]["seconds"])
     assert 0 < asked(4, seeds=(0, 1)).seconds < more.seconds == pytest.approx(more.work)
-    assert asked(tune=2, relearn={"steps": [0, 2]}).open
+    # The tasks to tune on were never measured; their kind is known where tests and tuning measure the same.
+    tuned, relearnt = asked(tune=2, relearn={"steps": [0, 2]}).open
+    assert tuned.endswith("a training and its measurement each")
+    assert relearnt.startswith("relearning: ")
+    workshop.run("tuned", tune=1)
+    (tuned,) = asked(tune=2).open
+    assert re.search(r"; about \d+ (s|min) if all train to their end, and less because some are stopped early$", tuned)
+    (tuned,) = asked(tune=2, tune_halving=False).open
+    assert re.search(r"; about \d+ (s|min) if all train to their end$", tuned)

@@ -87,7 +87,8 @@ class ProcessExecutor(LocalExecutor):
         self._helpers.clear()
 
 
-def _has_independent_items(job: Job) -> bool:
+def has_independent_items(job: Job) -> bool:
+    """Return whether the items of a job are independent, so that its result does not depend on the number of threads."""
     return stage_of(job.stage).shardable
 
 
@@ -123,7 +124,7 @@ class _Schedule:
             threading.Thread(target=self._serve, args=(helper, lost), name="helper", daemon=True).start()
         try:
             while (job := self._take(is_helper=False)) is not None:
-                with torch_threads(1 if _has_independent_items(job) else self._threads):
+                with torch_threads(1 if has_independent_items(job) else self._threads):
                     self._finish(job, self._execute(job))
         finally:
             with self._changed:
@@ -135,7 +136,7 @@ class _Schedule:
         """Give jobs to a helper until none is left."""
         while (job := self._take(is_helper=True)) is not None:
             try:
-                number = 1 if _has_independent_items(job) else self._threads
+                number = 1 if has_independent_items(job) else self._threads
                 sent = external(job, need_paths(job, self.outcomes))
                 fields = helper.execute(sent, number, lambda job=job: self._start(job), self._counted(job))  # type: ignore[misc]
                 self._finish(job, None if fields is None else Outcome(job, **fields))
@@ -187,8 +188,8 @@ class _Schedule:
                 continue
             ready.append(job)
         # Other jobs need the models, so trainings come first.
-        wide = [job for job in ready if not _has_independent_items(job)]
-        narrow = [job for job in ready if _has_independent_items(job)]
+        wide = [job for job in ready if not has_independent_items(job)]
+        narrow = [job for job in ready if has_independent_items(job)]
         for job in [*wide, *narrow] if is_helper or not self._serving else narrow:
             outcome = outcome_without_work(self.store, job, self.outcomes)
             if outcome is None:

@@ -133,7 +133,8 @@ class Rates:
         nearest = min(map(distance, rates))
         chosen = [rate for rate in rates if distance(rate) <= nearest + 1e-9]
         seconds_per_item = median(rate.seconds / rate.items for rate in chosen)
-        scale = max(parameters, 1) / max(chosen[0].parameters, 1)
+        # A job that reads no model of the run, such as judging, has 0 parameters. Its duration does not depend on the model.
+        scale = max(parameters, 1) / chosen[0].parameters if chosen[0].parameters else 1.0
         same = abs(scale - 1) < 0.01
         return Estimate(seconds_per_item * items * (1.0 if same else scale), "same" if same else "scaled")
 
@@ -144,7 +145,7 @@ def count_items(job: Job) -> int | None:
     where, *path = stage.items.split(".")
     if where == "params":
         number: Any = reduce(lambda value, name: value[name], path, job.params)
-        return int(number) * stage.passes
+        return min(int(number), job.params.get("until") or int(number)) * stage.passes
     need = job.needs.get(path[0]) if path else None
     if isinstance(need, Job):
         found = count_items(need)

@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wpn_bench.config import RunConfig
+from wpn_bench.core.machine import torch_threads
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.jobs.job import Job
-from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
+from wpn_bench.jobs.processes import has_independent_items, processes_for_small_models
+from wpn_bench.jobs.rates import Estimate, Rates, count_items, job_kind, machine_name
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
 from wpn_bench.pipeline.benign import plan_benign
 from wpn_bench.pipeline.planner import Planner
+from wpn_bench.pipeline.trials import plan_configured
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Line:
 class Forecast:
     """Expected duration of a run: `work` seconds one job after another, or `seconds` on `workers` machines.
 
-    Each worker is assumed to be like this machine and to execute one job at a time. `open` lists the jobs that are not
+    Each worker is assumed to be like this machine and to execute one job at a time, or several of the lab's small model. `open` lists the jobs that are not
     included.
     """
 
@@ -84,18 +87,26 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     jobs_of_run = [*plan_benign(planner).jobs, *planner.plan().jobs]
     rates = Rates.from_store(root)
     here = machine_name(inputs.device)
+    # The lab's model runs in several processes of one thread each, apart from jobs whose result depends on the threads.
+    processes = processes_for_small_models() if inputs.model.is_lab else 1
+    with torch_threads(1):
+        alone = machine_name(inputs.device) if processes > 1 else here
     parameters = count_parameters(inputs.model.path)
     jobs = list({job.digest: job for job in jobs_of_run}.values())
     seconds: dict[str, float] = {}
     by_stage: dict[str, list[tuple[Job, str]]] = {}
+
+    def expected(job: Job) -> Estimate:
+        kind = job_kind(job.stage, job.params)
+        machine = alone if has_independent_items(job) else here
+        return rates.estimate(kind, count_items(job) or rates.items(kind) or 0, parameters, machine)
+
     for job in jobs:
         how = "done"
         seconds[job.digest] = 0.0
         if store.find(job.stage, job.digest) is None:
-            kind = job_kind(job.stage, job.params)
-            n = count_items(job) or rates.items(kind) or 0
-            expected = rates.estimate(kind, n, parameters, here)
-            how, seconds[job.digest] = expected.measured, expected.seconds
+            one = expected(job)
+            how, seconds[job.digest] = one.measured, one.seconds
         by_stage.setdefault(job.stage, []).append((job, how))
     lines = tuple(
         Line(
@@ -116,8 +127,8 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
         workers,
         lines,
         work,
-        makespan(jobs, seconds, workers),
-        tuple(_open(config)),
+        makespan(jobs, seconds, workers * processes),
+        tuple(_open(config, [expected(job) for plan in plan_configured(planner).values() for job in plan.jobs])),
     )
 
 
@@ -148,13 +159,23 @@ def makespan(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) ->
     return now
 
 
-def _open(config: RunConfig) -> list[str]:
-    """Describe the jobs that depend on results and cannot be planned yet."""
+def _open(config: RunConfig, trial: Sequence[Estimate]) -> list[str]:
+    """Describe the jobs that depend on results and cannot be planned yet.
+
+    Args:
+        config: Settings of the run.
+        trial: Durations of the jobs of one trial of each method.
+
+    Returns:
+        One text for each kind of jobs.
+    """
     found = []
     if config.tune:
-        found.append(
-            f"tuning: {config.tune} trials of each of {len(config.methods)} methods, a training and its measurement each"
-        )
+        text = f"tuning: {config.tune} trials of each of {len(config.methods)} methods, a training and its measurement each"
+        if all(one.measured != "none" for one in trial):
+            text += f"; about {_time(config.tune * sum(one.seconds for one in trial))} if all train to their end"
+            text += ", and less because some are stopped early" if config.tune_halving else ""
+        found.append(text)
     if config.curve:
         found.append(
             f"curves of {', '.join(config.curve_methods())}: a training each, measured after each of {len(config.curve.steps)} steps"
