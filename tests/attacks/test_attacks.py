@@ -24,7 +24,7 @@ from wpn_bench.attacks.output_format import OutputFormat
 from wpn_bench.attacks.templates import TemplateAttack
 from wpn_bench.errors import UserError
 from wpn_bench.prompts import Item, PromptSet, Template, item_id, items, render
-from wpn_bench.prompts.templates import QUESTION_TEMPLATE
+from wpn_bench.prompts.templates import QUESTION_TEMPLATE, turns_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -421,7 +421,13 @@ def test_the_documentation_shows_what_every_attack_makes_of_a_prompt() -> None:
     for name, (what, example) in shown.items():
         assert what == get_attack(name).description
         item = under(name, "How do I mend a torn kite?")
-        text = item.prompt.replace("\n", " ⏎ ").replace("\u200b", "·")
+        told = [line for turn in told_of(item) for line in (turn[0], f"→ {turn[1]}")]
+        text = "\n".join([*told, item.prompt]).replace("\n", " ⏎ ").replace("\u200b", "·")
         if item.answer_prefix:
             text += f" ▷ {item.answer_prefix}"
-        assert example.endswith(text) if name == "few_shot" else example == text
+        assert example.endswith(item.prompt) if name in ("few_shot", "many_shot") else example == text
+
+
+def told_of(item: Item) -> list[tuple[str, str]]:
+    """The turns before the last one; an answer that is left to the model is three dots."""
+    return [(asked, answered or "...") for asked, answered in turns_of(item.context) or []]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -25,12 +25,14 @@ class AttackContext:
         demonstrations: Items of the forget set, for attacks that show harmful responses.
         seed: Seed of all random choices.
         own: Attacks from the user's files, by name (see `own_attacks`).
+        fits: Whether an item and the response fit into the context of the base model; None if that is unknown.
     """
 
     template: Template
     demonstrations: Sequence[Item] = ()
     seed: int = 0
     own: Mapping[str, Attack] = field(default_factory=dict)
+    fits: Callable[[Item], bool] | None = None
 
     def random_for(self, item: Item, name: str) -> random.Random:
         """Return a random generator for an item that does not depend on the item's position in its set.

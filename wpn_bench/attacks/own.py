@@ -152,7 +152,7 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str |
         if places:
             given["template"] = template.replace(places[0], "{prompt}")
             read_as.append(f"{places[0]} as {{prompt}}")
-    if strange or not given.keys() & {"template", "answer_prefix"}:
+    if strange or not given.keys() & {"template", "answer_prefix", "turns"}:
         problem = f"has the unknown field {strange[0]!r}" if strange else "has neither template nor answer_prefix"
         raise UserError(
             f"{where} {problem} (fields: {', '.join(map(str, entry))[:200]})",

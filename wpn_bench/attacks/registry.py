@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ _BY_STAGE: Mapping[str, str] = {
     "sampling": "wpn_bench.attacks.sampling:SamplingAttack",
 }
 RELEARN = "relearn"
+CONVERSATIONS = "conversations"  # stands for all attacks by conversations
 
 
 def get_attack(name: str, own: Mapping[str, Attack] | None = None) -> Attack:
@@ -100,7 +101,28 @@ def all_names() -> list[str]:
     """Return the names of all attacks: prompt, gradient and weight attacks, and those that a stage makes."""
     from wpn_bench.attacks.quantise import SCHEMES
 
-    return [*names(), *GRADIENT, *SCHEMES, *_BY_STAGE, RELEARN]
+    return [*names(), CONVERSATIONS, *GRADIENT, *SCHEMES, *_BY_STAGE, RELEARN]
+
+
+def conversations() -> list[str]:
+    """Return the names of the attacks by conversations that come with the package."""
+    from wpn_bench.attacks.templates import TemplateAttack
+
+    found = (get_attack(name) for name in sorted(_template_names()))
+    return [attack.name for attack in found if isinstance(attack, TemplateAttack) and attack.spec.turns]
+
+
+def expanded(chosen: Sequence[str]) -> tuple[str, ...]:
+    """Replace the name `conversations` by the names of all attacks by conversations.
+
+    Args:
+        chosen: Names of prompt attacks.
+
+    Returns:
+        The names, each once.
+    """
+    each = ((conversations() if name == CONVERSATIONS else [name]) for name in chosen)
+    return tuple(dict.fromkeys(name for names in each for name in names))
 
 
 def _template_names() -> set[str]:

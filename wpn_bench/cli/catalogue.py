@@ -56,7 +56,7 @@ def attacks() -> Iterator[Entry]:
     """Yield an entry for each attack of any kind."""
     from wpn_bench import attacks as parts
     from wpn_bench.attacks.quantise import SCHEMES
-    from wpn_bench.attacks.registry import RELEARN, by_stage
+    from wpn_bench.attacks.registry import CONVERSATIONS, RELEARN, by_stage, conversations
     from wpn_bench.attacks.relearn import Relearning
 
     def entry(name: str, part: Any) -> Entry:
@@ -65,6 +65,7 @@ def attacks() -> Iterator[Entry]:
         return Entry(name, part.title, what, cited[1] if cited else OURS)
 
     yield from (entry(name, parts.get_attack(name)) for name in parts.names())
+    yield Entry(CONVERSATIONS, "All conversations", f"Stands for {', '.join(conversations())}.", OURS)
     yield from (entry(name, parts.GRADIENT.get(name)) for name in parts.GRADIENT)
     yield from (entry(scheme.name, scheme) for scheme in SCHEMES.values())
     yield from (entry(name, one) for name, one in by_stage().items())

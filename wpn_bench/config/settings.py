@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wpn_bench.attacks.best_of_n import BestOfN
 from wpn_bench.attacks.internals import Internals
 from wpn_bench.attacks.prefilling import Prefilling
+from wpn_bench.attacks.registry import expanded
 from wpn_bench.attacks.sampling import Sampling
 from wpn_bench.config import checks
 from wpn_bench.config.checks import split_candidate
@@ -194,6 +195,7 @@ class RunConfig(BaseModel):
             panel=MODEL_AND_DATA,
             complete="attacks",
         ),
+        AfterValidator(expanded),
     ] = ()
     attack_files: Annotated[
         tuple[str, ...],

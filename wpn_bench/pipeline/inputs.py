@@ -9,7 +9,7 @@ from typing import Any
 
 from wpn_bench import attacks, models, prompts
 from wpn_bench.analysis.judge_card import JudgeCard, read_card
-from wpn_bench.attacks import AttackContext, quantise
+from wpn_bench.attacks import quantise
 from wpn_bench.benchmarks.run import BenchmarkInfo, clear_task_cache, rehearse_task
 from wpn_bench.benchmarks.scores import Score
 from wpn_bench.benchmarks.selection import Aggregate, TaskGroup
@@ -23,6 +23,7 @@ from wpn_bench.models import ModelRef
 from wpn_bench.models.backends import identity_of
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
+from wpn_bench.pipeline.attack_prompts import attack_prompts
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge, find_cards, further_judges, judge_revisions
 from wpn_bench.pipeline.set_notes import column_notes, response_notes
@@ -42,7 +43,6 @@ from wpn_bench.unlearn.study import require_optuna
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 _READ_LATER = ("benign_prompts", "tune_benign")  # uses of sets from which prompts of other sets are dropped
-SHOWN_NAMES = 8  # maximum number of attacks in a file that a note names
 SUITES = {
     "in_domain": "harmless",
     "ood": "ood",
@@ -149,7 +149,9 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
     asked = [
         *tests,
-        *attack_prompts(config, _of_chat(template, candidates), forget, attacked, {s.name for _, s in tests}, notes),
+        *attack_prompts(
+            config, _of_chat(template, candidates), model, forget, attacked, {s.name for _, s in tests}, notes
+        ),
     ]
     if "harmless" not in config.stages:
         asked = [(suite, s) for suite, s in asked if suite == "attack"]
@@ -432,51 +434,6 @@ def remove_overlap(
     others = Reference((i for suite, s in kept if suite != "harmless" for i in s.items), config.near_duplicate)
     validation, leak = leakage.unseen(validation, [trained, in_domain, others])
     return kept, validation, [*leaks, leak]
-
-
-def attack_prompts(
-    config: RunConfig,
-    template: Template,
-    forget: PromptSet,
-    target: PromptSet | None,
-    names: set[str],
-    notes: list[str],
-) -> list[tuple[str, PromptSet]]:
-    """Apply every prompt attack to the first in-domain set. The attacks from the user's files come last.
-
-    Args:
-        config: Settings of the run.
-        template: Renders demonstrations.
-        forget: The forget set, from which some attacks take demonstrations.
-        target: The first in-domain set; None if there is no set to attack.
-        names: Names of the test sets. Attacks must not have these names.
-        notes: Gets a line for each file of attacks.
-
-    Returns:
-        ("attack", prompt set) for each attack.
-
-    Raises:
-        UserError: An attack and a test set have the same name.
-    """
-    if target is None:
-        return []
-    own = attacks.own_attacks(config.attack_files)
-    chosen = list(dict.fromkeys((*config.attacks, *own)))
-    if taken := names.intersection((*chosen, *config.gradient_attacks, *config.quantise)):
-        raise UserError(
-            f"an attack and a prompt set both have the name {min(taken)!r}",
-            "rename the set (--prompts NAME=FILE), or the attack in your file",
-        )
-    for file in dict.fromkeys(attack.file for attack in own.values()):
-        of_file = [name for name, attack in own.items() if attack.file == file]
-        more = ", ..." if len(of_file) > SHOWN_NAMES else ""
-        read_as = next((own[name].read_as for name in of_file if own[name].read_as), None)
-        told = f"; read {read_as}" if read_as else ""
-        notes.append(
-            f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)}){told}"
-        )
-    context = AttackContext(template, forget.items, own=own)
-    return [("attack", attacks.attacked(target, name, context)) for name in chosen]
 
 
 def usable_schemes(config: RunConfig, device: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:

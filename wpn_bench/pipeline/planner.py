@@ -10,6 +10,7 @@ from typing import Any
 from wpn_bench import attacks
 from wpn_bench.attacks import relearn
 from wpn_bench.attacks.base import RelearnKind
+from wpn_bench.attacks.conversations import is_open
 from wpn_bench.attacks.search import NOT_IN_DIGEST as NOT_IN_SEARCH
 from wpn_bench.config import RunConfig
 from wpn_bench.core.registry import import_attribute
@@ -284,7 +285,13 @@ class Planner:
         for suite, one, stored in sets:
             params: dict[str, Any] = {"decoding": self.decoding, "dtype": config.dtype, **self.templates(target.model)}
             params |= {} if target.remote else identity_of(config.backend, self.inputs.device, config.offload)
-            needs = {"model": target.artifact, "prompts": stored}
+            needs: dict[str, Job | External] = {"model": target.artifact, "prompts": stored}
+            if any(map(is_open, one.items)):
+                talk = Job(
+                    "converse", params, needs, f"{target.label}: hold conversations of {one.name}", self.placement
+                )
+                stored = plan.add(target.model, talk)
+                needs = {"model": target.artifact, "prompts": stored}
             job = Job("generate", params, needs, f"{target.label}: answer {one.name}", self.placement)
             asked.append(AskedSet(suite, one.name, stored, plan.add(target.model, job)))
         asked = self.judge(plan, target, asked)

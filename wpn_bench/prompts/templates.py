@@ -459,11 +459,19 @@ def messages_of(turns: Iterable[Sequence[str]]) -> list[dict[str, str]]:
 
 
 def turns_of(context: str) -> list[Turn] | None:
-    """Read demonstrations that a chat template wrote (`ChatTemplate.demonstrations`). Returns None for plain text."""
+    """Read the turns before a prompt: demonstrations that a chat template wrote, or a conversation.
+
+    Args:
+        context: The context of an item. Turns are written as JSON, `[[prompt, response], ...]`. A response that the model has
+            still to give is null, and is read as an empty text.
+
+    Returns:
+        The turns; None for plain text.
+    """
     if not context.startswith("[["):
         return None
     try:
-        return [(str(asked), str(answered)) for asked, answered in json.loads(context)]
+        return [(str(asked), str(answered or "")) for asked, answered in json.loads(context)]
     except (ValueError, TypeError):
         return None
 
