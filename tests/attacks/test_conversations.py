@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.backends.server import Server, body_of, reply
+from tests.models.backends.server import Server, body_of, error, reply
 from tests.models.tokenizers import KINDS
 from tests.workshop import Workshop
 from wpn_bench.attacks import AttackContext, attacked, get_attack, own_attacks
@@ -145,7 +145,7 @@ def test_a_script_of_the_user(tmp_path: Path) -> None:
 
 def test_conversations_are_held_together_turn_by_turn() -> None:
     items = [item_of("crescendo", "Why bread?"), item_of("benign_first_turn"), item_of("crescendo", "Why wine?")]
-    model = Scripted("first N", None, "<think>hm</think> third N")
+    model = Scripted("first N", " \n", "<think>hm</think> third N")
     found, counts = converse(model, items, PLAIN, Decoding())
     assert [len(asked) for asked in model.asked] == [2, 2, 2]
     assert [answer for _, answer in turns_of(found[2].context) or []] == ["first 1", NO_ANSWER, "third 1"]
@@ -195,6 +195,21 @@ def test_an_endpoint_gets_messages_and_the_samples_show_them_all(server: Server)
     assert all(message["content"] for body in server.bodies for message in body["messages"])
     assert shown.startswith("[user] why?\n[assistant] said 1\n[user] That is not")
     assert "[assistant] ...\n[user] Still too tame" in shown
+
+
+def test_a_question_that_a_server_does_not_answer_is_not_passed_over(server: Server) -> None:
+    server.always = lambda body: error(503, "busy") if body["messages"][0]["content"] == "why 2?" else None
+    model = OpenAIBackend(Endpoint(url=server.url, model="tiny", retries=0))
+    with pytest.raises(UserError, match="an endpoint did not answer"):
+        converse(model, [item_of("insistence", f"why {k}?") for k in range(5)], PLAIN, Decoding())
+
+
+def test_a_filtered_answer_does_not_end_it(server: Server) -> None:
+    server.always = lambda body: error(400, "content_filter") if len(body["messages"]) == 3 else None
+    model = OpenAIBackend(Endpoint(url=server.url, model="tiny", retries=0))
+    ((found,), counts) = converse(model, [item_of("insistence", "why?")], PLAIN, Decoding())
+    assert [answer for _, answer in turns_of(found.context) or []] == ["echo: why?", NO_ANSWER]
+    assert counts["empty"] == 1
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:

@@ -55,12 +55,18 @@ class Attack(ABC):
         title: Name in reports.
         description: One sentence for `wpn-bench list`.
         file: Name in results of the user's file with the attack; None for a built-in attack.
+        read_as: What was read as template in the user's file, if its fields have other names.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     description: ClassVar[str]
     file: str | None = None
+    read_as: str | None = None
+
+    def covers(self, item: Item) -> bool:
+        """Return whether the attack has something to ask for this prompt. The other prompts are not asked."""
+        return True
 
     @abstractmethod
     def apply(self, item: Item, context: AttackContext) -> Item:

@@ -26,10 +26,12 @@ from wpn_bench.core.files import write_json
 from wpn_bench.core.progress import Advance
 from wpn_bench.core.validation import Count
 from wpn_bench.engine.generation import too_long
+from wpn_bench.errors import UserError
 from wpn_bench.harmless.stages import split_reasoning
 from wpn_bench.jobs.job import StageContext
 from wpn_bench.jobs.stages import LM_LIBRARIES, Stage
 from wpn_bench.models.backends import Decoding, open_backend
+from wpn_bench.models.backends.client import UNANSWERED
 from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.items import ITEMS, item_row, read_items, write_rows
@@ -181,6 +183,9 @@ def converse(
         The items with all answers in their context, and what was counted: `answers` that the model gave, those of them that were
         `empty` or missing, and conversations that were `shortened`. An empty answer is replaced by `NO_ANSWER`. The reasoning
         of a model is left out.
+
+    Raises:
+        UserError: An endpoint did not answer after all attempts.
     """
     held = [_turns(item) for item in items]
     counts = {"answers": 0, "empty": 0, "shortened": 0}
@@ -191,7 +196,13 @@ def converse(
             asked.append(_within_context(model, one, held[k][:n], template, decoding))
         inputs, responses = model.answer(asked, template, decoding, advance)
         for (k, n), text, response in zip(waiting.items(), inputs, responses, strict=True):
-            answer = split_reasoning(text, response.text or "")[1]
+            if (response.reason or "").startswith(UNANSWERED):
+                # An invented answer would be measured as if the model had given it.
+                raise UserError(
+                    f"a conversation ended early, because an endpoint did not answer ({response.reason})",
+                    "repeat the command when the endpoint answers; it continues where it stopped",
+                )
+            answer = split_reasoning(text, response.text or "")[1].strip()
             counts["answers"] += 1
             counts["empty"] += not answer
             held[k][n][1] = answer or NO_ANSWER

@@ -4,6 +4,9 @@ Each entry is one attack. An entry has a `template`, an `answer_prefix`, or both
 placeholder that published collections use, such as `[INSERT PROMPT HERE]`. Its field may also be called `text` or
 `prompt`; the other columns are then ignored. `name`, `title` and `description` are optional. A YAML file contains one
 entry, a list of entries, or a mapping of names to entries (see docs/attacks.md).
+
+An entry with the field `attacked` is a ready-made prompt for a single prompt (see `transfer.py`). All of them with the same
+`name` are one attack, whose default name is that of the file.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wpn_bench.attacks.base import Attack
 from wpn_bench.attacks.registry import all_names
 from wpn_bench.attacks.templates import TemplateAttack, TemplateSpec
+from wpn_bench.attacks.transfer import ATTACKED, TransferAttack
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import as_user_error
 from wpn_bench.core.yaml_files import load_yaml
@@ -41,19 +46,32 @@ _TEMPLATE_NAMES = ("text", "prompt", "jailbreak", "jailbreak_prompt")  # columns
 Entry = tuple[str, str, Mapping[Any, Any]]  # position in the file, default name, fields
 
 
-def own_attacks(files: Sequence[str]) -> dict[str, TemplateAttack]:
+def own_attacks(files: Sequence[str]) -> dict[str, Attack]:
     """Return the attacks in all `files` by name. Raises `UserError` with the file, the entry and a hint."""
-    found: dict[str, TemplateAttack] = {}
+    found: dict[str, Attack] = {}
     ours = {*all_names(), WORST_CASE}
     for file in files:
         path = Path(os.path.expanduser(file))
+        ready: dict[str, TransferAttack] = {}
         for place, default, entry in _entries(path):
             where = f"{path} {place}".strip()
-            name, attack = _attack(where, default, entry, display_path(path))
+            attack: Attack
+            if ATTACKED in entry:
+                told = _line(str(entry.get("name") or path.stem[:40]))
+                name = _name(where, told)
+                attack = ready.get(name) or TransferAttack(name, told, display_path(path))
+                attack.add(where, place, entry)
+                if name in ready:
+                    continue
+                ready[name] = attack
+            else:
+                name, attack = _attack(where, default, entry, display_path(path))
             if name in ours or name in found:
                 whose = "an attack of wpn-bench" if name in ours else f"another attack of {found[name].file}"
                 raise UserError(f"{where}: {name!r} is already the name of {whose}", "give it another `name`")
             found[name] = attack
+        for one in ready.values():
+            one.check(str(path))
     return found
 
 
@@ -107,18 +125,24 @@ def _attack(where: str, default: str, entry: Mapping[Any, Any], file: str) -> tu
     """Check an entry. Returns its name, reduced to the characters that are allowed in results, and the attack."""
     given, read_as = _fields(where, entry)
     told = _line(str(given.pop("name", default)))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
-    if not name or len(name) > LONGEST:
-        raise UserError(
-            f"{where}: {told[:LONGEST]!r} cannot be a name, because it has {len(name)} letters, digits, '.', '_' and '-'",
-            f"give it a `name` with 1 to {LONGEST} of these characters",
-        )
+    name = _name(where, told)
     with as_user_error(where, _way_out(given.get("template"))):
         spec = TemplateSpec.model_validate({"title": told, "description": f"An attack of {file}.", **given})
     if spec.template.count("{prompt}") > MOST:
         raise UserError(f"{where}: the template contains {{prompt}} more than {MOST:,} times", "write it once")
     clean = {"title": _line(spec.title), "description": _line(spec.description)}
     return name, TemplateAttack(name, spec.model_copy(update=clean), file, read_as)
+
+
+def _name(where: str, told: str) -> str:
+    """Reduce a name to the characters that are allowed in results."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-._")
+    if not name or len(name) > LONGEST:
+        raise UserError(
+            f"{where}: {told[:LONGEST]!r} cannot be a name, because it has {len(name)} letters, digits, '.', '_' and '-'",
+            f"give it a `name` with 1 to {LONGEST} of these characters",
+        )
+    return name
 
 
 def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None]:
@@ -134,7 +158,7 @@ def _fields(where: str, entry: Mapping[Any, Any]) -> tuple[dict[str, Any], str |
         if len(texts) > 1:
             raise UserError(
                 f"{where} has several texts that could be the template: {texts[0]!r} and {texts[1]!r}",
-                "rename one of these columns to `template`",
+                f"rename one of these columns to `template`, or to `{ATTACKED}` if it is the attacked text of the prompt in `prompt`",
             )
         given["template"] = given[texts[0]]
         read_as.append(f"the column {texts[0]!r}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wpn_bench.attacks.base import Attack, AttackContext
 from wpn_bench.core.paths import tasks_dir
 from wpn_bench.core.registry import Registry, import_attribute, unknown_name
+from wpn_bench.errors import UserError
 from wpn_bench.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -139,9 +140,20 @@ def attacked(prompts: PromptSet, name: str, context: AttackContext) -> PromptSet
 
     Returns:
         The attacked set, which has the name of the attack. Each item keeps its id and its original prompt.
+
+    Raises:
+        UserError: The attack's file has nothing for any of the prompts.
     """
     attack = get_attack(name, context.own)
-    items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in prompts.items)
+    covered = [item for item in prompts.items if attack.covers(item)]
+    if prompts.items and not covered:
+        raise UserError(
+            f"{attack.file} has an attacked prompt for none of the {len(prompts.items)} prompts of {prompts.name!r} that are"
+            f" asked ({name})",
+            f"its field `prompt` must be a prompt of that set, such as {prompts.items[0].prompt[:80]!r}; with --limit, only the"
+            " first prompts are asked",
+        )
+    items = tuple(replace(attack.apply(i, context), id=i.id, original=i.prompt) for i in covered)
     source = {**prompts.source, "attack": name, "on": prompts.name}
     if attack.file:
         source["attack_file"] = attack.file

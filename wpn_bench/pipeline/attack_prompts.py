@@ -40,7 +40,7 @@ def attack_prompts(
         ("attack", prompt set) for each attack.
 
     Raises:
-        UserError: An attack and a test set have the same name.
+        UserError: An attack and a test set have the same name, or a file has no attacked prompt for any of the prompts.
     """
     if target is None:
         return []
@@ -60,7 +60,14 @@ def attack_prompts(
             f"prompt attacks read from {file}: {', '.join(of_file[:SHOWN_NAMES])}{more} ({len(of_file)}){told}"
         )
     context = AttackContext(template, forget.items, own=own, fits=_fitting(config, template, model))
-    return [("attack", attacks.attacked(target, name, context)) for name in chosen]
+    made = [attacks.attacked(target, name, context) for name in chosen]
+    for one in made:
+        if len(one.items) < len(target.items):
+            notes.append(
+                f"the attack {one.name} has attacked prompts for {len(one.items)} of the {len(target.items)} prompts of"
+                f" {target.name}; the others are not asked"
+            )
+    return [("attack", one) for one in made]
 
 
 def _fitting(config: RunConfig, template: Template, model: ModelRef) -> Callable[[Item], bool]:

@@ -53,6 +53,7 @@ def joined(url: str, more: str) -> str:
 OPTIONAL: Mapping[str, str] = {"max_tokens": r"\bmax_tokens\b", "stop": r"\bstop\b", "seed": r"\bseed\b"}
 # The reasons of replies without a text begin with these words, among others.
 TOO_LONG, REFUSED, ONLY_REASONING = "prompt too long", "refused", "reasoned without an answer"
+UNANSWERED = "no answer after"  # so many attempts
 SYSTEM = "system"  # key for the system message; if it is refused, its text is put before the first other message
 
 
@@ -242,7 +243,7 @@ class EndpointClient:
                 break
             if attempt < self.endpoint.retries:
                 self._wait(min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25))
-        return Reply(None, 0, f"no answer after {self.endpoint.retries + 1} attempts: {why}"), False
+        return Reply(None, 0, f"{UNANSWERED} {self.endpoint.retries + 1} attempts: {why}"), False
 
     def _wait(self, seconds: float) -> None:
         self._stopped.wait(seconds)
