@@ -393,15 +393,6 @@ def run_train_stage(ctx: StageContext) -> None:
             return sum(s < stop["threshold"] for s in known) / max(1, len(known))
 
     snapshots, until = ctx.params.get("snapshots", ()), ctx.params.get("until")
-    advance: Advance | None = None
-
-    def advance_by(n: int) -> None:
-        nonlocal advance
-        if advance is None:  # the steps done before this job began are not its work
-            advance = ctx.progress((until or method.config.steps) - n, "steps")
-        else:
-            advance(n)
-
     trained = train(
         model,
         tokenizer,
@@ -415,7 +406,7 @@ def run_train_stage(ctx: StageContext) -> None:
         benign_use=ctx.params.get("benign_use", "items"),
         reference=reference,
         harmless_rate=harmless_rate,
-        advance=advance_by,
+        advance=ctx.progress(until or method.config.steps, "steps"),
         snapshots=Snapshots(snapshots, tokenizer, ctx.out) if snapshots else None,
         checkpoints=Path(ctx.local["checkpoints"]) if "checkpoints" in ctx.local else ctx.scratch,
         adapter=ctx.out / ADAPTER,
