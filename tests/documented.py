@@ -83,6 +83,15 @@ COVERED_BY = {
         "wpn-bench full --judge detoxify:original,openai:http://localhost:8000/v1#MODEL,rubric=strongreject,price_in=0.15,price_out=0.6"
     ),
     "wpn-bench full": "wpn-bench full --out runs/first",
+    "wpn-bench full --config FILE": "wpn-bench full --out runs/first",
+    "wpn-bench full --preset paper -m HuggingFaceTB/SmolLM2-135M-Instruct --prompt-kind continuation"
+    " --forget rtp_triples_train.jsonl --prompts in_domain=rtp_triples_test.jsonl --config FILE": (
+        "wpn-bench full --model facebook/opt-125m --config docs/examples/triples-field.yaml --prompt-kind continuation"
+        " --forget rtp_triples_train.jsonl --prompts in_domain=rtp_triples_test.jsonl --limit 120 --tune 2"
+    ),
+    "python benchmarks/stages.py RUN STORE --model HuggingFaceTB/SmolLM2-135M-Instruct --peak 180": (
+        "python benchmarks/stages.py RUN STORE"
+    ),
     "wpn-bench full --tune 8": "wpn-bench full --preset field --tune 8 --seeds 3",
     "wpn-bench full --methods wpn,yours": "wpn-bench full --methods wpn,unlikelihood",
     "wpn-bench attack --attack-file mine.csv": "wpn-bench attack --attack-file mine.csv --attack-file more.yaml",

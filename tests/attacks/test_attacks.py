@@ -164,12 +164,12 @@ class TestEveryAttack:
             assert text != render(Item("", prompt, kind), QUESTION_TEMPLATE)
 
     def test_a_prompt_of_a_million_characters(self, name: str) -> None:
-        """Work and length grow with the prompt, and no faster."""
+        """Work and length grow with the prompt, and no faster. A conversation may have the prompt in two turns."""
         prompt = "The baker sells 12 loaves of bread. " * 28_000
         started = time.process_time()
         text = render(under(name, prompt), QUESTION_TEMPLATE)
         assert time.process_time() - started < 10
-        assert 0.9 * len(prompt) < len(text) < 2 * len(prompt)
+        assert 0.9 * len(prompt) < len(text) < 2.1 * len(prompt)
 
     def test_it_leaves_the_given_set_alone(self, name: str) -> None:
         before = SET.digest
