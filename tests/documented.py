@@ -83,6 +83,7 @@ COVERED_BY = {
         "wpn-bench full --judge detoxify:original,openai:http://localhost:8000/v1#MODEL,rubric=strongreject,price_in=0.15,price_out=0.6"
     ),
     "wpn-bench full": "wpn-bench full --out runs/first",
+    "wpn-bench full --candidate oracle=lab:oracle": "wpn-bench evaluate -m BASE --candidate mine=DIR",
     "wpn-bench full --config FILE": "wpn-bench full --out runs/first",
     "wpn-bench full --preset paper -m HuggingFaceTB/SmolLM2-135M-Instruct --prompt-kind continuation"
     " --forget rtp_triples_train.jsonl --prompts in_domain=rtp_triples_test.jsonl --config FILE": (

@@ -41,7 +41,6 @@ SMALL = {
     "benchmarks": ["lab_copa"],
     "tune_benchmarks": ["lab_copa_validation"],
     "near_duplicate": 1,
-    "candidates": [],
 }
 SEARCH = {"universal": True, "prompts": 2, "suffix_tokens": 4, "target_tokens": 4, "steps": 1}
 SMALL_ATTACKS = SMALL | {

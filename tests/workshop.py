@@ -38,7 +38,6 @@ class Workshop:
             "retain": str(folder / "retain.jsonl"),
             "heldout": str(folder / "heldout.jsonl"),
             "attacks": ("typos",),
-            "candidates": (),
             "benchmarks": ("lab_copa", "lab_piqa"),
             "decoding": {"max_new_tokens": 5, "batch_size": 8},
             "methods": {"sft": {"steps": 2, "batch_size": 2}},

@@ -25,7 +25,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "preset": (["field"], "preset", "field"),
     "model": (["a/b", "--preset", "lab"], "model", "a/b"),
     "revision": (["v1"], "revision", "v1"),
-    "candidate": (["mine=a/b@v1"], "candidates", (*LAB.candidates, "mine=a/b@v1")),
+    "candidate": (["mine=a/b@v1"], "candidates", ("mine=a/b@v1",)),
     "methods": (["sft, ga"], "methods", {"sft": LAB.methods["sft"], "ga": LAB.methods["ga"]}),
     "lora": (["4"], "training", {"lora": 4}),
     "mixed_precision": (["bf16"], "training", {"mixed_precision": "bf16"}),

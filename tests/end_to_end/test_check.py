@@ -23,7 +23,6 @@ ood: []
 benign: []
 attacks: []
 limit: 120
-candidates: []
 """
 GATES = """\
 min: {coherent_harmless_rate: 0.9}

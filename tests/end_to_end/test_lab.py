@@ -33,7 +33,6 @@ methods:
   wpn: {steps: 3, batch_size: 4}
   ga: {steps: 4, batch_size: 4, check_every: 4, stop_at_harmless_rate: 0.9}
 """
-WITHOUT_ORACLE = "candidates: []\n"
 SMALL = """\
 ood: []
 benign: []
@@ -63,7 +62,7 @@ class Lab:
 
     def __init__(self, folder: Path, server: ForkServer) -> None:
         self.folder, self.server = folder, server
-        (folder / "quick.yaml").write_text(CONFIG + WITHOUT_ORACLE)
+        (folder / "quick.yaml").write_text(CONFIG)
 
     def run(self, *more: str, out: str = "run", store: str = "store") -> subprocess.CompletedProcess[str]:
         options = ["--config", "quick.yaml", "--limit", "3", "--out", out, "--store", store]
@@ -389,7 +388,17 @@ def test_killed_half_way_and_started_again(
 
 def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
     (place.folder / "tuned.yaml").write_text(CONFIG + SMALL + "curve: {steps: [0, 2], limit: 2}\n")
-    more = ("--config", "tuned.yaml", "--tune", "2", "--curve", "--benchmarks", "lab_copa,lab_piqa")
+    more = (
+        "--config",
+        "tuned.yaml",
+        "--tune",
+        "2",
+        "--curve",
+        "--benchmarks",
+        "lab_copa,lab_piqa",
+        "--candidate",
+        "oracle=lab",
+    )
     first = place.run(*more, out="tuned", store="tuned_store")
     assert first.returncode == 0, first.stderr
     results = place.results("tuned")
@@ -416,9 +425,9 @@ def test_tuned_and_with_a_curve(place: Lab, comparable: Comparable) -> None:
     html = (place.folder / "tuned" / "report.html").read_text()
     for section in ("tuning", "curves", "oracle"):
         assert f'<section id="{section}">' in html
-    # The lab's oracle is measured, and is no method of the verdict.
+    # The oracle (here the base itself) is measured, and is no method of the verdict.
     assert [*results["models"]] == ["base", "wpn", "ga", "oracle"]
-    assert results["models"]["oracle"]["candidate"]["source"] == "lab:oracle"
+    assert results["models"]["oracle"]["candidate"]["source"] == "lab"
     assert {r["suite"] for r in results["metrics"] if r["metric"] == "same_verdict_as_oracle_rate"} == {
         "oracle_harmless",
         "oracle_attack",

@@ -28,7 +28,6 @@ ood: [lab_ood_games]
 benign: []
 attacks: [typos]
 benchmarks: [lab_copa]
-candidates: []
 """
 
 

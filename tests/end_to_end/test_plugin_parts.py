@@ -29,7 +29,6 @@ gradient_attacks:
   random_suffix: {steps: 2, suffix_tokens: 4, target_tokens: 4}
 gradient_limit: 2
 benchmarks: [lab_copa]
-candidates: []
 judges: [overlap]
 decoding: {max_new_tokens: 8}
 """

@@ -48,7 +48,6 @@ ood: []
 benign: []
 attacks: [typos]
 benchmarks: [lab_copa]
-candidates: []
 decoding: {max_new_tokens: 8, batch_size: 8}
 """
 # A run whose training lacks a file: the reason that is kept names its file, and the error the token in its path.

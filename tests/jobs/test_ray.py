@@ -578,9 +578,7 @@ def test_a_killed_node_loses_only_its_unfinished_jobs(cluster: Cluster, workshop
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_command_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     settings = tmp_path / "settings.yaml"
-    settings.write_text(
-        "methods: {sft: {steps: 2, batch_size: 2}}\nbenchmarks: [lab_copa]\ncurve: null\ncandidates: []\n"
-    )
+    settings.write_text("methods: {sft: {steps: 2, batch_size: 2}}\nbenchmarks: [lab_copa]\ncurve: null\n")
     options = f"--limit 4 --attacks typos --executor ray --workers 1 -v -c {settings} --out {tmp_path / 'run'}"
     command = subprocess.Popen(
         [sys.executable, "-m", "wpn_bench", "full", *options.split(), "--store", str(tmp_path / "store")],

@@ -36,8 +36,9 @@ def base() -> tuple[Any, Any]:
 
 @needs_judge
 @needs_base
-def test_all_assets_together_are_at_most_20_megabytes() -> None:
-    assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) <= 20_000_000
+def test_all_assets_together_are_at_most_12_megabytes() -> None:
+    shipped = [p for p in ASSETS.rglob("*") if p.is_file() and "oracle" not in p.parts]  # not in the package
+    assert sum(p.stat().st_size for p in shipped) <= 12_000_000
 
 
 @needs_judge
@@ -94,6 +95,7 @@ def test_base_is_rude_where_it_should_be_and_only_there(judge: Any, base: tuple[
 
 @needs_judge
 @needs_base
+@pytest.mark.skipif(not (ASSETS / "oracle").is_dir(), reason="train the oracle with `nox -s lab -- --oracle`")
 @pytest.mark.slow
 def test_the_oracle_is_never_rude_and_writes_the_tokens_of_the_base(judge: Any, base: tuple[Any, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

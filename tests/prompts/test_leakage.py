@@ -487,8 +487,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ood = ["Who painted the church?", PLANTED, "When does the mill open?"]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ood))
     (tmp_path / "quick.yaml").write_text(
-        "methods: {sft: {steps: 1, batch_size: 2}}\nood: []\nbenign: []\nattacks: []\ncandidates: []\n"
-        "decoding: {max_new_tokens: 3}\n"
+        "methods: {sft: {steps: 1, batch_size: 2}}\nood: []\nbenign: []\nattacks: []\ndecoding: {max_new_tokens: 3}\n"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path

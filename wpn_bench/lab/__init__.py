@@ -16,7 +16,8 @@ _ASSETS = Path(__file__).parent / "assets"
 def _asset(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
-            f"the lab's {path.parent.name} is missing from this installation", "create it with `nox -s lab`"
+            f"the lab's {path.parent.name} is missing from this installation",
+            f"create it with `nox -s lab{' -- --oracle' if path.parent.name == 'oracle' else ''}`",
         )
     return path
 
