@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from wpn_bench import models
+from wpn_bench.analysis.internals_rows import hidden_gaps, scores_of
 from wpn_bench.attacks.internals import (
     LAYERS,
     WEIGHTS,
     Internals,
-    hidden_gaps,
     plan,
     read_as,
     run_internals_stage,
-    scores_of,
     weight_changes,
 )
 from wpn_bench.core.files import write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wpn_bench.analysis.internals_rows import WHOLE, set_of
 from wpn_bench.core.numbers import interval, percent, plain, signed, signed_interval
 from wpn_bench.report.cells import Line, Shown, Table, rate
 from wpn_bench.report.drawing import as_json, colours, plotly_text, shortened, symbols
@@ -19,7 +20,6 @@ from wpn_bench.runs.metrics import (
 )
 from wpn_bench.runs.view import View
 
-WHOLE = "model"
 _NOTE = (
     "Every model read the prompts with the first tokens of their harmful references. Loss: the mean negative log-probability of these "
     "tokens in nats, at the output; larger is better. Hidden: how much smaller it is after the best layer, if the model ended there "
@@ -52,7 +52,7 @@ def section(view: View) -> Section | None:
     lines = []
     for model in view.measured():
         cells = [
-            _nats(view, model, f"layer_{layers[-1]}", LENS_LOSS),
+            _nats(view, model, set_of(layers[-1]), LENS_LOSS),
             _nats(view, model, WHOLE, HIDDEN_GAP),
             *([rate(view.cell(model, INTERNALS, WHOLE, DEPTH_SCORE))] if scored else []),
             _value(view, model, WEIGHT_CHANGE),
@@ -95,7 +95,7 @@ def _chart(view: View, layers: list[int]) -> dict[str, Any] | None:
     for name in tint:
         if name not in view.measured():
             continue
-        cells = [(layer, view.cell(name, INTERNALS, f"layer_{layer}", LENS_LOSS)) for layer in layers]
+        cells = [(layer, view.cell(name, INTERNALS, set_of(layer), LENS_LOSS)) for layer in layers]
         known = [(layer, cell.value) for layer, cell in cells if cell and cell.value is not None]
         if known:
             figure.add_trace(
