@@ -104,3 +104,20 @@ def test_a_job_that_is_slower_than_expected_is_extrapolated(tmp_path: Path, stor
     assert left.seconds() == 0.0
     left.progress(jobs[1].digest, 3, 10)
     assert left.seconds() == 210.0
+
+
+def test_the_speed_of_a_running_job_replaces_that_of_earlier_jobs(tmp_path: Path, store: Store, clock: Clock) -> None:
+    """An earlier job may have waited for another program for an hour."""
+    left = TimeLeft(store, clock)
+    jobs = [job(tmp_path, 100, name=name) for name in "ab"]
+    left.add(jobs)
+    left.start(jobs[0])
+    clock.seconds += 5000
+    left.finish(Outcome(jobs[0], "done", 5000.0))
+    left.start(jobs[1])
+    clock.seconds += 9
+    left.progress(jobs[1].digest, 9, 100)
+    assert left.seconds() == 4991
+    clock.seconds += 1
+    left.progress(jobs[1].digest, 10, 100)
+    assert left.seconds() == 90

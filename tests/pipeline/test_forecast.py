@@ -68,8 +68,29 @@ def test_the_nearest_size_that_was_measured_counts() -> None:
     )
     assert found.estimate("generate 8", 50, 1_000_000, HERE) == jobs_rates.Estimate(6.0, "same")
     assert found.estimate("generate 8", 10, 200_000_000, HERE) == jobs_rates.Estimate(200.0, "scaled")
-    assert found.estimate("generate 9", 10, 1_000_000, HERE) == jobs_rates.Estimate(0.0, "none")
+    assert found.estimate("generate 9", 10, 1_000_000, HERE) == jobs_rates.Estimate(1.2, "scaled")  # other settings
+    assert found.estimate("judge", 10, 1_000_000, HERE) == jobs_rates.Estimate(0.0, "none")
     assert found.estimate("generate 8", 10, 1_000_000, "a third") == jobs_rates.Estimate(0.0, "none")
+
+
+def test_the_setup_is_counted_once_and_jobs_of_a_similar_size_decide() -> None:
+    """A few items do not fill a batch, and loading takes as long for them as for many."""
+    few = Rates({"benchmark": [Rate(3.0, 10, 1_000, HERE, setup=2.0)]})
+    assert few.estimate("benchmark", 100, 1_000, HERE) == jobs_rates.Estimate(12.0, "same")
+    both = Rates({"benchmark": [Rate(3.0, 10, 1_000, HERE, setup=2.0), Rate(4.0, 200, 1_000, HERE, setup=2.0)]})
+    assert both.estimate("benchmark", 300, 1_000, HERE) == jobs_rates.Estimate(5.0, "same")
+    assert both.estimate("benchmark", 12, 1_000, HERE) == jobs_rates.Estimate(pytest.approx(3.2), "same")
+
+
+def test_a_manifest_gives_the_setup(tmp_path: Path) -> None:
+    for name, about in {"a": {"setup": 1.5}, "b": {}}.items():
+        folder = tmp_path / "perplexity" / name
+        folder.mkdir(parents=True)
+        made = {"stage": "perplexity", "inputs": {"params": {}}, "files": {}, "seconds": 2.0, "machine": name}
+        (folder / "manifest.json").write_text(json.dumps(made | {"work": {"windows": 5}} | about))
+    found = Rates.from_store(tmp_path)
+    assert found.estimate("perplexity", 10, 0, "a").seconds == pytest.approx(2.5)
+    assert found.estimate("perplexity", 10, 0, "b").seconds == pytest.approx(4.0)
 
 
 def test_a_job_without_a_model_takes_the_same_time_beside_a_larger_model() -> None:
@@ -82,6 +103,9 @@ def test_jobs_are_alike_by_what_decides_their_speed() -> None:
     answers: dict[str, Any] = {"decoding": {"max_new_tokens": 8}, "template": "x"}
     assert job_kind("generate", answers) == job_kind("generate", answers | {"template": "y"})
     assert job_kind("generate", answers) != job_kind("generate", {"decoding": {"max_new_tokens": 9}})
+    small, large = ({"method": "wpn", "config": {"batch_size": size, "lr": size}} for size in (4, 8))
+    assert job_kind("train", small) != job_kind("train", large)
+    assert job_kind("train", small) == job_kind("train", {"method": "wpn", "config": {"batch_size": 4, "lr": 9}})
     assert job_kind("benchmark", {"task": "piqa"}) != job_kind("benchmark", {"task": "copa"})
 
 
@@ -96,6 +120,8 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     before = asked()
     assert before.work == 0.0
     assert before.unknown == sum(line.jobs for line in before.lines) > 10
+    (tuned,) = asked(tune=2).open
+    assert tuned.endswith("a training and its measurement each")  # nothing was measured
     workshop.run()
     after = asked()
     assert (after.work, after.seconds, after.unknown) == (0.0, 0.0, 0)
@@ -110,9 +136,9 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     (line,) = (line for line in more.lines if line.stage == "train")
     assert line.seconds == pytest.approx(manifests[0]["seconds"])
     assert 0 < asked(4, seeds=(0, 1)).seconds < more.seconds == pytest.approx(more.work)
-    # The tasks to tune on were never measured; their kind is known where tests and tuning measure the same.
+    # The tasks to tune on were never measured; the others of the stage give their time.
     tuned, relearnt = asked(tune=2, relearn={"steps": [0, 2]}).open
-    assert tuned.endswith("a training and its measurement each")
+    assert re.search(r"; about \d+ (s|min) if all train to their end, and less because some are stopped early$", tuned)
     assert relearnt.startswith("relearning: ")
     workshop.run("tuned", tune=1)
     (tuned,) = asked(tune=2).open

@@ -253,6 +253,6 @@ CONVERSE = Stage(
     resumable=True,
     unhashed_files=(COUNTS,),
     items="needs.prompts",
-    speed_params=("decoding", "max_new_tokens"),
+    speed_params=("decoding.max_new_tokens",),
     part="attack",
 )

@@ -322,7 +322,7 @@ GENERATE = Stage(
     resumable=True,
     shardable=True,
     items="needs.prompts",
-    speed_params=("decoding", "max_new_tokens"),
+    speed_params=("decoding.max_new_tokens",),
     memory="wpn_bench.preflight.estimates:inference_needs",  # the estimate for all inference-only stages
 )
 JUDGE = Stage(

@@ -356,6 +356,7 @@ def execute_job(
     about: dict[str, Any] = {"work": {}, "seconds": 0.0}
 
     def counted(total: int | None, unit: str) -> Advance:
+        about.setdefault("setup", round(watch.seconds, 3))  # models and data are loaded before the items are counted
         if total is not None:
             about["work"][unit] = about["work"].get(unit, 0) + total
         return progress(total, unit)

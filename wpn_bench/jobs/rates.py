@@ -1,9 +1,10 @@
 """Estimate how long jobs take from the durations of earlier jobs in the store's manifests.
 
-The duration is assumed to be proportional to the number of items and to the number of model parameters. This is right
-if arithmetic or memory bandwidth is the bottleneck. Jobs of small models are mostly overhead, so an estimate for a
-large model from them is too high. The estimate therefore uses the measured model of the nearest size on the same
-machine.
+A job first loads models and data, and then works through its items. The first part is assumed to take the same time for
+any number of items, and the second to be proportional to it. Both are assumed to be proportional to the number of model
+parameters, which is right if arithmetic or memory bandwidth is the bottleneck. These assumptions fail over large factors: a
+few items fill no batch, and a job of a small model is mostly overhead. So the estimate uses jobs of the most similar size: first
+the nearest model, then the nearest number of items.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -35,12 +36,19 @@ class Rate:
         items: Number of items that it processed.
         parameters: Number of parameters of its model.
         machine: Name of the machine (see `machine_name`).
+        setup: Part of `seconds` before the first item.
     """
 
     seconds: float
     items: int
     parameters: int
     machine: str
+    setup: float = 0.0
+
+    @property
+    def per_item(self) -> float:
+        """Return the seconds per item after the setup."""
+        return (self.seconds - self.setup) / self.items
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Estimate:
 
     Attributes:
         seconds: Estimated wall time; 0 if `measured` is `none`.
-        measured: `same` if jobs with a model of this size were measured, `scaled` if the models had another size, and
-            `none` if there is no estimate because no such job was measured.
+        measured: `same` if jobs of this kind with a model of this size were measured. `scaled` if the model had another size
+            or the job was of another kind of the same stage. `none` if there is no estimate, because no job of the stage was measured.
     """
 
     seconds: float
@@ -76,10 +84,16 @@ def job_kind(stage: str, params: Mapping[str, Any]) -> str:
     Returns:
         The name of the kind.
     """
+    paths = stage_of(stage).speed_params if stage in stage_names() else ()
+    return " ".join([stage, *(json.dumps(_value_at(params, path)) for path in paths)])
+
+
+def _value_at(params: Mapping[str, Any], path: str) -> Any:
+    """Return the parameter at a path of names with dots between them; None if there is none."""
     value: Any = params
-    for name in stage_of(stage).speed_params if stage in stage_names() else ():
+    for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return stage if value is params else f"{stage} {json.dumps(value)}"
+    return value
 
 
 class Rates:
@@ -96,7 +110,8 @@ class Rates:
             items = max(manifest.get("work", {}).values(), default=0)
             params = manifest.get("inputs", {}).get("params", {})
             if items and "machine" in manifest:
-                rate = Rate(manifest["seconds"], items, manifest.get("parameters", 0), manifest["machine"])
+                setup = min(manifest.get("setup", 0.0), manifest["seconds"])
+                rate = Rate(manifest["seconds"], items, manifest.get("parameters", 0), manifest["machine"], setup)
                 found[job_kind(manifest["stage"], params)].append(rate)
         return cls(found)
 
@@ -111,8 +126,9 @@ class Rates:
     def estimate(self, kind: str, items: int, parameters: int, machine: str) -> Estimate:
         """Estimate the duration of a job from earlier jobs of the same kind on the same machine.
 
-        It is the number of items times the median seconds per item of those jobs whose models are nearest in size,
-        scaled to this model's size.
+        If there are none, the earlier jobs of other kinds of the stage are used. Of the jobs, those count whose models are
+        nearest in size, and of these the ones whose number of items is nearest, within a factor of two. The estimate is
+        their median setup plus the number of items times their median seconds per item, scaled to this model's size.
 
         Args:
             kind: Kind of the job (see `job_kind`).
@@ -123,20 +139,30 @@ class Rates:
         Returns:
             The duration in seconds and what it is based on.
         """
-        rates = [rate for rate in self._found.get(kind, []) if rate.machine == machine]
+        here = {k: [r for r in rates if r.machine == machine] for k, rates in self._found.items()}
+        rates = here.get(kind, [])
+        same_kind = bool(rates)
+        if not rates:
+            rates = [r for k, found in here.items() if k.split(" ")[0] == kind.split(" ")[0] for r in found]
         if not rates:
             return Estimate(0.0, "none")
-
-        def distance(rate: Rate) -> float:
-            return abs(math.log(max(rate.parameters, 1) / max(parameters, 1)))
-
-        nearest = min(map(distance, rates))
-        chosen = [rate for rate in rates if distance(rate) <= nearest + 1e-9]
-        seconds_per_item = median(rate.seconds / rate.items for rate in chosen)
+        rates = _nearest(rates, lambda rate: _log_ratio(rate.parameters, parameters), 1e-9)
+        rates = _nearest(rates, lambda rate: _log_ratio(rate.items, items), math.log(2))
+        seconds = median(rate.setup for rate in rates) + items * median(rate.per_item for rate in rates)
         # A job that reads no model of the run, such as judging, has 0 parameters. Its duration does not depend on the model.
-        scale = max(parameters, 1) / chosen[0].parameters if chosen[0].parameters else 1.0
-        same = abs(scale - 1) < 0.01
-        return Estimate(seconds_per_item * items * (1.0 if same else scale), "same" if same else "scaled")
+        scale = max(parameters, 1) / rates[0].parameters if rates[0].parameters else 1.0
+        same_size = abs(scale - 1) < 0.01
+        return Estimate(seconds * (1.0 if same_size else scale), "same" if same_kind and same_size else "scaled")
+
+
+def _log_ratio(a: int, b: int) -> float:
+    return abs(math.log(max(a, 1) / max(b, 1)))
+
+
+def _nearest(rates: list[Rate], distance: Callable[[Rate], float], slack: float) -> list[Rate]:
+    """Return the rates with the smallest distance, and those whose distance is larger by at most `slack`."""
+    least = min(map(distance, rates))
+    return [rate for rate in rates if distance(rate) <= least + slack]
 
 
 def count_items(job: Job) -> int | None:

@@ -37,7 +37,7 @@ class Stage:
         items: Where the number of items is found, which the time estimate needs: `needs.ROLE` (the rows of that input)
             or `params.NAME.NAME` (a number in the parameters). Empty if the number is unknown before the stage runs.
         passes: Number of passes over the items.
-        speed_params: Path of the parameter that changes the time per item; empty if there is none.
+        speed_params: Paths of the parameters that change the time per item, such as `("method", "config.batch_size")`.
         memory: Estimates the memory that the stage needs: `(ModelSpec, stage name) -> list[MemoryNeed]`. Empty if it
             needs no more than generating answers.
         part: Part of a run that the stage belongs to: `harmless`, `attack` or `benchmarks`. A stage with a `plan` runs

@@ -10,7 +10,11 @@ from statistics import mean
 from wpn_bench.core.weights import count_parameters
 from wpn_bench.jobs.job import External, Job, Outcome
 from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
+from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import MANIFEST, Store
+
+
+PROGRESS_COUNTS = 0.1  # share of a job's items after which its own speed is used
 
 
 class TimeLeft:
@@ -103,8 +107,11 @@ class TimeLeft:
                 return None
             elapsed = now - self._started.get(digest, now)
             done, items = self._progress.get(digest, (0, 0))
-            # If a job is slower than expected, its other items are expected to be as slow.
-            total += max(0.0, expected - elapsed, elapsed * (items - done) / done if done else 0.0)
+            rest = elapsed * (items - done) / done if done else 0.0
+            if done >= PROGRESS_COUNTS * items > 0 and stage_of(job.stage).passes == 1:
+                total += rest  # the job's own speed says more than that of earlier jobs
+            else:
+                total += max(0.0, expected - elapsed, rest)
         if (unknown := jobs - len(self._unfinished)) > 0:
             if usual is None:
                 return None

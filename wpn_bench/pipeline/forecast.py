@@ -35,7 +35,7 @@ class Line:
         jobs: Number of jobs.
         done: Number of jobs with results in the store.
         seconds: Expected duration of the other jobs, one after another.
-        scaled: Number of jobs whose estimate is scaled from a model of another size.
+        scaled: Number of jobs whose estimate is from a model of another size, or from other settings of the stage.
         unknown: Number of jobs for which no duration was measured.
     """
 
@@ -205,7 +205,7 @@ def show(found: Forecast, as_json: bool) -> None:
     for name in ("stage", "jobs", "done", "to do", "expected"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for line in found.lines:
-        said = _time(line.seconds) + (" (from another size)" if line.scaled else "")
+        said = _time(line.seconds) + (" (from other sizes or settings)" if line.scaled else "")
         if line.unknown:
             said = f"{said} + {line.unknown} unknown" if line.seconds else "unknown"
         table.add_row(line.stage, str(line.jobs), str(line.done), str(line.jobs - line.done), said)

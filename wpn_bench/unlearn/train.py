@@ -445,6 +445,14 @@ STAGE = Stage(
     (*LM_LIBRARIES, "accelerate", "peft"),
     unhashed_files=("training.json",),
     items="params.config.steps",
-    speed_params=("method",),
+    speed_params=(
+        "method",
+        "dtype",
+        "config.batch_size",
+        "config.retain_batch_size",
+        "config.accumulation",
+        "config.mixed_precision",
+        "config.gradient_checkpointing",
+    ),
     memory="wpn_bench.preflight.estimates:training_needs",
 )
