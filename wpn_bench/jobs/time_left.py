@@ -13,7 +13,6 @@ from wpn_bench.jobs.rates import Rates, count_items, job_kind, machine_name
 from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import MANIFEST, Store
 
-
 PROGRESS_COUNTS = 0.1  # share of a job's items after which its own speed is used
 
 
