@@ -45,8 +45,20 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         from_settings(base.model_dump() | {"gradient_attacks": {"gcg": {"steps": 0}}})
 
 
-def test_there_are_the_two_presets() -> None:
-    assert {"lab", "paper"} <= set(presets())
+def test_there_are_the_presets_that_the_docs_name() -> None:
+    assert {"lab", "paper", "real", "real_gpu", "sceptic"} <= set(presets())
+
+
+def test_the_limit_of_a_kind_of_sets_can_only_be_made_smaller() -> None:
+    base = build("lab").model_dump() | {"limits": {"attacks": 50, "ood": 9}}
+    planned, rehearsal = from_settings(base), from_settings(base | {"limit": 20})
+    kinds = ("in_domain", "attacks", "ood", "benchmarks")
+    assert [planned.limit_of(kind) for kind in kinds] == [None, 50, 9, None]
+    assert [rehearsal.limit_of(kind) for kind in kinds] == [20, 20, 9, 20]
+    with pytest.raises(UserError, match=r"unknown setting .limits\.attack."):
+        from_settings(base | {"limits": {"attack": 5}})
+    with pytest.raises(UserError, match=r"limits\.ood: .* greater than or equal to 1"):
+        from_settings(base | {"limits": {"ood": 0}})
 
 
 @pytest.mark.parametrize("name", presets())
@@ -55,7 +67,8 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
     assert chosen.preset == name
     assert chosen.title
     assert chosen.stages == STAGES
-    assert {"wpn", "ga", "sft"} <= set(chosen.methods)
+    assert {"wpn", "ga"} <= set(chosen.methods)
+    assert {"sft", "sft_kl"} & set(chosen.methods)  # the training without the contrast
     for method, options in chosen.methods.items():
         method_of(method).Config(**options)
     assert len(chosen.attacks) >= 4
@@ -94,7 +107,7 @@ def test_every_name_in_a_preset_resolves(name: str) -> None:
         "mathqa",
         "pubmedqa",
     }
-    known = ["exchange", "detoxify"] if chosen.preset == "paper" else ["detoxify"]
+    known = ["detoxify"] if chosen.model == "lab" else ["exchange", "detoxify"]
     assert [get_judge(judge).name for judge in (chosen.judge, *chosen.judges)] == known
 
 

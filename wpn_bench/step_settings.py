@@ -1,4 +1,4 @@
-"""Settings of the training curve and the relearning attack, which measure models after some training steps."""
+"""Settings of the training curve, the relearning attack and the sizes of a run."""
 
 from __future__ import annotations
 
@@ -52,3 +52,18 @@ class Relearn(BaseModel):
     limit: Count = Field(60, description="number of in-domain prompts answered after each step")
 
     _steps = field_validator("steps")(some_step)
+
+
+class Limits(BaseModel):
+    """How much of its data a run measures: the first N items of each set of a kind. None means all.
+
+    Unlike the option `--limit`, which is for rehearsals, these are the sizes that a run was planned with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    in_domain: Count | None = Field(None, description="in-domain prompts")
+    ood: Count | None = Field(None, description="prompts of each set out of distribution")
+    benign: Count | None = Field(None, description="prompts of each benign set")
+    attacks: Count | None = Field(None, description="in-domain prompts that each attack changes")
+    benchmarks: Count | None = Field(None, description="documents of each benchmark")
+    heldout: Count | None = Field(None, description="held-out texts for perplexity")

@@ -881,3 +881,13 @@ def test_a_card_must_be_of_the_judge_that_decides(workshop: Workshop, tmp_path: 
             workshop.run("b", judge_card=str(shipped), **changes)
     with pytest.raises(UserError, match="two judge cards are of detoxify:lab"):
         workshop.run("b", judge_card=(str(shipped), str(shipped)))
+
+
+def test_each_kind_of_set_has_its_own_size(workshop: Workshop) -> None:
+    sizes = {"in_domain": 2, "ood": 1, "benign": 1, "attacks": 1, "benchmarks": 5}
+    results = workshop.run(limit=None, limits=sizes, methods={}, benchmarks=("lab_copa",))
+    assert (results["run"]["limits"], results["run"]["limit"], results["run"]["partial"]) == (sizes, None, False)
+    measured = {(row["suite"], row["set"]): row["n"] for row in results["metrics"] if row["n"] is not None}
+    assert (measured["harmless", "in_domain"], measured["ood", "other"]) == (2, 1)
+    assert (measured["benign", "benign"], measured["attack", "typos"]) == (1, 1)
+    assert next(n for (suite, _), n in measured.items() if suite == "benchmark") == 5

@@ -104,6 +104,7 @@ def protocol_of(run: Run, models: Sequence[str]) -> Protocol:
     about, manifest = run.results.get("run") or {}, run.manifest
     settings = {
         "limit": about.get("limit"),
+        "limits": about.get("limits") or {},
         "template": about.get("template"),
         # The batch size does not change the answers.
         "decoding": {k: v for k, v in part(about, "decoding").items() if k != "batch_size"},

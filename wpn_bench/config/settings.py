@@ -20,7 +20,7 @@ from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.harmless.judges.refusals import Detector
 from wpn_bench.models.backends import Decoding
 from wpn_bench.prompts import Kind
-from wpn_bench.step_settings import Curve, Relearn
+from wpn_bench.step_settings import Curve, Limits, Relearn
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -37,7 +37,7 @@ class RunConfig(BaseModel):
     preset: Annotated[
         str,
         Option(
-            help="lab, paper, field, ablation or attacks (default: lab without --model, paper with it).",
+            help="lab, paper, real, sceptic or another one of `wpn-bench list presets` (default: lab without --model, paper with it).",
             panel=MODEL_AND_DATA,
             complete="presets",
         ),
@@ -361,6 +361,9 @@ class RunConfig(BaseModel):
             panel=MEASUREMENT,
         ),
     ] = None
+    limits: Limits = Field(
+        Limits(), description="how many items of each kind of set are measured; `limit` can only make them fewer"
+    )
     margin_points: Annotated[
         float,
         Option(
@@ -455,6 +458,15 @@ class RunConfig(BaseModel):
             panel=PERMISSIONS,
         ),
     ] = False
+
+    def limit_of(self, kind: str) -> int | None:
+        """Return how many items of each set of a kind are measured, or None for all.
+
+        Args:
+            kind: Name of a setting of `limits`, such as `in_domain`.
+        """
+        set_ = [n for n in (getattr(self.limits, kind), self.limit) if n is not None]
+        return min(set_, default=None)
 
     def method_config(self, name: str) -> MethodConfig:
         """Return the options with which the method `name` is trained.

@@ -145,8 +145,11 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
     benign_prompts = read_benign(config, sets, [forget, validation, *(one for _, one in tests)], notes)
-    tests = with_short_names(tests, config.limit)
-    attacked = next((s for suite, s in tests if suite == "harmless"), None) if "attack" in config.stages else None
+    attacked = None
+    if "attack" in config.stages:
+        first = next((one for suite, one in tests if suite == "harmless"), None)
+        attacked = first and replace(first, name=short_name(first.name)).head(config.limit_of("attacks"))
+    tests = with_short_names(tests, config)
     asked = [
         *tests,
         *attack_prompts(
@@ -158,8 +161,8 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
     notes += [line for one in texts.values() for line in column_notes(one)]
     retain, heldout = texts["retain"], texts.get("heldout")
-    if heldout is not None and config.limit is not None:
-        heldout = replace(heldout, texts=heldout.texts[: config.limit])
+    if heldout is not None:
+        heldout = replace(heldout, texts=heldout.texts[: config.limit_of("heldout")])
     tasks = tuple(names.describe(name) for name in names.tested)
     rehearse_tasks(config, tasks, names, model)
     notes += [f"{task.name} is scored by {task.score}" for task in tasks if task.score]
@@ -254,7 +257,7 @@ def rehearse_tasks(config: RunConfig, tasks: Sequence[BenchmarkInfo], names: Tas
         if not tokenizer.chat_template:
             raise UserError(f"{config.model} has no chat template", "leave out --apply-chat-template")
     for task in tasks:
-        rehearse_task(task, names.folders, config.limit, tokenizer, config.fewshot_as_multiturn)
+        rehearse_task(task, names.folders, config.limit_of("benchmarks"), tokenizer, config.fewshot_as_multiturn)
 
 
 def check_local_files(config: RunConfig, sets: Sequence[RunSet]) -> None:
@@ -374,12 +377,12 @@ def read_benign(
     return chosen
 
 
-def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) -> list[tuple[str, PromptSet]]:
-    """Give the test sets their names in the report, and apply the limit.
+def with_short_names(tests: Sequence[tuple[str, PromptSet]], config: RunConfig) -> list[tuple[str, PromptSet]]:
+    """Give the test sets their names in the report, and apply the limits.
 
     Args:
         tests: (suite, prompt set) for each test set.
-        limit: Maximum number of prompts in each set; None means all.
+        config: Settings of the run, which limit the number of prompts in each set.
 
     Returns:
         The renamed and shortened sets.
@@ -390,7 +393,8 @@ def with_short_names(tests: Sequence[tuple[str, PromptSet]], limit: int | None) 
     names = [short_name(one.name) for _, one in tests]
     if len(set(names)) != len(names):
         raise UserError("two prompt sets have the same name", "rename one of them with --prompts NAME=FILE")
-    return [(suite, replace(one, name=short_name(one.name)).head(limit)) for suite, one in tests]
+    limits = {suite: config.limit_of(use) for use, suite in SUITES.items()}
+    return [(suite, replace(one, name=short_name(one.name)).head(limits[suite])) for suite, one in tests]
 
 
 def short_name(name: str) -> str:

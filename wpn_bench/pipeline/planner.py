@@ -300,7 +300,7 @@ class Planner:
                 "task": task.name,
                 "definition": task.digest,
                 "revision": task.revision,
-                "limit": config.limit,
+                "limit": config.limit_of("benchmarks"),
                 "batch_size": config.benchmark_batch_size,
                 "dtype": config.dtype,
             }

@@ -144,6 +144,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "command": command,
             "seeds": list(config.seeds),
             "limit": config.limit,
+            "limits": config.limits.model_dump(exclude_none=True),
             "partial": bool(failed) or config.limit is not None or set(config.stages) != set(STAGES),
             "margin_points": config.margin_points,
             "threshold": threshold,

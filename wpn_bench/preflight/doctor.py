@@ -327,7 +327,7 @@ def _benchmarks(context: DoctorContext) -> Iterator[Diagnostic]:
         if find_definition(name, names.folders).is_shipped:
             continue
         if info.dataset_path is None or is_local(info.dataset_path):
-            rehearse_task(info, names.folders, context.config.limit)
+            rehearse_task(info, names.folders, context.config.limit_of("benchmarks"))
         else:
             names.describe(name)
     if names.tested or names.tuned:

@@ -41,7 +41,7 @@ def settings_of(view: View, manifest: Mapping[str, Any]) -> dict[str, str]:
         "hardware": part(manifest, "hardware"),
     }
     # These settings are also in results.json, which every run has.
-    for name in ("preset", "seeds", "limit", "margin_points", "template", "decoding"):
+    for name in ("preset", "seeds", "limit", "limits", "margin_points", "template", "decoding"):
         parts[name] = run.get(name, parts.get(name))
     return {one_line(name): one_line(value) for name, value in flatten(parts)}
 
