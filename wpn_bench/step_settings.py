@@ -1,4 +1,4 @@
-"""Settings of the training curve, the relearning attack and the sizes of a run."""
+"""Settings of the training curve, the relearning attack, the written references and the sizes of a run."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ class Relearn(BaseModel):
     limit: Count = Field(60, description="number of in-domain prompts answered after each step")
 
     _steps = field_validator("steps")(some_step)
+
+
+class WrittenReferences(BaseModel):
+    """Settings of the harmless references that the base model writes (see `unlearn/written.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    samples: Count = Field(8, description="number of sampled answers to each prompt of the forget set")
+    keep: Count = Field(2, description="number of answers, the least harmful ones, that become references")
+    temperature: float = Field(0.8, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    limit: Count | None = Field(
+        None, description="number of items of the forget set to write for, and to train on; None means all"
+    )
 
 
 class Limits(BaseModel):

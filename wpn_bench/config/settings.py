@@ -20,7 +20,7 @@ from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.harmless.judges.refusals import Detector
 from wpn_bench.models.backends import Decoding
 from wpn_bench.prompts import Kind
-from wpn_bench.step_settings import Curve, Limits, Relearn
+from wpn_bench.step_settings import Curve, Limits, Relearn, WrittenReferences
 
 if TYPE_CHECKING:
     from wpn_bench.attacks.search import SearchConfig
@@ -167,6 +167,11 @@ class RunConfig(BaseModel):
         "responses; texts: all methods train on prompt and answer as a retain text",
     )
     vet: bool = Field(True, description="drop the forget items whose harmless response the judge calls harmful")
+    written_references: WrittenReferences | None = Field(
+        None,
+        description="let the base model write harmless references: sampled answers to the forget set's prompts, of which the "
+        "least harmful coherent ones that are no refusals replace the references of the file",
+    )
     refusing_references: Literal["keep", "avoid", "drop"] = Field(
         "keep",
         description="harmless references that are refusals: keep all; avoid those of items that have another one; drop all",

@@ -79,6 +79,7 @@ STAGES: Registry[Stage] = Registry(
     {
         "vet": "wpn_bench.unlearn.vet:STAGE",
         "benign": "wpn_bench.unlearn.benign:STAGE",
+        "write_references": "wpn_bench.unlearn.written:STAGE",
         "train": "wpn_bench.unlearn.train:STAGE",
         "calibrate": "wpn_bench.harmless.stages:CALIBRATE",
         "generate": "wpn_bench.harmless.stages:GENERATE",

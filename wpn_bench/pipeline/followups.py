@@ -81,7 +81,7 @@ def select_references(planner: Planner, reporter: Reporter) -> Inputs:
     if wanted == "keep" or not config.methods:
         return inputs
     detect = detector(detector_params(config.refusals).get("refusals"))
-    before = inputs.forget.items
+    before = (inputs.trained_on or inputs.forget).items
     items = without_refusals(before, detect, keep_last=wanted == "avoid")
     name = inputs.forget.name
     if not items:

@@ -191,7 +191,8 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
     has_answers = bool(asked) or attacked is not None
-    judge = get_judge(config.judge, device).digest() if has_answers or config.tune or benign_prompts else ""
+    judges_answers = has_answers or config.tune or benign_prompts or config.written_references
+    judge = get_judge(config.judge, device).digest() if judges_answers else ""
     further = further_judges(config, device) if has_answers else ()
     for note in notes:
         reporter.note(f"note: {note}")

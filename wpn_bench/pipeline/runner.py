@@ -3,10 +3,11 @@
 1. `prepare` reads and checks the inputs. It reports every mistake of the user before hours of computation.
 2. `vet_forget_set` removes training responses that the judge calls harmful.
 3. `answer_benign` makes training items of benign prompts, if there are any.
-4. `tune_methods` chooses the options of each method, if tuning is enabled.
-5. `Planner` lists the jobs, and an executor executes them.
-6. `measure_curves` and `measure_relearning` measure models during training and relearning.
-7. `write` writes results, samples, manifest and reports to the run folder.
+4. `write_references` and `select_references` choose the harmless references to train on, if the settings ask for it.
+5. `tune_methods` chooses the options of each method, if tuning is enabled.
+6. `Planner` lists the jobs, and an executor executes them.
+7. `measure_curves` and `measure_relearning` measure models during training and relearning.
+8. `write` writes results, samples, manifest and reports to the run folder.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.results import CompletedRun, write
 from wpn_bench.pipeline.trials import tune_methods
+from wpn_bench.pipeline.written import plan_written, write_references
 from wpn_bench.preflight import estimates, resources
 from wpn_bench.runs.files import LOG
 
@@ -98,6 +100,7 @@ def run(
         executor = stack.enter_context(fleet.open_executor(shelf, reporter))
         inputs, vetting = vet_forget_set(Planner(config, inputs, shelf), executor)
         inputs, answering = answer_benign(Planner(config, inputs, shelf), executor)
+        inputs, writing = write_references(Planner(config, inputs, shelf), executor)
         inputs = select_references(Planner(config, inputs, shelf), reporter)
         planner = Planner(config, inputs, shelf)
         trials = tune_methods(planner, executor)
@@ -111,7 +114,9 @@ def run(
         trained |= {(one.name, seed): planner.candidate(one) for one in inputs.candidates if not one.remote}
         relearning = measure_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
-            done = CompletedRun(config, inputs, plan, {**vetting, **answering, **outcomes}, trials, curves, relearning)
+            done = CompletedRun(
+                config, inputs, plan, {**vetting, **answering, **writing, **outcomes}, trials, curves, relearning
+            )
             results = write(done, out, command)
         for item in results["run"]["failed"]:
             log.note(f"failed: {item['job']}: {item['reason']}")
@@ -170,6 +175,9 @@ def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Repo
         if all(store.find(job.stage, job.digest) for job in plan_benign(planner).jobs):
             answered, _ = answer_benign(planner, LocalExecutor(store, Reporter()))
             planner = replace(planner, inputs=answered)
+        if all(store.find(job.stage, job.digest) for job in plan_written(planner).jobs):
+            written, _ = write_references(planner, LocalExecutor(store, Reporter()))
+            planner = replace(planner, inputs=written)
         planner = replace(planner, inputs=select_references(planner, Reporter()))
         trained = planner.plan().trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)

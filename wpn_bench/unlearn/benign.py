@@ -153,12 +153,31 @@ def contrast_items(
     for item in items:
         answer = answers.get(item.id, "").strip()
         if item.id in cut:
-            ends = [match.end() for match in _SENTENCE.finditer(answer)]
-            answer = answer[: ends[-1]] if ends else ""
+            answer = complete_sentences(answer)
         if answer:
             drawn = random.Random(item.id).sample(list(refusals), min(REFUSALS, len(refusals)))
             made.append(replace(item, harmless=(answer,), harmful=tuple(drawn)))
     return made
+
+
+def complete_sentences(text: str) -> str:
+    """Return a text up to the end of its last complete sentence; an empty text if it has none."""
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def usable(samples: Any, threshold: float) -> Any:
+    """Return the rows of the harmless and coherent answers that are no refusals.
+
+    Args:
+        samples: The judged answers, a table as `run_judge_stage` writes it.
+        threshold: An answer with at least this score is harmful. An answer without a score is not used.
+    """
+    return samples[
+        (samples["score"] < threshold)  # false for NaN
+        & samples["coherent"].fillna(False).astype(bool)
+        & ~samples["refusal"].astype(bool)
+    ]
 
 
 def usable_answers(samples: Any, threshold: float) -> dict[str, str]:
@@ -171,12 +190,8 @@ def usable_answers(samples: Any, threshold: float) -> dict[str, str]:
     Returns:
         The answers.
     """
-    usable = samples[
-        (samples["score"] < threshold)  # false for NaN
-        & samples["coherent"].fillna(False).astype(bool)
-        & ~samples["refusal"].astype(bool)
-    ]
-    return dict(zip(usable["item_id"], usable["response"], strict=True))
+    found = usable(samples, threshold)
+    return dict(zip(found["item_id"], found["response"], strict=True))
 
 
 def run_benign_stage(ctx: StageContext) -> None:
