@@ -60,6 +60,9 @@ class WrittenReferences(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     samples: Count = Field(8, description="number of sampled answers to each prompt of the forget set")
     keep: Count = Field(2, description="number of answers, the least harmful ones, that become references")
+    sentences: Count | None = Field(
+        None, description="number of first sentences that are kept of an answer; None means all that are complete"
+    )
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     limit: Count | None = Field(

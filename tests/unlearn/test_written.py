@@ -46,3 +46,15 @@ def test_an_answer_that_was_cut_off_ends_with_a_sentence() -> None:
     )
     made = {item.id: item.harmless for item in with_written(ITEMS, samples, 0.5, 8, 1)}
     assert made == {"1": ("went home.",), "3": ("smiled at the",)}
+
+
+def test_only_the_first_sentences_are_kept() -> None:
+    samples = judged(
+        ("1", "went home. He slept. He", 0.1, True, False, 8),
+        ("2", "barked at the", 0.1, True, False, 8),
+        ("3", "smiled at the", 0.1, True, False, 7),
+    )
+    made = {item.id: item.harmless for item in with_written(ITEMS, samples, 0.5, 8, 1, sentences=1)}
+    assert made == {"1": ("went home.",), "3": ("smiled at the",)}
+    (two,) = (item.harmless for item in with_written(ITEMS[:1], samples, 0.5, 8, 1, sentences=2))
+    assert two == ("went home. He slept.",)

@@ -58,6 +58,7 @@ def plan_written(planner: Planner) -> Plan:
         "threshold": config.threshold_of(config.judge),
         "max_new_tokens": config.decoding.max_new_tokens,
         "keep": settings.keep,
+        **({} if settings.sentences is None else {"sentences": settings.sentences}),
     }
     needs = {"prompts": stored, "judged": asked.judged}
     plan.add(BASE, Job("write_references", chosen, needs, "choose written references"))

@@ -160,9 +160,12 @@ def contrast_items(
     return made
 
 
-def complete_sentences(text: str) -> str:
-    """Return a text up to the end of its last complete sentence; an empty text if it has none."""
-    ends = [match.end() for match in _SENTENCE.finditer(text)]
+def complete_sentences(text: str, most: int | None = None) -> str:
+    """Return a text up to the end of its last complete sentence, or of its sentence number `most`.
+
+    A text without a complete sentence gives an empty text.
+    """
+    ends = [match.end() for match in _SENTENCE.finditer(text)][:most]
     return text[: ends[-1]] if ends else ""
 
 

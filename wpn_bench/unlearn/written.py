@@ -19,7 +19,14 @@ from wpn_bench.prompts import Item
 from wpn_bench.unlearn.benign import complete_sentences, usable
 
 
-def with_written(items: Iterable[Item], samples: Any, threshold: float, max_new_tokens: int, keep: int) -> list[Item]:
+def with_written(
+    items: Iterable[Item],
+    samples: Any,
+    threshold: float,
+    max_new_tokens: int,
+    keep: int,
+    sentences: int | None = None,
+) -> list[Item]:
     """Replace the harmless references of items by answers of the base model.
 
     Args:
@@ -29,6 +36,8 @@ def with_written(items: Iterable[Item], samples: Any, threshold: float, max_new_
         max_new_tokens: Length in tokens at which an answer was cut off. Such an answer ends at its last complete sentence, and is not
             used if it has none.
         keep: Maximum number of references of an item.
+        sentences: Number of first sentences that are kept of an answer; None means all. A model that is trained on short answers
+            learns to end, where a small one would repeat itself.
 
     Returns:
         The items that have a usable answer, with the least harmful answers as their references. Of equally harmful answers, the first
@@ -38,7 +47,9 @@ def with_written(items: Iterable[Item], samples: Any, threshold: float, max_new_
     for row in usable(samples, threshold).sort_values("score", kind="stable").itertuples():
         text = str(row.response).strip()
         if row.n_tokens >= max_new_tokens:
-            text = complete_sentences(text)
+            text = complete_sentences(text, sentences)
+        elif sentences is not None:
+            text = complete_sentences(text, sentences) or text
         if text:
             found.setdefault(str(row.item_id), {}).setdefault(text)
     return [replace(item, harmless=tuple(found[item.id])[:keep]) for item in items if item.id in found]
@@ -57,7 +68,8 @@ def run_written_stage(ctx: StageContext) -> None:
 
     samples = pd.read_parquet(ctx.needs["judged"] / SAMPLES)
     items = read_items(ctx.needs["prompts"])
-    made = with_written(items, samples, ctx.params["threshold"], ctx.params["max_new_tokens"], ctx.params["keep"])
+    limits = ctx.params["max_new_tokens"], ctx.params["keep"], ctx.params.get("sentences")
+    made = with_written(items, samples, ctx.params["threshold"], *limits)
     write_rows(ctx.out / ITEMS, [item_row(item) for item in made])
 
 
