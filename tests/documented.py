@@ -58,6 +58,7 @@ NOT_RUN = {
     "wpn-bench export RUN --format wandb": "W&B is an extra; tests/interop/test_tracking.py runs the export",
     "wpn-bench full -m facebook/opt-2.7b --processes": "several processes: tests/unlearn/test_distributed.py trains so",
     "wpn-bench full -m facebook/opt-2.7b --accelerate": "several processes: tests/unlearn/test_distributed.py trains so",
+    "wpn-bench attack --attacks pair": "an attacker has to answer; tests/attacks/test_adaptive.py runs both attacks",
     "wpn-bench --install-completion": "changes the shell's start file; tests/cli/test_completion.py asks for completions",
     "python benchmarks/kills.py": "40 minutes; wants to mount file systems",
     "python benchmarks/bad_line.py": "minutes of waiting for a hub that fails; tests/hub/test_hub.py has such a hub",
@@ -85,6 +86,7 @@ COVERED_BY = {
     "wpn-bench full": "wpn-bench full --out runs/first",
     "wpn-bench full --candidate oracle=lab:oracle": "wpn-bench evaluate -m BASE --candidate mine=DIR",
     "wpn-bench full --config FILE": "wpn-bench full --out runs/first",
+    "wpn-bench full --preset sceptic --config FILE": "wpn-bench full --out runs/first",
     "wpn-bench full --preset paper -m HuggingFaceTB/SmolLM2-135M-Instruct --prompt-kind continuation"
     " --forget rtp_triples_train.jsonl --prompts in_domain=rtp_triples_test.jsonl --config FILE": (
         "wpn-bench full --model facebook/opt-125m --config docs/examples/triples-field.yaml --prompt-kind continuation"

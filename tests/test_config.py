@@ -34,6 +34,8 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         "sampling": None,
         "best_of_n": None,
         "internals": None,
+        "pair": None,
+        "tap": None,
     }
     assert attack_settings(("relearn",), build("lab").model_dump())["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
     staged = attack_settings(("prefilling", "sampling"), build("lab").model_dump())

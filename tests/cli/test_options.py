@@ -40,6 +40,7 @@ EXAMPLES: dict[str, tuple[list[str], str, Any]] = {
     "prompts": (["mine=a.jsonl"], "ood", (*LAB.ood, "mine=a.jsonl")),
     "attacks": (["typos,int8"], "quantise", ("int8",)),
     "attack_file": (["a.csv"], "attack_files", ("a.csv",)),
+    "attacker": (["org/name@v1"], "attacker", "org/name@v1"),
     "benchmarks": (["lab_copa, lab_piqa"], "benchmarks", ("lab_copa", "lab_piqa")),
     "metric": (["copa=acc"], "benchmark_metrics", ("copa=acc",)),
     "apply_chat_template": ([], "apply_chat_template", True),

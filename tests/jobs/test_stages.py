@@ -83,7 +83,7 @@ def test_every_stage_can_be_found_and_its_libraries_are_installed(name: str) -> 
 def test_stages_that_build_on_their_own_answers_are_not_shared() -> None:
     every = {name: stage_of(name) for name in stage_names()}
     not_shared = {name for name, stage in every.items() if stage.resumable and not stage.shardable}
-    assert not_shared == {"gcg", "soft_prompt", "converse"}
+    assert not_shared == {"gcg", "soft_prompt", "converse", "adapt"}
     assert not any(stage.shardable for stage in every.values() if not stage.resumable)
 
 

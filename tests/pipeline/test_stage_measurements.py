@@ -90,6 +90,9 @@ def planned(tmp_path: Path, *names: str) -> Plan:
         sampling=None,
         best_of_n=None,
         internals=None,
+        pair=None,
+        tap=None,
+        threshold=0.5,
     )
     model = SimpleNamespace(path=tmp_path, digest="base", seen={})
     planner = Planner(
@@ -97,7 +100,12 @@ def planned(tmp_path: Path, *names: str) -> Plan:
         cast(
             Any,
             SimpleNamespace(
-                device="cpu", template=FormatTemplate("{prompt}"), candidates=(), model=model, attacked=None
+                device="cpu",
+                template=FormatTemplate("{prompt}"),
+                candidates=(),
+                model=model,
+                attacked=None,
+                attacker=None,
             ),
         ),
         Store(tmp_path / "store"),

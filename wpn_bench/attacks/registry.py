@@ -44,8 +44,10 @@ GRADIENT: Registry[type[GradientAttack]] = Registry(
 _BY_STAGE: Mapping[str, str] = {
     "best_of_n": "wpn_bench.attacks.best_of_n:BestOfNAttack",
     "internals": "wpn_bench.attacks.internals:InternalsAttack",
+    "pair": "wpn_bench.attacks.adaptive:PairAttack",
     "prefilling": "wpn_bench.attacks.prefilling:PrefillingAttack",
     "sampling": "wpn_bench.attacks.sampling:SamplingAttack",
+    "tap": "wpn_bench.attacks.adaptive:TapAttack",
 }
 RELEARN = "relearn"
 CONVERSATIONS = "conversations"  # stands for all attacks by conversations

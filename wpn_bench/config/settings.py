@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from wpn_bench.attacks.adaptive import PAIR, TAP, Adaptive, Pair, Tap
 from wpn_bench.attacks.best_of_n import BestOfN
 from wpn_bench.attacks.internals import Internals
 from wpn_bench.attacks.prefilling import Prefilling
@@ -16,9 +17,11 @@ from wpn_bench.config import checks
 from wpn_bench.config.checks import split_candidate
 from wpn_bench.core.option import MEASUREMENT, MODEL_AND_DATA, PERMISSIONS, TRAINING, Option
 from wpn_bench.core.validation import Count
+from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import spec as judge_spec
 from wpn_bench.harmless.judges.refusals import Detector
 from wpn_bench.models.backends import Decoding
+from wpn_bench.models.backends.endpoint import PREFIX
 from wpn_bench.prompts import Kind
 from wpn_bench.step_settings import Curve, Limits, Relearn, WrittenReferences
 
@@ -228,6 +231,17 @@ class RunConfig(BaseModel):
     internals: Internals | None = Field(
         None, description="settings of the look into hidden states and weights; None leaves it out"
     )
+    attacker: Annotated[
+        str | None,
+        Option(
+            metavar="SOURCE",
+            help="The model that writes the prompts of the adaptive attacks pair and tap: an endpoint, openai:URL#MODEL, a "
+            "folder, or a hub id (with @revision).",
+            panel=MODEL_AND_DATA,
+        ),
+    ] = None
+    pair: Pair | None = Field(None, description="settings of the adaptive attack PAIR; None leaves it out")
+    tap: Tap | None = Field(None, description="settings of the adaptive attack TAP; None leaves it out")
     quantise: tuple[str, ...] = Field(
         (), description="int8 or int4; every model is also measured with weights quantised in this way"
     )
@@ -487,6 +501,33 @@ class RunConfig(BaseModel):
         from wpn_bench.attacks import GRADIENT
 
         return GRADIENT.get(name).Config(**self.gradient_attacks[name])
+
+    @property
+    def adaptive_attacks(self) -> dict[str, Adaptive]:
+        """Return the settings of the adaptive attacks that the run makes, by name."""
+        chosen = {PAIR: self.pair, TAP: self.tap} if "attack" in self.stages else {}
+        return {name: one for name, one in chosen.items() if one is not None}
+
+    def attacker_needed(self) -> str | None:
+        """Return what names the attacker of the adaptive attacks; None if the run makes none.
+
+        Raises:
+            UserError: The settings name no attacker, or one that cannot run beside the models of the run.
+        """
+        if not self.adaptive_attacks:
+            return None
+        source = (self.attacker or "").strip()
+        if not source:
+            raise UserError(
+                f"the attack {min(self.adaptive_attacks)} needs an attacker, the model that writes the prompts",
+                "name one with --attacker: an endpoint (openai:URL#MODEL), a folder or a hub id",
+            )
+        if self.backend == "vllm" and not source.startswith(PREFIX):
+            raise UserError(
+                "with --backend vllm, the attacker must be an endpoint, because vLLM leaves no memory for a second model",
+                "serve it, and name it with --attacker openai:URL#MODEL",
+            )
+        return source
 
     def threshold_of(self, judge: str) -> float:
         """Return the lowest score at which `judge` calls a response harmful."""

@@ -147,8 +147,9 @@ def run_judge_stage(ctx: StageContext) -> None:
     For coherence, the inputs are also `base` (the base model) and `bound` (from calibration). The stage writes
     `samples.parquet` with the columns item_id, prompt, input, response, score (NaN: missing), coherent, nll, gain,
     repetition, refusal, reason and n_tokens. With the parameter `refusals`, refusals are detected by the classifier, and
-    there is also the column refusal_kind (full, partial or none). The threshold on the score is applied later, so a change
-    of the threshold needs no new judging.
+    there is also the column refusal_kind (full, partial or none). If the responses have a `history` (an attack in several
+    attempts), there is a column with it. The threshold on the score is applied later, so a change of the threshold needs no
+    new judging.
 
     Raises:
         UserError: The refusal classifier is not the one that the run began with.
@@ -202,6 +203,8 @@ def run_judge_stage(ctx: StageContext) -> None:
             )
         if ctx.params.get("strip_reasoning"):
             sample["reasoning"] = row.get("reasoning", "")
+        if "history" in row:
+            sample["history"] = row["history"]
         out.append(sample)
     frame = pd.DataFrame(out)
     frame["coherent"] = frame["coherent"].astype("boolean")

@@ -29,6 +29,21 @@ class AskedSet:
 
 
 @dataclass(frozen=True)
+class Attacker:
+    """The model that writes the prompts of adaptive attacks.
+
+    Attributes:
+        name: Name in results, without a home folder.
+        artifact: The folder of its files, or of the settings of an endpoint.
+        template: The value of its template, for `Template.parse`.
+    """
+
+    name: str
+    artifact: External
+    template: Any
+
+
+@dataclass(frozen=True)
 class MeasuredModel:
     """A model to be measured: the base, or a model trained by a method with a seed.
 
@@ -48,6 +63,8 @@ class MeasuredModel:
         attacked: The in-domain set for attacks, with jobs that the run may not have yet; None without attacks other than by
             prompts.
         stage_attacks: Settings of the attacks that a stage makes, by the attack's name: those that the run asks for.
+        attacker: The model that writes the prompts of adaptive attacks; None if the run names none.
+        default_threshold: The threshold of judges that set none of their own.
     """
 
     name: str
@@ -64,6 +81,8 @@ class MeasuredModel:
     relevance: bool = False
     attacked: AskedSet | None = None
     stage_attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attacker: Attacker | None = None
+    default_threshold: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,8 @@ class PlannedMeasurement:
         needs: Inputs of the job, by role. Jobs among them that the run does not have yet are added to it.
         label: Name of the job in messages. The name of the model precedes it.
         local: Values that do not change the output. `device` and `offload` are added.
+        answers: A job that writes responses to an attack (`responses.jsonl`). All judges of the run score them as the set with the
+            name of the stage in the suite `attack`. None if there are none.
     """
 
     suite: str
@@ -85,3 +106,4 @@ class PlannedMeasurement:
     needs: Mapping[str, Job | External]
     label: str
     local: Mapping[str, Any] = field(default_factory=dict)
+    answers: Job | None = None

@@ -97,6 +97,9 @@ STAGES: Registry[Stage] = Registry(
         "augment": "wpn_bench.attacks.best_of_n:AUGMENT",
         "best_of_n": "wpn_bench.attacks.best_of_n:STAGE",
         "internals": "wpn_bench.attacks.internals:STAGE",
+        "adapt": "wpn_bench.attacks.adaptive:ADAPT",
+        "pair": "wpn_bench.attacks.adaptive:PAIR_STAGE",
+        "tap": "wpn_bench.attacks.adaptive:TAP_STAGE",
     },
 )
 

@@ -19,11 +19,13 @@ from wpn_bench.engine.generation import too_long
 from wpn_bench.engine.support import settings_note
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges import forget_judges, get_judge
+from wpn_bench.jobs.planning import Attacker
 from wpn_bench.models import ModelRef
 from wpn_bench.models.backends import identity_of
 from wpn_bench.models.files import check_causal, check_usable
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.pipeline.attack_prompts import attack_prompts
+from wpn_bench.pipeline.attackers import find_attacker
 from wpn_bench.pipeline.candidates import Candidate, find_candidates
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge, find_cards, further_judges, judge_revisions
 from wpn_bench.pipeline.set_notes import column_notes, response_notes
@@ -78,6 +80,7 @@ class Inputs:
         task_groups: Groups of tasks, and how lm-eval averages them.
         benign: Benign prompts to train on. `answer_benign` adds their responses. None if there are none.
         trained_on: The items of the forget set that methods train on, if not all (`select_references`).
+        attacker: The model that writes the prompts of adaptive attacks; None without them.
     """
 
     model: ModelRef
@@ -103,6 +106,7 @@ class Inputs:
     task_groups: tuple[tuple[TaskGroup, Aggregate], ...] = ()
     benign: PromptSet | None = None
     trained_on: PromptSet | None = None
+    attacker: Attacker | None = None
 
     @property
     def answers(self) -> bool:
@@ -141,6 +145,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     template = choose_template(config.template, models.load_tokenizer(model.path), config.system)
     notes += settings_note("the model", model.path)
     candidates = find_candidates(config, model, template, notes)
+    attacker = find_attacker(config, notes)
     forget, validation, tests = read_prompts(config, sets, notes)
     tests, validation, leaks = remove_overlap(config, forget, tests, validation)
     notes += [line for leak in leaks for line in leakage.notes(leak)]
@@ -218,6 +223,7 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         judged_from=judge_revisions(config, device) if judge else {},
         template=template,
         candidates=candidates,
+        attacker=attacker,
         benign=benign_prompts,
     )
 

@@ -47,6 +47,8 @@ def manifest_of(
     settings["judge_card"] = [display_path(card) for card in config.judge_card] or None
     for name in ("in_domain", "ood", "benign", "benchmark_folders"):
         settings[name] = [_without_home(s) for s in settings[name]]
+    if config.attacker and Path(config.attacker).expanduser().exists():
+        settings["attacker"] = display_path(os.path.expanduser(config.attacker))
     settings["accelerate"] = display_path(os.path.expanduser(config.accelerate)) if config.accelerate else None
     settings["attack_files"] = [display_path(os.path.expanduser(file)) for file in config.attack_files]
     tuned = inputs.tuning_data.benign if inputs.tuning_data else None
@@ -65,6 +67,11 @@ def manifest_of(
         "model": {"asked": settings["model"], "revision": inputs.model.revision, "digest": inputs.model.digest},
         "models": by_method,
         "candidates": {one.name: one.json() for one in inputs.candidates},
+        **(
+            {"attacker": {"name": inputs.attacker.name, "digest": inputs.attacker.artifact.digest}}
+            if inputs.attacker
+            else {}
+        ),
         "judge": {"name": parse(config.judge).name, "digest": inputs.judge_digest},
         "further_judges": {judge.name: judge.digest for judge in inputs.further},
         "judged_from": {name: dict(found) for name, found in inputs.judged_from.items() if found},

@@ -385,6 +385,8 @@ class Planner:
             self.config.relevance,
             self._in_domain(target),
             {name: one.model_dump(mode="json") for name, one in attacks.chosen_by_stage(self.config).items()},
+            self.inputs.attacker,
+            self.config.threshold,
         )
         try:
             for one in import_attribute(stage.plan)(model):
@@ -393,6 +395,10 @@ class Planner:
                 job = Job(name, one.params, needs, f"{target.label}: {one.label}", local)
                 planned = Planned(target.model, target.seed, one.suite, one.set, plan.add(target.model, job))
                 plan.measured.setdefault(name, []).append(planned)
+                if one.answers is not None:
+                    answered = plan.include(target.model, target.label, one.answers)
+                    assert isinstance(answered, Job)
+                    self.judge(plan, target, [AskedSet("attack", name, answered.needs["prompts"], answered)])
         except Exception as e:
             if stage.source is None or isinstance(e, UserError):
                 raise

@@ -158,6 +158,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
             "template": inputs.template.label,
             "decoding": config.decoding.model_dump(mode="json"),
             "lab": inputs.model.is_lab,
+            **({"attacker": inputs.attacker.name} if inputs.attacker else {}),
             "tuning": _tuning_of(config, inputs, run.trials.answered),
             "notes": notes,
             "leakage": _leakage_of(config, inputs),

@@ -221,34 +221,61 @@ def _model(context: DoctorContext) -> Iterator[Diagnostic]:
 
 def _candidates(context: DoctorContext) -> Iterator[Diagnostic]:
     """Check that each candidate exists, without loading or merging it. An endpoint is asked for its models."""
+    for name, source in map(split_candidate, context.config.candidates):
+        try:
+            found = _described(source)
+        except UserError as e:
+            yield Diagnostic("candidate", "fail", f"{name}: {e.problem}", e.hint)
+        else:
+            yield Diagnostic("candidate", "ok", f"{name}: {found}")
+
+
+def _described(source: str) -> str:
+    """Return what a model is: an endpoint, a hub model, an adapter or a folder. Raises `UserError` if it cannot be used."""
     from wpn_bench import models
     from wpn_bench.models.adapters import is_adapter, named_base
     from wpn_bench.models.backends.endpoint import PREFIX, parse_source
     from wpn_bench.models.backends.openai import identified
 
-    for name, source in map(split_candidate, context.config.candidates):
-        path = Path(source).expanduser()
-        try:
-            if source.startswith(PREFIX):
-                endpoint = identified(parse_source(source))
-                found = f"the endpoint {endpoint.url} has {endpoint.model}"
-            elif not path.exists() and source not in (models.LAB, models.LAB_ORACLE):
-                asked, revision = models.split_revision(source)
-                commit = models.commit_of(asked, revision)
-                models.check_permitted(asked, commit)
-                found = f"{asked}, commit {commit[:12]}"
-            elif path.is_dir() and is_adapter(path):
-                named = named_base(path)
-                found = f"{source} is an adapter of {named[0] if named else 'the base, since it names no model'}"
-            else:
-                if (path / "config.json").is_file():
-                    check_causal(path)
-                    check_usable(path, trained=False)
-                found = source
-        except UserError as e:
-            yield Diagnostic("candidate", "fail", f"{name}: {e.problem}", e.hint)
-        else:
-            yield Diagnostic("candidate", "ok", f"{name}: {found}")
+    path = Path(source).expanduser()
+    if source.startswith(PREFIX):
+        endpoint = identified(parse_source(source))
+        return f"the endpoint {endpoint.url} has {endpoint.model}"
+    if not path.exists() and source not in (models.LAB, models.LAB_ORACLE):
+        asked, revision = models.split_revision(source)
+        commit = models.commit_of(asked, revision)
+        models.check_permitted(asked, commit)
+        return f"{asked}, commit {commit[:12]}"
+    if path.is_dir() and is_adapter(path):
+        named = named_base(path)
+        return f"{source} is an adapter of {named[0] if named else 'the base, since it names no model'}"
+    if (path / "config.json").is_file():
+        check_causal(path)
+        check_usable(path, trained=False)
+    return source
+
+
+def _attacker(context: DoctorContext) -> Iterator[Diagnostic]:
+    """Check that the attacker of adaptive attacks exists, and that its endpoint answers a short request."""
+    from wpn_bench.models.backends.client import REFUSED, UNANSWERED, EndpointClient
+    from wpn_bench.models.backends.endpoint import PREFIX, parse_source
+    from wpn_bench.models.backends.openai import identified
+
+    source = context.config.attacker_needed()
+    if source is None:
+        return
+    found = _described(source)
+    if source.startswith(PREFIX):
+        endpoint = identified(parse_source(source)).model_copy(update={"retries": 0})
+        asked = {"messages": [{"role": "user", "content": "Hello"}]} if endpoint.api == "chat" else {"prompt": "Hello"}
+        body = {"model": endpoint.model, **asked, "max_tokens": 16, "temperature": 1, "seed": 0}
+        ((_, reply, _),) = EndpointClient(endpoint).ask_all({0: body}, 2)
+        if (reply.reason or "").startswith((REFUSED, UNANSWERED)):
+            hint = "try it with another client, and raise its timeout if it is slow"
+            yield Diagnostic("attacker", "fail", f"{found}, but it does not reply ({reply.reason})", hint)
+            return
+        found += ", and replies"
+    yield Diagnostic("attacker", "ok", found)
 
 
 def _judge(context: DoctorContext) -> Iterator[Diagnostic]:
@@ -341,6 +368,7 @@ _CHECKS = {
     "hub": _hub,
     "model": _model,
     "candidates": _candidates,
+    "attacker": _attacker,
     "judge": _judge,
     "benchmarks": _benchmarks,
     "training": _training,

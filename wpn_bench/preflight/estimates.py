@@ -19,6 +19,7 @@ from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import UserError
 from wpn_bench.jobs.stages import STAGES, stage_of
 from wpn_bench.jobs.store import read_manifest
+from wpn_bench.models.backends.endpoint import PREFIX
 from wpn_bench.models.sizes import dtype_bytes
 from wpn_bench.unlearn.methods import method_of
 
@@ -183,6 +184,30 @@ def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
     return (
         [training_need(stage, RELEARN, relearning_memory(spec))] if config.relearn and "attack" in config.stages else []
     )
+
+
+def adaptive_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return the memory of an adaptive attack, which holds a local attacker beside the target.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        One need; none without such an attack, or if the attacker is an endpoint or cannot be read.
+    """
+    source = spec.config.attacker
+    if not source or source.startswith(PREFIX) or not spec.config.adaptive_attacks:
+        return []
+    asked, revision = models.split_revision(source)
+    try:
+        attacker = ModelSpec.of(spec.config.model_copy(update={"model": asked, "revision": revision}))
+    except UserError:  # looking for the attacker will report it
+        attacker = None
+    if attacker is None:
+        return []
+    parts = {**inference_memory(spec).parts, "attacker": attacker.weights()}
+    return [MemoryNeed(stage, "", sum(parts.values()), parts)]
 
 
 def search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:

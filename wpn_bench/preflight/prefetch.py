@@ -72,6 +72,9 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     for name, where in map(split_candidate, config.candidates):
         if not where.startswith(PREFIX):
             yield Step(f"candidate {name}", lambda where=where: _candidate(where, config))  # type: ignore[misc]
+    attacker = config.attacker_needed()
+    if attacker and not attacker.startswith(PREFIX):
+        yield Step(f"attacker {attacker}", lambda: models.resolve(*models.split_revision(attacker)).fetched)
 
 
 def hub_sources(config: RunConfig) -> list[prompts.Source]:

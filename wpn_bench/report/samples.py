@@ -12,6 +12,7 @@ stay small. The JSON is
 * Scores are in thousandths. A score of -1 means that the answer was not judged. `from` is the lowest score that a judge
   calls harmful.
 * The first judge is the deciding one.
+* An attack in several attempts has all of them before the input of the best one.
 * In an input, the prompt is replaced by `PROMPT_MARK`, so that a template is one string for all prompts.
 """
 
@@ -170,6 +171,8 @@ def _answer(
     import pandas as pd
 
     coherent, reason, seen = record.get("coherent"), record.get("reason"), str(record.get("input") or "")
+    if isinstance(history := record.get("history"), str):
+        seen = f"{history}\n\n[the best one, as the model saw it]\n{seen}"
     if prompt:
         seen = seen.replace(prompt, PROMPT_MARK)
     return [

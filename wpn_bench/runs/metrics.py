@@ -17,6 +17,8 @@ BENIGN = "benign"
 PREFILLING = "prefilling"
 SAMPLING = "sampling"
 BEST_OF_N = "best_of_n"
+PAIR = "pair"
+TAP = "tap"
 INTERNALS = "internals"
 BENCHMARK = "benchmark"
 COST = "cost"
@@ -34,6 +36,9 @@ HARMLESS_WITH_PREFIX_RATE = "harmless_with_prefix_rate"
 LEAK = "leak"  # leak@4 is the probability of a harmful answer among 4
 PREDICTED_SUCCESS_RATE = "predicted_attack_success_rate"
 PREDICTION_ERROR = "prediction_error"
+HARMLESS_AFTER = "harmless_after_queries"  # harmless_after_queries@8 is the rate after 8 queries
+QUERIES_TO_SUCCESS = "queries_to_success"
+QUERIES = "queries"
 HARMLESS_MINUS_ORACLE = "harmless_rate_minus_oracle"
 COHERENT_HARMLESS_MINUS_ORACLE = "coherent_harmless_rate_minus_oracle"
 SAME_VERDICT_RATE = "same_verdict_as_oracle_rate"
@@ -150,6 +155,9 @@ METRICS: Mapping[str, Metric] = {
         Metric(LEAK, "leak", better=-1, suite=SAMPLING),
         Metric(PREDICTED_SUCCESS_RATE, "predicted attack success rate", better=-1, suite=BEST_OF_N),
         Metric(PREDICTION_ERROR, "prediction error", "difference", 0, suite=BEST_OF_N),
+        Metric(HARMLESS_AFTER, "harmless rate after so many queries", suite=PAIR),
+        Metric(QUERIES_TO_SUCCESS, "queries to the first success", "count", 1, PAIR),
+        Metric(QUERIES, "queries of a prompt", "count", 0, PAIR),
         Metric(HARMLESS_MINUS_ORACLE, "harmless rate minus the oracle's", "difference", 0),
         Metric(COHERENT_HARMLESS_MINUS_ORACLE, "coherent-harmless rate minus the oracle's", "difference", 0),
         Metric(SAME_VERDICT_RATE, "same verdict as the oracle"),
