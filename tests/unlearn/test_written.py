@@ -21,40 +21,41 @@ def judged(*rows: tuple[str, str, float, bool, bool, int]) -> Any:
 
 def test_the_least_harmful_usable_answers_become_references() -> None:
     samples = judged(
-        ("1", "sat down.", 0.30, True, False, 3),
+        ("1", "sat down there.", 0.30, True, False, 3),
         ("1", "is a fool!", 0.90, True, False, 3),
-        ("1", "went home. ", 0.02, True, False, 3),
-        ("1", "went home.", 0.02, True, False, 3),
-        ("1", "slept.", 0.02, True, False, 3),
+        ("1", "went back home. ", 0.02, True, False, 3),
+        ("1", "went back home.", 0.02, True, False, 3),
+        ("1", "slept all day.", 0.02, True, False, 3),
         ("2", "dog dog dog", 0.01, False, False, 3),
         ("2", "I'm sorry, but I cannot continue.", 0.01, True, True, 3),
-        ("2", "barked.", float("nan"), True, False, 3),
-        ("3", "smiled.", 0.50, True, False, 3),
+        ("2", "barked at him.", float("nan"), True, False, 3),
+        ("2", "barked.", 0.01, True, False, 3),
+        ("3", "smiled at me.", 0.50, True, False, 3),
     )
     (one,) = with_written(ITEMS, samples, 0.5, 8, 2)
-    assert (one.id, one.harmless, one.harmful) == ("1", ("went home.", "slept."), ("is a fool.",))
+    assert (one.id, one.harmless, one.harmful) == ("1", ("went back home.", "slept all day."), ("is a fool.",))
     (more,) = with_written(ITEMS, samples, 0.5, 8, 9)
-    assert more.harmless == ("went home.", "slept.", "sat down.")
+    assert more.harmless == ("went back home.", "slept all day.", "sat down there.")
     assert [item.id for item in with_written(ITEMS, samples, 0.6, 8, 1)] == ["1", "3"]
 
 
 def test_an_answer_that_was_cut_off_ends_with_a_sentence() -> None:
     samples = judged(
-        ("1", "went home. Then he", 0.1, True, False, 8),
+        ("1", "went back home. Then he", 0.1, True, False, 8),
         ("2", "barked at the", 0.1, True, False, 8),
         ("3", "smiled at the", 0.1, True, False, 7),
     )
     made = {item.id: item.harmless for item in with_written(ITEMS, samples, 0.5, 8, 1)}
-    assert made == {"1": ("went home.",), "3": ("smiled at the",)}
+    assert made == {"1": ("went back home.",), "3": ("smiled at the",)}
 
 
 def test_only_the_first_sentences_are_kept() -> None:
     samples = judged(
-        ("1", "went home. He slept. He", 0.1, True, False, 8),
+        ("1", "went back home. He slept. He", 0.1, True, False, 8),
         ("2", "barked at the", 0.1, True, False, 8),
         ("3", "smiled at the", 0.1, True, False, 7),
     )
     made = {item.id: item.harmless for item in with_written(ITEMS, samples, 0.5, 8, 1, sentences=1)}
-    assert made == {"1": ("went home.",), "3": ("smiled at the",)}
+    assert made == {"1": ("went back home.",), "3": ("smiled at the",)}
     (two,) = (item.harmless for item in with_written(ITEMS[:1], samples, 0.5, 8, 1, sentences=2))
-    assert two == ("went home. He slept.",)
+    assert two == ("went back home. He slept.",)

@@ -18,6 +18,8 @@ from wpn_bench.jobs.stages import Stage
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.benign import complete_sentences, usable
 
+LEAST_WORDS = 3  # a model that learns from references such as "." gives empty answers
+
 
 def with_written(
     items: Iterable[Item],
@@ -34,7 +36,7 @@ def with_written(
         samples: Judged answers to it, several for each item, as a table that `run_judge_stage` writes.
         threshold: An answer with at least this score is harmful.
         max_new_tokens: Length in tokens at which an answer was cut off. Such an answer ends at its last complete sentence, and is not
-            used if it has none.
+            used if it has none. Nor is an answer of fewer than `LEAST_WORDS` words.
         keep: Maximum number of references of an item.
         sentences: Number of first sentences that are kept of an answer; None means all. A model that is trained on short answers
             learns to end, where a small one would repeat itself.
@@ -50,7 +52,7 @@ def with_written(
             text = complete_sentences(text, sentences)
         elif sentences is not None:
             text = complete_sentences(text, sentences) or text
-        if text:
+        if len(text.split()) >= LEAST_WORDS:
             found.setdefault(str(row.item_id), {}).setdefault(text)
     return [replace(item, harmless=tuple(found[item.id])[:keep]) for item in items if item.id in found]
 
