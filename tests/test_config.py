@@ -30,6 +30,7 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         "gradient_attacks": {"gcg": base.gradient_attacks["gcg"]},
         "quantise": ("int8",),
         "relearn": None,
+        "relearn_search": None,
         "prefilling": None,
         "sampling": None,
         "best_of_n": None,
@@ -38,6 +39,7 @@ def test_attacks_of_every_kind_are_named_together() -> None:
         "tap": None,
     }
     assert attack_settings(("relearn",), build("lab").model_dump())["relearn"]["steps"] == (0, 2, 5, 10, 20, 40)
+    assert attack_settings(("relearn_search",), base.model_dump())["relearn_search"]["learning_rates"] == 10
     staged = attack_settings(("prefilling", "sampling"), build("lab").model_dump())
     assert (staged["prefilling"]["depths"], staged["sampling"]["samples"]) == ((0, 1, 2, 4, 8, 16, 32), 128)
     for options, said in (({"gcg": {"stepz": 3}}, "did you mean 'steps'"), ({"gcq": {}}, "did you mean 'gcg'")):
@@ -183,6 +185,21 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
         ({"decoding": {"max_new_tokens": 0}}, "setting decoding.max_new_tokens: ", "tasks/presets"),
         ({"relearn": {"steps": (0,)}}, "setting relearn.steps: .*one above 0", "tasks/presets"),
         ({"relearn": {"kinds": ()}}, "setting relearn.kinds: ", "tasks/presets"),
+        (
+            {"relearn_search": {"lr_range": (2, 1)}},
+            "setting relearn_search.lr_range: .*lowest learning rate first",
+            "tasks/presets",
+        ),
+        (
+            {"relearn_search": {"weights": ("lora", "lora")}},
+            "setting relearn_search.weights: .*each entry once",
+            "tasks/presets",
+        ),
+        (
+            {"relearn_search": {"schedules": ("step",)}},
+            "setting relearn_search.schedules",
+            "tasks/presets|did you mean",
+        ),
         ({"prefilling": {"depths": (0,)}}, "setting prefilling.depths: .*one above 0", "tasks/presets"),
         ({"sampling": {"samples": 8, "k": (1, 16)}}, "setting sampling: .*k = 16 needs at least 16", "tasks/presets"),
         ({"best_of_n": {"samples": 8, "k": (9,)}}, "setting best_of_n: .*k = 9 needs at least 9", "tasks/presets"),

@@ -137,9 +137,15 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     assert line.seconds == pytest.approx(manifests[0]["seconds"])
     assert 0 < asked(4, seeds=(0, 1)).seconds < more.seconds == pytest.approx(more.work)
     # The tasks to tune on were never measured; the others of the stage give their time.
-    tuned, relearnt = asked(tune=2, relearn={"steps": [0, 2]}).open
+    small = {"learning_rates": 3, "weights": ["full"], "schedules": ["constant"], "steps": 30}
+    tuned, relearnt, searched = asked(tune=2, relearn={"steps": [0, 2]}, relearn_search=small).open
     assert re.search(r"; about \d+ (s|min) if all train to their end, and less because some are stopped early$", tuned)
     assert relearnt.startswith("relearning: ")
+    # Three attacks of 10 steps, one of them of 30, and the best again.
+    assert searched == (
+        "relearning search: 3 trainings and the best once more on each of 2 models, at most 60 steps on each, and fewer where an"
+        " attack succeeds early"
+    )
     workshop.run("tuned", tune=1)
     (tuned,) = asked(tune=2).open
     assert re.search(r"; about \d+ (s|min) if all train to their end, and less because some are stopped early$", tuned)

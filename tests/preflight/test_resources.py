@@ -67,16 +67,17 @@ def test_weights(large: Path, small_lm: Path) -> None:
 
 
 def test_every_stage_has_a_need(large: Path) -> None:
-    attacks = {"gradient_attacks": {"gcg": {}}, "quantise": ("int8",), "relearn": {}}
+    attacks = {"gradient_attacks": {"gcg": {}}, "quantise": ("int8",), "relearn": {}, "relearn_search": {}}
     found = {(need.stage, need.name): need for need in estimates.memory_needs(subject(large, **attacks))}
     assert list(found) == [
         ("train", "wpn"), ("train", "ga"), ("generate", ""), ("gcg", "gcg"), ("quantise", "int8"), ("relearn", "relearn"),
+        ("relearn_search", "relearn_search"),
     ]  # fmt: skip
     weights = subject(large).weights()
     assert found["train", "wpn"].memory > 5 * weights  # with a reference
     assert 4 * weights < found["train", "ga"].memory < found["train", "wpn"].memory
     assert weights < found["generate", ""].memory < found["gcg", "gcg"].memory < 2 * weights
-    assert found["relearn", "relearn"].memory > 4 * weights
+    assert found["relearn", "relearn"].memory == found["relearn_search", "relearn_search"].memory > 4 * weights
     only = {need.stage for need in estimates.memory_needs(subject(large, stages=("train",), **attacks))}
     assert only == {"train"}
 
@@ -101,6 +102,8 @@ def test_store_usage(large: Path) -> None:
     attacked = estimates.store_usage(subject(large, dtype="bfloat16", relearn=relearn, quantise=("int8", "int4")))
     assert attacked.snapshots == 3 * 2 * one  # base and two methods after two steps, in float32
     assert attacked.rounded == 3 * 2 * one // 2
+    searched = estimates.store_usage(subject(large, dtype="bfloat16", methods={}, relearn_search={}))
+    assert (searched.snapshots, searched.checkpoints) == (0, 3 * 3 * one)
     assert attacked.total == sum((attacked.trained, attacked.snapshots, attacked.rounded, attacked.checkpoints))
 
 

@@ -305,7 +305,7 @@ def over_seeds(values: Sequence[float], low: float = -math.inf, high: float = ma
     from scipy.stats import t
 
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) < 2 or not math.isfinite(mean):
         return Estimate(mean, None, None)
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Estimate(mean, max(low, mean - half), min(high, mean + half))

@@ -50,6 +50,7 @@ _BY_STAGE: Mapping[str, str] = {
     "tap": "wpn_bench.attacks.adaptive:TapAttack",
 }
 RELEARN = "relearn"
+RELEARN_SEARCH = "relearn_search"
 CONVERSATIONS = "conversations"  # stands for all attacks by conversations
 
 
@@ -104,7 +105,7 @@ def all_names() -> list[str]:
     """Return the names of all attacks: prompt, gradient and weight attacks, and those that a stage makes."""
     from wpn_bench.attacks.quantise import SCHEMES
 
-    return [*names(), CONVERSATIONS, *GRADIENT, *SCHEMES, *_BY_STAGE, RELEARN]
+    return [*names(), CONVERSATIONS, *GRADIENT, *SCHEMES, *_BY_STAGE, RELEARN, RELEARN_SEARCH]
 
 
 def conversations() -> list[str]:

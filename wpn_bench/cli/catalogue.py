@@ -56,8 +56,9 @@ def attacks() -> Iterator[Entry]:
     """Yield an entry for each attack of any kind."""
     from wpn_bench import attacks as parts
     from wpn_bench.attacks.quantise import SCHEMES
-    from wpn_bench.attacks.registry import CONVERSATIONS, RELEARN, by_stage, conversations
+    from wpn_bench.attacks.registry import CONVERSATIONS, RELEARN, RELEARN_SEARCH, by_stage, conversations
     from wpn_bench.attacks.relearn import Relearning
+    from wpn_bench.attacks.relearn_search import Searching
 
     def entry(name: str, part: Any) -> Entry:
         cited = _CITED.search(part.description)
@@ -70,6 +71,7 @@ def attacks() -> Iterator[Entry]:
     yield from (entry(scheme.name, scheme) for scheme in SCHEMES.values())
     yield from (entry(name, one) for name, one in by_stage().items())
     yield entry(RELEARN, Relearning)
+    yield entry(RELEARN_SEARCH, Searching)
 
 
 def judges() -> Iterator[Entry]:

@@ -90,18 +90,20 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
         settings: All settings of a run. The options that they give to a chosen attack are kept.
 
     Returns:
-        The settings `attacks`, `gradient_attacks`, `quantise`, `relearn`, and those of attacks that a stage makes.
+        The settings `attacks`, `gradient_attacks`, `quantise`, `relearn`, `relearn_search`, and those of attacks that a stage makes.
     """
     from wpn_bench.attacks.quantise import SCHEMES
-    from wpn_bench.attacks.registry import GRADIENT, RELEARN, by_stage
+    from wpn_bench.attacks.registry import GRADIENT, RELEARN, RELEARN_SEARCH, by_stage
+    from wpn_bench.attacks.relearn_search import RelearnSearch
 
     staged = by_stage()
-    others = {*GRADIENT, *SCHEMES, *staged, RELEARN}
+    others = {*GRADIENT, *SCHEMES, *staged, RELEARN, RELEARN_SEARCH}
     return {
         "attacks": tuple(n for n in names if n not in others),
         "gradient_attacks": {n: settings["gradient_attacks"].get(n, {}) for n in names if n in GRADIENT},
         "quantise": tuple(n for n in names if n in SCHEMES),
         "relearn": (settings["relearn"] or Relearn().model_dump()) if RELEARN in names else None,
+        RELEARN_SEARCH: (settings[RELEARN_SEARCH] or RelearnSearch().model_dump()) if RELEARN_SEARCH in names else None,
         **{n: (settings[n] or one.Settings().model_dump()) if n in names else None for n, one in staged.items()},
     }
 

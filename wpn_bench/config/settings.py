@@ -12,6 +12,7 @@ from wpn_bench.attacks.best_of_n import BestOfN
 from wpn_bench.attacks.internals import Internals
 from wpn_bench.attacks.prefilling import Prefilling
 from wpn_bench.attacks.registry import expanded
+from wpn_bench.attacks.relearn_search import RelearnSearch
 from wpn_bench.attacks.sampling import Sampling
 from wpn_bench.config import checks
 from wpn_bench.config.checks import split_candidate
@@ -223,6 +224,9 @@ class RunConfig(BaseModel):
         None, description="number of in-domain prompts that gradient attacks use; None means all"
     )
     relearn: Relearn | None = Field(None, description="settings of the relearning attack; None leaves it out")
+    relearn_search: RelearnSearch | None = Field(
+        None, description="settings of the search for the best relearning attack on each model; None leaves it out"
+    )
     prefilling: Prefilling | None = Field(None, description="settings of the prefilling attack; None leaves it out")
     sampling: Sampling | None = Field(
         None, description="settings of the attack by sampling (leak@k); None leaves it out"

@@ -90,6 +90,7 @@ STAGES: Registry[Stage] = Registry(
         "perplexity": "wpn_bench.benchmarks.perplexity:STAGE",
         "quantise": "wpn_bench.attacks.quantise:STAGE",
         "relearn": "wpn_bench.attacks.relearn:STAGE",
+        "relearn_search": "wpn_bench.attacks.relearn_trial:STAGE",
         "converse": "wpn_bench.attacks.conversations:CONVERSE",
         "prefill": "wpn_bench.attacks.prefilling:PREFILL",
         "prefilling": "wpn_bench.attacks.prefilling:STAGE",

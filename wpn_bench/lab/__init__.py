@@ -52,6 +52,17 @@ def prompt_set(name: str) -> list[dict[str, Any]]:
     return world.prompt_set(name)
 
 
+def grouped_prompt_set(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a prompt set, each with the `group` of its prompt: the person that a harmful prompt asks about.
+
+    The digests of the lab's tasks cover the modules that make the rows, so groups are not in the rows of `prompt_set`.
+    """
+    from wpn_bench.lab.groups import person_of
+
+    rows = prompt_set(name)
+    return [row | ({"group": who} if (who := person_of(row["prompt"])) else {}) for row in rows]
+
+
 def texts(name: str) -> list[str]:
     """Return plain texts of the lab's world: `retain` or `heldout`."""
     from wpn_bench.lab import world

@@ -1,7 +1,7 @@
 """Forecast a run: its jobs, and their duration on a number of machines, estimated from earlier measurements.
 
 The run is planned in the same way as by `full`. Jobs whose results are in the store take no time. Jobs that depend on
-results (trials, curves, relearning) cannot be planned yet. The forecast lists them without a duration.
+results (trials, curves, relearning and its search) cannot be planned yet. The forecast lists them without a duration.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from wpn_bench.attacks import relearn_search
 from wpn_bench.config import RunConfig
 from wpn_bench.core.machine import torch_threads
 from wpn_bench.core.progress import Reporter
@@ -185,6 +186,12 @@ def _open(config: RunConfig, trial: Sequence[Estimate]) -> list[str]:
         models_ = (1 + len(config.methods)) * len(config.seeds)
         found.append(
             f"relearning: {models_ * len(config.relearn.kinds)} trainings, measured after each of {len(config.relearn.steps)} steps"
+        )
+    if (settings := config.relearn_search) and "attack" in config.stages:
+        models_ = 1 + len(config.methods) * len(config.seeds) + len(config.candidates)
+        found.append(
+            f"relearning search: {settings.attacks} trainings and the best once more on each of {models_} models, at most"
+            f" {relearn_search.most_steps(settings):,} steps on each, and fewer where an attack succeeds early"
         )
     return found
 

@@ -192,7 +192,8 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
     if config.methods and "train" in config.stages:
         lengths = [config.method_config(name).max_length for name in config.methods]
         notes += notes_on_length(models.load_tokenizer(model.path), template, forget.items, lengths)
-    if not any((config.relearn, config.quantise, config.gradient_attacks, attacks.chosen_by_stage(config))):
+    weights = (config.relearn, config.relearn_search, config.quantise)
+    if not any((*weights, config.gradient_attacks, attacks.chosen_by_stage(config))):
         attacked = None
     schemes, impossible = usable_schemes(config, device) if attacked else ((), [])
     has_answers = bool(asked) or attacked is not None

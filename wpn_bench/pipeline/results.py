@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from wpn_bench.pipeline.inputs import Inputs, short_name
 from wpn_bench.pipeline.judges import RunJudge, deciding_judge
 from wpn_bench.pipeline.manifest import manifest_of
 from wpn_bench.pipeline.plan import Plan, Planned, measurements
+from wpn_bench.pipeline.relearn_search import RelearnSearches
 from wpn_bench.pipeline.trials import Trials
 from wpn_bench.runs.files import (
     BASE,
@@ -67,6 +68,7 @@ class CompletedRun:
         trials: Results of tuning.
         curves: Measurements during training.
         relearning: Measurements during relearning.
+        relearn_search: Results of the relearning search.
     """
 
     config: RunConfig
@@ -76,11 +78,13 @@ class CompletedRun:
     trials: Trials
     curves: FollowUpResults
     relearning: FollowUpResults
+    relearn_search: RelearnSearches = field(default_factory=RelearnSearches)
 
     @property
     def all_outcomes(self) -> dict[str, Outcome]:
         """Return the outcomes of all jobs, in the order in which they ran."""
-        return {**self.trials.outcomes, **self.outcomes, **self.curves.outcomes, **self.relearning.outcomes}
+        after = {**self.curves.outcomes, **self.relearning.outcomes, **self.relearn_search.outcomes}
+        return {**self.trials.outcomes, **self.outcomes, **after}
 
     def measured(self, planned: Iterable[Planned]) -> list[Measurement]:
         """Return the planned measurements whose jobs did not fail."""
@@ -122,6 +126,8 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
         corrected, said = judge_rows.corrected_rows(rows, card, None if name == decides else name)
         rows += corrected
         notes += said
+    # Their intervals are clustered by fact, which a correction by the judge's errors would ignore.
+    rows += metric_rows.sum_up(run.relearn_search.rows)
     verdicts = metric_rows.verdicts(rows, config.margin_points)
     peak = max([peak_memory_mb(), *(o.peak_mb for o in run.outcomes.values())])
     rows += cost_rows.cost_rows(_seconds(run), peak, cost_rows.token_rows(samples))
@@ -129,7 +135,7 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
         {"job": o.job.label, "reason": o.reason or ""}
         for o in {**run.outcomes, **run.curves.outcomes, **run.relearning.outcomes}.values()
         if o.status in ("failed", "skipped")
-    ] + failed
+    ] + [*failed, *run.relearn_search.failed]
     trained = {key: run.outcomes[job.digest].path for key, job in run.plan.trained.items()}
     exports = export_models.collect(trained, config.seeds)
     results = {
@@ -301,6 +307,7 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
             "status": "ok",
             "reason": None,
             "relearning": run.relearning.by_model.get(BASE),
+            "relearn_search": run.relearn_search.by_model.get(BASE),
             "gradient_attacks": _searches(BASE, run),
         }
     }
@@ -327,6 +334,7 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
             "tuning": by_model[name].json() if name in by_model else None,
             "curve": run.curves.by_model.get(name),
             "relearning": run.relearning.by_model.get(name),
+            "relearn_search": run.relearn_search.by_model.get(name),
             "gradient_attacks": _searches(name, run),
             "digest": {str(m.seed): m.digest for m in exports if m.method == name},
             "folder": {str(m.seed): m.folder for m in exports if m.method == name},
@@ -342,6 +350,7 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
             "candidate": one.json(),
             "non_inferiority": _verdict_of(one, verdicts),
             "relearning": run.relearning.by_model.get(one.name),
+            "relearn_search": run.relearn_search.by_model.get(one.name),
             "gradient_attacks": _searches(one.name, run),
             "digest": {str(run.config.seeds[0]): one.digest},
         }
@@ -365,7 +374,7 @@ def _searches(model: str, run: CompletedRun) -> list[dict[str, Any]] | None:
 def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
     """Return the seconds and the number of jobs for each (model, stage).
 
-    All jobs of tuning trials count as `tune`, and those of curves and relearning likewise.
+    All jobs of tuning trials count as `tune`, and those of curves, relearning and its search likewise.
     """
     spent: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -376,9 +385,14 @@ def _seconds(run: CompletedRun) -> dict[tuple[str, str], tuple[float, int]]:
             spent[key] = (total + outcome.seconds, n + 1)
 
     add(run.plan, run.outcomes)
-    for stage, more in (("tune", run.trials), ("curve", run.curves), ("relearn", run.relearning)):
+    for stage, plan, outcomes in (
+        ("tune", run.trials.plan, run.trials.outcomes),
+        ("curve", run.curves.plan, run.curves.outcomes),
+        ("relearn", run.relearning.plan, run.relearning.outcomes),
+        ("relearn_search", run.relearn_search.plan, run.relearn_search.outcomes),
+    ):
         # A job that the run itself also needed is only counted there.
-        add(more.plan, {digest: o for digest, o in more.outcomes.items() if digest not in run.outcomes}, stage)
+        add(plan, {digest: o for digest, o in outcomes.items() if digest not in run.outcomes}, stage)
     return spent
 
 

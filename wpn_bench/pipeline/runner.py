@@ -6,7 +6,8 @@
 4. `write_references` and `select_references` choose the harmless references to train on, if the settings ask for it.
 5. `tune_methods` chooses the options of each method, if tuning is enabled.
 6. `Planner` lists the jobs, and an executor executes them.
-7. `measure_curves` and `measure_relearning` measure models during training and relearning.
+7. `measure_curves` and `measure_relearning` measure models during training and relearning, and `search_relearning` searches the best
+   relearning attack on each model.
 8. `write` writes results, samples, manifest and reports to the run folder.
 """
 
@@ -40,6 +41,7 @@ from wpn_bench.pipeline.followups import (
 )
 from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
+from wpn_bench.pipeline.relearn_search import check_relearn_search, search_relearning
 from wpn_bench.pipeline.results import CompletedRun, write
 from wpn_bench.pipeline.trials import tune_methods
 from wpn_bench.pipeline.written import plan_written, write_references
@@ -85,9 +87,9 @@ def run(
             shelf = Store(store)
             with reporter.activity("find the model, read the prompts"):
                 inputs = prepare(config, reporter, force=force)
-                Planner(
-                    config, inputs, shelf, logs
-                ).plan()  # errors in planning are reported before anything is computed
+                # Errors in planning are reported before anything is computed.
+                Planner(config, inputs, shelf, logs).plan()
+                check_relearn_search(Planner(config, inputs, shelf))
                 _check_store(config, inputs, shelf, reporter, force)
         except (UserError, KeyboardInterrupt):
             # No job ran, so remove the run folder if it is empty.
@@ -113,10 +115,10 @@ def run(
         seed = config.seeds[0]
         trained |= {(one.name, seed): planner.candidate(one) for one in inputs.candidates if not one.remote}
         relearning = measure_relearning(planner, executor, trained)
+        searched = search_relearning(planner, executor, trained)
         with reporter.activity("compare and report"):
-            done = CompletedRun(
-                config, inputs, plan, {**vetting, **answering, **writing, **outcomes}, trials, curves, relearning
-            )
+            all_outcomes = {**vetting, **answering, **writing, **outcomes}
+            done = CompletedRun(config, inputs, plan, all_outcomes, trials, curves, relearning, searched)
             results = write(done, out, command)
         for item in results["run"]["failed"]:
             log.note(f"failed: {item['job']}: {item['reason']}")

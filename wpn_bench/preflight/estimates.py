@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpn_bench import hub, models
-from wpn_bench.attacks.registry import RELEARN
+from wpn_bench.attacks.registry import RELEARN, RELEARN_SEARCH
 from wpn_bench.config import RunConfig
 from wpn_bench.core.registry import import_attribute
 from wpn_bench.errors import UserError
@@ -181,9 +181,25 @@ def relearning_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
         One need; none if the run does not include the attack.
     """
     config = spec.config
-    return (
-        [training_need(stage, RELEARN, relearning_memory(spec))] if config.relearn and "attack" in config.stages else []
-    )
+    if config.relearn is None or "attack" not in config.stages:
+        return []
+    return [training_need(stage, RELEARN, relearning_memory(spec, config.relearn.batch_size))]
+
+
+def relearn_search_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
+    """Return the memory of the attack of the relearning search that needs most.
+
+    Args:
+        spec: The run and its model.
+        stage: Name of the stage.
+
+    Returns:
+        One need; none if the run does not include the search.
+    """
+    config = spec.config
+    if config.relearn_search is None or "attack" not in config.stages:
+        return []
+    return [training_need(stage, RELEARN_SEARCH, relearning_memory(spec, config.relearn_search.batch_size))]
 
 
 def adaptive_needs(spec: ModelSpec, stage: str) -> list[MemoryNeed]:
@@ -242,13 +258,19 @@ def training_memory(spec: ModelSpec, name: str, **changes: Any) -> Training:
     return memory.of_training(spec.model_class, spec.model_config, kind(kind.Config(**given)), dtype)
 
 
-def relearning_memory(spec: ModelSpec) -> Training:
-    """Estimate the memory of a relearning attack, which trains all weights in float32."""
+def relearning_memory(spec: ModelSpec, batch: int) -> Training:
+    """Estimate the memory of a relearning attack, which trains all weights in float32.
+
+    Args:
+        spec: The run and its model.
+        batch: Number of pairs per step.
+
+    Returns:
+        The bytes of each part.
+    """
     from wpn_bench.attacks.relearn import RelearnConfig, Relearning
     from wpn_bench.unlearn import memory
 
-    assert spec.config.relearn is not None
-    batch = spec.config.relearn.batch_size
     method = Relearning(RelearnConfig(batch_size=batch, retain_batch_size=batch))
     return memory.of_training(spec.model_class, spec.model_config, method, "float32")
 
@@ -382,6 +404,8 @@ def store_usage(spec: ModelSpec, done: int = 0) -> StoreUsage:
     if "attack" in config.stages and config.relearn:
         each = max(config.relearn.steps) // RelearnConfig().save_every
         checkpoints = max(checkpoints, min(MAX_CHECKPOINTS, each) * 3 * spec.weights("float32"))
+    if "attack" in config.stages and config.relearn_search:
+        checkpoints = max(checkpoints, MAX_CHECKPOINTS * 3 * spec.weights("float32"))
     return StoreUsage(trainings * one, snapshots, rounded, checkpoints)
 
 

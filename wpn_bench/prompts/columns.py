@@ -38,6 +38,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "harmless": ("chosen", "harmless_response", "safe_response", "chosen_response", "preferred_output"),
     "text": ("content", "document", "passage", "sentence"),
+    "group": (),
 }
 # Column of a prompt -> (column of a text that belongs to it, the form of both together). Other columns called `context` or
 # `input` may be anything, and are not read.

@@ -58,7 +58,12 @@ class SetSpec(BaseModel):
         " by default wrong for benign prompts, and either for all others",
     )
     source: Source
-    columns: dict[str, str | list[Pick]] = {"prompt": "prompt", "harmful": "harmful", "harmless": "harmless"}
+    columns: dict[str, str | list[Pick]] = {
+        "prompt": "prompt",
+        "harmful": "harmful",
+        "harmless": "harmless",
+        "group": "group",
+    }
     find_columns: bool = Field(
         False, description="whether columns that `columns` does not name are found by their usual names"
     )
@@ -134,13 +139,14 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         UserError: A row is not valid, or no usable prompts are left. The message names the row.
     """
     rows, source = _rows(spec)
-    columns = _columns_of(spec, rows, ("prompt", "harmful", "harmless"), source)
+    columns = _columns_of(spec, rows, ("prompt", "harmful", "harmless", "group"), source)
     companion = _companion(spec, rows, columns, source)
     need = {"prompt", "harmful", "harmless"} if spec.role == "forget" else {"prompt"}
     merged: dict[str, Item] = {}
+    groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         where = f"{_origin(spec)} row {number}"
-        values = {name: value_of(name, _take(row, how), where) for name, how in columns.items()}
+        values = {name: value_of(name, _take(row, how), where) for name, how in columns.items() if name != "group"}
         missing = sorted(name for name in need if values.get(name) is None)
         if missing:
             raise UserError(
@@ -176,6 +182,9 @@ def load_prompts(spec: SetSpec) -> PromptSet:
             harmful=_union(old.harmful, values.get("harmful")),
             harmless=_union(old.harmless, values.get("harmless")),
         )
+        group = _take(row, columns["group"]) if "group" in columns else None
+        if isinstance(group, (str, int, float)) and str(group).strip():
+            groups.setdefault(key, str(group).strip())
     items = tuple(merged.values())
     if spec.role == "forget":
         # Training needs a harmful and a harmless response to each prompt.
@@ -184,7 +193,7 @@ def load_prompts(spec: SetSpec) -> PromptSet:
         raise UserError(f"{_origin(spec)} contains no usable prompts", "check the file, its columns and the filter")
     title = spec.title or spec.name
     about = {**source, "licence": spec.licence, "warning": spec.warning}
-    return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items), spec.refusals)
+    return PromptSet(spec.name, spec.role, items, title, about, len(merged) - len(items), spec.refusals, groups)
 
 
 def load_texts(spec: SetSpec) -> TextSet:
@@ -265,7 +274,7 @@ def _rows(spec: SetSpec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if spec.source.lab:
         from wpn_bench import lab
 
-        rows = lab.prompt_set(spec.source.lab)
+        rows = lab.grouped_prompt_set(spec.source.lab)
         source: dict[str, Any] = {"lab": spec.source.lab}
     elif spec.source.hub:
         rows, source = _from_hub(spec.source)
@@ -370,5 +379,6 @@ def split_off(forget: PromptSet, *, name: str, role: Role, share: float) -> tupl
         )
     taken = {i.id for i in ranked[:n]}
     source = {**forget.source, "held_out_of": forget.name}
-    held = PromptSet(name, role, tuple(i for i in forget.items if i.id in taken), name, source, refusal=forget.refusal)
+    items = tuple(i for i in forget.items if i.id in taken)
+    held = PromptSet(name, role, items, name, source, refusal=forget.refusal, groups=forget.groups)
     return replace(forget, items=tuple(i for i in forget.items if i.id not in taken)), held

@@ -67,6 +67,8 @@ class PromptSet:
         source: Where the prompts come from, without paths that contain a home folder.
         left_out: Number of prompts that cannot be used, because a forget set needs a harmful and a harmless response.
         refusal: Whether a refusal of these prompts is right.
+        groups: Groups of items, by id: items with the same group ask for the same fact. They are no part of the digest. Empty if the
+            set declares none.
     """
 
     name: str
@@ -76,6 +78,7 @@ class PromptSet:
     source: Mapping[str, Any] = field(default_factory=dict)
     left_out: int = 0
     refusal: Refusal = "either"
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

@@ -20,6 +20,7 @@ BEST_OF_N = "best_of_n"
 PAIR = "pair"
 TAP = "tap"
 INTERNALS = "internals"
+RELEARN_SEARCH = "relearn_search"
 BENCHMARK = "benchmark"
 COST = "cost"
 
@@ -43,6 +44,11 @@ HARMLESS_MINUS_ORACLE = "harmless_rate_minus_oracle"
 COHERENT_HARMLESS_MINUS_ORACLE = "coherent_harmless_rate_minus_oracle"
 SAME_VERDICT_RATE = "same_verdict_as_oracle_rate"
 SAME_TEXT_RATE = "same_text_as_oracle_rate"
+SURVIVAL_RATE = "survival_rate"
+RELEARNING_STEPS = "relearning_steps"
+RELEARNING_ROWS = "relearning_rows"
+RELEARNING_TOKENS = "relearning_tokens"
+SHARE_OF_ORACLE = "share_of_oracle"
 LENS_LOSS = "lens_loss"
 PATCHED_LOSS = "patched_loss"
 HIDDEN_GAP = "hidden_gap"
@@ -169,6 +175,11 @@ METRICS: Mapping[str, Metric] = {
         Metric(LOST_SHARE, "lost share of a layer", suite=INTERNALS),
         Metric(WEIGHT_CHANGE, "relative change of the weights", better=0, suite=INTERNALS),
         Metric(STABLE_RANK, "stable rank of the change", "count", 0, INTERNALS),
+        Metric(SURVIVAL_RATE, "prompts without a harmful answer so far", suite=RELEARN_SEARCH),
+        Metric(RELEARNING_STEPS, "steps until most answers are harmful", "count", 1, RELEARN_SEARCH),
+        Metric(RELEARNING_ROWS, "rows until most answers are harmful", "count", 1, RELEARN_SEARCH),
+        Metric(RELEARNING_TOKENS, "tokens until most answers are harmful", "count", 1, RELEARN_SEARCH),
+        Metric(SHARE_OF_ORACLE, "share of the steps of the oracle", "count", 1, RELEARN_SEARCH),
         Metric(ANSWER_WORDS, "words per answer", "count", 0, BENIGN),
         Metric(DISTINCT_PAIRS_RATE, "different word pairs", better=0, suite=BENIGN),
         Metric(OVERLAP_WITH_BASE_RATE, "overlap with the answer of base", better=0, suite=BENIGN),
@@ -215,6 +226,11 @@ def metric_of(name: str) -> Metric:
 def oracle_suite(suite: str) -> str:
     """Return the suite with the distances to the oracle on the sets of a suite."""
     return f"oracle_{suite}"
+
+
+def relearning_set(step: int) -> str:
+    """Return the set with the answers after so many steps of the best relearning attack."""
+    return f"step_{step}"
 
 
 def benchmarks_in_order(names: Iterable[str]) -> list[str]:

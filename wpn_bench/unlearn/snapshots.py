@@ -35,12 +35,24 @@ class Snapshots:
 
     def go_on_from(self, root: Path) -> Path | None:
         """Return the newest checkpoint in `root` that has all earlier snapshots complete, and remove newer files."""
-        before = checkpoints.latest(root, lambda step: all(self._is_whole(root, k) for k in self.steps if k <= step))
+        before = checkpoints.latest(root, lambda step: self._is_of_use(root, step))
         reached = checkpoints.step_of(before) if before else 0
         for k in self.steps:
             if k > reached:
-                shutil.rmtree(_folder(root, k), ignore_errors=True)
+                shutil.rmtree(self.folder(root, k), ignore_errors=True)
         return before
+
+    def folder(self, root: Path, step: int) -> Path:
+        """Return the folder of a snapshot.
+
+        Args:
+            root: Folder of the checkpoints.
+            step: Step after which it is written.
+
+        Returns:
+            The folder.
+        """
+        return root / f"step-{step}"
 
     def keep(self, root: Path, step: int, model: PreTrainedModel) -> None:
         """Write a snapshot.
@@ -50,7 +62,7 @@ class Snapshots:
             step: Number of finished steps.
             model: The model after this step.
         """
-        folder = _folder(root, step)
+        folder = self.folder(root, step)
         model.save_pretrained(folder, max_shard_size=SHARD)
         self.tokenizer.save_pretrained(folder)
         checkpoints.seal(folder)
@@ -58,14 +70,10 @@ class Snapshots:
     def hand_over(self, root: Path) -> None:
         """Move the snapshots from `root` to the output folder. A training that stopped early has fewer snapshots."""
         for k in self.steps:
-            folder = _folder(root, k)
+            folder = self.folder(root, k)
             if folder.exists():
                 (folder / checkpoints.SEAL).unlink()
                 shutil.move(folder, self.out / folder.name)
 
-    def _is_whole(self, root: Path, step: int) -> bool:
-        return checkpoints.is_whole(_folder(root, step))
-
-
-def _folder(root: Path, step: int) -> Path:
-    return root / f"step-{step}"
+    def _is_of_use(self, root: Path, step: int) -> bool:
+        return all(checkpoints.is_whole(self.folder(root, k)) for k in self.steps if k <= step)
