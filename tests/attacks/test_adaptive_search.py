@@ -288,6 +288,23 @@ def test_an_endpoint_that_fails_for_one_prompt_does_not_end_the_attack(server: S
     assert not any("temperature" not in body or body["temperature"] == 0 for body in server.bodies)
 
 
+def test_a_chat_endpoint_is_asked_by_a_schema_and_then_freely(server: Server) -> None:
+    server.always = lambda body: None if "response_format" in body else drafted(body)
+    settings = Pair(queries=1, streams=1, depth=1, tries=2)
+    (found,) = attack(settings, endpoint(server), Talker(lambda p: "hm")).run(ITEMS[:1])
+    assert [body.get("response_format", {}).get("type") for body in server.bodies] == ["json_schema", None]
+    assert asked(found) == ["draft 2"]
+    server.bodies.clear()
+    # A server that knows no schema, and one that continues text.
+    server.always = lambda body: error(400, "unknown response_format") if "response_format" in body else drafted(body)
+    assert asked(attack(settings, endpoint(server), Talker(lambda p: "hm")).run(ITEMS[:1])[0]) == ["draft 1"]
+    server.always = lambda body: reply(body_of('x", "prompt": "Go on."}'))
+    plain = OpenAIBackend(Endpoint(url=server.url, model="tiny", api="completions", retries=1))
+    assert asked(attack(settings, plain, Talker(lambda p: "hm")).run(ITEMS[:1])[0]) == ["Go on."]
+    assert server.bodies[-1]["prompt"].endswith(BEGUN)
+    assert "response_format" not in server.bodies[-1]
+
+
 def test_an_endpoint_that_fails_for_all_prompts_ends_it(server: Server) -> None:
     server.always = lambda body: error(429, "slow down")
     with pytest.raises(UserError, match="does not answer any more"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wpn_bench.attacks.attacker import (
     BEGUN,
+    SCHEMA,
     Draft,
     Earlier,
     beginning_of,
@@ -26,6 +27,7 @@ from wpn_bench.jobs import journal
 from wpn_bench.models.backends import Decoding
 from wpn_bench.models.backends.base import Response
 from wpn_bench.models.backends.client import MAX_FAILURES, TOO_LONG, UNANSWERED
+from wpn_bench.models.backends.openai import OpenAIBackend
 from wpn_bench.models.tokenizer import encode_prompts
 from wpn_bench.prompts import Item, Template
 
@@ -155,7 +157,9 @@ class AdaptiveSearch:
         self.attacker, self.attacker_template = attacker, attacker_template
         self.target, self.template, self.decoding = target, template, decoding
         self.counts: Counter[str] = Counter()
-        self.begun = "" if _is_chat_endpoint(attacker) else BEGUN
+        # A chat endpoint does not continue the beginning of a reply, but many servers hold the model to a schema.
+        self.chat = attacker if isinstance(attacker, OpenAIBackend) and attacker.endpoint.api == "chat" else None
+        self.begun = "" if self.chat else BEGUN
         self.replying = Decoding(
             max_new_tokens=settings.max_new_tokens,
             stop=() if attacker_template.is_chat else Decoding().stop,
@@ -226,7 +230,8 @@ class AdaptiveSearch:
             new += [(search, {"stream": stream, "parent": parent}) for stream, parent in wanted]
         first = {id(search): len(search.attempts) for search in searches}
         for k in range(settings.tries):
-            new = self._write(new, last=k + 1 == settings.tries)
+            # A schema may trap a model in white space, so the last of several replies is free.
+            new = self._write(new, last=k + 1 == settings.tries, free=0 < k == settings.tries - 1)
         drafts = [
             (search, one)
             for search in searches
@@ -240,14 +245,20 @@ class AdaptiveSearch:
         for search in searches:
             self._grow(search, first[id(search)])
 
-    def _write(self, new: Sequence[tuple[Search, dict[str, Any]]], last: bool) -> list[tuple[Search, dict[str, Any]]]:
-        """Ask the attacker for drafts. Returns those that it has to write again."""
+    def _write(
+        self, new: Sequence[tuple[Search, dict[str, Any]]], last: bool, free: bool
+    ) -> list[tuple[Search, dict[str, Any]]]:
+        """Ask the attacker for drafts, in any form if it is `free`. Returns those that it has to write again."""
         messages = []
         numbers = {id(search): len(search.attempts) for search, _ in new}
         for search, one in new:
             numbers[id(search)] += 1
             messages.append(self._message(search, one, numbers[id(search)]))
+        if self.chat:
+            self.chat.response_format = None if free else SCHEMA
         responses = self._responses("attacker", self.attacker, messages, self.attacker_template, self.replying)
+        if self.chat:
+            self.chat.response_format = None
         again = []
         for (search, one), (_, response) in zip(new, responses, strict=True):
             draft = read_draft(None if response.text is None else self.begun + response.text)
@@ -359,10 +370,6 @@ def attacked_item(item: Item, prompt: str) -> Item:
         The item with the draft as prompt, and its own prompt as the original one.
     """
     return replace(item.unattacked, prompt=prompt, original=item.request)
-
-
-def _is_chat_endpoint(model: Backend) -> bool:
-    return getattr(getattr(model, "endpoint", None), "api", "") == "chat"
 
 
 def _row(draft: Draft) -> dict[str, Any]:

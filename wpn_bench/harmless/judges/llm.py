@@ -35,9 +35,7 @@ NO_REPLY = "without a reply"
 _OPTIONAL = {
     **client.OPTIONAL,
     "temperature": r"\btemperature\b",
-    "response_format": (
-        r"response_?(format|schema)|json_?(schema|object)|json mode|structured.?output|guided|grammar|peg-native|requested parameters"
-    ),
+    client.RESPONSE_FORMAT: client.STRUCTURED,
     client.SYSTEM: r"system.{0,3}(role|message|prompt)|conversation roles must alternate",
 }
 

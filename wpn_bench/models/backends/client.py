@@ -51,6 +51,9 @@ def joined(url: str, more: str) -> str:
 # Parameters that are left out if the server refuses them, with a pattern that finds them in its error message. Without
 # `seed`, samples are not reproducible.
 OPTIONAL: Mapping[str, str] = {"max_tokens": r"\bmax_tokens\b", "stop": r"\bstop\b", "seed": r"\bseed\b"}
+# A schema of the reply is refused in these words.
+RESPONSE_FORMAT = "response_format"
+STRUCTURED = r"response_?(format|schema)|json_?(schema|object)|json mode|structured.?output|guided|grammar|peg-native|requested parameters"
 # The reasons of replies without a text begin with these words, among others.
 TOO_LONG, REFUSED, ONLY_REASONING = "prompt too long", "refused", "reasoned without an answer"
 UNANSWERED = "no answer after"  # so many attempts
@@ -290,7 +293,7 @@ class EndpointClient:
             return Reply(None, 0, TOO_LONG)
         refused = [name for name, words in self._optional.items() if _has(sent, name) and re.search(words, known)]
         # Gateways without a server that takes a parameter, and servers that fail to use it.
-        failed = [name for name in refused if name in ("response_format", SYSTEM)]
+        failed = [name for name in refused if name in (RESPONSE_FORMAT, SYSTEM)]
         if failed and status in (404, 500, 501):
             self._refused.add(failed[0])
             return self._attempt(body)

@@ -11,6 +11,7 @@ requests.
 
 from __future__ import annotations
 
+import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,14 @@ from wpn_bench.core.progress import Advance
 from wpn_bench.errors import UserError
 from wpn_bench.jobs import journal
 from wpn_bench.models.backends.base import Backend, Decoding, Response, TokenPair, sample_numbers
-from wpn_bench.models.backends.client import EndpointClient, Reply, joined
+from wpn_bench.models.backends.client import (
+    OPTIONAL,
+    RESPONSE_FORMAT,
+    STRUCTURED,
+    EndpointClient,
+    Reply,
+    joined,
+)
 from wpn_bench.models.backends.endpoint import Endpoint, parse_source
 from wpn_bench.prompts import Item, Template
 from wpn_bench.prompts.templates import Turn, messages_of, turns_of
@@ -112,10 +120,14 @@ class OpenAIBackend(Backend):
 
     Args:
         endpoint: Settings of the endpoint.
+
+    Attributes:
+        response_format: The form in which a chat shall reply, as the parameter of this name, if the server can; None leaves it open.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.response_format: Mapping[str, Any] | None = None
         server = endpoint.server or {}
         meta = server.get("meta") or {}
         told = [server.get(n) for n in ("max_model_len", "context_length", "context_window")] + [meta.get("n_ctx")]
@@ -174,8 +186,10 @@ class OpenAIBackend(Backend):
         chat = self.endpoint.api == "chat"
         prefixes = [item.answer_prefix if chat else "" for item in items]
         parameters = decoding.model_dump(mode="json", exclude={"batch_size"})
+        form = [json.dumps(self.response_format)] if self.response_format else []
         stored = journal.section(
-            "openai", lambda: journal.fingerprint([*inputs, *prefixes], self.digest(), sorted(parameters.items()))
+            "openai",
+            lambda: journal.fingerprint([*inputs, *prefixes, *form], self.digest(), sorted(parameters.items())),
         )
         responses: list[Response | None] = [None] * len(inputs)
         asked = []
@@ -191,7 +205,7 @@ class OpenAIBackend(Backend):
             else:
                 asked.append(k)
         advance(len(inputs) - len(asked))
-        client = EndpointClient(self.endpoint)
+        client = EndpointClient(self.endpoint, {**OPTIONAL, RESPONSE_FORMAT: STRUCTURED})
         bodies = {k: self._body(inputs[k], decoding, turns_of(items[k].context), items[k].prompt) for k in asked}
         # With different seeds, a server that honours seeds gives different samples to equal inputs.
         for k, number in enumerate(sample_numbers(inputs, decoding.independent)):
@@ -216,6 +230,8 @@ class OpenAIBackend(Backend):
                 *messages_of(turns or ()),
                 {"role": "user", "content": last if turns else text},
             ]
+            if self.response_format:
+                body[RESPONSE_FORMAT] = self.response_format
         else:
             body["prompt"] = text
         body["temperature"] = decoding.temperature or 0
