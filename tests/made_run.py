@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis import benchmark_rows, metric_rows
 from wpn_bench.core.files import digest_of
 from wpn_bench.runs.files import DOCUMENTS, MANIFEST, RESULTS, SAMPLES
 
@@ -37,9 +37,10 @@ def write_run(
     run: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
     shuffle: int | None = None,
+    own: pd.DataFrame | None = None,
 ) -> Path:
     """The first items are answered well, so that of two models the better one is right wherever the other is. `unjudged`:
-    model -> that many answers of each set have no score."""
+    model -> that many answers of each set have no score. `own`: further documents, whose score has its own unit."""
     samples, documents = [], []
     for model, (harmless, right, refused) in models.items():
         for seed in (None,) if model == "base" else seeds:
@@ -71,10 +72,13 @@ def write_run(
         asked["harmless"] = metric_rows._verdicts(asked["score"], THRESHOLD)
         asked["coherent"] = asked["coherent"].astype("boolean")
     scored = _frame(documents)
+    if own is not None:
+        scored = pd.concat([scored, own.astype({"seed": "Int64"})]).reset_index(drop=True)
+        tasks = (*tasks, *own["task"].unique())
     rows = (
         metric_rows.prompt_rows(asked, THRESHOLD) + metric_rows.worst_case_rows(asked, THRESHOLD) if len(asked) else []
     )
-    rows += metric_rows.benchmark_rows(scored)
+    rows += benchmark_rows.benchmark_rows(scored)
     rows = metric_rows.sum_up(rows)
     described = {
         "name": folder.name,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from made_run import rename_as_before
 
-from wpn_bench.analysis import judge_rows, metric_rows, stats
+from wpn_bench.analysis import benchmark_rows, judge_rows, metric_rows, stats
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.runs.files import Row
 from wpn_bench.runs.metrics import HELDOUT_TEXT
@@ -127,7 +127,7 @@ def test_a_model_whose_base_was_not_measured(samples: Callable[..., Measurement]
 
 def test_nothing_measured() -> None:
     assert metric_rows.prompt_rows(metric_rows.read_samples([], 0.5), 0.5) == []
-    assert metric_rows.benchmark_rows(metric_rows.read_documents([])) == []
+    assert benchmark_rows.benchmark_rows(benchmark_rows.read_documents([])) == []
     assert metric_rows.text_rows([]) == []
     assert metric_rows.worst_case_rows(metric_rows.read_samples([], 0.5), 0.5) == []
     assert metric_rows.attacks_together(metric_rows.read_samples([], 0.5)) == ([], [])
@@ -281,7 +281,7 @@ def test_accuracies_and_the_macro_average(documents: Callable[..., Measurement])
         documents("wpn", 0, "copa", [1, 0, 0, 0]),
         documents("wpn", 0, "piqa", [1, 1, 1, 1, 1, 1, 0, 0]),
     ]
-    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
+    rows = benchmark_rows.benchmark_rows(benchmark_rows.read_documents(found))
     assert [(r.model, r.set) for r in rows] == [(m, s) for m in ("base", "wpn") for s in ("copa", "piqa", "nine")]
     assert all(r.metric == "accuracy" for r in rows)
     base, wpn = pick(rows, model="base", set="nine"), pick(rows, model="wpn", set="nine")
@@ -302,7 +302,7 @@ def test_p_values_of_the_tasks_are_adjusted_together(documents: Callable[..., Me
     for task, gained in (("a", 8), ("b", 6), ("c", 1)):
         found.append(documents("base", None, task, [0] * 20))
         found.append(documents("wpn", 0, task, [1] * gained + [0] * (20 - gained)))
-    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
+    rows = benchmark_rows.benchmark_rows(benchmark_rows.read_documents(found))
     raw = [2 / 2**8, 2 / 2**6, 1.0]
     assert [pick(rows, model="wpn", set=t).p_value for t in "abc"] == [
         pytest.approx(min(1.0, 3 * raw[0])),
@@ -316,7 +316,7 @@ def test_documents_are_paired_by_their_id(documents: Callable[..., Measurement])
         documents("base", None, "a", [1, 0, 1], ids=[7, 8, 9]),
         documents("wpn", 0, "a", [1, 1, 0], ids=[9, 7, 8]),
     ]
-    got = pick(metric_rows.benchmark_rows(metric_rows.read_documents(found)), model="wpn")
+    got = pick(benchmark_rows.benchmark_rows(benchmark_rows.read_documents(found)), model="wpn")
     assert (got.delta, got.p_value) == (0.0, 1.0)
 
 
@@ -327,7 +327,7 @@ def test_documents_that_turned_are_counted(documents: Callable[..., Measurement]
         documents("wpn", 1, "a", [1, 1, 1, 1], ids=[6, 7, 8, 9]),
         documents("wpn", 0, "b", [1, 0]),
     ]
-    rows = metric_rows.turned_rows(metric_rows.read_documents(found))
+    rows = benchmark_rows.turned_rows(benchmark_rows.read_documents(found))
     assert [(r.seed, r.set, r.metric, r.value, r.n) for r in rows] == [
         (0, "a", "lost", 2, 3),
         (0, "a", "gained", 1, 3),
@@ -336,7 +336,7 @@ def test_documents_that_turned_are_counted(documents: Callable[..., Measurement]
     ]
     (mean,) = (r for r in metric_rows.sum_up(rows) if r.seed is None and r.metric == "lost")
     assert mean.value == 1.0
-    assert metric_rows.turned_rows(metric_rows.read_documents([])) == []
+    assert benchmark_rows.turned_rows(benchmark_rows.read_documents([])) == []
 
 
 def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[..., Measurement]) -> None:
@@ -345,12 +345,12 @@ def test_no_macro_average_over_fewer_tasks_than_the_others(documents: Callable[.
         documents("base", None, "b", [1, 0]),
         documents("wpn", 0, "a", [1, 1]),
     ]
-    rows = metric_rows.benchmark_rows(metric_rows.read_documents(found))
+    rows = benchmark_rows.benchmark_rows(benchmark_rows.read_documents(found))
     assert [(r.model, r.set) for r in rows] == [("base", "a"), ("base", "b"), ("base", "nine"), ("wpn", "a")]
 
 
 def test_a_single_task_has_no_macro_average(documents: Callable[..., Measurement]) -> None:
-    rows = metric_rows.benchmark_rows(metric_rows.read_documents([documents("base", None, "a", [1, 0])]))
+    rows = benchmark_rows.benchmark_rows(benchmark_rows.read_documents([documents("base", None, "a", [1, 0])]))
     assert [r.set for r in rows] == ["a"]
 
 
@@ -433,7 +433,7 @@ def test_verdicts(documents: Callable[..., Measurement]) -> None:
         found.append(documents("wpn", 0, task, [1] * 180 + [0] * 20))
         found.append(documents("ga", 0, task, [1] * 60 + [0] * 140))
         found.append(documents("sft", 0, task, [1] * 176 + [0] * 24))
-    rows = metric_rows.sum_up(metric_rows.benchmark_rows(metric_rows.read_documents(found)))
+    rows = metric_rows.sum_up(benchmark_rows.benchmark_rows(benchmark_rows.read_documents(found)))
     assert metric_rows.verdicts(rows, 2.0) == {
         "wpn": {"margin_points": 2.0, "verdict": "pass"},
         "ga": {"margin_points": 2.0, "verdict": "fail"},
@@ -445,9 +445,10 @@ def test_verdicts(documents: Callable[..., Measurement]) -> None:
 # --- tuning, and the curve over training steps -----------------------------------------------------------------------
 
 
-def test_macro_accuracy_counts_each_task_once(documents: Callable[..., Measurement]) -> None:
-    found = [documents("wpn", 0, "copa", [1, 1, 0, 0]), documents("wpn", 0, "piqa", [1] * 10)]
-    assert metric_rows.macro_accuracy(found) == pytest.approx((0.5 + 1.0) / 2)
+def test_the_ability_on_tuning_tasks_counts_each_task_once(documents: Callable[..., Measurement]) -> None:
+    before = [documents("base", None, "copa", [1, 1, 1, 0]), documents("base", None, "piqa", [1] * 10)]
+    after = [documents("wpn", 0, "copa", [1, 1, 0, 0]), documents("wpn", 0, "piqa", [1] * 10)]
+    assert benchmark_rows.ability_change(before, after) == pytest.approx((0.5 + 1.0) / 2 - (0.75 + 1.0) / 2)
 
 
 def test_token_loss_of_a_text_and_of_a_broken_model(windows: Callable[..., Measurement]) -> None:

@@ -121,7 +121,7 @@ def test_the_name_of_a_task_is_text(task_folder: Path) -> None:
 
 
 def test_the_score_of_a_task(task_folder: Path) -> None:
-    """Named filters, metrics that are no mean over documents, and lower-is-better metrics."""
+    """Named filters, and metrics that are no accuracies."""
 
     def score(changes: dict[str, str | None], asked: dict[str, str] | None = None) -> str:
         fields = {key: value for key, value in {**FIELDS, **GENERATES, **changes}.items() if value is not None}
@@ -141,10 +141,9 @@ def test_the_score_of_a_task(task_folder: Path) -> None:
         score({**EXACT, **filters}, {"slip": "exact_match,flexible"})
     with pytest.raises(UserError, match="has no metric 'acc'"):
         score(EXACT, {"slip": "acc"})
-    with pytest.raises(UserError, match="ter is better if it is lower"):
-        score({"metric_list": "[{metric: ter, aggregation: ter, higher_is_better: false}]"})
-    with pytest.raises(UserError, match="bleu is not a mean over documents"):
-        score({"metric_list": "[{metric: bleu, aggregation: bleu, higher_is_better: true}]"})
+    assert score({"metric_list": "[{metric: ter, aggregation: ter, higher_is_better: false}]"}) == "ter,none"
+    assert score({"metric_list": "[{metric: bleu, aggregation: bleu, higher_is_better: true}]"}) == "bleu,none"
     with pytest.raises(UserError, match="several metrics but no accuracy: a, b"):
-        score({"metric_list": "[{metric: a, aggregation: mean}, {metric: b, aggregation: mean}]"})
+        score({"metric_list": "[{metric: a, higher_is_better: true}, {metric: b, higher_is_better: false}]"})
     assert Score.parse("a , b") == Score("a", "b")
+    assert Score.parse("a,,lower") == Score("a", "none", "lower")

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from wpn_bench import models
-from wpn_bench.analysis.metric_rows import TaskAverage, benchmark_rows, turned_rows
+from wpn_bench.analysis.benchmark_rows import TaskAverage, benchmark_rows, turned_rows
 from wpn_bench.benchmarks.run import clear_task_cache, describe, evaluate_task
 
 CHAT = (

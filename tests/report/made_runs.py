@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis import benchmark_rows, metric_rows
 
 SETS = {
     "in_domain": "harmless",
@@ -45,7 +45,7 @@ class Made:
     def write(self, folder: Path) -> Path:
         samples, documents = self._samples(), self._documents()
         rows = [*metric_rows.prompt_rows(samples, 0.5, NOT_TO_REFUSE), *metric_rows.worst_case_rows(samples, 0.5)]
-        rows += metric_rows.benchmark_rows(documents)
+        rows += benchmark_rows.benchmark_rows(documents)
         models = {
             name: {
                 "title": {"base": "Base model", "wpn": "WPN", "sft": "Fine-tuning"}.get(name, name),

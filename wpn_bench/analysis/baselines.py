@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wpn_bench.analysis.benchmark_rows import scored, scores_of, task_metrics
 from wpn_bench.analysis.comparability import Asked, Protocol, protocol_of
-from wpn_bench.analysis.metric_rows import scores_of
+from wpn_bench.analysis.own_units import Scored
 from wpn_bench.core.files import write_text
 from wpn_bench.core.paths import display_path
 from wpn_bench.core.validation import as_user_error
@@ -67,16 +68,20 @@ class Answers(BaseModel):
     """The answers of one model and seed (None for the base) to one set.
 
     `flags` has one bit per item for each column. `scores` has one score per item for benchmarks with scores other than
-    0 and 1.
+    0 and 1. For a benchmark whose score has its own unit, `metric` is its name in results.json, and `weights` and `scale`
+    tell how the scores make up the value (`wpn_bench.benchmarks.units`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
     model: str
     seed: int | None
     suite: str
     name: str
     flags: dict[str, Bits]
     scores: tuple[float, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    metric: str | None = Field(None, exclude_if=lambda value: value is None)
+    weights: tuple[float, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    scale: Literal["mean", "log", "whole"] | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Reference(BaseModel):
@@ -112,6 +117,36 @@ class Reference(BaseModel):
     def sets(self, suite: str) -> list[str]:
         """Return the names of the sets of a suite, in the order of the run."""
         return [a.name for a in self.asked if a.suite == suite]
+
+    @property
+    def own_metrics(self) -> dict[str, str]:
+        """Return the metric of each benchmark whose score has its own unit."""
+        return {a.name: a.metric for a in self.answers if a.metric is not None}
+
+    @property
+    def accuracies(self) -> list[str]:
+        """Return the names of the benchmarks that are measured by an accuracy."""
+        own = self.own_metrics
+        return [task for task in self.sets(BENCHMARK) if task not in own]
+
+    def scored(self, model: str, task: str) -> Scored | None:
+        """Return the scores of a model on a benchmark with its own unit.
+
+        Args:
+            model: Name of the model.
+            task: Name of the benchmark.
+
+        Returns:
+            The scores in the order of the seeds; None if they are missing for a seed.
+        """
+        import numpy as np
+
+        found = [a for a in self.answers if (a.model, a.suite, a.name) == (model, BENCHMARK, task) and a.metric]
+        if not found or len(found) < len(self.seeds(model)):
+            return None
+        found.sort(key=lambda a: a.seed or 0)
+        scores, weights = (np.array([getattr(a, part) for a in found], dtype=float) for part in ("scores", "weights"))
+        return Scored(scores, weights, str(found[0].scale))
 
     def of(self, suite: str, name: str) -> Asked | None:
         return next((a for a in self.asked if (a.suite, a.name) == (suite, name)), None)
@@ -217,8 +252,23 @@ def _prompt_answers(samples: pd.DataFrame, models: Sequence[str]) -> Iterable[An
 
 
 def _task_answers(documents: pd.DataFrame, models: Sequence[str]) -> Iterable[Answers]:
+    metrics = task_metrics(documents) if len(documents) else {}
     for (task, model, seed), frame in _parts(documents, ("task",), models):
         frame = frame.sort_values("doc_id")
+        if metrics[task] != ACCURACY:
+            flags, parts = {ACCURACY: Bits.of([False] * len(frame))}, scored(frame)
+            yield Answers(
+                model=model,
+                seed=seed,
+                suite=BENCHMARK,
+                name=task,
+                flags=flags,
+                scores=tuple(parts.scores[0]),
+                metric=metrics[task],
+                weights=tuple(parts.weights[0]),
+                scale=parts.scale,
+            )
+            continue
         flags = {ACCURACY: Bits.of(frame["correct"].astype(bool).to_numpy())}
         values = scores_of(frame)
         scores = None if values.isin((0.0, 1.0)).all() else tuple(values)
@@ -258,7 +308,12 @@ def _whole(found: Reference, file: Path) -> None:
         needed = {ACCURACY} if answers.suite == BENCHMARK else {JUDGED, *_COLUMNS}
         try:
             right = asked is not None and set(answers.flags) == needed
-            right = right and (answers.scores is None or (asked is not None and len(answers.scores) == asked.n))
+            if answers.metric is not None:
+                right = (
+                    right and answers.scores is not None and answers.weights is not None and answers.scale is not None
+                )
+            for numbers in (answers.scores, answers.weights):
+                right = right and (numbers is None or (asked is not None and len(numbers) == asked.n))
             right = right and all(asked is not None and len(b.array()) == asked.n for b in answers.flags.values())
         except (ValueError, binascii.Error):
             right = False

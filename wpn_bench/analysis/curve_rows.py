@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from wpn_bench.analysis import stats
-from wpn_bench.analysis.metric_rows import Measurement, benchmark_rows, prompt_rows, read_documents, read_samples
+from wpn_bench.analysis.benchmark_rows import benchmark_rows, read_documents
+from wpn_bench.analysis.metric_rows import Measurement, prompt_rows, read_samples
 from wpn_bench.runs.files import Row
 from wpn_bench.runs.metrics import (
+    ACCURACY,
     BENCHMARK,
     BENCHMARK_AVERAGE,
     COHERENT_HARMLESS_RATE,
@@ -38,6 +40,7 @@ def curve_rows(points: Mapping[tuple[int, int], Sequence[Measurement]], threshol
         measured = [r for r in prompt_rows(read_samples(asked, threshold), threshold) if r.metric in CURVE_METRICS]
         of_tasks = benchmark_rows(read_documents(m for m in found if m.suite == BENCHMARK))
         # With a single task there is no macro average, so its accuracy is used.
+        of_tasks = [r for r in of_tasks if r.metric == ACCURACY]
         macro = [r for r in of_tasks if r.set == BENCHMARK_AVERAGE] or of_tasks
         measured += [replace(r, metric=MACRO_ACCURACY) for r in macro]
         rows += [_point(r, seed, step) for r in measured]

@@ -19,6 +19,7 @@ from wpn_bench.runs.metrics import (
     METRICS,
     PROMPT_SUITES,
     SET_TITLES,
+    inner_name,
     metric_of,
 )
 
@@ -37,8 +38,9 @@ class Gates(BaseModel):
             uses the margin of the run.
         min: The lowest accepted value of each target, in the unit of its metric (from 0 to 1 for a share).
         max: The highest accepted value of each target.
-        max_drop: The largest accepted decrease of each target, in points.
-        max_rise: The largest accepted increase of each target, in points.
+        max_drop: The largest accepted decrease of each target, in points; in per cent of the old value for a benchmark with
+            its own unit.
+        max_rise: The largest accepted increase of each target, in the same units.
         inconclusive: Whether an inconclusive check passes.
     """
 
@@ -67,7 +69,10 @@ class Gates(BaseModel):
             if not math.isfinite(bound):
                 raise ValueError(f"{name}: {bound} is not a finite number")
             if Target.parse(name).is_rate and not 0 <= bound <= 1:
-                raise ValueError(f"{name}: {bound:g} is not a share from 0 to 1 (95.8 % is 0.958)")
+                raise ValueError(
+                    f"{name}: {bound:g} is not a share from 0 to 1 (95.8 % is 0.958); a benchmark with its own unit is"
+                    " METRIC@BENCHMARK"
+                )
         return bounds
 
 
@@ -100,8 +105,8 @@ def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
 class Target:
     """The metric to which a bound applies: `nine` (the benchmark average), a benchmark, or METRIC@WHERE.
 
-    WHERE is a suite of prompt sets (the mean over them), one set, or, for `accuracy`, a benchmark. A metric without @
-    is measured on its usual sets.
+    WHERE is a suite of prompt sets (the mean over them), one set, or a benchmark. A metric without @ is measured on its
+    usual sets. `resolved` replaces the name of a benchmark's own metric, such as `bits_per_byte`, by that in results.json.
     """
 
     metric: str
@@ -118,11 +123,34 @@ class Target:
         return cls(ACCURACY, metric)
 
     def __str__(self) -> str:
-        return self.where if self.metric == ACCURACY else f"{self.metric}@{self.where}"
+        return self.where if self.metric == ACCURACY else f"{inner_name(self.metric) or self.metric}@{self.where}"
+
+    def resolved(self, own: Mapping[str, str]) -> Target:
+        """Return the target with the metric by which its benchmark was measured.
+
+        Args:
+            own: The metric in results.json of each benchmark that is measured by no accuracy.
+
+        Returns:
+            The target, unchanged if it is not such a benchmark or names another metric.
+        """
+        metric = own.get(self.where)
+        if metric is not None and self.metric in (ACCURACY, inner_name(metric)):
+            return Target(metric, self.where)
+        return self
 
     @property
     def is_rate(self) -> bool:
         return metric_of(self.metric).is_share
+
+    @property
+    def own_unit(self) -> bool:
+        """Return whether the metric is one of lm-eval's with its own unit, whose changes are relative."""
+        return inner_name(self.metric) is not None
+
+    @property
+    def unit_of_change(self) -> str:
+        return "%" if self.own_unit else "points"
 
     @property
     def better(self) -> int:
@@ -136,6 +164,8 @@ class Target:
             if self.where in SUITE_OF_TARGET
             else SET_TITLES.get(self.where, self.where)
         )
+        if self.own_unit:
+            return f"{where}, {metric_of(self.metric).title}"
         if self.metric == ACCURACY:
             return _capital(where) if self.where == BENCHMARK_AVERAGE else f"{where}, accuracy"
         return f"{_capital(metric_of(self.metric).title)}, {where}"

@@ -19,7 +19,6 @@ from wpn_bench.analysis.verdict import non_inferiority
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE, Row, with_scores
 from wpn_bench.runs.metrics import (
-    ACCURACY,
     ANSWERED_RATE,
     ATTACK,
     ATTACK_SUCCESS_RATE,
@@ -76,7 +75,7 @@ def read_samples(
         The samples. The column `harmless` is missing (NA) if the response was not judged. Each further judge adds the
         columns `score:<name>` and `harmless:<name>`.
     """
-    samples = _together(
+    samples = together(
         ((m, {"suite": m.suite, "set": m.set}) for m in found), "samples", {"reason": "object", "response": "object"}
     )
     if samples.empty:
@@ -84,7 +83,7 @@ def read_samples(
     samples.insert(list(samples.columns).index("score") + 1, "harmless", _verdicts(samples["score"], threshold))
     keys = ["model", "seed", "suite", "set", "item_id"]
     for name, (limit, scored) in further.items():
-        scores = _together(((m, {"suite": m.suite, "set": m.set}) for m in scored), "scores")
+        scores = together(((m, {"suite": m.suite, "set": m.set}) for m in scored), "scores")
         column = f"score:{name}"
         if scores.empty:  # all jobs of this judge failed
             samples[column] = float("nan")
@@ -99,10 +98,19 @@ def _verdicts(scores: pd.Series, threshold: float) -> pd.Series:
     return (scores < threshold).astype("boolean").mask(scores.isna())
 
 
-def _together(
+def together(
     found: Iterable[tuple[Measurement, dict[str, str]]], table: str, types: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Return the tables of all measurements in one frame: model, seed, the given columns, then those of the table."""
+    """Return the tables of all measurements in one frame: model, seed, the given columns, then those of the table.
+
+    Args:
+        found: Measurements, each with the columns that are added to its rows.
+        table: Name of the tables, without `.parquet`.
+        types: Types of columns.
+
+    Returns:
+        The frame; empty if there are no measurements.
+    """
     import pandas as pd
 
     frames = []
@@ -288,132 +296,6 @@ def adjust_for_attacks(rows: Sequence[Row]) -> list[Row]:
     return adjusted
 
 
-def read_documents(found: Iterable[Measurement]) -> pd.DataFrame:
-    """Read the answers to all benchmark documents: model, seed, task, doc_id, correct, and lm-eval's columns."""
-    return _together(((m, {"task": m.set}) for m in found), "documents")
-
-
-def scores_of(documents: pd.DataFrame) -> pd.Series:
-    """Return the score of each document from 0 to 1.
-
-    It is the score of the task's metric, or whether the answer is correct.
-    """
-    correct = documents["correct"].astype(float)
-    return documents["score"].astype(float).fillna(correct) if "score" in documents else correct
-
-
-@dataclass(frozen=True)
-class TaskAverage:
-    """A group of tasks in results.
-
-    If `weighted`, tasks count by their number of documents. If not, they count equally.
-    """
-
-    name: str
-    tasks: tuple[str, ...]
-    weighted: bool
-
-
-def benchmark_rows(documents: pd.DataFrame, groups: Sequence[TaskAverage] = ()) -> list[Row]:
-    """Return the accuracy on each task, and the macro average `nine`, with paired changes against base.
-
-    Args:
-        documents: The answers to all documents.
-        groups: Groups of tasks. Each gets a row with the average that lm-eval computes.
-
-    Returns:
-        The rows of all models.
-    """
-    rows: list[Row] = []
-    if documents.empty:
-        return rows
-    tasks = list(dict.fromkeys(documents["task"]))
-    table: dict[tuple[str, int | None], dict[str, pd.Series]] = {}
-    for (model, seed, task), frame in documents.groupby(["model", "seed", "task"], sort=False, dropna=False):
-        key = (str(model), None if model == BASE else int(str(seed)))
-        table.setdefault(key, {})[str(task)] = scores_of(frame.set_index("doc_id"))
-    base = table.get((BASE, None), {})
-    for (model, seed), by_task in table.items():
-        task_rows = []
-        for task in tasks:
-            if task not in by_task:
-                continue
-            right = by_task[task]
-            estimate = _mean_score(right)
-            change = _paired([base[task]], [right]) if model != BASE and task in base else NO_DIFFERENCE
-            task_rows.append(metric_row(model, seed, BENCHMARK, task, ACCURACY, len(right), estimate, change))
-        adjusted = stats.holm([r.p_value for r in task_rows])
-        rows += [replace(r, p_value=p) for r, p in zip(task_rows, adjusted, strict=True)]
-        # Macro averages over different tasks are not comparable.
-        if len(tasks) > 1 and all(t in by_task for t in tasks):
-            series = [by_task[t] for t in tasks]
-            estimate = stats.mean_by_bootstrap([s.tolist() for s in series])
-            change = NO_DIFFERENCE
-            if model != BASE and all(t in base for t in tasks):
-                change = _paired([base[t] for t in tasks], series)
-            n = sum(len(s) for s in series)
-            rows.append(metric_row(model, seed, BENCHMARK, BENCHMARK_AVERAGE, ACCURACY, n, estimate, change))
-        for group in groups:
-            if all(t in by_task for t in group.tasks):
-                reference = None if model == BASE or not all(t in base for t in group.tasks) else base
-                rows.append(_group_row(model, seed, group, by_task, reference))
-    return rows
-
-
-def _mean_score(scores: pd.Series) -> Estimate:
-    """Return the mean score with its interval: Wilson's for a proportion, else a bootstrap over documents."""
-    if scores.isin((0.0, 1.0)).all():
-        return stats.rate(int(scores.sum()), len(scores))
-    return stats.mean_by_bootstrap([scores.tolist()])
-
-
-def _group_row(
-    model: str,
-    seed: int | None,
-    group: TaskAverage,
-    by_task: Mapping[str, pd.Series],
-    base: Mapping[str, pd.Series] | None,
-) -> Row:
-    """Return the row of a group. A weighted mean is the mean over all documents; otherwise tasks count equally."""
-    import pandas as pd
-
-    def parts(of: Mapping[str, pd.Series]) -> list[pd.Series]:
-        series = [of[t] for t in group.tasks]
-        return [pd.concat(series, keys=group.tasks)] if group.weighted else series
-
-    ours = parts(by_task)
-    estimate = _mean_score(ours[0]) if len(ours) == 1 else stats.mean_by_bootstrap([s.tolist() for s in ours])
-    change = NO_DIFFERENCE if base is None else _paired(parts(base), ours)
-    return metric_row(model, seed, BENCHMARK, group.name, ACCURACY, sum(map(len, ours)), estimate, change)
-
-
-def _paired(base: Sequence[pd.Series], model: Sequence[pd.Series]) -> Difference:
-    pairs = [(b.loc[b.index.intersection(m.index)], m) for b, m in zip(base, model, strict=True)]
-    return stats.paired_accuracies([b.tolist() for b, _ in pairs], [m.loc[b.index].tolist() for b, m in pairs])
-
-
-def turned_rows(documents: pd.DataFrame) -> list[Row]:
-    """Count for each task the documents that only base answers correctly (`lost`) or only the model (`gained`).
-
-    For scores between 0 and 1, documents count whose score is lower or higher than that of base. `n` is the number of
-    documents that both answered.
-    """
-    rows: list[Row] = []
-    if documents.empty:
-        return rows
-    documents = documents.assign(score=scores_of(documents))
-    base = documents[documents["model"] == BASE][["task", "doc_id", "score"]]
-    others = documents[documents["model"] != BASE].merge(base, on=["task", "doc_id"], suffixes=("", "_base"))
-    for (model, seed, task), both in others.groupby(["model", "seed", "task"], sort=False):
-        counts = {
-            "lost": int((both["score"] < both["score_base"]).sum()),
-            "gained": int((both["score"] > both["score_base"]).sum()),
-        }
-        key = (str(model), int(str(seed)), BENCHMARK, str(task))
-        rows += [Row(*key, metric, count, len(both)) for metric, count in counts.items()]
-    return rows
-
-
 def text_rows(found: Sequence[Measurement]) -> list[Row]:
     """Return the mean token loss (nats) and perplexity of held-out text, with changes against base.
 
@@ -450,12 +332,6 @@ def text_rows(found: Sequence[Measurement]) -> list[Row]:
     ]
 
 
-def macro_accuracy(found: Iterable[Measurement]) -> float:
-    """Return the mean over tasks of one model's accuracy."""
-    documents = read_documents(found)
-    return float(scores_of(documents).groupby(documents["task"]).mean().mean())
-
-
 def token_loss(found: Measurement) -> float:
     """Return the mean token loss of plain text in nats. It is infinite if the loss is NaN."""
     import pandas as pd
@@ -484,7 +360,7 @@ def sum_up(rows: Sequence[Row]) -> list[Row]:
 
 def _over_seeds(group: Sequence[Row]) -> Row:
     first = group[0]
-    limits = {"share": (0.0, 1.0), "difference": (-1.0, 1.0)}
+    limits = {"share": (0.0, 1.0), "difference": (-1.0, 1.0), "own": (-float("inf"), float("inf"))}
     low, high = limits.get(metric_of(first.metric).unit, (0.0, float("inf")))
     # A seed without judged answers has no value (NaN); `missing` shows it.
     values = [r.value for r in group if r.value is not None and r.value == r.value] or [float("nan")]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wpn_bench.analysis import metric_rows, stats
+from wpn_bench.analysis import benchmark_rows, metric_rows, stats
 from wpn_bench.analysis.comparability import Differences, differences, protocol_of
 from wpn_bench.prompts import WORST_CASE
 from wpn_bench.runs.files import BASE, DOCUMENTS, SAMPLES, Row
@@ -26,6 +26,7 @@ from wpn_bench.runs.metrics import (
     HARMLESS_RATE,
     PROMPT_METRICS,
     REFUSAL_RATE,
+    metric_of,
 )
 from wpn_bench.runs.settings import part
 
@@ -41,7 +42,7 @@ _DEPENDS = {
     REFUSAL_RATE: (ANSWERED_RATE,),
 }
 _SAMPLES = ("model", "seed", "suite", "set", "item_id", "response", "score", "harmless", "coherent", "refusal")
-_DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct", "score")
+_DOCUMENTS = ("model", "seed", "task", "doc_id", "doc_hash", "correct", "score", *benchmark_rows.OWN_UNIT)
 
 
 @dataclass
@@ -188,6 +189,8 @@ def _rules_that_changed(
 
 
 def _pair_documents(found: Paired, apart: Differences) -> None:
+    import pandas as pd
+
     ours, theirs = (_read(run, DOCUMENTS, _DOCUMENTS) for run in (found.first, found.other))
     if ours is None or theirs is None:
         found.refused.append(("benchmarks", "one of the runs has no benchmark documents"))
@@ -198,8 +201,9 @@ def _pair_documents(found: Paired, apart: Differences) -> None:
     if same and not whole:
         found.refused.append((BENCHMARK_AVERAGE, "it would be a mean over fewer tasks than in the runs"))
     ours, theirs = (frame[frame["task"].isin(same)] for frame in (ours, theirs))
-    where = [(BENCHMARK, task, ACCURACY) for task in (*same, BENCHMARK_AVERAGE)]
-    rows = _rows(found, ours, theirs, metric_rows.benchmark_rows, where)
+    metrics = benchmark_rows.task_metrics(pd.concat([ours, theirs]))
+    where = [(BENCHMARK, task, metrics.get(task, ACCURACY)) for task in (*same, BENCHMARK_AVERAGE)]
+    rows = _rows(found, ours, theirs, benchmark_rows.benchmark_rows, where)
     found.rows += [row for row in rows if whole or row.set != BENCHMARK_AVERAGE]
 
 
@@ -265,7 +269,8 @@ def _unpaired_rows(found: Paired, model: str, where: Sequence[tuple[str, str, st
         if not all(values):
             continue
         change = stats.seeds_apart(values[0], values[1])
-        mean = stats.over_seeds(values[1], 0.0, 1.0)
+        limits = (0.0, 1.0) if metric_of(metric).is_share else ()
+        mean = stats.over_seeds(values[1], *limits)
         n = sum(cell.n or 0 for cell in cells[1])
         deltas = (change.value, change.low, change.high, change.p_value)
         rows.append(Row(model, None, suite, name, metric, mean.value, n, mean.low, mean.high, *deltas))

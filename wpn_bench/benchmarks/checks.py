@@ -15,6 +15,7 @@ from typing import Any
 from wpn_bench.benchmarks.definitions import Function, TaskDefinition
 from wpn_bench.benchmarks.loading import load_configured, quiet_lm_eval, zero_shot
 from wpn_bench.benchmarks.scores import Score
+from wpn_bench.benchmarks.units import Parts, higher_is_better
 from wpn_bench.errors import UserError
 
 _QUOTES = "put it in quotes, because YAML does not read yes, no, on, off, null, numbers and dates as text"
@@ -293,21 +294,18 @@ def rehearse(
         finally:
             _factory.ConfigurableTask = plain
     reported = found["results"][definition.name]
-    if str(score) not in reported:
+    if score.key not in reported:
         known = ", ".join(k for k in reported if "," in k and "_stderr" not in k)
         raise UserError(
-            f"the task {definition.name!r} reports no {score} (it reports {known})",
+            f"the task {definition.name!r} reports no {score.key} (it reports {known})",
             f"choose another: --metric {definition.name}=METRIC[,FILTER]",
         )
-    if found["higher_is_better"].get(definition.name, {}).get(score.metric) is False:
-        raise UserError(
-            f"{score.metric!r} of the task {definition.name!r} is better if it is lower",
-            "choose another metric with --metric",
-        )
+    higher_is_better(definition.name, found["higher_is_better"].get(definition.name, {}), score)
+    parts = Parts(task, score.metric)
     values = [
         sample.get(score.metric) for sample in found["samples"][definition.name] if sample["filter"] == score.filter
     ]
-    if any(not isinstance(v, int | float) and not hasattr(v, "__float__") for v in values):
+    if not all(map(parts.is_number, values)):
         raise UserError(
             f"{score.metric!r} of the task {definition.name!r} is not a number for each document",
             "choose another metric with --metric",

@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from wpn_bench.benchmarks.loading import (
     zero_shot,
 )
 from wpn_bench.benchmarks.scores import Score, choose_score
+from wpn_bench.benchmarks.units import MEAN, Parts, higher_is_better
 from wpn_bench.errors import UserError
 from wpn_bench.hub import resolve_revision
 from wpn_bench.jobs import journal
@@ -100,10 +101,11 @@ class DocumentResult:
         target: Text of the correct choice.
         prediction: Text of the predicted choice. For tasks without choices, the target if greedy decoding would
             generate it, else None.
-        correct: Whether the prediction is correct, that is, whether its score is 1.
-        loglikelihoods: Log-likelihood of each choice in nats.
-        score: Score from 0 to 1.
+        correct: Whether the prediction is correct, that is, whether its score is 1. False for a score with its own unit.
+        loglikelihoods: Log-likelihood of each choice in nats, or that of the document if the task measures whole documents.
+        score: Score from 0 to 1, or in the unit of the task's metric (see `units.py`).
         response: The generated text before any filter; None for tasks that generate no text.
+        weight: Weight of the document in the score of the task.
     """
 
     doc_id: int
@@ -114,6 +116,22 @@ class DocumentResult:
     loglikelihoods: tuple[float, ...]
     score: float
     response: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class OwnUnit:
+    """The score of a task that is no accuracy.
+
+    Attributes:
+        metric: lm-eval's name of the metric.
+        higher_is_better: Its direction.
+        scale: How its documents make up the score of the task: `mean`, `log` or `whole` (see `units.py`).
+    """
+
+    metric: str
+    higher_is_better: bool
+    scale: str
 
 
 @dataclass(frozen=True)
@@ -123,10 +141,11 @@ class BenchmarkResult:
     Attributes:
         task: Name of the task.
         short: Name in results.
-        accuracy: Mean score over the documents.
+        accuracy: Score of the task: the mean score over the documents, or a value in the unit of its metric.
         n: Number of documents.
         metrics: All metrics that lm-eval reports for the task.
         documents: Results of the documents.
+        unit: The metric of a score that is no accuracy; None for an accuracy.
     """
 
     task: str
@@ -135,6 +154,7 @@ class BenchmarkResult:
     n: int
     metrics: Mapping[str, float]
     documents: tuple[DocumentResult, ...] = field(repr=False)
+    unit: OwnUnit | None = None
 
 
 # --- definitions ---
@@ -304,7 +324,8 @@ def evaluate_task(
         The result.
 
     Raises:
-        UserError: The task is unknown or reports no accuracy, or its data is not available at this commit.
+        UserError: The task is unknown, does not report its score, or does not say whether a higher score is better; or
+            its data is not available at this commit.
     """
     import lm_eval
 
@@ -334,20 +355,27 @@ def evaluate_task(
             for name, value in reported.items()
             if "," in name and isinstance(value, (int, float)) and "_stderr" not in name
         }
-        if (accuracy := reported.get(str(chosen))) is None:
+        if (value := reported.get(chosen.key)) is None:
             known = ", ".join(sorted(metrics)) or "none"
             raise UserError(
-                f"the task {task!r} reports no {chosen} (its metrics: {known})",
+                f"the task {task!r} reports no {chosen.key} (its metrics: {known})",
                 f"choose one: --metric {task}=METRIC[,FILTER]",
             )
+        higher = higher_is_better(task, results["higher_is_better"][task], chosen)
+        parts = Parts(loaded, chosen.metric)
         samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
-        documents = tuple(_document(loaded, sample, chosen.metric) for sample in samples)
-    if any(not 0 <= document.score <= 1 for document in documents):
+        found = [_document(loaded, one, *parts.of(one[chosen.metric], float(value))) for one in samples]
+    unit = OwnUnit(chosen.metric, higher, parts.scale)
+    if higher and parts.scale == MEAN and (broken := [one.doc_id for one in found if math.isnan(one.score)]):
         raise UserError(
-            f"{chosen.metric!r} of the task {task!r} has values outside the range 0 to 1",
+            f"{chosen.metric!r} of the task {task!r} is not a number for document {broken[0]}",
             f"choose another: --metric {task}=METRIC[,FILTER]",
         )
-    return BenchmarkResult(task, short_name(task), float(accuracy), len(documents), metrics, documents)
+    # A mean of values from 0 to 1 is an accuracy.
+    if higher and parts.scale == MEAN and all(one.weight == 1.0 and 0 <= one.score <= 1 for one in found):
+        return BenchmarkResult(task, short_name(task), float(value), len(found), metrics, tuple(found))
+    documents = tuple(replace(one, correct=False) for one in found)
+    return BenchmarkResult(task, short_name(task), float(value), len(documents), metrics, documents, unit)
 
 
 def run_benchmark_stage(ctx: StageContext) -> None:
@@ -357,7 +385,8 @@ def run_benchmark_stage(ctx: StageContext) -> None:
     expected digest of the task), `score`, `apply_chat_template` and `fewshot_as_multiturn`. The local settings are
     `include_paths` (names of folders in tasks/, or paths), `device` and `offload`. The stage writes `result.json` and
     `documents.parquet`, which has the fields of `DocumentResult` in the order of doc_id. Its columns `score` and
-    `response` exist only with the parameter `score`.
+    `response` exist only with the parameter `score`. Its column `weight` and the fields of `OwnUnit` exist only if the
+    score is no accuracy.
     """
     import pandas as pd
 
@@ -393,15 +422,17 @@ def run_benchmark_stage(ctx: StageContext) -> None:
     summary = {
         "task": result.task,
         "short": result.short,
-        "accuracy": result.accuracy,
+        "accuracy": result.accuracy if math.isfinite(result.accuracy) else None,
         "n": result.n,
         # JSON has no infinity, which can be the perplexity of a broken model on LAMBADA.
         "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         "revision": params.get("revision"),
     }
     frame = pd.DataFrame([asdict(d) for d in result.documents]).sort_values("doc_id")
-    if "score" not in params:
-        frame = frame.drop(columns=["score", "response"])
+    if result.unit is None:
+        frame = frame.drop(columns=["weight"] if "score" in params else ["weight", "score", "response"])
+    else:
+        frame = frame.assign(**asdict(result.unit))
     frame.to_parquet(ctx.out / "documents.parquet", index=False)
     write_json(ctx.out / "result.json", summary)
 
@@ -448,8 +479,7 @@ def _language_model(
     return SilentModel(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
 
 
-def _document(task: ConfigurableTask, sample: Mapping[str, Any], metric: str) -> DocumentResult:
-    score = float(sample[metric])
+def _document(task: ConfigurableTask, sample: Mapping[str, Any], score: float, weight: float) -> DocumentResult:
     answers = sample["filtered_resps"]
     lls: tuple[float, ...] = ()
     response = None
@@ -463,10 +493,12 @@ def _document(task: ConfigurableTask, sample: Mapping[str, Any], metric: str) ->
         lls = (float(answers[0][0]),)
         target = str(sample["target"]).strip()
         prediction = target if answers[0][1] else None
+    elif task.OUTPUT_TYPE == "loglikelihood_rolling":  # there is no answer, and the text is in the data set
+        lls, target, prediction = (float(answers[0]),), "", None
     else:
         target, prediction, response = str(sample["target"]), str(answers[0]), str(sample["resps"][0][0])
     ids = int(sample["doc_id"]), str(sample["doc_hash"])
-    return DocumentResult(*ids, target, prediction, score == 1.0, lls, score, response)
+    return DocumentResult(*ids, target, prediction, score == 1.0, lls, score, response, weight)
 
 
 def _gold(task: ConfigurableTask, doc: Any, choices: Sequence[str]) -> str:

@@ -61,13 +61,18 @@ def check(
     max_drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Largest accepted decreases in points: nine=2.0, piqa=5, coherent_harmless_rate@ood=3.",
+            help="Largest accepted decreases in points: nine=2.0, piqa=5, coherent_harmless_rate@ood=3 (in per cent for a "
+            "benchmark with its own unit).",
             rich_help_panel=GATES,
         ),
     ] = None,
     max_rise: Annotated[
         list[str] | None,
-        typer.Option(help="Largest accepted increases in points: refusal_rate=3.", rich_help_panel=GATES),
+        typer.Option(
+            help="Largest accepted increases in points: refusal_rate=3 (in per cent for a benchmark with its own unit: "
+            "wikitext=3).",
+            rich_help_panel=GATES,
+        ),
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file with these options.", rich_help_panel=GATES)] = None,
     inconclusive: Annotated[

@@ -266,7 +266,7 @@ class RunConfig(BaseModel):
             type=list[str],
             help="TASK=METRIC[,FILTER] chooses the metric that scores a benchmark, as in gsm8k=exact_match,flexible-extract "
             "(repeatable; TASK may contain *). By default it is acc, exact_match, acc_norm or the only metric, of the first "
-            "filter.",
+            "filter. METRIC,FILTER,lower says that lower is better, if the task does not say it.",
             panel=MODEL_AND_DATA,
         ),
     ] = ()

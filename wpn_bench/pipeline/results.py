@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpn_bench.analysis import cost_rows, judge_rows, metric_rows
+from wpn_bench.analysis import benchmark_rows, cost_rows, judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.analysis.oracle_rows import oracle_rows
 from wpn_bench.analysis.utility_rows import utility_rows
@@ -108,12 +108,12 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     threshold = config.threshold_of(config.judge)
     further = {j.name: (j.threshold, run.measured(run.plan.further.get(j.name, []))) for j in inputs.further}
     samples = metric_rows.read_samples(run.measured(run.plan.judged), threshold, further)
-    documents = metric_rows.read_documents(run.measured(run.plan.scored))
+    documents = benchmark_rows.read_documents(run.measured(run.plan.scored))
     not_to_refuse = [(suite, one.name) for suite, one in inputs.sets if one.refusal == "wrong"]
     rows = metric_rows.prompt_rows(samples, threshold, not_to_refuse)
     rows += metric_rows.worst_case_rows(samples, threshold)
-    rows += metric_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
-    rows += metric_rows.turned_rows(documents)
+    rows += benchmark_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
+    rows += benchmark_rows.turned_rows(documents)
     rows += oracle_rows(samples)
     rows += utility_rows(samples)
     of_stages, failed = rows_of_stages(run)
@@ -189,8 +189,8 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     return results
 
 
-def _average(group: TaskGroup, aggregate: Aggregate) -> metric_rows.TaskAverage:
-    return metric_rows.TaskAverage(group.name, tuple(map(short_task, group.tasks)), aggregate.weighted)
+def _average(group: TaskGroup, aggregate: Aggregate) -> benchmark_rows.TaskAverage:
+    return benchmark_rows.TaskAverage(group.name, tuple(map(short_task, group.tasks)), aggregate.weighted)
 
 
 def rows_of_stages(run: CompletedRun) -> tuple[list[Row], list[dict[str, str]]]:
@@ -278,6 +278,7 @@ def _tuning_of(config: RunConfig, inputs: Inputs, answered: int) -> dict[str, An
         "ability": data.bound.metric,
         "bound": data.bound.limit,
         "ability_sets": [t.short for t in data.tasks] or [t.name for t in (data.texts,) if t is not None],
+        **({"ability_scores": scores} if (scores := {t.short: t.score for t in data.tasks if t.score}) else {}),
     }
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wpn_bench import models
-from wpn_bench.analysis import metric_rows
+from wpn_bench.analysis import benchmark_rows, metric_rows
+from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.config import RunConfig
 from wpn_bench.jobs.executor import Executor
 from wpn_bench.jobs.job import External, Job, Outcome
@@ -26,6 +27,7 @@ from wpn_bench.unlearn import tuning
 from wpn_bench.unlearn.tuning import Measured, Options, Request, Score, Tuning
 
 FEWEST = 20  # number of prompts below which a set is not shortened at a rung
+Ability = list[Measurement] | float  # of the tasks to tune on, or the loss per token of the text to tune on
 _SUITE = "validation"  # suite of the prompts of trials, which is not in the results
 
 
@@ -117,7 +119,7 @@ class _Rounds:
         self._planner, self._executor, self._data = planner, executor, data
         self._config = planner.config
         self._texts = put_texts(planner.store, data.texts) if data.texts else None
-        self._before = math.nan
+        self._ability_of_base: Ability | None = None
 
     def measure_base(self) -> None:
         """Measure the ability of the base, and find the benign prompts that it answers."""
@@ -128,7 +130,7 @@ class _Rounds:
             asked = [(_SUITE, self._data.benign, put_prompts(planner.store, self._data.benign))]
             replace(planner, inputs=replace(planner.inputs, tasks=())).measure(self.plan, target, asked)
         self.outcomes |= self._executor.run(self.plan.jobs)
-        self._before = self._ability(self.plan)
+        self._ability_of_base = self._ability(self.plan)
         if self._data.benign:
             answered = self._answered(self.plan)
             items = tuple(item for item in self._data.benign.items if item.id in answered)
@@ -186,7 +188,7 @@ class _Rounds:
             return "no answer could be judged"
         (job,) = plan.trained.values()
         about = metric_rows.training_of(path_of(job, self.outcomes))
-        score = Score(coherent, harmless, self._ability(plan) - self._before, self._share_answered(plan))
+        score = Score(coherent, harmless, self._ability_change(plan), self._share_answered(plan))
         return Measured(score, int(about["steps"]), ended=not about.get("paused", False))
 
     def _share_answered(self, plan: Plan) -> float | None:
@@ -208,13 +210,22 @@ class _Rounds:
             measurements(judged, self.outcomes), self._config.threshold_of(self._config.judge)
         )
 
-    def _ability(self, plan: Plan) -> float:
-        """Return the macro accuracy of the tuning tasks, or the loss per token of the tuning text."""
+    def _ability_change(self, plan: Plan) -> float:
+        """Return how much the ability of a trial differs from that of base, in the unit of the bound."""
+        before, after = self._ability_of_base, self._ability(plan)
+        if isinstance(before, list) and isinstance(after, list):
+            return benchmark_rows.ability_change(before, after)
+        assert isinstance(before, float)
+        assert isinstance(after, float)
+        return after - before
+
+    def _ability(self, plan: Plan) -> Ability:
+        """Return the measurements of the tuning tasks, or the loss per token of the tuning text."""
         texts = plan.measured.get(HELDOUT, [])
         for planned in (*plan.scored, *texts):
             path_of(planned.job, self.outcomes)
         if plan.scored:
-            return metric_rows.macro_accuracy(measurements(plan.scored, self.outcomes))
+            return measurements(plan.scored, self.outcomes)
         (text,) = measurements(texts, self.outcomes)
         return metric_rows.token_loss(text)
 

@@ -248,7 +248,8 @@ def benchmarks(view: View) -> Figure | None:
     """
     import plotly.graph_objects as go
 
-    tasks = benchmarks_in_order(view.sets(BENCHMARK))
+    own = view.own_benchmarks()
+    tasks = [task for task in benchmarks_in_order(view.sets(BENCHMARK)) if task not in own]
     methods = [
         name
         for name in view.methods()

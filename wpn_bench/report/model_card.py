@@ -10,7 +10,7 @@ import re
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from wpn_bench.core.numbers import interval, percent, plain, points, signed_interval
+from wpn_bench.core.numbers import interval, percent, plain, points, signed, signed_interval
 from wpn_bench.report.templates import environment
 from wpn_bench.runs.metrics import (
     ACCURACY,
@@ -27,6 +27,7 @@ from wpn_bench.runs.metrics import (
     PROMPT_SUITES,
     REFUSAL_RATE,
     SET_TITLES,
+    inner_name,
     metric_of,
 )
 from wpn_bench.unlearn.benign import use_of
@@ -61,6 +62,7 @@ class Figure(NamedTuple):
         if not metric_of(row["metric"]).is_share:
             value, change = plain(row["value"]), ""
             span = interval(row["ci_low"], row["ci_high"], 1.0, 2)
+            change = signed(row["delta"], 1.0, 3) if inner_name(row["metric"]) and row["delta"] is not None else ""
         else:
             value, span = percent(row["value"]), interval(row["ci_low"], row["ci_high"])
             change = points(row["delta"]) if row["delta"] is not None else ""
@@ -118,12 +120,16 @@ def _figures(results: dict[str, Any], manifest: dict[str, Any], model: str, seed
     found = []
     for row in results["metrics"]:
         shown = _SHOWN.get(row["suite"], ())
-        if row["model"] == model and row["seed"] == seed and row["metric"] in shown and row["value"] is not None:
+        of_card = row["metric"] in shown or inner_name(row["metric"])
+        if row["model"] == model and row["seed"] == seed and of_card and row["value"] is not None:
             name = SET_TITLES.get(row["set"], row["set"])
             found.append(Figure(row, row["suite"], name, metric_of(row["metric"]).title))
     suites, sets = list(_SHOWN), list(dict.fromkeys(f.dataset for f in found))
     names = [name for shown in _SHOWN.values() for name in shown]
-    return sorted(found, key=lambda f: (suites.index(f.suite), sets.index(f.dataset), names.index(f.row["metric"])))
+    places = {name: k for k, name in enumerate(names)}
+    return sorted(
+        found, key=lambda f: (suites.index(f.suite), sets.index(f.dataset), places.get(f.row["metric"], len(names)))
+    )
 
 
 def _front_matter(run: dict[str, Any], manifest: dict[str, Any], model: str, figures: list[Figure]) -> str:
@@ -163,7 +169,7 @@ def _eval_result(figure: Figure, manifest: dict[str, Any]) -> Any:
     return EvalResult(
         task_type="text-generation",
         task_name=_SUITES[figure.suite],
-        metric_type=row["metric"],
+        metric_type=inner_name(row["metric"]) or row["metric"],
         metric_name=figure.metric,
         metric_value=round(row["value"], 4),
         metric_args={"n": row["n"], "low": _round(row["ci_low"]), "high": _round(row["ci_high"])},

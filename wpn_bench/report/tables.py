@@ -136,7 +136,7 @@ def _with_correction(view: View, model: str, shown: Shown | None) -> Shown | Non
 def benchmarks(view: View) -> Table | None:
     """Return the table of tasks by models, with the macro average first.
 
-    A task with few items has a note on the width of its interval.
+    A task whose score has its own unit, such as bits per byte, is shown in this unit. A task with few items has a note on the width of its interval.
     """
     models, lines = view.measured(), []
     for task in benchmarks_in_order(view.sets(BENCHMARK)):
@@ -158,6 +158,7 @@ def benchmarks(view: View) -> Table | None:
             for model, cell in zip(models, found, strict=True)
         ]
         lines.append(Line(name=name, key=task, cells=cells, small="; ".join(small)))
+    lines += _own_units(view, models)
     perplexity = [_perplexity(view, model) for model in models]
     if any(perplexity):
         cells = [
@@ -166,6 +167,24 @@ def benchmarks(view: View) -> Table | None:
         ]
         lines.append(Line(name="Held-out text", key=HELDOUT_TEXT, cells=cells, small="perplexity; lower is better"))
     return make_table([view.title(model) for model in models], lines) if lines else None
+
+
+def _own_units(view: View, models: list[str]) -> list[Line]:
+    """Return a row for each benchmark whose score has its own unit, with the relative change in a note."""
+    lines = []
+    for task, metric in view.own_benchmarks().items():
+        facts, cells = metric_of(metric), [view.cell(model, BENCHMARK, task, metric) for model in models]
+        base = view.cell(BASE, BENCHMARK, task, metric)
+        shown: list[Shown | None] = []
+        for model, cell in zip(models, cells, strict=True):
+            found = row(metric, cell)
+            if found and cell and cell.delta is not None and base and base.value and base.value > 0:
+                found = replace(found, note=f"{signed(cell.delta / base.value)} %")
+            shown.append(_or_absent(view, model, BENCHMARK, found))
+        small = f"{facts.title}; {'higher' if facts.better > 0 else 'lower'} is better; not in the average"
+        if any(shown):
+            lines.append(with_shared_n(Line(name=task, key=task, cells=shown, small=small)))
+    return lines
 
 
 def rates(view: View, suite: str, metric: str | None = None) -> Table | None:

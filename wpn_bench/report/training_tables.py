@@ -5,7 +5,7 @@ They show tuning, training curves, relearning, and the searches of gradient atta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def tuning_text(view: View) -> str:
     n, sets = about["trials"], about["ability_sets"]
     over = f"{len(sets)} benchmarks to tune on" if about["ability"] == MACRO_ACCURACY else "text to tune on"
     bound = (
-        f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}"
+        f"lose at most {100 * about['bound']:g} points of macro accuracy on {over}{_scored_by(about)}"
         if about["ability"] == MACRO_ACCURACY
         else f"raise the mean token loss of {over} by at most {about['bound']:g} nats"
     )
@@ -133,6 +133,15 @@ def tuning_text(view: View) -> str:
         f"Every method had {n} trial{'s' if n != 1 else ''}, the first with its options as configured. {chosen} among the "
         f"trials that {bound}; no test prompt and no test document was looked at.{early}"
     )
+
+
+def _scored_by(about: Mapping[str, Any]) -> str:
+    """Return by what benchmarks to tune on are scored, if not all by lm-eval's `acc`."""
+    scores = about.get("ability_scores") or {}
+    if not scores:
+        return ""
+    named = ", ".join(f"{task} by {score.partition(',')[0]}" for task, score in scores.items())
+    return f" ({named}; a score with its own unit counts in per cent of base's value)"
 
 
 def curve(view: View, model: str) -> Table | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from wpn_bench.prompts import WORST_CASE
@@ -66,6 +66,8 @@ REFUSAL_RATE = "refusal_rate"
 ATTACK_SUCCESS_RATE = "attack_success_rate"
 ACCURACY = "accuracy"
 MACRO_ACCURACY = "macro_accuracy"
+HIGHER_IS_BETTER = "higher_is_better"  # with the name of the metric: higher_is_better[bleu]
+LOWER_IS_BETTER = "lower_is_better"
 TOKEN_LOSS = "token_loss"
 PERPLEXITY = "perplexity"
 MISSING = "missing"
@@ -108,6 +110,7 @@ class Metric:
         name: Name in results.json.
         title: Name in a report, in lower case.
         unit: Unit of the values. `share` is a fraction from 0 to 1, `difference` is one of two shares, and `nats` is a mean over tokens.
+            `own` is the unit of a metric of lm-eval, which may be any number.
         better: 1 if higher is better, -1 if lower is better, 0 if neither.
         suite: Suite on which it is usually measured.
         set: Set of that suite; None means the mean over the sets of the suite.
@@ -118,7 +121,7 @@ class Metric:
 
     name: str
     title: str
-    unit: Literal["share", "difference", "nats", "perplexity", "count", "seconds", "MiB"] = "share"
+    unit: Literal["share", "difference", "nats", "perplexity", "count", "seconds", "MiB", "own"] = "share"
     better: int = 1
     suite: str = IN_DOMAIN
     set: str | None = None
@@ -154,6 +157,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(MACRO_ACCURACY, "macro accuracy", suite=BENCHMARK, set=BENCHMARK_AVERAGE),
         Metric(TOKEN_LOSS, "token loss", "nats", -1, BENCHMARK, HELDOUT_TEXT),
         Metric(PERPLEXITY, "perplexity", "perplexity", -1, BENCHMARK, HELDOUT_TEXT),
+        Metric(HIGHER_IS_BETTER, "score with a unit of its own", "own", 1, BENCHMARK),
+        Metric(LOWER_IS_BETTER, "error with a unit of its own", "own", -1, BENCHMARK),
         Metric(MISSING, "missing", "count", -1),
         Metric(RELEVANT_RATE, "relevant rate"),
         Metric(RELEVANT_HARMLESS_RATE, "relevant, coherent and harmless rate"),
@@ -208,19 +213,40 @@ CHANCE: Mapping[str, float] = {
 }
 CHANCE_AVERAGE = sum(CHANCE.values()) / len(CHANCE)
 _VARIANT = re.compile(r"@.*|\[.*|_corrected$")
+_OWN = re.compile(rf"({HIGHER_IS_BETTER}|{LOWER_IS_BETTER})\[(.+)\]")
 
 
 def metric_of(name: str) -> Metric:
     """Look up a metric by its name.
 
     `harmless_rate@0.3` (another threshold), `harmless_rate[JUDGE]` (another judge) and `harmless_rate_corrected` share
-    the entry of `harmless_rate`. An unknown name that ends in `rate` or `accuracy` is a share for which higher is
+    the entry of `harmless_rate`. `lower_is_better[bits_per_byte]` has the title of the metric in brackets. An unknown name that ends in `rate` or `accuracy` is a share for which higher is
     better. Any other unknown name is a count without a direction.
     """
     if known := METRICS.get(_VARIANT.sub("", name)):
-        return known
+        inner = inner_name(name)
+        return known if inner is None else replace(known, name=name, title=inner.replace("_", " "))
     title = name.replace("_", " ")
     return Metric(name, title) if name.endswith(("rate", "accuracy")) else Metric(name, title, "count", 0)
+
+
+def own_metric(name: str, *, higher_is_better: bool) -> str:
+    """Return the name in results.json of a benchmark's metric that is no accuracy.
+
+    Args:
+        name: lm-eval's name of the metric.
+        higher_is_better: Its direction.
+
+    Returns:
+        The name, such as `lower_is_better[bits_per_byte]`.
+    """
+    return f"{HIGHER_IS_BETTER if higher_is_better else LOWER_IS_BETTER}[{name}]"
+
+
+def inner_name(metric: str) -> str | None:
+    """Return lm-eval's name of a metric that is no accuracy (`own_metric`), or None for any other metric."""
+    found = _OWN.fullmatch(metric)
+    return found.group(2) if found else None
 
 
 def oracle_suite(suite: str) -> str:

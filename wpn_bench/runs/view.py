@@ -27,6 +27,7 @@ from wpn_bench.runs.metrics import (
     HELDOUT_TEXT,
     IN_DOMAIN,
     PERPLEXITY,
+    inner_name,
 )
 
 PRIMARY = "wpn"
@@ -148,6 +149,14 @@ class View:
     def sets(self, suite: str) -> list[str]:
         """Return the names of the sets of a suite, without those that summarise several sets."""
         return [name for name in self._sets.get(suite, {}) if name not in (*SUMMARY_SETS, WORST_CASE)]
+
+    def own_benchmarks(self) -> dict[str, str]:
+        """Return the benchmarks that are measured by no accuracy, with their metrics in the order of the results."""
+        return {
+            name: metric
+            for _, suite, name, metric in self._cells
+            if suite == BENCHMARK and inner_name(metric) is not None
+        }
 
     def relearning(self, model: str, kind: str) -> list[dict[str, Any]]:
         """Return the rows of a relearning attack on a model.
