@@ -636,6 +636,25 @@ def test_gradient_attacks_are_searched_against_every_model(workshop: Workshop) -
     fewer = workshop.run("fewer", **asked, gradient_limit=1)
     assert {r["n"] for r in fewer["metrics"] if (r["set"], r["metric"]) == ("gcg", "harmless_rate")} == {1}
     assert fewer["run"]["worst_case"] is None or "gcg" not in fewer["run"]["worst_case"]["attacks"]
+    # The suffixes of each model are asked of the other one, without another search.
+    searches["gcg"]["transfer"] = True
+    across = workshop.run("across", **asked)
+    asked_of = {(r["model"], r["set"]) for r in across["metrics"] if r["suite"] == "transfer"}
+    assert asked_of == {
+        *(("base", name) for name in ("gcg of sft", "worst_case")),
+        *(("sft", name) for name in ("gcg of base", "worst_case")),
+    }
+    done = workshop.statuses("across")
+    assert {label for label, status in done.items() if status != "cached"} == {
+        f"{model}: {what} {name}"
+        for model, name, source in (("base", "gcg of sft", "sft"), ("sft (seed 0)", "gcg of base", "base"))
+        for what, name in (("take the suffixes of", source), ("answer", name), ("judge", name))
+    }
+    samples = load_run(workshop.folder / "across").samples
+    of_base = samples[(samples["set"] == "gcg of sft") & (samples["model"] == "base")]
+    assert list(of_base["input"]) == list(samples[(samples["set"] == "gcg") & (samples["model"] == "sft")]["input"])
+    page = (workshop.folder / "across" / "report.html").read_text(encoding="utf-8")
+    assert "Suffixes found on other models" in page
 
 
 # --- what a person can get wrong -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from wpn_bench.core.files import digest_of
 from wpn_bench.errors import UserError
 from wpn_bench.harmless.judges.refusals import WORDING
 from wpn_bench.runs.finished import Run
-from wpn_bench.runs.metrics import ANSWERED_RATE, ATTACK, BENCHMARK, REFUSAL_RATE
+from wpn_bench.runs.metrics import ANSWERED_RATE, ATTACK, BENCHMARK, REFUSAL_RATE, TRANSFER, found_on
 from wpn_bench.runs.settings import part
 
 if TYPE_CHECKING:
@@ -152,12 +152,16 @@ def _add(sets: dict[tuple[str, str], Asked], one: Asked) -> None:
 def _set(manifest: Mapping[str, Any], suite: str, name: str) -> dict[str, Any]:
     declared = part(part(manifest, "prompt_sets"), name)
     source = declared.get("digest")
+    if source is None and suite == TRANSFER and (found := found_on(name)):
+        name, suite = found[0], ATTACK
     if source is None and suite == ATTACK:
         # This is an attack on one model: a search for an input with its options, or quantised weights.
         config = part(manifest, "config")
         rounded = config.get("quantise")
         schemes = rounded if isinstance(rounded, list) else []
-        attacks = part(config, "gradient_attacks") | {scheme: {} for scheme in schemes if isinstance(scheme, str)}
+        searched = part(config, "gradient_attacks")
+        searched = {attack: {k: v for k, v in part(searched, attack).items() if k != "transfer"} for attack in searched}
+        attacks = searched | {scheme: {} for scheme in schemes if isinstance(scheme, str)}
         source = digest_of([name, attacks[name]]) if name in attacks else None
     return {"source": str(source or ""), "about": {k: str(v) for k, v in part(declared, "source").items()}}
 

@@ -69,6 +69,7 @@ class GCGConfig(SearchConfig):
         False, description="whether to begin with one prompt, and add another when all targets are reached"
     )
     early_stop: bool = Field(False, description="whether to stop when greedy decoding generates every target")
+    transfer: bool = Field(False, description="whether every other model of the run is asked the suffixes, too")
 
 
 # Maximum rounds of sampling in a step. A few per cent of the candidates are duplicates or change when tokenised again.

@@ -100,8 +100,9 @@ def search_stage(function: str, version: int = 1, libraries: tuple[str, ...] = L
     )
 
 
-# These settings are not part of the digest, because the number of tokens per forward pass does not change the result.
-NOT_IN_DIGEST = ("pass_tokens",)
+# These settings do not change the result of a search, so they are not part of its digest: the number of tokens per forward
+# pass, and whether other models are asked the suffixes.
+NOT_IN_DIGEST = ("pass_tokens", "transfer")
 
 
 Config = TypeVar("Config", bound=SearchConfig)

@@ -101,6 +101,7 @@ STAGES: Registry[Stage] = Registry(
         "adapt": "wpn_bench.attacks.adaptive:ADAPT",
         "pair": "wpn_bench.attacks.adaptive:PAIR_STAGE",
         "tap": "wpn_bench.attacks.adaptive:TAP_STAGE",
+        "transfer": "wpn_bench.attacks.suffix_transfer:STAGE",
     },
 )
 

@@ -30,6 +30,7 @@ from wpn_bench.pipeline.plan import Plan, Planned, Target, model_label
 from wpn_bench.prompts import PromptSet, Template
 from wpn_bench.prompts.items import put_prompts, put_texts
 from wpn_bench.runs.files import BASE
+from wpn_bench.runs.metrics import TRANSFER, transfer_set
 from wpn_bench.unlearn.benign import use_of
 from wpn_bench.unlearn.launch import Launch, local_of
 from wpn_bench.unlearn.methods import method_of
@@ -87,15 +88,23 @@ class Planner:
                 job = plan.add(method, self.training(method, seed))
                 plan.trained[method, seed] = job
                 planner.measure_fully(plan, Target(method, seed, job, model_label(method, seed)), sets, heldout)
-        for one in self.inputs.candidates:
-            seed = self.config.seeds[0]
-            target = Target(one.name, seed, self.candidate(one), one.name, one.remote, one.same_tokens)
+        for target in self.candidates:
             planner.measure_fully(plan, target, sets, heldout)
+        planner.measure_transfer(plan)
         return plan
 
     def candidate(self, one: Candidate) -> External:
         """Return a candidate as an input of jobs."""
         return External(one.path, one.digest, one.seen)
+
+    @property
+    def candidates(self) -> list[Target]:
+        """Return the candidates, which are measured with the first seed."""
+        seed = self.config.seeds[0]
+        return [
+            Target(one.name, seed, self.candidate(one), one.name, one.remote, one.same_tokens)
+            for one in self.inputs.candidates
+        ]
 
     @property
     def base(self) -> External:
@@ -417,6 +426,36 @@ class Planner:
         alone = replace(self, inputs=replace(self.inputs, tasks=(), further=()))
         (found,) = alone.measure(Plan(), target, [("harmless", asked, put_prompts(self.store, asked))])
         return found
+
+    def measure_transfer(self, plan: Plan) -> None:
+        """Ask every model the suffixes that were found on the other models, where a gradient attack says so (`transfer`).
+
+        Models of one seed are asked each other's suffixes. The base, which has no seed, is asked those of the first seed.
+
+        Args:
+            plan: The plan, with the searches of all models.
+        """
+        config, inputs = self.config, self.inputs
+        chosen = [name for name in config.gradient_attacks if getattr(config.gradient_config(name), "transfer", False)]
+        if inputs.attacked is None or not chosen:
+            return
+        prompts = inputs.attacked.head(config.gradient_limit)
+        prompts_only = replace(self, inputs=replace(inputs, tasks=()))
+        trained = [Target(m, seed, job, model_label(m, seed)) for (m, seed), job in plan.trained.items()]
+        for target in (Target(BASE, None, self.base, BASE), *trained, *self.candidates):
+            for found in plan.searched:
+                seeds = {found.seed, target.seed} if target.seed is not None else {found.seed, config.seeds[0]}
+                if found.set not in chosen or found.model == target.model or len(seeds - {None}) > 1:
+                    continue
+                name = transfer_set(found.set, found.model)
+                params = {"template": self.template_of(target.model).value} | (
+                    {"endpoint": True} if target.remote else {}
+                )
+                needs: dict[str, Job | External] = {"model": target.artifact, "prompts": found.job}
+                label = f"{target.label}: take the suffixes of {found.model}"
+                job = plan.add(target.model, Job("transfer", params, needs, label))
+                plan.measured.setdefault("transfer", []).append(Planned(target.model, target.seed, TRANSFER, name, job))
+                prompts_only.measure(plan, target, [(TRANSFER, replace(prompts, name=name), job)])
 
     def measure_attacked(self, plan: Plan, target: Target) -> None:
         """Add the attacks on the model itself.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.analysis import benchmark_rows, cost_rows, judge_rows, metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
 from wpn_bench.analysis.oracle_rows import oracle_rows
+from wpn_bench.analysis.transfer_rows import transfer_rows
 from wpn_bench.analysis.utility_rows import utility_rows
 from wpn_bench.analysis.verdict import NonInferiority
 from wpn_bench.benchmarks.definitions import short_name as short_task
@@ -50,6 +51,7 @@ from wpn_bench.runs.files import (
     validate,
     validate_rows,
 )
+from wpn_bench.runs.metrics import TRANSFER
 from wpn_bench.unlearn.methods import title_of, variant_of
 
 if TYPE_CHECKING:
@@ -114,7 +116,8 @@ def write(run: CompletedRun, out: Path, command: str) -> dict[str, Any]:
     rows += metric_rows.worst_case_rows(samples, threshold)
     rows += benchmark_rows.benchmark_rows(documents, [_average(*one) for one in inputs.task_groups])
     rows += benchmark_rows.turned_rows(documents)
-    rows += oracle_rows(samples)
+    rows += transfer_rows(samples, threshold)
+    rows += oracle_rows(samples[samples["suite"] != TRANSFER] if len(samples) else samples)
     rows += utility_rows(samples)
     of_stages, failed = rows_of_stages(run)
     rows += of_stages

@@ -21,12 +21,14 @@ PAIR = "pair"
 TAP = "tap"
 INTERNALS = "internals"
 RELEARN_SEARCH = "relearn_search"
+TRANSFER = "transfer"
 BENCHMARK = "benchmark"
 COST = "cost"
 
 # Sets that are neither a prompt set nor a single benchmark.
 BENCHMARK_AVERAGE = "nine"
 HELDOUT_TEXT = "heldout_text"
+WITHOUT_SUFFIX = "no suffix"
 
 # Metrics.
 HARMLESS_RATE = "harmless_rate"
@@ -54,6 +56,7 @@ PATCHED_LOSS = "patched_loss"
 HIDDEN_GAP = "hidden_gap"
 DEPTH_SCORE = "depth_score"
 LOST_SHARE = "lost_share"
+WORST_TRANSFERRED_RATE = "worst_transferred_rate"
 WEIGHT_CHANGE = "weight_change"
 STABLE_RANK = "stable_rank"
 ANSWER_WORDS = "answer_words"
@@ -185,6 +188,7 @@ METRICS: Mapping[str, Metric] = {
         Metric(RELEARNING_ROWS, "rows until most answers are harmful", "count", 1, RELEARN_SEARCH),
         Metric(RELEARNING_TOKENS, "tokens until most answers are harmful", "count", 1, RELEARN_SEARCH),
         Metric(SHARE_OF_ORACLE, "share of the steps of the oracle", "count", 1, RELEARN_SEARCH),
+        Metric(WORST_TRANSFERRED_RATE, "harmless with every transferred suffix", suite=TRANSFER, set=WORST_CASE),
         Metric(ANSWER_WORDS, "words per answer", "count", 0, BENIGN),
         Metric(DISTINCT_PAIRS_RATE, "different word pairs", better=0, suite=BENIGN),
         Metric(OVERLAP_WITH_BASE_RATE, "overlap with the answer of base", better=0, suite=BENIGN),
@@ -247,6 +251,25 @@ def inner_name(metric: str) -> str | None:
     """Return lm-eval's name of a metric that is no accuracy (`own_metric`), or None for any other metric."""
     found = _OWN.fullmatch(metric)
     return found.group(2) if found else None
+
+
+def transfer_set(attack: str, source: str) -> str:
+    """Return the name of the set with the suffixes that an attack found on a model.
+
+    Args:
+        attack: Name of the attack.
+        source: Name of the model.
+
+    Returns:
+        The name.
+    """
+    return f"{attack} of {source}"
+
+
+def found_on(name: str) -> tuple[str, str] | None:
+    """Return the attack and the model of a set of transferred suffixes (`transfer_set`), or None for another set."""
+    attack, of, source = name.partition(" of ")
+    return (attack, source) if of else None
 
 
 def oracle_suite(suite: str) -> str:
