@@ -246,6 +246,11 @@ def test_a_users_file_goes_over_the_preset(tmp_path: Path) -> None:
             "has the option sam, .* several processes",
             "tasks/presets|its own",
         ),
+        (
+            {"training": {"sam": 0.1}, "dtype": "bfloat16"},
+            "moves weights by less than bfloat16 can hold: add mixed_precision: bf16",
+            "tasks/presets",
+        ),
         ({"training": {"lora": {"rank": 0}}}, "training: lora.rank: ", "docs/training.md"),
         ({"training": {"lora": {"rang": 4}}}, "training option 'lora.rang'", "known|did you mean"),
         ({"training": {"lora": "big"}}, "training: lora: ", "docs/training.md"),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from wpn_bench import models
 from wpn_bench.analysis.internals_rows import hidden_gaps, scores_of
@@ -98,6 +99,31 @@ def test_weights_changed_by_a_known_matrix(small_opt: Path) -> None:
     assert rows[name]["layer"] == 1
     assert all(row["change"] == 0 and row["stable_rank"] != row["stable_rank"] for n, row in rows.items() if n != name)
     assert "lm_head.weight" not in rows  # tied to the embeddings, which count once
+
+
+def test_the_matrices_of_experts_are_compared_one_by_one() -> None:
+    config = MixtralConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    base, model = MixtralForCausalLM(config), MixtralForCausalLM(config)
+    model.load_state_dict(base.state_dict())
+    (name, experts), *_ = ((n, p) for n, p in model.named_parameters() if p.dim() == 3)
+    with torch.no_grad():
+        experts[1, 0, 0] += 2.0
+    rows = {row["name"]: row for row in weight_changes(model, base)}
+    changed = {n for n, row in rows.items() if row["change"]}
+    assert changed == {f"{name}[1]"}
+    assert rows[f"{name}[1]"]["stable_rank"] == pytest.approx(1.0)
+    assert rows[f"{name}[1]"]["layer"] == 1
+    # Nothing but norms and biases is left out.
+    seen = {n.partition("[")[0] for n in rows}
+    assert {n for n, p in base.named_parameters() if n not in seen and p.dim() > 1} == set()
 
 
 def layers(**effects: list[float]) -> pd.DataFrame:

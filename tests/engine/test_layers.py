@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from wpn_bench.engine.layers import Pair, layers_of, lens, patched, states
+from wpn_bench.errors import JobFailed
 
 from .conftest import random_model
 
-# Prompts and answers of different lengths, so that rows are padded.
-PAIRS: list[Pair] = [([1, 5, 9, 4], [7, 8]), ([1, 6], [9, 10, 11, 5]), ([3, 12, 4, 5, 6, 7, 8], [2])]
+# Prompts and answers of different lengths, so that rows are padded. The number of all answers' tokens is no multiple of the
+# longest row, because GPT-2 and others give the states the shape of the input again.
+PAIRS: list[Pair] = [([1, 5, 9, 4], [7, 8, 6]), ([1, 6], [9, 10, 11, 5]), ([3, 12, 4, 5, 6, 7, 8], [2])]
 
 
 def alone(model: Any, pair: Pair) -> torch.Tensor:
@@ -21,6 +24,29 @@ def alone(model: Any, pair: Pair) -> torch.Tensor:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[*head, *answer]])).logits[0, len(head) - 1 : -1]
     return logits.float().log_softmax(-1)[range(len(answer)), answer]
+
+
+def test_the_layers_are_those_that_read_text() -> None:
+    """A model that also sees pictures has another list of layers of the same length before them."""
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision, self.language = (torch.nn.ModuleDict({"layers": _two_layers()}) for _ in range(2))
+            self.config = LlamaConfig(num_hidden_layers=2)
+
+        def get_decoder(self) -> Any:
+            return self.language
+
+    model: Any = Both()
+    assert layers_of(model) is model.language["layers"]
+    model.config.num_hidden_layers = 3
+    with pytest.raises(JobFailed, match=r"the layers of the model \(llama\) cannot be found"):
+        layers_of(model)
+
+
+def _two_layers() -> torch.nn.ModuleList:
+    return torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
 
 
 def test_after_the_last_layer_the_lens_shows_the_models_own_log_probabilities(model: Any) -> None:

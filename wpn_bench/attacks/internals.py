@@ -109,7 +109,8 @@ def weight_changes(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[di
 
     Yields:
         For each matrix with the same name and shape: name, layer (from 1; 0 outside the layers), norm (of the base's matrix), change
-        (norm of the difference), and stable_rank of the difference (NaN without one).
+        (norm of the difference), and stable_rank of the difference (NaN without one). A parameter that holds the matrices of
+        several experts counts as these matrices.
     """
     import torch
 
@@ -119,21 +120,23 @@ def weight_changes(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[di
     own = dict(model.named_parameters())
     for name, before in base.named_parameters():
         after = own.get(name)
-        if before.dim() != 2 or after is None or after.shape != before.shape:
+        if before.dim() < 2 or after is None or after.shape != before.shape:
             continue
-        with torch.inference_mode():
-            delta = after.detach().to(before.device).float() - before.detach().float()
-            small = delta if delta.shape[0] <= delta.shape[1] else delta.T
-            change = float(torch.linalg.vector_norm(delta))
-            # The largest singular value is the root of the largest eigenvalue of the smaller Gram matrix.
-            largest = float(torch.linalg.eigvalsh((small @ small.T).double())[-1]) if change else 0.0
-        yield {
-            "name": name,
-            "layer": number.get(id(before), 0),
-            "norm": float(torch.linalg.vector_norm(before.detach().float())),
-            "change": change,
-            "stable_rank": change**2 / largest if largest > 0 else float("nan"),
-        }
+        pairs = (one.detach().reshape(-1, *before.shape[-2:]) for one in (before, after.to(before.device)))
+        for k, (old, new) in enumerate(zip(*pairs, strict=True)):
+            with torch.inference_mode():
+                delta = new.float() - old.float()
+                small = delta if delta.shape[0] <= delta.shape[1] else delta.T
+                change = float(torch.linalg.vector_norm(delta))
+                # The largest singular value is the root of the largest eigenvalue of the smaller Gram matrix.
+                largest = float(torch.linalg.eigvalsh((small @ small.T).double())[-1]) if change else 0.0
+            yield {
+                "name": name if before.dim() == 2 else f"{name}[{k}]",
+                "layer": number.get(id(before), 0),
+                "norm": float(torch.linalg.vector_norm(old.float())),
+                "change": change,
+                "stable_rank": change**2 / largest if largest > 0 else float("nan"),
+            }
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

@@ -574,9 +574,19 @@ class RunConfig(BaseModel):
                 f"{moved[0]} has the option sam, which does not work with several processes: each would move the weights by its "
                 "own gradient"
             )
+        if self.dtype != "float32" and (lost := [name for name in self.methods if self._sam_is_rounded_away(name)]):
+            raise ValueError(
+                f"{lost[0]} has the option sam, which moves weights by less than {self.dtype} can hold: add mixed_precision: bf16, "
+                "which keeps the weights in float32"
+            )
         if self.curve and (lost := [name for name in self.curve.methods if name not in self.methods]):
             raise ValueError(f"curve.methods contains {lost[0]!r}, which is not among the methods of this run")
         return self
+
+    def _sam_is_rounded_away(self, name: str) -> bool:
+        """Return whether a method trains all weights in the run's data type with sam. Adapters are always in float32."""
+        config = self.method_config(name)
+        return bool(config.sam) and config.mixed_precision == "no" and config.lora is None
 
     def curve_methods(self) -> list[str]:
         """Return the methods that are measured repeatedly during their training."""

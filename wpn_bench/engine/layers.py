@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from wpn_bench.errors import JobFailed
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -14,11 +16,22 @@ Pair = tuple[list[int], list[int]]  # the tokens of a prompt and of the answer a
 
 
 def layers_of(model: PreTrainedModel) -> Any:
-    """Return the list of the layers of a model."""
+    """Return the list of the layers of a model.
+
+    Raises:
+        JobFailed: The model has no such list.
+    """
     import torch
 
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return next(found for found in lists if len(found) == model.config.get_text_config().num_hidden_layers)
+    text = model.config.get_text_config()
+    # A model that also sees pictures has another list of layers, which may be as long.
+    inner = getattr(model, "get_decoder", lambda: None)() or model
+    for part in (inner, model):
+        lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
+        for found in lists:
+            if len(found) == text.num_hidden_layers:
+                return found
+    raise JobFailed(f"the layers of the model ({text.model_type}) cannot be found, so they cannot be read")
 
 
 @contextmanager
@@ -114,10 +127,12 @@ def lens(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[list[float]]:
     with torch.inference_mode():
         with outputs_at(model, keep) as reached:
             model.base_model(**given, use_cache=False)
-        # (1, layers * N, width): norm and head work on each token alone.
-        stacked = torch.cat([one.to(reached[-1].device) for one in reached]).unsqueeze(0)
+        # (layers * N, 1, width): norm and head work on each token alone. The input has as many rows of one token, because GPT-2
+        # and others give the states the shape of the input again.
+        stacked = torch.cat([one.to(reached[-1].device) for one in reached]).unsqueeze(1)
+        ones = torch.ones(len(stacked), 1, dtype=torch.long, device=device_of(model))
         with changed_output(layers_of(model)[-1], lambda output: stacked):
-            logits = model(**given, use_cache=False).logits
+            logits = model(input_ids=torch.zeros_like(ones), attention_mask=ones, use_cache=False).logits
         found = _logprobs(logits.reshape(len(reached), len(targets), -1), targets.to(logits.device))
     return [_means(one, pairs) for one in found]
 
