@@ -273,3 +273,21 @@ def test_a_template_that_needs_messages_in_parts_gets_them(content: str) -> None
 
 def test_a_context_that_only_looks_like_turns_is_text() -> None:
     assert "[[1]]x" in ChatTemplate.of(tokenizer(CHATML)).question("x", "[[1]]")
+
+
+FIRST = "{{ messages[0].content }}{% if add_generation_prompt %}\nAnswer: {% endif %}"
+LAST = FIRST.replace("[0]", "[-1]")
+REFUSES = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + FIRST
+ONLY_USER = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}\n{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", TEMPLATES.values())
+def test_templates_that_keep_the_turns_of_a_conversation(source: str) -> None:
+    assert ChatTemplate.of(tokenizer(source)).keeps_turns
+
+
+@pytest.mark.parametrize("source", [FIRST, LAST, REFUSES, ONLY_USER])
+def test_templates_that_lose_turns_are_known(source: str) -> None:
+    """Templates of translation and guard models write the first or the last message only, or raise an error."""
+    assert not ChatTemplate.of(tokenizer(source)).keeps_turns
+    assert FormatTemplate(QUESTION_TEMPLATE).keeps_turns

@@ -12,6 +12,7 @@ from wpn_bench.errors import UserError
 from wpn_bench.models import ModelRef
 from wpn_bench.models.tokenizer import encode_prompts, load_tokenizer
 from wpn_bench.prompts import Item, PromptSet, Template
+from wpn_bench.prompts.templates import turns_of
 
 SHOWN_NAMES = 8  # maximum number of attacks in a file that a note names
 
@@ -24,6 +25,8 @@ def attack_prompts(
     target: PromptSet | None,
     names: set[str],
     notes: list[str],
+    *,
+    one_turn: bool = False,
 ) -> list[tuple[str, PromptSet]]:
     """Apply every prompt attack to the first in-domain set. The attacks from the user's files come last.
 
@@ -34,7 +37,9 @@ def attack_prompts(
         forget: The forget set, from which some attacks take demonstrations.
         target: The first in-domain set; None if there is no set to attack.
         names: Names of the test sets. Attacks must not have these names.
-        notes: Gets a line for each file of attacks.
+        notes: Gets a line for each file of attacks, and for each attack that is left out.
+        one_turn: Whether the chat template of a model writes only one turn of a conversation. Attacks with earlier turns are then
+            left out, because that model would be asked something else.
 
     Returns:
         ("attack", prompt set) for each attack.
@@ -61,6 +66,12 @@ def attack_prompts(
         )
     context = AttackContext(template, forget.items, own=own, fits=_fitting(config, template, model))
     made = [attacks.attacked(target, name, context) for name in chosen]
+    if one_turn and (lost := [one.name for one in made if any(_has_turns(item) for item in one.items)]):
+        notes.append(
+            f"left out: {', '.join(lost)}, because the chat template of a model writes only one turn of a conversation"
+            " (--template plain writes all)"
+        )
+        made = [one for one in made if one.name not in lost]
     for one in made:
         if len(one.items) < len(target.items):
             notes.append(
@@ -68,6 +79,10 @@ def attack_prompts(
                 f" {target.name}; the others are not asked"
             )
     return [("attack", one) for one in made]
+
+
+def _has_turns(item: Item) -> bool:
+    return item.kind == "question" and bool(turns_of(item.context))
 
 
 def _fitting(config: RunConfig, template: Template, model: ModelRef) -> Callable[[Item], bool]:

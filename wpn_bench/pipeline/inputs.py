@@ -155,12 +155,10 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
         first = next((one for suite, one in tests if suite == "harmless"), None)
         attacked = first and replace(first, name=short_name(first.name)).head(config.limit_of("attacks"))
     tests = with_short_names(tests, config)
-    asked = [
-        *tests,
-        *attack_prompts(
-            config, _of_chat(template, candidates), model, forget, attacked, {s.name for _, s in tests}, notes
-        ),
-    ]
+    of_chat, one_turn = _of_chat(template, candidates), not all(t.keeps_turns for t in _templates(template, candidates))
+    set_names = {s.name for _, s in tests}
+    attacks_ = attack_prompts(config, of_chat, model, forget, attacked, set_names, notes, one_turn=one_turn)
+    asked = [*tests, *attacks_]
     if "harmless" not in config.stages:
         asked = [(suite, s) for suite, s in asked if suite == "attack"]
     texts = {one.use: prompts.load_texts(one.spec) for one in sets if one.is_text}
@@ -231,7 +229,11 @@ def prepare(config: RunConfig, reporter: Reporter, *, force: bool = False) -> In
 
 def _of_chat(template: Template, candidates: Iterable[Candidate]) -> Template:
     """Return a chat template of the run, if there is one. All templates can read demonstrations that it writes."""
-    return next((t for t in (template, *(one.template for one in candidates)) if t.is_chat), template)
+    return next((t for t in _templates(template, candidates) if t.is_chat), template)
+
+
+def _templates(template: Template, candidates: Iterable[Candidate]) -> list[Template]:
+    return [template, *(one.template for one in candidates)]
 
 
 def check_tasks(config: RunConfig) -> TaskNames:

@@ -118,6 +118,11 @@ class Template(ABC):
         """Return whether questions become messages of a chat."""
         return False
 
+    @property
+    def keeps_turns(self) -> bool:
+        """Return whether the earlier turns of a conversation are written before its last question."""
+        return True
+
     @abstractmethod
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> str:
         """Render a question.
@@ -292,6 +297,17 @@ class ChatTemplate(Template):
     @property
     def is_chat(self) -> bool:
         return True
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Return whether all turns are written, in order. Some templates write one message only, or refuse several."""
+        marks = [f"{_MARK}{k}{_MARK}" for k in range(3)]
+        try:
+            text = self.question(marks[2], json.dumps([marks[:2]]))
+        except UserError:
+            return False
+        places = [text.find(mark) for mark in marks]
+        return places[0] >= 0 and places == sorted(places)
 
     def question(self, prompt: str, context: str = "", answer_prefix: str = "") -> Rendered:
         turns = turns_of(context)
