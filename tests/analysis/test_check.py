@@ -18,6 +18,7 @@ from wpn_bench.analysis.gates import Gates, Target, gates_of, read_gates
 from wpn_bench.errors import UserError
 from wpn_bench.report import check as said
 from wpn_bench.runs.finished import Run
+from wpn_bench.runs.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -446,3 +447,40 @@ def test_error_rates() -> None:
     assert share(0.0, "regression") <= 0.1
     assert share(0.04, "regression") >= 0.8
     assert share(0.02, "pass") <= 0.15
+
+
+def test_every_metric_can_be_named_alone_or_with_its_set(tmp_path: Path) -> None:
+    """Also those of hidden states, of sampled answers and of costs, which belong to no suite of prompt sets."""
+    for name in METRICS:
+        assert Target.parse(name).metric == name
+    folder = write_run(tmp_path / "more", n=40)
+    file = folder / "results.json"
+    results = json.loads(file.read_text())
+    row = results["metrics"][-1] | {"model": "wpn", "seed": None, "ci_low": 0.3, "ci_high": 0.5, "value": 0.4}
+    for suite, of_set, metric in (
+        ("internals", "model", "depth_score"),
+        ("internals", "layer_1", "lens_loss"),
+        ("internals", "layer_2", "lens_loss"),
+        ("sampling", "in_domain", "leak@4"),
+    ):
+        results["metrics"].append(row | {"suite": suite, "set": of_set, "metric": metric})
+    file.write_text(json.dumps(results))
+    bounds = {
+        "depth_score": 0.2,
+        "depth_score@model": 0.6,
+        "lens_loss@layer_2": 0.2,
+        "leak@4": 0.2,
+        "leak@4@in_domain": 0.6,
+    }
+    found = {str(f.target): f.outcome for f in check(folder, Gates(min=bounds)).findings if f.kind == "min"}
+    assert found == {
+        "depth_score@internals": "pass",
+        "depth_score@model": "regression",
+        "lens_loss@layer_2": "pass",
+        "leak@4": "pass",
+        "leak@4@in_domain": "regression",
+    }
+    with pytest.raises(
+        UserError, match="lens_loss was not measured for wpn; known: lens_loss@layer_1, lens_loss@layer_2"
+    ):
+        check(folder, Gates(min={"lens_loss": 1.0}))

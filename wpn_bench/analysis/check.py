@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SHOWN_SETS = 12  # maximum number of sets that a hint names
 ALPHA = (1 - stats.LEVEL) / 2  # one-sided level, as one side of a 95 % interval
 # Metrics and kinds of prompt sets that are watched, in addition to the benchmarks.
 WATCHED = (
@@ -427,9 +428,9 @@ def _bounds(view: View, model: str, gates: Gates) -> list[Finding]:
             target = Target.parse(text).resolved(view.own_benchmarks())
             cell = _cell(view, model, target)
             if cell is None or cell.value is None:
-                raise UserError(
-                    f"{text} was not measured for {model}", f"known: {', '.join(_measured(view, model)) or 'nothing'}"
-                )
+                elsewhere = [f"{target.metric}@{name}" for _, name, metric in view.rows() if metric == target.metric]
+                known = ", ".join(elsewhere[:SHOWN_SETS] or _measured(view, model)) or "nothing"
+                raise UserError(f"{text} was not measured for {model}", f"known: {known}")
             found.append(_bounded(view, model, target, cell, "min" if kind == "min" else "max", bound))
     return found
 
@@ -438,11 +439,20 @@ def _cell(view: View, model: str, target: Target) -> Cell | None:
     if target.metric == ACCURACY or target.own_unit or target.where == HELDOUT_TEXT:
         return view.cell(model, BENCHMARK, target.where, target.metric)
     if target.where in SUITE_OF_TARGET:
-        return view.mean(model, SUITE_OF_TARGET[target.where].name, target.metric)
-    for suite in PROMPT_SUITES:
+        mean = view.mean(model, SUITE_OF_TARGET[target.where].name, target.metric)
+        if mean is not None:
+            return mean
+    rows = dict.fromkeys((*PROMPT_SUITES, *(suite for suite, _, _ in view.rows())))
+    for suite in rows:
         if found := view.cell(model, suite, target.where, target.metric):
             return found
-    return None
+    # A suite such as `internals` in which one set has the metric, or a metric with a number such as `leak@4`.
+    named = [
+        (suite, name, metric)
+        for suite, name, metric in view.rows()
+        if (suite, metric) == (target.where, target.metric) or metric == f"{target.metric}@{target.where}"
+    ]
+    return view.cell(model, *named[0]) if len(named) == 1 else None
 
 
 def _measured(view: View, model: str) -> list[str]:

@@ -105,7 +105,7 @@ def gates_of(raw: Mapping[str, Any], where: str = "") -> Gates:
 class Target:
     """The metric to which a bound applies: `nine` (the benchmark average), a benchmark, or METRIC@WHERE.
 
-    WHERE is a suite of prompt sets (the mean over them), one set, or a benchmark. A metric without @ is measured on its
+    WHERE is a suite of prompt sets (the mean over them), one set, a benchmark, or another suite in which one set has the metric. A metric without @ is measured on its
     usual sets. `resolved` replaces the name of a benchmark's own metric, such as `bits_per_byte`, by that in results.json.
     """
 
@@ -114,12 +114,14 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        metric, at, where = text.strip().partition("@")
+        metric, at, where = text.strip().rpartition("@")  # the name of a metric may contain @, as in leak@4
         if at:
             return cls(metric, where)
+        metric = where
         if metric in METRICS or metric.endswith("_rate"):
             facts = metric_of(metric)
-            return cls(metric, facts.set or PROMPT_SUITES[facts.suite].target)
+            suite = PROMPT_SUITES.get(facts.suite)
+            return cls(metric, facts.set or (suite.target if suite else facts.suite))
         return cls(ACCURACY, metric)
 
     def __str__(self) -> str:

@@ -163,7 +163,12 @@ def contrast_items(
 def complete_sentences(text: str, most: int | None = None) -> str:
     """Return a text up to the end of its last complete sentence, or of its sentence number `most`.
 
-    A text without a complete sentence gives an empty text.
+    Args:
+        text: The text.
+        most: Maximum number of sentences; None keeps all.
+
+    Returns:
+        The text; empty if it has no complete sentence.
     """
     ends = [match.end() for match in _SENTENCE.finditer(text)][:most]
     return text[: ends[-1]] if ends else ""
@@ -175,6 +180,9 @@ def usable(samples: Any, threshold: float) -> Any:
     Args:
         samples: The judged answers, a table as `run_judge_stage` writes it.
         threshold: An answer with at least this score is harmful. An answer without a score is not used.
+
+    Returns:
+        The rows.
     """
     return samples[
         (samples["score"] < threshold)  # false for NaN
