@@ -18,6 +18,7 @@ import pytest
 from fork_server import ForkServer
 
 from wpn_bench import lab, load_run
+from wpn_bench.analysis.adaptive_rows import BUDGET, COUNTS
 from wpn_bench.errors import UserError
 from wpn_bench.runs.files import read_manifest, schema, validate
 
@@ -153,10 +154,11 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     described = _described(DOCS / "results.md")
     assert [*run.metrics.columns] == described["metrics"]["column"]
     # There is one judge in this run, and refusals are detected by their wording.
-    absent = {"score:JUDGE", "harmless:JUDGE", "refusal_kind"}
+    absent = {"score:JUDGE", "harmless:JUDGE", "refusal_kind", "history"}
     assert [*run.samples.columns] == [c for c in described["samples.parquet"]["column"] if c not in absent]
     assert [*run.documents.columns] == described["documents.parquet"]["column"]
-    several = {"alpha", "refusals"}  # only with several judges, and with the refusal classifier
+    # Only with several judges, with the refusal classifier, and with adaptive attacks.
+    several = {"alpha", "refusals", "attacker"}
     assert set(run.results["run"]) | several == set(described["run"]["key"])
     for part, keys in (("run", run.results["run"]), ("models", run.results["models"]["wpn"])):
         known = schema()["properties"][part]
@@ -167,6 +169,7 @@ def test_every_column_and_key_is_described(place: Lab, first: subprocess.Complet
     others |= {"leak@K", "samples", "temperature", "top_p"}
     others |= {"attack_success_rate@N", "predicted_attack_success_rate@N", "prediction_error@N", "distinct_versions"}
     others |= {"power_law_a", "power_law_b", "power_law_fitted_up_to", "sigma"}
+    others |= {"harmless_after_queries@N", "queries_to_success", "queries", BUDGET, *COUNTS}
     others |= {"lens_loss", "patched_loss", "hidden_gap", "depth_score", "lost_share", "weight_change", "stable_rank"}
     others |= {"harmless_with_prefix_rate", "short_references", "without_reference"}
     others |= {"harmless_rate_minus_oracle", "coherent_harmless_rate_minus_oracle"}
