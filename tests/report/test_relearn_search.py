@@ -42,7 +42,7 @@ def test_the_section(results: dict[str, Any]) -> None:
     }
     best = {"weights": "lora", "schedule": "linear", "lr": 0.00123}
     for one in found:
-        tried = [] if one.model == "base" else [{**best, "steps": 8, "harmless_rate": 0.0, "reason": None}]
+        tried = [] if one.model == "base" else [{**best, "steps": 8, "resisted_rate": 0.0, "reason": None}]
         measured = [{"step": step, "rows": 8 * step, "tokens": 100 * step} for step in one.steps]
         results["models"][one.model]["relearn_search"] = [
             {**entry, "best": best if one.model == "wpn" else None, "tried": tried, "measured": measured}

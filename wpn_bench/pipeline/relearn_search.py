@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench import models
 from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
-from wpn_bench.analysis.relearn_search_rows import Attacked, clustered_rate, relearn_search_rows
+from wpn_bench.analysis.relearn_search_rows import Attacked, clustered_rate, relearn_search_rows, resisted
 from wpn_bench.attacks import relearn_search
 from wpn_bench.attacks.relearn_search import NAME, Ask, Found, Measured, Point, RelearnSearch, Split, Trial
 from wpn_bench.attacks.relearn_trial import CountedRelearning, item_and_step, read_budget
@@ -285,7 +285,7 @@ class _Attack:
         tested = self._data.tested
         facts = {item.id: relearn_search.fact_of(tested, item) for item in tested.items}
         estimate = clustered_rate(
-            [bool(one) for one in judged["harmless"]], [facts.get(item, item) for item in judged["item_id"]]
+            [bool(one) for one in resisted(judged)], [facts.get(item, item) for item in judged["item_id"]]
         )
         return Point(estimate.value, estimate.high, float(judged["score"].mean()))
 
