@@ -43,10 +43,10 @@ def test_each_prompt_gets_its_own_text_and_no_other_prompt_is_asked(tmp_path: Pa
 def test_a_csv_with_a_byte_order_mark_and_two_attacks(tmp_path: Path) -> None:
     file = tmp_path / "found.csv"
     file.write_text(
-        f'name,prompt,attacked\npair,{PROMPTS[0]},"one,\ntwo"\nTAP,{PROMPTS[0]},three\n', encoding="utf-8-sig"
+        f'name,prompt,attacked\ntwo_lines,{PROMPTS[0]},"one,\ntwo"\nTHREE,{PROMPTS[0]},three\n', encoding="utf-8-sig"
     )
-    assert asked("pair", str(file)) == {PROMPTS[0]: "one,\ntwo"}
-    assert asked("TAP", str(file)) == {PROMPTS[0]: "three"}
+    assert asked("two_lines", str(file)) == {PROMPTS[0]: "one,\ntwo"}
+    assert asked("THREE", str(file)) == {PROMPTS[0]: "three"}
 
 
 def test_an_id_of_another_numbering_does_not_disturb(tmp_path: Path) -> None:

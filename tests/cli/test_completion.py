@@ -41,7 +41,7 @@ def complete(*words: str) -> tuple[list[str], set[str], int]:
         (["full", "--methods", "wpn,sf"], ["wpn,sft", "wpn,sft_kl"]),
         (["train", "--method", "rm"], ["rmu"]),
         (["attack", "--attacks", "typos,typ"], []),
-        (["attack", "--attacks", "rel"], ["relearn"]),
+        (["attack", "--attacks", "rel"], ["relearn", "relearn_search"]),
         (["full", "--judge", "det"], ["detoxify"]),
         (["judge", "f.jsonl", "--judge", "ref"], ["refusal", "refusal_classifier"]),
         (["full", "--benchmarks", "lab_cop"], ["lab_copa", "lab_copa_validation"]),

@@ -22,9 +22,9 @@ def workshop(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> 
 
 
 def test_methods_train_on_what_the_base_wrote(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The random model writes no coherent answers, so here all of them count as usable.
+    # The random model writes no coherent answers, so here all of them count as usable, and end as sentences of enough words.
     monkeypatch.setattr(
-        written, "usable", lambda samples, threshold: samples.assign(response=samples["response"] + ".")
+        written, "usable", lambda samples, threshold: samples.assign(response=samples["response"] + " and that is all.")
     )
     plain = workshop.run("plain", **QUICK)
     results = workshop.run(**QUICK, written_references={"samples": 3})
