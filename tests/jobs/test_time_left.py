@@ -106,6 +106,24 @@ def test_a_job_that_is_slower_than_expected_is_extrapolated(tmp_path: Path, stor
     assert left.seconds() == 210.0
 
 
+def test_the_first_items_of_a_slow_job_say_nothing_about_its_end(tmp_path: Path, store: Store, clock: Clock) -> None:
+    """3 of 960 answers in a minute would be five hours, but the other answers of the batch are nearly finished."""
+    left = TimeLeft(store, clock)
+    jobs = [job(tmp_path, 960, name=name) for name in "ab"]
+    left.add(jobs)
+    left.start(jobs[0])
+    clock.seconds += 50
+    left.finish(Outcome(jobs[0], "done", 50.0))
+    left.start(jobs[1])
+    clock.seconds += 40
+    left.progress(jobs[1].digest, 3, 960)
+    assert left.seconds() == 10
+    clock.seconds += 20
+    assert left.seconds() is None
+    left.progress(jobs[1].digest, 240, 960)
+    assert left.seconds() == 180
+
+
 def test_the_speed_of_a_running_job_replaces_that_of_earlier_jobs(tmp_path: Path, store: Store, clock: Clock) -> None:
     """An earlier job may have waited for another program for an hour."""
     left = TimeLeft(store, clock)

@@ -14,6 +14,7 @@ from wpn_bench.jobs.stages import stage_of
 from wpn_bench.jobs.store import MANIFEST, Store
 
 PROGRESS_COUNTS = 0.1  # share of a job's items after which its own speed is used
+TOO_FEW = 0.02  # share of a job's items from which its speed cannot be told: the first batch counts when it ends
 
 
 class TimeLeft:
@@ -107,7 +108,11 @@ class TimeLeft:
             elapsed = now - self._started.get(digest, now)
             done, items = self._progress.get(digest, (0, 0))
             rest = elapsed * (items - done) / done if done else 0.0
-            if done >= PROGRESS_COUNTS * items > 0 and stage_of(job.stage).passes == 1:
+            if 0 < done < TOO_FEW * items:
+                if elapsed > expected:
+                    return None
+                total += expected - elapsed
+            elif done >= PROGRESS_COUNTS * items > 0 and stage_of(job.stage).passes == 1:
                 total += rest  # the job's own speed says more than that of earlier jobs
             else:
                 total += max(0.0, expected - elapsed, rest)
