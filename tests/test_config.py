@@ -139,6 +139,26 @@ def test_the_defaults_are_the_protocols() -> None:
     assert chosen.limit is None
 
 
+def test_a_file_names_attacks_of_every_kind_together(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "attacks: [typos, pair, gcg, int8, relearn]\npair: {queries: 3}\ngradient_attacks: {gcg: {steps: 2}}\n"
+    )
+    config = build("lab", file)
+    assert (config.attacks, config.quantise) == (("typos",), ("int8",))
+    assert config.pair is not None
+    assert config.pair.queries == 3
+    assert config.gradient_config("gcg").steps == 2
+    assert config.relearn is not None
+    assert config.tap is None
+    file.write_text("attacks: [gcg]\ngradient_attacks: 3\n")
+    with pytest.raises(UserError, match="gradient_attacks"):
+        build("lab", file)
+    file.write_text("attacks: [7, typos]\n")
+    with pytest.raises(UserError, match="attacks"):
+        build("lab", file)
+
+
 def test_attacks_on_weights_are_off_unless_asked_for(tmp_path: Path) -> None:
     for preset in ("lab", "paper"):
         assert (build(preset).relearn, build(preset).quantise) == (None, ())

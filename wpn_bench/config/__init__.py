@@ -77,7 +77,7 @@ def from_settings(raw: Mapping[str, Any]) -> RunConfig:
     """Return the validated configuration of plain values. A `UserError` names the setting that is invalid."""
     examples = "see tasks/presets/ for examples"
     with as_user_error("", examples, noun="setting", unknown_kind="setting", known=RunConfig.model_fields):
-        config = RunConfig.model_validate(dict(raw))
+        config = RunConfig.model_validate(_attacks_by_kind(raw))
     check_names(config)
     return config
 
@@ -106,6 +106,30 @@ def attack_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[s
         RELEARN_SEARCH: (settings[RELEARN_SEARCH] or RelearnSearch().model_dump()) if RELEARN_SEARCH in names else None,
         **{n: (settings[n] or one.Settings().model_dump()) if n in names else None for n, one in staged.items()},
     }
+
+
+def _attacks_by_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the attacks that change no prompts from `attacks` to the settings of their kind, as `--attacks` does.
+
+    Values of a wrong type stay as they are: the validation of the settings reports them.
+    """
+    from wpn_bench.attacks.quantise import SCHEMES
+    from wpn_bench.attacks.registry import GRADIENT, RELEARN, RELEARN_SEARCH, by_stage
+
+    found, names = dict(settings), settings.get("attacks")
+    if not isinstance(names, list | tuple):
+        return found
+    with_fields = {*by_stage(), RELEARN, RELEARN_SEARCH}
+    moved = [n for n in names if isinstance(n, str) and n in {*GRADIENT, *SCHEMES, *with_fields}]
+    found["attacks"] = tuple(n for n in names if n not in moved)
+    for name in moved:
+        if name in with_fields:
+            found[name] = {} if found.get(name) is None else found[name]
+        elif name in GRADIENT and isinstance(before := found.get("gradient_attacks") or {}, Mapping):
+            found["gradient_attacks"] = {name: {}} | dict(before)
+        elif name in SCHEMES and isinstance(before := found.get("quantise") or (), list | tuple):
+            found["quantise"] = tuple(dict.fromkeys((*before, name)))
+    return found
 
 
 def check_names(config: RunConfig) -> None:
