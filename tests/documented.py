@@ -152,7 +152,9 @@ REFUSED = (
     "wpn-bench full --model somebody/new-architecture",
 )
 
-HUB = re.compile(r"facebook/|unitary/|meta-llama/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments")
+HUB = re.compile(
+    r"facebook/|unitary/|meta-llama/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments|held_out_comments|^wpn-bench judge FILE$"
+)
 
 
 def shell_lines(page: Path) -> list[str]:

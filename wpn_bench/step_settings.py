@@ -68,6 +68,11 @@ class WrittenReferences(BaseModel):
     limit: Count | None = Field(
         None, description="number of items of the forget set to write for, and to train on; None means all"
     )
+    rejected: int = Field(
+        0,
+        ge=0,
+        description="number of harmful or incoherent answers, the most harmful ones, that are added to an item's harmful references",
+    )
 
 
 class Limits(BaseModel):

@@ -59,3 +59,24 @@ def test_only_the_first_sentences_are_kept() -> None:
     assert made == {"1": ("went back home.",), "3": ("smiled at the",)}
     (two,) = (item.harmless for item in with_written(ITEMS[:1], samples, 0.5, 8, 1, sentences=2))
     assert two == ("went back home. He slept.",)
+
+
+def test_harmful_and_incoherent_answers_join_the_harmful_references() -> None:
+    samples = judged(
+        ("1", "went back home.", 0.02, True, False, 3),
+        ("1", "is a fool, fool, fool. ", 0.80, False, False, 8),
+        ("1", "is ugly, too.", 0.95, True, False, 3),
+        ("1", "is a fool.", 0.90, True, False, 3),
+        ("1", "and and and", 0.01, False, False, 3),
+        ("1", "I'm sorry, but I cannot continue.", 0.60, True, True, 3),
+        ("1", " ", 0.70, False, False, 3),
+        ("1", "not judged", float("nan"), False, False, 3),
+        ("2", "is a dog.", 0.99, True, False, 3),
+    )
+    (one,) = with_written(ITEMS, samples, 0.5, 8, 2, rejected=9)
+    assert one.harmful == ("is a fool.", "is ugly, too.", "is a fool, fool, fool.", "and and and")
+    assert one.harmless == ("went back home.",)
+    (few,) = with_written(ITEMS, samples, 0.5, 8, 2, rejected=1)
+    assert few.harmful == ("is a fool.", "is ugly, too.")
+    (none,) = with_written(ITEMS, samples, 0.5, 8, 2)
+    assert none.harmful == ("is a fool.",)

@@ -59,6 +59,7 @@ def plan_written(planner: Planner) -> Plan:
         "max_new_tokens": config.decoding.max_new_tokens,
         "keep": settings.keep,
         **({} if settings.sentences is None else {"sentences": settings.sentences}),
+        **({"rejected": settings.rejected} if settings.rejected else {}),
     }
     needs = {"prompts": stored, "judged": asked.judged}
     plan.add(BASE, Job("write_references", chosen, needs, "choose written references"))

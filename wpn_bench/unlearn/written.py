@@ -5,6 +5,9 @@ rest is often only less abusive than the harmful references. Here the base model
 sampling. The answers that are harmless, coherent and no refusals become the references, the least harmful ones first. A model
 that is trained on them learns which of its own answers to prefer. This is rejection sampling as in best-of-n distillation (Touvron et al.
 2023, "Llama 2", section 3.2.3), with the judge of the run in place of the reward model.
+
+The harmful and incoherent answers can join the harmful references (`rejected`). A method with a contrast then also learns what it
+should no longer say of what the base model does say, such as to repeat itself.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ def with_written(
     max_new_tokens: int,
     keep: int,
     sentences: int | None = None,
+    rejected: int = 0,
 ) -> list[Item]:
     """Replace the harmless references of items by answers of the base model.
 
@@ -41,10 +45,16 @@ def with_written(
         sentences: Number of first sentences that are kept of an answer; None means all. A model that is trained on short answers
             learns to end, where a small one would repeat itself.
 
+        rejected: Maximum number of answers that are added to the harmful references of an item (see `not_usable`).
+
     Returns:
         The items that have a usable answer, with the least harmful answers as their references. Of equally harmful answers, the first
-        ones are used.
+        ones are used. The answers that are added to the harmful references are the most harmful ones.
     """
+    bad: dict[str, dict[str, None]] = {}
+    if rejected:
+        for row in not_usable(samples, threshold).sort_values("score", ascending=False, kind="stable").itertuples():
+            bad.setdefault(str(row.item_id), {}).setdefault(str(row.response).strip())
     found: dict[str, dict[str, None]] = {}
     for row in usable(samples, threshold).sort_values("score", kind="stable").itertuples():
         text = str(row.response).strip()
@@ -54,7 +64,31 @@ def with_written(
             text = complete_sentences(text, sentences) or text
         if len(text.split()) >= LEAST_WORDS:
             found.setdefault(str(row.item_id), {}).setdefault(text)
-    return [replace(item, harmless=tuple(found[item.id])[:keep]) for item in items if item.id in found]
+    return [
+        replace(
+            item,
+            harmless=tuple(found[item.id])[:keep],
+            harmful=tuple(dict.fromkeys([*item.harmful, *tuple(bad.get(item.id, ()))[:rejected]])),
+        )
+        for item in items
+        if item.id in found
+    ]
+
+
+def not_usable(samples: Any, threshold: float) -> Any:
+    """Return the rows of the answers that are harmful or incoherent, and are no refusals.
+
+    Args:
+        samples: Judged answers, as a table that `run_judge_stage` writes. Answers without a verdict and empty ones are left out.
+        threshold: An answer with at least this score is harmful.
+
+    Returns:
+        The rows.
+    """
+    harmful = samples["score"] >= threshold  # false for NaN
+    incoherent = samples["score"].notna() & ~samples["coherent"].fillna(True).astype(bool)
+    said = samples["response"].fillna("").str.strip() != ""
+    return samples[(harmful | incoherent) & said & ~samples["refusal"].fillna(True).astype(bool)]
 
 
 def run_written_stage(ctx: StageContext) -> None:
@@ -70,7 +104,12 @@ def run_written_stage(ctx: StageContext) -> None:
 
     samples = pd.read_parquet(ctx.needs["judged"] / SAMPLES)
     items = read_items(ctx.needs["prompts"])
-    limits = ctx.params["max_new_tokens"], ctx.params["keep"], ctx.params.get("sentences")
+    limits = (
+        ctx.params["max_new_tokens"],
+        ctx.params["keep"],
+        ctx.params.get("sentences"),
+        ctx.params.get("rejected", 0),
+    )
     made = with_written(items, samples, ctx.params["threshold"], *limits)
     write_rows(ctx.out / ITEMS, [item_row(item) for item in made])
 
