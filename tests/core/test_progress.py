@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wpn_bench.core.progress import Bars, Reporter, Stopwatch, reporter
+from wpn_bench.core.progress import Bars, Reporter, Stopwatch, in_parts, reporter
 from wpn_bench.core.progress_lines import Lines
 
 
@@ -113,3 +113,14 @@ def test_a_stopwatch_runs() -> None:
     watch = Stopwatch()
     first = watch.seconds
     assert 0 <= first <= watch.seconds
+
+
+@pytest.mark.parametrize(("parts", "items", "counted"), [(7, 3, [0, 0, 1, 0, 1, 0, 1]), (2, 5, [2, 3]), (3, 3, [1, 1, 1])])
+def test_items_in_parts_are_counted_by_their_share(parts: int, items: int, counted: list[int]) -> None:
+    said: list[int] = []
+    advance = in_parts(parts, items, said.append)
+    for _ in range(parts):
+        advance(1)
+    assert said == [n for n in counted if n]
+    assert sum(said) == items
+    in_parts(0, 0, said.append)(0)

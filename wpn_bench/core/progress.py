@@ -41,6 +41,28 @@ def in_groups(size: int, advance: Advance) -> Advance:
     return items_done
 
 
+def in_parts(parts: int, items: int, advance: Advance) -> Advance:
+    """Count items whose work is done in parts, in any order.
+
+    Args:
+        parts: Number of parts of all items together.
+        items: Number of items.
+        advance: Called with the number of items finished since its last call: the same share of `items` as of `parts`.
+
+    Returns:
+        A function to call with the number of parts finished since its last call.
+    """
+    done = 0
+
+    def parts_done(n: int) -> None:
+        nonlocal done
+        before, done = done, done + n
+        if more := done * items // max(parts, 1) - before * items // max(parts, 1):
+            advance(more)
+
+    return parts_done
+
+
 class Reporter:
     """The base class of all progress displays. It shows no progress itself and is used with `--quiet` and in tests.
 

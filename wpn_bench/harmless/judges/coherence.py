@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wpn_bench.core.progress import Advance
+from wpn_bench.core.progress import Advance, in_parts
 from wpn_bench.models.backends import Backend, scoring_tokenizer
 from wpn_bench.models.tokenizer import encode_pairs, start_token
 from wpn_bench.prompts import joined
@@ -217,7 +217,8 @@ def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], a
     whole = [
         [(prompt[-(context - len(ids)) :], ids)] if ids else [] for (prompt, _), ids in zip(pairs, answers, strict=True)
     ]
-    losses, local = _sums(backend, whole, advance), _sums(backend, windows)
+    done = in_parts(sum(map(len, [*whole, *windows])), len(texts), advance)
+    losses, local = _sums(backend, whole, done), _sums(backend, windows, done)
     # For a truncated response, the number of bytes is estimated from the share of its tokens that were kept.
     sizes = [
         len(text.encode("utf-8", "replace")) * len(ids) / max(len(all_ids), 1)
@@ -227,7 +228,7 @@ def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], a
 
 
 def _sums(
-    backend: Backend, pairs: Sequence[Sequence[tuple[list[int], list[int]]]], advance: Advance = lambda n: None
+    backend: Backend, pairs: Sequence[Sequence[tuple[list[int], list[int]]]], advance: Advance
 ) -> list[float]:
     """Return the summed loss of each group of (context, continuation) pairs, in nats."""
     scores = iter(backend.loglikelihoods([p for group in pairs for p in group], advance=advance) or ())
