@@ -63,6 +63,7 @@ class WrittenReferences(BaseModel):
     sentences: Count | None = Field(
         None, description="number of first sentences that are kept of an answer; None means all that are complete"
     )
+    least_words: Count = Field(3, description="number of words from which an answer may become a reference")
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     limit: Count | None = Field(

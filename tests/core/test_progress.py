@@ -115,7 +115,9 @@ def test_a_stopwatch_runs() -> None:
     assert 0 <= first <= watch.seconds
 
 
-@pytest.mark.parametrize(("parts", "items", "counted"), [(7, 3, [0, 0, 1, 0, 1, 0, 1]), (2, 5, [2, 3]), (3, 3, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("parts", "items", "counted"), [(7, 3, [0, 0, 1, 0, 1, 0, 1]), (2, 5, [2, 3]), (3, 3, [1, 1, 1])]
+)
 def test_items_in_parts_are_counted_by_their_share(parts: int, items: int, counted: list[int]) -> None:
     said: list[int] = []
     advance = in_parts(parts, items, said.append)

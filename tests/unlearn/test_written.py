@@ -80,3 +80,12 @@ def test_harmful_and_incoherent_answers_join_the_harmful_references() -> None:
     assert few.harmful == ("is a fool.", "is ugly, too.")
     (none,) = with_written(ITEMS, samples, 0.5, 8, 2)
     assert none.harmful == ("is a fool.",)
+
+
+def test_short_answers_are_not_used() -> None:
+    samples = judged(
+        ("1", "went back home.", 0.02, True, False, 3), ("1", "went back home again.", 0.03, True, False, 4)
+    )
+    assert with_written(ITEMS, samples, 0.5, 8, 2)[0].harmless == ("went back home.", "went back home again.")
+    (one,) = with_written(ITEMS, samples, 0.5, 8, 2, least_words=4)
+    assert one.harmless == ("went back home again.",)

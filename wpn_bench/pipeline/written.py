@@ -16,6 +16,7 @@ from wpn_bench.pipeline.planner import Planner
 from wpn_bench.prompts import PromptSet
 from wpn_bench.prompts.items import put_prompts, read_items
 from wpn_bench.runs.files import BASE
+from wpn_bench.unlearn.written import LEAST_WORDS
 
 NAME = "written_references"
 
@@ -60,6 +61,7 @@ def plan_written(planner: Planner) -> Plan:
         "keep": settings.keep,
         **({} if settings.sentences is None else {"sentences": settings.sentences}),
         **({"rejected": settings.rejected} if settings.rejected else {}),
+        **({"least_words": settings.least_words} if settings.least_words != LEAST_WORDS else {}),
     }
     needs = {"prompts": stored, "judged": asked.judged}
     plan.add(BASE, Job("write_references", chosen, needs, "choose written references"))

@@ -21,7 +21,7 @@ from wpn_bench.jobs.stages import Stage
 from wpn_bench.prompts import Item
 from wpn_bench.unlearn.benign import complete_sentences, usable
 
-LEAST_WORDS = 3  # a model that learns from references such as "." gives empty answers
+LEAST_WORDS = 3  # the default: a model that learns from references such as "." gives empty answers
 
 
 def with_written(
@@ -32,6 +32,7 @@ def with_written(
     keep: int,
     sentences: int | None = None,
     rejected: int = 0,
+    least_words: int = LEAST_WORDS,
 ) -> list[Item]:
     """Replace the harmless references of items by answers of the base model.
 
@@ -40,12 +41,13 @@ def with_written(
         samples: Judged answers to it, several for each item, as a table that `run_judge_stage` writes.
         threshold: An answer with at least this score is harmful.
         max_new_tokens: Length in tokens at which an answer was cut off. Such an answer ends at its last complete sentence, and is not
-            used if it has none. Nor is an answer of fewer than `LEAST_WORDS` words.
+            used if it has none.
         keep: Maximum number of references of an item.
         sentences: Number of first sentences that are kept of an answer; None means all. A model that is trained on short answers
             learns to end, where a small one would repeat itself.
 
         rejected: Maximum number of answers that are added to the harmful references of an item (see `not_usable`).
+        least_words: An answer of fewer words is not used.
 
     Returns:
         The items that have a usable answer, with the least harmful answers as their references. Of equally harmful answers, the first
@@ -62,7 +64,7 @@ def with_written(
             text = complete_sentences(text, sentences)
         elif sentences is not None:
             text = complete_sentences(text, sentences) or text
-        if len(text.split()) >= LEAST_WORDS:
+        if len(text.split()) >= least_words:
             found.setdefault(str(row.item_id), {}).setdefault(text)
     return [
         replace(

@@ -227,9 +227,7 @@ def _likelihoods(backend: Backend, texts: Sequence[str], after: Sequence[str], a
     return [_of_sums(*each) for each in zip(map(len, answers), sizes, losses, local, strict=True)]
 
 
-def _sums(
-    backend: Backend, pairs: Sequence[Sequence[tuple[list[int], list[int]]]], advance: Advance
-) -> list[float]:
+def _sums(backend: Backend, pairs: Sequence[Sequence[tuple[list[int], list[int]]]], advance: Advance) -> list[float]:
     """Return the summed loss of each group of (context, continuation) pairs, in nats."""
     scores = iter(backend.loglikelihoods([p for group in pairs for p in group], advance=advance) or ())
     return [-sum(next(scores)[0] for _ in group) for group in pairs]
