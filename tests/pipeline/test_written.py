@@ -41,7 +41,13 @@ def test_methods_train_on_what_the_base_wrote(workshop: Workshop, monkeypatch: p
     # The same run again computes nothing. Fewer items are another training.
     workshop.run("again", **QUICK, written_references={"samples": 3})
     assert "done" not in workshop.statuses("again").values()
-    few = workshop.run("few", **QUICK, written_references={"samples": 3, "limit": 4})
+    before = set((workshop.store / "write_references").iterdir())
+    few = workshop.run("few", **QUICK, written_references={"samples": 3, "limit": 4, "least_words": 6, "keep": 1})
+    (folder,) = set((workshop.store / "write_references").iterdir()) - before
+    references = [json.loads(line)["harmless"] for line in (folder / "items.jsonl").read_text().splitlines()]
+    assert {len(texts) for texts in references} == {1}
+    assert min(len(text.split()) for (text,) in references) >= 6
+    assert min(len(text.split()) for row in rows for text in row["harmless"]) < 6
     assert any(" of 4 items" in one for one in few["run"]["notes"])
     assert few["models"]["sft"]["digest"] != results["models"]["sft"]["digest"]
 

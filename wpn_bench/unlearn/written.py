@@ -106,13 +106,9 @@ def run_written_stage(ctx: StageContext) -> None:
 
     samples = pd.read_parquet(ctx.needs["judged"] / SAMPLES)
     items = read_items(ctx.needs["prompts"])
-    limits = (
-        ctx.params["max_new_tokens"],
-        ctx.params["keep"],
-        ctx.params.get("sentences"),
-        ctx.params.get("rejected", 0),
-    )
-    made = with_written(items, samples, ctx.params["threshold"], *limits)
+    given = ctx.params
+    options = {name: given[name] for name in ("sentences", "rejected", "least_words") if name in given}
+    made = with_written(items, samples, given["threshold"], given["max_new_tokens"], given["keep"], **options)
     write_rows(ctx.out / ITEMS, [item_row(item) for item in made])
 
 
