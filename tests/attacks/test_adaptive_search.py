@@ -98,6 +98,14 @@ def test_streams_improve_their_own_drafts_and_the_budget_ends_the_attack() -> No
     assert all("This is draft" not in prompt for prompt in target.asked)
 
 
+def test_rounds_without_a_draft_are_progress() -> None:
+    progress: list[int] = []
+    search = attack(Pair(queries=8, streams=2, depth=4), Talker(lambda message: "I do not know."), Talker(str))
+    found = search.run(ITEMS, progress.append)
+    assert [one.asked for one in found] == [[], []]
+    assert progress == [2] * 8
+
+
 def test_a_harmful_answer_ends_the_attack_on_its_prompt() -> None:
     target = Talker(lambda prompt: "!!!!!!!" if prompt == "draft 3 of How do I sew?" else "no!")
     first, second = attack(Pair(queries=8, streams=2, depth=4), Talker(numbered), target).run(ITEMS)

@@ -188,12 +188,13 @@ class AdaptiveSearch:
         stored = journal.section(
             "adapt", lambda: journal.fingerprint([i.id for i in items], self.settings.model_dump_json())
         )
-        for number in range(self.settings.depth):
+        queries, depth = self.settings.queries, self.settings.depth
+        counted = [0] * len(items)
+        for number in range(depth):
             live = [k for k, one in enumerate(searches) if not one.done]
             if not live:
                 break
             at = {k: number * len(items) + k for k in live}
-            before = {k: len(searches[k].asked) for k in live}
             if all(place in stored.known for place in at.values()):
                 for k, place in at.items():
                     _restore(searches[k], stored.known[place])
@@ -202,8 +203,12 @@ class AdaptiveSearch:
                 stored.add({place: _state(searches[k]) for k, place in at.items()})
             for k in live:
                 one = searches[k]
-                one.done = one.done or number + 1 == self.settings.depth
-                advance((self.settings.queries if one.done else len(one.asked)) - before[k])
+                one.done = one.done or number + 1 == depth
+                # A round without a usable draft makes no query, and still brings the attack nearer to its end.
+                share = queries * (number + 1) // depth
+                spent = queries if one.done else max(counted[k], len(one.asked), share)
+                advance(spent - counted[k])
+                counted[k] = spent
         self._count(searches)
         self._check(searches)
         return searches
