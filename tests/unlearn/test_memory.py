@@ -61,6 +61,10 @@ def test_weights_gradients_and_adam(shape: str) -> None:
     assert (full.weights, full.gradients, full.optimizer, full.reference) == (4 * n, 4 * n, 8 * n, 0)
     assert estimate(shape, "npo").reference == 4 * n
     assert estimate(shape, "task_vector").reference == 4 * n
+    # The teacher of a distillation comes beside the reference, and after the copy of the base's weights.
+    for method, copies in (("sft", 1), ("npo", 2), ("task_vector", 1)):
+        assert estimate(shape, method, undo=True).reference == copies * 4 * n
+    assert estimate(shape, "ga", undo=True).activations > estimate(shape, "ga").activations
     half = estimate(shape, dtype="bfloat16")
     assert (half.weights, half.gradients, half.optimizer) == (2 * n, 2 * n, 4 * n)
     assert estimate(shape, mixed_precision="bf16").weights == 6 * n

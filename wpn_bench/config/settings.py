@@ -574,6 +574,10 @@ class RunConfig(BaseModel):
                 f"{moved[0]} has the option sam, which does not work with several processes: each would move the weights by its "
                 "own gradient"
             )
+        if several and (alone := [name for name in self.methods if self.method_config(name).undo]):
+            raise ValueError(
+                f"{alone[0]} has the option undo, which does not work with several processes: leave out one of the two"
+            )
         if self.dtype != "float32" and (lost := [name for name in self.methods if self._sam_is_rounded_away(name)]):
             raise ValueError(
                 f"{lost[0]} has the option sam, which moves weights by less than {self.dtype} can hold: add mixed_precision: bf16, "

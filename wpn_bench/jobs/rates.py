@@ -15,7 +15,6 @@ import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -170,8 +169,8 @@ def count_items(job: Job) -> int | None:
     stage = stage_of(job.stage)
     where, *path = stage.items.split(".")
     if where == "params":
-        number: Any = reduce(lambda value, name: value[name], path, job.params)
-        return min(int(number), job.params.get("until") or int(number)) * stage.passes
+        number = sum(int(_value_at(job.params, one) or 0) for one in stage.items.removeprefix("params.").split("+"))
+        return min(number, job.params.get("until") or number) * stage.passes
     need = job.needs.get(path[0]) if path else None
     if isinstance(need, Job):
         found = count_items(need)

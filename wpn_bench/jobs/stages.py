@@ -35,7 +35,8 @@ class Stage:
             earlier answer, because a worker gets placeholder answers for the examples of other workers.
         unhashed_files: Files of the output that no other stage reads.
         items: Where the number of items is found, which the time estimate needs: `needs.ROLE` (the rows of that input)
-            or `params.NAME.NAME` (a number in the parameters). Empty if the number is unknown before the stage runs.
+            or `params.NAME.NAME` (a number in the parameters; `params.NAME+NAME` adds those that are there). Empty if the number
+            is unknown before the stage runs.
         passes: Number of passes over the items.
         speed_params: Paths of the parameters that change the time per item, such as `("method", "config.batch_size")`.
         memory: Estimates the memory that the stage needs: `(ModelSpec, stage name) -> list[MemoryNeed]`. Empty if it

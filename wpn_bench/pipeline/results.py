@@ -301,6 +301,12 @@ def _leakage_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _distillation(trainings: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return the history of the distillations after the trainings, or nothing if there were none."""
+    found = [{"seed": seed, **h} for seed, t in trainings.items() for h in t.get("undo", {}).get("history", ())]
+    return {"undo_history": found} if found else {}
+
+
 def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: Sequence[Export]) -> dict[str, Any]:
     described: dict[str, Any] = {
         BASE: {
@@ -334,6 +340,7 @@ def _models(run: CompletedRun, verdicts: Mapping[str, dict[str, Any]], exports: 
             "train_seconds": round(sum(t["seconds"] for t in trainings.values()), 2),
             "history": [{"seed": seed, **h} for seed, t in trainings.items() for h in t["history"]],
             "checks": [{"seed": seed, **c} for seed, t in trainings.items() for c in t["checks"]],
+            **_distillation(trainings),
             "non_inferiority": verdicts.get(name),
             "tuning": by_model[name].json() if name in by_model else None,
             "curve": run.curves.by_model.get(name),

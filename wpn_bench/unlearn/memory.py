@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench.models.sizes import TokenMemory, context_of, dtype_bytes, logit_bytes
 from wpn_bench.unlearn.lora import Adapters
 from wpn_bench.unlearn.methods.base import LoRAConfig
+from wpn_bench.unlearn.undo import Distilling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ class Training:
         parameters: Number of parameters of the model.
         trainable: Number of trained parameters.
         weights: Bytes of the weights, including adapters.
-        reference: Bytes of the frozen reference, or of a copy of the base's weights.
+        reference: Bytes of the frozen reference, or of a copy of the base's weights, and of the teacher of a distillation.
         gradients: Bytes of the gradients.
         optimizer: Bytes of Adam's two moments.
         activations: Bytes that autograd keeps for the backward pass.
@@ -74,6 +75,8 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
     config = method.config
     # A method that changes the trained weights at the end keeps a copy of those of the base.
     base_kept = method.needs_reference or method.change != 1
+    # The teacher of a distillation is held beside the reference of the method, and after a copy of the base's weights is gone.
+    copies = method.needs_reference + 1 if config.undo else int(base_kept)
     mixed = config.mixed_precision != "no"
     # The data type of the forward pass decides what autograd keeps.
     computed = "bfloat16" if mixed else dtype
@@ -84,19 +87,22 @@ def of_training(model_class: Any, model_config: Any, method: Method, dtype: str)
         return _shape(model_class, _Described(model_config), computed, lora, checkpointing, length)
 
     activations, again = 0, 0
-    for n, length in _rows(method, model_config):
-        one = shape(length, config.gradient_checkpointing)
-        activations += n * (one.row + logit_bytes(computed, gradient=True) * length * one.vocabulary)
-        if config.gradient_checkpointing:
-            # The backward pass recomputes one layer at a time, for all rows of one forward pass.
-            layers = int(model_config.get_text_config().num_hidden_layers)
-            again = max(again, n * shape(length, False).row // layers)
+    for trained_by in (method, *([Distilling(config)] if config.undo else [])):
+        kept = 0
+        for n, length in _rows(trained_by, model_config):
+            one = shape(length, config.gradient_checkpointing)
+            kept += n * (one.row + logit_bytes(computed, gradient=True) * length * one.vocabulary)
+            if config.gradient_checkpointing:
+                # The backward pass recomputes one layer at a time, for all rows of one forward pass.
+                layers = int(model_config.get_text_config().num_hidden_layers)
+                again = max(again, n * shape(length, False).row // layers)
+        activations = max(activations, kept)
     trained = 4 if config.lora else size
     return Training(
         parameters=one.parameters,
         trainable=one.trainable,
         weights=one.parameters * (size + 2 * mixed) + (one.held - one.parameters) * (trained + 2 * mixed),
-        reference=one.parameters * size if base_kept and not config.lora else 0,
+        reference=0 if config.lora else copies * one.parameters * size,
         gradients=one.trainable * trained,
         optimizer=2 * one.trainable * trained,
         activations=activations + again,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRAINING = "training.json"
+UNDO = "undo"  # folder of the distillation's checkpoints, within that of the training
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,14 @@ class Trained:
     """The record of a training.
 
     Attributes:
-        steps: Number of optimiser steps.
+        steps: Number of optimiser steps, with those of a distillation after the training.
         seconds: Duration, including the time before it was resumed.
         lr: Peak learning rate.
         stopped: Why training ended.
         history: Step, loss and terms of the loss of each step.
         checks: Step and harmless rate of each evaluation on the validation prompts.
         paused: Whether training only pauses, and would go on without `until`.
+        distilled: The record of the distillation after the training; None without the option `undo`.
     """
 
     steps: int
@@ -57,6 +60,7 @@ class Trained:
     history: list[dict[str, Any]]
     checks: list[dict[str, Any]]
     paused: bool = False
+    distilled: Trained | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def train(
     If several processes train together (`processes.py`), each calls this function with the same arguments and processes
     its part of every batch. Only the first process evaluates and writes. With FSDP, only the first process has the
     trained model at the end, and a method that needs a reference must get it as an argument.
+
+    With the option `undo`, the trained model is then replaced by a distilled one (`undo.py`). This needs a single process.
 
     Args:
         model: The model. With LoRA, the adapters are merged into it at the end.
@@ -153,7 +159,7 @@ def train(
     curves = curves or Curves()
     together = here()
     computed_on = torch.device(together.device or model.device).type
-    lr = config.peak_lr(_width(model))
+    lr = config.peak_lr(width_of(model))
     batches = Batches(
         tokenizer,
         items,
@@ -173,6 +179,7 @@ def train(
         benign_use=benign_use,
         processes=together,
     )
+    resumable = None  # where checkpoints remain if this process is killed
     with ExitStack() as stack:
         if computed_on == "cpu" and model.num_parameters() < SMALL:
             # A second thread would gain little, and the result would depend on the number of cores.
@@ -180,6 +187,8 @@ def train(
         if together.main and (checkpoints is None or not stack.enter_context(try_lock(checkpoints))):
             # No checkpoints are kept, or another process with the same training has locked the folder.
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            resumable = checkpoints
         checkpoints = together.agree(checkpoints)
         assert checkpoints is not None
         going_on = (
@@ -285,10 +294,39 @@ def train(
             adapters.save(adapter)
         adapters.merge()
     model.requires_grad_(True).eval()
-    return Trained(steps, watch.seconds, lr, stopped, record.history, record.checks, watch.paused)
+    trained = Trained(steps, watch.seconds, lr, stopped, record.history, record.checks, watch.paused)
+    if config.undo is None or watch.paused:
+        return trained
+    from wpn_bench.unlearn.undo import distil
+
+    # Free the optimiser's moments and the copy of the base's weights, before another model is in memory.
+    del trainer, watch
+    change = None
+    gc.collect()
+    distilled = distil(
+        model,
+        tokenizer,
+        config,
+        items,
+        texts,
+        template=template,
+        seed=seed,
+        benign=benign,
+        benign_share=benign_share,
+        benign_use=benign_use,
+        advance=advance,
+        checkpoints=resumable and resumable / UNDO,
+    )
+    return replace(
+        trained,
+        steps=trained.steps + distilled.steps,
+        seconds=trained.seconds + distilled.seconds,
+        distilled=distilled,
+    )
 
 
-def _width(model: PreTrainedModel) -> int:
+def width_of(model: PreTrainedModel) -> int:
+    """Return the hidden size of a model."""
     return int(
         getattr(model.config.get_text_config(), "hidden_size", 0) or model.get_input_embeddings().weight.shape[1]
     )
@@ -361,8 +399,8 @@ def run_train_stage(ctx: StageContext) -> None:
     method = kind(kind.Config(**ctx.params["config"], **ctx.local.get("config", {})))
     # Mixed precision trains float32 weights. The saved model has the requested data type.
     trained_in = dtype if method.config.mixed_precision == "no" else "float32"
-    # Without LoRA, these are the weights, their gradients, Adam's two moments and the reference.
-    copies = 1 if method.config.lora else 5
+    # Without LoRA, these are the weights, their gradients, Adam's two moments and the reference. Distillation adds the teacher.
+    copies = 1 if method.config.lora else 6 if method.config.undo else 5
     models.make_room(copies * models.weights_bytes(ctx.needs["model"], trained_in), device)
     model = models.load_fresh(ctx.needs["model"], device, trained_in)
     tokenizer = models.load_tokenizer(ctx.needs["model"])
@@ -406,7 +444,7 @@ def run_train_stage(ctx: StageContext) -> None:
         benign_use=ctx.params.get("benign_use", "items"),
         reference=reference,
         harmless_rate=harmless_rate,
-        advance=ctx.progress(until or method.config.steps, "steps"),
+        advance=ctx.progress(until or method.config.all_steps, "steps"),
         snapshots=Snapshots(snapshots, tokenizer, ctx.out) if snapshots else None,
         checkpoints=Path(ctx.local["checkpoints"]) if "checkpoints" in ctx.local else ctx.scratch,
         adapter=ctx.out / ADAPTER,
@@ -433,10 +471,15 @@ def run_train_stage(ctx: StageContext) -> None:
             "history": trained.history,
             "checks": trained.checks,
             **({"paused": trained.paused} if until else {}),
+            **({"undo": _record(trained.distilled)} if trained.distilled else {}),
             "processes": together.count,
             "parallel": together.kind,
         },
     )
+
+
+def _record(distilled: Trained) -> dict[str, Any]:
+    return {name: getattr(distilled, name) for name in ("steps", "seconds", "lr", "history")}
 
 
 STAGE = Stage(
@@ -444,7 +487,7 @@ STAGE = Stage(
     2,
     (*LM_LIBRARIES, "accelerate", "peft"),
     unhashed_files=("training.json",),
-    items="params.config.steps",
+    items="params.config.steps+config.undo.steps",
     speed_params=(
         "method",
         "dtype",
@@ -453,6 +496,7 @@ STAGE = Stage(
         "config.accumulation",
         "config.mixed_precision",
         "config.gradient_checkpointing",
+        "config.undo.steps",
     ),
     memory="wpn_bench.preflight.estimates:training_needs",
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # LoRA needs a learning rate about ten times higher, because B starts at zero and W only changes by the product B A. This
 # was measured with the lab model (docs/training.md).
 LORA_LR = 10.0
+# Distillation must repair the damage of the noise, so its default is five times that of unlearning.
+UNDO_LR = 0.25
 
 
 class LoRAConfig(BaseModel):
@@ -43,6 +45,27 @@ class LoRAConfig(BaseModel):
     alpha: float | None = Field(None, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class UndoConfig(BaseModel):
+    """Options of noise and distillation after the training (`wpn_bench/unlearn/undo.py`).
+
+    Attributes:
+        alpha: Share of the noise in the weights with which distillation begins.
+        beta: Size of the noise, as a multiple of a new initialisation.
+        steps: Number of steps of distillation.
+        lr: Peak learning rate of the distillation; None means 0.25 / hidden size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    alpha: float = Field(0.3, gt=0, lt=1)
+    beta: float = Field(0.1, gt=0, le=1)
+    steps: Count = 200
+    lr: float | None = Field(None, gt=0)
+
+    def peak_lr(self, width: int) -> float:
+        """Return `lr`, or the default for a hidden size of `width`."""
+        return self.lr or UNDO_LR / width
 
 
 class MethodConfig(BaseModel):
@@ -90,6 +113,10 @@ class MethodConfig(BaseModel):
     lora: LoRAConfig | None = Field(
         None, description="options of low-rank adapters, or their rank; None trains all weights"
     )
+    undo: UndoConfig | None = Field(
+        None,
+        description="options of noise and distillation after the training, or the share alpha of the noise; None leaves them out",
+    )
     save_every: int = Field(
         50, ge=0, description="number of steps between checkpoints, from which a killed training resumes; 0 writes none"
     )
@@ -102,6 +129,21 @@ class MethodConfig(BaseModel):
             return LoRAConfig() if value else None
         return {"rank": value} if isinstance(value, int) else value
 
+    @field_validator("undo", mode="before")
+    @classmethod
+    def _alpha_alone(cls, value: Any) -> Any:
+        """Accept a share of noise (`undo: 0.3`), the defaults (`undo: true`) and no noise (`undo: false`)."""
+        if isinstance(value, bool):
+            return UndoConfig() if value else None
+        return {"alpha": value} if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _undo_goes_with_the_others(self) -> Self:
+        if self.undo and self.lora:
+            # The noise is in all weights, so that adapters alone could not repair its damage.
+            raise ValueError("undo trains all weights, so it does not work with lora: leave out one of the two")
+        return self
+
     @model_validator(mode="after")
     def _sam_goes_with_the_others(self) -> Self:
         if self.sam and self.gradient_checkpointing:
@@ -111,6 +153,11 @@ class MethodConfig(BaseModel):
             raise ValueError("sam does not work with fp16, in which its first gradient may vanish: use bf16")
         return self
 
+    @property
+    def all_steps(self) -> int:
+        """Return the number of steps, with those of a distillation after the training."""
+        return self.steps + (self.undo.steps if self.undo else 0)
+
     def peak_lr(self, width: int) -> float:
         """Return `lr`, or the default for a hidden size of `width`."""
         return self.lr or (LORA_LR if self.lora else 1.0) * 0.05 / width
@@ -119,7 +166,7 @@ class MethodConfig(BaseModel):
 # These options do not change the trained model.
 NOT_IN_DIGEST = ("save_every",)
 # These options are left out of the digest while they are None, because they are newer than stored models.
-_NEWER = ("sam",)
+_NEWER = ("sam", "undo")
 
 
 def digested(config: MethodConfig) -> dict[str, Any]:
