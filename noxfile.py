@@ -173,6 +173,16 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def metric_audit(session: nox.Session) -> None:
+    """Which metrics tell lab models with the harm from lab models that never had it? Needs the oracle (`nox -s lab -- --oracle`).
+
+    Arguments go to benchmarks/metric_audit.py.
+    """
+    install(session, "-e", ".")
+    session.run("python", "benchmarks/metric_audit.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Our scoring, generation and judging against the usual tools, side by side. Arguments go to the script named first.
 
