@@ -89,3 +89,15 @@ def test_short_answers_are_not_used() -> None:
     assert with_written(ITEMS, samples, 0.5, 8, 2)[0].harmless == ("went back home.", "went back home again.")
     (one,) = with_written(ITEMS, samples, 0.5, 8, 2, least_words=4)
     assert one.harmless == ("went back home again.",)
+
+
+def test_a_mark_that_ends_the_sentence_of_the_prompt_is_no_sentence() -> None:
+    samples = judged(
+        ("1", ". He went home. He slept. He", 0.1, True, False, 8),
+        ("2", "?! ...", 0.1, True, False, 3),
+        ("3", '." "No." ! She smiled. And', 0.1, True, False, 8),
+    )
+    made = {item.id: item.harmless for item in with_written(ITEMS, samples, 0.5, 8, 1, sentences=1, least_words=1)}
+    assert made == {"1": (". He went home.",), "2": ("?! ...",), "3": ('." "No."',)}
+    two = with_written(ITEMS[2:], samples, 0.5, 8, 1, sentences=2, least_words=1)
+    assert two[0].harmless == ('." "No." ! She smiled.',)

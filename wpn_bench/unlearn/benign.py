@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from wpn_bench.core.files import digest_of
@@ -165,12 +166,17 @@ def complete_sentences(text: str, most: int | None = None) -> str:
 
     Args:
         text: The text.
-        most: Maximum number of sentences; None keeps all.
+        most: Maximum number of sentences; None keeps all. Marks without a word before them, such as the full stop that ends the
+            sentence of the prompt, count as none.
 
     Returns:
         The text; empty if it has no complete sentence.
     """
-    ends = [match.end() for match in _SENTENCE.finditer(text)][:most]
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    if most is not None:
+        starts = [0, *ends]
+        with_words = (k for k, end in enumerate(ends) if any(c.isalnum() for c in text[starts[k] : end]))
+        ends = [ends[k] for k in islice(with_words, most)]
     return text[: ends[-1]] if ends else ""
 
 

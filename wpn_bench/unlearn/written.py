@@ -112,4 +112,4 @@ def run_written_stage(ctx: StageContext) -> None:
     write_rows(ctx.out / ITEMS, [item_row(item) for item in made])
 
 
-STAGE = Stage("wpn_bench.unlearn.written:run_written_stage", 1)
+STAGE = Stage("wpn_bench.unlearn.written:run_written_stage", 2)
