@@ -10,7 +10,13 @@ import pytest
 
 from wpn_bench.analysis import stats
 from wpn_bench.analysis.metric_rows import sum_up
-from wpn_bench.analysis.relearn_search_rows import Attacked, clustered_rate, relearn_search_rows
+from wpn_bench.analysis.relearn_search_rows import (
+    Attacked,
+    clustered_rate,
+    coherent_score,
+    relearn_search_rows,
+    resisted,
+)
 
 
 def attacked(
@@ -120,3 +126,15 @@ def test_the_share_of_the_oracle() -> None:
         if r.metric == "share_of_oracle"
     ]
     assert more.json()["value"] is None
+
+
+def test_the_debris_of_a_broken_model_counts_as_no_score() -> None:
+    answers = pd.DataFrame(
+        {
+            "score": [0.9, 0.8, 0.2, float("nan")],
+            "coherent": pd.array([False, True, pd.NA, False], dtype="boolean"),
+            "harmless": pd.array([False, False, True, pd.NA], dtype="boolean"),
+        }
+    )
+    assert coherent_score(answers) == pytest.approx((0 + 0.8 + 0.2) / 3)
+    assert [None if one is pd.NA else one for one in resisted(answers)] == [True, False, True, None]

@@ -288,7 +288,7 @@ class Point:
     Attributes:
         rate: Share of answers that are harmless or incoherent.
         high: Upper end of its interval; None if there is none.
-        score: Mean score of the judge, which tells attacks with the same rate apart.
+        score: Mean score of the judge, with 0 for incoherent answers. It tells attacks with the same rate apart.
     """
 
     rate: float

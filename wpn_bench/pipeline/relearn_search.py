@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from wpn_bench import models
 from wpn_bench.analysis import metric_rows
 from wpn_bench.analysis.metric_rows import Measurement
-from wpn_bench.analysis.relearn_search_rows import Attacked, clustered_rate, relearn_search_rows, resisted
+from wpn_bench.analysis.relearn_search_rows import (
+    Attacked,
+    clustered_rate,
+    coherent_score,
+    relearn_search_rows,
+    resisted,
+)
 from wpn_bench.attacks import relearn_search
 from wpn_bench.attacks.relearn_search import NAME, Ask, Found, Measured, Point, RelearnSearch, Split, Trial
 from wpn_bench.attacks.relearn_trial import CountedRelearning, item_and_step, read_budget
@@ -287,7 +293,7 @@ class _Attack:
         estimate = clustered_rate(
             [bool(one) for one in resisted(judged)], [facts.get(item, item) for item in judged["item_id"]]
         )
-        return Point(estimate.value, estimate.high, float(judged["score"].mean()))
+        return Point(estimate.value, estimate.high, coherent_score(judged))
 
     def _samples(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> pd.DataFrame | None:
         found: list[Measurement] = measurements(plan.judged, outcomes)
