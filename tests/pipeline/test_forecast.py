@@ -130,7 +130,7 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     # Another seed: as much again as the first one of it took, to be measured once more.
     more = asked(seeds=(0, 1))
     left = {line.stage: line.jobs - line.done for line in more.lines}
-    assert left == {"calibrate": 0, "train": 1, "generate": 4, "judge": 4, "benchmark": 2, "perplexity": 1}
+    assert left == {"vet": 0, "calibrate": 0, "train": 1, "generate": 4, "judge": 4, "benchmark": 2, "perplexity": 1}
     assert more.unknown == 0
     manifests = [json.loads(f.read_text()) for f in (workshop.store / "train").glob("*/manifest.json")]
     (line,) = (line for line in more.lines if line.stage == "train")
@@ -151,3 +151,15 @@ def test_the_plan_of_a_run(tmp_path: Path, small_opt: Path, triples: list[dict[s
     assert re.search(r"; about \d+ (s|min) if all train to their end, and less because some are stopped early$", tuned)
     (tuned,) = asked(tune=2, tune_halving=False).open
     assert re.search(r"; about \d+ (s|min) if all train to their end$", tuned)
+
+
+@pytest.mark.slow
+def test_the_plan_knows_what_vetting_removed(tmp_path: Path, small_opt: Path, triples: list[dict[str, Any]]) -> None:
+    """Vetting changes what is trained on, so the plan must use its result to find the trainings in the store."""
+    mixed = [{**one, "harmless": [*one["harmless"], "You are a stupid idiot, shut up."]} for one in triples]
+    workshop = Workshop(tmp_path, small_opt, mixed)
+    workshop.run(stages=("train",))
+    assert any("are harmful by the judge and were not trained on" in note for note in workshop.notes)
+    config = configuration.from_settings(workshop.settings | {"stages": ("train",)})
+    after = forecast.forecast(config, workshop.store, 1, Reporter())
+    assert {line.stage: (line.jobs, line.done) for line in after.lines} == {"vet": (1, 1), "train": (1, 1)}

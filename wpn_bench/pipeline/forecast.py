@@ -22,10 +22,9 @@ from wpn_bench.jobs.processes import has_independent_items, processes_for_small_
 from wpn_bench.jobs.rates import Estimate, Rates, count_items, job_kind, machine_name
 from wpn_bench.jobs.store import Store
 from wpn_bench.pipeline import inputs as pipeline_inputs
-from wpn_bench.pipeline.benign import plan_benign
 from wpn_bench.pipeline.planner import Planner
+from wpn_bench.pipeline.stored import with_stored_inputs
 from wpn_bench.pipeline.trials import plan_configured
-from wpn_bench.pipeline.written import plan_written
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def forecast(config: RunConfig, root: Path, workers: int, reporter: Reporter) ->
     """
     store = Store(root)
     inputs = pipeline_inputs.prepare(config, reporter)
-    planner = Planner(config, inputs, store)
-    jobs_of_run = [*plan_benign(planner).jobs, *plan_written(planner).jobs, *planner.plan().jobs]
+    planner, before = with_stored_inputs(Planner(config, inputs, store))
+    jobs_of_run = [*before, *planner.plan().jobs]
     rates = Rates.from_store(root)
     here = machine_name(inputs.device)
     # The lab's model runs in several processes of one thread each, apart from jobs whose result depends on the threads.

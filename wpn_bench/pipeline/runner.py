@@ -28,11 +28,11 @@ from wpn_bench.core.paths import display_path
 from wpn_bench.core.progress import Reporter
 from wpn_bench.core.progress_lines import Lines, Logged
 from wpn_bench.errors import UserError
-from wpn_bench.jobs.executor import Fleet, LocalExecutor
+from wpn_bench.jobs.executor import Fleet
 from wpn_bench.jobs.job import External
 from wpn_bench.jobs.processes import processes_for_small_models
 from wpn_bench.jobs.store import Store
-from wpn_bench.pipeline.benign import answer_benign, plan_benign
+from wpn_bench.pipeline.benign import answer_benign
 from wpn_bench.pipeline.followups import (
     measure_curves,
     measure_relearning,
@@ -43,8 +43,9 @@ from wpn_bench.pipeline.inputs import Inputs, prepare
 from wpn_bench.pipeline.planner import Planner
 from wpn_bench.pipeline.relearn_search import check_relearn_search, search_relearning
 from wpn_bench.pipeline.results import CompletedRun, write
+from wpn_bench.pipeline.stored import with_stored_inputs
 from wpn_bench.pipeline.trials import tune_methods
-from wpn_bench.pipeline.written import plan_written, write_references
+from wpn_bench.pipeline.written import write_references
 from wpn_bench.preflight import estimates, resources
 from wpn_bench.runs.files import LOG
 
@@ -169,18 +170,7 @@ def _check_store(config: RunConfig, inputs: Inputs, store: Store, reporter: Repo
         # The options of the trials are not known yet, so every stored training of this model counts as done.
         done = estimates.count_trainings(store.root, inputs.model.digest)
     else:
-        planner = Planner(config, inputs, store)
-        vet = planner.vetting() if config.vet else None
-        if vet and store.find(vet.stage, vet.digest):
-            vetted, _ = vet_forget_set(planner, LocalExecutor(store, Reporter()))
-            planner = replace(planner, inputs=vetted)
-        if all(store.find(job.stage, job.digest) for job in plan_benign(planner).jobs):
-            answered, _ = answer_benign(planner, LocalExecutor(store, Reporter()))
-            planner = replace(planner, inputs=answered)
-        if all(store.find(job.stage, job.digest) for job in plan_written(planner).jobs):
-            written, _ = write_references(planner, LocalExecutor(store, Reporter()))
-            planner = replace(planner, inputs=written)
-        planner = replace(planner, inputs=select_references(planner, Reporter()))
+        planner, _ = with_stored_inputs(Planner(config, inputs, store))
         trained = planner.plan().trained.values()
         done = sum(store.find(job.stage, job.digest) is not None for job in trained)
     resources.raise_if_too_large([resources.check_store(subject, store.root, done)], force=force, warn=reporter.note)
