@@ -136,6 +136,7 @@ SMALLER = {
     "--seeds": ["--seeds", "2"],
     "--preset ablation": ["--methods", "wpn,wpn:hidden-last-no-kl,sft:kl"],
     "--preset field": ["--methods", "npo"],
+    "--preset real ": ["--model", "facebook/opt-125m"],  # on the loopback hub, in place of SmolLM2
     "triples-field.yaml": ["--methods", "grad_diff:kl"],
     "check_errors.py": ["--repetitions", "2", "--sizes", "lab", "--churn", "0.1", "--seeds", "1"],
     "rejudge.py": ["--suites", "harmless"],
@@ -153,7 +154,8 @@ REFUSED = (
 )
 
 HUB = re.compile(
-    r"facebook/|unitary/|meta-llama/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments|held_out_comments|^wpn-bench judge FILE$"
+    r"facebook/|preset real |unitary/|meta-llama/|somebody/|\./my-model|prefetch|detoxify:original|toxic_comments|held_out_comments"
+    r"|^wpn-bench judge FILE$"
 )
 
 
